@@ -1,0 +1,259 @@
+"""The one place where configuration is read: a TOML file, overridden by ``STREAMGRU_…`` environment variables.
+
+``load_settings()`` reads the file that ``STREAMGRU_SETTINGS`` (or ``--settings``) names, then the environment; nested
+values use a double underscore: ``STREAMGRU_KAFKA__BOOTSTRAP_SERVERS=broker:9092``. Everything else in the project takes
+a ``Settings`` object. ``deploy/beijing.toml`` is a commented example.
+"""
+
+import hashlib
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from pipeline.errors import SettingsError
+
+SETTINGS_FILE_VARIABLE = "STREAMGRU_SETTINGS"
+SECONDS_PER_DAY = 86_400
+
+
+def _sorted_levels(levels: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(0.0 < level < 1.0 for level in levels):
+        raise ValueError("quantile levels lie strictly between 0 and 1")
+    if len(set(levels)) != len(levels):
+        raise ValueError("quantile levels must differ from each other")
+    if 0.5 not in levels:
+        raise ValueError("quantile levels must contain 0.5: the median is the point forecast")
+    return tuple(sorted(levels))
+
+
+QuantileLevels = Annotated[tuple[float, ...], AfterValidator(_sorted_levels)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TopicNames(_Section):
+    """Names of the four topics."""
+
+    readings: str = "readings"
+    forecasts: str = "forecasts"
+    state: str = "forecaster-state"
+    dead_letters: str = "readings.dlq"
+
+
+class KafkaSettings(_Section):
+    """How to reach the brokers, and what the topics look like."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: str | None = None
+    sasl_username: str | None = None
+    sasl_password: str | None = Field(default=None, repr=False)
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    topics: TopicNames = TopicNames()
+    partitions: int = Field(default=8, ge=1, le=10_000)
+    replication_factor: int = Field(default=1, ge=1)
+    max_reading_bytes: int = Field(default=1_000_000, ge=1_000, description="largest reading the topic takes")
+    retention_s: int | None = Field(default=None, ge=60, description="retention of readings and forecasts; none keeps all")
+
+
+class ForecasterSettings(_Section):
+    """The streaming consumer."""
+
+    group_id: str = "streamgru-forecaster"
+    instance: str | None = Field(default=None, description="stable name of this forecaster; by default host and slot")
+    max_batch_readings: int = Field(default=4_000, ge=1, le=100_000)
+    start: Literal["earliest", "latest"] = Field(
+        default="earliest", description="where a group without committed offsets begins"
+    )
+    poll_alias_s: float = Field(default=2.0, gt=0, le=60, description="how often the champion alias is looked up")
+    rewarm_steps: int = Field(default=336, ge=1, description="accepted readings replayed per sensor into a new model")
+    rewarm_max_readings: int = Field(
+        default=2_000_000, ge=1, description="readings re-read per partition at most to rebuild or re-warm states"
+    )
+    # Each lies below the next, so that a successor never waits for a predecessor longer than the last of them.
+    request_timeout_s: float = Field(default=3.0, gt=0)
+    delivery_timeout_s: float = Field(default=4.0, gt=0)
+    session_timeout_s: float = Field(default=6.0, ge=6.0, description="brokers refuse less than 6 s by default")
+    transaction_timeout_s: float = Field(default=8.0, gt=0)
+    poll_interval_s: float = Field(default=60.0, gt=0)
+    commit_timeout_s: float = Field(default=30.0, gt=0, description="a commit that hangs longer ends the process")
+
+    @model_validator(mode="after")
+    def _timeouts_are_ordered(self) -> Self:
+        order = (self.request_timeout_s, self.delivery_timeout_s, self.transaction_timeout_s, self.poll_interval_s)
+        if list(order) != sorted(set(order)):
+            raise ValueError(
+                "timeouts must rise in this order: request_timeout_s < delivery_timeout_s < transaction_timeout_s "
+                f"< poll_interval_s, and are {order}"
+            )
+        return self
+
+
+class TrainingSettings(_Section):
+    """Retraining: recipe, budget and split."""
+
+    preset: Literal["stateful", "plain"] = "stateful"
+    hidden_size: int = Field(default=64, ge=1, le=4_096)
+    epochs: int = Field(default=20, ge=1)
+    budget_s: float = Field(default=900.0, gt=0, description="training stops at the first epoch's end past this")
+    seed: int = 0
+    device: str = "auto"
+    warm_start: bool = Field(default=False, description="begin from the champion's weights")
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    test_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+
+
+class GateSettings(_Section):
+    """When a challenger becomes champion."""
+
+    metric: Literal["pinball", "mae", "mse"] = "pinball"
+    margin: float = Field(default=0.0, ge=0.0, lt=1.0, description="how much better, as a fraction, it must be")
+
+
+class Schedule(_Section):
+    """When a flow runs: either a cron line (UTC) or an interval."""
+
+    cron: str | None = None
+    interval_s: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.cron is None) == (self.interval_s is None):
+            raise ValueError("a schedule has either cron or interval_s")
+        return self
+
+
+class ScheduleSettings(_Section):
+    """The schedules that ``streamgru schedule`` serves."""
+
+    ingest: Schedule = Schedule(interval_s=300)
+    retrain: Schedule = Schedule(cron="0 3 * * *")
+
+
+class StackSettings(_Section):
+    """Ports of the local stack that ``streamgru up`` starts."""
+
+    kafka_port: int = Field(default=9092, ge=1, le=65_535)
+    mlflow_port: int = Field(default=5000, ge=1, le=65_535)
+    prefect_port: int = Field(default=4200, ge=1, le=65_535)
+
+
+class Settings(BaseSettings):
+    """Everything a user can set. Read it with ``load_settings``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STREAMGRU_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+
+    home: Path = Path(".streamgru")
+    features: tuple[str, ...] = Field(default=("value",), min_length=1)
+    targets: tuple[str, ...] = Field(default=("value",), min_length=1)
+    cadence_s: float = Field(default=3600.0, gt=0)
+    horizon_steps: int = Field(default=24, ge=1, le=10_000)
+    quantiles: QuantileLevels = (0.1, 0.5, 0.9)
+    season_steps: int | None = Field(
+        default=None, ge=1, description="season of the seasonal-naive forecast; by default a day, else one step"
+    )
+    max_gap_steps: int = Field(default=168, ge=0, description="longer gaps reset a sensor's state")
+    history: Path | None = Field(default=None, description="the Delta table; by default HOME/history")
+    model_name: str = "streamgru"
+    mlflow_tracking_uri: str = "http://127.0.0.1:5000"
+    prefect_api_url: str = "http://127.0.0.1:4200/api"
+    kafka: KafkaSettings = KafkaSettings()
+    forecaster: ForecasterSettings = ForecasterSettings()
+    training: TrainingSettings = TrainingSettings()
+    gate: GateSettings = GateSettings()
+    schedules: ScheduleSettings = ScheduleSettings()
+    stack: StackSettings = StackSettings()
+
+    @model_validator(mode="after")
+    def _features_and_targets_fit(self) -> Self:
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("features must differ from each other")
+        if len(set(self.targets)) != len(self.targets):
+            raise ValueError("targets must differ from each other")
+        strangers = [target for target in self.targets if target not in self.features]
+        if strangers:
+            raise ValueError(f"targets must be among the features; these are not: {', '.join(strangers)}")
+        if round(self.cadence_s * 1_000_000) < 1:
+            raise ValueError("cadence_s is below a microsecond")
+        return self
+
+    @property
+    def cadence_us(self) -> int:
+        """The cadence in microseconds, the unit of every timestamp inside the project."""
+        return round(self.cadence_s * 1_000_000)
+
+    @property
+    def season(self) -> int:
+        """Steps after which the seasonal-naive forecast repeats: a day's worth, or 1 where a day has less than two."""
+        if self.season_steps is not None:
+            return self.season_steps
+        return max(1, round(SECONDS_PER_DAY / self.cadence_s))
+
+    @property
+    def history_path(self) -> Path:
+        """Where the history table lies."""
+        return self.history if self.history is not None else self.home / "history"
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change whenever a setting that shapes a forecast does."""
+        shaping: dict[str, Any] = {
+            "features": self.features,
+            "targets": self.targets,
+            "cadence_us": self.cadence_us,
+            "horizon_steps": self.horizon_steps,
+            "quantiles": self.quantiles,
+            "max_gap_steps": self.max_gap_steps,
+        }
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment outranks the file, whose content arrives as keyword arguments."""
+        return env_settings, init_settings
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Settings from a TOML file and the environment, the latter winning.
+
+    The file is ``path``, else the one that ``STREAMGRU_SETTINGS`` names, else none.
+
+    Raises:
+        SettingsError: naming the file or variable, the field, and what it may be.
+    """
+    named = os.environ.get(SETTINGS_FILE_VARIABLE)
+    source = path or (Path(named) if named else None)
+    content: dict[str, Any] = {}
+    if source is not None:
+        try:
+            content = tomllib.loads(source.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"settings file {source} cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"settings file {source} is not valid TOML: {error}") from error
+    try:
+        return Settings(**content)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}" for item in error.errors()
+        ]
+        where = f"{source} and the environment" if source else "the environment (STREAMGRU_…)"
+        raise SettingsError("settings are not valid; read from " + where + ":\n" + "\n".join(lines)) from error
