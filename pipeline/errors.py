@@ -16,8 +16,8 @@
     ├── StateError               a state record cannot be read, or was made by another model
     └── Fenced                   a successor has taken over this forecaster's work; it must stop
 
-The command line prints ``str(error)`` and exits with ``error.exit_code``; a message says what happened, where, and what to
-do next. Errors of the libraries below are turned into these where they are caught.
+The command line prints ``str(error)`` and exits with ``error.exit_code``; a message says what happened, where, and what
+to do next. Errors of the libraries below are turned into these where they are caught.
 """
 
 

@@ -1,0 +1,288 @@
+"""The contracts: what a reading, a forecast, a dead letter and a state record are, byte for byte.
+
+Changing anything here is a new version of the product. The JSON Schema of readings and forecasts is derived from these
+types by ``json_schemas()``; ``streamgru schema`` prints it.
+
+The rule of acceptance: a reading is *accepted* when it decodes (``ReadingDecoder``) and its timestamp is later than
+that of every reading of its sensor accepted before it, by offset order within the partition. Equal to the last: a
+duplicate. Earlier: late. ``model.rules`` holds the rule for arrays; both are tested against each other.
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from pipeline.errors import StateError
+
+# Timestamps outside this range are clock faults, and would make every later reading of the sensor late.
+EARLIEST_TIMESTAMP_US: Final = -2_208_988_800_000_000  # 1900-01-01T00:00:00Z
+LATEST_TIMESTAMP_US: Final = 7_258_118_400_000_000  # 2200-01-01T00:00:00Z
+# Squares of values are summed in float64, and a value must survive the way into float32; no sensor measures more.
+LARGEST_VALUE: Final = 1e30
+# Kafka takes longer keys; a sensor id that long is a mistake, and would be repeated in every record made from it.
+LONGEST_SENSOR_ID_BYTES: Final = 1_024
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+# --- readings ---------------------------------------------------------------------------------------------------------
+
+
+class ReadingMessage(msgspec.Struct, frozen=True):
+    """The value of a record on the readings topic; its key is the sensor id in UTF-8."""
+
+    sensor_id: Annotated[str, msgspec.Meta(min_length=1, description="the record's key, once more")]
+    timestamp: Annotated[
+        Annotated[datetime, msgspec.Meta(tz=True)] | int,
+        msgspec.Meta(description="ISO 8601 with a zone, or epoch milliseconds"),
+    ]
+    values: Annotated[dict[str, float | None], msgspec.Meta(description="value by feature; absent or null is missing")]
+
+
+class Reading(msgspec.Struct, frozen=True, gc=False):
+    """A decoded reading: ``values`` follow the settings' features, NaN where missing."""
+
+    sensor_id: str
+    timestamp_us: int
+    values: tuple[float, ...]
+    ignored: int = 0  # features in the message that the settings do not name
+
+
+class Rejected(Exception):
+    """A record that is no reading; ``reason`` goes into the dead letter and the counts."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class ReadingDecoder:
+    """Decodes readings for one list of features; the forecaster and the ingest flow use the same.
+
+    ``decode`` either returns a ``Reading`` or raises ``Rejected``; no byte string makes it raise anything else.
+    """
+
+    REASONS: Final = (
+        "no-value",
+        "malformed",
+        "bad-key",
+        "bad-timestamp",
+        "bad-value",
+        "no-feature",
+    )
+
+    def __init__(self, features: Sequence[str]) -> None:
+        self._features = tuple(features)
+        self._decode = msgspec.json.Decoder(ReadingMessage).decode
+
+    def decode(self, key: bytes | None, value: bytes | None) -> Reading:
+        """The reading in a record.
+
+        Raises:
+            Rejected: with one of ``REASONS``.
+        """
+        if value is None:
+            raise Rejected("no-value", "the record has no value")
+        try:
+            message = self._decode(value)
+            sensor_id = message.sensor_id
+            expected_key = sensor_id.encode()
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise Rejected("malformed", str(error)) from None
+        if key is None or key != expected_key:
+            raise Rejected("bad-key", "the key is null or not the sensor id in the value")
+        if len(key) > LONGEST_SENSOR_ID_BYTES:
+            raise Rejected("bad-key", f"the sensor id is longer than {LONGEST_SENSOR_ID_BYTES} bytes")
+        timestamp = message.timestamp
+        timestamp_us = timestamp * 1_000 if isinstance(timestamp, int) else _microseconds(timestamp)
+        if not EARLIEST_TIMESTAMP_US <= timestamp_us < LATEST_TIMESTAMP_US:
+            raise Rejected("bad-timestamp", "the timestamp lies outside the years 1900 to 2199")
+        return self._pick(sensor_id, timestamp_us, message.values)
+
+    def _pick(self, sensor_id: str, timestamp_us: int, found: dict[str, float | None]) -> Reading:
+        values = []
+        missing = 0
+        for feature in self._features:
+            value = found.get(feature)
+            if value is None:
+                missing += 1
+                value = _NAN
+            elif not -LARGEST_VALUE <= value <= LARGEST_VALUE:
+                raise Rejected("bad-value", f"{feature} is beyond ±{LARGEST_VALUE:g}")
+            values.append(value)
+        if missing == len(values):
+            raise Rejected("no-feature", "the reading has none of the features in the settings")
+        ignored = len(found) - len(values)
+        if missing or ignored:  # the features that are there, null or not, are known; the rest is ignored
+            ignored = len(found) - sum(feature in found for feature in self._features)
+        return Reading(sensor_id, timestamp_us, tuple(values), ignored)
+
+
+_NAN = float("nan")
+
+
+def _microseconds(moment: datetime) -> int:
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def iso_timestamp(timestamp_us: int) -> str:
+    """ISO 8601 in UTC with as many decimals as it takes: ``2013-03-01T00:00:00Z``."""
+    moment = _EPOCH + timedelta(microseconds=timestamp_us)
+    return moment.isoformat(timespec="microseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
+
+
+def encode_reading(sensor_id: str, timestamp_us: int, values: dict[str, float | None]) -> tuple[bytes, bytes]:
+    """Key and value of a reading's record. NaN is written as null."""
+    message = {
+        "sensor_id": sensor_id,
+        "timestamp": iso_timestamp(timestamp_us),
+        "values": {name: None if value is None or value != value else value for name, value in values.items()},
+    }
+    return sensor_id.encode(), msgspec.json.encode(message)
+
+
+# --- forecasts --------------------------------------------------------------------------------------------------------
+
+
+class ModelId(msgspec.Struct, frozen=True):
+    """A version in the model registry."""
+
+    name: str
+    version: int
+
+
+class InputPosition(msgspec.Struct, frozen=True):
+    """The reading that a forecast follows."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class StateAge(msgspec.Struct, frozen=True):
+    """What the state behind a forecast was made of."""
+
+    origin: Annotated[int, msgspec.Meta(description="offset of the first reading stepped into it")]
+    steps: Annotated[int, msgspec.Meta(description="steps since then, missing ones included")]
+    warm: Annotated[bool, msgspec.Meta(description="whether steps reach the model's warm-up length")]
+
+
+class Forecast(msgspec.Struct, frozen=True):
+    """The value of a record on the forecasts topic: forecast k (from 1) is for ``issued_at + k * cadence_s``."""
+
+    sensor_id: str
+    issued_at: Annotated[datetime, msgspec.Meta(tz=True, description="the reading's timestamp")]
+    cadence_s: float
+    quantiles: Annotated[
+        dict[str, dict[str, list[float]]],
+        msgspec.Meta(description="by target, then by quantile level: one value per step of the horizon, sensor units"),
+    ]
+    model: ModelId
+    settings: Annotated[str, msgspec.Meta(description="fingerprint of the settings that shape a forecast")]
+    input: InputPosition
+    state: StateAge
+
+
+decode_forecast = msgspec.json.Decoder(Forecast).decode
+
+FORECAST_TYPE: Final = "streamgru.forecast.v1"
+
+
+def forecast_headers(forecast: Forecast, traceparent: bytes | None = None) -> list[tuple[str, bytes]]:
+    """CloudEvents headers (binary content mode of the Kafka binding) of a forecast's record."""
+    source = forecast.input
+    identity = f"{source.topic}-{source.partition}-{source.offset}-{forecast.model.version}"
+    headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", FORECAST_TYPE.encode()),
+        ("ce_source", f"/streamgru/{forecast.model.name}".encode()),
+        ("content-type", b"application/json"),
+        ("ce_id", identity.encode()),
+        ("ce_time", iso_timestamp(_microseconds(forecast.issued_at)).encode()),
+    ]
+    if traceparent is not None:
+        headers.append(("traceparent", traceparent))
+    return headers
+
+
+# --- dead letters -----------------------------------------------------------------------------------------------------
+
+
+def dead_letter_headers(
+    original: Headers, rejected: Rejected, topic: str, partition: int, offset: int
+) -> list[tuple[str, bytes]]:
+    """The original headers and, behind them, why the record was set aside and where it came from."""
+    return [
+        *original,
+        ("streamgru-reason", rejected.reason.encode()),
+        ("streamgru-detail", rejected.detail.encode(errors="replace")[:500]),
+        ("streamgru-topic", topic.encode()),
+        ("streamgru-partition", str(partition).encode()),
+        ("streamgru-offset", str(offset).encode()),
+    ]
+
+
+# --- state records ----------------------------------------------------------------------------------------------------
+
+STATE_SCHEMA_VERSION: Final = 1
+# magic, schema version, model version, settings fingerprint, CRC-32 of the payload; then one row of model.state's dtype
+_STATE_HEADER = struct.Struct("<4sHI12sI")
+_STATE_MAGIC = b"SGRU"
+
+
+class StateTag(msgspec.Struct, frozen=True):
+    """What a state record must agree with before it is fed to a model."""
+
+    model_version: int
+    settings: str
+
+    def encode(self, row: bytes) -> bytes:
+        """A state record's value around one sensor's row of ``model.state``."""
+        return (
+            _STATE_HEADER.pack(
+                _STATE_MAGIC, STATE_SCHEMA_VERSION, self.model_version, self.settings.encode(), zlib.crc32(row)
+            )
+            + row
+        )
+
+
+def decode_state(value: bytes) -> tuple[StateTag, bytes]:
+    """The tag and the row of a state record.
+
+    Raises:
+        StateError: the record is not one of ours, of another schema, or damaged.
+    """
+    if len(value) < _STATE_HEADER.size or not value.startswith(_STATE_MAGIC):
+        raise StateError("not a state record")
+    _, schema, version, settings, checksum = _STATE_HEADER.unpack_from(value)
+    if schema != STATE_SCHEMA_VERSION:
+        raise StateError(f"state schema {schema}, and this program reads {STATE_SCHEMA_VERSION}")
+    row = value[_STATE_HEADER.size :]
+    if zlib.crc32(row) != checksum:
+        raise StateError("the state record is damaged: its checksum differs")
+    try:
+        return StateTag(version, settings.decode("ascii")), row
+    except UnicodeDecodeError:
+        raise StateError("the state record is damaged: its settings fingerprint is not text") from None
+
+
+# --- schema -----------------------------------------------------------------------------------------------------------
+
+
+def json_schemas() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a reading's and a forecast's value."""
+    (reading, forecast), definitions = msgspec.json.schema_components((ReadingMessage, Forecast))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "reading": reading,
+        "forecast": forecast,
+        "$defs": definitions,
+    }
