@@ -101,7 +101,7 @@ class ReadingDecoder:
         if len(key) > LONGEST_SENSOR_ID_BYTES:
             raise Rejected("bad-key", f"the sensor id is longer than {LONGEST_SENSOR_ID_BYTES} bytes")
         timestamp = message.timestamp
-        timestamp_us = timestamp * 1_000 if isinstance(timestamp, int) else _microseconds(timestamp)
+        timestamp_us = timestamp * 1_000 if isinstance(timestamp, int) else microseconds(timestamp)
         if not EARLIEST_TIMESTAMP_US <= timestamp_us < LATEST_TIMESTAMP_US:
             raise Rejected("bad-timestamp", "the timestamp lies outside the years 1900 to 2199")
         return self._pick(sensor_id, timestamp_us, message.values)
@@ -128,7 +128,8 @@ class ReadingDecoder:
 _NAN = float("nan")
 
 
-def _microseconds(moment: datetime) -> int:
+def microseconds(moment: datetime) -> int:
+    """Microseconds since the epoch, exactly."""
     since = moment - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
@@ -206,7 +207,7 @@ def forecast_headers(forecast: Forecast, traceparent: bytes | None = None) -> li
         ("ce_source", f"/streamgru/{forecast.model.name}".encode()),
         ("content-type", b"application/json"),
         ("ce_id", identity.encode()),
-        ("ce_time", iso_timestamp(_microseconds(forecast.issued_at)).encode()),
+        ("ce_time", iso_timestamp(microseconds(forecast.issued_at)).encode()),
     ]
     if traceparent is not None:
         headers.append(("traceparent", traceparent))
