@@ -1,0 +1,123 @@
+"""What a model is, apart from its weights: the contract it serves and the shape of its network."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Preset = Literal["stateful", "plain"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The contract a model serves (what goes in, what comes out, at which cadence) and its architecture.
+
+    ``season_steps`` is the length of the daily pattern in steps. ``warmup_steps`` is how many steps a state needs before
+    its forecasts count as warm. ``sensors`` are those seen in training; any other is served as "unknown".
+
+    Raises:
+        ValueError: naming the field that contradicts another or lies out of range.
+    """
+
+    features: tuple[str, ...]
+    targets: tuple[str, ...]
+    cadence_us: int
+    horizon_steps: int
+    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
+    max_gap_steps: int = 168
+    season_steps: int = 24
+    hidden_size: int = 64
+    num_layers: int = 2
+    warmup_steps: int = 168
+    preset: Preset = "stateful"
+    sensors: tuple[str, ...] = ()
+    embedding_size: int = 8
+    lag_steps: int = 24  # past values of each target carried for the head's linear skip, at most
+    profile_slots: int = 24  # slots of the carried seasonal profile of each target, at most; 0 carries none
+    scale_seasons: int = 28  # a sensor's scale is averaged over this many seasons: slow beside its level
+
+    def __post_init__(self) -> None:
+        if not self.features or len(set(self.features)) != len(self.features):
+            raise ValueError("features must be named, each once")
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError("targets must be named, each once")
+        strangers = [name for name in self.targets if name not in self.features]
+        if strangers:
+            raise ValueError(f"targets must be features; these are not: {', '.join(strangers)}")
+        if list(self.quantiles) != sorted(set(self.quantiles)) or 0.5 not in self.quantiles:
+            raise ValueError("quantiles must rise and contain 0.5")
+        if not (self.quantiles[0] > 0.0 and self.quantiles[-1] < 1.0):
+            raise ValueError("quantiles must lie strictly between 0 and 1")
+        if self.preset not in ("stateful", "plain"):
+            raise ValueError(f"preset must be stateful or plain, and is {self.preset!r}")
+        if len(set(self.sensors)) != len(self.sensors):
+            raise ValueError("sensors must differ from each other")
+        least = {
+            "cadence_us": 1,
+            "horizon_steps": 1,
+            "max_gap_steps": 0,
+            "season_steps": 1,
+            "hidden_size": 1,
+            "num_layers": 1,
+            "warmup_steps": 1,
+            "embedding_size": 1,
+            "lag_steps": 0,
+            "profile_slots": 0,
+            "scale_seasons": 1,
+        }
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, and is {getattr(self, name)}")
+
+    @property
+    def feature_count(self) -> int:
+        """F."""
+        return len(self.features)
+
+    @property
+    def target_count(self) -> int:
+        """K."""
+        return len(self.targets)
+
+    @property
+    def target_indices(self) -> tuple[int, ...]:
+        """Where each target stands among the features."""
+        return tuple(self.features.index(target) for target in self.targets)
+
+    @property
+    def median_index(self) -> int:
+        """Where the median stands among the quantiles."""
+        return self.quantiles.index(0.5)
+
+    def to_json(self) -> str:
+        """The configuration as a JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelConfig":
+        """The configuration that ``to_json`` wrote.
+
+        Raises:
+            ValueError: the text is no such configuration.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("a model configuration is a JSON object")
+        return cls.from_dict(content)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "ModelConfig":
+        """The configuration in a decoded JSON object.
+
+        Raises:
+            ValueError: a field is unknown, missing, of another type or out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(content) - known)
+        if unknown:
+            raise ValueError(f"unknown fields in a model configuration: {', '.join(unknown)}")
+        tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        try:
+            return cls(**tuples)
+        except TypeError as error:
+            raise ValueError(f"not a model configuration: {error}") from error
