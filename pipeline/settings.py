@@ -12,7 +12,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.errors import SettingsError
@@ -62,7 +71,9 @@ class KafkaSettings(_Section):
     partitions: int = Field(default=8, ge=1, le=10_000)
     replication_factor: int = Field(default=1, ge=1)
     max_reading_bytes: int = Field(default=1_000_000, ge=1_000, description="largest reading the topic takes")
-    retention_s: int | None = Field(default=None, ge=60, description="retention of readings and forecasts; none keeps all")
+    retention_s: int | None = Field(
+        default=None, ge=60, description="retention of readings and forecasts; none keeps all"
+    )
 
 
 class ForecasterSettings(_Section):
@@ -140,11 +151,25 @@ class ScheduleSettings(_Section):
 
 
 class StackSettings(_Section):
-    """Ports of the local stack that ``streamgru up`` starts."""
+    """Ports and downloads of the local stack that ``streamgru up`` starts."""
 
     kafka_port: int = Field(default=9092, ge=1, le=65_535)
     mlflow_port: int = Field(default=5000, ge=1, le=65_535)
     prefect_port: int = Field(default=4200, ge=1, le=65_535)
+    cache: Path | None = Field(
+        default=None, description="folder of downloads that every clone shares; by default ~/.cache/streamgru"
+    )
+
+    @property
+    def cache_path(self) -> Path:
+        """Where Kafka's jars are kept."""
+        return self.cache if self.cache is not None else Path.home() / ".cache" / "streamgru"
+
+
+def _stack(validated: dict[str, Any]) -> StackSettings:
+    """The stack's settings among the fields validated so far; the defaults where they were refused and are reported."""
+    stack: StackSettings = validated.get("stack", StackSettings())
+    return stack
 
 
 class Settings(BaseSettings):
@@ -166,14 +191,22 @@ class Settings(BaseSettings):
     max_gap_steps: int = Field(default=168, ge=0, description="longer gaps reset a sensor's state")
     history: Path | None = Field(default=None, description="the Delta table; by default HOME/history")
     model_name: str = "streamgru"
-    mlflow_tracking_uri: str = "http://127.0.0.1:5000"
-    prefect_api_url: str = "http://127.0.0.1:4200/api"
+    # Before what follows from it: the servers' addresses are the local stack's unless they are set.
+    stack: StackSettings = StackSettings()
+    mlflow_tracking_uri: str = Field(default_factory=lambda earlier: f"http://127.0.0.1:{_stack(earlier).mlflow_port}")
+    prefect_api_url: str = Field(default_factory=lambda earlier: f"http://127.0.0.1:{_stack(earlier).prefect_port}/api")
     kafka: KafkaSettings = KafkaSettings()
     forecaster: ForecasterSettings = ForecasterSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
     schedules: ScheduleSettings = ScheduleSettings()
-    stack: StackSettings = StackSettings()
+
+    @field_validator("kafka")
+    @classmethod
+    def _brokers_are_the_stack_unless_set(cls, kafka: KafkaSettings, info: ValidationInfo) -> KafkaSettings:
+        if "bootstrap_servers" in kafka.model_fields_set:
+            return kafka
+        return kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{_stack(info.data).kafka_port}"})
 
     @model_validator(mode="after")
     def _features_and_targets_fit(self) -> Self:
@@ -253,7 +286,9 @@ def load_settings(path: Path | None = None) -> Settings:
         return Settings(**content)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}" for item in error.errors()
+            f"  {'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
+            for item in error.errors()
+            if item["type"] != "default_factory_not_called"  # only follows from another error, which is listed
         ]
         where = f"{source} and the environment" if source else "the environment (STREAMGRU_…)"
         raise SettingsError("settings are not valid; read from " + where + ":\n" + "\n".join(lines)) from error

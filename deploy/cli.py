@@ -1,0 +1,126 @@
+"""The ``streamgru`` command: options that all commands share, and the one place where errors become messages."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from deploy.context import Context
+from pipeline.errors import StreamgruError
+
+INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class LazyCommand:
+    """Where a command is defined, and its line in ``streamgru --help``, which imports none of them."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+# In the order in which a newcomer meets them.
+COMMANDS = {
+    "demo": LazyCommand("deploy.commands.demo", "demo", "Do the whole job on real sensor data, and report."),
+    "up": LazyCommand("deploy.commands.stack", "up", "Start the local stack: Kafka, MLflow, Prefect."),
+    "status": LazyCommand("deploy.commands.stack", "status", "Show the local stack and its addresses."),
+    "down": LazyCommand("deploy.commands.stack", "down", "Stop the local stack; its data stays."),
+    "topics": LazyCommand("deploy.commands.topics", "topics", "Create the Kafka topics, or show them."),
+    "schema": LazyCommand("deploy.commands.topics", "schema", "Print the JSON Schema of readings or forecasts."),
+    "replay": LazyCommand("deploy.commands.replay", "replay", "Publish a CSV or Parquet file as readings."),
+    "ingest": LazyCommand("deploy.commands.flows", "ingest", "Take new readings into the history table, once."),
+    "retrain": LazyCommand("deploy.commands.flows", "retrain", "Train a challenger and let the gate judge it, once."),
+    "schedule": LazyCommand("deploy.commands.flows", "schedule", "Serve ingest and retrain on their schedules."),
+    "models": LazyCommand("deploy.commands.models", "models", "List model versions, aliases and metrics."),
+    "promote": LazyCommand("deploy.commands.models", "promote", "Make a model version the champion."),
+    "backtest": LazyCommand("deploy.commands.backtest", "backtest", "Score a model on the history's held-out tail."),
+    "forecast": LazyCommand("deploy.commands.forecast", "forecast", "Run a forecaster on the stream of readings."),
+    "watch": LazyCommand("deploy.commands.watch", "watch", "Show live forecasts beside the readings."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when that command runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, from this module alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="streamgru", message="%(prog)s %(version)s")
+@click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file with the settings; by default the one that STREAMGRU_SETTINGS names.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more, on stderr.")
+@click.pass_context
+def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool) -> None:
+    """Live forecasts of sensor readings: a GRU that keeps each sensor's hidden state from message to message.
+
+    Run `streamgru COMMAND --help` for what a command takes.
+    """
+    from pipeline.settings import SETTINGS_FILE_VARIABLE, load_settings
+
+    set_up_logging(verbose)
+    if settings_file is not None:
+        # Flow runs and forecasters that a command starts as processes of their own read the same file.
+        os.environ[SETTINGS_FILE_VARIABLE] = str(settings_file.resolve())
+    ctx.obj = Context(load_settings, verbose)
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Log to stderr: this project's own at INFO (or DEBUG), what libraries say from WARNING (or INFO) on."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    logging.getLogger("streamgru").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        # A broker that is away makes the client log every attempt; what matters of it reaches the user as an error.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0; with a message 1, or 2 for wrong usage or settings; 130 for Ctrl-C."""
+    try:
+        outcome = streamgru.main(arguments, prog_name="streamgru", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except StreamgruError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    # A command that says ctx.exit(code) arrives here as that code.
+    sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

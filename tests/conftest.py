@@ -1,0 +1,141 @@
+"""One Kafka, one MLflow and one Prefect for the whole test run, started only if a collected test asks for them."""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.stack import Stack
+from pipeline.settings import Settings
+from tests.ports import free_ports
+
+SERVICE_OF_FIXTURE = {"broker": "kafka", "mlflow_server": "mlflow", "prefect_server": "prefect"}
+
+SettingsFactory = Callable[..., Settings]
+
+
+class Servers:
+    """The run's own stack, in a folder of its own, on ports that were free."""
+
+    def __init__(self) -> None:
+        kafka, mlflow, prefect = free_ports(3)
+        self.home = Path(tempfile.mkdtemp(prefix="streamgru-tests-"))
+        self.settings = Settings(
+            home=self.home, stack={"kafka_port": kafka, "mlflow_port": mlflow, "prefect_port": prefect}
+        )
+        self._stack = Stack(self.settings)
+        self._pool = ThreadPoolExecutor(len(SERVICE_OF_FIXTURE))
+        self._starts: dict[str, Future[None]] = {}
+
+    def start(self, service: str) -> None:
+        """Begin to start a service; ``wait_for`` returns once it answers."""
+        if service not in self._starts:
+            self._starts[service] = self._pool.submit(self._stack.up, (service,))
+
+    def wait_for(self, service: str) -> None:
+        self.start(service)
+        self._starts[service].result()
+
+    def stop(self) -> None:
+        """Stop by process id what was started, also what a failed start left, and remove the folder."""
+        self._pool.shutdown(wait=True)
+        self._stack.down()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+SERVERS = pytest.StashKey[Servers]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A developer's own STREAMGRU_ variables must not lead the tests to other servers.
+    for variable in [name for name in os.environ if name.startswith("STREAMGRU_")]:
+        del os.environ[variable]
+    config.stash[SERVERS] = Servers()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start in the background what the collected tests will ask for, while the first of them run."""
+    if session.config.option.collectonly:
+        return
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    for fixture, service in SERVICE_OF_FIXTURE.items():
+        if fixture in wanted:
+            session.config.stash[SERVERS].start(service)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[SERVERS].stop()
+
+
+@pytest.fixture(scope="session")
+def stack_settings(pytestconfig: pytest.Config) -> Settings:
+    """Settings of the run's own stack: free ports, a temporary home. Starts nothing."""
+    return pytestconfig.stash[SERVERS].settings
+
+
+@pytest.fixture(scope="session")
+def broker(pytestconfig: pytest.Config, stack_settings: Settings) -> Settings:
+    """Kafka is up; the settings say where."""
+    pytestconfig.stash[SERVERS].wait_for("kafka")
+    return stack_settings
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(pytestconfig: pytest.Config, stack_settings: Settings) -> Settings:
+    """MLflow is up; the settings say where."""
+    pytestconfig.stash[SERVERS].wait_for("mlflow")
+    return stack_settings
+
+
+@pytest.fixture(scope="session")
+def prefect_server(pytestconfig: pytest.Config, stack_settings: Settings) -> Settings:
+    """Prefect is up; the settings say where."""
+    pytestconfig.stash[SERVERS].wait_for("prefect")
+    return stack_settings
+
+
+@pytest.fixture
+def fresh_settings(stack_settings: Settings, tmp_path: Path) -> SettingsFactory:
+    """Makes settings that share the run's servers and nothing else: own topics, group, model and history.
+
+    Keyword arguments go to ``Settings``; a dict for a section is merged into it:
+    ``fresh_settings(horizon_steps=2, kafka={"partitions": 3})``.
+    """
+
+    def make(**overrides: Any) -> Settings:
+        name = uuid.uuid4().hex[:8]
+        stack = stack_settings.stack
+        base: dict[str, Any] = {
+            "home": tmp_path,
+            "history": tmp_path / f"history-{name}",
+            "model_name": f"model-{name}",
+            "stack": stack.model_dump(),
+            "kafka": {
+                "topics": {
+                    "readings": f"readings-{name}",
+                    "forecasts": f"forecasts-{name}",
+                    "state": f"state-{name}",
+                    "dead_letters": f"readings-{name}.dlq",
+                },
+                # Enough to be several, and few: a run makes hundreds of topics on one small broker.
+                "partitions": 2,
+            },
+            "forecaster": {"group_id": f"group-{name}", "instance": f"instance-{name}"},
+        }
+        return Settings(**_merged(base, overrides))
+
+    return make
+
+
+def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
