@@ -1,0 +1,106 @@
+"""``streamgru watch``: live forecasts in the terminal."""
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from deploy.context import Context
+from pipeline.errors import StreamgruError
+
+if TYPE_CHECKING:
+    from deploy.live import StreamTail
+
+# How long a sensor that was named may stay unseen; hourly sensors are found in the look back.
+PATIENCE_S = 10.0
+LOOK_BACK_RECORDS = 1_000
+POLL_S = 0.25
+
+
+@click.command()
+@click.argument("sensors", nargs=-1, metavar="[SENSOR]...")
+@click.option("--from-beginning", is_flag=True, help="Show what is on the topics already, too.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N forecasts.")
+@click.pass_obj
+def watch(context: Context, sensors: tuple[str, ...], from_beginning: bool, limit: int | None) -> None:
+    """Show live forecasts beside the readings they follow, of all sensors or of those named, until Ctrl-C.
+
+    In a terminal it is a table of each sensor's latest forecast: the median 1, 6 and 24 steps ahead, and between
+    brackets the outermost quantiles. Elsewhere it is one line per forecast.
+    """
+    from rich.console import Console
+
+    from deploy.live import StreamTail
+
+    look_back = None if from_beginning else LOOK_BACK_RECORDS
+    try:
+        with StreamTail(context.settings, sensors=sensors, look_back=look_back) as tail:
+            console = Console()
+            show = _show_table if console.is_terminal else _show_lines
+            show(tail, _Patience(sensors), limit)
+    except KeyboardInterrupt:
+        return  # the way to end it
+
+
+class _Patience:
+    """Says once, after a while, which of the sensors that were named cannot be found."""
+
+    def __init__(self, sensors: tuple[str, ...]) -> None:
+        self._sensors = sensors
+        self._deadline = time.monotonic() + PATIENCE_S
+        self._spent = not sensors
+
+    def check(self, tail: "StreamTail") -> None:
+        """To be called again and again.
+
+        Raises:
+            StreamgruError: none of the sensors was seen in time.
+        """
+        if self._spent or time.monotonic() < self._deadline:
+            return
+        self._spent = True
+        unseen = [sensor for sensor in self._sensors if sensor not in tail.known_sensors]
+        if not unseen:
+            return
+        known = sorted(tail.known_sensors)
+        some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        message = (
+            f"nothing was seen of {', '.join(unseen)}, neither in {PATIENCE_S:.0f} s nor among the latest readings. "
+            + (f"Sensors that were: {some}." if known else "No other sensor was either: are readings being sent?")
+        )
+        if len(unseen) == len(self._sensors):
+            raise StreamgruError(message)
+        click.echo(message, err=True)
+
+
+def _show_lines(tail: "StreamTail", patience: _Patience, limit: int | None) -> None:
+    from deploy.live import line
+
+    while True:
+        for sighting in tail.poll(POLL_S):
+            if sighting.live:
+                click.echo(line(sighting))
+                if limit is not None:
+                    limit -= 1
+                    if limit == 0:
+                        return
+        patience.check(tail)
+
+
+def _show_table(tail: "StreamTail", patience: _Patience, limit: int | None) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from deploy.live import LatestForecasts
+
+    console = Console()
+    latest = LatestForecasts()
+    frame = 7  # lines of the table that are not rows
+    with Live(console=console, refresh_per_second=4, transient=False) as live:
+        while limit is None or tail.forecasts < limit:
+            latest.update(tail.poll(POLL_S))
+            caption = f"{tail.readings:,} readings, {tail.forecasts:,} new forecasts; Ctrl-C ends this"
+            if not tail.forecasts:
+                caption += "\nno new forecast yet: is a `streamgru forecast` running, and are readings being sent?"
+            live.update(latest.table(caption, max(1, console.height - frame)))
+            patience.check(tail)
