@@ -12,8 +12,8 @@ Preset = Literal["stateful", "plain"]
 class ModelConfig:
     """The contract a model serves (what goes in, what comes out, at which cadence) and its architecture.
 
-    ``season_steps`` is the length of the daily pattern in steps. ``warmup_steps`` is how many steps a state needs before
-    its forecasts count as warm. ``sensors`` are those seen in training; any other is served as "unknown".
+    ``season_steps`` is the length of the daily pattern in steps. ``warmup_steps`` is how many steps a state needs
+    before its forecasts count as warm. ``sensors`` are those seen in training; any other is served as "unknown".
 
     Raises:
         ValueError: naming the field that contradicts another or lies out of range.
@@ -116,7 +116,9 @@ class ModelConfig:
         unknown = sorted(set(content) - known)
         if unknown:
             raise ValueError(f"unknown fields in a model configuration: {', '.join(unknown)}")
-        tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        tuples: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
         try:
             return cls(**tuples)
         except TypeError as error:

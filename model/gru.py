@@ -1,0 +1,53 @@
+"""The GRU core: a pass over a window, or one step of a hidden state that the caller carries.
+
+Letters: B sensors, T steps, I inputs, H hidden, L layers, O outputs.
+"""
+
+from torch import Tensor, nn
+
+
+class GRUModel(nn.Module):
+    """``num_layers`` of GRU and a linear head on the last layer's hidden state.
+
+    PyTorch's form of the gates (Cho et al., 2014, with the reset gate behind the product)::
+
+        z = σ(W_z x + b_z + U_z h + c_z)
+        r = σ(W_r x + b_r + U_r h + c_r)
+        h~ = tanh(W x + b + r ∘ (U h + c))
+        h' = (1 - z) ∘ h~ + z ∘ h
+
+    Nothing is remembered between calls: T calls of ``step`` from zeros equal one ``forward`` over T steps.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 2, *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(
+            input_size, hidden_size, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0
+        )
+        self.head = nn.Linear(hidden_size, output_size)
+
+    def zeros(self, batch: int) -> Tensor:
+        """(L, B, H): the hidden state of sensors that have seen nothing yet."""
+        return self.head.weight.new_zeros(self.rnn.num_layers, batch, self.rnn.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, O) after the last step of windows ``x`` (B, T, I), each begun from a zero state."""
+        hidden, _ = self.unroll(x, self.zeros(x.shape[0]))
+        return self.predict(hidden[:, -1])
+
+    def step(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of B sensors: ``x`` (B, I) and ``h`` (L, B, H) give the outputs (B, O) and the next ``h``."""
+        hidden, h = self.unroll(x[:, None], h)
+        return self.predict(hidden[:, -1]), h
+
+    def unroll(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The last layer's hidden states (B, T, H) over ``x`` (B, T, I) from ``h`` (L, B, H), and the next ``h``."""
+        hidden, h = self.rnn(x, h)
+        return hidden, h
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """(..., O) from the last layer's hidden states (..., H)."""
+        out: Tensor = self.head(hidden)
+        return out
