@@ -1,0 +1,189 @@
+"""The history: every decoded reading, in a Delta Lake table whose version number identifies a training set.
+
+Columns: ``sensor_id``, ``timestamp`` (UTC, microseconds), one float per feature (null where missing), ``partition`` and
+``offset``. Duplicates and late readings are kept; they are told apart when the table is read (``pipeline.windows``).
+
+Offsets travel in the same commit as the data, as Delta's application transactions: ``TOPIC-PARTITION`` holds the next
+offset to read, ``TOPIC-partitions`` how many partitions have been seen. So after a crash at any point the table holds
+either both or neither.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.schema import PrimitiveType
+
+from pipeline.errors import HistoryError
+
+log = logging.getLogger("streamgru.history")
+
+_BEFORE_FEATURES: Final = {"sensor_id": "string", "timestamp": "timestamp"}
+_AFTER_FEATURES: Final = {"partition": "integer", "offset": "long"}
+RESERVED_COLUMNS: Final = frozenset(_BEFORE_FEATURES | _AFTER_FEATURES)
+# Every append leaves a file; a scan opens each of them. Past this many they are merged.
+FRAGMENTED_FILES: Final = 64
+
+
+class History:
+    """The history table at ``path``; opening it costs nothing until it is used.
+
+    All methods raise ``HistoryError`` where the table is missing, damaged, not a history, or held by another writer.
+    """
+
+    def __init__(self, path: Path, features: Sequence[str]) -> None:
+        reserved = sorted(RESERVED_COLUMNS.intersection(features))
+        if reserved:
+            raise HistoryError(f"a feature cannot be called {reserved[0]}: the history table has a column of that name")
+        self.path = path
+        self.features = tuple(features)
+
+    def exists(self) -> bool:
+        """Whether there is a Delta table."""
+        with self._translated("looked for"):
+            return DeltaTable.is_deltatable(str(self.path))
+
+    def create(self) -> None:
+        """An empty table, unless there is one: that one must be a history; new features are added on append."""
+        if not self.exists():
+            columns = _BEFORE_FEATURES | dict.fromkeys(self.features, "double") | _AFTER_FEATURES
+            with self._translated("created"):
+                DeltaTable.create(
+                    str(self.path),
+                    Schema([Field(name, PrimitiveType(kind)) for name, kind in columns.items()]),
+                    mode="ignore",
+                    description="streamgru: decoded readings",
+                    # A version must stay readable for as long as a model is said to be trained on it.
+                    configuration={"delta.appendOnly": "true", "delta.enableExpiredLogCleanup": "false"},
+                )
+        self._check_columns(self._open())
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self._open().version()
+
+    def columns(self, version: int | None = None) -> tuple[str, ...]:
+        """The features that the table has had so far, in the order in which they came."""
+        found = (field.name for field in self._open(version).schema().fields)
+        return tuple(name for name in found if name not in RESERVED_COLUMNS)
+
+    def next_offsets(self, topic: str, version: int | None = None) -> dict[int, int]:
+        """By partition of ``topic``, the offset of the next reading to append; partitions never seen are absent."""
+        return _next_offsets(self._open(version), topic)
+
+    def append(self, frame: pl.DataFrame, next_offsets: Mapping[int, int], topic: str) -> int:
+        """How many readings were appended, in one commit with the offsets to go on from.
+
+        Readings below the offsets already stored are skipped, so that a range appended once more changes nothing.
+
+        Args:
+            frame: the table's columns; ``timestamp`` as UTC datetimes or integer microseconds, NaN counts as missing.
+            next_offsets: by partition; every reading of a partition lies below.
+
+        Raises:
+            HistoryError: also where another writer appended meanwhile: nothing was written, and reading
+                ``next_offsets`` afresh shows where to go on.
+        """
+        table = self._open()
+        self._check_columns(table)
+        stored = _next_offsets(table, topic)
+        ahead = {part: offset for part, offset in next_offsets.items() if offset > stored.get(part, 0)}
+        fresh = self._conformed(frame)
+        bounds = pl.col("partition").replace_strict(dict(next_offsets), default=None, return_dtype=pl.Int64)
+        beyond = fresh.filter(bounds.is_null() | (pl.col("offset") >= bounds))
+        if len(beyond):
+            raise ValueError(f"{len(beyond)} readings lie at or beyond the next offsets {dict(next_offsets)}")
+        floor = pl.col("partition").replace_strict(stored, default=0, return_dtype=pl.Int64)
+        fresh = fresh.filter(pl.col("offset") >= floor)
+        if not ahead:
+            return 0
+        marks = [Transaction(f"{topic}-{partition}", offset) for partition, offset in sorted(ahead.items())]
+        marks.append(Transaction(f"{topic}-partitions", max([*stored, *ahead]) + 1))
+        with self._translated("appended to"):
+            # Not retried on a conflict: `table` is the version that the offsets were read from, and Delta refuses the
+            # commit when a later one holds the same application transactions.
+            write_deltalake(
+                table,
+                fresh,
+                mode="append",
+                schema_mode="merge",
+                writer_properties=WriterProperties(compression="ZSTD", compression_level=3),
+                commit_properties=CommitProperties(app_transactions=marks),
+            )
+        return len(fresh)
+
+    def scan(self, version: int | None = None) -> pl.LazyFrame:
+        """All columns of all readings at a version (the newest by default), lazily, files in no promised order."""
+        table = self._open(version)
+        with self._translated("read"):
+            return pl.scan_delta(table)
+
+    def compact_if_fragmented(self, files: int = FRAGMENTED_FILES) -> bool:
+        """Whether the table lay in more than ``files`` files and was merged into fewer.
+
+        That makes a new version with the same readings; older versions stay readable. When an append comes in between,
+        one of both is refused and nothing is lost.
+        """
+        table = self._open()
+        count = len(table.file_uris())
+        if count <= files:
+            return False
+        with self._translated("compacted"):
+            table.optimize.compact()
+        log.info("history %s: merged %d files, now version %d", self.path, count, self.version)
+        return True
+
+    def _open(self, version: int | None = None) -> DeltaTable:
+        if not self.exists():
+            raise HistoryError(f"there is no history table at {self.path}; `streamgru ingest` makes and fills it")
+        with self._translated("opened" if version is None else f"opened at version {version}"):
+            return DeltaTable(str(self.path), version=version)
+
+    def _check_columns(self, table: DeltaTable) -> None:
+        found = {field.name: field.type for field in table.schema().fields}
+        for name, kind in (_BEFORE_FEATURES | _AFTER_FEATURES).items():
+            if found.get(name) != PrimitiveType(kind):
+                raise HistoryError(
+                    f"{self.path} is a Delta table but no history: it has no column {name} of type {kind}"
+                )
+        for name in self.features:
+            if name in found and found[name] != PrimitiveType("double"):
+                raise HistoryError(
+                    f"the history table {self.path} has a column {name} of another type than double; "
+                    "name the feature otherwise, or point `history` at a new folder"
+                )
+
+    def _conformed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        features = [pl.col(name).cast(pl.Float64).fill_nan(None) for name in self.features]
+        return frame.select(
+            pl.col("sensor_id").cast(pl.String),
+            pl.col("timestamp").cast(pl.Datetime("us", "UTC")),
+            *features,
+            pl.col("partition").cast(pl.Int32),
+            pl.col("offset").cast(pl.Int64),
+        )
+
+    @contextmanager
+    def _translated(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except CommitFailedError as error:
+            raise HistoryError(
+                f"the history table {self.path} was written to by another ingest at the same time, so this was "
+                "refused and nothing was written; run it again when the other has ended"
+            ) from error
+        except (DeltaError, OSError) as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise HistoryError(f"the history table {self.path} could not be {done}: {first_line}") from error
+
+
+def _next_offsets(table: DeltaTable, topic: str) -> dict[int, int]:
+    partitions = table.transaction_version(f"{topic}-partitions") or 0
+    found = {number: table.transaction_version(f"{topic}-{number}") for number in range(partitions)}
+    return {number: offset for number, offset in found.items() if offset is not None}

@@ -1,0 +1,166 @@
+"""The history table: data and offsets together or not at all."""
+
+import threading
+from pathlib import Path
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable
+
+from pipeline.errors import HistoryError
+from pipeline.history import History
+
+TOPIC = "readings"
+HOUR_US = 3_600_000_000
+
+
+def readings(offsets: range, partition: int = 0, **features: float) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "sensor_id": [f"s{partition}"] * len(offsets),
+            "timestamp": [offset * HOUR_US for offset in offsets],
+            **{name: [value] * len(offsets) for name, value in (features or {"value": 1.0}).items()},
+            "partition": [partition] * len(offsets),
+            "offset": list(offsets),
+        }
+    )
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    table = History(tmp_path / "history", ["value"])
+    table.create()
+    return table
+
+
+def test_data_and_offsets_are_stored_by_one_commit(history: History):
+    before = history.version
+    both = pl.concat([readings(range(3)), readings(range(5, 7), partition=2)])
+    assert history.append(both, {0: 3, 2: 9}, TOPIC) == 5
+    assert history.version == before + 1
+    assert history.next_offsets(TOPIC) == {0: 3, 2: 9}
+    assert history.next_offsets("another") == {}
+    stored = history.scan().sort("partition", "offset").collect()
+    assert stored["offset"].to_list() == [0, 1, 2, 5, 6]
+    assert stored.schema["timestamp"] == pl.Datetime("us", "UTC")
+
+
+def test_a_range_appended_again_is_skipped_and_a_longer_one_goes_on(history: History):
+    history.append(readings(range(3)), {0: 3}, TOPIC)
+    version = history.version
+    assert history.append(readings(range(3)), {0: 3}, TOPIC) == 0
+    assert history.version == version
+    assert history.append(readings(range(1, 6)), {0: 6}, TOPIC) == 3
+    assert sorted(history.scan().collect()["offset"]) == [0, 1, 2, 3, 4, 5]
+    assert history.next_offsets(TOPIC) == {0: 6}
+
+
+def test_offsets_advance_where_no_reading_was_any_good(history: History):
+    assert history.append(readings(range(0)), {0: 4, 1: 2}, TOPIC) == 0
+    assert history.next_offsets(TOPIC) == {0: 4, 1: 2}
+
+
+def test_a_reading_beyond_the_next_offset_is_refused(history: History):
+    with pytest.raises(ValueError, match="beyond the next offsets"):
+        history.append(readings(range(3)), {0: 2}, TOPIC)
+    with pytest.raises(ValueError, match="beyond the next offsets"):
+        history.append(readings(range(3)), {1: 3}, TOPIC)
+
+
+def test_missing_values_are_stored_as_null(history: History):
+    history.append(readings(range(2), value=float("nan")), {0: 2}, TOPIC)
+    assert history.scan().collect()["value"].null_count() == 2
+
+
+def test_an_older_version_shows_what_it_held(history: History):
+    history.append(readings(range(3)), {0: 3}, TOPIC)
+    version = history.version
+    history.append(readings(range(3, 5)), {0: 5}, TOPIC)
+    assert len(history.scan(version).collect()) == 3
+    assert history.next_offsets(TOPIC, version) == {0: 3}
+
+
+def test_compaction_keeps_readings_offsets_and_older_versions(history: History):
+    for offset in range(6):
+        history.append(readings(range(offset, offset + 1)), {0: offset + 1}, TOPIC)
+    version = history.version
+    assert not history.compact_if_fragmented(files=6)
+    assert history.compact_if_fragmented(files=3)
+    assert len(DeltaTable(str(history.path)).file_uris()) == 1
+    assert sorted(history.scan().collect()["offset"]) == list(range(6))
+    assert history.next_offsets(TOPIC) == {0: 6}
+    assert len(history.scan(version - 2).collect()) == 4
+
+
+def test_a_new_feature_becomes_a_column_and_a_dropped_one_stays(history: History):
+    history.append(readings(range(2), value=1.0), {0: 2}, TOPIC)
+    changed = History(history.path, ["level", "PM2.5 a,b;{}()="])
+    changed.create()
+    changed.append(readings(range(2, 3), **{"level": 2.0, "PM2.5 a,b;{}()=": 3.0}), {0: 3}, TOPIC)
+    assert changed.columns() == ("value", "level", "PM2.5 a,b;{}()=")
+    stored = changed.scan().sort("offset").collect()
+    assert stored["value"].to_list() == [1.0, 1.0, None]
+    assert stored["level"].to_list() == [None, None, 2.0]
+
+
+def test_a_table_that_is_no_history_is_named(tmp_path: Path):
+    pl.DataFrame({"value": [1.0]}).write_delta(tmp_path / "other")
+    with pytest.raises(HistoryError, match="no history: it has no column sensor_id"):
+        History(tmp_path / "other", ["value"]).create()
+
+
+def test_a_feature_of_another_type_is_named(history: History):
+    readings(range(1)).with_columns(
+        pl.col("timestamp").cast(pl.Datetime("us", "UTC")), pl.col("partition").cast(pl.Int32), kind=pl.lit("text")
+    ).write_delta(history.path, mode="append", delta_write_options={"schema_mode": "merge"})
+    with pytest.raises(HistoryError, match="column kind of another type"):
+        History(history.path, ["kind"]).create()
+
+
+def test_a_feature_cannot_take_a_reserved_name(tmp_path: Path):
+    with pytest.raises(HistoryError, match="cannot be called offset"):
+        History(tmp_path, ["offset"])
+
+
+def test_a_missing_or_damaged_table_is_named_with_what_to_do(tmp_path: Path, history: History):
+    with pytest.raises(HistoryError, match=r"no history table at .*streamgru ingest"):
+        History(tmp_path / "nothing", ["value"]).scan()
+    with pytest.raises(HistoryError, match="opened at version 99"):
+        history.scan(99)
+    (history.path / "_delta_log" / "00000000000000000000.json").write_text("garbage")
+    with pytest.raises(HistoryError, match="could not be opened") as raised:
+        history.scan()
+    assert "\n" not in str(raised.value)
+
+
+def test_an_append_from_an_outdated_view_is_refused(history: History, monkeypatch: pytest.MonkeyPatch):
+    outdated = DeltaTable(str(history.path))
+    history.append(readings(range(3)), {0: 3}, TOPIC)
+    late_comer = History(history.path, ["value"])
+    monkeypatch.setattr(late_comer, "_open", lambda: outdated)
+    with pytest.raises(HistoryError, match="another ingest at the same time"):
+        late_comer.append(readings(range(3)), {0: 3}, TOPIC)
+    assert len(history.scan().collect()) == 3
+
+
+def test_two_writers_at_once_write_nothing_twice(history: History):
+    start = threading.Barrier(2)
+    refused: list[str] = []
+
+    def write() -> None:
+        table = History(history.path, ["value"])
+        start.wait()
+        for end in range(10, 110, 10):
+            try:
+                table.append(readings(range(end)), {0: end}, TOPIC)
+            except HistoryError as error:
+                refused.append(str(error))
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    offsets = history.scan().collect()["offset"].to_list()
+    assert sorted(offsets) == list(range(history.next_offsets(TOPIC)[0]))
+    assert all("another ingest" in message for message in refused)
