@@ -1,0 +1,116 @@
+"""The forecaster: the GRU core between causal inputs and a head of quantiles that cannot cross.
+
+A forecast is ``level + scale * head``, in the sensor's own unit; ``head`` is the core's output plus a linear skip from
+the step's inputs and recent past, so that persistence and seasonal repetition need no learning by the recurrence.
+
+Letters: B sensors, T steps, D inputs of a step, K targets, Q quantiles, h horizon steps, L layers, H hidden.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .gru import GRUModel
+from .inputs import INPUTS_PER_FEATURE, Prepared, input_size, past_size, prepare
+from .normaliser import Floats, Normaliser
+from .sequences import Sequences
+
+UNKNOWN_SENSOR = 0  # row of the embedding for sensors that training did not see
+
+
+class Forecaster(nn.Module):
+    """Weights of a model and how they are applied; whatever is carried from step to step is the caller's."""
+
+    scale_spread: Tensor
+
+    def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        outputs = config.target_count * len(config.quantiles) * config.horizon_steps
+        self.embedding = nn.Embedding(len(config.sensors) + 1, config.embedding_size)
+        self.gru = GRUModel(
+            input_size(config) + config.embedding_size, config.hidden_size, outputs, config.num_layers, dropout=dropout
+        )
+        self.dropout = nn.Dropout(dropout)
+        # The plain preset is the plain network: what it knows of the past is what its hidden state holds.
+        self.skip = (
+            nn.Linear(input_size(config) + past_size(config), outputs, bias=False)
+            if config.preset == "stateful"
+            else None
+        )
+        # How much larger a feature's scale is than its changes; float64, because states are made from it.
+        self.register_buffer("scale_spread", torch.ones(config.feature_count, dtype=torch.float64))
+        self._rows = {sensor: row for row, sensor in enumerate(config.sensors, start=1)}
+        self._begin_at_persistence()
+
+    def _begin_at_persistence(self) -> None:
+        """Before any training the median fades from the last value to the level, and intervals are wide."""
+        config = self.config
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        with torch.no_grad():
+            self.gru.head.weight.mul_(0.1)
+            bias = torch.full((config.target_count, len(config.quantiles), config.horizon_steps), -0.5)
+            bias[:, config.median_index] = 0.0
+            self.gru.head.bias.copy_(bias.flatten())
+            if self.skip is None:
+                return
+            self.skip.weight.zero_()
+            skip = self.skip.weight.view(config.target_count, len(config.quantiles), config.horizon_steps, -1)
+            fading = torch.exp(-torch.arange(config.horizon_steps) / max(config.season_steps, 4))
+            for target, feature in enumerate(config.target_indices):
+                skip[target, config.median_index, :, feature * INPUTS_PER_FEATURE] = fading
+
+    def normaliser(self) -> Normaliser:
+        """The normaliser that belongs to these weights."""
+        return Normaliser(self.config, self.spread)
+
+    @property
+    def spread(self) -> Floats:
+        """(F,) ``scale_spread`` for the normaliser."""
+        spread: Floats = self.scale_spread.cpu().numpy()
+        return spread
+
+    def prepare(self, sequences: Sequences) -> Prepared:
+        """The inputs of every step of a data set, for ``unroll``."""
+        return prepare(self.config, self.spread, sequences)
+
+    def sensor_rows(self, sensors: Sequence[str]) -> NDArray[np.int64]:
+        """(B,) row of each sensor in the embedding."""
+        rows = self._rows
+        return np.array([rows.get(sensor, UNKNOWN_SENSOR) for sensor in sensors], np.int64)
+
+    def unroll(self, x: Tensor, past: Tensor, rows: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Forecasts after each of T steps, and the state to carry on.
+
+        Args:
+            x: (B, T, D) of ``prepare``; past: (B, T, K·(R+P)) likewise; rows: (B,) of ``sensor_rows``;
+                h: (L, B, H), zeros for a state that begins here.
+
+        Returns:
+            (B, T, K, Q, h) quantiles less the level, in scales; and h (L, B, H).
+        """
+        known = self.embedding(rows)[:, None].expand(-1, x.shape[1], -1)
+        hidden, h = self.gru.unroll(torch.cat([x, known], dim=2), h)
+        return self.quantiles(hidden, x, past), h
+
+    def quantiles(self, hidden: Tensor, x: Tensor, past: Tensor) -> Tensor:
+        """(..., K, Q, h) from the last layer's hidden states (..., H) and the steps' inputs, never crossing.
+
+        The median is free; each further quantile lies a softplus beyond its inner neighbour.
+        """
+        raw = self.gru.predict(self.dropout(hidden))
+        if self.skip is not None:
+            raw = raw + self.skip(torch.cat([x, past], dim=-1))
+        config = self.config
+        raw = raw.unflatten(-1, (config.target_count, len(config.quantiles), config.horizon_steps))
+        m = config.median_index
+        median = raw[..., m : m + 1, :]
+        steps = F.softplus(raw)
+        above = median + steps[..., m + 1 :, :].cumsum(-2)
+        below = median - steps[..., :m, :].flip(-2).cumsum(-2).flip(-2)
+        return torch.cat([below, median, above], dim=-2)

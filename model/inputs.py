@@ -1,0 +1,243 @@
+"""What the network is told at each step: the normaliser's view of it, masks, times, and the targets' recent past.
+
+The stream and the batch call the same functions on the same float64 numbers, so that their float32 inputs have equal
+bits.
+
+Letters: M or N steps, F features, K targets, R lags, P slots of the seasonal profile, D inputs of a step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ModelConfig
+from .normaliser import Floats, Normaliser, Trace, Tracks, profile_slots
+from .sequences import Sequences
+
+Indexes = NDArray[np.int64]
+
+# Per feature: value, quarter-season level and seven-season level (less the season's level, in scales), size of the
+# changes (in scales), whether there is a value, and how long ago the last one was.
+INPUTS_PER_FEATURE: Final = 6
+# Beyond this many scales a larger input says nothing new, and would only drive the network where it was never trained.
+LARGEST_INPUT: Final = 32.0
+# Scales below this cannot be divided by; no sensor's unit is so large.
+SMALLEST_SCALE: Final = 1e-150
+
+_DAY_US: Final = 86_400_000_000
+_WEEK_US: Final = 7 * _DAY_US
+_MONDAY_US: Final = 4 * _DAY_US  # 1970-01-05
+# The calendar enters by tables: sines differ by a bit from one maths library to the next, looked-up ones do not.
+_DAY_SLOTS: Final = 1_440
+_WEEK_SLOTS: Final = 672
+
+
+def _circle(slots: int, waves: int) -> NDArray[np.float32]:
+    angles = 2.0 * np.pi * np.arange(slots)[:, None] / slots * np.arange(1, waves + 1)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+_DAY: Final = _circle(_DAY_SLOTS, 2)
+_WEEK: Final = _circle(_WEEK_SLOTS, 1)
+_CALENDAR_INPUTS: Final[int] = _DAY.shape[1] + _WEEK.shape[1]
+
+
+def input_size(config: ModelConfig) -> int:
+    """D: what ``step_inputs`` gives per step."""
+    return _input_size(config.feature_count)
+
+
+def past_size(config: ModelConfig) -> int:
+    """K·(R+P): what ``Past.inputs`` gives per step."""
+    return config.target_count * (config.lag_steps + profile_slots(config))
+
+
+def step_inputs(trace: Trace, timestamp_us: Indexes, elapsed: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(M, D) from what the normaliser held after each step, its time, and the cadences since the step before."""
+    M, F = trace.last.shape
+    x = np.empty((M, _input_size(F)), np.float32)
+    per_feature = x[:, : F * INPUTS_PER_FEATURE].reshape(M, F, INPUTS_PER_FEATURE)
+    level = trace.levels[:, :, 1]
+    unit = _reciprocal(trace.scale)
+    bounded = np.empty((M, F, 4))
+    bounded[:, :, 0] = (trace.last - level) * unit
+    bounded[:, :, 1] = (trace.levels[:, :, 0] - level) * unit
+    bounded[:, :, 2] = (trace.levels[:, :, 2] - level) * unit
+    bounded[:, :, 3] = np.sqrt(trace.change) * unit
+    per_feature[:, :, :4] = _bounded(bounded)
+    per_feature[:, :, 4] = (trace.age == 0.0) & (trace.count > 0.0)
+    per_feature[:, :, 5] = trace.age / (trace.age + 4.0)
+    rest = F * INPUTS_PER_FEATURE
+    x[:, rest] = np.minimum(elapsed, 8.0)
+    x[:, rest + 1 : rest + 1 + _DAY.shape[1]] = _DAY[timestamp_us % _DAY_US * _DAY_SLOTS // _DAY_US]
+    x[:, rest + 1 + _DAY.shape[1] :] = _WEEK[(timestamp_us - _MONDAY_US) % _WEEK_US * _WEEK_SLOTS // _WEEK_US]
+    return x
+
+
+def _input_size(features: int) -> int:
+    return features * INPUTS_PER_FEATURE + 1 + _CALENDAR_INPUTS
+
+
+def _reciprocal(scale: Floats) -> Floats:
+    """1 / scale, and 0 where a sensor has been constant: what is measured in its scale is then 0 too."""
+    out = np.zeros_like(scale)
+    np.divide(1.0, scale, out=out, where=scale > SMALLEST_SCALE)
+    return out
+
+
+def _bounded(values: Floats) -> Floats:
+    return np.maximum(np.minimum(values, LARGEST_INPUT), -LARGEST_INPUT)
+
+
+@dataclass(frozen=True)
+class Past:
+    """The targets' numbers by step, one sensor behind the other, from which each step's recent past is gathered."""
+
+    config: ModelConfig
+    last: Floats  # (N, K)
+    shape: Floats  # (N, K) the seasonal profile's slot of the step
+    steps: Indexes  # (N,) of the state, this one included
+    run: Indexes  # (N,) how many of them are in these arrays, this one included; all, unless the state is older
+    begin: Indexes  # (N, K) first step of the state with a value: no lag reaches further back
+
+    def inputs(self, index: Indexes, level: Floats, scale: Floats, before: Floats | None = None) -> NDArray[np.float32]:
+        """(n, K·(R+P)) for the steps ``index``: lags and profile in units of each step's scale.
+
+        Args:
+            level, scale: (n, K) of the targets after each step.
+            before: (n, K, P) by slot, what the profile held before the first step here, for states older than that.
+        """
+        unit = _reciprocal(scale)[:, :, None]
+        around = np.concatenate(
+            [_bounded((self._lags(index) - level[:, :, None]) * unit), _bounded(self._profiles(index, before) * unit)],
+            axis=2,
+        )
+        return around.reshape(len(index), -1).astype(np.float32)
+
+    def _lags(self, index: Indexes) -> Floats:
+        """(n, K, R): the values 0, 1, ... R-1 steps before each step; where the state is younger, its first value."""
+        back = index[:, None, None] - np.arange(self.config.lag_steps)
+        at = np.maximum(back, self.begin[index][:, :, None])
+        lags: Floats = self.last[at, np.arange(self.last.shape[1])[:, None]]
+        return lags
+
+    def _profiles(self, index: Indexes, before: Floats | None) -> Floats:
+        """(n, K, P): the profile once around, from the slot that follows each step's own; 0 where never visited."""
+        slots, season = profile_slots(self.config), self.config.season_steps
+        if not slots:
+            return np.empty((len(index), self.config.target_count, 0))
+        steps, run = self.steps[index], self.run[index]
+        phase = (steps[:, None] - 1) % season
+        slot = (phase * slots // season + 1 + np.arange(slots)) % slots
+        last_phase = -(-(slot + 1) * season // slots) - 1
+        since = (phase - last_phase) % season  # steps since the slot was last visited
+        since[:, -1] = 0  # once around: the step's own slot
+        here = since < run[:, None]
+        held = self.shape[np.where(here, index[:, None] - since, 0)].transpose(0, 2, 1)
+        earlier: Floats | float = 0.0
+        if before is not None:
+            earlier = np.take_along_axis(before, np.broadcast_to(slot[:, None, :], held.shape), axis=2)
+            earlier = np.where((steps > run)[:, None, None], earlier, 0.0)
+        return np.where(here[:, None, :], held, earlier)
+
+
+def first_values(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> Indexes:
+    """(N, K): for each step the latest one at or before it where a state began or got its first value.
+
+    Args:
+        count, seen: (N, K) values of each target so far, and whether the step had one.
+        fresh: (N,) whether nothing before the step counts for it: a sensor's first step here, or a reset.
+    """
+    marks = fresh[:, None] | (seen & (count == 1.0))
+    return np.maximum.accumulate(np.where(marks, np.arange(len(count))[:, None], 0), axis=0)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything the network and its loss need of a data set, step by step in the order of ``sequences``."""
+
+    sequences: Sequences
+    x: NDArray[np.float32]  # (N, D)
+    level: Floats  # (N, K)
+    scale: Floats  # (N, K)
+    past: Past
+
+    def past_inputs(self, index: Indexes) -> NDArray[np.float32]:
+        """(n, K·(R+P)) of the steps ``index``."""
+        return self.past.inputs(index, self.level[index], self.scale[index])
+
+
+# Steps the normaliser takes per block: bounds the memory of its float64 traces.
+_BLOCK_STEPS: Final = 65_536
+
+
+def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepared:
+    """The inputs of every step, all sensors side by side, each from a blank state at its first step.
+
+    Takes one round per time step, whatever the number of sensors; memory beside the result is bounded.
+    """
+    N, K = len(sequences), config.target_count
+    targets = list(config.target_indices)
+    x = np.empty((N, input_size(config)), np.float32)
+    numbers = {name: np.empty((N, K)) for name in ("last", "shape", "level", "scale", "count")}
+    steps = np.empty(N, np.int64)
+    normaliser = Normaliser(config, spread)
+    lengths = np.diff(sequences.starts)
+    order = np.argsort(-lengths, kind="stable")
+    tracks = Tracks.blank(config, len(order))
+    for sizes, index in _blocks(sequences.starts[:-1][order], lengths[order]):
+        trace = normaliser.advance(tracks, sequences.values[index], sizes, sequences.reset[index])
+        x[index] = step_inputs(trace, sequences.timestamp_us[index], sequences.elapsed[index])
+        steps[index] = trace.steps
+        numbers["last"][index] = trace.last[:, targets]
+        numbers["count"][index] = trace.count[:, targets]
+        numbers["level"][index] = trace.levels[:, targets, 1]
+        numbers["scale"][index] = trace.scale[:, targets]
+        numbers["shape"][index] = trace.shape
+    seen = ~np.isnan(sequences.values[:, targets])
+    begin = first_values(numbers.pop("count"), seen, steps == 1)
+    past = Past(config, numbers["last"], numbers["shape"], steps, steps, begin)
+    return Prepared(sequences, x, numbers["level"], numbers["scale"], past)
+
+
+def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Indexes]]:
+    """Rounds over sensors sorted by falling length: the active sensors of each round, and the steps they take."""
+    ascending = lengths[::-1]
+    longest = int(lengths[0]) if len(lengths) else 0
+    first = 0
+    while first < longest:
+        active = len(lengths) - int(np.searchsorted(ascending, first, side="right"))
+        rounds = np.arange(first, min(longest, first + max(1, _BLOCK_STEPS // active)))
+        sizes = (len(lengths) - np.searchsorted(ascending, rounds, side="right")).tolist()
+        index = np.concatenate([starts[:size] + step for size, step in zip(sizes, rounds, strict=True)])
+        yield sizes, index
+        first = int(rounds[-1]) + 1
+
+
+# Enough sensors and steps of each to know a feature's usual spread.
+_SPREAD_SENSORS: Final = 64
+_SPREAD_STEPS: Final = 20_000
+
+
+def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floats:
+    """(F,) how much larger each feature's scale usually is than its changes, before ``until_us``; 1 where unknown."""
+    spans = [sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors))]
+    longest = min(2 * config.scale_seasons * config.season_steps, _SPREAD_STEPS)
+    spans = sorted(((max(lo, hi - longest), hi) for lo, hi in spans if hi > lo), key=lambda span: span[0] - span[1])
+    spans = spans[:: max(1, len(spans) // _SPREAD_SENSORS)]
+    ones = np.ones(config.feature_count)
+    if not spans:
+        return ones
+    lengths = np.array([hi - lo for lo, hi in spans])
+    tracks = Tracks.blank(config, len(spans))
+    normaliser = Normaliser(config, ones)
+    for sizes, index in _blocks(np.array([lo for lo, _ in spans]), lengths):
+        normaliser.advance(tracks, sequences.values[index], sizes, np.zeros(len(index), bool))
+    known = (tracks.count > 2.0) & (tracks.moments > 0.0).all(axis=2)
+    ratio = np.where(known, tracks.moments[:, :, 0] / np.where(known, tracks.moments[:, :, 1], 1.0), np.nan)
+    usual = [np.median(column[~np.isnan(column)]) if known[:, f].any() else 1.0 for f, column in enumerate(ratio.T)]
+    spread: Floats = np.sqrt(np.array(usual))
+    return spread
