@@ -1,0 +1,110 @@
+"""From the history table, or any frame of readings, to the sequences that a model is trained and scored on.
+
+The whole history is read without ever being held as a frame: first what orders the readings, then one feature at a
+time into its place. Nothing is resampled and no overlapping windows are made; a window is a range of steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from model.rules import accepted_mask
+from model.sequences import Sequences, build_sequences
+from pipeline.errors import HistoryError
+from pipeline.history import History
+from pipeline.settings import Settings
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def load_sequences(history: History, settings: Settings, version: int | None = None) -> Sequences:
+    """The steps that the stream takes, or took, for the readings in the history at a version (the newest by default).
+
+    Sensors are in the order of their ids. Readings are accepted by (partition, offset), as in the stream.
+
+    Raises:
+        HistoryError: the table is missing, empty, or lacks a feature of the settings.
+    """
+    version = history.version if version is None else version
+    found = history.columns(version)
+    missing = [name for name in settings.features if name not in found]
+    if missing:
+        raise HistoryError(
+            f"the history table {history.path} has no feature {', '.join(missing)}; it has "
+            f"{', '.join(found) or 'none'}: ingest readings with it first, or take it out of the settings"
+        )
+    readings = history.scan(version)
+    sequences = sequences_from_readings(
+        readings, settings.features, cadence_us=settings.cadence_us, max_gap_steps=settings.max_gap_steps
+    )
+    if not len(sequences):
+        raise HistoryError(f"the history table {history.path} holds no readings yet; run `streamgru ingest`")
+    return sequences
+
+
+def sequences_from_readings(
+    readings: pl.LazyFrame, features: Sequence[str], *, cadence_us: int, max_gap_steps: int
+) -> Sequences:
+    """The steps for readings in a frame with the history's columns; its rows may stand in any order.
+
+    Where there is no ``offset`` column (a file), rows count as offsets of one partition. The frame is scanned several
+    times and must give its rows in the same order each time, as files do.
+    """
+    readings = readings.select(
+        pl.col("sensor_id"),
+        pl.col("timestamp").cast(pl.Datetime("us", "UTC")).to_physical(),
+        *_position(readings),
+        *(pl.col(name).cast(pl.Float64) for name in features),
+    )
+    ids = readings.select(pl.col("sensor_id").unique()).collect(engine="streaming")["sensor_id"].sort()
+    sensor_codes = _column(readings, pl.col("sensor_id").cast(pl.Enum(ids)).to_physical(), np.uint32)
+    order = _offset_order(readings, sensor_codes)
+    codes = sensor_codes[order]
+    timestamp_us = _column(readings, pl.col("timestamp"), np.int64)[order]
+    accepted = accepted_mask(codes, timestamp_us)
+    starts = np.searchsorted(codes[accepted], np.arange(len(ids) + 1)).astype(np.int64)
+    order = order[accepted]
+    timestamp_us = timestamp_us[accepted]
+    del sensor_codes, codes, accepted
+
+    # Laid out first without features, so that each value is written once, straight to its step.
+    layout = build_sequences(
+        ids.to_list(),
+        starts,
+        timestamp_us,
+        np.empty((len(order), 0)),
+        _column(readings, pl.col("offset"), np.int64)[order],
+        features=(),
+        cadence_us=cadence_us,
+        max_gap_steps=max_gap_steps,
+    )
+    del timestamp_us, starts
+    values = np.full((len(layout), len(features)), np.nan)
+    place = np.flatnonzero(layout.observed)
+    for number, name in enumerate(features):
+        values[place, number] = _column(readings, pl.col(name), np.float64)[order]
+    return replace(layout, values=values, features=tuple(features))
+
+
+def _position(readings: pl.LazyFrame) -> list[pl.Expr]:
+    if "offset" in readings.collect_schema():
+        return [pl.col("partition"), pl.col("offset")]
+    return [pl.lit(0, pl.Int32).alias("partition"), pl.row_index("offset").cast(pl.Int64)]
+
+
+def _offset_order(readings: pl.LazyFrame, sensor_codes: NDArray[np.uint32]) -> NDArray[np.intp]:
+    """Row numbers by sensor, then partition, then offset."""
+    partition = _column(readings, pl.col("partition"), np.int32)
+    offset = _column(readings, pl.col("offset"), np.int64)
+    return np.lexsort((offset, partition, sensor_codes))
+
+
+def _column(readings: pl.LazyFrame, expression: pl.Expr, dtype: type[Scalar]) -> NDArray[Scalar]:
+    """One column as an array; null becomes NaN where it is a float."""
+    column = readings.select(expression.alias("column")).collect(engine="streaming")["column"]
+    array: NDArray[Scalar] = column.to_numpy().astype(dtype, copy=False)
+    return array

@@ -1,0 +1,180 @@
+"""Sequences from the history: the stream's steps, none mixed up between sensors, none from the future."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.sequences import Sequences
+from pipeline.errors import HistoryError
+from pipeline.history import History
+from pipeline.settings import Settings
+from pipeline.windows import load_sequences, sequences_from_readings
+
+CADENCE_US = 1_000
+MAX_GAP_STEPS = 3
+SENSORS = ("north", "south", "zoë")
+
+# (sensor, timestamp): the sensor's index is its partition, the place in the list gives the offset
+streams = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20_000)), max_size=50)
+
+
+def frame_of(stream: list[tuple[int, int]]) -> pl.DataFrame:
+    """Two features: one tells the sensor, the other the offset, so that a mix-up shows in the values."""
+    sensors = [sensor for sensor, _ in stream]
+    return pl.DataFrame(
+        {
+            "sensor_id": [SENSORS[sensor] for sensor in sensors],
+            "timestamp": [moment for _, moment in stream],
+            "sensor": [float(sensor) for sensor in sensors],
+            "place": [float(place) for place in range(len(stream))],
+            "partition": sensors,
+            "offset": range(len(stream)),
+        },
+        schema_overrides={"timestamp": pl.Int64, "sensor_id": pl.String, "offset": pl.Int64},
+    )
+
+
+def load(frame: pl.DataFrame) -> Sequences:
+    return sequences_from_readings(
+        frame.lazy(), ["sensor", "place"], cadence_us=CADENCE_US, max_gap_steps=MAX_GAP_STEPS
+    )
+
+
+def steps_of(sequences: Sequences, sensor_id: str) -> list[tuple[int, int, float, bool]]:
+    if sensor_id not in sequences.sensors:
+        return []
+    lo, hi = sequences.span(sequences.sensors.index(sensor_id))
+    columns = (sequences.timestamp_us, sequences.offset, sequences.elapsed, sequences.reset)
+    return list(zip(*(column[lo:hi].tolist() for column in columns), strict=True))
+
+
+def step_through(stream: list[tuple[int, int]], wanted: int) -> list[tuple[int, int, float, bool]]:
+    """The stream's own way: one reading after the other."""
+    steps: list[tuple[int, int, float, bool]] = []
+    last: int | None = None
+    for offset, (sensor, moment) in enumerate(stream):
+        if sensor != wanted or (last is not None and moment <= last):
+            continue
+        inserted = []
+        point = last
+        while point is not None and moment - point > 1.5 * CADENCE_US:
+            point += CADENCE_US
+            inserted.append((point, -1, 1.0, False))
+        if point is None or len(inserted) > MAX_GAP_STEPS:
+            steps.append((moment, offset, 0.0, True))
+        else:
+            steps += [*inserted, (moment, offset, float(np.float32((moment - point) / CADENCE_US)), False)]
+        last = moment
+    return steps
+
+
+@given(streams, st.randoms())
+def test_steps_are_the_streams_whatever_the_order_of_rows(stream, random):
+    frame = frame_of(stream)
+    order = list(range(len(stream)))
+    random.shuffle(order)
+    sequences = load(frame[order])
+    for number, sensor_id in enumerate(SENSORS):
+        assert steps_of(sequences, sensor_id) == step_through(stream, number)
+
+
+@given(streams)
+def test_no_window_mixes_sensors(stream):
+    sequences = load(frame_of(stream))
+    for number, sensor_id in enumerate(sequences.sensors):
+        lo, hi = sequences.span(number)
+        observed = sequences.observed[lo:hi]
+        sensor, place = sequences.values[lo:hi].T
+        assert set(sensor[observed]) == {float(SENSORS.index(sensor_id))}
+        np.testing.assert_array_equal(place[observed], sequences.offset[lo:hi][observed])
+        assert np.isnan(sequences.values[lo:hi][~observed]).all()
+
+
+@given(streams, st.integers(0, 50))
+def test_nothing_looks_ahead(stream, cut):
+    whole, before = load(frame_of(stream)), load(frame_of(stream[:cut]))
+    for sensor_id in before.sensors:
+        known = steps_of(before, sensor_id)
+        assert steps_of(whole, sensor_id)[: len(known)] == known
+
+
+def test_a_frame_without_offsets_counts_its_rows():
+    frame = frame_of([(0, 5_000), (0, 6_000), (0, 6_000), (0, 5_500), (0, 7_000)]).drop("offset", "partition")
+    assert [step[1] for step in steps_of(load(frame), "north")] == [0, 1, 4]
+
+
+def test_null_and_nan_are_missing():
+    frame = frame_of([(0, 0), (0, 1_000), (0, 2_000)]).with_columns(place=pl.Series([None, float("nan"), 2.0]))
+    np.testing.assert_array_equal(load(frame).values[:, 1], [np.nan, np.nan, 2.0])
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(features=("sensor", "place"), targets=("place",), cadence_s=CADENCE_US / 1e6)
+
+
+def test_the_history_is_read_at_the_version_asked_for(tmp_path: Path, settings: Settings):
+    history = History(tmp_path / "history", settings.features)
+    history.create()
+    stream = [(0, 0), (1, 500), (0, 1_000), (0, 1_000), (1, 1_500)]
+    history.append(frame_of(stream[:3]), {0: 3, 1: 3}, "readings")
+    version = history.version
+    history.append(frame_of(stream), {0: 5, 1: 5}, "readings")
+    assert load_sequences(history, settings, version).offset.tolist() == [0, 2, 1]
+    assert load_sequences(history, settings).offset.tolist() == [0, 2, 1, 4]
+
+
+def test_an_empty_history_and_a_feature_it_lacks_are_named(tmp_path: Path, settings: Settings):
+    history = History(tmp_path / "history", ["sensor"])
+    history.create()
+    with pytest.raises(HistoryError, match=r"has no feature place; it has sensor"):
+        load_sequences(history, settings)
+    with pytest.raises(HistoryError, match="holds no readings yet"):
+        load_sequences(history, Settings(features=("sensor",), targets=("sensor",)))
+
+
+LOAD_AND_MEASURE = """
+import re, sys
+from pathlib import Path
+from pipeline.history import History
+from pipeline.settings import Settings
+from pipeline.windows import load_sequences
+
+def peak_bytes():  # of this process alone; getrusage would count the parent's before the exec
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+settings = Settings(features=("a", "b", "c"), targets=("a",))
+before = peak_bytes()
+steps = len(load_sequences(History(Path(sys.argv[1]), settings.features), settings))
+print(steps, peak_bytes() - before)
+"""
+
+
+def test_memory_stays_in_proportion_to_the_readings(tmp_path: Path):
+    """The bound is 140 bytes a reading, so that 10 million stay under 1.5 GB; the sequences alone take 54."""
+    readings, sensors = 2_000_000, 200
+    number = np.arange(readings)
+    frame = pl.DataFrame(
+        {
+            "sensor_id": pl.Series(number % sensors).cast(pl.String),
+            "timestamp": number // sensors * 3_600_000_000,
+            **{name: np.random.default_rng(0).normal(size=readings) for name in "abc"},
+            "partition": np.zeros(readings, np.int32),
+            "offset": number,
+        }
+    )
+    history = History(tmp_path / "history", ["a", "b", "c"])
+    history.create()
+    for start in range(0, readings, 500_000):
+        history.append(frame[start : start + 500_000], {0: start + 500_000}, "readings")
+    command = [sys.executable, "-c", LOAD_AND_MEASURE, str(history.path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    steps, peak_bytes = map(int, found.stdout.split())
+    assert steps == readings
+    assert peak_bytes < 100_000_000 + 140 * readings
