@@ -192,6 +192,11 @@ class Forecast(msgspec.Struct, frozen=True):
     state: StateAge
 
 
+def quantile_key(level: float) -> str:
+    """The name of a quantile level in a forecast: ``"0.1"``."""
+    return repr(float(level))
+
+
 decode_forecast = msgspec.json.Decoder(Forecast).decode
 
 FORECAST_TYPE: Final = "streamgru.forecast.v1"
