@@ -14,6 +14,7 @@
     │   ├── ModelMissing         no such version or alias
     │   └── ModelUnfit           the artefact is damaged, or made for other features, horizon or quantiles
     ├── StateError               a state record cannot be read, or was made by another model
+    ├── Busy                     another process is at the same work, which only one may do at a time
     └── Fenced                   a successor has taken over this forecaster's work; it must stop
 
 The command line prints ``str(error)`` and exits with ``error.exit_code``; a message says what happened, where, and what
@@ -79,6 +80,10 @@ class ModelUnfit(RegistryError):
 
 class StateError(StreamgruError):
     """A state record cannot be read, or was made by another model."""
+
+
+class Busy(StreamgruError):
+    """Another process is at the same work, which only one may do at a time."""
 
 
 class Fenced(StreamgruError):

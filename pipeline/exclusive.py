@@ -1,0 +1,24 @@
+"""One process at a time: a lock on a file, which the kernel lets go of when its holder ends, also by kill -9."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import Busy
+
+
+@contextmanager
+def exclusive(path: Path, taken: str) -> Iterator[None]:
+    """Hold the lock ``path`` for the block. It holds on this machine only.
+
+    Raises:
+        Busy: it is held; the message begins with ``taken`` and goes on with what to do.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"{taken}; run this again when that has ended (it holds {path})") from None
+        yield
