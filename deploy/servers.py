@@ -1,15 +1,23 @@
 """The MLflow and the Prefect server of the local stack."""
 
 import http.client
+import sqlite3
 import sys
+import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.service import HOST, Launch, Report
+from deploy.service import HOST, Launch, Report, folder_refused
 from pipeline.errors import StackError
 from pipeline.settings import Settings
 
 ANSWER_TIMEOUT_S = 3.0
+COMMON_ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    # `python -m` would look for modules in the current folder first, and a folder there may well be called `model`.
+    "PYTHONSAFEPATH": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -39,19 +47,19 @@ class MLflowServer:
 
     def prepare(self, report: Report) -> Launch:
         """Make the data folder; the server makes its database itself."""
-        _make_folder(self.name, self.data)
+        database = self.data / "mlflow.db"
+        _check_data(self.name, database)
         command = (
             *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(self.port)),
-            *("--backend-store-uri", f"sqlite:///{self.data / 'mlflow.db'}"),
+            *("--backend-store-uri", f"sqlite:///{database}"),
             *("--serve-artifacts", "--artifacts-destination", str(self.data / "artifacts")),
             # Each worker loads the whole server, 15 s of a core; one serves a machine's few users.
             *("--workers", "1"),
         )
-        environment = {
+        environment = COMMON_ENVIRONMENT | {
             "MLFLOW_DISABLE_TELEMETRY": "true",
             # Its queue of evaluation jobs would be three more processes that nothing here uses.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "DO_NOT_TRACK": "true",
         }
         return Launch(command, environment)
 
@@ -87,14 +95,13 @@ class PrefectServer:
 
     def prepare(self, report: Report) -> Launch:
         """Make the data folder; the server makes its database itself."""
-        _make_folder(self.name, self.data)
+        _check_data(self.name, self.data / "prefect.db")
         command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(self.port))
-        environment = {
+        environment = COMMON_ENVIRONMENT | {
             "PREFECT_HOME": str(self.data),
             # Also where the pages look for the API.
             "PREFECT_API_URL": self.address(self.port),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "true",
         }
         return Launch(command, environment)
 
@@ -103,13 +110,23 @@ class PrefectServer:
         return _is_ok(self.port, "/api/health")
 
 
-def _make_folder(name: str, folder: Path) -> None:
+def _check_data(name: str, database: Path) -> None:
+    """Make the data folder, and look into the database if there is one: the server would end in a page of traces."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        # As the server will: a folder that is there may still refuse the database's journal.
+        tempfile.TemporaryFile(dir=database.parent).close()
     except OSError as error:
+        raise folder_refused(name, database.parent, error) from error
+    if not database.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.DatabaseError as error:
         raise StackError(
-            f"{name}'s data folder {folder} cannot be written: {error.strerror}. Make it writable, or choose another "
-            "folder with STREAMGRU_HOME."
+            f"{name}'s database {database} cannot be read: {error}. Put a sound copy in its place, or move it away to "
+            "start with an empty one."
         ) from error
 
 

@@ -1,14 +1,20 @@
 """What the stack asks of each of its services."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.errors import StackError
+
 HOST = "127.0.0.1"
 
-Report = Callable[[str, str], None]
-"""Told (service, what it is doing) whenever that changes; may be called from several threads."""
+
+class Report(Protocol):
+    """Told what a service is doing whenever that changes; called from several threads."""
+
+    def __call__(self, service: str, doing: str, *, done: bool = False) -> None:
+        """``done`` says that this is the last word about the service."""
 
 
 @dataclass(frozen=True)
@@ -42,3 +48,11 @@ class Service(Protocol):
 
     def answers(self) -> bool:
         """Whether it serves requests by now."""
+
+
+def folder_refused(name: str, folder: Path, error: OSError) -> StackError:
+    """The error of a service whose folder cannot be made or written."""
+    return StackError(
+        f"{name} cannot keep its data in {folder}: {error.strerror or error}. Make it a writable folder, or choose "
+        "another one with STREAMGRU_HOME."
+    )

@@ -6,16 +6,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import psutil
 
 from deploy.broker import Broker
 from deploy.processes import DetachedProcess
 from deploy.servers import MLflowServer, PrefectServer
-from deploy.service import HOST, Report, Service
+from deploy.service import HOST, Report, Service, folder_refused
 from pipeline.errors import StackError
 from pipeline.settings import Settings
 
@@ -27,15 +29,24 @@ POLL_S = 0.1
 FOREIGN_VARIABLES = ("MLFLOW_", "PREFECT_")
 
 
+def _say_nothing(service: str, doing: str, *, done: bool = False) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class ServiceStatus:
-    """How one service stands: ``pid`` is None where no process of ours is alive, ``up`` says that it answers."""
+    """How one service stands; ``pid`` is None where no process of ours is alive."""
 
     name: str
+    state: Literal["up", "not answering", "on another port", "down"]
     address: str
     pid: int | None
-    up: bool
-    log: str
+    log: Path
+
+    @property
+    def up(self) -> bool:
+        """Whether clients that go by the settings are answered."""
+        return self.state == "up"
 
 
 class Stack:
@@ -47,7 +58,7 @@ class Stack:
         self._services = {service.name: service for service in services}
         self._processes = {name: DetachedProcess(name, self._home) for name in self._services}
 
-    def up(self, services: Sequence[str] = SERVICES, report: Report = lambda service, doing: None) -> None:
+    def up(self, services: Sequence[str] = SERVICES, report: Report = _say_nothing) -> None:
         """Start what does not run yet, all at once, and return when everything answers.
 
         What one service's failure leaves running is the others; what has not come up is stopped again.
@@ -63,14 +74,9 @@ class Stack:
             except BaseException:
                 cancelled.set()
                 raise
-        failures = [error for start in starts if (error := start.exception()) is not None]
-        for error in failures:
-            if not isinstance(error, StackError):
-                raise error
-        if failures:
-            raise StackError("\n".join(str(error) for error in failures))
+        _raise_together(starts)
 
-    def down(self, services: Sequence[str] = SERVICES, report: Report = lambda service, doing: None) -> None:
+    def down(self, services: Sequence[str] = SERVICES, report: Report = _say_nothing) -> None:
         """Stop the services and all their workers, and nothing else; what does not run is left as it is.
 
         Raises:
@@ -78,9 +84,7 @@ class Stack:
         """
         with ThreadPoolExecutor(len(services), thread_name_prefix="stack") as pool:
             stops = [pool.submit(self._take_down, name, report) for name in services]
-        failures = [error for stop in stops if (error := stop.exception()) is not None]
-        if failures:
-            raise StackError("\n".join(str(error) for error in failures)) from failures[0]
+        _raise_together(stops)
 
     def status(self) -> list[ServiceStatus]:
         """How each service stands, in the order kafka, mlflow, prefect."""
@@ -90,11 +94,12 @@ class Stack:
     def _status(self, service: Service) -> ServiceStatus:
         process = self._processes[service.name]
         record = process.running()
-        port = service.port if record is None else record.port
-        up = record is not None and record.port == service.port and service.answers()
-        return ServiceStatus(
-            service.name, service.address(port), record.pid if record else None, up, str(process.log_path)
-        )
+        if record is None:
+            return ServiceStatus(service.name, "down", service.address(service.port), None, process.log_path)
+        state: Literal["up", "not answering", "on another port"] = "on another port"
+        if record.port == service.port:
+            state = "up" if service.answers() else "not answering"
+        return ServiceStatus(service.name, state, service.address(record.port), record.pid, process.log_path)
 
     def _bring_up(self, service: Service, report: Report, cancelled: threading.Event) -> None:
         process = self._processes[service.name]
@@ -120,7 +125,7 @@ class Stack:
                 if record is None:
                     process.stop()
                 raise
-            report(service.name, f"up at {service.address(service.port)}")
+            report(service.name, f"up at {service.address(service.port)}", done=True)
 
     def _await_answer(self, service: Service, process: DetachedProcess, cancelled: threading.Event) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -146,7 +151,7 @@ class Stack:
     def _take_down(self, name: str, report: Report) -> None:
         with self._alone_with(self._services[name], report):
             report(name, "stopping")
-            report(name, "stopped" if self._processes[name].stop() else "was not running")
+            report(name, "stopped" if self._processes[name].stop() else "was not running", done=True)
 
     @contextmanager
     def _alone_with(self, service: Service, report: Report) -> Iterator[None]:
@@ -156,10 +161,7 @@ class Stack:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.open("w")
         except OSError as error:
-            raise StackError(
-                f"{service.name} needs the folder {self._home}, which cannot be written: {error.strerror}. Make it "
-                "writable, or choose another folder with STREAMGRU_HOME."
-            ) from error
+            raise folder_refused(service.name, self._home, error) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,6 +169,16 @@ class Stack:
                 report(service.name, "waiting for another command that starts or stops it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _raise_together(futures: Sequence[Future[None]]) -> None:
+    """Raise one error that tells all that went wrong; our own bugs as they are."""
+    failures = [error for future in futures if (error := future.exception()) is not None]
+    for error in failures:
+        if not isinstance(error, StackError):
+            raise error
+    if failures:
+        raise StackError("\n".join(str(error) for error in failures)) from failures[0]
 
 
 def _require_free(service: Service) -> None:

@@ -1,0 +1,98 @@
+"""``streamgru up``, ``status`` and ``down``: the local stack."""
+
+import re
+import threading
+from types import TracebackType
+from typing import Self
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from deploy.context import Context
+from deploy.stack import SERVICES, ServiceStatus, Stack
+
+chosen_services = click.argument("services", nargs=-1, type=click.Choice(SERVICES), metavar="[SERVICE]...")
+
+
+@click.command()
+@chosen_services
+@click.pass_obj
+def up(context: Context, services: tuple[str, ...]) -> None:
+    """Start Kafka, MLflow and Prefect on this machine and wait until they answer.
+
+    What runs already is left alone. Name one or several of kafka, mlflow and prefect to start only these. The first
+    start downloads Apache Kafka (60 MB).
+    """
+    stack = Stack(context.settings)
+    with ServiceProgress() as progress:
+        stack.up(services or SERVICES, progress.report)
+
+
+@click.command()
+@click.pass_obj
+def status(context: Context) -> None:
+    """Show each service with its address; the exit code is 1 unless all are up."""
+    statuses = Stack(context.settings).status()
+    click.echo(_table(statuses))
+    if not all(service.up for service in statuses):
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@chosen_services
+@click.pass_obj
+def down(context: Context, services: tuple[str, ...]) -> None:
+    """Stop Kafka, MLflow and Prefect as `streamgru up` started them, and nothing else. The data stays.
+
+    Name one or several of kafka, mlflow and prefect to stop only these.
+    """
+    stack = Stack(context.settings)
+    with ServiceProgress() as progress:
+        stack.down(services or SERVICES, progress.report)
+
+
+class ServiceProgress:
+    """What each service is doing: one line each that changes in a terminal, one line per change anywhere else."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._progress = Progress(
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.fields[service]:<8}{task.description}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._last: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def report(self, service: str, doing: str, *, done: bool = False) -> None:
+        """Show that ``service`` is ``doing`` something now."""
+        with self._lock:
+            if self._console.is_terminal:
+                if service not in self._tasks:
+                    self._tasks[service] = self._progress.add_task(doing, total=1, service=service)
+                self._progress.update(self._tasks[service], description=doing, completed=int(done))
+            elif self._last.get(service) != (kind := re.sub(r"\d+", "", doing)):
+                self._last[service] = kind  # a count that goes up is one line, not one for each number
+                click.echo(f"{service:<8}{doing}")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+
+def _table(statuses: list[ServiceStatus]) -> str:
+    rows = [("SERVICE", "STATE", "ADDRESS", "PROCESS", "LOG")]
+    rows += [
+        (status.name, status.state, status.address, str(status.pid or "-"), str(status.log)) for status in statuses
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

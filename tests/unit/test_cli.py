@@ -1,0 +1,155 @@
+"""The command line: what every command shares."""
+
+import importlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from deploy import cli
+from deploy.context import Context
+from pipeline.errors import Fenced, SettingsError
+from pipeline.settings import Settings
+
+SLOW_IMPORTS = ("torch", "mlflow", "prefect", "polars", "deltalake", "kafka", "pydantic")
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root, before = logging.getLogger(), list(logging.getLogger().handlers)
+    levels = {name: logging.getLogger(name).level for name in (None, "streamgru", "kafka")}
+    yield
+    root.handlers[:] = before
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> list[Context]:
+    """A command `probe` that records what it is handed and does what ``PROBE`` says."""
+    seen: list[Context] = []
+
+    @click.command()
+    @click.argument("outcome", default="ends well")
+    @click.pass_obj
+    def probe(context: Context, outcome: str) -> None:
+        seen.append(context)
+        if outcome == "fenced":
+            raise Fenced("a successor has taken over; start it anew")
+        if outcome == "interrupted":
+            raise KeyboardInterrupt
+        if outcome == "exits":
+            click.get_current_context().exit(7)
+        if outcome == "settings":
+            assert context.settings
+
+    monkeypatch.setattr(cli, "probe", probe, raising=False)
+    monkeypatch.setitem(cli.COMMANDS, "probe", cli.LazyCommand("deploy.cli", "probe", "Probe."))
+    return seen
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = f"""
+import sys
+from deploy.cli import main
+try:
+    main(["--help"])
+except SystemExit as stopped:
+    assert stopped.code == 0
+slow = [name for name in {SLOW_IMPORTS!r} if name in sys.modules]
+assert not slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, entry in cli.COMMANDS.items():
+        assert f"  {name} " in done.stdout
+        assert entry.help in done.stdout
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_listed_exists_under_its_name(name: str) -> None:
+    entry = cli.COMMANDS[name]
+    command = getattr(importlib.import_module(entry.module), entry.attribute)
+    assert isinstance(command, click.Command)
+    assert command.name == name
+    assert command.help
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["--frobnicate"], ["status", "--frobnicate"], ["up", "redis"]])
+def test_wrong_usage_exits_2_and_says_what_was_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert arguments[-1] in error
+    assert "Traceback" not in error
+
+
+def test_an_error_is_one_plain_message_on_stderr(probe: list[Context], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("probe", "fenced") == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: a successor has taken over; start it anew\n"
+    assert captured.out == ""
+
+
+def test_the_exit_code_is_the_command_s(probe: list[Context]) -> None:
+    assert run("probe") == 0
+    assert run("probe", "exits") == 7
+    assert run("probe", "interrupted") == 130
+
+
+def test_the_settings_file_holds_for_the_command_and_for_processes_it_starts(
+    probe: list[Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my.toml").write_text("horizon_steps = 7\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STREAMGRU_SETTINGS", "replaced for the length of this test")
+    assert run("--settings", "my.toml", "probe") == 0
+    assert probe[0].settings.horizon_steps == 7
+    assert os.environ["STREAMGRU_SETTINGS"] == str(tmp_path / "my.toml")
+
+
+def test_settings_that_are_not_valid_name_file_field_and_reason(
+    probe: list[Context], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREAMGRU_SETTINGS", "replaced for the length of this test")
+    file = tmp_path / "my.toml"
+    file.write_text("horizon_steps = 0\nhorizont = 3\n[stack]\nkafka_port = 70000\n")
+    assert run("--settings", str(file), "probe", "settings") == SettingsError.exit_code
+    error = capsys.readouterr().err
+    for part in (str(file), "horizon_steps", "horizont", "stack.kafka_port", "65535"):
+        assert part in error
+    assert "mlflow_tracking_uri" not in error  # only follows from the wrong port
+
+
+def test_a_settings_file_that_is_missing_is_named(probe: list[Context], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--settings", "/nowhere/my.toml", "probe", "settings") == SettingsError.exit_code
+    assert "/nowhere/my.toml" in capsys.readouterr().err
+
+
+def test_addresses_follow_the_stack_s_ports_unless_they_are_set() -> None:
+    stack = {"kafka_port": 1001, "mlflow_port": 1002, "prefect_port": 1003}
+    derived = Settings(stack=stack, kafka={"partitions": 3})
+    assert derived.kafka.bootstrap_servers == "127.0.0.1:1001"
+    assert derived.mlflow_tracking_uri == "http://127.0.0.1:1002"
+    assert derived.prefect_api_url == "http://127.0.0.1:1003/api"
+    given = Settings(
+        stack=stack,
+        kafka={"bootstrap_servers": "broker:9092"},
+        mlflow_tracking_uri="https://mlflow",
+        prefect_api_url="https://prefect/api",
+    )
+    assert given.kafka.bootstrap_servers == "broker:9092"
+    assert given.mlflow_tracking_uri == "https://mlflow"
+    assert given.prefect_api_url == "https://prefect/api"
+    assert Settings(**given.model_dump()) == given
