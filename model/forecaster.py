@@ -65,6 +65,24 @@ class Forecaster(nn.Module):
             for target, feature in enumerate(config.target_indices):
                 skip[target, config.median_index, :, feature * INPUTS_PER_FEATURE] = fading
 
+    def adopt(self, initial: "Forecaster") -> None:
+        """Takes over the weights of a model of the same shape; sensors are matched by name, new ones begin unknown.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        mine, theirs = self.state_dict(), initial.state_dict()
+        rows = initial.sensor_rows(self.config.sensors)
+        theirs["embedding.weight"] = theirs["embedding.weight"][[UNKNOWN_SENSOR, *rows.tolist()]]
+        differing = sorted(
+            name
+            for name in mine.keys() | theirs.keys()
+            if name not in mine or name not in theirs or mine[name].shape != theirs[name].shape
+        )
+        if differing:
+            raise ValueError(f"the model to begin from has another shape; {', '.join(differing)} differ")
+        self.load_state_dict(theirs)
+
     def normaliser(self) -> Normaliser:
         """The normaliser that belongs to these weights."""
         return Normaliser(self.config, self.spread)
@@ -107,7 +125,7 @@ class Forecaster(nn.Module):
         if self.skip is not None:
             raw = raw + self.skip(torch.cat([x, past], dim=-1))
         config = self.config
-        raw = raw.unflatten(-1, (config.target_count, len(config.quantiles), config.horizon_steps))
+        raw = raw.view(*raw.shape[:-1], config.target_count, len(config.quantiles), config.horizon_steps)
         m = config.median_index
         median = raw[..., m : m + 1, :]
         steps = F.softplus(raw)

@@ -1,0 +1,234 @@
+"""How training walks through a data set: lanes of contiguous time, a chunk of steps at a time, a label at every step.
+
+Letters: B lanes, T steps of a chunk, D inputs of a step, K targets, h horizon steps.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .forecaster import UNKNOWN_SENSOR, Forecaster
+from .inputs import SMALLEST_SCALE, Prepared, input_size, past_size
+from .sequences import Sequences
+
+# Long enough to hold weeks of carried state, short enough that a few months of one sensor make several lanes.
+LANE_STEPS: Final = 1_152
+# Newborn sensors (see ``LanePool``) are this part of all steps walked.
+_NEWBORN_PART: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A stretch of one sensor's steps, to be walked with one carried state from zeros."""
+
+    prepared: Prepared
+    lo: int
+    hi: int
+    row: int  # of the sensor's embedding
+    loss_from: int  # steps before it only warm the state
+    until_us: int  # labels from then on do not exist for this lane
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next T steps of B lanes; lanes that have ended are padded, with no label valid."""
+
+    x: Tensor  # (B, T, D)
+    past: Tensor  # (B, T, K·(R+P))
+    rows: Tensor  # (B,)
+    labels: Tensor  # (B, T, K, h) less the level, in scales; 0 where not valid
+    valid: Tensor  # (B, T, K, h) float, 1 where there is a label
+    steps: int  # sensor steps that are not padding
+
+    def to(self, device: torch.device) -> "Chunk":
+        """The chunk on a device."""
+        return Chunk(
+            self.x.to(device, non_blocking=True),
+            self.past.to(device, non_blocking=True),
+            self.rows.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.valid.to(device, non_blocking=True),
+            self.steps,
+        )
+
+
+def chunks(lanes: list[Lane], steps: int) -> Iterator[Chunk]:
+    """Walks B lanes side by side, ``steps`` at a time; the caller carries the state from one chunk to the next."""
+    longest = max(lane.hi - lane.lo for lane in lanes)
+    for begin in range(0, longest, steps):
+        yield _chunk(lanes, begin, min(steps, longest - begin))
+
+
+def _chunk(lanes: list[Lane], begin: int, T: int) -> Chunk:
+    B = len(lanes)
+    config = lanes[0].prepared.past.config
+    x = np.zeros((B, T, input_size(config)), np.float32)
+    past = np.zeros((B, T, past_size(config)), np.float32)
+    labels = np.full((B, T, config.target_count, config.horizon_steps), np.nan, np.float32)
+    within = begin + np.arange(T)
+    steps = 0
+    for prepared in {id(lane.prepared): lane.prepared for lane in lanes}.values():
+        index = np.array([lane.lo if lane.prepared is prepared else -1 for lane in lanes])[:, None] + within
+        ends = np.array([lane.hi if lane.prepared is prepared else -1 for lane in lanes])[:, None]
+        taken = index < ends
+        x[taken] = prepared.x[index[taken]]
+        past[taken] = prepared.past_inputs(index[taken])
+        steps += int(taken.sum())
+    for row, lane in enumerate(lanes):
+        lo, hi = max(lane.lo + begin, lane.loss_from), min(lane.lo + begin + T, lane.hi)
+        if lo < hi:
+            at = lo - lane.lo - begin
+            labels[row, at : at + hi - lo] = scaled_labels(lane.prepared, lo, hi, lane.until_us)
+    valid = ~np.isnan(labels)
+    return Chunk(
+        torch.from_numpy(x),
+        torch.from_numpy(past),
+        torch.tensor([lane.row for lane in lanes]),
+        torch.from_numpy(np.where(valid, labels, np.float32(0.0))),
+        torch.from_numpy(valid.astype(np.float32)),
+        steps,
+    )
+
+
+def scaled_labels(prepared: Prepared, lo: int, hi: int, until_us: int) -> NDArray[np.float64]:
+    """(hi-lo, K, h): what came true, less the level and in scales of the step of the forecast; NaN where none did."""
+    config = prepared.past.config
+    sequences = prepared.sequences
+    columns = list(config.target_indices)
+    h = config.horizon_steps
+    if _is_regular(sequences, lo, hi + h, until_us):
+        labels = sliding_window_view(sequences.values[lo + 1 : hi + h, columns], h, axis=0)
+    else:
+        labels = sequences.labels(lo, hi, np.arange(1, h + 1), columns, until_us)
+    scale = prepared.scale[lo:hi]
+    unit = np.where(scale > SMALLEST_SCALE, scale, np.nan)  # a sensor that has been constant has nothing to learn from
+    return (labels - prepared.level[lo:hi, :, None]) / unit[:, :, None]
+
+
+def _is_regular(sequences: Sequences, lo: int, hi: int, until_us: int) -> bool:
+    """Whether steps ``lo`` to ``hi`` are one sensor's, all readings, each a cadence after the one before."""
+    sensor = int(np.searchsorted(sequences.starts, lo, side="right")) - 1
+    if hi > sequences.starts[sensor + 1] or sequences.timestamp_us[hi - 1] >= until_us:
+        return False
+    if not sequences.observed[lo:hi].all():
+        return False
+    return bool((np.diff(sequences.timestamp_us[lo:hi]) == sequences.cadence_us).all())
+
+
+class LanePool:
+    """Deals out the training part of a data set in lanes, anew and at another offset with every pass.
+
+    A tenth of the lanes are *newborn*: stretches taken as if nothing had come before them, normaliser included, of a
+    sensor nobody knows. From them the model learns to serve new sensors and states that were reset.
+    """
+
+    def __init__(self, forecaster: Forecaster, prepared: Prepared, train_end_us: int, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._prepared = prepared
+        self._until_us = train_end_us
+        self._rows = forecaster.sensor_rows(prepared.sequences.sensors)
+        count = len(prepared.sequences.sensors)
+        self._spans = [prepared.sequences.span(sensor, None, train_end_us) for sensor in range(count)]
+        self.steps = sum(hi - lo for lo, hi in self._spans)
+        self._length = LANE_STEPS
+        self._newborn = self._newborns(forecaster)
+
+    def _newborns(self, forecaster: Forecaster) -> list[Lane]:
+        sequences = self._prepared.sequences
+        spans = [(lo, hi) for lo, hi in self._spans if hi - lo > 1]
+        wanted = max(1, round(_NEWBORN_PART * self.steps / self._length)) if spans else 0
+        weights = np.array([hi - lo for lo, hi in spans], np.float64)
+        index, starts = [np.empty(0, np.int64)], [0]
+        for chosen in self._rng.choice(len(spans), size=wanted, p=weights / weights.sum()) if wanted else []:
+            lo, hi = spans[chosen]
+            first = int(self._rng.integers(lo, max(lo + 1, hi - self._length)))
+            index.append(np.arange(first, min(first + self._length, hi)))
+            starts.append(starts[-1] + len(index[-1]))
+        newborn = _taken(sequences, np.concatenate(index), np.array(starts, np.int64))
+        prepared = forecaster.prepare(newborn)
+        return [Lane(prepared, lo, hi, UNKNOWN_SENSOR, lo, self._until_us) for lo, hi in itertools.pairwise(starts)]
+
+    def passes(self, batch: int, burn_in: int, unknown: float) -> Iterator[list[Lane]]:
+        """Groups of at most ``batch`` lanes, for ever; each pass over the data in another order and cut elsewhere.
+
+        ``burn_in`` steps of a lane only warm its state; a part ``unknown`` of the lanes hides which sensor it is.
+        """
+        while True:
+            lanes = list(self._newborn)
+            for (lo, hi), row in zip(self._spans, self._rows, strict=True):
+                cuts = np.arange(lo - int(self._rng.integers(self._length)), hi, self._length)
+                for cut in cuts:
+                    first, last = max(lo, int(cut)), min(hi, int(cut) + self._length)
+                    if last - first > burn_in:
+                        hidden = self._rng.random() < unknown
+                        lanes.append(
+                            Lane(
+                                self._prepared,
+                                first,
+                                last,
+                                UNKNOWN_SENSOR if hidden else int(row),
+                                first + burn_in,
+                                self._until_us,
+                            )
+                        )
+            if not lanes:
+                return
+            # Lanes of like length walk together, so that little is padded; which of them come first is chance.
+            order = sorted(self._rng.permutation(len(lanes)), key=lambda at: lanes[at].hi - lanes[at].lo < self._length)
+            groups = [[lanes[at] for at in order[at : at + batch]] for at in range(0, len(order), batch)]
+            for at in self._rng.permutation(len(groups)):
+                yield groups[at]
+
+    def windows(self, batch: int, steps: int) -> Iterator[list[Lane]]:
+        """Groups of ``batch`` windows drawn at random, for ever, each with a label at its last step only."""
+        spans = [(lo, hi, int(row)) for (lo, hi), row in zip(self._spans, self._rows, strict=True) if hi - lo > steps]
+        weights = np.array([hi - lo for lo, hi, _ in spans], np.float64)
+        while spans:
+            group = []
+            for chosen in self._rng.choice(len(spans), size=batch, p=weights / weights.sum()):
+                lo, hi, row = spans[chosen]
+                first = int(self._rng.integers(lo, hi - steps))
+                group.append(Lane(self._prepared, first, first + steps, row, first + steps - 1, self._until_us))
+            yield group
+
+
+def _taken(sequences: Sequences, index: NDArray[np.int64], starts: NDArray[np.int64]) -> Sequences:
+    """Stretches of steps as sensors of their own, each from a reset."""
+    reset = sequences.reset[index]
+    elapsed = sequences.elapsed[index]
+    firsts = starts[:-1][np.diff(starts) > 0]
+    reset[firsts], elapsed[firsts] = True, 0.0
+    return replace(
+        sequences,
+        sensors=tuple(str(number) for number in range(len(starts) - 1)),
+        starts=starts,
+        timestamp_us=sequences.timestamp_us[index],
+        values=sequences.values[index],
+        elapsed=elapsed,
+        reset=reset,
+        observed=sequences.observed[index],
+        offset=sequences.offset[index],
+    )
+
+
+def evaluation_lanes(
+    forecaster: Forecaster, prepared: Prepared, start_us: int, end_us: int, most_steps: int
+) -> list[Lane]:
+    """Every sensor's steps from ``start_us`` up to ``end_us`` behind a run-up; fewer sensors if steps are too many."""
+    sequences = prepared.sequences
+    rows = forecaster.sensor_rows(sequences.sensors)
+    lanes = []
+    for sensor, row in enumerate(rows):
+        lo, hi = sequences.span(sensor, start_us, end_us)
+        if hi > lo:
+            begin = max(int(sequences.starts[sensor]), lo - 2 * forecaster.config.warmup_steps)
+            lanes.append(Lane(prepared, begin, hi, int(row), lo, end_us))
+    steps = sum(lane.hi - lane.lo for lane in lanes)
+    return lanes[:: max(1, -(-steps // most_steps))]

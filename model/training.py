@@ -1,0 +1,314 @@
+"""Training as the model is served: one pass along time with the state carried, and a loss at every step.
+
+Short windows from a zero state would never show the network the states it meets in a stream. Here lanes of contiguous
+time are walked chunk by chunk, the state carried and detached in between (truncated back-propagation through time),
+and every step forecasts the whole horizon (the forking sequences of Wen et al., 2017), so one pass supervises all of
+them. The plain recipe, windows and mean squared error, stays beside it as a preset to compare with.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .config import ModelConfig, Preset
+from .forecaster import Forecaster
+from .inputs import Prepared, fit_spread
+from .lanes import Chunk, Lane, LanePool, chunks, evaluation_lanes
+from .sequences import Sequences, Split
+
+LARGEST_GRADIENT: Final = 1.0  # norm that gradients are clipped to; recurrent ones explode now and then
+PLAIN_LEARNING_RATE: Final = 1e-3
+# Validation runs after every epoch: enough steps to choose by, few beside an epoch's.
+MOST_VALIDATION_STEPS: Final = 60_000
+VALIDATION_LANES: Final = 64
+VALIDATION_CHUNK_STEPS: Final = 96
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; the defaults are the recipe that the ablations favour."""
+
+    preset: Preset = "stateful"
+    hidden_size: int = 64
+    epochs: int = 20
+    budget_s: float = 900.0  # no epoch begins that would end past it, and the learning rate falls in time
+    seed: int = 0
+    device: str = "auto"  # auto is cuda where there is one, else cpu
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    dropout: float = 0.3
+    batch_lanes: int = 64
+    chunk_steps: int = 48  # steps that a gradient reaches back
+    updates_per_epoch: int = 64  # an epoch is a number of updates: what counts is how many there are
+    patience_epochs: int = 8
+    averaging: float = 0.98  # per update, of the averaged weights that are validated and kept
+    unknown_part: float = 0.1  # of the lanes whose sensor is hidden, so that unseen sensors are served
+    window_steps: int = 96  # of the plain preset's windows
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """How an epoch went; losses are mean pinball losses in scales (the plain preset trains on squared errors)."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    seconds: float  # since training began
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The model of the best epoch, and how it came about."""
+
+    forecaster: Forecaster
+    epochs: list[EpochReport]
+    device: str
+    sensor_steps_per_s: float
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device to train on: ``auto`` takes CUDA where there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {wanted} cannot be used here: {error}") from error
+    return device
+
+
+def train(
+    config: ModelConfig,
+    options: TrainingOptions,
+    sequences: Sequences,
+    split: Split,
+    *,
+    initial: Forecaster | None = None,
+    report: Callable[[EpochReport], None] | None = None,
+) -> TrainingResult:
+    """A forecaster trained on the steps before ``split.train_end_us``, its best epoch chosen on validation.
+
+    The weights of ``initial``, a model of the same shape, are where training begins; by default they are random. Runs
+    of equal arguments repeat bit for bit on a CPU with the same number of threads, unless the budget cuts them short.
+
+    Raises:
+        ValueError: the training or validation part has no steps to learn from, or ``initial`` has another shape.
+    """
+    began = time.monotonic()
+    config = replace(config, preset=options.preset, hidden_size=options.hidden_size, sensors=sequences.sensors)
+    device = choose_device(options.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(options.seed)
+        forecaster = Forecaster(config, dropout=options.dropout if options.preset == "stateful" else 0.0)
+        if initial is None:
+            spread = fit_spread(config, sequences, split.train_end_us)
+            forecaster.scale_spread.copy_(torch.from_numpy(spread))
+        else:
+            forecaster.adopt(initial)
+        run = _Run(forecaster.to(device), options, forecaster.prepare(sequences), split, device)
+        epochs = run.train(began, report)
+    if options.preset == "plain":
+        _fit_intervals(run.best, run.validation)
+    return TrainingResult(run.best.cpu().eval(), epochs, str(device), run.sensor_steps / max(run.seconds, 1e-9))
+
+
+class _Run:
+    """One training from first to last epoch."""
+
+    def __init__(
+        self, forecaster: Forecaster, options: TrainingOptions, prepared: Prepared, split: Split, device: torch.device
+    ) -> None:
+        self.best = copy.deepcopy(forecaster)
+        self.sensor_steps = 0
+        self.seconds = 0.0
+        self._forecaster = forecaster
+        self._averaged = copy.deepcopy(forecaster).requires_grad_(False).eval()
+        self._options = options
+        self._device = device
+        pool = LanePool(forecaster, prepared, split.train_end_us, np.random.default_rng(options.seed))
+        self._chunks = self._walk(pool)
+        self.validation = evaluation_lanes(
+            forecaster, prepared, split.train_end_us, split.validation_end_us, MOST_VALIDATION_STEPS
+        )
+        if not self.validation:
+            raise ValueError("the validation part has no readings: training could not tell when it is done")
+        self._optimiser = torch.optim.AdamW(
+            forecaster.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        self._updates = 0
+
+    def train(self, began: float, report: Callable[[EpochReport], None] | None) -> list[EpochReport]:
+        """Trains until the epochs, the budget or the patience are used up; ``best`` is then the model to keep."""
+        options = self._options
+        reports: list[EpochReport] = []
+        best_loss, planned = float("inf"), options.epochs
+        while len(reports) < planned and _epochs_since_best(reports) < options.patience_epochs:
+            started = time.monotonic()
+            train_loss = self._epoch(planned * options.updates_per_epoch)
+            self.seconds += time.monotonic() - started
+            validation_loss = pinball_of(self._averaged, self.validation, self._device)
+            if validation_loss < best_loss:
+                best_loss = validation_loss
+                self.best.load_state_dict(self._averaged.state_dict())
+            now = time.monotonic()
+            rate = self._optimiser.param_groups[0]["lr"]
+            reports.append(EpochReport(len(reports) + 1, train_loss, validation_loss, now - began, rate))
+            if report is not None:
+                report(reports[-1])
+            # What an epoch takes is known now: plan for as many as the budget holds, so that the rate can fall in time.
+            affordable = len(reports) + int((began + options.budget_s - now) / (now - started))
+            planned = min(planned, max(affordable, len(reports)))
+        if best_loss == float("inf"):
+            raise ValueError(
+                "training did not lead to a finite loss on the validation part; are its targets all missing?"
+            )
+        return reports
+
+    def _walk(self, pool: LanePool) -> Iterator[tuple[Chunk, bool]]:
+        """Chunks to step through, for ever, and whether each begins from a zero state."""
+        options = self._options
+        if options.preset == "plain":
+            for windows in pool.windows(options.batch_lanes, options.window_steps):
+                for chunk in chunks(windows, options.window_steps):
+                    yield chunk, True
+            raise ValueError(f"no sensor has more than {options.window_steps} steps before the validation part")
+        for lanes in pool.passes(options.batch_lanes, options.chunk_steps, options.unknown_part):
+            for number, chunk in enumerate(chunks(lanes, options.chunk_steps)):
+                yield chunk, number == 0
+        raise ValueError(f"no sensor has more than {options.chunk_steps} steps before the validation part")
+
+    def _epoch(self, planned_updates: int) -> float:
+        """The mean loss of an epoch's updates."""
+        self._forecaster.train()
+        total = 0.0
+        updates = 0
+        while updates < self._options.updates_per_epoch:
+            chunk, fresh = next(self._chunks)
+            loss = self._update(chunk.to(self._device), fresh, self._updates / planned_updates)
+            self.sensor_steps += chunk.steps
+            if loss is not None:
+                total += loss
+                updates += 1
+                self._updates += 1
+        return total / updates
+
+    def _update(self, chunk: Chunk, fresh: bool, progress: float) -> float | None:
+        """Steps through a chunk and learns from it; no loss is returned for one without labels."""
+        forecaster, options = self._forecaster, self._options
+        if fresh:
+            self._hidden = forecaster.gru.zeros(len(chunk.rows))
+        if not chunk.valid.any():
+            with torch.no_grad():
+                _, self._hidden = forecaster.unroll(chunk.x, chunk.past, chunk.rows, self._hidden)
+            return None
+        predicted, hidden = forecaster.unroll(chunk.x, chunk.past, chunk.rows, self._hidden)
+        self._hidden = hidden.detach()
+        if options.preset == "plain":
+            loss = squared_error(predicted[..., forecaster.config.median_index, :], chunk)
+        else:
+            loss = pinball(predicted, chunk, forecaster.config)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if options.preset == "plain":
+            rate = PLAIN_LEARNING_RATE
+        else:
+            nn.utils.clip_grad_norm_(forecaster.parameters(), LARGEST_GRADIENT)
+            rate = options.learning_rate * max(0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0))), 1e-2)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+        self._average()
+        return loss.item()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # The mean of few weights at first, so that the random ones of the beginning are soon forgotten.
+        n = self._updates
+        keep = min(self._options.averaging, n / (n + 10.0)) if self._options.preset == "stateful" else 0.0
+        for mean, current in zip(self._averaged.parameters(), self._forecaster.parameters(), strict=True):
+            mean.lerp_(current, 1.0 - keep)
+
+
+def _epochs_since_best(reports: list[EpochReport]) -> int:
+    if not reports:
+        return 0
+    losses = [report.validation_loss for report in reports]
+    return len(losses) - 1 - losses.index(min(losses))
+
+
+def pinball(predicted: Tensor, chunk: Chunk, config: ModelConfig) -> Tensor:
+    """Mean pinball loss of quantiles (B, T, K, Q, h), in scales, over the labels that are valid."""
+    total = _pinball_sum(predicted, chunk, config)
+    return total / (chunk.valid.sum().clamp(min=1.0) * len(config.quantiles))
+
+
+def _pinball_sum(predicted: Tensor, chunk: Chunk, config: ModelConfig) -> Tensor:
+    levels = predicted.new_tensor(config.quantiles)[:, None]
+    error = chunk.labels[..., None, :] - predicted
+    return (torch.maximum(levels * error, (levels - 1.0) * error) * chunk.valid[..., None, :]).sum()
+
+
+def squared_error(median: Tensor, chunk: Chunk) -> Tensor:
+    """Mean squared error of point forecasts (B, T, K, h), in scales, over the labels that are valid."""
+    return ((chunk.labels - median).square() * chunk.valid).sum() / chunk.valid.sum().clamp(min=1.0)
+
+
+@torch.no_grad()
+def pinball_of(forecaster: Forecaster, lanes: list[Lane], device: torch.device) -> float:
+    """Mean pinball loss, in scales, with the state carried along each lane."""
+    total, count = 0.0, 0.0
+    for predicted, chunk in _forecasts_along(forecaster, lanes, device):
+        total += float(_pinball_sum(predicted, chunk, forecaster.config))
+        count += float(chunk.valid.sum()) * len(forecaster.config.quantiles)
+    return total / count if count else float("inf")
+
+
+def _forecasts_along(forecaster: Forecaster, lanes: list[Lane], device: torch.device) -> Iterator[tuple[Tensor, Chunk]]:
+    """Forecasts (B, T, K, Q, h) chunk by chunk of all lanes, a few lanes side by side."""
+    forecaster.eval()
+    for first in range(0, len(lanes), VALIDATION_LANES):
+        group = lanes[first : first + VALIDATION_LANES]
+        hidden = forecaster.gru.zeros(len(group))
+        for chunk in chunks(group, VALIDATION_CHUNK_STEPS):
+            there = chunk.to(device)
+            predicted, hidden = forecaster.unroll(there.x, there.past, there.rows, hidden)
+            yield predicted, there
+
+
+@torch.no_grad()
+def _fit_intervals(forecaster: Forecaster, lanes: list[Lane]) -> None:
+    """Second stage of the plain preset: intervals as wide as the residuals of its median on the validation part.
+
+    Squared errors teach a point forecast only. The other quantiles become constant distances from it, in scales, per
+    target and step of the horizon.
+    """
+    config = forecaster.config
+    K, Q, h = config.target_count, len(config.quantiles), config.horizon_steps
+    device = forecaster.gru.head.weight.device
+    residuals: list[NDArray[np.float32]] = []
+    for predicted, chunk in _forecasts_along(forecaster, lanes, device):
+        error = chunk.labels - predicted[..., config.median_index, :]
+        residuals.append(torch.where(chunk.valid > 0, error, torch.nan).flatten(0, 1).cpu().numpy())
+    offsets = np.nanquantile(np.concatenate(residuals), config.quantiles, axis=0).transpose(1, 0, 2)  # (K, Q, h)
+    gaps = np.maximum(np.diff(offsets, axis=1), 1e-4)
+    distance = np.ones((K, Q, h))
+    m = config.median_index
+    distance[:, :m], distance[:, m + 1 :] = gaps[:, :m], gaps[:, m:]
+    bias = torch.from_numpy(np.log(np.expm1(np.nan_to_num(distance, nan=1.0)))).float()
+    outer = torch.arange(Q) != m
+    forecaster.gru.head.weight.view(K, Q, h, -1)[:, outer] = 0.0
+    forecaster.gru.head.bias.view(K, Q, h)[:, outer] = bias[:, outer].to(device)
