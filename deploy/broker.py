@@ -77,9 +77,10 @@ class Broker:
             return False
         # Not the brokers of the settings, which may be others: those that this stack starts.
         local = self.settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=self.address(self.port))})
+        timeouts = {"bootstrap_timeout_ms": ANSWER_TIMEOUT_MS, "request_timeout_ms": ANSWER_TIMEOUT_MS}
         try:
             with (
-                closing(make_admin(local, request_timeout_ms=ANSWER_TIMEOUT_MS)) as admin,
+                closing(make_admin(local, **timeouts)) as admin,
                 translated("asking who it is", local),
             ):
                 return bool(admin.describe_cluster()["cluster_id"] == self._cluster_id())

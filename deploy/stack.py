@@ -68,8 +68,8 @@ class Stack:
         """
         cancelled = threading.Event()
         with ThreadPoolExecutor(len(services), thread_name_prefix="stack") as pool:
-            starts = [pool.submit(self._bring_up, self._services[name], report, cancelled) for name in services]
             try:
+                starts = [pool.submit(self._bring_up, self._services[name], report, cancelled) for name in services]
                 wait(starts)
             except BaseException:
                 cancelled.set()

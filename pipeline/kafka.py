@@ -116,7 +116,7 @@ def make_admin(settings: Settings, **overrides: Any) -> KafkaAdminClient:
     """
     options = {"client_id": "streamgru-admin"} | overrides
     with translated("connecting to look at the topics", settings):
-        return KafkaAdminClient(**_connection(settings.kafka), **options)
+        return KafkaAdminClient(**(_connection(settings.kafka) | options))
 
 
 def partition_count(client: KafkaConsumer | KafkaAdminClient, topic: str) -> int:
