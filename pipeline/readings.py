@@ -1,0 +1,95 @@
+"""Records of the readings topic turned into columns, one partition at a time.
+
+The columns keep the order of offsets. What is no reading goes beside them with its reason, nothing is dropped here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.messages import Reading, ReadingDecoder, Rejected
+
+Record = Any  # kafka.consumer.fetcher.ConsumerRecord; the client ships no types
+
+TRACEPARENT: Final = "traceparent"
+
+
+@dataclass(frozen=True)
+class Readings:
+    """n readings of one partition, in the order of their offsets."""
+
+    partition: int
+    keys: list[bytes]  # the sensor ids in UTF-8
+    sensors: list[str]
+    timestamp_us: NDArray[np.int64]  # (n,)
+    values: NDArray[np.float64]  # (n, F), NaN where missing
+    offsets: NDArray[np.int64]  # (n,)
+    traceparents: list[bytes | None] | None = None  # none of the readings has one: None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, mask: NDArray[np.bool_]) -> "Readings":
+        """Those where ``mask`` (n,) is true; itself where all are."""
+        if mask.all():
+            return self
+        chosen = np.flatnonzero(mask).tolist()
+        traceparents = self.traceparents
+        return Readings(
+            self.partition,
+            [self.keys[index] for index in chosen],
+            [self.sensors[index] for index in chosen],
+            self.timestamp_us[mask],
+            self.values[mask],
+            self.offsets[mask],
+            None if traceparents is None else [traceparents[index] for index in chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a run of records of one partition holds."""
+
+    readings: Readings
+    rejected: list[tuple[Record, Rejected]]
+    ignored_features: int  # in the readings, features that the settings do not name
+
+
+def decode_records(decoder: ReadingDecoder, features: int, partition: int, records: Sequence[Record]) -> Decoded:
+    """The readings in records of one partition, and what is none. ``features`` is how many the decoder picks (F)."""
+    decode = decoder.decode
+    rejected: list[tuple[Record, Rejected]] = []
+    found: list[Reading]
+    try:
+        found = [decode(record.key, record.value) for record in records]
+        good = records
+    except Rejected:
+        found, good = [], []
+        for record in records:
+            try:
+                found.append(decode(record.key, record.value))
+            except Rejected as reason:
+                rejected.append((record, reason))
+            else:
+                good.append(record)
+    count = len(found)
+    readings = Readings(
+        partition,
+        [record.key for record in good],
+        [reading.sensor_id for reading in found],
+        np.fromiter((reading.timestamp_us for reading in found), np.int64, count),
+        np.array([reading.values for reading in found], np.float64).reshape(count, features),
+        np.fromiter((record.offset for record in good), np.int64, count),
+        _traceparents(good),
+    )
+    return Decoded(readings, rejected, sum(reading.ignored for reading in found))
+
+
+def _traceparents(records: Sequence[Record]) -> list[bytes | None] | None:
+    if not any(record.headers for record in records):
+        return None
+    found = [next((value for name, value in record.headers or () if name == TRACEPARENT), None) for record in records]
+    return found if any(value is not None for value in found) else None

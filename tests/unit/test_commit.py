@@ -1,0 +1,183 @@
+"""The steps of a transaction, with a transport that fails where it is told to."""
+
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import kafka.errors as client_errors
+import pytest
+from kafka.structs import ConsumerGroupMetadata
+
+from pipeline.commit import Aborted, Committer, Records, Work
+from pipeline.errors import Fenced, KafkaError
+from pipeline.watchdog import Watchdog
+
+MEMBER = ConsumerGroupMetadata(group_id="g", generation_id=3, member_id="m", group_instance_id=None, state=None)
+STRANGER = ConsumerGroupMetadata(group_id="g", generation_id=-1, member_id="", group_instance_id=None, state=None)
+STEPS = ("begin", "append", "flush", "check", "send_offsets", "commit")
+
+
+class FakeTransport:
+    """Remembers what was asked of it; ``fail`` says what raises what."""
+
+    def __init__(self, fail: Mapping[str, Exception] | None = None) -> None:
+        self.calls: list[str] = []
+        self.fail = dict(fail or {})
+        self.hang: threading.Event | None = None
+
+    def _do(self, step: str) -> None:
+        self.calls.append(step)
+        if step in self.fail:
+            raise self.fail[step]
+
+    def begin(self) -> None:
+        self._do("begin")
+
+    def append(self, records: Records) -> None:
+        self._do("append")
+
+    def flush(self) -> None:
+        self._do("flush")
+
+    def check(self) -> None:
+        self._do("check")
+
+    def send_offsets(self, offsets: Mapping[int, int], membership: Any) -> None:
+        self._do("send_offsets")
+
+    def commit(self) -> None:
+        if self.hang is not None:
+            self.hang.wait()
+        self._do("commit")
+
+    def abort(self) -> None:
+        self._do("abort")
+
+    def close(self) -> None:
+        self._do("close")
+
+
+WORK = Work([Records("forecasts", 0, [b"a"], [b"1"])], {0: 1}, MEMBER)
+
+
+def committer(transport: FakeTransport, **options: Any) -> Committer:
+    made = Committer(lambda: transport, Watchdog(60), **options)
+    made.open()
+    return made
+
+
+def test_the_steps_come_in_their_order() -> None:
+    transport = FakeTransport()
+    committer(transport).commit(WORK)
+    assert transport.calls == list(STEPS)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        client_errors.KafkaTimeoutError("expired"),
+        client_errors.CommitFailedError("another generation"),
+        client_errors.OutOfOrderSequenceNumberError("sequence"),
+        KafkaError("a record is too large"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_failure_at_any_step_aborts_and_drops_the_producer(step: str, error: Exception) -> None:
+    transport = FakeTransport({step: error})
+    made = committer(transport)
+    with pytest.raises(Aborted, match=re.escape(str(error))):
+        made.commit(WORK)
+    assert transport.calls == [*STEPS[: STEPS.index(step) + 1], "abort", "close"]
+    assert not made.is_open
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_successor_of_the_same_name_ends_this_one(step: str) -> None:
+    transport = FakeTransport({step: client_errors.ProducerFencedError("fenced")})
+    with pytest.raises(Fenced, match="--instance"):
+        committer(transport).commit(WORK)
+    assert transport.calls[-2:] == ["abort", "close"]
+
+
+def test_being_fenced_is_recognised_inside_the_error_that_the_client_wraps_it_in() -> None:
+    fenced = client_errors.ProducerFencedError("fenced")
+    transport = FakeTransport({"append": client_errors.KafkaError("Cannot perform send", fenced)})
+    with pytest.raises(Fenced):
+        committer(transport).commit(WORK)
+
+
+def test_with_a_name_that_nobody_else_can_have_fenced_means_timed_out() -> None:
+    transport = FakeTransport({"flush": client_errors.ProducerFencedError("timed out")})
+    with pytest.raises(Aborted):
+        committer(transport, exclusive=True).commit(WORK)
+
+
+def test_group_metadata_of_no_member_is_refused_before_anything_is_sent() -> None:
+    transport = FakeTransport()
+    with pytest.raises(Aborted, match="not a member"):
+        committer(transport).commit(Work(WORK.records, WORK.offsets, STRANGER))
+    assert transport.calls == ["close"]
+
+
+def test_an_abort_that_fails_does_not_hide_why() -> None:
+    transport = FakeTransport(
+        {"flush": client_errors.KafkaTimeoutError("expired"), "abort": client_errors.KafkaError()}
+    )
+    with pytest.raises(Aborted, match="expired"):
+        committer(transport).commit(WORK)
+
+
+def test_a_bug_aborts_too_and_is_not_swallowed() -> None:
+    transport = FakeTransport({"append": AssertionError("bug")})
+    with pytest.raises(AssertionError, match="bug"):
+        committer(transport).commit(WORK)
+    assert transport.calls[-2:] == ["abort", "close"]
+
+
+def test_fault_points_are_passed_between_the_steps() -> None:
+    transport = FakeTransport()
+    committer(transport, reached=transport.calls.append).commit(WORK)
+    assert transport.calls == [
+        "begin",
+        "append",
+        "before-flush",
+        "flush",
+        "check",
+        "flushed",
+        "send_offsets",
+        "offsets-sent",
+        "commit",
+        "committed",
+    ]
+
+
+def test_a_commit_that_hangs_ends_the_process_with_a_message() -> None:
+    messages: list[str] = []
+    ended = threading.Event()
+
+    def end(message: str) -> None:
+        messages.append(message)
+        ended.set()
+
+    transport = FakeTransport()
+    transport.hang = threading.Event()
+    made = Committer(lambda: transport, Watchdog(0.05, end, check_interval_s=0.02))
+    made.open()
+    thread = threading.Thread(target=made.commit, args=(WORK,), daemon=True)
+    thread.start()
+    assert ended.wait(5)
+    transport.hang.set()
+    thread.join(5)
+    assert "a commit has not returned" in messages[0]
+
+
+def test_a_commit_in_time_leaves_the_process_alone() -> None:
+    ended = threading.Event()
+    watchdog = Watchdog(0.2, lambda message: ended.set(), check_interval_s=0.02)
+    for _ in range(5):
+        with watchdog.watching("a commit"):
+            assert not ended.wait(0.06)
+    assert not ended.wait(0.3)
+    watchdog.close()
