@@ -157,6 +157,10 @@ class Broker:
             # A dead forecaster's transaction ends within a second of its timeout, not within ten: until then its
             # successor's readers wait.
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000,
+            # A broker that was killed is let back in only once its former self has been silent for this long (9 s by
+            # default); much less, and a machine that stalls would shut out a broker that is alive.
+            "broker.session.timeout.ms": 4_000,
+            "broker.heartbeat.interval.ms": 500,
             # A first member need not wait for others to join.
             "group.initial.rebalance.delay.ms": 0,
             "group.min.session.timeout.ms": 1_000,
