@@ -138,7 +138,10 @@ class Sequences:
         until_us: int | None = None,
     ) -> NDArray[np.float64]:
         """(hi-lo, K, len(horizons)): the values that came true, NaN where there is no label or its value is missing."""
-        index = self.label_index(lo, hi, horizons, until_us)
+        return self.values_at(self.label_index(lo, hi, horizons, until_us), columns)
+
+    def values_at(self, index: NDArray[np.int64], columns: Sequence[int]) -> NDArray[np.float64]:
+        """(n, K, m): values of the features ``columns`` at the steps ``index`` (n, m); NaN where that is -1."""
         values = self.values[index[:, None, :], np.asarray(columns, np.intp)[None, :, None]]
         values[np.broadcast_to(index[:, None, :] < 0, values.shape)] = np.nan
         return values

@@ -1,0 +1,179 @@
+"""What a model has to beat: repeat the last value, or the value one season ago.
+
+Letters: n steps, K targets, Q quantiles, h horizon steps, S sensors.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ModelConfig
+from .sequences import Sequences
+
+Floats = NDArray[np.float64]
+
+# Residuals are taken at so many steps at most, over all sensors and per sensor: quantiles need no more.
+_FIT_STEPS: Final = 500_000
+_FIT_STEPS_PER_SENSOR: Final = 2_048
+_FIT_BLOCK_STEPS: Final = 64
+
+
+class NaiveForecast(ABC):
+    """A point forecast by rule, with quantiles from how far the rule was off on the training part.
+
+    The median is the rule's own point; the other quantiles lie as far from it as the residuals' quantiles from their
+    median, by sensor, target and horizon step. A sensor that training did not see gets the mean of the others'. Without
+    ``fit`` all quantiles are the point, and it is NaN where the sensor has had no value yet.
+    """
+
+    name: str
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._horizons = np.arange(1, config.horizon_steps + 1)
+        shape = (config.target_count, len(config.quantiles), config.horizon_steps)
+        self._offsets: dict[str, Floats] = {}
+        self._unknown_offsets = np.zeros(shape)
+        self._level = np.full(config.target_count, np.nan)
+
+    def fit(self, sequences: Sequences, until_us: int) -> Self:
+        """Learn the quantiles from what was known before ``until_us``, labels included."""
+        sensors = range(len(sequences.sensors))
+        columns = sequences.columns(self._config.targets)
+        limit = min(_FIT_STEPS_PER_SENSOR, max(_FIT_BLOCK_STEPS, _FIT_STEPS // max(len(sensors), 1)))
+        means = []
+        for sensor in sensors:
+            lo, hi = sequences.span(sensor, None, until_us)
+            residuals = [
+                sequences.labels(start, end, self._horizons, columns, until_us) - self._points(sequences, start, end)
+                for start, end in _blocks(lo, hi, limit)
+            ]
+            if residuals:
+                self._offsets[sequences.sensors[sensor]] = self._around_median(np.concatenate(residuals))
+                means.append([_finite_mean(sequences.values[lo:hi, column]) for column in columns])
+        if means:
+            self._unknown_offsets = np.mean(list(self._offsets.values()), axis=0)
+            self._level = np.array([_finite_mean(column) for column in np.array(means).T])
+        self._level = np.nan_to_num(self._level)
+        return self
+
+    def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
+        """(hi-lo, K, Q, h) after each of a sensor's steps ``lo`` up to ``hi``."""
+        points = self._points(sequences, lo, hi)
+        points = np.where(np.isnan(points), self._level[:, None], points)
+        offsets = self._offsets.get(sequences.sensors[sensor], self._unknown_offsets)
+        return points[:, :, None, :] + offsets
+
+    @abstractmethod
+    def _points(self, sequences: Sequences, lo: int, hi: int) -> Floats:
+        """(hi-lo, K, h), NaN where the sensor has had no value yet."""
+
+    def _last_values(self, sequences: Sequences, lo: int, hi: int) -> Floats:
+        """(hi-lo, K): the last value at or before each step."""
+        first = int(sequences.starts[np.searchsorted(sequences.starts, lo, side="right") - 1])
+        columns = sequences.columns(self._config.targets)
+        values = np.empty((hi - lo, len(columns)))
+        for number, column in enumerate(columns):
+            series = sequences.values[:hi, column]
+            begin = _last_finite(series, first, lo)
+            stretch = series[begin:hi]
+            latest = np.maximum.accumulate(np.where(np.isnan(stretch), 0, np.arange(len(stretch))))
+            values[:, number] = stretch[latest][lo - begin :]
+        return values
+
+    def _around_median(self, residuals: Floats) -> Floats:
+        """(K, Q, h): quantiles of the residuals (n, K, h) less their median; 0 where there are none."""
+        ordered = np.sort(residuals, axis=0)  # NaN last
+        count = (~np.isnan(residuals)).sum(axis=0)
+        offsets = np.zeros(self._unknown_offsets.shape)
+        for number, level in enumerate(self._config.quantiles):
+            place = np.maximum(count - 1, 0) * level
+            below = place.astype(np.int64)
+            above = np.minimum(below + 1, np.maximum(count - 1, 0))
+            left = np.take_along_axis(ordered, below[None], axis=0)[0]
+            right = np.take_along_axis(ordered, above[None], axis=0)[0]
+            offsets[:, number] = left + (right - left) * (place - below)
+        offsets -= offsets[:, self._config.median_index, None].copy()
+        return np.nan_to_num(offsets)
+
+
+class Persistence(NaiveForecast):
+    """Every value to come is the last one seen."""
+
+    name = "persistence"
+
+    def _points(self, sequences: Sequences, lo: int, hi: int) -> Floats:
+        return np.repeat(self._last_values(sequences, lo, hi)[:, :, None], self._config.horizon_steps, axis=2)
+
+
+class SeasonalNaive(NaiveForecast):
+    """Every value to come is the one that was read at the same time of the season, the latest season that is known.
+
+    A horizon beyond one season repeats that season. Where nothing was read at that time, the last value stands in.
+    """
+
+    name = "seasonal naive"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        lags = -self._horizons % config.season_steps  # steps from now back to the same time of the season
+        self._lags, self._lag_of_horizon = np.unique(lags, return_inverse=True)
+
+    def _points(self, sequences: Sequences, lo: int, hi: int) -> Floats:
+        index = sequences.nearest_step(lo, hi, -self._lags)
+        columns = sequences.columns(self._config.targets)
+        seasonal = sequences.values_at(index, columns)[:, :, self._lag_of_horizon]
+        return np.where(np.isnan(seasonal), self._last_values(sequences, lo, hi)[:, :, None], seasonal)
+
+
+def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> Floats:
+    """(S, K): the mean absolute difference between values one season apart, before ``until_us``; always positive.
+
+    The denominator of the mean absolute scaled error (Hyndman and Koehler, 2006), seasonal form. Where a sensor has
+    none, or it is 0, the mean absolute deviation stands in, then the median over the other sensors, then 1.
+    """
+    columns = sequences.columns(config.targets)
+    scale = np.full((len(sequences.sensors), len(columns)), np.nan)
+    for sensor in range(len(sequences.sensors)):
+        lo, hi = sequences.span(sensor, None, until_us)
+        if hi <= lo:
+            continue
+        earlier = sequences.values_at(sequences.nearest_step(lo, hi, [-config.season_steps]), columns)[:, :, 0]
+        values = sequences.values[lo:hi, columns]
+        for number in range(len(columns)):
+            differences = _finite_mean(np.abs(values[:, number] - earlier[:, number]))
+            deviation = _finite_mean(np.abs(values[:, number] - _finite_mean(values[:, number])))
+            scale[sensor, number] = differences if differences > 0.0 else deviation
+    scale[~(scale > 0.0)] = np.nan
+    for column in scale.T:
+        known = column[~np.isnan(column)]
+        column[np.isnan(column)] = np.median(known) if len(known) else 1.0
+    return scale
+
+
+def _blocks(lo: int, hi: int, limit: int) -> list[tuple[int, int]]:
+    """Blocks of consecutive steps, evenly spaced over [lo, hi), of ``limit`` steps together at most."""
+    if hi - lo <= limit:
+        return [(lo, hi)] if hi > lo else []
+    starts = np.linspace(lo, hi - _FIT_BLOCK_STEPS, limit // _FIT_BLOCK_STEPS).astype(int)
+    return [(start, start + _FIT_BLOCK_STEPS) for start in starts.tolist()]
+
+
+def _finite_mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _last_finite(series: Floats, first: int, lo: int) -> int:
+    """The last step from ``first`` up to and including ``lo`` with a value; ``first`` if none has."""
+    reach = 1
+    end = lo + 1
+    while end > first:
+        begin = max(first, end - reach)
+        found = np.flatnonzero(~np.isnan(series[begin:end]))
+        if len(found):
+            return begin + int(found[-1])
+        end, reach = begin, 2 * reach
+    return first

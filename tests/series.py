@@ -1,0 +1,33 @@
+"""Made-up series for tests of what learns or scores."""
+
+import numpy as np
+
+from model.config import ModelConfig
+from model.sequences import Sequences, build_sequences
+
+HOUR_US = 3_600_000_000
+CONFIG = ModelConfig(("level", "other"), ("level",), HOUR_US, 6, season_steps=24)
+
+
+def noisy_days(sensors: int = 3, hours: int = 500, seed: int = 0, scale: float = 1.0) -> Sequences:
+    """Daily swings with noise; some readings and some values left out."""
+    random = np.random.default_rng(seed)
+    moments, values, starts = [], [], [0]
+    for sensor in range(sensors):
+        kept = np.sort(random.choice(hours, size=hours - 20, replace=False))
+        swing = np.sin(2 * np.pi * kept / 24 + sensor) + random.normal(0, 0.3, len(kept))
+        both = np.column_stack([swing, random.normal(size=len(kept))]) * scale
+        both[random.random(both.shape) < 0.02] = np.nan
+        moments.append(kept * HOUR_US)
+        values.append(both)
+        starts.append(starts[-1] + len(kept))
+    return build_sequences(
+        [f"s{sensor}" for sensor in range(sensors)],
+        np.array(starts),
+        np.concatenate(moments),
+        np.concatenate(values),
+        np.arange(starts[-1]),
+        features=CONFIG.features,
+        cadence_us=HOUR_US,
+        max_gap_steps=24,
+    )

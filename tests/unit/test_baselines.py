@@ -1,0 +1,106 @@
+"""The naive forecasts, held to what one would write down by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.baselines import Persistence, SeasonalNaive, seasonal_scale
+from model.config import ModelConfig
+from model.sequences import Sequences, build_sequences
+
+CADENCE_US = 100
+NAN = float("nan")
+
+
+def one_sensor(values: list[float], moments: list[int] | None = None, name: str = "a") -> Sequences:
+    count = len(values)
+    timestamp_us = np.arange(count) * CADENCE_US if moments is None else np.array(moments)
+    return build_sequences(
+        [name],
+        np.array([0, count]),
+        timestamp_us,
+        np.array(values, np.float64)[:, None],
+        np.arange(count),
+        features=("level",),
+        cadence_us=CADENCE_US,
+        max_gap_steps=10,
+    )
+
+
+def config_of(horizon_steps: int = 3, season_steps: int = 2) -> ModelConfig:
+    return ModelConfig(("level",), ("level",), CADENCE_US, horizon_steps, season_steps=season_steps)
+
+
+def medians(predictor, sequences: Sequences, lo: int = 0, hi: int | None = None) -> np.ndarray:
+    forecasts = predictor.forecasts(sequences, 0, lo, len(sequences) if hi is None else hi)
+    return forecasts[:, 0, 1]
+
+
+def test_persistence_repeats_the_last_value_and_carries_it_over_missing_ones():
+    sequences = one_sensor([1.0, NAN, NAN, 4.0])
+    assert medians(Persistence(config_of()), sequences).tolist() == [[1.0] * 3] * 3 + [[4.0] * 3]
+    assert medians(Persistence(config_of()), sequences, 2, 3).tolist() == [[1.0] * 3]
+
+
+def test_seasonal_naive_repeats_the_last_season_over_a_longer_horizon():
+    sequences = one_sensor([10.0, 11.0, 12.0, 13.0, 14.0, 15.0])
+    found = medians(SeasonalNaive(config_of(horizon_steps=7, season_steps=3)), sequences)
+    assert found[5].tolist() == [13.0, 14.0, 15.0, 13.0, 14.0, 15.0, 13.0]
+    assert found[3].tolist() == [11.0, 12.0, 13.0, 11.0, 12.0, 13.0, 11.0]
+
+
+def test_seasonal_naive_goes_by_time_and_falls_back_to_the_last_value():
+    #                            hours: 0    1    4    5.2  7
+    sequences = one_sensor([10.0, 11.0, 14.0, 15.0, NAN], [0, 100, 400, 520, 700])
+    found = medians(SeasonalNaive(config_of(horizon_steps=3, season_steps=3)), sequences)
+    at_400 = int(np.flatnonzero(sequences.timestamp_us == 400)[0])
+    assert found[at_400].tolist() == [14.0, 14.0, 14.0]  # 2 and 3 were not read, 4 was
+    assert found[at_400 - 3].tolist() == [11.0, 10.0, 11.0]  # after 1: -1 was not read, 0 and 1 were
+    assert found[-1].tolist() == [15.0, 15.0, 15.0]  # 5 is nearest to 5.2; 6 was not read, 7 has no value
+
+
+@given(
+    st.lists(st.one_of(st.floats(-9, 9), st.just(NAN)), min_size=1, max_size=30),
+    st.integers(1, 6),
+    st.integers(1, 8),
+    st.integers(0, 29),
+)
+def test_a_stretch_is_forecast_as_within_the_whole(values, season_steps, horizon_steps, lo):
+    sequences = one_sensor(values)
+    lo = min(lo, len(sequences) - 1)
+    for baseline in (Persistence, SeasonalNaive):
+        predictor = baseline(config_of(horizon_steps, season_steps)).fit(sequences, 10 * CADENCE_US)
+        whole = predictor.forecasts(sequences, 0, 0, len(sequences))
+        np.testing.assert_array_equal(predictor.forecasts(sequences, 0, lo, len(sequences)), whole[lo:])
+        assert np.isfinite(whole).all()
+        assert (np.diff(whole, axis=2) >= 0).all()
+
+
+def test_quantiles_are_the_residuals_of_the_training_part_alone():
+    random = np.random.default_rng(0)
+    walk = np.cumsum(random.normal(size=4_000))
+    walk[2_000:] *= 100.0
+    sequences = one_sensor(walk.tolist())
+    predictor = Persistence(config_of(horizon_steps=1)).fit(sequences, 2_000 * CADENCE_US)
+    low, median, high = predictor.forecasts(sequences, 0, 0, 2_000)[:, 0, :, 0].T
+    np.testing.assert_array_equal(median, walk[:2_000])
+    assert np.mean((walk[1:2_000] >= low[:-1]) & (walk[1:2_000] <= high[:-1])) == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_sensor_unknown_to_training_gets_the_others_intervals():
+    random = np.random.default_rng(0)
+    known = one_sensor(random.normal(size=200).tolist())
+    predictor = Persistence(config_of()).fit(known, 200 * CADENCE_US)
+    expected = predictor.forecasts(known, 0, 0, 1) - known.values[0]
+    new = one_sensor([5.0], name="new")
+    np.testing.assert_allclose(predictor.forecasts(new, 0, 0, 1) - 5.0, expected)
+
+
+def test_the_scale_is_the_seasonal_difference_or_what_stands_in_for_it():
+    swinging = one_sensor([0.0, 5.0, 1.0, 6.0, 2.0, 7.0])
+    assert seasonal_scale(swinging, config_of(), 600).tolist() == [[1.0]]
+    repeating = one_sensor([0.0, 4.0] * 5)
+    assert seasonal_scale(repeating, config_of(), 1_000).tolist() == [[2.0]]  # mean absolute deviation
+    assert seasonal_scale(one_sensor([3.0] * 9), config_of(), 900).tolist() == [[1.0]]
+    assert seasonal_scale(swinging, config_of(), 0).tolist() == [[1.0]]  # nothing before the bound

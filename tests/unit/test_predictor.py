@@ -1,0 +1,97 @@
+"""A model's forecasts over data sets: the same however they are cut, and causal."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model import predictor as predictor_module
+from model.backtest import assert_causal, backtest, model_predictor
+from model.config import ModelConfig
+from model.forecaster import Forecaster
+from model.predictor import Shown
+from model.sequences import Sequences
+from tests.series import CONFIG, HOUR_US, noisy_days
+
+TEST_START_US = 400 * HOUR_US
+
+
+@pytest.fixture(scope="module")
+def forecaster() -> Forecaster:
+    """Random weights, heavy enough that every input shows in the forecasts."""
+    torch.manual_seed(0)
+    config = replace(CONFIG, hidden_size=8, sensors=("s0", "s2"), lag_steps=5)
+    made = Forecaster(config)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.3)
+    return made.eval()
+
+
+def with_resets(sequences: Sequences) -> Sequences:
+    reset = sequences.reset.copy()
+    reset[[150, 151, 400, 700, 1_200]] = True
+    return replace(sequences, reset=reset)
+
+
+@torch.inference_mode()
+def step_by_step(forecaster: Forecaster, sequences: Sequences, sensor: int) -> np.ndarray:
+    """(n, K, Q, h) by one-step passes of the network over the inputs of the whole data set."""
+    prepared = forecaster.prepare(sequences)
+    rows = torch.from_numpy(forecaster.sensor_rows([sequences.sensors[sensor]]))
+    h = forecaster.gru.zeros(1)
+    found = []
+    for step in range(*sequences.span(sensor)):
+        if sequences.reset[step]:
+            h = forecaster.gru.zeros(1)
+        x = torch.from_numpy(prepared.x[None, None, step])
+        past = torch.from_numpy(prepared.past_inputs(np.array([step]))[None])
+        raw, h = forecaster.unroll(x, past, rows, h)
+        found.append(raw[0, 0].numpy() * prepared.scale[step, :, None, None] + prepared.level[step, :, None, None])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("season_steps, lag_steps", [(24, 5), (1, 0), (24, 40)])
+def test_forecasts_equal_single_steps_of_the_network(season_steps: int, lag_steps: int):
+    torch.manual_seed(1)
+    config: ModelConfig = replace(CONFIG, hidden_size=8, season_steps=season_steps, lag_steps=lag_steps)
+    model = Forecaster(config)
+    sequences = with_resets(noisy_days())
+    for sensor in range(3):
+        lo, hi = sequences.span(sensor)
+        found = model_predictor(model).forecasts(sequences, sensor, lo, hi)
+        np.testing.assert_allclose(found, step_by_step(model, sequences, sensor), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [1, 7, 256])
+def test_any_cut_into_stretches_gives_the_same(forecaster: Forecaster, rounds: int, monkeypatch: pytest.MonkeyPatch):
+    sequences = with_resets(noisy_days())
+    whole = [model_predictor(forecaster).forecasts(sequences, s, *sequences.span(s)) for s in range(3)]
+    monkeypatch.setattr(predictor_module, "_ROUNDS", rounds)
+    predictor = model_predictor(forecaster)
+    random = np.random.default_rng(0)
+    at = [lo for lo, _ in map(sequences.span, range(3))]
+    ends = [hi for _, hi in map(sequences.span, range(3))]
+    for _ in range(4):
+        reach = [min(hi, lo + int(random.integers(0, 150))) for lo, hi in zip(at, ends, strict=True)]
+        shown = [
+            Shown(sequences.past(s, reach[s]), at[s] - int(sequences.starts[s])) for s in range(3) if reach[s] > at[s]
+        ]
+        for one, found in zip(shown, predictor.forecasts_together(shown), strict=True):
+            s = sequences.sensors.index(one.sensor)
+            np.testing.assert_allclose(found, whole[s][one.lo : len(one.steps)], rtol=0, atol=1e-5)
+        at = reach
+    found = predictor.forecasts(sequences, 0, 30, 40)  # behind where it stands: made anew
+    np.testing.assert_allclose(found, whole[0][30:40], rtol=0, atol=1e-5)
+
+
+def test_the_model_is_causal(forecaster: Forecaster):
+    assert_causal(lambda s: model_predictor(forecaster), noisy_days(), CONFIG, [330 * HOUR_US], tolerance=1e-5)
+
+
+def test_a_model_is_scored_beside_the_baselines(forecaster: Forecaster):
+    sequences = noisy_days()
+    scores = backtest([model_predictor(forecaster, "mine")], sequences, CONFIG, TEST_START_US, 490 * HOUR_US)
+    assert scores["mine"].n.min() > 0
+    assert np.isfinite(scores["mine"].mean("pinball"))
