@@ -27,9 +27,14 @@ class Sighting:
 
     forecast: Forecast
     values: dict[str, float] | None  # of the reading, by feature, NaN where missing; None where it was not seen
-    delay_ms: int | None  # from the sending of the reading to the sending of the forecast
+    sent_s: float | None  # time of day at which the reading was sent
     arrived_s: float  # time of day at which this reader had the forecast
     live: bool  # came in after the reader started, not from its look back
+
+    @property
+    def delay_s(self) -> float | None:
+        """From the sending of the reading until this reader had the forecast; none for what lay there already."""
+        return self.arrived_s - self.sent_s if self.live and self.sent_s is not None else None
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class StreamTail:
         if reading is None:
             return Sighting(forecast, None, None, arrived_s, live)
         values = dict(zip(self._settings.features, reading.values, strict=True))
-        return Sighting(forecast, values, record.timestamp - reading.sent_ms, arrived_s, live)
+        return Sighting(forecast, values, reading.sent_ms / 1_000, arrived_s, live)
 
     def _is_wanted(self, key: bytes | None) -> bool:
         if key is None:
@@ -178,7 +183,7 @@ class LatestForecasts:
                     *(interval(forecast, target, step) for step in steps),
                     f"v{forecast.model.version}" if first else "",
                     ("warm" if forecast.state.warm else "[yellow]cold[/]") if first else "",
-                    (f"{sighting.delay_ms} ms" if sighting.delay_ms is not None else "-") if first else "",
+                    (f"{sighting.delay_s * 1_000:.0f} ms" if sighting.delay_s is not None else "-") if first else "",
                 )
         return table
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model.rules import classify
 from pipeline.errors import BrokerUnreachable, KafkaError
 from pipeline.kafka import make_consumer, partition_count, translated
-from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds
+from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.settings import Settings
 
 ACCEPTED: Final = 0
@@ -257,7 +257,7 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, quantiles
     sensors: dict[str, int] = {}
     columns: list[tuple[int, ...]] = []
     found: list[NDArray[np.float32]] = []
-    levels = [str(level) for level in settings.quantiles]
+    levels = [quantile_key(level) for level in settings.quantiles]
     for record in read_range(settings, settings.kafka.topics.forecasts, {}, ends):
         try:
             forecast = decode_forecast(record.value)

@@ -1,0 +1,128 @@
+"""The demo's own processes: each a `streamgru` command as a user would type it, with its output in a log."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pipeline.errors import StreamgruError
+
+# A forecaster promises to end within 5 s of SIGTERM; what does not is killed, so that nothing is ever left behind.
+TERMINATE_TIMEOUT_S: Final = 15.0
+_POLL_S: Final = 0.2
+_LAST_LINES: Final = 15
+
+
+@dataclass(frozen=True)
+class Child:
+    """A `streamgru` command that runs, or ran, in a process of its own."""
+
+    arguments: tuple[str, ...]
+    process: "subprocess.Popen[bytes]"
+    output: Path  # what it printed
+    log: Path  # what it logged
+
+    @property
+    def command(self) -> str:
+        """What a user would type."""
+        return " ".join(("streamgru", *self.arguments))
+
+    def is_running(self) -> bool:
+        """Whether it still runs."""
+        return self.process.poll() is None
+
+    def doing(self) -> str:
+        """The newest line of its log."""
+        return _last_line(self.log)
+
+    def result(self) -> str:
+        """The last line that it printed."""
+        return _last_line(self.output)
+
+    def require_success(self) -> None:
+        """Check how it ended.
+
+        Raises:
+            StreamgruError: it ended with an exit code other than 0; has the end of its log.
+        """
+        code = self.process.wait()
+        if code:
+            end = "\n".join(f"    {line}" for line in _lines(self.log)[-_LAST_LINES:])
+            raise StreamgruError(
+                f"`{self.command}` ended with exit code {code}. The end of its log, {self.log}:\n{end}"
+            )
+
+
+class Children:
+    """Starts commands, and ends at the latest in ``stop`` what still runs."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._started: list[Child] = []
+
+    def start(self, name: str, *arguments: str) -> Child:
+        """Start a command; what it prints and logs goes to files called ``name``."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        output, log = self._logs / f"{name}.out", self._logs / f"{name}.log"
+        with output.open("wb") as to_output, log.open("wb") as to_log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "deploy.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=to_output,
+                stderr=to_log,
+                start_new_session=True,  # Ctrl-C reaches the demo alone, which ends them in order
+            )
+        child = Child(arguments, process, output, log)
+        self._started.append(child)
+        return child
+
+    def run(self, name: str, *arguments: str, tell: Callable[[str], None]) -> Child:
+        """Run a command to its end, telling the newest line of its log meanwhile.
+
+        Raises:
+            StreamgruError: it failed.
+        """
+        child = self.start(name, *arguments)
+        while child.is_running():
+            tell(child.doing())
+            time.sleep(_POLL_S)
+        child.require_success()
+        return child
+
+    def require_running(self, children: Sequence[Child]) -> None:
+        """Check that commands that should go on have not ended.
+
+        Raises:
+            StreamgruError: one has, with the end of its log.
+        """
+        for child in children:
+            if not child.is_running():
+                child.require_success()
+                raise StreamgruError(f"`{child.command}` has ended before its time; its log is {child.log}")
+
+    def stop(self) -> None:
+        """End what still runs: politely, then by force. Returns when nothing does."""
+        running = [child for child in self._started if child.is_running()]
+        for child in running:
+            child.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + TERMINATE_TIMEOUT_S
+        for child in running:
+            try:
+                child.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+
+
+def _lines(path: Path) -> list[str]:
+    # progress bars end their updates with carriage returns
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _last_line(path: Path) -> str:
+    return next(reversed(_lines(path)), "")

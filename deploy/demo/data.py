@@ -1,0 +1,128 @@
+"""What the demo sends: the history as it was measured, and a live year with the faults that real sensors have."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from model.rules import accepted_mask
+
+LIVE_FROM: Final = datetime(2016, 3, 1, tzinfo=UTC)
+# The readings that are sent before the change of models, as a share of the live ones; the rest follows it.
+FIRST_PART: Final = 0.8
+
+# Of the live readings: enough to be seen in the counts, few enough to leave the forecasts alone.
+_LATE_FRACTION: Final = 0.003
+_TWICE_FRACTION: Final = 0.003
+_LATE_BY_READINGS: Final = (2, 6)  # of the same sensor that overtake it
+_OUTAGES: Final = 4
+_OUTAGE_HOURS: Final = (24, 72)
+_LONG_OUTAGE_HOURS: Final = 9 * 24  # beyond max_gap_steps: the state starts anew
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of the bundled data to use; None is all of it."""
+
+    sensors: int | None = None
+    history_days: int | None = None  # before the live year
+    live_days: int | None = None
+    seed: int = 1  # of the faults
+
+
+@dataclass(frozen=True)
+class LiveReadings:
+    """Readings in the order in which they are sent, and what was done to them."""
+
+    frame: pl.DataFrame  # sensor_id, timestamp, one column per feature
+    left_out: int
+    sent_late: int
+    sent_twice: int
+    outages: tuple[tuple[str, datetime, datetime], ...]  # sensor, from, until
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """The files to replay."""
+
+    history: Path
+    history_readings: int
+    sensors: int
+    live: LiveReadings
+    parts: tuple[Path, Path]  # the live readings, in two
+    accepted: tuple[int, int]  # how many of each will be accepted
+    live_span_s: float  # from the first live reading to the last
+
+
+def prepare(frame: pl.DataFrame, amounts: Amounts, folder: Path) -> DemoData:
+    """Cut readings (``sensor_id``, ``timestamp``, features) into a history and live readings with faults, as files."""
+    sensors = frame["sensor_id"].unique().sort().head(amounts.sensors or len(frame))
+    frame = frame.filter(pl.col("sensor_id").is_in(sensors.implode())).sort("timestamp", "sensor_id")
+    history = frame.filter(pl.col("timestamp") < LIVE_FROM)
+    if amounts.history_days is not None:
+        history = history.filter(pl.col("timestamp") >= LIVE_FROM - timedelta(days=amounts.history_days))
+    measured = frame.filter(pl.col("timestamp") >= LIVE_FROM)
+    if amounts.live_days is not None:
+        measured = measured.filter(pl.col("timestamp") < LIVE_FROM + timedelta(days=amounts.live_days))
+    live = disturb(measured, amounts.seed)
+    moments_us = live.frame["timestamp"].dt.timestamp("us").to_numpy()
+    accepted = accepted_mask(live.frame["sensor_id"].rank("dense").cast(pl.Int64).to_numpy(), moments_us)
+    cut = round(len(live.frame) * FIRST_PART)
+    files = {"history": history, "live-1": live.frame[:cut], "live-2": live.frame[cut:]}
+    for name, part in files.items():
+        part.write_parquet(folder / f"{name}.parquet")
+    return DemoData(
+        history=folder / "history.parquet",
+        history_readings=len(history),
+        sensors=len(sensors),
+        live=live,
+        parts=(folder / "live-1.parquet", folder / "live-2.parquet"),
+        accepted=(int(accepted[:cut].sum()), int(accepted[cut:].sum())),
+        live_span_s=float(moments_us.max() - moments_us.min()) / 1e6,
+    )
+
+
+def disturb(frame: pl.DataFrame, seed: int) -> LiveReadings:
+    """The readings with some left out, some sent late and some sent twice; equal for equal seeds.
+
+    ``frame`` is in order of time. A late reading comes after later ones of its sensor; a repeated one follows itself.
+    """
+    random = np.random.default_rng(seed)
+    sensors = frame["sensor_id"].unique().sort().to_list()
+    outages = _outages(frame, sensors, random)
+    off = [
+        (pl.col("sensor_id") == sensor) & pl.col("timestamp").is_between(since, until, closed="left")
+        for sensor, since, until in outages
+    ]
+    kept = frame.filter(~pl.any_horizontal(off)) if off else frame
+    fate = random.random(len(kept))
+    late, twice = fate < _LATE_FRACTION, fate > 1 - _TWICE_FRACTION
+    # A reading's place in the sending order is its row; an hour is one row per sensor.
+    place = np.arange(len(kept), dtype=np.float64)
+    place[late] += len(sensors) * random.integers(*_LATE_BY_READINGS, size=int(late.sum())) + 0.25
+    sent = kept.with_columns(pl.Series("place", place))
+    again = sent.filter(pl.Series(twice)).with_columns(pl.col("place") + 0.5)
+    return LiveReadings(
+        frame=pl.concat([sent, again]).sort("place", maintain_order=True).drop("place"),
+        left_out=len(frame) - len(kept),
+        sent_late=int(late.sum()),
+        sent_twice=int(twice.sum()),
+        outages=outages,
+    )
+
+
+def _outages(
+    frame: pl.DataFrame, sensors: list[str], random: np.random.Generator
+) -> tuple[tuple[str, datetime, datetime], ...]:
+    """One long outage and some short ones, of sensors and at times drawn at random, within the frame's span."""
+    moments = frame["timestamp"].unique().sort()
+    found = []
+    hours = [_LONG_OUTAGE_HOURS, *random.integers(*_OUTAGE_HOURS, size=_OUTAGES - 1).tolist()]
+    for sensor, length in zip(random.permutation(sensors)[: len(hours)].tolist(), hours, strict=False):
+        if len(moments) > 3 * length:  # a short run of the demo is not spent on outages
+            first = int(random.integers(length, len(moments) - 2 * length))
+            found.append((sensor, moments[first], moments[first + length]))
+    return tuple(found)

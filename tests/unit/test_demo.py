@@ -1,0 +1,224 @@
+"""The demo's parts that need no servers: its faults, its scores, what it says of a change of models, its report."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from deploy.demo.data import LIVE_FROM, Amounts, disturb, prepare
+from deploy.demo.report import Outcome, Step, Version, coverage_by_target, render
+from deploy.demo.scores import FORECAST, Recorded, Stretch, lay_out, score, trace
+from deploy.demo.timeline import Arrivals, by_second, find_swaps
+from model.rules import classify
+from pipeline.audit import ACCEPTED, ForecastLog, ReadingLog, audit
+from pipeline.messages import microseconds
+from pipeline.settings import Settings
+
+HOUR_US = 3_600_000_000
+SETTINGS = Settings(features=("a", "b"), targets=("a",), horizon_steps=3, season_steps=4)
+SENSORS = ("one", "two")
+HOURS = 200
+
+
+def hourly(days: int, sensors: int = 5, start: datetime = LIVE_FROM) -> pl.DataFrame:
+    moments = pl.datetime_range(start, start + timedelta(days=days), "1h", closed="left", eager=True, time_zone="UTC")
+    names = pl.DataFrame({"sensor_id": [f"s{number}" for number in range(sensors)]})
+    return pl.DataFrame({"timestamp": moments}).join(names, how="cross").with_columns(a=pl.lit(1.0))
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_faults_repeat_with_their_seed_and_add_up():
+    frame = hourly(days=365)
+    faults = disturb(frame, seed=3)
+    assert faults.frame.equals(disturb(frame, seed=3).frame)
+    assert not faults.frame.equals(disturb(frame, seed=4).frame)
+    assert len(faults.frame) == len(frame) - faults.left_out + faults.sent_twice
+    assert len(faults.outages) == 4
+    for sensor, since, until in faults.outages:
+        silent = faults.frame.filter(
+            (pl.col("sensor_id") == sensor) & pl.col("timestamp").is_between(since, until, closed="left")
+        )
+        assert silent.is_empty()
+
+
+def test_late_and_repeated_readings_are_recognised_by_the_rule_of_acceptance():
+    faults = disturb(hourly(days=365), seed=3)
+    verdicts = classify(
+        faults.frame["sensor_id"].rank("dense").cast(pl.Int64).to_numpy(),
+        faults.frame["timestamp"].dt.timestamp("us").to_numpy(),
+    )
+    late, duplicates = int((verdicts == 2).sum()), int((verdicts == 1).sum())
+    # one that was both late and repeated is late twice; one that nothing overtook is merely delayed
+    assert faults.sent_late * 0.9 < late <= faults.sent_late * 1.1
+    assert faults.sent_twice * 0.9 < duplicates <= faults.sent_twice
+
+
+def test_prepared_files_hold_the_history_and_the_live_readings_in_sending_order(tmp_path: Path):
+    frame = pl.concat([hourly(60, start=LIVE_FROM - timedelta(days=60)), hourly(30)])
+    data = prepare(frame, Amounts(sensors=3, history_days=40, live_days=20), tmp_path)
+    history = pl.read_parquet(data.history)
+    assert data.sensors == 3
+    assert len(history) == data.history_readings == 40 * 24 * 3
+    assert history["timestamp"].is_sorted()
+    parts = [pl.read_parquet(part) for part in data.parts]
+    assert pl.concat(parts).equals(data.live.frame)
+    assert sum(data.accepted) <= len(data.live.frame)
+    assert data.live_span_s == pytest.approx(20 * 86_400, rel=0.01)
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def readings_log() -> ReadingLog:
+    """Two sensors, hourly, a sawtooth of period 4 that steps up once a day; one reading is missing."""
+    hours = np.tile(np.arange(HOURS), 2)
+    sensor = np.repeat([0, 1], HOURS)
+    values = np.stack([(hours % 4) + 10.0 * sensor + hours // 24, np.zeros(2 * HOURS)], axis=1)
+    kept = ~((sensor == 1) & (hours == 100))
+    count = int(kept.sum())
+    return ReadingLog(
+        sensors=SENSORS,
+        partition=np.zeros(count, dtype=np.int32),
+        offset=np.arange(count, dtype=np.int64),
+        sensor=sensor[kept],
+        timestamp_us=microseconds(LIVE_FROM) + hours[kept] * HOUR_US,
+        values=values[kept],
+        sent_ms=np.zeros(count, dtype=np.int64),
+        verdict=np.full(count, ACCEPTED, dtype=np.int8),
+    )
+
+
+def forecasts_log(readings: ReadingLog, error: float) -> ForecastLog:
+    """From the 50th hour on: what comes true plus ``error``, within ±1; sensors numbered the other way round."""
+    hours = (readings.timestamp_us - microseconds(LIVE_FROM)) // HOUR_US
+    rows = np.flatnonzero(hours >= 50)
+    ahead = hours[rows][:, None] + np.arange(1, 4)
+    median = (ahead % 4) + 10.0 * readings.sensor[rows][:, None] + ahead // 24 + error
+    quantiles = np.stack([median - 1.0, median, median + 1.0], axis=1)[:, None]
+    return ForecastLog(
+        sensors=SENSORS[::-1],
+        partition=np.zeros(len(rows), dtype=np.int32),
+        offset=np.arange(len(rows), dtype=np.int64),
+        sensor=1 - readings.sensor[rows],
+        issued_us=readings.timestamp_us[rows],
+        input_offset=readings.offset[rows],
+        input_partition=np.zeros(len(rows), dtype=np.int32),
+        version=np.ones(len(rows), dtype=np.int64),
+        warm=np.ones(len(rows), dtype=np.bool_),
+        sent_ms=np.zeros(len(rows), dtype=np.int64),
+        quantiles=quantiles.astype(np.float32),
+    )
+
+
+def recorded(error: float = 0.5) -> Recorded:
+    readings = readings_log()
+    return lay_out(readings, forecasts_log(readings, error), SETTINGS)
+
+
+def test_errors_and_coverage_are_those_of_the_forecasts_on_the_topic():
+    scores = score(recorded(error=0.5), SETTINGS)
+    np.testing.assert_allclose(scores[FORECAST].by_horizon("mae"), 0.5, atol=1e-5)
+    assert coverage_by_target(scores[FORECAST]) == {"a": 1.0}
+    assert coverage_by_target(score(recorded(error=1.5), SETTINGS)[FORECAST]) == {"a": 0.0}
+
+
+def test_baselines_are_scored_over_the_same_forecasts_and_labels():
+    scores = score(recorded(), SETTINGS)
+    assert set(scores) == {FORECAST, "persistence", "seasonal naive"}
+    for found in scores.values():
+        np.testing.assert_array_equal(found.count, scores[FORECAST].count)
+    # 150 and 149 forecasts; the last k of each sensor have no label yet, and the missing reading is nobody's label
+    np.testing.assert_array_equal(scores[FORECAST].n[0], [150 + 149 - 2 * k - 1 for k in (1, 2, 3)])
+    assert scores["seasonal naive"].by_horizon("mae").max() < scores["persistence"].by_horizon("mae").min()
+
+
+def test_a_trace_has_gaps_where_nothing_was_measured_or_issued():
+    middle_us = microseconds(LIVE_FROM) + 100 * HOUR_US
+    found = trace(recorded(error=0.0), SETTINGS, Stretch("two", "a", middle_us, steps=20, lead_steps=2), [])
+    assert np.flatnonzero(np.isnan(found.actual)).tolist() == [10]
+    assert np.flatnonzero(np.isnan(found.median)).tolist() == [12]
+    known = ~np.isnan(found.actual) & ~np.isnan(found.median)
+    np.testing.assert_allclose(found.median[known], found.actual[known], atol=1e-5)
+
+
+# --- the change of models ---------------------------------------------------------------------------------------------
+
+
+def arrivals(pause_s: float = 0.0) -> Arrivals:
+    """Two partitions, a forecast every 0.1 s; version 2 takes over at 10 s, in the second partition after a pause."""
+    moments = np.arange(0, 20, 0.1)
+    second = np.where(moments >= 10, moments + pause_s, moments)
+    sent = np.concatenate([moments, moments]) - 0.05
+    arrived = np.concatenate([moments, second])
+    order = np.argsort(arrived, kind="stable")
+    return Arrivals(
+        arrived_s=1_000 + arrived[order],
+        delay_s=(arrived - sent)[order],
+        version=np.tile(np.where(moments >= 10, 2, 1), 2)[order],
+        partition=np.repeat([0, 1], len(moments))[order],
+    )
+
+
+def test_the_pause_of_a_change_is_the_longest_wait_of_any_partition():
+    (swap,) = find_swaps(arrivals(pause_s=1.5))
+    assert (swap.version_before, swap.version_after) == (1, 2)
+    assert swap.first_s == pytest.approx(1_010.0)
+    assert swap.last_s == pytest.approx(1_011.5)
+    assert swap.pause_s == pytest.approx(1.55)
+    assert swap.usual_pause_s < 0.11
+
+
+def test_time_in_which_no_reading_waited_is_no_pause():
+    steady = arrivals()
+    later = np.where(steady.version == 2, 60.0, 0.0)  # nothing was sent for a minute before the change
+    (swap,) = find_swaps(Arrivals(steady.arrived_s + later, steady.delay_s, steady.version, steady.partition))
+    assert swap.pause_s < 0.11
+
+
+def test_one_model_throughout_is_no_change():
+    steady = arrivals()
+    only = Arrivals(steady.arrived_s, steady.delay_s, np.ones_like(steady.version), steady.partition)
+    assert find_swaps(only) == []
+
+
+def test_seconds_count_every_forecast_once():
+    seconds = by_second(arrivals())
+    assert seconds.versions == (1, 2)
+    assert seconds.rate.sum() == len(arrivals())
+    assert seconds.rate[0, 5] == 20
+    np.testing.assert_allclose(seconds.delay_median_s, 0.05, atol=1e-6)
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def outcome() -> Outcome:
+    readings = readings_log()
+    forecasts = forecasts_log(readings, 0.5)
+    middle_us = microseconds(LIVE_FROM) + 100 * HOUR_US
+    silent = [(LIVE_FROM + timedelta(hours=100), LIVE_FROM + timedelta(hours=101))]
+    return Outcome(
+        audit=audit(readings, forecasts, {0: 50}),
+        faults=disturb(hourly(days=60), seed=1),
+        scores=score(recorded(), SETTINGS),
+        traces=[trace(recorded(), SETTINGS, Stretch("two", "a", middle_us, 96, 2), silent)],
+        seconds=by_second(arrivals(0.5)),
+        swaps=find_swaps(arrivals(0.5)),
+        retraining=(1_004.0, 1_008.0),
+        versions=[Version(1, datetime(2026, 1, 1, tzinfo=UTC), {"pinball": 0.5}, "by the gate")],
+        steps=[Step("Start <everything>", "up & running", 1.5)],
+    )
+
+
+def test_the_report_is_one_page_that_needs_no_network():
+    page = render(outcome())
+    addresses = set(re.findall(r'(?:href|src)="?(?!#)([^"\s>]+)', page))
+    assert addresses == set()
+    assert page.count("<svg") == 4
+    assert "Start &lt;everything&gt;" in page and "up &amp; running" in page
+    assert "<script" not in page
