@@ -122,11 +122,12 @@ class Broker:
 
     def _write_configuration(self, name: str, logs: Path) -> Path:
         path = self.data / name
-        lines = (f"{key}={value}\n" for key, value in self._properties(logs).items())
+        lines = (f"{key}={value}\n" for key, value in self.properties(logs).items())
         path.write_text("".join(lines), encoding="utf-8")
         return path
 
-    def _properties(self, logs: Path) -> dict[str, str | int]:
+    def properties(self, logs: Path) -> dict[str, str | int]:
+        """The broker's configuration, with its topics kept in ``logs``."""
         # One node's quorum is itself, whatever its port; a free one spares the user a second port to keep clear.
         controller_port = _free_port()
         largest_record = max(16 * MIB, 2 * self.settings.kafka.max_reading_bytes + MIB)

@@ -1,0 +1,75 @@
+"""The compose file and the Kubernetes manifests: what they name exists in this project."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.cli import COMMANDS
+from pipeline.settings import Settings, load_settings
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+
+
+def containers() -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """Every container of ours in any file: where, its command, its variables."""
+    for name, service in yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"].items():
+        if service.get("image") == "streamgru" and "entrypoint" not in service:
+            yield f"compose.yaml: {name}", service["command"], service["environment"]
+    for path in MANIFESTS:
+        for document in yaml.safe_load_all(path.read_text()):
+            for container in document.get("spec", {}).get("template", {}).get("spec", {}).get("containers", []):
+                # What the cluster fills in is a name here.
+                variables = {item["name"]: item.get("value", "pod-0") for item in container["env"]}
+                yield f"{path.name}: {container['name']}", container["args"], variables
+
+
+CONTAINERS = [pytest.param(command, variables, id=where) for where, command, variables in containers()]
+
+
+def test_each_part_is_deployed_both_ways() -> None:
+    started = [(param.id or "").split(":")[0] + " " + param.values[0][0] for param in CONTAINERS]
+    for command in ("topics", "schedule", "forecast"):
+        assert f"compose.yaml {command}" in started
+        assert any(entry.endswith(f".yaml {command}") and "compose" not in entry for entry in started)
+
+
+@pytest.mark.parametrize(("command", "variables"), CONTAINERS)
+def test_a_container_runs_a_command_that_there_is_with_settings_that_there_are(
+    command: list[str], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command[0] in COMMANDS
+    for name, value in variables.items():
+        if name != "STREAMGRU_SETTINGS":
+            monkeypatch.setenv(name, value)
+    settings = load_settings()
+    dumped = settings.model_dump_json()
+    for name, value in variables.items():
+        if name != "STREAMGRU_SETTINGS":
+            assert value in dumped, f"{name} sets nothing"
+
+
+@pytest.mark.parametrize(
+    "path", [DEPLOY / "kubernetes" / "settings.toml", DEPLOY / "beijing.toml"], ids=lambda p: p.name
+)
+def test_a_settings_file_is_valid(path: Path) -> None:
+    assert isinstance(load_settings(path), Settings)
+
+
+def test_the_compose_broker_goes_by_the_embedded_one_s_reasons() -> None:
+    from deploy.broker import Broker
+
+    environment: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["kafka"][
+        "environment"
+    ]
+    embedded = Broker(Settings()).properties(Path("data"))
+    for key in ("auto.create.topics.enable", "log.retention.ms", "message.max.bytes", "replica.fetch.max.bytes"):
+        assert str(environment["KAFKA_" + key.upper().replace(".", "_")]) == str(embedded[key])
+
+
+def test_the_kustomization_lists_every_manifest() -> None:
+    kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+    assert set(kustomization["resources"]) == {path.name for path in MANIFESTS} - {"kustomization.yaml"}
