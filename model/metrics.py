@@ -44,6 +44,7 @@ class Scores:
     scale: Floats  # (S, K) by which errors are divided to compare sensors; positive
     count: NDArray[np.int64]  # (S, K, h) labels
     sums: dict[Metric, Floats]  # each (S, K, h), sensor units
+    below: NDArray[np.int64]  # (S, K, Q, h) labels at or below each quantile
 
     @classmethod
     def nothing_yet(
@@ -51,7 +52,9 @@ class Scores:
     ) -> "Scores":
         """Before the first forecast."""
         shape = (len(sensors), len(targets), h)
-        return cls(sensors, targets, quantiles, scale, np.zeros(shape, np.int64), {m: np.zeros(shape) for m in METRICS})
+        sums = {metric: np.zeros(shape) for metric in METRICS}
+        below = np.zeros((*shape[:2], len(quantiles), h), np.int64)
+        return cls(sensors, targets, quantiles, scale, np.zeros(shape, np.int64), sums, below)
 
     def add(self, sensor: int, forecasts: Floats, labels: Floats) -> None:
         """Count a sensor's ``forecasts`` (n, K, Q, h) against ``labels`` (n, K, h); NaN labels count nothing."""
@@ -64,6 +67,7 @@ class Scores:
         self.sums["pinball"][sensor] += np.nansum(pinball(forecasts, labels, self.quantiles), axis=0)
         self.sums["coverage"][sensor] += ((labels >= low) & (labels <= high)).sum(axis=0)
         self.sums["width"][sensor] += np.where(known, high - low, 0.0).sum(axis=0)
+        self.below[sensor] += (labels[:, :, None] <= forecasts).sum(axis=0)
 
     @property
     def n(self) -> NDArray[np.int64]:
@@ -94,6 +98,10 @@ class Scores:
         steps = slice(None) if horizon is None else slice(horizon - 1, horizon)
         return float(_mean(self._sums(metric, scaled)[..., steps].sum(), self.count[..., steps].sum()))
 
+    def calibration(self) -> Floats:
+        """(K, Q): the share of labels at or below each quantile, which should be the quantile's level."""
+        return _mean(self.below.sum(axis=(0, 3)), self.count.sum(axis=(0, 2))[:, None])
+
     def worst_sensors(self, metric: Metric = "pinball", limit: int = 5) -> list[tuple[str, float]]:
         """The sensors with the largest scaled mean, worst first; those without labels are left out."""
         means = self.by_sensor(metric)
@@ -106,6 +114,6 @@ class Scores:
         return self.sums[metric] / self.scale[:, :, None] ** _UNIT_POWER[metric]
 
 
-def _mean(total: Floats, count: NDArray[np.int64]) -> Floats:
+def _mean(total: Floats | NDArray[np.int64], count: NDArray[np.int64]) -> Floats:
     with np.errstate(invalid="ignore"):  # no label: not a number
         return np.asarray(total / count)

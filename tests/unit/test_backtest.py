@@ -108,6 +108,14 @@ def test_one_horizon_and_the_worst_sensors_can_be_asked_for():
     assert scores.mean("mae", scaled=False, horizon=3) == pytest.approx(scores.by_horizon("mae")[0, 2])
 
 
+def test_calibration_is_the_share_of_labels_below_each_quantile():
+    sequences = noisy_days()
+    scores = backtest([SeasonalNaive(CONFIG).fit(sequences, TRAIN_END_US)], sequences, CONFIG, TEST_START_US)
+    below = scores["seasonal naive"].calibration()[0]
+    np.testing.assert_allclose(below, CONFIG.quantiles, atol=0.05)
+    assert below[2] - below[0] == pytest.approx(scores["seasonal naive"].mean("coverage"))
+
+
 def test_nothing_to_score_is_an_error():
     with pytest.raises(ValueError, match="nothing to score: no reading in the range is followed by 6 steps"):
         backtest([Persistence(CONFIG)], noisy_days(), CONFIG, 496 * HOUR_US)

@@ -1,0 +1,174 @@
+"""Plots of a training and of a back-test: matplotlib figures, made without any of its global state.
+
+Series differ in line style and marker as well as in colour (Okabe and Ito's palette, safe for the colour-blind).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import matplotlib.dates
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from model.backtest import Predictor
+from model.config import ModelConfig
+from model.metrics import Scores
+from model.sequences import Sequences
+from model.training import EpochReport
+
+_dates: Any = matplotlib.dates  # ships no types
+
+_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_DASHES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P")
+_INK: Final = "#333333"
+_ROW_IN: Final = 3.2
+_WIDTH_IN: Final = 9.0
+# What is shown of the past before a forecast, in horizons, and at least in seasons.
+_PAST_HORIZONS: Final = 1
+_PAST_SEASONS: Final = 2
+
+
+def draw_loss(epochs: Sequence[EpochReport]) -> Figure:
+    """Training and validation loss by epoch; the epoch whose weights were kept is marked."""
+    figure = Figure(figsize=(_WIDTH_IN, 3.6), layout="constrained")
+    axes = figure.subplots()
+    numbers = [epoch.epoch for epoch in epochs]
+    for number, (label, losses) in enumerate(
+        {
+            "training": [epoch.train_loss for epoch in epochs],
+            "validation": [epoch.validation_loss for epoch in epochs],
+        }.items()
+    ):
+        axes.plot(numbers, losses, **_series(number), label=label)
+    if epochs:
+        best = min(epochs, key=lambda epoch: epoch.validation_loss)
+        axes.axvline(best.epoch, color=_INK, lw=0.8, ls=":", label=f"best: epoch {best.epoch}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _label(axes, "Loss while training", "epoch", "loss (scaled by sensor)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_scores(scores: Mapping[str, Scores]) -> Figure:
+    """Per target: error of the median by horizon, coverage of the interval by horizon, and calibration."""
+    first = next(iter(scores.values()))
+    figure = Figure(figsize=(_WIDTH_IN * 1.4, _ROW_IN * len(first.targets)), layout="constrained")
+    grid = figure.subplots(len(first.targets), 3, squeeze=False)
+    for row, target in enumerate(first.targets):
+        error, coverage, calibration = grid[row]
+        ahead = np.arange(1, first.n.shape[1] + 1)
+        for number, (name, score) in enumerate(scores.items()):
+            style = _series(number, markers=len(ahead) <= 48)
+            error.plot(ahead, score.by_horizon("mae")[row], **style, label=name)
+            coverage.plot(ahead, 100.0 * score.by_horizon("coverage")[row], **style, label=name)
+            calibration.plot(score.quantiles, score.calibration()[row], **_series(number), label=name)
+        coverage.axhline(100.0 * first.nominal_coverage, color=_INK, lw=0.8, ls=":")
+        coverage.set_ylim(0.0, 105.0)
+        calibration.plot([0.0, 1.0], [0.0, 1.0], color=_INK, lw=0.8, ls=":")
+        calibration.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0), aspect="equal")
+        error.set_ylim(bottom=0.0)
+        _label(error, f"{target}: error", "steps ahead", f"mean absolute error ({target}'s unit)")
+        _label(coverage, f"{target}: {first.nominal_coverage:.0%} interval", "steps ahead", "values within it (%)")
+        _label(calibration, f"{target}: calibration", "quantile level", "share of values below")
+    grid[0, 0].legend(frameon=False)
+    return figure
+
+
+def draw_forecasts(
+    predictor: Predictor,
+    sequences: Sequences,
+    config: ModelConfig,
+    scores: Scores,
+    start_us: int,
+    end_us: int | None = None,
+) -> Figure:
+    """Fans beside what came true, for the sensors forecast worst, in the middle and best; a row per target.
+
+    Each is issued half-way through [``start_us``, ``end_us``), with its whole horizon in it.
+    """
+    chosen = _worst_middle_best(scores)
+    rows, columns = len(config.targets), max(len(chosen), 1)
+    figure = Figure(figsize=(1.0 + 4.4 * columns, _ROW_IN * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for column, (rank, sensor) in enumerate(chosen):
+        step = _middle_step(sequences, config, sensor, start_us)
+        past = sequences.past(sensor, step + 1)
+        fan = predictor.forecasts(past, 0, len(past) - 1, len(past))[0]
+        for row, target in enumerate(config.targets):
+            _draw_fan(grid[row, column], sequences, config, sensor, step, fan[row], row)
+            title = f"{sequences.sensors[sensor]} ({rank})" if rank else sequences.sensors[sensor]
+            _label(grid[row, column], title, "UTC", target if column == 0 else "")
+    if chosen:
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _draw_fan(
+    axes: Axes, sequences: Sequences, config: ModelConfig, sensor: int, step: int, fan: NDArray[np.float64], row: int
+) -> None:
+    """One target's quantiles (Q, h) issued after ``step``, between what was read before and after."""
+    issued_us = int(sequences.timestamp_us[step])
+    past = max(_PAST_HORIZONS * config.horizon_steps, _PAST_SEASONS * config.season_steps)
+    lo, hi = sequences.span(
+        sensor, issued_us - past * config.cadence_us, issued_us + (config.horizon_steps + 1) * config.cadence_us
+    )
+    column = config.target_indices[row]
+    axes.plot(
+        _moments(sequences.timestamp_us[lo:hi]), sequences.values[lo:hi, column], color=_INK, lw=1.0, label="read"
+    )
+    ahead = _moments(issued_us + np.arange(1, config.horizon_steps + 1) * config.cadence_us)
+    median = config.median_index
+    for below in range(median):
+        above = len(config.quantiles) - 1 - below
+        if above > median:
+            label = f"{config.quantiles[below]:g} to {config.quantiles[above]:g}"
+            axes.fill_between(ahead, fan[below], fan[above], color=_COLOURS[0], alpha=0.22, lw=0, label=label)
+    axes.plot(ahead, fan[median], color=_COLOURS[0], lw=1.6, ls="--", label="median forecast")
+    axes.axvline(_moments(np.array([issued_us]))[0], color=_INK, lw=0.8, ls=":", label="issued")
+    locator = _dates.AutoDateLocator(maxticks=6)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(_dates.ConciseDateFormatter(locator))
+
+
+def _worst_middle_best(scores: Scores) -> list[tuple[str, int]]:
+    loss = scores.by_sensor("pinball")
+    ranked = [int(sensor) for sensor in np.argsort(-loss, kind="stable") if not np.isnan(loss[sensor])]
+    if len(ranked) < 3:
+        return [("", sensor) for sensor in ranked]
+    return [("worst", ranked[0]), ("median", ranked[len(ranked) // 2]), ("best", ranked[-1])]
+
+
+def _middle_step(sequences: Sequences, config: ModelConfig, sensor: int, start_us: int) -> int:
+    """The sensor's middle one of the accepted readings that forecasts were scored after."""
+    end_us = int(sequences.timestamp_us.max()) + 1
+    lo, hi = sequences.span(sensor, start_us - config.cadence_us, end_us - config.horizon_steps * config.cadence_us)
+    readings = lo + np.flatnonzero(sequences.observed[lo:hi])
+    return int(readings[len(readings) // 2])
+
+
+def _moments(timestamp_us: NDArray[np.int64]) -> NDArray[np.datetime64]:
+    return timestamp_us.astype("datetime64[us]")
+
+
+def _series(number: int, markers: bool = True) -> dict[str, Any]:
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "ls": _DASHES[number % len(_DASHES)],
+        "marker": _MARKERS[number % len(_MARKERS)] if markers else None,
+        "ms": 3.5,
+        "lw": 1.5,
+    }
+
+
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,68 @@
+"""Plots: labelled, with every series in them, and no trace in matplotlib's global state."""
+
+import io
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+
+from model.backtest import Persistence, Scores, SeasonalNaive, backtest
+from model.training import EpochReport
+from pipeline.plots import draw_forecasts, draw_loss, draw_scores
+from tests.series import CONFIG, HOUR_US, noisy_days
+
+TRAIN_END_US = 300 * HOUR_US
+TEST_START_US = 400 * HOUR_US
+
+
+def written(figure: Figure) -> str:
+    """The figure's text, by way of drawing it."""
+    picture = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(picture, format="svg")
+    return picture.getvalue()
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[str, Scores]:
+    sequences = noisy_days(sensors=4)
+    predictors = [SeasonalNaive(CONFIG).fit(sequences, TRAIN_END_US), Persistence(CONFIG).fit(sequences, TRAIN_END_US)]
+    return backtest(predictors, sequences, CONFIG, TEST_START_US)
+
+
+def test_the_loss_curve_names_both_losses_and_the_best_epoch():
+    epochs = [EpochReport(n, 1.0 / n, abs(n - 3) + 0.5, n * 1.0, 1e-3) for n in range(1, 6)]
+    text = written(draw_loss(epochs))
+    for words in ("training", "validation", "best: epoch 3", "epoch", "loss (scaled by sensor)"):
+        assert words in text
+
+
+def test_the_scores_show_every_predictor_and_carry_units(scores: dict[str, Scores]):
+    text = written(draw_scores(scores))
+    for words in ("seasonal naive", "persistence", "steps ahead", "unit)", "values within it (%)", "quantile level"):
+        assert words in text
+
+
+def test_forecasts_show_the_worst_middle_and_best_sensor(scores: dict[str, Scores]):
+    sequences = noisy_days(sensors=4)
+    predictor = SeasonalNaive(CONFIG).fit(sequences, TRAIN_END_US)
+    figure = draw_forecasts(predictor, sequences, CONFIG, scores["seasonal naive"], TEST_START_US)
+    text = written(figure)
+    for words in ("(worst)", "(median)", "(best)", "0.1 to 0.9", "median forecast", "issued", "level"):
+        assert words in text
+    assert len(figure.axes) == 3
+
+
+def test_one_sensor_is_shown_without_a_rank():
+    sequences = noisy_days(sensors=1)
+    predictor = Persistence(CONFIG).fit(sequences, TRAIN_END_US)
+    alone = backtest([predictor], sequences, CONFIG, TEST_START_US)["persistence"]
+    figure = draw_forecasts(predictor, sequences, CONFIG, alone, TEST_START_US)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["s0"]
+
+
+def test_no_figure_is_left_in_the_global_state(scores: dict[str, Scores]):
+    draw_scores(scores)
+    from matplotlib._pylab_helpers import Gcf
+
+    assert not Gcf.get_all_fig_managers()
