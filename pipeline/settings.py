@@ -8,6 +8,7 @@ a ``Settings`` object. ``deploy/beijing.toml`` is a commented example.
 import hashlib
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,6 +29,7 @@ from pipeline.errors import SettingsError
 
 SETTINGS_FILE_VARIABLE = "STREAMGRU_SETTINGS"
 SECONDS_PER_DAY = 86_400
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 def _sorted_levels(levels: tuple[float, ...]) -> tuple[float, ...]:
@@ -54,6 +56,16 @@ class TopicNames(_Section):
     forecasts: str = "forecasts"
     state: str = "forecaster-state"
     dead_letters: str = "readings.dlq"
+
+    @model_validator(mode="after")
+    def _names_are_four_that_kafka_takes(self) -> Self:
+        names = (self.readings, self.forecasts, self.state, self.dead_letters)
+        for name in names:
+            if not _TOPIC_NAME.fullmatch(name) or name in (".", ".."):
+                raise ValueError(f"{name!r} is no topic name: 1 to 249 letters, digits, dots, dashes or underscores")
+        if len(set(names)) != len(names):
+            raise ValueError(f"the four topics must differ from each other, and are {', '.join(names)}")
+        return self
 
 
 class KafkaSettings(_Section):
@@ -148,6 +160,14 @@ class ScheduleSettings(_Section):
 
     ingest: Schedule = Schedule(interval_s=300)
     retrain: Schedule = Schedule(cron="0 3 * * *")
+    monitor: Schedule = Schedule(interval_s=3_600)
+
+
+class MonitorSettings(_Section):
+    """What the monitor flow complains about."""
+
+    retrain_within_s: float = Field(default=172_800, gt=0, description="a retraining must have ended well")
+    append_within_s: float = Field(default=86_400, gt=0, description="the history must have got readings")
 
 
 class StackSettings(_Section):
@@ -200,6 +220,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
     schedules: ScheduleSettings = ScheduleSettings()
+    monitor: MonitorSettings = MonitorSettings()
 
     @field_validator("kafka")
     @classmethod

@@ -1,0 +1,66 @@
+"""``streamgru topics`` and ``streamgru schema``: what lies on Kafka, and what its records look like."""
+
+import json
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from deploy.context import Context
+from pipeline.messages import json_schemas
+from pipeline.topics import TopicStatus, ensure_topics, topic_statuses
+
+
+@click.group()
+def topics() -> None:
+    """The four Kafka topics: readings, forecasts, states and dead letters."""
+
+
+@topics.command()
+@click.option(
+    "--alter",
+    is_flag=True,
+    help="Change the settings of existing topics that differ. Partitions and replicas stay as they are.",
+)
+@click.pass_obj
+def create(context: Context, alter: bool) -> None:
+    """Make the topics that are missing, and complain about existing ones that differ from the settings."""
+    for line in ensure_topics(context.settings, alter=alter):
+        click.echo(line)
+
+
+@topics.command()
+@click.pass_obj
+def show(context: Context) -> None:
+    """Show the topics, their records, and what differs from the settings; the exit code is 1 if anything does."""
+    statuses = topic_statuses(context.settings)
+    Console(highlight=False).print(_table(statuses))
+    for status in statuses:
+        for difference in status.differences:
+            click.echo(difference)
+    if not all(status.partitions and not status.differences for status in statuses):
+        click.echo("`streamgru topics create` makes what is missing")
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@click.argument("message", type=click.Choice(["reading", "forecast"]), required=False)
+def schema(message: str | None) -> None:
+    """Print the JSON Schema of readings and forecasts, or of one of them."""
+    schemas = json_schemas()
+    if message is not None:
+        schemas = {"$schema": schemas["$schema"], **schemas[message], "$defs": schemas["$defs"]}
+    click.echo(json.dumps(schemas, indent=2, ensure_ascii=False))
+
+
+def _table(statuses: list[TopicStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("topic", "holds"):
+        table.add_column(column)
+    for column in ("partitions", "records"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for status in statuses:
+        word = "missing" if not status.partitions else "differs" if status.differences else "ok"
+        table.add_row(status.plan.name, status.plan.purpose, str(status.partitions), f"{status.records:,}", word)
+    return table

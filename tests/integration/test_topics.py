@@ -1,0 +1,147 @@
+"""Topics are made as the settings say, and existing ones that differ are complained about."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from click.testing import CliRunner
+
+from deploy.cli import streamgru
+from deploy.context import Context
+from pipeline.errors import BrokerUnreachable, KafkaError, TopicError
+from pipeline.kafka import make_admin, make_consumer, make_producer, partition_count
+from pipeline.settings import Settings
+from pipeline.topics import check_topics, ensure_topics, topic_statuses
+from tests.ports import free_ports
+
+pytestmark = pytest.mark.integration
+
+SettingsFactory = Callable[..., Settings]
+
+
+@pytest.fixture
+def made(broker: Settings, fresh_settings: SettingsFactory) -> Iterator[Settings]:
+    """Settings whose four topics exist, with two partitions."""
+    settings = fresh_settings()
+    ensure_topics(settings)
+    yield settings
+
+
+def with_kafka(settings: Settings, **changes: object) -> Settings:
+    return settings.model_copy(update={"kafka": settings.kafka.model_copy(update=changes)})
+
+
+def test_making_them_twice_is_harmless(broker: Settings, fresh_settings: SettingsFactory) -> None:
+    settings = fresh_settings(kafka={"partitions": 3, "retention_s": 3_600})
+    with pytest.raises(TopicError, match=r"topics do not exist: readings-\w+, forecasts-\w+.*topics create"):
+        check_topics(settings)
+    assert ensure_topics(settings)[0] == f"{settings.kafka.topics.readings}: made, 3 partitions"
+    assert ensure_topics(settings)[0] == f"{settings.kafka.topics.readings}: exists, 3 partitions"
+    check_topics(settings)
+    with make_admin(settings) as admin:
+        assert {partition_count(admin, name) for name in settings.kafka.topics.model_dump().values()} == {3}
+
+
+def test_every_difference_is_named(made: Settings) -> None:
+    other = with_kafka(made, partitions=3, max_reading_bytes=500_000, retention_s=3_600, replication_factor=2)
+    with pytest.raises(TopicError) as raised:
+        ensure_topics(other)
+    complaint = str(raised.value)
+    topics = made.kafka.topics
+    for name in topics.model_dump().values():
+        assert f"{name}: has 2 partitions, and the settings say 3; set kafka.partitions = 2" in complaint
+        assert f"{name}: has 1 replicas, and the settings say 2" in complaint
+    assert f"{topics.readings}: retention.ms is -1, and should be 3600000" in complaint
+    assert f"{topics.readings}: max.message.bytes is 1000000, and should be at most 500000" in complaint
+    assert "topics create --alter" in complaint
+
+
+def test_the_stream_refuses_only_what_would_break_it(made: Settings) -> None:
+    check_topics(with_kafka(made, retention_s=3_600, replication_factor=2, max_reading_bytes=1_000_000))
+    with pytest.raises(TopicError, match=r"max.message.bytes is 1000000, and should be at most 999999"):
+        check_topics(with_kafka(made, max_reading_bytes=999_999))
+    with pytest.raises(TopicError, match=r"dlq: max.message.bytes is 1016384, and should be at least 1016385"):
+        check_topics(with_kafka(made, max_reading_bytes=1_000_001))
+    with pytest.raises(TopicError, match="has 2 partitions"):
+        check_topics(with_kafka(made, partitions=4))
+
+
+def test_alter_changes_what_differs_and_only_that(made: Settings) -> None:
+    other = with_kafka(made, retention_s=3_600)
+    report = ensure_topics(other, alter=True)
+    assert f"{made.kafka.topics.readings}: set retention.ms=3600000" in report
+    assert len(report) == 2 + 4  # two topics have a retention
+    assert len(ensure_topics(other)) == 4
+    with pytest.raises(TopicError, match="has 2 partitions"):
+        ensure_topics(with_kafka(other, partitions=4), alter=True)
+
+
+def test_a_plain_log_in_the_place_of_the_changelog_is_refused(
+    broker: Settings, fresh_settings: SettingsFactory
+) -> None:
+    settings = fresh_settings()
+    with make_admin(settings) as admin:
+        admin.create_topics({settings.kafka.topics.state: {"num_partitions": 2, "replication_factor": 1}})
+    with pytest.raises(TopicError, match=r"state-\w+: cleanup.policy is delete, and should be compact"):
+        ensure_topics(settings)
+    with pytest.raises(TopicError, match=r"cleanup.policy is delete"):
+        check_topics(settings)
+
+
+def test_more_replicas_than_brokers_is_a_plain_message(broker: Settings, fresh_settings: SettingsFactory) -> None:
+    with pytest.raises(TopicError, match=r"could not be made: .*kafka.replication_factor in the settings"):
+        ensure_topics(fresh_settings(kafka={"replication_factor": 3}))
+
+
+def test_records_are_counted(made: Settings) -> None:
+    producer = make_producer(made)
+    for partition in (0, 0, 1):
+        producer.send(made.kafka.topics.forecasts, b"{}", b"key", partition=partition)
+    producer.close()
+    by_purpose = {status.plan.purpose: status for status in topic_statuses(made)}
+    assert by_purpose["forecasts"].records == 3
+    assert by_purpose["readings"].records == 0
+    assert not any(status.differences for status in by_purpose.values())
+
+
+def test_the_commands_make_and_show_them(broker: Settings, fresh_settings: SettingsFactory) -> None:
+    settings = fresh_settings()
+    context = Context(lambda: settings)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = streamgru.get_command(None, "topics")  # type: ignore[arg-type]
+        assert command is not None
+        result = CliRunner().invoke(command, arguments, obj=context)
+        return result.exit_code, result.output
+
+    code, output = run("show")
+    assert code == 1
+    assert output.count("missing") == 5  # one per topic, and what to do
+    assert run("create") == (
+        0,
+        "".join(f"{name}: made, 2 partitions\n" for name in settings.kafka.topics.model_dump().values()),
+    )
+    code, output = run("show")
+    assert code == 0, output
+    assert output.count(" ok") == 4
+
+
+def test_no_broker_is_a_plain_message(fresh_settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.kafka.BOOTSTRAP_TIMEOUT_MS", 300)
+    (port,) = free_ports(1)
+    settings = fresh_settings(kafka={"bootstrap_servers": f"127.0.0.1:{port}"})
+    for make in (make_admin, make_consumer, make_producer):
+        with pytest.raises(BrokerUnreachable, match=rf"no Kafka broker answers at 127.0.0.1:{port}.*streamgru up"):
+            make(settings)
+    with pytest.raises(KafkaError, match="'nonsense' is not host:port"):
+        make_admin(fresh_settings(kafka={"bootstrap_servers": "nonsense"}))
+
+
+def test_a_missing_topic_is_named_and_not_made_by_asking(broker: Settings, fresh_settings: SettingsFactory) -> None:
+    settings = fresh_settings()
+    consumer = make_consumer(settings)
+    with make_admin(settings) as admin:
+        for client in (consumer, admin):
+            with pytest.raises(TopicError, match=f"topic {settings.kafka.topics.readings} does not exist"):
+                partition_count(client, settings.kafka.topics.readings)
+        assert settings.kafka.topics.readings not in admin.list_topics()
+    consumer.close()
