@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deploy.stack import Stack
-from pipeline.settings import Settings
+from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings
 from tests.ports import free_ports
 
 SERVICE_OF_FIXTURE = {"broker": "kafka", "mlflow_server": "mlflow", "prefect_server": "prefect"}
@@ -71,6 +71,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[SERVERS].stop()
+
+
+@pytest.fixture(autouse=True)
+def _settings_file_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`streamgru --settings` leaves the file's name in the environment, for processes that it starts."""
+    monkeypatch.setenv(SETTINGS_FILE_VARIABLE, "")
 
 
 @pytest.fixture(scope="session")

@@ -113,16 +113,14 @@ def test_the_settings_file_holds_for_the_command_and_for_processes_it_starts(
 ) -> None:
     (tmp_path / "my.toml").write_text("horizon_steps = 7\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STREAMGRU_SETTINGS", "replaced for the length of this test")
     assert run("--settings", "my.toml", "probe") == 0
     assert probe[0].settings.horizon_steps == 7
     assert os.environ["STREAMGRU_SETTINGS"] == str(tmp_path / "my.toml")
 
 
 def test_settings_that_are_not_valid_name_file_field_and_reason(
-    probe: list[Context], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    probe: list[Context], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("STREAMGRU_SETTINGS", "replaced for the length of this test")
     file = tmp_path / "my.toml"
     file.write_text("horizon_steps = 0\nhorizont = 3\n[stack]\nkafka_port = 70000\n")
     assert run("--settings", str(file), "probe", "settings") == SettingsError.exit_code
