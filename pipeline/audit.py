@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.rules import classify
 from pipeline.errors import BrokerUnreachable, KafkaError
-from pipeline.kafka import make_consumer, partition_count, translated
+from pipeline.kafka import make_admin, make_consumer, partition_count, translated
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.settings import Settings
 
@@ -199,6 +199,22 @@ def topic_ends(settings: Settings, topic: str) -> dict[int, int]:
             return {tp.partition: end for tp, end in consumer.end_offsets(_partitions(consumer, topic)).items()}
         finally:
             consumer.close()
+
+
+def committed_offsets(settings: Settings) -> dict[int, int]:
+    """The forecasters' committed offset of each partition of the readings topic; partitions without one are absent.
+
+    Raises:
+        KafkaError: no broker answers.
+    """
+    group, topic = settings.forecaster.group_id, settings.kafka.topics.readings
+    with translated(f"looking up the offsets of group {group}", settings):
+        admin = make_admin(settings)
+        try:
+            found = admin.list_group_offsets([group])[group]
+        finally:
+            admin.close()
+    return {tp.partition: at.offset for tp, at in found.items() if tp.topic == topic and at.offset >= 0}
 
 
 def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog:

@@ -10,6 +10,7 @@ import matplotlib.dates
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from deploy.demo.scores import FORECAST, Trace
 from deploy.demo.timeline import Seconds, Swap
@@ -96,6 +97,7 @@ def draw_errors(scores: Mapping[str, Scores]) -> str:
             ax.plot(ahead, errors[FORECAST][column], color=ACCENT, lw=2.2, label=FORECAST)
             ax.set_title(f"{target}: mean absolute error")
             ax.set_xlabel("steps ahead")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_ylim(bottom=0)
             ax.set_xlim(ahead[0], max(2, ahead[-1]))
             ax.legend(fontsize=9, loc="best")
@@ -114,6 +116,7 @@ def draw_coverage(scores: Scores) -> str:
             ax.plot(ahead, coverage[column], color=ACCENT, lw=2.0, label="held")
             ax.set_title(f"{target}: coverage of the {nominal:.0%} interval")
             ax.set_xlabel("steps ahead")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_ylim(40, 100)
             ax.set_xlim(ahead[0], max(2, ahead[-1]))
             ax.yaxis.set_major_formatter("{x:.0f} %")
@@ -129,19 +132,21 @@ def draw_run(seconds: Seconds, swaps: list[Swap], retraining: tuple[float, float
         colours = VERSION_COLOURS[: len(seconds.versions)]
         labels = [f"by version {version}" for version in seconds.versions]
         rate.stackplot(moments, seconds.rate, colors=colours, labels=labels, step="post", lw=0)
-        rate.set_title("Forecasts visible to a read_committed reader, per second")
+        rate.set_title("Visible forecasts per second")
         delay.plot(moments, seconds.delay_p99_s * 1_000, color=BASELINE_COLOURS[0], lw=1.3, label="99th percentile")
         delay.plot(moments, seconds.delay_median_s * 1_000, color=ACCENT, lw=1.6, label="median")
-        delay.set_title("Milliseconds from sending a reading to its forecast being visible")
+        delay.set_title("Milliseconds from reading sent to forecast visible")
         delay.set_yscale("log")
         delay.yaxis.set_major_formatter("{x:,.0f}")
+        delay.yaxis.set_minor_formatter(NullFormatter())
+        rate.set_ylim(0, 1.08 * max(1.0, float(seconds.rate.sum(axis=0).max(initial=0.0))))
         delay.set_xlabel("seconds since the first forecast")
         delay.set_xlim(0, max(1, len(moments) - 1))
         for ax in (rate, delay):
             if retraining is not None:
                 since, until = (moment - seconds.start_s for moment in retraining)
                 label = "retraining runs" if ax is rate else None
-                ax.axvspan(since, until, color="#efe9dc", alpha=0.6, lw=0, zorder=0, label=label)
+                ax.axvspan(since, until, color="#ede3cd", alpha=0.6, lw=0, zorder=0, label=label)
             for number, swap in enumerate(swaps):
                 label = "model changes" if ax is rate and not number else None
                 ax.axvline(swap.first_s - seconds.start_s, color=INK, lw=1.2, ls=":", label=label)

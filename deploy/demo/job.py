@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-from kafka import TopicPartition
 from pipeline.topics import ensure_topics
 from rich.console import Console
 
@@ -23,9 +22,8 @@ from deploy.demo.scores import Recorded, Stretch, Trace, lay_out, score, trace
 from deploy.demo.timeline import Swap, by_second, find_swaps
 from deploy.stack import Stack
 from model.metrics import Scores
-from pipeline.audit import Audit, Offsets, audit, read_forecasts, read_readings, topic_ends
+from pipeline.audit import Audit, Offsets, audit, committed_offsets, read_forecasts, read_readings, topic_ends
 from pipeline.errors import StackError
-from pipeline.kafka import make_admin, translated
 from pipeline.messages import microseconds
 from pipeline.registry import CHAMPION, Registry
 from pipeline.settings import Settings
@@ -165,18 +163,8 @@ class Demo:
 
     def _is_committed(self, offsets: Offsets) -> bool:
         """Whether the forecasters' group has committed these offsets, and so begins there whatever happens."""
-        group = self._settings.forecaster.group_id
-        with translated("looking up the forecasters' offsets", self._settings):
-            admin = make_admin(self._settings)
-            try:
-                committed = admin.list_group_offsets([group])[group]
-            finally:
-                admin.close()
-        topic = self._settings.kafka.topics.readings
-        return all(
-            (found := committed.get(TopicPartition(topic, partition))) is not None and found.offset >= offset
-            for partition, offset in offsets.items()
-        )
+        committed = committed_offsets(self._settings)
+        return all(committed.get(partition, -1) >= offset for partition, offset in offsets.items())
 
     def _run_live(self, data: DemoData, options: DemoOptions, forecasters: list[Child]) -> LiveOutcome:
         with self._step("Replay the live readings; retrain and change the model meanwhile", spinner=False) as telling:

@@ -1,0 +1,167 @@
+"""What the benchmark times: each side reads the same topic from its beginning to its end, on the same broker."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kafka import TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from model.state import blank_states
+from model.stepper import Stepper
+from pipeline.encoding import ForecastEncoder
+from pipeline.forecaster import Options, StreamForecaster
+from pipeline.ingest import ingest
+from pipeline.instance import Instance
+from pipeline.kafka import make_consumer, make_producer
+from pipeline.messages import ModelId
+from pipeline.settings import Settings
+from pipeline.topics import ensure_topics
+from tests.integration.stream_rig import FolderChampion, publish, rounds, small_forecaster
+
+HIDDEN_SIZE = 64
+FEATURES = ("a", "b", "c")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A readings topic that is full, and its length."""
+
+    settings: Settings
+    readings: int
+
+
+def fill(base: Settings, sensors: int, steps: int) -> Input:
+    """Make the topics of ``base`` and send ``steps`` readings of every sensor."""
+    ensure_topics(base)
+    names = [f"sensor-{number:05d}" for number in range(sensors)]
+    return Input(base, publish(base, rounds(base, names, range(steps))))
+
+
+def again(settings: Settings, **overrides: Any) -> Settings:
+    """The same readings with outputs, group and history of their own, so that every run begins at the beginning."""
+    name = uuid.uuid4().hex[:8]
+    content = settings.model_dump() | overrides
+    content["kafka"]["topics"] |= {"forecasts": f"forecasts-{name}", "state": f"state-{name}"}
+    content["forecaster"] |= {"group_id": f"group-{name}"}
+    content["history"] = settings.home / f"history-{name}"
+    made = Settings(**content)
+    ensure_topics(made)
+    return made
+
+
+def poll(source: Input) -> float:
+    """Readings a second of a consumer that does nothing with them."""
+    settings = source.settings
+    with _reader(settings, group_id=None) as consumer:
+        first = _first_poll(consumer)
+        began, seen = time.perf_counter(), 0
+        while first + seen < source.readings:
+            seen += sum(map(len, consumer.poll(timeout_ms=1_000).values()))
+        return seen / (time.perf_counter() - began)
+
+
+def pass_through(source: Input, payload: bytes) -> float:
+    """Readings a second of consume, ``send`` and commit in transactions: no decoding, no model, no states."""
+    settings = again(source.settings)
+    group = settings.forecaster.group_id
+    producer = make_producer(settings, transactional_id=group)
+    topic = settings.kafka.topics.forecasts
+    producer.init_transactions()
+    producer.partitions_for(topic)
+    with _reader(settings, group_id=group) as consumer:
+        seen, began, batches = 0, None, {}
+        while seen < source.readings:
+            batches = consumer.poll(timeout_ms=1_000)
+            began = began or (time.perf_counter() if batches else None)
+            membership = consumer.group_metadata()
+            producer.begin_transaction()
+            for where, records in batches.items():
+                for record in records:
+                    producer.send(topic, value=payload, key=record.key, partition=where.partition)
+                seen += len(records)
+            offsets = {where: _next(records) for where, records in batches.items()}
+            producer.flush()
+            producer.send_offsets_to_transaction(offsets, membership)
+            producer.commit_transaction()
+        assert began is not None
+        elapsed_s = time.perf_counter() - began
+    producer.close()
+    return source.readings / elapsed_s
+
+
+def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...]) -> float:
+    """Readings a second of the forecaster, from its first batch to its last commit."""
+    settings = again(source.settings, horizon_steps=horizon_steps, quantiles=quantiles)
+    champion = champion_for(settings)
+    began: list[float] = []
+    ended: list[float] = []
+
+    def reached(point: str) -> None:
+        if point == "polled" and not forecaster.counters.readings:
+            began[:] = [time.perf_counter()]  # the last one is that of the poll that brought the first readings
+        elif point == "committed":
+            ended[:] = [time.perf_counter()]
+        elif forecaster.counters.forecasts >= source.readings:
+            forecaster.stop()
+
+    forecaster = StreamForecaster(settings, champion, Instance("bench", exclusive=False), Options(reached=reached))
+    forecaster.run()
+    assert forecaster.counters.forecasts == source.readings
+    return source.readings / (ended[0] - began[0])
+
+
+def ingest_all(source: Input) -> float:
+    """Readings a second of an ingest into a new history table, commits included."""
+    done = ingest(again(source.settings))
+    assert done.readings == source.readings
+    return done.readings / done.seconds
+
+
+def champion_for(settings: Settings) -> FolderChampion:
+    """A champion with random weights of the size that is measured."""
+    folder = Path(settings.home) / f"champion-{settings.forecaster.group_id}"
+    champion = FolderChampion(folder, settings)
+    champion.promote(1, small_forecaster(settings, hidden_size=HIDDEN_SIZE))
+    return champion
+
+
+def payload_like(settings: Settings) -> bytes:
+    """Bytes as long as a forecast's value under these settings."""
+    forecaster = small_forecaster(settings, hidden_size=HIDDEN_SIZE)
+    encoder = ForecastEncoder(settings, ModelId(settings.model_name, 1), forecaster.config)
+    one = np.zeros(1, np.int64)
+    values = np.full((1, len(settings.features)), 12.345)
+    stepped = Stepper(forecaster).advance(blank_states(forecaster.config, 1), ["sensor-00000"], one, one, values, one)
+    (value,), _ = encoder.encode(settings.kafka.topics.readings, 0, ["sensor-00000"], one, one, stepped)
+    return bytes(len(value))
+
+
+@contextmanager
+def _reader(settings: Settings, group_id: str | None) -> Iterator[Any]:
+    topic = settings.kafka.topics.readings
+    consumer = make_consumer(settings, group_id=group_id, auto_offset_reset="earliest")
+    if group_id is None:
+        consumer.assign([TopicPartition(topic, number) for number in range(settings.kafka.partitions)])
+    else:
+        consumer.subscribe([topic])
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def _first_poll(consumer: Any) -> int:
+    while True:
+        batches = consumer.poll(timeout_ms=1_000)
+        if batches:
+            return sum(map(len, batches.values()))
+
+
+def _next(records: list[Any]) -> Any:
+    return OffsetAndMetadata(records[-1].offset + 1, "", -1)

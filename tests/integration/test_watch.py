@@ -1,0 +1,139 @@
+"""``streamgru watch`` against a forecaster at work on the real broker."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from deploy.commands import watch as watch_module
+from deploy.commands.watch import watch
+from deploy.context import Context
+from deploy.live import LatestForecasts, StreamTail
+from pipeline.audit import audit, read_forecasts, read_readings
+from pipeline.errors import StreamgruError
+from pipeline.messages import encode_reading
+from pipeline.settings import Settings
+from pipeline.topics import ensure_topics
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import (
+    FolderChampion,
+    Message,
+    partition_of,
+    publish,
+    reading,
+    rounds,
+    running,
+    small_forecaster,
+    wait_for_forecasts,
+)
+from tests.waiting import wait_until
+
+SENSORS = ("attic", "cellar", "roof [east]")
+STEPS = 6
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def stream(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> Iterator[Settings]:
+    """Readings of three sensors, all forecast, and a forecaster that goes on."""
+    settings = fresh_settings(features=("a", "b"), targets=("a",), horizon_steps=8)
+    ensure_topics(settings)
+    champion = FolderChampion(tmp_path / "champion", settings)
+    champion.promote(1, small_forecaster(settings))
+    publish(settings, rounds(settings, SENSORS, range(STEPS)))
+    with running(settings, champion):
+        wait_for_forecasts(settings, len(SENSORS) * STEPS)
+        yield settings
+
+
+def run(settings: Settings, *arguments: str) -> str:
+    result = CliRunner().invoke(watch, list(arguments), obj=Context(lambda: settings), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_every_forecast_is_shown_beside_its_reading(stream: Settings) -> None:
+    lines = run(stream, "--from-beginning", "--limit", str(len(SENSORS) * STEPS)).splitlines()
+    assert len(lines) == len(SENSORS) * STEPS
+    assert {line.partition(": ")[0].partition(" ")[2] for line in lines} == set(SENSORS)
+    for line in lines:
+        assert re.search(r": a -?[\d.]+, \+1: \S+ \(\S+ … \S+\) \+6: .* \+8: .* \(v1, (cold|warm)\)$", line), line
+
+
+def test_sensors_can_be_chosen(stream: Settings) -> None:
+    lines = run(stream, "attic", "--from-beginning", "--limit", str(STEPS)).splitlines()
+    assert len(lines) == STEPS
+    assert all(" attic: " in line for line in lines)
+
+
+def test_an_unknown_sensor_is_named_with_those_there_are(stream: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "PATIENCE_S", 1.0)
+    with pytest.raises(StreamgruError, match=r"nothing was seen of attc.*attic, cellar, roof \[east\]"):
+        run(stream, "attc")
+
+
+def test_only_what_comes_in_from_now_on_counts_and_the_table_knows_what_was_before(stream: Settings) -> None:
+    latest = LatestForecasts()
+    with StreamTail(stream, look_back=100) as tail:
+        wait_until(lambda: latest.update(tail.poll(0.1)) or len(tail.known_sensors) == 3, 20, "sensors were seen")
+        assert tail.forecasts == 0
+        publish(stream, rounds(stream, SENSORS, [STEPS]))
+        wait_until(lambda: latest.update(tail.poll(0.1)) or tail.forecasts == 3, 20, "forecasts came in")
+        assert latest.table("").row_count == 3
+
+
+def test_the_audit_agrees_with_what_was_sent(stream: Settings) -> None:
+    key, value = encode_reading("attic", 0, {"a": 1.0})
+    spoilt = Message(b"attic", b"{}", partition_of(stream, "attic"))
+    publish(
+        stream,
+        [
+            Message(key, value, partition_of(stream, "attic")),  # late
+            reading(stream, "attic", STEPS - 1),  # duplicate
+            spoilt,
+            reading(stream, "attic", STEPS),
+        ],
+    )
+    wait_for_forecasts(stream, len(SENSORS) * STEPS + 1)
+    readings, forecasts = read_readings(stream), read_forecasts(stream, quantiles=True)
+    counts = audit(readings, forecasts, {})
+    assert counts.exactly_once
+    assert (counts.accepted, counts.late, counts.duplicates, counts.rejected) == (19, 1, 1, 1)
+    assert readings.reasons == {"malformed": 1}
+    assert forecasts.quantiles is not None
+    assert forecasts.quantiles.shape == (19, 1, 3, 8)
+
+
+def test_ctrl_c_is_the_way_to_end_it(stream: Settings) -> None:
+    variables = {
+        "STREAMGRU_STACK__KAFKA_PORT": str(stream.stack.kafka_port),
+        "STREAMGRU_KAFKA__TOPICS__READINGS": stream.kafka.topics.readings,
+        "STREAMGRU_KAFKA__TOPICS__FORECASTS": stream.kafka.topics.forecasts,
+        "STREAMGRU_FEATURES": '["a", "b"]',
+        "STREAMGRU_TARGETS": '["a"]',
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "deploy.cli", "watch", "--from-beginning"],
+        env={"PATH": "/usr/bin:/bin"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert time.monotonic() - began < 10
+        assert (process.returncode, errors) == (0, "")
+    finally:
+        process.kill()
+        process.wait()
