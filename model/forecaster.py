@@ -117,18 +117,19 @@ class Forecaster(nn.Module):
         return self.quantiles(hidden, x, past), h
 
     def quantiles(self, hidden: Tensor, x: Tensor, past: Tensor) -> Tensor:
-        """(..., K, Q, h) from the last layer's hidden states (..., H) and the steps' inputs, never crossing.
-
-        The median is free; each further quantile lies a softplus beyond its inner neighbour.
-        """
+        """(..., K, Q, h) from the last layer's hidden states (..., H) and the steps' inputs; they never cross."""
         raw = self.gru.predict(self.dropout(hidden))
         if self.skip is not None:
             raw = raw + self.skip(torch.cat([x, past], dim=-1))
+        return self.uncrossed(raw)
+
+    def uncrossed(self, raw: Tensor) -> Tensor:
+        """(..., K, Q, h) quantiles in order, from any (..., K·Q·h): each lies a softplus beyond its inner neighbour."""
         config = self.config
         raw = raw.view(*raw.shape[:-1], config.target_count, len(config.quantiles), config.horizon_steps)
         m = config.median_index
         median = raw[..., m : m + 1, :]
-        steps = F.softplus(raw)
-        above = median + steps[..., m + 1 :, :].cumsum(-2)
-        below = median - steps[..., :m, :].flip(-2).cumsum(-2).flip(-2)
+        distance = F.softplus(raw)
+        above = median + distance[..., m + 1 :, :].cumsum(-2)
+        below = median - distance[..., :m, :].flip(-2).cumsum(-2).flip(-2)
         return torch.cat([below, median, above], dim=-2)

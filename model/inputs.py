@@ -112,12 +112,12 @@ class Past:
         """
         unit = _reciprocal(scale)[:, :, None]
         around = np.concatenate(
-            [_bounded((self._lags(index) - level[:, :, None]) * unit), _bounded(self._profiles(index, before) * unit)],
+            [_bounded((self.lags(index) - level[:, :, None]) * unit), _bounded(self._profiles(index, before) * unit)],
             axis=2,
         )
         return around.reshape(len(index), -1).astype(np.float32)
 
-    def _lags(self, index: Indexes) -> Floats:
+    def lags(self, index: Indexes) -> Floats:
         """(n, K, R): the values 0, 1, ... R-1 steps before each step; where the state is younger, its first value."""
         back = index[:, None, None] - np.arange(self.config.lag_steps)
         at = np.maximum(back, self.begin[index][:, :, None])

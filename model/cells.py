@@ -1,0 +1,127 @@
+"""The network's arithmetic in tiles of one fixed size, for results whose bits do not depend on who shares a batch.
+
+A matrix product of another shape may add in another order; the same product, padded, never does. Products here have
+``tile`` rows, whatever they are filled with. Everything else is element by element.
+
+Letters: B sensors, M steps, n readings, I inputs of a layer, L layers, H hidden, O outputs of the head.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Floats32 = NDArray[np.float32]
+
+# Tiles whose gates are computed together: fewer calls, and still within a core's cache.
+_TILES_PER_BLOCK: Final = 4
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch works in the calling thread alone: how it would share out work among several depends on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def padded(rows: int, tile: int) -> int:
+    """The rows of whole tiles that hold ``rows``."""
+    return -(-rows // tile) * tile
+
+
+class TiledLinear:
+    """``x @ weight.T + bias``, a tile of rows at a time."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, tile: int) -> None:
+        self._weight = weight.detach().t().contiguous()
+        self._bias = bias.detach().clone()
+        self._tile = tile
+        self.outputs = len(bias)
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        """``out`` (rows, O) from ``x`` (rows, I); rows fill whole tiles."""
+        for first in range(0, len(x), self._tile):
+            here = slice(first, first + self._tile)
+            torch.addmm(self._bias, x[here], self._weight, out=out[here])
+        return out
+
+
+class TiledGRU:
+    """Steps of a GRU for many sensors, in rounds."""
+
+    def __init__(self, rnn: nn.GRU, tile: int) -> None:
+        self._tile = tile
+        self._hidden = rnn.hidden_size
+        self._layers = [
+            (
+                TiledLinear(getattr(rnn, f"weight_ih_l{layer}"), getattr(rnn, f"bias_ih_l{layer}"), tile),
+                TiledLinear(getattr(rnn, f"weight_hh_l{layer}"), getattr(rnn, f"bias_hh_l{layer}"), tile),
+            )
+            for layer in range(rnn.num_layers)
+        ]
+        rows = tile * _TILES_PER_BLOCK
+        self._gates = torch.zeros(rows, 3 * self._hidden)
+        self._opened = torch.zeros(rows, 2 * self._hidden)
+        self._candidate = torch.zeros(rows, self._hidden)
+
+    def run(self, x: Tensor, states: Tensor, sizes: Sequence[int], reset: NDArray[np.bool_]) -> Tensor:
+        """The last layer's hidden states after each of M steps.
+
+        Args:
+            x: (padded M, I), round after round: round r steps the first ``sizes[r]`` sensors, ``sizes`` never rising.
+            states: (L, padded B, H), stepped in place.
+            reset: (M,) steps before which a sensor's state is zeroed.
+
+        Returns:
+            (padded M, H); rows from M on are padding.
+        """
+        breaks = _resets_by_round(reset, sizes)
+        projected = x.new_zeros(
+            len(x) + self._tile, 3 * self._hidden
+        )  # the last round's last tile reads beyond the end
+        for (take_in, recur), state in zip(self._layers, states, strict=True):
+            take_in(x, projected[: len(x)])
+            x = x.new_zeros(len(x), self._hidden)
+            position = 0
+            for number, rows in enumerate(sizes):
+                if number in breaks:
+                    state[breaks[number]] = 0.0
+                self._round(recur, projected[position:], state, rows)
+                x[position : position + rows] = state[:rows]
+                position += rows
+        return x
+
+    def _round(self, recur: TiledLinear, projected: Tensor, state: Tensor, rows: int) -> None:
+        """One step of the first ``rows`` sensors of a layer; ``projected`` holds what its inputs give to the gates."""
+        H = self._hidden
+        for first in range(0, rows, len(self._gates)):
+            count = min(rows - first, len(self._gates))
+            size = padded(count, self._tile)
+            h = state[first : first + size]
+            inward = projected[first : first + size]
+            gates, opened, new = self._gates[:size], self._opened[:size], self._candidate[:size]
+            recur(h, gates)
+            torch.add(inward[:, : 2 * H], gates[:, : 2 * H], out=opened).sigmoid_()
+            torch.mul(opened[:, :H], gates[:, 2 * H :], out=new).add_(inward[:, 2 * H :]).tanh_()
+            # (1 - z) n + z h, as n + z (h - n); rows behind the active ones keep what they hold
+            kept = torch.sub(h, new).mul_(opened[:, H:]).add_(new)
+            h[:count] = kept[:count]
+
+
+def _resets_by_round(reset: NDArray[np.bool_], sizes: Sequence[int]) -> dict[int, Tensor]:
+    """Rows to zero, by round."""
+    marked = np.flatnonzero(reset)
+    if not len(marked):
+        return {}
+    ends = np.cumsum(sizes)
+    numbers = np.searchsorted(ends, marked, side="right")
+    rows = marked - (ends - np.asarray(sizes))[numbers]
+    return {int(number): torch.from_numpy(rows[numbers == number]) for number in np.unique(numbers)}

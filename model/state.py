@@ -1,0 +1,62 @@
+"""What is carried from reading to reading: one packed record per sensor, the same in memory and in the changelog.
+
+Letters: B sensors, L layers, H hidden, F features, K targets, P slots of the seasonal profile, R lags.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ModelConfig
+from .normaliser import TRACK_FIELDS, Tracks
+from .rules import NEVER_US
+
+States = NDArray[Any]  # records of ``state_dtype``
+
+# Accepted readings from one anchor to the next. A replay begins at an anchor, so it reads at most so many too many.
+ANCHOR_SPACING: Final = 64
+ANCHORS: Final = 5
+NO_OFFSET: Final = -1
+
+
+def state_dtype(config: ModelConfig) -> np.dtype[Any]:
+    """The record of one sensor: little-endian and packed, so that its bytes mean the same on every machine."""
+    tracks = Tracks.blank(config, 0).arrays()
+    return np.dtype(
+        [
+            ("last_us", "<i8"),  # timestamp of the last reading stepped in; ``NEVER_US`` for none
+            ("origin", "<i8"),  # offset of the first reading of this state; -1 for none
+            ("offset", "<i8"),  # offset of the last
+            ("steps", "<i8"),  # since the origin, missing ones included
+            ("accepted", "<i8"),  # readings since the origin
+            ("anchors", "<i8", (ANCHORS,)),  # offsets of every ``ANCHOR_SPACING``-th reading, newest last; -1 for none
+            ("hidden", "<f4", (config.num_layers, config.hidden_size)),
+            *((name, "<f8", tracks[name].shape[1:]) for name in TRACK_FIELDS),
+            ("lags", "<f8", (config.target_count, config.lag_steps)),  # last values of the targets, newest first
+        ]
+    )
+
+
+def blank_states(config: ModelConfig, rows: int) -> States:
+    """States of sensors that have seen nothing yet."""
+    states = np.zeros(rows, state_dtype(config))
+    states["last_us"] = NEVER_US
+    for name in ("origin", "offset", "anchors"):
+        states[name] = NO_OFFSET
+    return states
+
+
+def replay_start(state: Any, steps: int) -> int:
+    """The offset to replay from so that at least ``steps`` accepted readings are stepped in.
+
+    It is that of a reading accepted into this state (the newest anchor that is far enough back, else the oldest known),
+    so a replay that applies the rule of acceptance from there accepts what the state itself accepted. -1 for a blank
+    state.
+    """
+    anchors = [int(offset) for offset in state["anchors"] if offset != NO_OFFSET]
+    since = (int(state["accepted"]) - 1) % ANCHOR_SPACING + 1  # readings from the newest anchor on, itself included
+    for back, offset in enumerate(reversed(anchors)):
+        if since + back * ANCHOR_SPACING >= steps:
+            return offset
+    return anchors[0] if anchors else NO_OFFSET

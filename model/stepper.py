@@ -1,0 +1,300 @@
+"""The engine that steps states: readings in, forecasts out, the same bits however the stream was cut.
+
+Each sensor's new readings become steps by the gap rule, and steps are taken in rounds: round r takes the r-th new step
+of every sensor that has one. What crosses sensors, the matrix products, is computed in padded tiles of one fixed size
+(``model.cells``); the rest is element by element. A forecast is therefore a function of its sensor's own readings, to
+the bit, on one kind of processor and with one number of threads.
+
+Letters: B sensors, A of them with readings, n readings, M steps, F features, K targets, Q quantiles, h horizon steps,
+L layers, H hidden, R lags, P slots of the seasonal profile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .cells import TiledGRU, TiledLinear, one_thread, padded
+from .forecaster import Forecaster
+from .inputs import Past, first_values, step_inputs
+from .normaliser import TRACK_FIELDS, Floats, Trace, Tracks
+from .rules import bridge_gaps
+from .state import ANCHOR_SPACING, NO_OFFSET, States, state_dtype
+
+Indexes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """A forecast per reading, in the order the readings were given."""
+
+    quantiles: Floats  # (n, K, Q, h) in the sensor's unit
+    scale: Floats  # (n, K) what the model took for the sensor's scale; 0 while it has been constant
+    origin: Indexes  # (n,) offset of the first reading of the state behind the forecast
+    steps: Indexes  # (n,) of that state
+    warm: NDArray[np.bool_]  # (n,) whether they reach the model's warm-up length
+
+
+class Stepper:
+    """Steps the states of one forecaster. Not to be shared between threads.
+
+    Args:
+        forecaster: on the CPU; its weights must not change any more.
+        tile: rows of a matrix product. Results of different tile sizes differ in their last bits.
+    """
+
+    def __init__(self, forecaster: Forecaster, tile: int = 128) -> None:
+        self.forecaster = forecaster.eval()
+        self.config = forecaster.config
+        self.dtype = state_dtype(forecaster.config)
+        self._tile = tile
+        self._normaliser = forecaster.normaliser()
+        self._embedding = forecaster.embedding.weight.detach()
+        self._gru = TiledGRU(forecaster.gru.rnn, tile)
+        head = forecaster.gru.head
+        skip = forecaster.skip
+        weight = head.weight if skip is None else torch.cat([head.weight, skip.weight], dim=1)
+        self._head = TiledLinear(weight, head.bias, tile)
+
+    def advance(
+        self,
+        states: States,
+        sensors: Sequence[str],
+        slots: Indexes,
+        timestamp_us: Indexes,
+        values: Floats,
+        offsets: Indexes,
+    ) -> Forecasts:
+        """Steps ``states`` in place through accepted readings, and forecasts after each of them.
+
+        Args:
+            states: (B,) of ``state_dtype``; sensors: their B ids.
+            slots: (n,) the state that each reading belongs to. Sensors may interleave; each one's readings are in
+                order of offset, and later than what its state has seen.
+            timestamp_us: (n,); values: (n, F), NaN where missing; offsets: (n,).
+        """
+        if not len(slots):
+            return self._nothing()
+        with torch.inference_mode(), one_thread():
+            return self._advance(states, sensors, slots, timestamp_us, values, offsets)
+
+    def _nothing(self) -> Forecasts:
+        config = self.config
+        K = config.target_count
+        none = np.empty(0, np.int64)
+        quantiles = np.empty((0, K, len(config.quantiles), config.horizon_steps))
+        return Forecasts(quantiles, np.empty((0, K)), none, none, none.astype(bool))
+
+    def _advance(
+        self,
+        states: States,
+        sensors: Sequence[str],
+        slots: Indexes,
+        timestamp_us: Indexes,
+        values: Floats,
+        offsets: Indexes,
+    ) -> Forecasts:
+        plan = _Plan.make(states, slots, timestamp_us, self.config.cadence_us, self.config.max_gap_steps)
+        rows = states[plan.slots]
+        tracks = _tracks_of(rows)
+        profile = tracks.profile.copy()
+        seen = plan.spread(values)
+        trace = self._normaliser.advance(tracks, seen[plan.rounds], plan.sizes, plan.reset[plan.rounds])
+        x = step_inputs(trace, plan.timestamp_us[plan.rounds], plan.elapsed[plan.rounds])
+        hidden = self._step_network(x, rows, [sensors[slot] for slot in plan.slots.tolist()], plan)
+        past, place = self._past(rows, seen, trace, plan)
+        at = plan.turn[plan.step]  # where each reading's step stands among the rounds
+        targets = list(self.config.target_indices)
+        level, scale = trace.levels[at][:, targets, 1], trace.scale[at][:, targets]
+        around = past.inputs(place[plan.step], level, scale, profile[plan.sensor[plan.step]])
+        quantiles = self._quantiles(hidden[torch.from_numpy(at)], x[at], around, level, scale)
+        rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
+        _keep_tracks(rows, tracks)
+        origin = _keep_history(rows, plan, timestamp_us, offsets)
+        states[plan.slots] = rows
+        steps = trace.steps[at]
+        return Forecasts(quantiles, scale, origin, steps, steps >= self.config.warmup_steps)
+
+    def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: "_Plan") -> Tensor:
+        """(M or more, H) after each step, in the order of the rounds; ``rows`` get their new hidden states."""
+        M, D = x.shape
+        known = self._embedding[torch.from_numpy(self.forecaster.sensor_rows(sensors))]
+        inputs = torch.zeros(padded(M, self._tile), D + known.shape[1])
+        inputs[:M, :D] = torch.from_numpy(x)
+        position = 0
+        for size in plan.sizes:
+            inputs[position : position + size, D:] = known[:size]
+            position += size
+        carried = rows["hidden"]  # (A, L, H)
+        A, L, H = carried.shape
+        states = torch.zeros(L, padded(A, self._tile), H)
+        states[:, :A] = torch.from_numpy(np.ascontiguousarray(carried.transpose(1, 0, 2)))
+        hidden = self._gru.run(inputs, states, plan.sizes, plan.reset[plan.rounds])
+        rows["hidden"] = states[:, :A].numpy().transpose(1, 0, 2)
+        return hidden
+
+    def _past(self, rows: States, seen: Floats, trace: Trace, plan: "_Plan") -> tuple[Past, Indexes]:
+        """The targets' numbers, each sensor's carried lags before its new steps; and where each new step stands."""
+        config = self.config
+        R, K = config.lag_steps, config.target_count
+        targets = list(config.target_indices)
+        place = np.arange(len(plan.turn)) + (plan.sensor + 1) * R
+        count = np.zeros((len(plan.turn) + len(rows) * R, K))
+        last, shape, there = np.zeros_like(count), np.zeros_like(count), np.zeros(count.shape, bool)
+        steps = np.zeros(len(count), np.int64)
+        fresh = np.zeros(len(count), bool)
+        before = (plan.starts + np.arange(len(rows)) * R)[:, None] + np.arange(R)
+        last[before] = rows["lags"][:, :, ::-1].transpose(0, 2, 1)
+        fresh[plan.starts + np.arange(len(rows)) * R] = True
+        fresh[place[plan.reset]] = True
+        last[place] = trace.last[plan.turn][:, targets]
+        shape[place] = trace.shape[plan.turn]
+        count[place] = trace.count[plan.turn][:, targets]
+        there[place] = ~np.isnan(seen[:, targets])
+        steps[place] = trace.steps[plan.turn]
+        run = steps.copy()
+        run[place] = np.minimum(trace.steps[plan.turn], plan.number + 1)
+        return Past(config, last, shape, steps, run, first_values(count, there, fresh)), place
+
+    def _quantiles(
+        self, hidden: Tensor, x: NDArray[np.float32], around: NDArray[np.float32], level: Floats, scale: Floats
+    ) -> Floats:
+        """(n, K, Q, h) in the sensor's unit."""
+        n = len(hidden)
+        parts = (
+            [hidden, torch.from_numpy(x), torch.from_numpy(around)] if self.forecaster.skip is not None else [hidden]
+        )
+        given = torch.zeros(padded(n, self._tile), sum(part.shape[1] for part in parts))
+        torch.cat(parts, dim=1, out=given[:n])
+        raw = self._head(given, torch.empty(len(given), self._head.outputs))
+        quantiles = self.forecaster.uncrossed(raw)[:n].numpy()
+        forecasts: Floats = level[:, :, None, None] + scale[:, :, None, None] * quantiles
+        return forecasts
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The steps to take. They are listed sensor by sensor, the sensors with most steps first."""
+
+    slots: Indexes  # (A,) of the sensors that have readings
+    starts: Indexes  # (A,) first step of each
+    lengths: Indexes  # (A,) steps of each
+    sensor: Indexes  # (M,) whose step it is, as a place in ``slots``
+    number: Indexes  # (M,) how many new steps the sensor takes before it
+    timestamp_us: Indexes  # (M,)
+    elapsed: NDArray[np.float32]  # (M,)
+    reset: NDArray[np.bool_]  # (M,)
+    sizes: list[int]  # sensors in each round
+    rounds: Indexes  # (M,) which step comes k-th, round by round
+    turn: Indexes  # (M,) when each step comes: the inverse
+    order: Indexes  # (n,) the readings, sensor by sensor as the steps
+    step: Indexes  # (n,) the step of each reading, in the order given
+
+    @classmethod
+    def make(
+        cls, states: States, slots: Indexes, timestamp_us: Indexes, cadence_us: int, max_gap_steps: int
+    ) -> "_Plan":
+        """The steps that accepted readings take, those of skipped cadence points included."""
+        active, sensor = np.unique(slots, return_inverse=True)
+        previous_us = _previous(sensor, timestamp_us, states["last_us"][active])
+        gaps = bridge_gaps(timestamp_us, previous_us, cadence_us, max_gap_steps)
+        lengths = np.bincount(sensor, weights=gaps.missing + 1).astype(np.int64)
+        longest_first = np.argsort(-lengths, kind="stable")
+        rank = np.empty_like(longest_first)
+        rank[longest_first] = np.arange(len(active))
+        lengths = lengths[longest_first]
+        starts = np.cumsum(lengths) - lengths
+        order = np.argsort(rank[sensor], kind="stable")
+        missing = gaps.missing[order]
+        place = np.cumsum(missing + 1) - 1  # of each reading among the steps
+        owner = np.repeat(order, missing + 1)  # the reading that each step is, or comes before
+        back = np.repeat(place, missing + 1) - np.arange(len(owner))  # steps before that reading; 0 is itself
+        skipped_us = previous_us[owner] + (gaps.missing[owner] - back + 1) * cadence_us
+        step = np.empty_like(place)
+        step[order] = place
+        whose = np.repeat(np.arange(len(active)), lengths)
+        number = np.arange(len(owner)) - starts[whose]
+        sizes = len(active) - np.searchsorted(lengths[::-1], np.arange(lengths[0]), side="right")
+        turn = (np.cumsum(sizes) - sizes)[number] + whose
+        rounds = np.empty_like(turn)
+        rounds[turn] = np.arange(len(turn))
+        return cls(
+            slots=active[longest_first],
+            starts=starts,
+            lengths=lengths,
+            sensor=whose,
+            number=number,
+            timestamp_us=np.where(back == 0, timestamp_us[owner], skipped_us),
+            elapsed=np.where(back == 0, gaps.elapsed[owner], np.float32(1.0)),
+            reset=gaps.reset[owner] & (back == 0),
+            sizes=sizes.tolist(),
+            rounds=rounds,
+            turn=turn,
+            order=order,
+            step=step,
+        )
+
+    def spread(self, values: Floats) -> Floats:
+        """(M, F) of each step: the readings' values (n, F), NaN where a step is missing."""
+        out = np.full((len(self.turn), values.shape[1]), np.nan)
+        out[self.step] = values
+        return out
+
+
+def _previous(sensor: Indexes, timestamp_us: Indexes, last_us: Indexes) -> Indexes:
+    """(n,) timestamp accepted before each reading: the sensor's reading before it here, else ``last_us``."""
+    by_sensor = np.argsort(sensor, kind="stable")
+    grouped = sensor[by_sensor]
+    before = np.empty_like(timestamp_us)
+    before[1:] = timestamp_us[by_sensor][:-1]
+    first = np.ones(len(grouped), bool)
+    first[1:] = grouped[1:] != grouped[:-1]
+    before[first] = last_us[grouped[first]]
+    previous = np.empty_like(before)
+    previous[by_sensor] = before
+    return previous
+
+
+def _tracks_of(rows: States) -> Tracks:
+    fields = {name: np.ascontiguousarray(rows[name]) for name in TRACK_FIELDS}
+    return Tracks(steps=rows["steps"].copy(), **fields)
+
+
+def _keep_tracks(rows: States, tracks: Tracks) -> None:
+    rows["steps"] = tracks.steps
+    for name, array in tracks.arrays().items():
+        rows[name] = array
+
+
+def _keep_history(rows: States, plan: _Plan, timestamp_us: Indexes, offsets: Indexes) -> Indexes:
+    """Notes in ``rows`` which readings were stepped in; returns the origin (n,) of the state behind each forecast."""
+    order = plan.order
+    whose = plan.sensor[plan.step[order]]
+    reset = plan.reset[plan.step[order]]
+    offset = offsets[order]
+    first = np.ones(len(order), bool)
+    first[1:] = whose[1:] != whose[:-1]
+    final = np.append(first[1:], True)
+    begin = np.maximum.accumulate(
+        np.where(first | reset, np.arange(len(order)), 0)
+    )  # of the state, as far as it is here
+    fresh = reset[begin]
+    earlier = np.where(fresh, 0, rows["accepted"][whose])
+    accepted = earlier + np.arange(len(order)) - begin + 1
+    origin = np.where(fresh, offset[begin], rows["origin"][whose])
+    for at in np.flatnonzero((accepted - 1) % ANCHOR_SPACING == 0).tolist():
+        anchors = rows["anchors"][whose[at]]
+        if accepted[at] == 1:
+            anchors[:] = NO_OFFSET
+        anchors[:-1] = anchors[1:].copy()
+        anchors[-1] = offset[at]
+    rows["origin"] = origin[final]
+    rows["accepted"] = accepted[final]
+    rows["offset"] = offset[final]
+    rows["last_us"] = timestamp_us[order][final]
+    unordered = np.empty_like(origin)
+    unordered[order] = origin
+    return unordered
