@@ -23,7 +23,7 @@ from pipeline.commit import Aborted, Committer, KafkaTransport, Transport, Work
 from pipeline.counters import Counters
 from pipeline.errors import BrokerUnreachable, KafkaError, OffsetsLost, StreamgruError
 from pipeline.instance import Instance
-from pipeline.kafka import make_admin, make_consumer, make_producer, translated
+from pipeline.kafka import make_admin, make_consumer, make_producer, partition_count, translated
 from pipeline.membership import Rebalances, is_member
 from pipeline.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.readings import Record
@@ -158,6 +158,8 @@ class StreamForecaster:
         )
         self._rebalances = Rebalances(self._consumer)
         self._consumer.subscribe([self._readings_topic], listener=self._rebalances)
+        # Known before the first join, or that one assigns nothing and another must follow.
+        partition_count(self._consumer, self._readings_topic)
         logger.info(
             "forecaster %s: version %d on cpu, group %s",
             self._instance.name,

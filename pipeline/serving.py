@@ -9,7 +9,7 @@ from model.stepper import Forecasts, Stepper
 from numpy.typing import NDArray
 
 from model.forecaster import Forecaster
-from model.rules import ACCEPTED, classify
+from model.rules import ACCEPTED, NEVER_US, classify
 from pipeline.messages import StateTag
 from pipeline.readings import Readings
 from pipeline.settings import Settings
@@ -53,6 +53,8 @@ class Serving:
         rows = np.concatenate([table.rows(part.partition, part.sensors) for part in accepted])
         distinct, slots = np.unique(rows, return_inverse=True)
         states = table.gather(distinct)
+        # A state that was lost begins anew, though it keeps the time that its sensor's readings must be later than.
+        states["last_us"][states["accepted"] == 0] = NEVER_US
         forecasts = self._stepper.advance(
             states,
             table.sensors_at(distinct.tolist()),

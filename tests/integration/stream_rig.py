@@ -1,0 +1,322 @@
+"""What the forecaster's tests share: a model, readings, forecasters in threads and processes, and what is expected."""
+
+import json
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from model.artefact import ArtefactError, load_artefact, save_artefact
+
+from model.config import ModelConfig
+from model.forecaster import Forecaster
+from model.rules import ACCEPTED, DUPLICATE
+from pipeline.champion import Candidate, fit_differences
+from pipeline.encoding import ForecastEncoder
+from pipeline.errors import ModelUnfit, RegistryUnreachable
+from pipeline.forecaster import Options, StreamForecaster
+from pipeline.instance import Instance
+from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
+from pipeline.readings import decode_records
+from pipeline.serving import Serving
+from pipeline.settings import Settings
+from tests.waiting import wait_until
+
+HOUR_US = 3_600_000_000
+START_US = 1_700_000_000_000_000 // HOUR_US * HOUR_US
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def small_forecaster(settings: Settings, seed: int = 0, hidden_size: int = 8) -> Forecaster:
+    """A model with random weights that fits the settings."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        features=settings.features,
+        targets=settings.targets,
+        cadence_us=settings.cadence_us,
+        horizon_steps=settings.horizon_steps,
+        quantiles=settings.quantiles,
+        max_gap_steps=settings.max_gap_steps,
+        hidden_size=hidden_size,
+        warmup_steps=10,
+    )
+    forecaster = Forecaster(config)
+    with torch.no_grad():
+        for parameter in forecaster.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # or the forecast would hardly depend on the state
+    return forecaster.eval()
+
+
+class FolderChampion:
+    """A champion source that is a folder: what the registry is to the forecaster, where a test is not about MLflow."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self._folder = folder
+        self._settings = settings
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def promote(self, version: int, forecaster: Forecaster | None = None) -> None:
+        if forecaster is not None:
+            save_artefact(forecaster, self._folder / str(version))
+        partial = self._folder / "champion.partial"
+        partial.write_text(str(version))
+        partial.replace(self._folder / "champion")
+
+    def demote(self) -> None:
+        (self._folder / "champion").unlink()
+
+    def corrupt(self, version: int) -> None:
+        folder = self._folder / str(version)
+        folder.mkdir(exist_ok=True)
+        (folder / "weights.pt").write_bytes(b"rubbish")
+
+    def go_away(self) -> None:
+        (self._folder / "away").touch()
+
+    def come_back(self) -> None:
+        (self._folder / "away").unlink()
+
+    def resolve(self) -> int | None:
+        if (self._folder / "away").exists():
+            raise RegistryUnreachable("the folder is away")
+        champion = self._folder / "champion"
+        return int(champion.read_text()) if champion.exists() else None
+
+    def load(self, version: int) -> Forecaster:
+        try:
+            forecaster = load_artefact(self._folder / str(version))
+        except ArtefactError as error:
+            raise ModelUnfit(str(error)) from error
+        differences = fit_differences(forecaster.config, self._settings)
+        if differences:
+            raise ModelUnfit("; ".join(differences))
+        return forecaster
+
+    def remembered(self) -> Candidate | None:
+        note = self._folder / "remembered"
+        return Candidate(int(note.read_text()), self.load(int(note.read_text()))) if note.exists() else None
+
+    def remember(self, version: int) -> None:
+        partial = self._folder / "remembered.partial"
+        partial.write_text(str(version))
+        partial.replace(self._folder / "remembered")
+
+
+# --- readings ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Message:
+    """A record for the readings topic."""
+
+    key: bytes | None
+    value: bytes | None
+    partition: int
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+def reading(settings: Settings, sensor: str, step: int, **values: float | None) -> Message:
+    """Reading number ``step`` of a sensor; its values follow from the two unless they are given."""
+    given = values or {
+        feature: round(float(np.sin(step / 5 + zlib.crc32(f"{sensor}{feature}".encode()) % 7) * 10 + step % 11), 3)
+        for feature in settings.features
+    }
+    key, value = encode_reading(sensor, START_US + step * settings.cadence_us, given)
+    return Message(key, value, partition_of(settings, sensor))
+
+
+def partition_of(settings: Settings, sensor: str) -> int:
+    return zlib.crc32(sensor.encode()) % settings.kafka.partitions
+
+
+def rounds(settings: Settings, sensors: Sequence[str], steps: Iterable[int]) -> Iterator[Message]:
+    """One reading of every sensor per step."""
+    for step in steps:
+        for sensor in sensors:
+            yield reading(settings, sensor, step)
+
+
+def publish(settings: Settings, messages: Iterable[Message]) -> int:
+    """Send messages; how many."""
+    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers, acks="all", linger_ms=5)
+    topic = settings.kafka.topics.readings
+    sent = [
+        producer.send(topic, message.value, message.key, list(message.headers), partition=message.partition)
+        for message in messages
+    ]
+    producer.flush()
+    producer.close()
+    return len(sent)
+
+
+# --- reading back -----------------------------------------------------------------------------------------------------
+
+
+def read_all(settings: Settings, topic: str) -> list[Any]:
+    """Every committed record of a topic, partition by partition, by a plain consumer."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=settings.kafka.bootstrap_servers,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+    )
+    where = [TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic))]
+    consumer.assign(where)
+    consumer.seek_to_beginning(*where)
+    ends = consumer.end_offsets(where)
+    found: dict[TopicPartition, list[Any]] = {partition: [] for partition in where}
+
+    def is_at_end() -> bool:
+        for partition, records in consumer.poll(timeout_ms=50).items():
+            found[partition] += records
+        return all(consumer.position(partition) >= ends[partition] for partition in where)
+
+    wait_until(is_at_end, 30, f"{topic} was read to its end")
+    consumer.close()
+    return [record for records in found.values() for record in records]
+
+
+def read_forecasts(settings: Settings) -> list[Forecast]:
+    """Every committed forecast, in the order of the topic within each partition."""
+    records = read_all(settings, settings.kafka.topics.forecasts)
+    found = [decode_forecast(record.value) for record in records]
+    for record, forecast in zip(records, found, strict=True):
+        assert record.key == forecast.sensor_id.encode()
+        assert record.partition == forecast.input.partition
+    return found
+
+
+def wait_for_forecasts(settings: Settings, count: int, timeout_s: float = 60) -> list[Forecast]:
+    """All forecasts, once there are at least ``count``."""
+    found: list[Forecast] = []
+
+    def enough() -> bool:
+        found[:] = read_forecasts(settings)
+        return len(found) >= count
+
+    wait_until(enough, timeout_s, f"{count} forecasts")
+    return found
+
+
+# --- what is expected -------------------------------------------------------------------------------------------------
+
+
+def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int = 1) -> list[Forecast]:
+    """What an offline pass over the readings topic forecasts, one reading at a time."""
+    serving = Serving(version, forecaster, settings)
+    encoder = ForecastEncoder(settings, ModelId(settings.model_name, version), forecaster.config)
+    decoder = ReadingDecoder(settings.features)
+    for partition in range(settings.kafka.partitions):
+        serving.table.add_partition(partition)
+    expected = []
+    for record in read_all(settings, settings.kafka.topics.readings):
+        one = decode_records(decoder, len(settings.features), record.partition, [record])
+        accepted = serving.accept(one.readings)
+        if not len(accepted):
+            continue
+        stepped = serving.step([accepted])
+        serving.table.scatter(stepped.rows, stepped.states)
+        (value,), _ = encoder.encode(
+            settings.kafka.topics.readings,
+            record.partition,
+            accepted.sensors,
+            accepted.timestamp_us,
+            accepted.offsets,
+            stepped.forecasts,
+        )
+        expected.append(decode_forecast(value))
+    return expected
+
+
+def assert_same(found: Sequence[Forecast], expected: Sequence[Forecast]) -> None:
+    """The same forecasts in the same order; the numbers as equal as design.md says (the test data's scale is about 1)."""
+    assert [_without_numbers(forecast) for forecast in found] == [_without_numbers(forecast) for forecast in expected]
+    for one, other in zip(found, expected, strict=True):
+        for target, levels in other.quantiles.items():
+            for level, values in levels.items():
+                np.testing.assert_allclose(one.quantiles[target][level], values, rtol=1e-5, atol=1e-5, err_msg=str(one))
+
+
+def _without_numbers(forecast: Forecast) -> Forecast:
+    return msgspec.structs.replace(forecast, quantiles={})
+
+
+def rejected_reason(settings: Settings, message: Message) -> str:
+    try:
+        ReadingDecoder(settings.features).decode(message.key, message.value)
+    except Rejected as rejected:
+        return rejected.reason
+    raise AssertionError("the message is a reading")
+
+
+VERDICTS = {ACCEPTED: "accepted", DUPLICATE: "duplicate"}
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(
+    settings: Settings, source: FolderChampion, name: str = "forecaster", **options: Any
+) -> Iterator[StreamForecaster]:
+    """A forecaster in a thread; stopped at the end, and whatever it raised is raised."""
+    forecaster = StreamForecaster(settings, source, Instance(name, exclusive=False), Options(**options))
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            forecaster.run()
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        yield forecaster
+    finally:
+        forecaster.stop()
+        thread.join(30)
+        assert not thread.is_alive(), "the forecaster did not stop"
+    if failures:
+        raise failures[0]
+
+
+def run_until_it_fails(settings: Settings, source: FolderChampion, **options: Any) -> None:
+    """Run a forecaster here, for 30 s at most; raises what it raises."""
+    forecaster = StreamForecaster(settings, source, Instance("failing", exclusive=False), Options(**options))
+    timer = threading.Timer(30, forecaster.stop)
+    timer.start()
+    try:
+        forecaster.run()
+    finally:
+        timer.cancel()
+
+
+def start_process(
+    settings: Settings, folder: Path, name: str = "forecaster", *, die_at: str | None = None, times: int = 1
+) -> subprocess.Popen[str]:
+    """A forecaster in a process of its own; ``die_at`` ends it by SIGKILL when it passes that point so many times."""
+    arguments = {
+        "settings": json.loads(settings.model_dump_json()),
+        "folder": str(folder),
+        "name": name,
+        "die_at": die_at,
+        "times": times,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.forecaster_process", json.dumps(arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )

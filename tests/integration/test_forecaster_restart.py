@@ -1,0 +1,139 @@
+"""The stream after a kill, and beside others: still one forecast per reading, the same as if nothing had happened."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.kafka import make_admin
+from pipeline.settings import Settings
+from pipeline.topics import ensure_topics
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import (
+    FolderChampion,
+    assert_same,
+    expected_forecasts,
+    publish,
+    rounds,
+    running,
+    small_forecaster,
+    start_process,
+    wait_for_forecasts,
+)
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+SENSORS = [f"sensor-{number}" for number in range(10)]
+
+
+@pytest.fixture
+def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
+    made = fresh_settings(
+        features=["a"], targets=["a"], horizon_steps=2, forecaster={"poll_alias_s": 0.2, "max_batch_readings": 40}
+    )
+    ensure_topics(made)
+    return made
+
+
+@pytest.fixture
+def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
+    source = FolderChampion(tmp_path / "champion", settings)
+    source.promote(1, small_forecaster(settings))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("point", "times"),
+    [("polled", 9), ("before-flush", 4), ("flushed", 4), ("offsets-sent", 4), ("committed", 4), ("restoring", 1)],
+)
+def test_a_kill_loses_nothing_and_repeats_nothing(
+    settings: Settings, champion: FolderChampion, tmp_path: Path, point: str, times: int
+) -> None:
+    count = publish(settings, rounds(settings, SENSORS, range(30)))
+    process = start_process(settings, tmp_path / "champion", die_at=point, times=times)
+    assert process.wait(60) == -signal.SIGKILL, process.communicate()[1]
+    with running(settings, champion) as forecaster:  # the same name: ends the open transaction at once
+        found = wait_for_forecasts(settings, count)
+        publish(settings, rounds(settings, SENSORS, range(30, 33)))
+        found = wait_for_forecasts(settings, count + 3 * len(SENSORS))
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+    assert forecaster.counters.aborted == 0
+
+
+def test_sigterm_finishes_and_exits_0_within_5_seconds(
+    settings: Settings, champion: FolderChampion, tmp_path: Path
+) -> None:
+    publish(settings, rounds(settings, SENSORS, range(50)))
+    process = start_process(settings, tmp_path / "champion")
+    wait_for_forecasts(settings, 1)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0, process.communicate()[1]
+    assert time.monotonic() - began < 5
+    count = len(SENSORS) * 50
+    with running(settings, champion):  # what the first has not done; it left the group, so this one need not wait
+        began = time.monotonic()
+        found = wait_for_forecasts(settings, count, 5)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+
+
+def test_sigterm_while_waiting_for_a_champion(settings: Settings, tmp_path: Path) -> None:
+    process = start_process(settings, tmp_path / "no champion")
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if "there is no champion" in line)
+    assert "streamgru retrain" in said
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 0
+
+
+def test_two_forecasters_share_the_partitions(
+    broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path
+) -> None:
+    settings = fresh_settings(
+        features=["a"],
+        targets=["a"],
+        horizon_steps=1,
+        kafka={"partitions": 8},
+        forecaster={"poll_alias_s": 0.2, "max_batch_readings": 50},
+    )
+    ensure_topics(settings)
+    champion = FolderChampion(tmp_path / "champion", settings)
+    champion.promote(1, small_forecaster(settings))
+    sensors = [f"sensor-{number}" for number in range(40)]
+    count = publish(settings, rounds(settings, sensors, range(10)))
+    with running(settings, champion, "first") as first:
+        wait_until(lambda: first.counters.readings == count, 30, "the first did all")
+        with running(settings, champion, "second") as second:
+            wait_until(lambda: second.counters.restored_sensors > 0, 30, "the second took over partitions")
+            count += publish(settings, rounds(settings, sensors, range(10, 20)))
+            wait_for_forecasts(settings, count)
+            assert first.counters.readings < count
+            assert second.counters.readings > 0
+        # The second has left: the first has all of it again.
+        count += publish(settings, rounds(settings, sensors, range(20, 30)))
+        found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+    assert first.counters.aborted == second.counters.aborted == 0
+
+
+def test_states_are_rebuilt_from_the_readings_when_the_changelog_is_gone(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    count = publish(settings, rounds(settings, SENSORS, range(20)))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
+    admin = make_admin(settings)
+    admin.delete_topics([settings.kafka.topics.state])
+    wait_until(lambda: settings.kafka.topics.state not in admin.list_topics(), 10, "the changelog is gone")
+    admin.close()
+    ensure_topics(settings)
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.rebuilt_sensors == len(SENSORS), 30, "the states were rebuilt")
+        count += publish(settings, rounds(settings, SENSORS, range(20, 25)))
+        found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.restored_sensors == len(SENSORS), 30, "the changelog is whole again")
+    assert forecaster.counters.rebuilt_sensors == 0

@@ -1,0 +1,122 @@
+"""Following the champion: what the watcher offers, and what it says when something is wrong."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.champion import Candidate, ChampionWatcher
+from pipeline.errors import ModelUnfit, RegistryUnreachable
+from tests.waiting import wait_until
+
+
+class FakeSource:
+    """A registry in memory; an exception in place of a version or a model is raised."""
+
+    def __init__(self) -> None:
+        self.champion: Any = None
+        self.models: dict[int, Any] = {1: "one", 2: "two"}
+        self.loads: list[int] = []
+        self.looks = 0
+
+    def resolve(self) -> int | None:
+        self.looks += 1
+        if isinstance(self.champion, Exception):
+            raise self.champion
+        return self.champion
+
+    def load(self, version: int) -> Any:
+        self.loads.append(version)
+        if isinstance(self.models[version], Exception):
+            raise self.models[version]
+        return self.models[version]
+
+    def remembered(self) -> Candidate | None:
+        return None
+
+    def remember(self, version: int) -> None:
+        pass
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    return FakeSource()
+
+
+@pytest.fixture
+def watcher(source: FakeSource) -> Iterator[ChampionWatcher]:
+    made = ChampionWatcher(source, 0.01)
+    yield made
+    made.close()
+
+
+def looks_again(source: FakeSource) -> None:
+    before = source.looks
+    wait_until(lambda: source.looks > before + 2, 5, "the watcher looked again")
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_promotion_becomes_the_candidate(source: FakeSource, watcher: ChampionWatcher) -> None:
+    watcher.start()
+    assert watcher.wait(0.05) is None
+    source.champion = 1
+    assert watcher.wait(5) == Candidate(1, "one")  # type: ignore[arg-type]
+    source.champion = 2
+    wait_until(lambda: watcher.candidate() == Candidate(2, "two"), 5, "version 2 is the candidate")  # type: ignore[arg-type]
+    looks_again(source)
+    assert source.loads == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "trouble", [RegistryUnreachable("MLflow does not answer"), None], ids=["away", "alias deleted"]
+)
+def test_trouble_is_said_once_and_leaves_the_candidate(
+    source: FakeSource, watcher: ChampionWatcher, caplog: pytest.LogCaptureFixture, trouble: Any
+) -> None:
+    serving = Candidate(1, "one")  # type: ignore[arg-type]
+    source.champion = trouble
+    watcher.start(serving)
+    looks_again(source)
+    assert watcher.candidate() == serving
+    assert len(errors(caplog)) == 1
+    assert "version 1 goes on serving" in errors(caplog)[0]
+    source.champion = 2
+    wait_until(lambda: watcher.candidate() != serving, 5, "version 2 is the candidate")
+
+
+def test_a_model_that_cannot_serve_is_refused_until_the_alias_moves(
+    source: FakeSource, watcher: ChampionWatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    source.models[2] = ModelUnfit("made for other features")
+    source.champion = 2
+    serving = Candidate(1, "one")  # type: ignore[arg-type]
+    watcher.start(serving)
+    looks_again(source)
+    assert source.loads == [2]
+    assert watcher.candidate() == serving
+    assert len(errors(caplog)) == 1
+    source.champion = 1
+    looks_again(source)
+    source.models[2] = "two, mended"
+    source.champion = 2
+    wait_until(lambda: watcher.candidate() != serving, 5, "version 2 is the candidate")
+
+
+def test_a_bug_in_the_thread_is_raised_where_the_candidate_is_asked_for(
+    source: FakeSource, watcher: ChampionWatcher
+) -> None:
+    source.champion = ZeroDivisionError("bug")
+    watcher.start()
+
+    def fails() -> bool:
+        try:
+            watcher.candidate()
+        except ZeroDivisionError:
+            return True
+        return False
+
+    wait_until(fails, 5, "the bug was raised")

@@ -1,0 +1,53 @@
+"""Records into columns."""
+
+from collections import namedtuple
+
+import numpy as np
+
+from pipeline.messages import ReadingDecoder, encode_reading
+from pipeline.readings import decode_records
+
+Record = namedtuple("Record", ["key", "value", "offset", "headers"])
+DECODER = ReadingDecoder(("a", "b"))
+
+
+def record(offset: int, sensor: str = "s", headers: object = (), **values: float | None) -> Record:
+    key, value = encode_reading(sensor, offset * 1_000_000, dict(values))
+    return Record(key, value, offset, headers)
+
+
+def test_columns_follow_the_offsets() -> None:
+    decoded = decode_records(DECODER, 2, 4, [record(3, "x", a=1.0), record(5, "y", b=2.0, c=9.0)])
+    readings = decoded.readings
+    assert (readings.partition, readings.keys, readings.sensors) == (4, [b"x", b"y"], ["x", "y"])
+    assert readings.offsets.tolist() == [3, 5]
+    assert readings.timestamp_us.tolist() == [3_000_000, 5_000_000]
+    np.testing.assert_array_equal(readings.values, [[1.0, np.nan], [np.nan, 2.0]])
+    assert readings.traceparents is None
+    assert decoded.ignored_features == 1
+    assert not decoded.rejected
+
+
+def test_what_is_no_reading_stands_beside_the_others() -> None:
+    bad = Record(b"s", b"{", 4, ())
+    decoded = decode_records(DECODER, 2, 0, [record(3, a=1.0), bad, record(5, a=2.0)])
+    assert decoded.readings.offsets.tolist() == [3, 5]
+    assert [(found, reason.reason) for found, reason in decoded.rejected] == [(bad, "malformed")]
+
+
+def test_nothing_but_poison_leaves_empty_columns() -> None:
+    decoded = decode_records(DECODER, 2, 0, [Record(None, None, 4, ())])
+    assert len(decoded.readings) == 0
+    assert decoded.readings.values.shape == (0, 2)
+
+
+def test_a_mask_takes_all_columns_along() -> None:
+    records = [record(1, a=1.0), record(2, a=2.0, headers=[("traceparent", b"t")]), record(3, a=3.0)]
+    readings = decode_records(DECODER, 2, 0, records).readings
+    assert readings.traceparents == [None, b"t", None]
+    taken = readings.take(np.array([False, True, True]))
+    assert taken.offsets.tolist() == [2, 3]
+    assert taken.keys == [b"s", b"s"]
+    assert taken.traceparents == [b"t", None]
+    assert taken.values[:, 0].tolist() == [2.0, 3.0]
+    assert readings.take(np.ones(3, bool)) is readings
