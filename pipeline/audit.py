@@ -64,6 +64,8 @@ class ForecastLog:
     version: NDArray[np.int64]
     warm: NDArray[np.bool_]
     sent_ms: NDArray[np.int64]
+    origin: NDArray[np.int64] | None = None  # of the state behind it, and its steps; where they were read
+    steps: NDArray[np.int64] | None = None
     quantiles: NDArray[np.float32] | None = None  # (n, targets, levels, horizon), where asked for
 
     def __len__(self) -> int:
@@ -102,8 +104,8 @@ def audit(readings: ReadingLog, forecasts: ForecastLog, starts: Offsets) -> Audi
     accepted = readings.verdict == ACCEPTED
     counted = _at_or_after(forecasts.input_partition, forecasts.input_offset, starts)
 
-    row, found = _match(readings, forecasts)
-    translate = _translation(forecasts.sensors, readings.sensors)
+    row, found = match(readings, forecasts)
+    translate = translation(forecasts.sensors, readings.sensors)
     fits = found.copy()
     fits[found] = (
         accepted[row[found]]
@@ -147,7 +149,7 @@ def _at_or_after(partition: NDArray[np.int32], offset: NDArray[np.int64], starts
     return np.asarray(offset >= first[partition])
 
 
-def _match(readings: ReadingLog, forecasts: ForecastLog) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def match(readings: ReadingLog, forecasts: ForecastLog) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """For each forecast the row of the reading it names, and whether there is one."""
     if not len(readings):
         return np.zeros(len(forecasts), dtype=np.int64), np.zeros(len(forecasts), dtype=np.bool_)
@@ -162,7 +164,7 @@ def _position(partition: NDArray[np.int32], offset: NDArray[np.int64]) -> NDArra
     return (partition.astype(np.int64) << 48) | offset
 
 
-def _translation(names: Sequence[str], into: Sequence[str]) -> NDArray[np.int64]:
+def translation(names: Sequence[str], into: Sequence[str]) -> NDArray[np.int64]:
     """The index in ``into`` of each name, -2 (equal to no sensor's index, nor to a rejected one's -1) where absent."""
     index = {name: number for number, name in enumerate(into)}
     return np.array([index.get(name, -2) for name in names], dtype=np.int64)
@@ -296,9 +298,11 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, quantiles
                 forecast.model.version,
                 forecast.state.warm,
                 record.timestamp,
+                forecast.state.origin,
+                forecast.state.steps,
             )
         )
-    table = np.array(columns, dtype=np.int64).reshape(-1, 9)
+    table = np.array(columns, dtype=np.int64).reshape(-1, 11)
     order = np.lexsort((table[:, 1], table[:, 0]))
     table = table[order]
     shape = (len(settings.targets), len(levels), settings.horizon_steps)
@@ -313,6 +317,8 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, quantiles
         version=table[:, 6],
         warm=table[:, 7].astype(np.bool_),
         sent_ms=table[:, 8],
+        origin=table[:, 9],
+        steps=table[:, 10],
         quantiles=np.array(found, dtype=np.float32).reshape(-1, *shape)[order] if quantiles else None,
     )
 
