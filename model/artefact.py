@@ -53,13 +53,16 @@ def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
         ArtefactError: saying which file is missing or damaged, and what to do.
     """
     config = _read_config(directory / CONFIG_FILE)
-    forecaster = Forecaster(config)
+    try:
+        forecaster = Forecaster(config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # such as a size that is no integer
+        raise ArtefactError(f"{directory / CONFIG_FILE} describes no model that can be built: {error}") from error
     weights = _read_weights(directory / WEIGHTS_FILE)
     try:
         forecaster.load_state_dict(weights)
     except (RuntimeError, AttributeError) as error:
         raise ArtefactError(
-            f"{directory / WEIGHTS_FILE} does not hold the weights of the model that {CONFIG_FILE} beside it describes; "
+            f"{directory / WEIGHTS_FILE} does not hold the weights of the model described beside it in {CONFIG_FILE}; "
             "register the model again"
         ) from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in forecaster.state_dict().values()):
