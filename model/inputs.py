@@ -115,7 +115,7 @@ class Past:
             [_bounded((self.lags(index) - level[:, :, None]) * unit), _bounded(self._profiles(index, before) * unit)],
             axis=2,
         )
-        return around.reshape(len(index), -1).astype(np.float32)
+        return around.reshape(len(index), past_size(self.config)).astype(np.float32)
 
     def lags(self, index: Indexes) -> Floats:
         """(n, K, R): the values 0, 1, ... R-1 steps before each step; where the state is younger, its first value."""

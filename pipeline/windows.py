@@ -16,6 +16,7 @@ from model.rules import accepted_mask
 from model.sequences import Sequences, build_sequences
 from pipeline.errors import HistoryError
 from pipeline.history import History
+from pipeline.reading_table import ReadingTable
 from pipeline.settings import Settings
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -44,6 +45,23 @@ def load_sequences(history: History, settings: Settings, version: int | None = N
     if not len(sequences):
         raise HistoryError(f"the history table {history.path} holds no readings yet; run `streamgru ingest`")
     return sequences
+
+
+def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
+    """The steps that the stream would take if these readings were published as they stand.
+
+    A feature of the settings that the table does not have is missing in every step.
+    """
+    columns = {name: pl.Series(name, values) for name, values in table.values.items()}
+    absent = {name: pl.lit(None, pl.Float64).alias(name) for name in settings.features if name not in columns}
+    sensors = pl.Series("sensor_id", table.sensors, pl.String).gather(pl.Series(table.sensor_codes))
+    frame = pl.DataFrame([sensors, pl.Series("timestamp", table.timestamp_us), *columns.values()])
+    return sequences_from_readings(
+        frame.lazy().with_columns(**absent),
+        settings.features,
+        cadence_us=settings.cadence_us,
+        max_gap_steps=settings.max_gap_steps,
+    )
 
 
 def sequences_from_readings(

@@ -12,6 +12,8 @@ from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.predictor import Shown
 from model.sequences import Sequences
+from model.state import blank_states
+from model.stepper import Stepper
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 TEST_START_US = 400 * HOUR_US
@@ -31,7 +33,7 @@ def forecaster() -> Forecaster:
 
 def with_resets(sequences: Sequences) -> Sequences:
     reset = sequences.reset.copy()
-    reset[[150, 151, 400, 700, 1_200]] = True
+    reset[[50, 51, 130, 230, 400]] = True
     return replace(sequences, reset=reset)
 
 
@@ -66,7 +68,7 @@ def test_forecasts_equal_single_steps_of_the_network(season_steps: int, lag_step
 
 @pytest.mark.parametrize("rounds", [1, 7, 256])
 def test_any_cut_into_stretches_gives_the_same(forecaster: Forecaster, rounds: int, monkeypatch: pytest.MonkeyPatch):
-    sequences = with_resets(noisy_days())
+    sequences = with_resets(noisy_days(hours=150))
     whole = [model_predictor(forecaster).forecasts(sequences, s, *sequences.span(s)) for s in range(3)]
     monkeypatch.setattr(predictor_module, "_ROUNDS", rounds)
     predictor = model_predictor(forecaster)
@@ -74,7 +76,7 @@ def test_any_cut_into_stretches_gives_the_same(forecaster: Forecaster, rounds: i
     at = [lo for lo, _ in map(sequences.span, range(3))]
     ends = [hi for _, hi in map(sequences.span, range(3))]
     for _ in range(4):
-        reach = [min(hi, lo + int(random.integers(0, 150))) for lo, hi in zip(at, ends, strict=True)]
+        reach = [min(hi, lo + int(random.integers(0, 60))) for lo, hi in zip(at, ends, strict=True)]
         shown = [
             Shown(sequences.past(s, reach[s]), at[s] - int(sequences.starts[s])) for s in range(3) if reach[s] > at[s]
         ]
@@ -84,6 +86,28 @@ def test_any_cut_into_stretches_gives_the_same(forecaster: Forecaster, rounds: i
         at = reach
     found = predictor.forecasts(sequences, 0, 30, 40)  # behind where it stands: made anew
     np.testing.assert_allclose(found, whole[0][30:40], rtol=0, atol=1e-5)
+
+
+def test_forecasts_equal_the_streams(forecaster: Forecaster):
+    sequences = noisy_days()
+    config = forecaster.config
+    read = np.flatnonzero(sequences.observed)
+    slots = np.searchsorted(sequences.starts, read, side="right") - 1
+    order = np.argsort(sequences.timestamp_us[read], kind="stable")
+    read, slots = read[order], slots[order]
+    streamed = Stepper(forecaster, tile=4).advance(
+        blank_states(config, 3),
+        sequences.sensors,
+        slots,
+        sequences.timestamp_us[read],
+        sequences.values[read],
+        sequences.offset[read],
+    )
+    predictor = model_predictor(forecaster)
+    batched = np.concatenate([predictor.forecasts(sequences, s, *sequences.span(s)) for s in range(3)])[read]
+    # design.md's measure of equal: 1e-5 of a scale, or of the value where that is larger
+    tolerance = 1e-5 * np.maximum(streamed.scale[:, :, None, None], np.abs(batched))
+    assert (np.abs(streamed.quantiles - batched) <= tolerance).all()
 
 
 def test_the_model_is_causal(forecaster: Forecaster):

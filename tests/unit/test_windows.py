@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from model.sequences import Sequences
 from pipeline.errors import HistoryError
 from pipeline.history import History
+from pipeline.reading_table import ReadingTable
 from pipeline.settings import Settings
-from pipeline.windows import load_sequences, sequences_from_readings
+from pipeline.windows import load_sequences, sequences_from_readings, sequences_from_table
 
 CADENCE_US = 1_000
 MAX_GAP_STEPS = 3
@@ -114,6 +115,25 @@ def test_null_and_nan_are_missing():
     np.testing.assert_array_equal(load(frame).values[:, 1], [np.nan, np.nan, 2.0])
 
 
+def test_readings_of_files_step_as_if_published_in_their_order(settings: Settings):
+    table = ReadingTable(
+        sensors=("zoë", "north"),
+        sensor_codes=np.array([0, 1, 0, 0, 0]),
+        timestamp_us=np.array([0, 500, 2_000, 1_000, 3_000]),
+        values={"place": np.arange(5.0)},
+        notes=(),
+    )
+    sequences = sequences_from_table(table, settings)
+    assert sequences.sensors == ("north", "zoë")
+    assert steps_of(sequences, "zoë") == [
+        (0, 0, 0.0, True),
+        (1_000, -1, 1.0, False),
+        (2_000, 2, 1.0, False),
+        (3_000, 4, 1.0, False),
+    ]
+    assert np.isnan(sequences.values[:, 0]).all()  # the feature that the files do not have
+
+
 @pytest.fixture
 def settings() -> Settings:
     return Settings(features=("sensor", "place"), targets=("place",), cadence_s=CADENCE_US / 1e6)
@@ -143,6 +163,7 @@ LOAD_AND_MEASURE = """
 import re, sys
 from pathlib import Path
 from pipeline.history import History
+from pipeline.reading_table import ReadingTable
 from pipeline.settings import Settings
 from pipeline.windows import load_sequences
 

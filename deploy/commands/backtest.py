@@ -1,0 +1,165 @@
+"""``streamgru backtest``: how good a model is on data of your own, beside the naive forecasts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from deploy.context import Context
+from pipeline.errors import DataFileError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from model.forecaster import Forecaster
+    from model.metrics import Metric
+    from model.sequences import Sequences
+    from model.training import EpochReport
+    from pipeline.evaluation import Evaluation
+    from pipeline.settings import Settings
+
+SHOWN: Final[tuple["Metric", ...]] = ("mse", "mae", "pinball", "coverage")
+
+
+@click.command()
+@click.argument("data", nargs=-1, type=click.Path(path_type=Path), metavar="[DATA]...")
+@click.option("--time-column", metavar="NAME", help="Column with the time; by default the one that can only be it.")
+@click.option("--timezone", metavar="ZONE", help="Zone of times that name none, for example Asia/Shanghai.")
+@click.option("--sensor-column", metavar="NAME", help="Column with the sensor ids; by default each file is one sensor.")
+@click.option("--columns-as-sensors", is_flag=True, help="Take each column of a wide table as a sensor of its own.")
+@click.option("--horizon", type=click.IntRange(min=1), metavar="STEPS", help="By default as in the settings.")
+@click.option(
+    "--split",
+    default="0.7,0.1,0.2",
+    show_default=True,
+    help="Training, validation and test: fractions of the readings, or months of 30 days as 12/4/4.",
+)
+@click.option("--version", type=click.IntRange(min=1), help="Score this registered version instead of training.")
+@click.option("--preset", type=click.Choice(["stateful", "plain"]), help="How to train; by default as in the settings.")
+@click.option("--budget", "budget_s", type=click.FloatRange(min=0, min_open=True), help="Seconds to train for at most.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings.")
+@click.option("--seed", type=int, help="Seed of everything random; by default as in the settings.")
+@click.option(
+    "--standardise",
+    is_flag=True,
+    help="Divide errors by each sensor's standard deviation on the training part, as the literature does.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for scores.json and plots.")
+@click.pass_obj
+def backtest(
+    context: Context,
+    /,
+    data: tuple[Path, ...],
+    horizon: int | None,
+    split: str,
+    version: int | None,
+    standardise: bool,
+    out: Path | None,
+    **others: Any,
+) -> None:
+    """Score a model on the newest part of DATA, CSV or Parquet files, or of the history table.
+
+    It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION. Every
+    reading of the newest part is then forecast from in turn, with the state carried, as in the stream, and scored
+    beside persistence and the seasonal-naive forecast on the same values. Features, targets, cadence and season are
+    those of the settings.
+    """
+    from rich.console import Console
+
+    from pipeline.evaluation import evaluate, split_by, train_on, write_report
+
+    console = Console(highlight=False)
+    layout = {key: others[key] for key in ("time_column", "timezone", "sensor_column", "columns_as_sensors")}
+    training = {key: others[key] for key in ("preset", "budget_s", "epochs", "seed")}
+    settings = _settings(context.settings, horizon, training)
+    source = ", ".join(str(path) for path in data) or str(settings.history_path)
+    name = data[0].name.split(".")[0] if data else "history"
+    sequences = _sequences(settings, data, layout)
+    with _told_of(source):
+        sequences, bounds = split_by(split, sequences)
+        if version is None:
+            result = train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch)))
+            forecaster = result.forecaster
+        else:
+            result, forecaster = None, _registered(settings, version)
+        done = evaluate(forecaster, sequences, bounds, standardise=standardise)
+    console.print(_table(done, name, "standard deviation" if standardise else "mean seasonal difference"))
+    folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
+    made_with = {"data": source, "split": split, "version": version, **training}
+    write_report(done, result, folder, made_with | {"standardise": standardise})
+    console.print(f"scores and plots are in {folder}", soft_wrap=True)
+
+
+def _settings(settings: "Settings", horizon: int | None, training: dict[str, Any]) -> "Settings":
+    """The settings with what was given on the command line in their place."""
+    given = {name: value for name, value in training.items() if value is not None}
+    changes: dict[str, Any] = {"training": settings.training.model_copy(update=given)}
+    if horizon is not None:
+        changes["horizon_steps"] = horizon
+    return settings.model_copy(update=changes)
+
+
+def _sequences(settings: "Settings", files: tuple[Path, ...], layout: dict[str, Any]) -> "Sequences":
+    """The steps in the files, or in the history where there are none."""
+    from pipeline.history import History
+    from pipeline.reading_table import FileLayout, read_readings
+    from pipeline.windows import load_sequences, sequences_from_table
+
+    if not files:
+        return load_sequences(History(settings.history_path, settings.features), settings)
+    table = read_readings(files, FileLayout(**layout), settings.features)
+    for note in table.notes:
+        click.echo(f"note: {note}", err=True)
+    return sequences_from_table(table, settings)
+
+
+def _registered(settings: "Settings", version: int) -> "Forecaster":
+    from pipeline.registry import Registry
+
+    return Registry(settings).load(version, settings.home / "models")
+
+
+@contextmanager
+def _told_of(source: str) -> Iterator[None]:
+    """What is wrong with the data, with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataFileError(f"{source} cannot be back-tested on: {error}") from error
+
+
+def _line(epoch: "EpochReport") -> str:
+    return (
+        f"epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}, validation loss {epoch.validation_loss:.4f} "
+        f"after {epoch.seconds:.0f} s"
+    )
+
+
+def _table(done: "Evaluation", name: str, unit: str) -> "Table":
+    """Scores of every predictor at some horizons and over all, errors in each sensor's ``unit``."""
+    from rich.table import Table
+
+    from pipeline.evaluation import MODEL
+
+    table = Table(title=f"{name}: errors in units of each sensor's {unit}, on the test part", title_justify="left")
+    table.add_column("steps ahead", justify="right")
+    table.add_column("forecast", no_wrap=True)
+    for metric in SHOWN:
+        table.add_column(metric, justify="right")
+    table.add_column("pinball against it", justify="right")
+    h, season = done.config.horizon_steps, done.config.season_steps
+    horizons = sorted({1, min(season, h), h})
+    for horizon in (*horizons, None):
+        ours = done.scores[MODEL].mean("pinball", horizon=horizon)
+        for number, (predictor, score) in enumerate(done.scores.items()):
+            theirs = score.mean("pinball", horizon=horizon)
+            table.add_row(
+                ("all" if horizon is None else str(horizon)) if number == 0 else "",
+                predictor,
+                *(f"{score.mean(metric, horizon=horizon):.4g}" for metric in SHOWN),
+                "" if predictor == MODEL or not theirs else f"{ours / theirs - 1.0:+.1%}",
+            )
+        table.add_section()
+    return table

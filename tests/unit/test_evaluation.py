@@ -1,0 +1,102 @@
+"""``streamgru backtest``: splits, the report, and the command over a history table."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from deploy.commands.backtest import backtest
+from deploy.context import Context
+from model.sequences import Split
+from pipeline.errors import DataFileError, HistoryError
+from pipeline.evaluation import split_by
+from pipeline.settings import Settings
+from tests.series import HOUR_US, noisy_days
+
+
+def test_fractions_are_of_the_readings():
+    sequences = noisy_days(sensors=1, hours=420)
+    same, split = split_by("0.5,0.25,0.25", sequences)
+    assert same is sequences
+    assert sequences.observed[: sequences.span(0, None, split.train_end_us)[1]].sum() == 200
+    assert sequences.observed[: sequences.span(0, None, split.validation_end_us)[1]].sum() == 300
+
+
+def test_months_have_thirty_days_and_leave_out_what_follows():
+    sequences = noisy_days(sensors=2, hours=5 * 720)
+    first_us = int(sequences.timestamp_us.min())
+    within, split = split_by("2/1/1", sequences)
+    assert split == Split(first_us + 2 * 720 * HOUR_US, first_us + 3 * 720 * HOUR_US)
+    assert within.timestamp_us.max() < first_us + 4 * 720 * HOUR_US
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("0.7,0.3", "three positive numbers"),
+        ("a,b,c", "three positive numbers"),
+        ("0.7,0.2,-0.1", "three positive numbers"),
+        ("0.7,0.2,0.2", "must sum to 1"),
+        ("12/4/4", "would begin at 1971-"),
+        ("0.999,0.0005,0.0005", "too few to split"),
+    ],
+)
+def test_a_split_that_cannot_be_is_explained(text: str, complaint: str):
+    with pytest.raises(ValueError, match=complaint):
+        split_by(text, noisy_days(sensors=1, hours=420))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        home=tmp_path,
+        features=("level", "other"),
+        targets=("level",),
+        horizon_steps=6,
+        training={"hidden_size": 4, "epochs": 1, "budget_s": 30.0, "device": "cpu"},
+    )
+
+
+def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, tmp_path: Path):
+    hours = np.arange(600)
+    wide = pl.DataFrame(
+        {
+            "date": np.datetime64("2024-01-01", "us") + hours * np.timedelta64(1, "h"),
+            "north": np.sin(2 * np.pi * hours / 24),
+            "south": np.cos(2 * np.pi * hours / 24),
+        }
+    )
+    wide.write_csv(tmp_path / "wide.csv", datetime_format="%Y-%m-%d %H:%M:%S")
+    layout = [str(tmp_path / "wide.csv"), "--columns-as-sensors", "--timezone", "UTC"]
+    options = ["--standardise", "--split", "0.6,0.2,0.2", "--horizon", "4", "--seed", "1"]
+    alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
+    result = CliRunner().invoke(backtest, [*layout, *options], obj=alone)
+    assert result.exit_code == 0, result.output
+    for words in ("streamgru", "seasonal naive", "persistence", "pinball", "all"):
+        assert words in result.output
+    folder = settings.home / "backtests" / "wide-4"
+    assert {file.name for file in folder.iterdir()} == {"scores.json", "scores.png", "forecasts.png", "loss.png"}
+    report = json.loads((folder / "scores.json").read_text())
+    assert (report["sensors"], report["seed"], report["model"]["horizon_steps"]) == (2, 1, 4)
+    assert report["scores"]["seasonal naive"]["scaled"]["mse"] < 1e-9
+    mine = report["scores"]["streamgru"]
+    assert math.isfinite(mine["scaled"]["pinball"])
+    assert len(mine["by_horizon"]["level"]["mae"]) == 4
+
+
+def test_data_that_do_not_do_are_named_with_the_reason(settings: Settings, tmp_path: Path):
+    file = tmp_path / "short.csv"
+    file.write_text("time,level\n" + "".join(f"2024-01-01T{hour:02}:00:00Z,{hour}\n" for hour in range(5)))
+    result = CliRunner().invoke(backtest, [str(file)], obj=Context(lambda: settings))
+    assert isinstance(result.exception, DataFileError)
+    assert "short.csv cannot be back-tested on: 5 readings are too few to split" in str(result.exception)
+
+
+def test_an_empty_history_is_named(settings: Settings):
+    result = CliRunner().invoke(backtest, [], obj=Context(lambda: settings))
+    assert isinstance(result.exception, HistoryError)
+    assert "no history table" in str(result.exception)
