@@ -7,8 +7,8 @@ decoded and accepted by the rules that the stream itself uses (``ReadingDecoder`
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from kafka import TopicPartition
@@ -49,6 +49,10 @@ class ReadingLog:
     def __len__(self) -> int:
         return len(self.offset)
 
+    def take(self, mask: NDArray[np.bool_]) -> "ReadingLog":
+        """The rows where ``mask`` is true; ``reasons`` stay those of all."""
+        return _rows_of(self, mask)
+
 
 @dataclass(frozen=True)
 class ForecastLog:
@@ -70,6 +74,20 @@ class ForecastLog:
 
     def __len__(self) -> int:
         return len(self.offset)
+
+    def take(self, mask: NDArray[np.bool_]) -> "ForecastLog":
+        """The rows where ``mask`` is true."""
+        return _rows_of(self, mask)
+
+
+_Log = TypeVar("_Log", ReadingLog, ForecastLog)
+
+
+def _rows_of(log: _Log, mask: NDArray[np.bool_]) -> _Log:
+    columns: dict[str, Any] = {
+        name: column[mask] for name, column in vars(log).items() if isinstance(column, np.ndarray)
+    }
+    return replace(log, **columns)
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,7 @@ def audit(readings: ReadingLog, forecasts: ForecastLog, starts: Offsets) -> Audi
     accepted = readings.verdict == ACCEPTED
     counted = _at_or_after(forecasts.input_partition, forecasts.input_offset, starts)
 
-    row, found = match(readings, forecasts)
+    row, found = find(readings, forecasts.input_partition, forecasts.input_offset)
     translate = translation(forecasts.sensors, readings.sensors)
     fits = found.copy()
     fits[found] = (
@@ -149,12 +167,14 @@ def _at_or_after(partition: NDArray[np.int32], offset: NDArray[np.int64], starts
     return np.asarray(offset >= first[partition])
 
 
-def match(readings: ReadingLog, forecasts: ForecastLog) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For each forecast the row of the reading it names, and whether there is one."""
+def find(
+    readings: ReadingLog, partition: NDArray[np.int32], offset: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The row of the reading at each position, and whether there is one."""
     if not len(readings):
-        return np.zeros(len(forecasts), dtype=np.int64), np.zeros(len(forecasts), dtype=np.bool_)
+        return np.zeros(len(offset), dtype=np.int64), np.zeros(len(offset), dtype=np.bool_)
     known = _position(readings.partition, readings.offset)
-    wanted = _position(forecasts.input_partition, forecasts.input_offset)
+    wanted = _position(partition, offset)
     row = np.searchsorted(known, wanted).clip(max=len(known) - 1)
     return row, known[row] == wanted
 

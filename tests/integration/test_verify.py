@@ -1,0 +1,196 @@
+"""``streamgru verify`` and ``explain`` on a real broker: a good stream passes, and whatever is planted is found."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from kafka import KafkaProducer, TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from model.state import blank_states, state_dtype
+from pipeline.kafka import make_consumer
+from pipeline.messages import Forecast, decode_state, forecast_headers
+from pipeline.settings import Settings
+from pipeline.topics import ensure_topics
+from pipeline.verify import Span, verify
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import (
+    FolderChampion,
+    Message,
+    publish,
+    read_all,
+    read_forecasts,
+    reading,
+    rounds,
+    running,
+    small_forecaster,
+)
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+SENSORS = [f"sensor-{number}" for number in range(6)]
+
+
+@pytest.fixture
+def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
+    made = fresh_settings(
+        features=["a", "b"],
+        targets=["a"],
+        horizon_steps=2,
+        max_gap_steps=4,
+        forecaster={"poll_alias_s": 0.1, "max_batch_readings": 50, "rewarm_steps": 30},
+    )
+    ensure_topics(made)
+    return made
+
+
+@pytest.fixture
+def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
+    source = FolderChampion(tmp_path / "champion", settings)
+    source.promote(1, small_forecaster(settings))
+    return source
+
+
+@pytest.fixture
+def forecast_stream(settings: Settings, champion: FolderChampion) -> Settings:
+    """A stream with gaps, duplicates, late readings, poison and a promotion, forecast by one forecaster."""
+    messages = [*rounds(settings, SENSORS, range(40)), *rounds(settings, SENSORS, range(42, 50))]
+    messages += [*messages[100:104], Message(b"sensor-0", b"rubbish", 0), Message(None, b"{}", 1)]
+    later = [*rounds(settings, SENSORS, range(50, 70)), *rounds(settings, SENSORS, range(90, 100))]
+    publish(settings, messages)
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == len(messages), 30, "the first readings were processed")
+        champion.promote(2, small_forecaster(settings, seed=2))
+        wait_until(lambda: forecaster.counters.model_version == 2, 30, "version 2 serves")
+        publish(settings, later)
+        wait_until(
+            lambda: forecaster.counters.readings == len(messages) + len(later), 30, "all readings were processed"
+        )
+    return settings
+
+
+def test_a_faultless_stream_has_no_faults(forecast_stream: Settings, champion: FolderChampion) -> None:
+    verdict = verify(forecast_stream, champion.load)
+    assert verdict.faults == {}
+    counts = verdict.audit
+    assert counts.accepted == counts.forecasts == verdict.recomputed == len(SENSORS) * 78
+    assert (counts.late, counts.rejected) == (4, 2)
+    assert verdict.states == len(SENSORS)
+    assert verdict.largest_difference == 0.0
+    assert set(verdict.versions) == {1, 2}
+    assert (verdict.waiting, verdict.out_of_reach, verdict.rebuilt) == (0, 0, 0)
+
+
+def test_a_span_limits_the_audit(forecast_stream: Settings, champion: FolderChampion) -> None:
+    whole = verify(forecast_stream, champion.load)
+    half = verify(forecast_stream, champion.load, Span({0: 50, 1: 50}, {0: 100, 1: 100}))
+    assert half.faults == {}
+    assert half.audit.readings == 100
+    assert half.audit.forecasts < whole.audit.forecasts
+
+
+def test_a_planted_loss_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+    # A reading that the committed offsets have passed and that nobody forecast: the group is set behind it by hand.
+    publish(forecast_stream, [reading(forecast_stream, SENSORS[0], 100)])
+    commit_ends(forecast_stream)
+    verdict = verify(forecast_stream, champion.load)
+    assert verdict.faults == {"missing": 1, "states different": 1}
+    assert "does not hold the reading" in verdict.examples["states different"][0]
+
+
+def test_a_planted_duplicate_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+    plant_forecast(forecast_stream, lambda forecast: forecast)
+    assert verify(forecast_stream, champion.load).faults == {"twice": 1, "out of order": 1}
+
+
+def test_a_planted_number_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+    def shift(forecast: Forecast) -> Forecast:
+        quantiles = {"a": {level: [value + 1e-3 for value in row] for level, row in forecast.quantiles["a"].items()}}
+        return msgspec.structs.replace(forecast, quantiles=quantiles)
+
+    plant_forecast(forecast_stream, shift)
+    verdict = verify(forecast_stream, champion.load)
+    assert verdict.faults == {"twice": 1, "out of order": 1, "different": 1}
+    assert verdict.largest_difference > 1e-5
+
+
+def test_a_planted_wrong_state_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+    def touch(row: Any) -> None:
+        row["hidden"][0, 0] += 1e-3
+
+    plant_state(forecast_stream, champion, touch)
+    verdict = verify(forecast_stream, champion.load)
+    assert verdict.faults == {"states different": 1}
+    assert "hidden" in verdict.examples["states different"][0]
+
+
+def test_a_state_that_missed_a_reading_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+    def set_back(row: Any) -> None:
+        row["offset"] -= 1
+
+    plant_state(forecast_stream, champion, set_back)
+    assert verify(forecast_stream, champion.load).faults == {"states different": 1}
+
+
+def test_a_lost_state_is_found_though_its_forecasts_are_what_its_readings_make_of_them(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    publish(settings, rounds(settings, SENSORS, range(20)))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == 20 * len(SENSORS), 30, "the readings were processed")
+    wipe_states(settings, champion)
+    publish(settings, rounds(settings, SENSORS, range(20, 22)))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == 2 * len(SENSORS), 30, "more readings were processed")
+    assert verify(settings, champion.load).faults == {"begun anew": len(SENSORS)}
+
+
+def commit_ends(settings: Settings) -> None:
+    """Set the group's offsets to the ends of the readings topic."""
+    consumer = make_consumer(settings, group_id=settings.forecaster.group_id)
+    topic = settings.kafka.topics.readings
+    ends = consumer.end_offsets([TopicPartition(topic, partition) for partition in range(settings.kafka.partitions)])
+    consumer.commit({where: OffsetAndMetadata(end, "", -1) for where, end in ends.items()})
+    consumer.close()
+
+
+def wipe_states(settings: Settings, champion: FolderChampion) -> None:
+    """Replace every state by a whole and blank one that only knows its sensor's last timestamp."""
+    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+    blank = blank_states(champion.load(1).config, 1)
+    for record in read_all(settings, settings.kafka.topics.state):
+        tag, packed = decode_state(record.value)
+        blank["last_us"] = np.frombuffer(packed, blank.dtype)["last_us"]
+        producer.send(settings.kafka.topics.state, tag.encode(blank.tobytes()), record.key, partition=record.partition)
+    producer.close()
+
+
+def plant_forecast(settings: Settings, change: Callable[[Forecast], Forecast]) -> None:
+    """Send a sensor's next to last forecast once more, changed."""
+    *_, forecast, _ = [found for found in read_forecasts(settings) if found.sensor_id == SENSORS[0]]
+    changed = change(forecast)
+    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+    producer.send(
+        settings.kafka.topics.forecasts,
+        msgspec.json.encode(changed),
+        changed.sensor_id.encode(),
+        forecast_headers(changed),
+        partition=changed.input.partition,
+    )
+    producer.close()
+
+
+def plant_state(settings: Settings, champion: FolderChampion, change: Callable[[Any], None]) -> None:
+    """Write a sensor's last state once more, changed."""
+    record = read_all(settings, settings.kafka.topics.state)[-1]
+    tag, packed = decode_state(record.value)
+    row = np.frombuffer(packed, state_dtype(champion.load(tag.model_version).config)).copy()
+    change(row[0])
+    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+    value = tag.encode(row.tobytes())
+    producer.send(settings.kafka.topics.state, value, record.key, partition=record.partition)
+    producer.close()
