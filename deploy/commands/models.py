@@ -1,0 +1,66 @@
+"""``streamgru models`` and ``promote``: what is in the registry, and who is champion."""
+
+import json
+from dataclasses import asdict
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from deploy.context import Context
+from pipeline.registry import CHAMPION, ModelInfo, Registry
+
+# In the order in which a reader asks: how good it is, against what, and whether its intervals hold.
+COLUMNS = ("pinball", "pinball.champion", "pinball.naive", "mae", "coverage")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.pass_obj
+def models(context: Context, as_json: bool) -> None:
+    """List the versions of the model, newest first: aliases, scores on the held-out tail, and what the gate said."""
+    versions = Registry(context.settings).versions()
+    if as_json:
+        click.echo(json.dumps([asdict(info) for info in versions], default=str, indent=2))
+    elif versions:
+        Console(highlight=False).print(_table(context.settings.model_name, versions))
+    else:
+        click.echo(f"no versions of {context.settings.model_name} yet; `streamgru retrain` makes one")
+
+
+@click.command()
+@click.argument("version", type=click.IntRange(min=1))
+@click.option("--alias", default=CHAMPION, show_default=True, help="The alias to move.")
+@click.pass_obj
+def promote(context: Context, version: int, alias: str) -> None:
+    """Make VERSION the champion, if it loads and fits the settings. Running forecasters follow within seconds."""
+    from pipeline.promotion import promote as move_alias
+
+    done = move_alias(context.settings, version, alias)
+    name = context.settings.model_name
+    if not done.changed:
+        click.echo(f"version {version} of {name} is {alias} already")
+        return
+    click.echo(f"version {version} of {name} is {alias} now")
+    if done.previous is not None:
+        option = "" if alias == CHAMPION else f" --alias {alias}"
+        click.echo(f"before, it was version {done.previous}; to go back: streamgru promote {done.previous}{option}")
+
+
+def _table(name: str, versions: list[ModelInfo]) -> Table:
+    table = Table(title=f"{name}: scores are means on the held-out tail, in each sensor's scale", title_justify="left")
+    table.add_column("version", justify="right")
+    table.add_column("aliases")
+    table.add_column("created (UTC)")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    table.add_column("gate", overflow="fold")
+    for info in versions:
+        table.add_row(
+            str(info.version),
+            " ".join(info.aliases),
+            f"{info.created:%Y-%m-%d %H:%M}",
+            *(f"{info.metrics[column]:.4g}" if column in info.metrics else "" for column in COLUMNS),
+            info.tags.get("gate.reason", ""),
+        )
+    return table

@@ -1,0 +1,126 @@
+"""The file that MLflow logs as the model, so that ``mlflow.pyfunc.load_model`` forecasts a frame of readings anywhere.
+
+It runs where streamgru is not installed, and beside whatever other package called ``model`` that process has: the
+artefact holds a copy of this project's ``model`` package under a name of its own, which is imported from there.
+Nothing is pickled; the weights are read with ``weights_only=True``.
+"""
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+ARTEFACT = "forecaster"
+CODE_NOTE = "code.json"  # names the artefact's folder of code
+# Readings stepped in one call. Forecasts of all of them are made and only a sensor's last are kept: this bounds them.
+CHUNK_READINGS = 4_096
+
+
+class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no types
+    """Forecasts the future of every sensor in a frame of readings, from its last reading on."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read the artefact, with the code that came with it."""
+        artefact = Path(context.artifacts[ARTEFACT])
+        self._code = import_code(artefact)
+        forecaster = self._module("artefact").load_artefact(artefact)
+        self._stepper = self._module("stepper").Stepper(forecaster)
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Forecasts from the last reading of each sensor.
+
+        ``model_input`` has the columns ``sensor_id``, ``timestamp`` (ISO 8601, or a date-time; UTC where it has no
+        zone) and the features, in any order of rows; a feature that is absent or null is missing. A sensor's second
+        reading of the same timestamp is left out, as in the stream.
+
+        Returns a row per sensor, target and step: ``sensor_id``, ``issued_at``, ``target``, ``step`` (from 1),
+        ``timestamp`` and a column per quantile level.
+        """
+        config = self._stepper.config
+        sensors, codes, timestamp_us, values = self._readings(model_input, config.features)
+        states = self._module("state").blank_states(config, len(sensors))
+        last = np.full((len(sensors), len(config.targets), len(config.quantiles), config.horizon_steps), np.nan)
+        for start in range(0, len(codes), CHUNK_READINGS):
+            part = slice(start, start + CHUNK_READINGS)
+            offsets = np.arange(start, start + len(codes[part]), dtype=np.int64)
+            forecasts = self._stepper.advance(states, sensors, codes[part], timestamp_us[part], values[part], offsets)
+            last[codes[part]] = forecasts.quantiles  # a sensor's readings are in order: its last one stays
+        return forecast_frame(sensors, states["last_us"], last, config)
+
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(f"{self._code}.{name}")
+
+    def _readings(
+        self, frame: pd.DataFrame, features: tuple[str, ...]
+    ) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The accepted readings in order of time: sensors, and sensor code (n,), microseconds (n,), values (n,F)."""
+        for column in ("sensor_id", "timestamp"):
+            if column not in frame:
+                raise ValueError(f"the frame of readings has no column {column}; it has {', '.join(map(str, frame))}")
+        if not any(feature in frame for feature in features):
+            raise ValueError(f"the frame of readings has none of the model's features: {', '.join(features)}")
+        moments = pd.to_datetime(frame["timestamp"], utc=True, format="ISO8601")
+        timestamp_us = moments.dt.as_unit("us").astype("int64").to_numpy(dtype=np.int64)
+        if moments.isna().any() or frame["sensor_id"].isna().any():
+            raise ValueError("the frame of readings has a row without sensor_id or timestamp")
+        codes, names = pd.factorize(frame["sensor_id"].astype(str), sort=True)
+        values = np.full((len(frame), len(features)), np.nan)
+        for index, feature in enumerate(features):
+            if feature in frame:
+                values[:, index] = pd.to_numeric(frame[feature]).to_numpy(dtype=np.float64, na_value=np.nan)
+        order = np.argsort(timestamp_us, kind="stable")
+        codes = codes.astype(np.int64)[order]
+        kept = self._module("rules").accepted_mask(codes, timestamp_us[order])
+        return list(names), codes[kept], timestamp_us[order][kept], values[order][kept]
+
+
+def import_code(artefact: Path) -> str:
+    """Import the artefact's copy of the ``model`` package under its own name, and return that name.
+
+    The name holds a hash of the code, so that artefacts of different versions can be loaded side by side.
+    """
+    name: str = json.loads((artefact / CODE_NOTE).read_text(encoding="utf-8"))["package"]
+    if name not in sys.modules:
+        folder = artefact / name
+        spec = importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        package = importlib.util.module_from_spec(spec)
+        sys.modules[name] = package
+        spec.loader.exec_module(package)
+    return name
+
+
+def forecast_frame(
+    sensors: list[str], issued_us: npt.NDArray[np.int64], quantiles: npt.NDArray[np.float64], config: Any
+) -> pd.DataFrame:
+    """A row per sensor, target and step from ``quantiles`` (S,K,Q,h)."""
+    sensor_count, target_count, _, horizon = quantiles.shape
+    steps = np.arange(1, horizon + 1)
+    issued = np.repeat(issued_us, target_count * horizon)
+    step = np.tile(steps, sensor_count * target_count)
+    columns: dict[str, Any] = {
+        "sensor_id": np.repeat(np.asarray(sensors, dtype=object), target_count * horizon),
+        "issued_at": pd.to_datetime(issued, unit="us", utc=True),
+        "target": np.tile(np.repeat(np.asarray(config.targets, dtype=object), horizon), sensor_count),
+        "step": step,
+        "timestamp": pd.to_datetime(issued + step * config.cadence_us, unit="us", utc=True),
+    }
+    for index, level in enumerate(config.quantiles):
+        columns[str(level)] = quantiles[:, :, index, :].reshape(-1)
+    return pd.DataFrame(columns)
+
+
+set_model(ForecastingModel())

@@ -1,0 +1,220 @@
+"""The registered model: its versions, their aliases and artefacts. ``pipeline.training_run`` makes the versions."""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pipeline.errors import ModelUnfit, RegistryUnreachable
+from pipeline.mlflow_session import MlflowSession, is_missing, is_unreachable, mlflow_error
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:  # torch takes seconds to import, and listing versions needs none of it
+    from model.forecaster import Forecaster
+
+logger = logging.getLogger("streamgru.registry")
+
+CHAMPION: Final = "champion"
+CHALLENGER: Final = "challenger"
+ARTEFACT: Final = "forecaster"  # the artefact's name in the logged model, as pipeline/pyfunc_model.py expects it
+SCORE_PREFIX: Final = "score."  # of the tags of a version that `streamgru models` shows as its metrics
+# A download that another process has not finished after this long was killed, and its leavings can go.
+STALE_DOWNLOAD_S: Final = 3_600
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A version in the registry."""
+
+    version: int
+    aliases: tuple[str, ...]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    created: datetime
+    run_id: str | None = None
+
+
+class Registry:
+    """The versions of one registered model, ``settings.model_name``, in the MLflow at ``settings.mlflow_tracking_uri``.
+
+    Every method raises ``RegistryUnreachable`` within seconds where MLflow does not answer, and ``RegistryError`` where
+    it refuses. May be used from several threads.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._name = settings.model_name
+        self._session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
+
+    def resolve(self, alias: str) -> int | None:
+        """The version that an alias names; none where there is no such alias, or no model yet."""
+        with self._session.talking(f"looking up alias {alias}") as client:
+            try:
+                found = client.get_model_version_by_alias(self._name, alias)
+            except mlflow_error() as error:
+                if is_missing(error):
+                    return None
+                raise
+        return int(found.version)
+
+    def versions(self) -> list[ModelInfo]:
+        """All versions, newest first."""
+        found: list[Any] = []
+        token = None
+        with self._session.talking("listing the versions") as client:
+            try:
+                aliases = client.get_registered_model(self._name).aliases
+            except mlflow_error() as error:
+                if is_missing(error):
+                    return []
+                raise
+            while True:
+                page = client.search_model_versions(f"name = '{self._name}'", page_token=token)
+                found.extend(page)
+                token = page.token
+                if not token:
+                    break
+        return sorted((_info(version, aliases) for version in found), key=lambda info: -info.version)
+
+    def version(self, version: int) -> ModelInfo:
+        """One version.
+
+        Raises:
+            ModelMissing: there is no such version.
+        """
+        found = self._model_version(version)
+        return _info(found, dict.fromkeys(found.aliases, version))
+
+    def set_alias(self, alias: str, version: int) -> None:
+        """Let an alias name a version; forecasters follow ``champion`` by themselves.
+
+        Raises:
+            ModelMissing: there is no such version.
+        """
+        with self._session.talking(f"setting alias {alias}", version) as client:
+            client.set_registered_model_alias(self._name, alias, str(version))
+
+    def tag(self, version: int, tags: Mapping[str, str]) -> None:
+        """Add tags to a version, which MLflow's page of it shows."""
+        with self._session.talking(f"tagging version {version}", version) as client:
+            for key, value in tags.items():
+                client.set_model_version_tag(self._name, str(version), key, value)
+
+    def download(self, version: int, into: Path) -> Path:
+        """The folder of a version's artefact below ``into``, for ``model.artefact.load_artefact``; fetched once.
+
+        A folder appears there whole and checked, or not at all, also when this process is killed. Where MLflow does not
+        answer, the copy fetched before is used. Copies are told apart by what MLflow calls the version's source, since
+        an MLflow set up anew counts its versions from 1 again.
+
+        Raises:
+            ModelMissing: there is no such version.
+            ModelUnfit: its artefact is damaged, or not a forecaster of this project.
+            RegistryUnreachable: MLflow does not answer, and there is no copy.
+        """
+        from model.artefact import ArtefactError, load_artefact
+
+        copies = into / self._name
+        try:
+            source: str = self._model_version(version).source
+        except RegistryUnreachable:
+            earlier = sorted(copies.glob(f"{version}-*"), key=lambda folder: folder.stat().st_mtime)
+            if not earlier:
+                raise
+            logger.warning("MLflow does not answer; using the copy of version %d in %s", version, earlier[-1])
+            return earlier[-1]
+        target = copies / f"{version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+        if target.is_dir():
+            return target
+        copies.mkdir(parents=True, exist_ok=True)
+        _remove_stale(copies)
+        with tempfile.TemporaryDirectory(dir=copies, prefix=".partial-", ignore_cleanup_errors=True) as staging:
+            fetched = self._fetch(version, Path(staging))
+            try:
+                load_artefact(fetched)
+            except ArtefactError as error:
+                raise ModelUnfit(
+                    f"{self._name} version {version} cannot be loaded: {error}; promote another version"
+                ) from error
+            try:
+                fetched.rename(target)
+            except OSError:
+                if not target.is_dir():  # unless another process was quicker
+                    raise
+        return target
+
+    def load(self, version: int, into: Path) -> "Forecaster":
+        """The forecaster of a version that fits the settings, on the CPU. ``into`` is as for ``download``.
+
+        Raises:
+            ModelMissing: there is no such version.
+            ModelUnfit: its artefact is damaged, or was made for other features, targets, cadence, horizon or quantiles.
+            RegistryUnreachable: MLflow does not answer, and there is no copy.
+        """
+        from model.artefact import check_fit, load_artefact
+
+        forecaster = load_artefact(self.download(version, into))
+        settings = self._settings
+        differences = check_fit(
+            forecaster.config,
+            features=settings.features,
+            targets=settings.targets,
+            cadence_us=settings.cadence_us,
+            horizon_steps=settings.horizon_steps,
+            quantiles=settings.quantiles,
+            max_gap_steps=settings.max_gap_steps,
+        )
+        if differences:
+            raise ModelUnfit(
+                f"{self._name} version {version} does not fit the settings: {'; '.join(differences)}. "
+                "Retrain with these settings (`streamgru retrain`), or promote a version that fits (`streamgru models`)"
+            )
+        return forecaster
+
+    def _model_version(self, version: int) -> Any:
+        with self._session.talking(f"looking up version {version}", version) as client:
+            return client.get_model_version(self._name, str(version))
+
+    def _fetch(self, version: int, staging: Path) -> Path:
+        """Download into a folder and return where in it the artefact lies."""
+        nothing = f"{self._name} version {version} holds no forecaster of streamgru; promote another version"
+        with self._session.talking(f"downloading version {version}", version, patient=True):
+            import mlflow.artifacts
+
+            uri = f"models:/{self._name}/{version}/artifacts/{ARTEFACT}"
+            try:
+                mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(staging))
+            except (mlflow_error(), OSError) as error:
+                if is_unreachable(error):
+                    raise
+                raise ModelUnfit(f"{nothing} ({error})") from error
+        found = [note.parent for note in staging.rglob("config.json")]
+        if len(found) != 1:
+            raise ModelUnfit(nothing)
+        return found[0]
+
+
+def _info(version: Any, aliases: Mapping[str, Any]) -> ModelInfo:
+    tags = dict(version.tags)
+    return ModelInfo(
+        version=int(version.version),
+        aliases=tuple(sorted(alias for alias, named in aliases.items() if int(named) == int(version.version))),
+        metrics={
+            key.removeprefix(SCORE_PREFIX): float(value) for key, value in tags.items() if key.startswith(SCORE_PREFIX)
+        },
+        tags={key: value for key, value in tags.items() if not key.startswith(SCORE_PREFIX)},
+        created=datetime.fromtimestamp(version.creation_timestamp / 1_000, UTC),
+        run_id=version.run_id or None,
+    )
+
+
+def _remove_stale(copies: Path) -> None:
+    for partial in copies.glob(".partial-*"):
+        if time.time() - partial.stat().st_mtime > STALE_DOWNLOAD_S:
+            shutil.rmtree(partial, ignore_errors=True)

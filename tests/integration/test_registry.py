@@ -1,0 +1,332 @@
+"""The registry against a real MLflow: versions, aliases, artefacts, and the model as any user of MLflow loads it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+from deploy.commands.models import models as models_command
+from deploy.commands.models import promote as promote_command
+from deploy.context import Context
+from model.artefact import load_artefact, save_artefact
+from model.config import ModelConfig
+from model.forecaster import Forecaster
+from model.state import blank_states
+from model.stepper import Stepper
+from pipeline.errors import ModelMissing, ModelUnfit, RegistryError, RegistryUnreachable
+from pipeline.mlflow_session import MlflowSession
+from pipeline.promotion import Promotion, promote
+from pipeline.registry import CHALLENGER, CHAMPION, Registry
+from pipeline.settings import Settings
+from pipeline.training_run import last_trained, training_run
+from pipeline.training_set import TrainingSet
+from tests.conftest import SettingsFactory
+from tests.ports import free_ports
+
+pytestmark = pytest.mark.integration
+
+HOUR_US = 3_600_000_000
+
+
+@pytest.fixture
+def settings(mlflow_server: Settings, fresh_settings: SettingsFactory) -> Settings:
+    return fresh_settings(features=["a", "b"], targets=["a"], horizon_steps=3)
+
+
+def artefact(settings: Settings, tmp_path: Path, seed: int = 0, **changes: object) -> Path:
+    """An untrained forecaster's; ``changes`` make it one of other settings."""
+    config = ModelConfig(
+        features=settings.features,
+        targets=settings.targets,
+        cadence_us=settings.cadence_us,
+        horizon_steps=settings.horizon_steps,
+        quantiles=settings.quantiles,
+        max_gap_steps=settings.max_gap_steps,
+        season_steps=settings.season,
+        hidden_size=8,
+        sensors=("s0", "s1"),
+    )
+    torch.manual_seed(seed)
+    folder = tmp_path / f"artefact-{seed}-{len(list(tmp_path.iterdir()))}"
+    save_artefact(Forecaster(replace(config, **changes)), folder)  # type: ignore[arg-type]
+    return folder
+
+
+def registered(settings: Settings, folder: Path, **scores: float) -> int:
+    with training_run(settings, "a run", {}) as run:
+        return run.register(folder, scores, {"gate.reason": "because"})
+
+
+def test_before_the_first_version_there_is_nothing(settings: Settings) -> None:
+    registry = Registry(settings)
+    assert registry.resolve(CHAMPION) is None
+    assert registry.versions() == []
+    assert last_trained(settings) is None
+    with pytest.raises(ModelMissing, match=r"no version 1.*streamgru models"):
+        registry.version(1)
+    with pytest.raises(ModelMissing, match="no version 1"):
+        registry.set_alias(CHAMPION, 1)
+
+
+def test_versions_aliases_scores_and_tags(settings: Settings, tmp_path: Path) -> None:
+    registry = Registry(settings)
+    first = registered(settings, artefact(settings, tmp_path), pinball=0.25)
+    assert registry.resolve(CHAMPION) is None
+    second = registered(settings, artefact(settings, tmp_path, seed=1), pinball=0.2)
+    registry.set_alias(CHAMPION, first)
+    registry.set_alias(CHALLENGER, second)
+    registry.set_alias("other", first)
+    registry.tag(second, {"note": "added later"})
+
+    newest, oldest = registry.versions()
+    assert (newest.version, newest.aliases, newest.metrics) == (second, (CHALLENGER,), {"pinball": 0.2})
+    assert newest.tags == {"gate.reason": "because", "note": "added later"}
+    assert (oldest.version, oldest.aliases) == (first, (CHAMPION, "other"))
+    assert registry.version(first) == oldest
+    registry.set_alias(CHAMPION, second)
+    assert registry.resolve(CHAMPION) == second
+    assert last_trained(settings) is not None
+
+
+def test_a_name_that_mlflow_reserves_is_refused_in_words(settings: Settings, tmp_path: Path) -> None:
+    version = registered(settings, artefact(settings, tmp_path))
+    with pytest.raises(RegistryError, match="setting alias latest"):
+        Registry(settings).set_alias("latest", version)
+
+
+def test_a_download_is_whole_checked_and_kept(settings: Settings, tmp_path: Path) -> None:
+    folder = artefact(settings, tmp_path)
+    registry = Registry(settings)
+    version = registered(settings, folder)
+    copy = registry.download(version, tmp_path / "models")
+    assert (copy / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
+    assert load_artefact(copy).config == load_artefact(folder).config
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+    before = copy.stat().st_mtime_ns
+    assert registry.download(version, tmp_path / "models") == copy
+    assert copy.stat().st_mtime_ns == before
+
+
+def test_without_mlflow_the_copy_serves_and_all_else_says_so_at_once(settings: Settings, tmp_path: Path) -> None:
+    version = registered(settings, artefact(settings, tmp_path))
+    copy = Registry(settings).download(version, tmp_path / "models")
+    (nobody,) = free_ports(1)
+    away = Registry(settings.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{nobody}"}))
+    assert away.download(version, tmp_path / "models") == copy
+    began = time.monotonic()
+    with pytest.raises(RegistryUnreachable, match=rf"127.0.0.1:{nobody}.*streamgru up"):
+        away.resolve(CHAMPION)
+    with pytest.raises(RegistryUnreachable):
+        away.download(version, tmp_path / "elsewhere")
+    assert time.monotonic() - began < 10
+
+
+def test_a_damaged_artefact_is_unfit(settings: Settings, tmp_path: Path) -> None:
+    folder = artefact(settings, tmp_path)
+    weights = (folder / "weights.pt").read_bytes()
+    (folder / "weights.pt").write_bytes(weights[: len(weights) // 2])
+    version = registered(settings, folder)
+    with pytest.raises(ModelUnfit, match=f"version {version} cannot be loaded"):
+        Registry(settings).download(version, tmp_path / "models")
+    assert not any(path.is_dir() for path in (tmp_path / "models" / settings.model_name).iterdir())
+
+
+def test_a_version_that_is_no_forecaster_is_unfit(settings: Settings, tmp_path: Path) -> None:
+    session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
+    with training_run(settings, "somebody else's", {}) as run, session.talking("a foreign model") as client:
+        client.log_text(run.id, "hello", "thing/hello.txt")
+        client.create_registered_model(settings.model_name)
+        made = client.create_model_version(settings.model_name, f"runs:/{run.id}/thing", run_id=run.id)
+    with pytest.raises(ModelUnfit, match="holds no forecaster of streamgru"):
+        Registry(settings).download(int(made.version), tmp_path / "models")
+
+
+def test_promotion_moves_the_alias_and_knows_the_way_back(settings: Settings, tmp_path: Path) -> None:
+    first = registered(settings, artefact(settings, tmp_path))
+    second = registered(settings, artefact(settings, tmp_path, seed=1))
+    assert promote(settings, first) == Promotion(first, CHAMPION, None)
+    assert promote(settings, second) == Promotion(second, CHAMPION, first)
+    assert not promote(settings, second).changed
+    assert promote(settings, first).previous == second
+    assert Registry(settings).resolve(CHAMPION) == first
+    with pytest.raises(ModelMissing):
+        promote(settings, 99)
+
+
+def test_a_version_of_other_settings_is_not_promoted(settings: Settings, tmp_path: Path) -> None:
+    good = registered(settings, artefact(settings, tmp_path))
+    promote(settings, good)
+    other = registered(settings, artefact(settings, tmp_path, features=("a", "c"), horizon_steps=5))
+    with pytest.raises(ModelUnfit, match=r"(?s)does not fit the settings.*horizon"):
+        promote(settings, other)
+    assert Registry(settings).resolve(CHAMPION) == good
+
+
+def test_commands_list_and_promote(settings: Settings, tmp_path: Path) -> None:
+    context = Context(lambda: settings)
+    run = CliRunner()
+    assert "streamgru retrain" in run.invoke(models_command, obj=context).output
+    first = registered(settings, artefact(settings, tmp_path), pinball=0.25)
+    second = registered(settings, artefact(settings, tmp_path, seed=1), pinball=0.125)
+    assert run.invoke(promote_command, [str(first)], obj=context).output == (
+        f"version {first} of {settings.model_name} is champion now\n"
+    )
+    output = run.invoke(promote_command, [str(second)], obj=context).output
+    assert f"to go back: streamgru promote {first}\n" in output
+    table = run.invoke(models_command, obj=context, env={"COLUMNS": "160"}).output
+    assert "0.125" in table
+    assert "champion" in table
+    assert "because" in table
+    listed = json.loads(run.invoke(models_command, ["--json"], obj=context).output)
+    assert [(entry["version"], entry["aliases"]) for entry in listed] == [(second, ["champion"]), (first, [])]
+
+
+def test_the_environment_is_left_as_it_was(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    before = dict(os.environ)
+    Registry(settings).resolve(CHAMPION)
+    assert dict(os.environ) == before
+
+
+def test_a_run_holds_the_training_set(settings: Settings) -> None:
+    training_set = TrainingSet("/somewhere/history", 7, "readings", {"0": 12, "1": 34}, 46, 3)
+    with training_run(settings, "a run", {}) as run:
+        run.log_training_set(training_set)
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a run") as client:
+        found = client.get_run(run.id)
+    (logged,) = found.inputs.dataset_inputs
+    assert logged.dataset.name == "history@7"
+    assert json.loads(logged.dataset.source)["next_offsets"] == {"0": 12, "1": 34}
+    assert found.info.status == "FINISHED"
+
+
+def test_a_run_that_fails_is_marked_so(settings: Settings) -> None:
+    with pytest.raises(ZeroDivisionError), training_run(settings, "a run", {}) as run:
+        _ = 1 / 0
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a run") as client:
+        assert client.get_run(run.id).info.status == "FAILED"
+    assert last_trained(settings) is None
+
+
+# --- the pyfunc -------------------------------------------------------------------------------------------------------
+
+# Without the site module there is no editable install: streamgru cannot be imported, only what it depends on.
+USER = """
+import json, sys
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+import model
+assert model.DECOY
+try:
+    import pipeline
+except ImportError:
+    pass
+else:
+    raise AssertionError("streamgru can be imported")
+import mlflow, pandas as pd
+loaded = mlflow.pyfunc.load_model(sys.argv[3])
+frame = pd.DataFrame(json.load(open(sys.argv[4])))
+loaded.predict(frame).to_json(sys.argv[5], orient="records", date_format="iso", date_unit="us", double_precision=15)
+"""
+
+
+def readings(count: int = 60) -> pd.DataFrame:
+    random = np.random.default_rng(5)
+    frame = pd.DataFrame(
+        {
+            "sensor_id": [f"s{number % 3}" for number in range(count)],
+            "timestamp": pd.to_datetime([HOUR_US * (number // 3) for number in range(count)], unit="us", utc=True),
+            "a": random.normal(size=count),
+            "b": random.normal(size=count),
+        }
+    )
+    frame.loc[7, "b"] = np.nan
+    return frame
+
+
+def stepped(folder: Path, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Each sensor's last forecast (K, Q, h) by this project's own stepper."""
+    stepper = Stepper(load_artefact(folder))
+    found = {}
+    for sensor, part in frame.groupby("sensor_id"):
+        states = blank_states(stepper.config, 1)
+        timestamp_us = part["timestamp"].dt.as_unit("us").astype("int64").to_numpy()
+        values = part[["a", "b"]].to_numpy()
+        forecasts = stepper.advance(
+            states, [str(sensor)], np.zeros(len(part), np.int64), timestamp_us, values, np.arange(len(part))
+        )
+        found[str(sensor)] = forecasts.quantiles[-1]
+    return found
+
+
+def test_any_user_of_mlflow_can_forecast_with_it(settings: Settings, tmp_path: Path) -> None:
+    folder = artefact(settings, tmp_path)
+    version = registered(settings, folder)
+    Registry(settings).set_alias(CHAMPION, version)
+    decoy = tmp_path / "elsewhere"
+    (decoy / "model").mkdir(parents=True)
+    (decoy / "model" / "__init__.py").write_text("DECOY = True\n")
+    frame = readings()
+    shuffled = frame.sample(frac=1.0, random_state=1).assign(timestamp=lambda f: f["timestamp"].astype(str))
+    shuffled.to_json(decoy / "readings.json", orient="records")
+
+    done = subprocess.run(
+        [
+            *(sys.executable, "-S", "-c", USER, str(decoy), next(path for path in sys.path if "site-packages" in path)),
+            *(f"models:/{settings.model_name}@{CHAMPION}", "readings.json", "forecasts.json"),
+        ],
+        cwd=decoy,
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith(("STREAMGRU_", "MLFLOW_"))},
+            "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        },
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+    forecasts = pd.DataFrame(json.loads((decoy / "forecasts.json").read_text()))
+    for column in ("issued_at", "timestamp"):
+        forecasts[column] = pd.to_datetime(forecasts[column])
+    assert list(forecasts) == ["sensor_id", "issued_at", "target", "step", "timestamp", "0.1", "0.5", "0.9"]
+    assert len(forecasts) == 3 * 1 * 3
+    for sensor, expected in stepped(folder, frame).items():
+        rows = forecasts[forecasts["sensor_id"] == sensor].sort_values("step")
+        np.testing.assert_allclose(rows[["0.1", "0.5", "0.9"]].to_numpy().T, expected[0], rtol=1e-9, atol=1e-9)
+        assert (rows["issued_at"] == pd.Timestamp(19 * HOUR_US, unit="us", tz="UTC")).all()
+        assert list((rows["timestamp"] - rows["issued_at"]) / pd.Timedelta(hours=1)) == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns="timestamp"), "timestamp"),
+        (lambda frame: frame.drop(columns=["a", "b"]), "none of the model's features: a, b"),
+        (lambda frame: frame.assign(timestamp=None), "without sensor_id or timestamp"),
+    ],
+)
+def test_a_frame_that_is_no_readings_is_refused_in_words(
+    settings: Settings, tmp_path: Path, change: object, message: str
+) -> None:
+    import mlflow
+
+    version = registered(settings, artefact(settings, tmp_path))
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("loading the pyfunc"):
+        loaded = mlflow.pyfunc.load_model(f"models:/{settings.model_name}/{version}")
+    with pytest.raises(Exception, match=message):
+        loaded.predict(change(readings()))  # type: ignore[operator]
+    integers = readings().assign(a=1, b=2)
+    assert len(loaded.predict(integers)) == 9

@@ -1,0 +1,47 @@
+"""The gate's rule, and the sentence it gives."""
+
+import math
+
+import pytest
+
+from pipeline.gate import decide
+from pipeline.settings import GateSettings
+
+PINBALL = GateSettings()
+
+
+def test_the_first_model_must_beat_the_seasonal_naive_forecast() -> None:
+    assert decide(0.4, None, 0.5, PINBALL).promote
+    assert not decide(0.5, None, 0.5, PINBALL).promote
+    assert "seasonal-naive" in decide(0.6, None, 0.5, PINBALL).reason
+
+
+def test_a_later_model_must_beat_the_champion() -> None:
+    decision = decide(0.4, 0.5, 0.9, PINBALL)
+    assert decision.promote
+    assert decision.reason == (
+        "promoted: mean pinball on the held-out tail is 0.4, against 0.5 of the champion, 20.00% lower; "
+        "it had to be lower"
+    )
+    assert not decide(0.5, 0.5, 0.9, PINBALL).promote
+    assert not decide(0.6, 0.5, 0.9, PINBALL).promote
+
+
+def test_the_champion_counts_even_where_the_naive_forecast_is_better_than_both() -> None:
+    assert decide(0.7, 0.8, 0.5, PINBALL).promote
+
+
+def test_the_margin_is_a_fraction_of_the_rival() -> None:
+    gate = GateSettings(metric="mae", margin=0.1)
+    assert decide(0.89, 1.0, 2.0, gate).promote
+    declined = decide(0.91, 1.0, 2.0, gate)
+    assert not declined.promote
+    assert declined.reason.startswith("declined: mean mae")
+    assert "9.00% lower; it has to be at least 10.00% lower" in declined.reason
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_what_is_not_a_number_never_wins(loss: float) -> None:
+    assert not decide(loss, 0.5, 0.5, PINBALL).promote
+    assert not decide(loss, None, 0.5, PINBALL).promote
+    assert not decide(0.1, loss, 0.5, PINBALL).promote
