@@ -101,6 +101,7 @@ def set_up_logging(verbose: bool) -> None:
         force=True,
     )
     logging.getLogger("streamgru").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request to Prefect would bury the rest
     if not verbose:
         # A broker that is away makes the client log every attempt; what matters of it reaches the user as an error.
         logging.getLogger("kafka").setLevel(logging.CRITICAL)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
+import kafka.errors as client_errors
 import numpy as np
 from kafka import TopicPartition
 from numpy.typing import NDArray
@@ -226,6 +227,8 @@ def topic_ends(settings: Settings, topic: str) -> dict[int, int]:
 def committed_offsets(settings: Settings) -> dict[int, int]:
     """The forecasters' committed offset of each partition of the readings topic; partitions without one are absent.
 
+    While the broker prepares to look after groups, which is after its start, there are none.
+
     Raises:
         KafkaError: no broker answers.
     """
@@ -234,6 +237,8 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
         admin = make_admin(settings)
         try:
             found = admin.list_group_offsets([group])[group]
+        except (client_errors.CoordinatorNotAvailableError, client_errors.CoordinatorLoadInProgressError):
+            return {}
         finally:
             admin.close()
     return {tp.partition: at.offset for tp, at in found.items() if tp.topic == topic and at.offset >= 0}

@@ -133,4 +133,4 @@ def _print_result(result: "DemoResult", console: "Console") -> None:
             f"change from version {swap.version_before} to {swap.version_after}: longest pause {swap.pause_s:.2f} s "
             f"(99 % of pauses at other times are shorter than {swap.usual_pause_s:.2f} s)"
         )
-    console.print(f"report: {result.report}")
+    console.print(f"report: {result.report}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """What the demo sends: the history as it was measured, and a live year with the faults that real sensors have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,9 @@ import polars as pl
 
 from model.rules import accepted_mask
 
+BUNDLED: Final = Path(__file__).parents[1] / "data" / "beijing.parquet"
+BUNDLED_ZONE: Final = "Asia/Shanghai"
+REPLAY_OPTIONS: Final = ("--sensor-column", "sensor_id")  # of the files made here
 LIVE_FROM: Final = datetime(2016, 3, 1, tzinfo=UTC)
 # The readings that are sent before the change of models, as a share of the live ones; the rest follows it.
 FIRST_PART: Final = 0.8
@@ -55,6 +59,21 @@ class DemoData:
     parts: tuple[Path, Path]  # the live readings, in two
     accepted: tuple[int, int]  # how many of each will be accepted
     live_span_s: float  # from the first live reading to the last
+
+
+def read_bundled(features: Sequence[str]) -> pl.DataFrame:
+    """The bundled readings as ``sensor_id``, ``timestamp`` (UTC) and the features; rows without values are left out."""
+    values = [pl.col(feature).cast(pl.Float64) for feature in features]
+    return (
+        pl.scan_parquet(BUNDLED)
+        .select(
+            pl.col("station").alias("sensor_id"),
+            pl.col("timestamp").dt.replace_time_zone(BUNDLED_ZONE).dt.convert_time_zone("UTC"),
+            *values,
+        )
+        .filter(pl.any_horizontal(pl.col(feature).is_not_null() for feature in features))
+        .collect()
+    )
 
 
 def prepare(frame: pl.DataFrame, amounts: Amounts, folder: Path) -> DemoData:

@@ -10,13 +10,15 @@ from types import FrameType
 
 from pipeline.errors import StackError
 
+_MARK = "demo"  # a folder by which a demo's home is told from any other
+
 
 @contextmanager
 def alone(home: Path) -> Iterator[None]:
     """Hold the demo's home against another demo.
 
     Raises:
-        StackError: another demo runs there, or the folder cannot be written.
+        StackError: another demo runs there, it is no demo's home, or it cannot be written.
     """
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -30,23 +32,20 @@ def alone(home: Path) -> Iterator[None]:
             raise StackError(
                 f"another demo runs in {home}: let it end, or choose another folder with STREAMGRU_HOME"
             ) from None
+        if home.exists() and any(home.iterdir()) and not (home / _MARK).is_dir():
+            raise StackError(
+                f"{home} is neither empty nor an earlier demo's: choose another folder with STREAMGRU_HOME"
+            )
+        (home / _MARK).mkdir(parents=True, exist_ok=True)
         yield
 
 
-def empty(home: Path) -> None:
-    """Remove what an earlier demo left; a folder that is not one's is left alone.
-
-    Raises:
-        StackError: there is something else.
-    """
-    mark = home / "demo"
-    if home.exists() and any(home.iterdir()):
-        if not mark.is_dir():
-            raise StackError(
-                f"{home} is not empty and not an earlier demo's: choose another folder with STREAMGRU_HOME"
-            )
-        shutil.rmtree(home)
+def emptied(home: Path) -> Path:
+    """The folder for the demo's own files, after removing what an earlier demo left."""
+    shutil.rmtree(home)
+    mark = home / _MARK
     mark.mkdir(parents=True)
+    return mark
 
 
 @contextmanager

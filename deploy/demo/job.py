@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import polars as pl
-from pipeline.topics import ensure_topics
 from rich.console import Console
 
 from deploy.demo.children import Child, Children
-from deploy.demo.data import Amounts, DemoData, prepare
-from deploy.demo.home import alone, empty, terminated_like_interrupted
+from deploy.demo.data import REPLAY_OPTIONS, Amounts, DemoData, prepare, read_bundled
+from deploy.demo.home import alone, emptied, terminated_like_interrupted
 from deploy.demo.live import LiveOutcome, LivePart, LivePlan
 from deploy.demo.narration import Narration
 from deploy.demo.report import Outcome, Version, write_report
@@ -27,6 +25,7 @@ from pipeline.errors import StackError
 from pipeline.messages import microseconds
 from pipeline.registry import CHAMPION, Registry
 from pipeline.settings import Settings
+from pipeline.topics import ensure_topics
 
 STEPS: Final = 10
 FORECASTERS: Final = ("one", "two")
@@ -61,7 +60,7 @@ class DemoResult:
     report: Path
 
 
-def run_demo(settings: Settings, readings: Path, options: DemoOptions, console: Console) -> DemoResult:
+def run_demo(settings: Settings, options: DemoOptions, console: Console) -> DemoResult:
     """Do the whole job in a home of its own, which begins empty and ends, whatever happens, with the stack stopped.
 
     Raises:
@@ -70,11 +69,11 @@ def run_demo(settings: Settings, readings: Path, options: DemoOptions, console: 
     with alone(settings.home), terminated_like_interrupted():
         stack = Stack(settings)
         stack.down()  # what a demo that was killed may have left
-        empty(settings.home)
-        children = Children(settings.home / "demo" / "logs")
+        folder = emptied(settings.home)
+        children = Children(folder / "logs")
         try:
-            demo = Demo(settings, stack, children, Narration(console, STEPS))
-            return demo.run(readings, options)
+            demo = Demo(settings, stack, children, folder, Narration(console, STEPS))
+            return demo.run(options)
         finally:
             children.stop()
             if options.keep:
@@ -86,20 +85,23 @@ def run_demo(settings: Settings, readings: Path, options: DemoOptions, console: 
 class Demo:
     """The steps."""
 
-    def __init__(self, settings: Settings, stack: Stack, children: Children, narration: Narration) -> None:
+    def __init__(
+        self, settings: Settings, stack: Stack, children: Children, folder: Path, narration: Narration
+    ) -> None:
         self._settings = settings
         self._stack = stack
+        self._folder = folder
         self._children = children
         self._narration = narration
         self._step = narration.step
         self._registry = Registry(settings)
 
-    def run(self, readings: Path, options: DemoOptions) -> DemoResult:
+    def run(self, options: DemoOptions) -> DemoResult:
         """All steps, in order."""
         self._start_stack()
-        data = self._prepare(readings, options)
+        data = self._prepare(options)
         with self._step("Replay the history onto the topic") as telling:
-            self._children.run("replay-history", "replay", str(data.history), tell=telling)
+            self._children.run("replay-history", "replay", str(data.history), *REPLAY_OPTIONS, tell=telling)
             telling.result = f"{data.history_readings:,} readings of {data.sensors} sensors"
         with self._step("Ingest it into the history table") as telling:
             telling.result = self._children.run("ingest", "-v", "ingest", tell=telling).result()
@@ -123,9 +125,9 @@ class Demo:
             ensure_topics(self._settings)
             telling.result = ", ".join(f"{status.name} {status.address}" for status in self._stack.status())
 
-    def _prepare(self, readings: Path, options: DemoOptions) -> DemoData:
+    def _prepare(self, options: DemoOptions) -> DemoData:
         with self._step("Cut the bundled readings into a history and a live year with faults") as telling:
-            data = prepare(pl.read_parquet(readings), options.amounts, self._settings.home / "demo")
+            data = prepare(read_bundled(self._settings.features), options.amounts, self._folder)
             faults = data.live
             telling.result = (
                 f"{data.history_readings:,} before, {len(faults.frame):,} live; of these {faults.left_out:,} left out, "

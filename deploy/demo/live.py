@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from deploy.demo.children import Child, Children
+from deploy.demo.data import REPLAY_OPTIONS
 from deploy.demo.timeline import Arrivals
 from deploy.live import LatestForecasts, Sighting, StreamTail, line
 from pipeline.registry import CHAMPION, Registry
@@ -138,7 +139,7 @@ class LivePart:
         return job
 
     def _replay_command(self, part: Path) -> tuple[str, ...]:
-        return ("replay", str(part), "--order", "file", "--speed", str(self._plan.speed))
+        return ("replay", str(part), *REPLAY_OPTIONS, "--order", "file", "--speed", str(self._plan.speed))
 
     def _record(self, sightings: list[Sighting]) -> None:
         for sighting in sightings:

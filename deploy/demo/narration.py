@@ -48,14 +48,10 @@ class Narration:
         label = f"[bold cyan]{len(self.steps) + 1:>2}/{self._total}[/] {title}"
         status = self.console.status(label) if spinner and self.console.is_terminal else None
         if status is None:
-            self.console.print(f"{label} …")
+            self.console.print(f"{label} …", soft_wrap=True)
         with status or nullcontext():
             telling = Telling(label, status)
             yield telling
         done = "[green]✓[/] " + (label if status is not None else f"[dim]{title}[/]")
-        self.console.print(f"{done}: {escape(telling.result)} [dim]({telling.seconds:.1f} s)[/]")
+        self.console.print(f"{done}: {escape(telling.result)} [dim]({telling.seconds:.1f} s)[/]", soft_wrap=True)
         self.steps.append(Step(title, telling.result, telling.seconds))
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        self.console.print(text)

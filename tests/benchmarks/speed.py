@@ -27,8 +27,8 @@ from tests.benchmarks import extras, sides
 from tests.ports import free_ports
 
 REPORT = Path(__file__).with_name("SPEED.md")
-SENSORS, STEPS = 200, 500
-ROUNDS = 3
+SENSORS, STEPS = 200, 300
+ROUNDS = 5
 MANY_SENSORS, FEW_SENSORS = 10_000, 100
 QUANTILES = (0.1, 0.5, 0.9)
 

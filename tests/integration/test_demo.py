@@ -1,0 +1,87 @@
+"""The demo in a short form: every step and every service, with few sensors, few days and little training."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ports import free_ports
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
+
+TIMEOUT_S = 240
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A home and ports of its own, and a training that takes seconds."""
+    kafka, mlflow, prefect = map(str, free_ports(3))
+    return os.environ | {
+        "STREAMGRU_HOME": str(tmp_path),
+        "STREAMGRU_STACK__KAFKA_PORT": kafka,
+        "STREAMGRU_STACK__MLFLOW_PORT": mlflow,
+        "STREAMGRU_STACK__PREFECT_PORT": prefect,
+        "STREAMGRU_TRAINING__BUDGET_S": "5",
+        "STREAMGRU_TRAINING__HIDDEN_SIZE": "8",
+        "COLUMNS": "200",
+    }
+
+
+@pytest.fixture
+def start(environment: dict[str, str]) -> Iterator[object]:
+    """Starts a demo; whatever is left of it at the end is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "deploy.cli", "demo", *options]
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def is_free(port: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) != 0
+
+
+def test_the_whole_job_is_done_and_everything_is_stopped(start, environment: dict[str, str], tmp_path: Path) -> None:
+    short = ("--sensors", "3", "--history-days", "60", "--live-days", "20", "--live-seconds", "20")
+    process = start(*short)
+    output, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output + errors
+    assert re.search(r"lost 0, twice 0, out of order 0, unexpected 0", output), output
+    counts = re.search(r"([\d,]+) readings, ([\d,]+) accepted .*, ([\d,]+) forecasts", output)
+    assert counts is not None, output
+    readings, accepted, forecasts = (int(count.replace(",", "")) for count in counts.groups())
+    assert 1_000 < accepted == forecasts < readings
+    assert "forecasts by versions 1, 2" in output
+    assert "change from version 1 to 2" in output
+    report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert report.count("<svg") == 4
+    for name in ("KAFKA", "MLFLOW", "PREFECT"):
+        assert is_free(environment[f"STREAMGRU_STACK__{name}_PORT"])
+
+
+def test_sigterm_in_the_middle_stops_everything(start, environment: dict[str, str], tmp_path: Path) -> None:
+    process = start("--sensors", "1")
+    kafka = environment["STREAMGRU_STACK__KAFKA_PORT"]
+    wait_until(lambda: not is_free(kafka), 60, "Kafka was started")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert is_free(kafka)
+    assert not list((tmp_path / "demo" / "run").glob("*.json"))
