@@ -1,0 +1,166 @@
+"""``streamgru replay``: files become readings."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from deploy.context import Context
+from pipeline.errors import KafkaError
+from pipeline.kafka import make_admin, make_producer, partition_count
+from pipeline.messages import iso_timestamp, microseconds
+from pipeline.publishing import Publication
+from pipeline.reading_table import FileLayout, Order, ReadingTable, read_readings
+
+SETTLE_S = 2.0  # how long an interrupted replay waits for what is on its way
+INTERRUPTED = 130
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("--time-column", metavar="NAME", help="Column of the times; guessed where there is only one candidate.")
+@click.option(
+    "--timezone",
+    metavar="ZONE",
+    help="Zone of times that are written without one, such as UTC or Asia/Shanghai. A time that exists twice, when "
+    "clocks are set back, is the earlier one the first time it appears, and the later one after that.",
+)
+@click.option("--sensor-column", metavar="NAME", help="Column of the sensor ids. Without it, each file is one sensor.")
+@click.option(
+    "--columns-as-sensors", is_flag=True, help="Each numeric column is a sensor of its own, with one feature."
+)
+@click.option("--speed", type=click.FloatRange(min=0, min_open=True), help="Times real time; by default flat out.")
+@click.option(
+    "--order",
+    type=click.Choice(["event", "file"]),
+    default="event",
+    show_default=True,
+    help="By time across all sensors, or as the rows stand in the files.",
+)
+@click.option(
+    "--from", "begin", metavar="ROW|TIME", help="Go on from this row, or from the first reading at that time."
+)
+@click.option("--until", metavar="TIME", help="Leave out readings at or after that time.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Publish at most so many readings.")
+@click.pass_obj
+def replay(
+    context: Context,
+    files: tuple[Path, ...],
+    time_column: str | None,
+    timezone: str | None,
+    sensor_column: str | None,
+    columns_as_sensors: bool,
+    speed: float | None,
+    order: Order,
+    begin: str | None,
+    until: str | None,
+    limit: int | None,
+) -> None:
+    """Publish CSV or Parquet files as readings.
+
+    The features are those that the settings name; other columns are ignored. Times given to --from and --until are like
+    2013-03-01 or 2013-03-01T14:00:00Z; without a zone they are in --timezone, or UTC. When a replay is interrupted it
+    says how to go on.
+    """
+    settings = context.settings
+    layout = FileLayout(time_column, timezone, sensor_column, columns_as_sensors, order)
+    if order == "file" and (until is not None or (begin is not None and not begin.isdigit())):
+        raise click.UsageError("times for --from and --until need --order event; in the file's order, give a row")
+    table = read_readings(files, layout, settings.features)
+    for note in table.notes:
+        click.echo(f"note: {note}", err=True)
+    start, stop = _rows(table, timezone, begin, until, limit)
+    if start >= stop:
+        raise click.UsageError(f"nothing to publish: no readings {_span(table, begin, until)}")
+
+    topic = settings.kafka.topics.readings
+    with make_admin(settings) as admin:
+        partition_count(admin, topic)  # names a missing topic at once, where the producer would wait for it
+    producer = make_producer(settings, linger_ms=5)
+    publication = Publication(settings, producer, table, start, stop)
+    try:
+        with _terminated_like_interrupted(), _progress_bar() as progress:
+            task = progress.add_task(f"readings to {topic}", total=stop - start)
+            publication.run(speed, lambda row: progress.update(task, completed=row - start))
+    except KeyboardInterrupt:
+        publication.settle(SETTLE_S)
+        click.echo(f"interrupted; {_how_to_go_on(publication, start, stop, limit)}", err=True)
+        click.get_current_context().exit(INTERRUPTED)
+    except KafkaError as error:
+        raise type(error)(f"{error}\n{_how_to_go_on(publication, start, stop, limit)}") from error
+    finally:
+        producer.close(timeout=SETTLE_S)
+    click.echo(f"{stop - start:,} readings of {len(table.sensors)} sensors published to {topic}")
+
+
+def _rows(
+    table: ReadingTable, timezone: str | None, begin: str | None, until: str | None, limit: int | None
+) -> tuple[int, int]:
+    """The rows [start, stop) to publish."""
+    start, stop = 0, len(table)
+    if begin is not None:
+        start = int(begin) if begin.isdigit() else _first_row(table, _moment(begin, timezone, "--from"))
+    if until is not None:
+        stop = _first_row(table, _moment(until, timezone, "--until"))
+    return start, stop if limit is None else min(stop, start + limit)
+
+
+def _first_row(table: ReadingTable, timestamp_us: int) -> int:
+    """The first row at or after that time, rows being sorted by time."""
+    return int(np.searchsorted(table.timestamp_us, timestamp_us))
+
+
+def _moment(text: str, timezone: str | None, option: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+        zone = ZoneInfo(timezone) if timezone else UTC
+    except (ValueError, ZoneInfoNotFoundError) as error:
+        raise click.BadParameter(
+            f"{text!r} is neither a row nor a time like 2013-03-01T14:00:00Z", param_hint=option
+        ) from error
+    return microseconds(moment if moment.tzinfo else moment.replace(tzinfo=zone))
+
+
+def _span(table: ReadingTable, begin: str | None, until: str | None) -> str:
+    asked = " ".join(text for text in (begin and f"from {begin}", until and f"until {until}") if text)
+    if not len(table):
+        return f"{asked}; the files have none".strip()
+    first, last = (iso_timestamp(int(time)) for time in (table.timestamp_us.min(), table.timestamp_us.max()))
+    return f"{asked}; the files have {len(table):,}, from {first} to {last}"
+
+
+def _how_to_go_on(publication: Publication, start: int, stop: int, limit: int | None) -> str:
+    done = publication.acknowledged
+    rest = "" if limit is None else f" --limit {stop - done}"
+    return (
+        f"{done - start:,} of {stop - start:,} readings are published for certain; go on with the same command and "
+        f"--from {done}{rest}"
+    )
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does, so that a replay stopped by a supervisor says how to go on too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
