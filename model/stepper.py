@@ -43,7 +43,7 @@ class Stepper:
 
     Args:
         forecaster: on the CPU; its weights must not change any more.
-        tile: rows of a matrix product. Results of different tile sizes differ in their last bits.
+        tile: rows of a matrix product, a multiple of 32. Results of different tiles differ in their last bits.
     """
 
     def __init__(self, forecaster: Forecaster, tile: int = 128) -> None:
@@ -58,6 +58,7 @@ class Stepper:
         skip = forecaster.skip
         weight = head.weight if skip is None else torch.cat([head.weight, skip.weight], dim=1)
         self._head = TiledLinear(weight, head.bias, tile)
+        self._outputs = head.out_features
 
     def advance(
         self,
@@ -169,8 +170,9 @@ class Stepper:
         )
         given = torch.zeros(padded(n, self._tile), sum(part.shape[1] for part in parts))
         torch.cat(parts, dim=1, out=given[:n])
-        raw = self._head(given, torch.empty(len(given), self._head.outputs))
-        quantiles = self.forecaster.uncrossed(raw)[:n].numpy()
+        raw = torch.empty(len(given), self._head.width)
+        self._head(given, raw)
+        quantiles = self.forecaster.uncrossed(raw[:, : self._outputs])[:n].numpy()
         forecasts: Floats = level[:, :, None, None] + scale[:, :, None, None] * quantiles
         return forecasts
 

@@ -1,0 +1,308 @@
+"""The stepper: the same bits however the stream was cut, the numbers of a batched pass, and the gap rule on the way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from model.config import ModelConfig
+from model.forecaster import Forecaster
+from model.sequences import Sequences, Split, build_sequences
+from model.state import ANCHOR_SPACING, ANCHORS, NO_OFFSET, States, blank_states
+from model.stepper import Forecasts, Stepper
+from model.training import TrainingOptions, train
+
+HOUR_US = 3_600_000_000
+MAX_GAP_STEPS = 12
+
+
+def config(**changes: object) -> ModelConfig:
+    fields: dict[str, object] = {
+        "features": ("load", "heat"),
+        "targets": ("heat",),
+        "cadence_us": HOUR_US,
+        "horizon_steps": 3,
+        "season_steps": 6,
+        "hidden_size": 16,
+        "max_gap_steps": MAX_GAP_STEPS,
+        "lag_steps": 5,
+        "warmup_steps": 20,
+        "sensors": tuple(f"s{number}" for number in range(4)),
+    }
+    return ModelConfig(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def untrained(**changes: object) -> Forecaster:
+    """Weights large enough that a difference in the last bit would grow."""
+    torch.manual_seed(0)
+    forecaster = Forecaster(config(**changes))
+    with torch.no_grad():
+        for parameter in forecaster.parameters():
+            parameter.normal_(std=0.4)
+    return forecaster.eval()
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Accepted readings of several sensors in order of offset."""
+
+    sensors: tuple[str, ...]
+    slots: NDArray[np.int64]
+    timestamp_us: NDArray[np.int64]
+    values: NDArray[np.float64]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def taken(self, index: NDArray[np.int64] | slice) -> "Stream":
+        return Stream(
+            self.sensors, self.slots[index], self.timestamp_us[index], self.values[index], self.offsets[index]
+        )
+
+    def sequences(self) -> Sequences:
+        order = np.argsort(self.slots, kind="stable")
+        counts = np.bincount(self.slots, minlength=len(self.sensors))
+        return build_sequences(
+            self.sensors,
+            np.concatenate([[0], np.cumsum(counts)]),
+            self.timestamp_us[order],
+            self.values[order],
+            self.offsets[order],
+            features=("load", "heat"),
+            cadence_us=HOUR_US,
+            max_gap_steps=MAX_GAP_STEPS,
+        )
+
+
+def stream(seed: int, sensors: int, readings: int) -> Stream:
+    """Readings with missing values, jitter, gaps that are bridged and gaps that reset."""
+    rng = np.random.default_rng(seed)
+    slots = rng.integers(0, sensors, readings)
+    pace = rng.choice([0.7, 1.0, 1.0, 1.0, 1.0, 1.2, 2.0, 4.4, 40.0], readings)
+    timestamp_us = np.empty(readings, np.int64)
+    for slot in range(sensors):
+        mine = slots == slot
+        timestamp_us[mine] = (np.cumsum(pace[mine]) * HOUR_US).astype(np.int64)
+    waves = np.sin(timestamp_us / HOUR_US / 6 * 2 * np.pi)
+    values = waves[:, None] * [1.0, 30.0] + rng.normal(size=(readings, 2)) + [0.0, 1e4]
+    values[rng.random((readings, 2)) < 0.1] = np.nan
+    return Stream(tuple(f"s{n}" for n in range(sensors)), slots, timestamp_us, values, 7 + 3 * np.arange(readings))
+
+
+def advance(stepper: Stepper, states: States, part: Stream) -> Forecasts:
+    return stepper.advance(states, part.sensors, part.slots, part.timestamp_us, part.values, part.offsets)
+
+
+def in_one_go(stepper: Stepper, readings: Stream) -> tuple[Forecasts, States]:
+    states = blank_states(stepper.config, len(readings.sensors))
+    return advance(stepper, states, readings), states
+
+
+def assert_same_bits(parts: Sequence[Forecasts], whole: Forecasts) -> None:
+    for field in fields(Forecasts):
+        joined = np.concatenate([getattr(part, field.name) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(whole, field.name), err_msg=field.name)
+
+
+STEPPER = Stepper(untrained(), tile=32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**16), sensors=st.integers(1, 20), cuts=st.lists(st.integers(0, 120), max_size=6))
+def test_any_split_into_micro_batches_gives_the_same_bits(seed: int, sensors: int, cuts: list[int]) -> None:
+    readings = stream(seed, sensors, 120)
+    whole, expected = in_one_go(STEPPER, readings)
+    states = blank_states(STEPPER.config, sensors)
+    bounds = [0, *sorted(cuts), len(readings)]
+    parts = [advance(STEPPER, states, readings.taken(slice(lo, hi))) for lo, hi in pairwise(bounds)]
+    assert_same_bits(parts, whole)
+    assert states.tobytes() == expected.tobytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**16), order_seed=st.integers(0, 2**16))
+def test_any_interleaving_of_sensors_gives_the_same_bits(seed: int, order_seed: int) -> None:
+    readings = stream(seed, 9, 100)
+    whole, expected = in_one_go(STEPPER, readings)
+    # Shuffle which sensor comes when, and keep each sensor's own order.
+    shuffled = np.random.default_rng(order_seed).permutation(readings.slots)
+    index = np.empty(len(readings), np.int64)
+    for slot in range(9):
+        index[shuffled == slot] = np.flatnonzero(readings.slots == slot)
+    other, states = in_one_go(STEPPER, readings.taken(index))
+    assert_same_bits([other], Forecasts(*(getattr(whole, field.name)[index] for field in fields(Forecasts))))
+    assert states.tobytes() == expected.tobytes()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), sensor=st.integers(0, 19), place=st.integers(0, 40))
+def test_neither_neighbours_nor_the_place_in_a_tile_change_a_bit(seed: int, sensor: int, place: int) -> None:
+    readings = stream(seed, 20, 300)
+    whole, expected = in_one_go(STEPPER, readings)
+    mine = np.flatnonzero(readings.slots == sensor)
+    if not len(mine):
+        return
+    alone = readings.taken(mine)
+    states = blank_states(STEPPER.config, place + 1)
+    got = STEPPER.advance(
+        states,
+        [*(f"other{n}" for n in range(place)), readings.sensors[sensor]],
+        np.full(len(alone), place),
+        alone.timestamp_us,
+        alone.values,
+        alone.offsets,
+    )
+    assert_same_bits([got], Forecasts(*(getattr(whole, field.name)[mine] for field in fields(Forecasts))))
+    assert states[place].tobytes() == expected[sensor].tobytes()
+
+
+@pytest.mark.parametrize(("hidden", "tile"), [(16, 128), (51, 128), (64, 64), (64, 128), (96, 256)])
+@pytest.mark.parametrize("horizon", [1, 24])
+def test_rows_of_real_tiles_do_not_change_a_bit_either(hidden: int, tile: int, horizon: int) -> None:
+    stepper = Stepper(untrained(hidden_size=hidden, horizon_steps=horizon), tile)
+    readings = stream(1, 300, 2_000)
+    whole, expected = in_one_go(stepper, readings)
+    states = blank_states(stepper.config, 300)
+    parts = [advance(stepper, states, readings.taken(slice(lo, lo + 333))) for lo in range(0, 2_000, 333)]
+    assert_same_bits(parts, whole)
+    assert states.tobytes() == expected.tobytes()
+
+
+def test_the_number_of_threads_does_not_change_a_bit() -> None:
+    stepper = Stepper(untrained(hidden_size=64))
+    readings = stream(2, 200, 800)
+    whole, _ = in_one_go(stepper, readings)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert_same_bits([in_one_go(stepper, readings)[0]], whole)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def batched(forecaster: Forecaster, data: Sequences) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Quantiles and scale after every reading by one pass per sensor and reset."""
+    prepared = forecaster.prepare(data)
+    rows = torch.from_numpy(forecaster.sensor_rows(data.sensors))
+    begins = [*np.flatnonzero(data.reset).tolist(), len(data)]
+    found = []
+    with torch.no_grad():
+        for lo, hi in pairwise(begins):
+            sensor = int(np.searchsorted(data.starts, lo, side="right")) - 1
+            past = torch.from_numpy(prepared.past_inputs(np.arange(lo, hi)))[None]
+            x = torch.from_numpy(prepared.x[lo:hi])[None]
+            head, _ = forecaster.unroll(x, past, rows[sensor : sensor + 1], forecaster.gru.zeros(1))
+            level, scale = prepared.level[lo:hi, :, None, None], prepared.scale[lo:hi, :, None, None]
+            found.append(level + scale * head[0].double().numpy())
+    return np.concatenate(found)[data.observed], prepared.scale[data.observed]
+
+
+def test_a_trained_model_forecasts_in_the_stream_what_it_does_in_a_batch() -> None:
+    readings = stream(3, 4, 12_000)
+    data = readings.sequences()
+    split = Split(int(2_500 * 2 * HOUR_US), int(3_500 * 2 * HOUR_US))
+    options = TrainingOptions(hidden_size=32, epochs=2, updates_per_epoch=40, batch_lanes=16)
+    forecaster = train(config(), options, data, split).forecaster
+    expected, scale = batched(forecaster, data)
+    stepper = Stepper(forecaster)
+    states = blank_states(stepper.config, 4)
+    parts = [advance(stepper, states, readings.taken(slice(lo, lo + 700))) for lo in range(0, 12_000, 700)]
+    got = np.concatenate([part.quantiles for part in parts])[np.argsort(readings.slots, kind="stable")]
+    unit = np.where(scale > 0, scale, 1.0)[:, :, None, None]
+    assert (np.abs(got - expected) / unit <= 1e-5 * np.maximum(1.0, np.abs(expected) / unit)).all()
+
+
+def steady(count: int, start: int = 0) -> Stream:
+    """One sensor, a reading every hour."""
+    number = np.arange(start, start + count)
+    values = np.stack([np.cos(number), np.sin(number / 6 * 2 * np.pi)], axis=1)
+    return Stream(("s0",), np.zeros(count, np.int64), number * HOUR_US, values, 100 + number)
+
+
+def test_a_bridged_gap_takes_missing_steps_and_a_longer_one_begins_anew() -> None:
+    states = blank_states(STEPPER.config, 1)
+    advance(STEPPER, states, steady(10))
+    bridged = advance(STEPPER, states, steady(1, start=9 + 1 + MAX_GAP_STEPS))
+    assert bridged.steps[0] == 10 + MAX_GAP_STEPS + 1
+    assert bridged.origin[0] == 100
+    assert bridged.warm[0]
+    begun = advance(STEPPER, states, steady(1, start=22 + 2 + MAX_GAP_STEPS))
+    assert begun.steps[0] == 1
+    assert begun.origin[0] == 100 + 36
+    assert not begun.warm[0]
+    fresh, other = in_one_go(STEPPER, steady(1, start=36))
+    np.testing.assert_array_equal(begun.quantiles, fresh.quantiles)
+    assert states.tobytes() == other.tobytes()
+
+
+def test_states_count_their_readings_and_keep_anchors() -> None:
+    readings = 5 * ANCHOR_SPACING + ANCHOR_SPACING // 2
+    states = blank_states(STEPPER.config, 1)
+    advance(STEPPER, states, steady(30))
+    np.testing.assert_array_equal(states["anchors"][0], [NO_OFFSET] * (ANCHORS - 1) + [100])
+    advance(STEPPER, states, steady(readings - 30, start=30))
+    np.testing.assert_array_equal(states["anchors"][0], 100 + ANCHOR_SPACING * np.arange(1, 6))
+    assert states["accepted"][0] == readings
+    assert states["offset"][0] == 100 + readings - 1
+    assert states["last_us"][0] == (readings - 1) * HOUR_US
+    assert states["origin"][0] == 100
+
+
+def test_forecasts_are_warm_from_the_warm_up_length_on() -> None:
+    whole, _ = in_one_go(STEPPER, steady(40))
+    np.testing.assert_array_equal(whole.warm, np.arange(1, 41) >= 20)
+
+
+def test_quantiles_never_cross() -> None:
+    whole, _ = in_one_go(STEPPER, stream(5, 6, 600))
+    assert (np.diff(whole.quantiles, axis=2) >= 0).all()
+
+
+def test_an_unknown_sensor_is_served() -> None:
+    known = steady(30)
+    states = blank_states(STEPPER.config, 1)
+    arguments = (known.slots, known.timestamp_us, known.values, known.offsets)
+    stranger = STEPPER.advance(states, ["never seen"], *arguments)
+    assert np.isfinite(stranger.quantiles).all()
+    assert not np.array_equal(stranger.quantiles, in_one_go(STEPPER, known)[0].quantiles)
+
+
+def test_a_sensor_that_never_changes_is_forecast_to_stay() -> None:
+    readings = steady(50)
+    readings.values[:] = 7.3
+    whole, _ = in_one_go(STEPPER, readings)
+    assert (whole.quantiles == 7.3).all()
+
+
+def test_wild_values_leave_forecasts_and_states_finite() -> None:
+    readings = steady(200)
+    readings.values[50:60, 1] = [1e30, -1e30, 0.0, 1e-300, 1e30, 1e30, -1e-30, 1e15, 0.0, 0.0]
+    whole, states = in_one_go(STEPPER, readings)
+    assert np.isfinite(whole.quantiles).all()
+    assert np.isfinite(states["hidden"]).all()
+
+
+def test_no_readings_give_no_forecasts() -> None:
+    states = blank_states(STEPPER.config, 2)
+    before = states.tobytes()
+    nothing = advance(STEPPER, states, stream(1, 2, 5).taken(slice(0, 0)))
+    assert nothing.quantiles.shape == (0, 1, 3, 3)
+    assert states.tobytes() == before
+
+
+def test_the_plain_preset_is_stepped_by_the_same_engine() -> None:
+    forecaster = untrained(preset="plain")
+    readings = stream(8, 4, 400)
+    expected, _ = batched(forecaster, readings.sequences())
+    got, _ = in_one_go(Stepper(forecaster), readings)
+    order = np.argsort(readings.slots, kind="stable")
+    np.testing.assert_allclose(got.quantiles[order][:50], expected[:50], rtol=1e-5)
