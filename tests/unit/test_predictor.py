@@ -95,7 +95,7 @@ def test_forecasts_equal_the_streams(forecaster: Forecaster):
     slots = np.searchsorted(sequences.starts, read, side="right") - 1
     order = np.argsort(sequences.timestamp_us[read], kind="stable")
     read, slots = read[order], slots[order]
-    streamed = Stepper(forecaster, tile=4).advance(
+    streamed = Stepper(forecaster, tile=32).advance(
         blank_states(config, 3),
         sequences.sensors,
         slots,
