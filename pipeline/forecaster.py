@@ -153,6 +153,7 @@ class StreamForecaster:
             settings,
             group_id=settings.forecaster.group_id,
             client_id=f"streamgru-{self._instance.name}",
+            group_instance_id=self._instance.name if settings.forecaster.static_membership else None,
             partition_assignment_strategy=(CooperativeStickyAssignor,),
             auto_offset_reset="none",  # a position outside the log is an error with a stated policy, not a jump
         )

@@ -93,6 +93,11 @@ class ForecasterSettings(_Section):
 
     group_id: str = "streamgru-forecaster"
     instance: str | None = Field(default=None, description="stable name of this forecaster; by default host and slot")
+    static_membership: bool = Field(
+        default=False,
+        description="the group keeps a stopped forecaster's partitions for it, for session_timeout_s: a restart goes on "
+        "at once, and nobody takes over before",
+    )
     max_batch_readings: int = Field(default=4_000, ge=1, le=100_000)
     start: Literal["earliest", "latest"] = Field(
         default="earliest", description="where a group without committed offsets begins"

@@ -1,6 +1,5 @@
-"""A forecaster in a process of its own, for tests that kill it: ``python -m … '{"settings": …}'``."""
+"""A forecaster in a process of its own, for tests that kill it."""
 
-import json
 import logging
 import os
 import signal
@@ -14,30 +13,24 @@ from pipeline.settings import Settings
 from tests.integration.stream_rig import FolderChampion
 
 
-def main() -> None:
-    arguments = json.loads(sys.argv[1])
-    settings = Settings(**arguments["settings"])
-    left = arguments["times"]
+def run(settings: Settings, folder: Path, name: str, die_at: str | None, times: int, log: Path) -> None:
+    """Forecast until SIGTERM, or until ``die_at`` was passed ``times`` times: then die by SIGKILL."""
+    left = times
 
     def reached(point: str) -> None:
         nonlocal left
-        if point == arguments["die_at"]:
+        if point == die_at:
             left -= 1
             if left <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    source = FolderChampion(Path(arguments["folder"]), settings)
-    forecaster = StreamForecaster(
-        settings, source, Instance(arguments["name"], exclusive=False), Options(reached=reached)
-    )
+    instance = Instance(name, exclusive=False)
+    forecaster = StreamForecaster(settings, FolderChampion(folder, settings), instance, Options(reached=reached))
     signal.signal(signal.SIGTERM, lambda signum, frame: forecaster.stop())
     try:
         forecaster.run()
     except StreamgruError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,10 @@
 """What the forecaster's tests share: a model, readings, forecasters in threads and processes, and what is expected."""
 
 import json
-import subprocess
-import sys
+import multiprocessing
+import os
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ import msgspec
 import numpy as np
 import torch
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from model.artefact import ArtefactError, load_artefact, save_artefact
 
+from model.artefact import ArtefactError, load_artefact, save_artefact
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.rules import ACCEPTED, DUPLICATE
@@ -240,7 +241,7 @@ def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int 
 
 
 def assert_same(found: Sequence[Forecast], expected: Sequence[Forecast]) -> None:
-    """The same forecasts in the same order; the numbers as equal as design.md says (the test data's scale is about 1)."""
+    """The same forecasts in the same order; the numbers as equal as design.md says (their scale is about 1)."""
     assert [_without_numbers(forecast) for forecast in found] == [_without_numbers(forecast) for forecast in expected]
     for one, other in zip(found, expected, strict=True):
         for target, levels in other.quantiles.items():
@@ -304,19 +305,50 @@ def run_until_it_fails(settings: Settings, source: FolderChampion, **options: An
         timer.cancel()
 
 
-def start_process(
-    settings: Settings, folder: Path, name: str = "forecaster", *, die_at: str | None = None, times: int = 1
-) -> subprocess.Popen[str]:
-    """A forecaster in a process of its own; ``die_at`` ends it by SIGKILL when it passes that point so many times."""
-    arguments = {
-        "settings": json.loads(settings.model_dump_json()),
-        "folder": str(folder),
-        "name": name,
-        "die_at": die_at,
-        "times": times,
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.forecaster_process", json.dumps(arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# Forks of a process that has imported everything, and has no threads yet: a fresh interpreter takes seconds to start.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.integration.forecaster_process"])
+
+
+class ForecasterProcess:
+    """A forecaster in a process of its own; leaving the context kills it."""
+
+    def __init__(
+        self, settings: Settings, folder: Path, name: str = "forecaster", *, die_at: str | None = None, times: int = 1
+    ) -> None:
+        """``die_at`` ends it by SIGKILL when it passes that point so many times."""
+        self._log = folder / f"{name}-{time.time_ns()}.log"
+        self._log.touch()
+        self._process = _PROCESSES.Process(
+            target=_run_process, args=(settings.model_dump_json(), folder, name, die_at, times, self._log), daemon=True
+        )
+        self._process.start()
+
+    def __enter__(self) -> "ForecasterProcess":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+    @property
+    def said(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text()
+
+    def signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def exit_code(self, timeout_s: float) -> int:
+        """How it ended, by which signal if negative; fails the test with its log where it did not."""
+        self._process.join(timeout_s)
+        code = self._process.exitcode
+        assert code is not None, f"the forecaster did not end within {timeout_s:g} s:\n{self.said}"
+        return code
+
+
+def _run_process(settings: str, folder: Path, name: str, die_at: str | None, times: int, log: Path) -> None:
+    from tests.integration.forecaster_process import run
+
+    run(Settings(**json.loads(settings)), folder, name, die_at, times, log)
