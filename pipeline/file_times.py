@@ -79,8 +79,10 @@ def read_times(
 
 
 def _joined_parts(frame: pl.DataFrame, columns: tuple[str, ...], path: Path) -> pl.Series:
-    parts = frame.select(pl.col(name).cast(pl.Int32, strict=False) for name in columns)
-    series = parts.select(pl.datetime(*columns, time_unit="us").alias("time"))["time"]
+    parts = [pl.col(name).cast(pl.Int32, strict=False).cast(pl.String).str.zfill(2) for name in columns]
+    parts += [pl.lit("00")] * (len(TIME_PARTS) - len(parts))
+    text = frame.select(pl.concat_str(parts, separator="-").alias("time"))["time"]
+    series = text.str.to_datetime("%Y-%m-%d-%H-%M-%S", time_unit="us", strict=False)
     if series.null_count():
         row = int(series.is_null().arg_true()[0])
         raise DataFileError(f"{line_name(path, row)}: columns {', '.join(columns)} make no date: {frame.row(row)}")

@@ -1,0 +1,271 @@
+"""Files of a user's become readings, or a message that names the file and the line."""
+
+import gzip
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import deploy
+from pipeline.errors import DataFileError
+from pipeline.messages import ReadingDecoder, iso_timestamp
+from pipeline.publishing import ReadingEncoder
+from pipeline.reading_table import FileLayout, ReadingTable, read_readings
+
+BUNDLED = Path(deploy.__path__[0]) / "data" / "beijing.parquet"
+MEASUREMENTS = ("PM2.5", "PM10", "SO2", "NO2", "CO", "O3", "TEMP", "PRES", "DEWP", "RAIN", "WSPM")
+UTC_LAYOUT = FileLayout(timezone="UTC")
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    content = text.encode() if isinstance(text, str) else text
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+def rows(table: ReadingTable) -> list[tuple[Any, ...]]:
+    """(sensor, ISO time, value of each feature), None where missing."""
+    return [
+        (
+            table.sensors[table.sensor_codes[i]],
+            iso_timestamp(int(table.timestamp_us[i])),
+            *(None if np.isnan(column[i]) else float(column[i]) for column in table.values.values()),
+        )
+        for i in range(len(table))
+    ]
+
+
+def complaint(path: Path, layout: FileLayout = UTC_LAYOUT, features: tuple[str, ...] = ("value",)) -> str:
+    with pytest.raises(DataFileError) as raised:
+        read_readings([path], layout, features)
+    return str(raised.value)
+
+
+# --- the bundled data -------------------------------------------------------------------------------------------------
+
+
+def test_the_bundled_data_is_what_its_attribution_says() -> None:
+    assert BUNDLED.stat().st_size <= 4_000_000
+    assert "CC BY 4.0" in (BUNDLED.parent / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    frame = pl.read_parquet(BUNDLED)
+    assert frame.columns == ["station", "timestamp", *MEASUREMENTS]
+    assert set(frame.dtypes[2:]) == {pl.Float32}
+    assert frame.group_by("station").len()["len"].to_list() == [35_064] * 12
+    assert frame["timestamp"].is_sorted()
+    assert (frame["timestamp"].min(), frame["timestamp"].max()) == (datetime(2013, 3, 1), datetime(2017, 2, 28, 23))  # noqa: DTZ001
+    nulls = dict(zip(frame.columns, frame.null_count().row(0), strict=True))
+    assert nulls == {
+        "station": 0,
+        "timestamp": 0,
+        **dict(zip(MEASUREMENTS, (8_739, 6_449, 9_021, 12_116, 20_701, 13_277, 398, 393, 403, 390, 318), strict=True)),
+    }
+    first = frame.filter(pl.col("station") == "aotizhongxin").row(0, named=True)
+    assert (first["PM2.5"], first["TEMP"], first["CO"]) == (4.0, pytest.approx(-0.7), 300.0)
+
+
+def test_the_bundled_data_reads_as_twelve_sensors_in_event_order() -> None:
+    table = read_readings([BUNDLED], FileLayout(sensor_column="station", timezone="Asia/Shanghai"), ("PM2.5", "TEMP"))
+    assert len(table.sensors) == 12
+    assert len(table) > 420_000
+    assert iso_timestamp(int(table.timestamp_us[0])) == "2013-02-28T16:00:00Z"
+    assert (np.diff(table.timestamp_us) >= 0).all()
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_sensor_per_file_named_after_it_in_event_order(tmp_path: Path) -> None:
+    a = write(tmp_path, "a.csv", "timestamp,value\n2020-01-01 00:00:00,1\n2020-01-01 02:00:00,2\n")
+    b = write(tmp_path, "b.csv.gz", "timestamp,value\n2020-01-01 01:00:00,3\n2020-01-01 02:00:00,4\n")
+    table = read_readings([a, b], UTC_LAYOUT, ("value",))
+    assert rows(table) == [
+        ("a", "2020-01-01T00:00:00Z", 1.0),
+        ("b", "2020-01-01T01:00:00Z", 3.0),
+        ("a", "2020-01-01T02:00:00Z", 2.0),
+        ("b", "2020-01-01T02:00:00Z", 4.0),
+    ]
+    in_file_order = read_readings([a, b], FileLayout(timezone="UTC", order="file"), ("value",))
+    assert [row[0] for row in rows(in_file_order)] == ["a", "a", "b", "b"]
+
+
+def test_a_sensor_column_and_several_features_with_holes(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "wide.csv",
+        "when;id;x;y;more\n"
+        "2020-01-01T00:00:00Z;1;1.5;NA;q\n2020-01-01T00:00:00Z;2; 2 ;;r\n2020-01-01T01:00:00Z;1;;NaN;s\n",
+    )
+    layout = FileLayout(time_column="when", sensor_column="id")
+    table = read_readings([path], layout, ("x", "y", "z"))
+    assert rows(table) == [("1", "2020-01-01T00:00:00Z", 1.5, None), ("2", "2020-01-01T00:00:00Z", 2.0, None)]
+    assert table.notes == (
+        "ignored columns: more",
+        "no file has z; in every reading they are missing",
+        "1 rows with none of the features are left out",
+    )
+
+
+def test_each_column_as_a_sensor(tmp_path: Path) -> None:
+    path = write(tmp_path, "wide.csv", "date,HUFL,name,OT\n2020-01-01,1,x,2\n2020-01-02,3,y,\n")
+    table = read_readings([path], FileLayout(timezone="UTC", columns_as_sensors=True), ("value",))
+    assert rows(table) == [
+        ("HUFL", "2020-01-01T00:00:00Z", 1.0),
+        ("OT", "2020-01-01T00:00:00Z", 2.0),
+        ("HUFL", "2020-01-02T00:00:00Z", 3.0),
+    ]
+    assert table.notes[0] == "ignored columns, not numeric: name"
+    assert "set features to one name" in complaint(path, FileLayout(columns_as_sensors=True), ("x", "y"))
+    both = FileLayout(columns_as_sensors=True, sensor_column="name")
+    assert "not both" in complaint(path, both)
+
+
+def test_infinite_values_are_missing(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "time,x,y\n2020-01-01,inf,1\n2020-01-02,-inf,nan\n")
+    assert rows(read_readings([path], UTC_LAYOUT, ("x", "y"))) == [("a", "2020-01-01T00:00:00Z", None, 1.0)]
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+MOMENT = datetime(2020, 6, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "timezone"),
+    [
+        ("2020-06-01T12:00:00Z", None),
+        ("2020-06-01 14:00:00+02:00", None),
+        ("2020-06-01T14:00+0200", "Asia/Shanghai"),
+        ("2020-06-01 14:00", "Europe/Berlin"),
+        ("2020/06/01 20:00:00.000", "Asia/Shanghai"),
+        ("1591012800", None),
+        ("1591012800000", None),
+        ("1591012800000000", None),
+        ("1591012800000000000", None),
+    ],
+)
+def test_times_are_read_in_many_spellings(tmp_path: Path, text: str, timezone: str | None) -> None:
+    path = write(tmp_path, "a.csv", f"time,value\n{text},1\n")
+    table = read_readings([path], FileLayout(timezone=timezone), ("value",))
+    assert table.timestamp_us.tolist() == [int(MOMENT.timestamp() * 1_000_000)]
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_parquet_times_of_every_unit(tmp_path: Path, unit: Any) -> None:
+    path = tmp_path / "a.parquet"
+    times = pl.Series("when", [MOMENT]).dt.cast_time_unit(unit)
+    pl.DataFrame([times, pl.Series("value", [1], dtype=pl.Int16)]).write_parquet(path)
+    assert rows(read_readings([path], FileLayout(), ("value",))) == [("a", "2020-06-01T12:00:00Z", 1.0)]
+
+
+def test_times_in_parts(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", '"No","year","month","day","hour","value"\n1,2013,3,1,5,9\n')
+    assert rows(read_readings([path], UTC_LAYOUT, ("value",))) == [("a", "2013-03-01T05:00:00Z", 9.0)]
+    bad = write(tmp_path, "b.csv", "year,month,day,hour,value\n2013,3,1,5,9\n2013,2,30,5,9\n")
+    assert "b.csv, line 3: columns year, month, day, hour make no date" in complaint(bad)
+
+
+def test_a_time_that_exists_twice_is_first_the_earlier_then_the_later(tmp_path: Path) -> None:
+    hours = ("01:30", "02:00", "02:30", "02:00", "02:30", "03:00")
+    path = write(tmp_path, "a.csv", "time,value\n" + "".join(f"2016-10-30 {hour},1\n" for hour in hours))
+    table = read_readings([path], FileLayout(timezone="Europe/Berlin"), ("value",))
+    assert np.diff(table.timestamp_us).tolist() == [1_800_000_000] * 5
+
+
+def test_a_time_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "time,value\n2016-03-27 01:30,1\n2016-03-27 02:30,1\n")
+    message = complaint(path, FileLayout(timezone="Europe/Berlin"))
+    assert "a.csv, line 3: 2016-03-27 02:30:00 does not exist in Europe/Berlin" in message
+    assert "--timezone Etc/GMT-1" in message
+
+
+# --- what is wrong is said, and where ---------------------------------------------------------------------------------
+
+HEADER = "timestamp,value\n"
+GOOD = "2020-01-01 00:00:00,1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", "", "a.csv is empty"),
+        ("a.csv", HEADER, "a.csv has no rows"),
+        ("a.csv", HEADER + GOOD + "2020-01-01 01:00:00,1.2.3\n", "line 3: '1.2.3' in column value is not a number"),
+        ("a.csv", HEADER + GOOD + "2020-01-01 01:00:00,1,2\n", "line 3: 3 cells, and the header has 2"),
+        ("a.csv", HEADER + GOOD + "2020-01-01 01:00:00\n", "line 3: 1 cells, and the header has 2"),
+        ("a.csv", HEADER + GOOD + "yesterday,1\n", "line 3: 'yesterday' in column timestamp is not a time like"),
+        ("a.csv", HEADER + "01/02/2020 00:00,1\n", "line 2: '01/02/2020 00:00' in column timestamp is not a time like"),
+        ("a.csv", HEADER + GOOD + "2020-13-01 00:00:00,1\n", "line 3: '2020-13-01 00:00:00' in column timestamp"),
+        ("a.csv", HEADER + GOOD + "2020-01-01T01:00:00Z,1\n", "line 2: '2020-01-01 00:00:00' in column timestamp"),
+        ("a.csv", HEADER + GOOD + ",1\n", "line 3: there is no time in column timestamp"),
+        ("a.csv", HEADER + "20200101,1\n", "the whole numbers in column timestamp are no times"),
+        (
+            "a.csv",
+            "when,value\n" + GOOD,
+            "which column holds the time? Name it with --time-column; it has: when, value",
+        ),
+        ("a.csv", "time,date,value\n2020-01-01,2020-01-01,1\n", "--time-column; these might be: time, date"),
+        ("a.csv", "time,x,y\n2020-01-01,1,2\n", "its columns are: time, x, y. Set features"),
+        ("a.csv.gz", HEADER + GOOD + "2020-01-01 01:00:00\n", "line 3: 1 cells"),
+        ("a.parquet", "no parquet", "a.parquet cannot be read"),
+        ("a.csv", b"time,value\n2020-01-01,\xff\n", "a.csv cannot be read: invalid utf-8"),
+        ("a.xlsx", "", "a.xlsx: neither CSV nor Parquet"),
+    ],
+)
+def test_a_malformed_file_is_named_with_its_line(tmp_path: Path, name: str, text: str | bytes, expected: str) -> None:
+    assert expected in complaint(write(tmp_path, name, text))
+
+
+def test_other_mistakes_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "time,id,value\n2020-01-01 00:00,,1\n2020-01-01 01:00,b,1\n")
+    assert complaint(tmp_path / "none.csv") == f"there is no file {tmp_path / 'none.csv'}"
+    assert complaint(tmp_path) == f"{tmp_path} is not a file"
+    assert "has no column 'when'; it has: time, id, value" in complaint(path, FileLayout(time_column="when"))
+    assert "has no column 'sensor'" in complaint(path, FileLayout(timezone="UTC", sensor_column="sensor"))
+    assert "line 2: column id holds no sensor id" in complaint(path, FileLayout(timezone="UTC", sensor_column="id"))
+    assert "its times have no zone (2020-01-01 00:00:00); say which" in complaint(path, FileLayout())
+    assert "there is no time zone 'Mars/Olympus'" in complaint(path, FileLayout(timezone="Mars/Olympus"))
+    assert "column value are no times" in complaint(path, FileLayout(time_column="value"))
+    texts = tmp_path / "texts.parquet"
+    pl.DataFrame({"time": [MOMENT], "value": [["a list"]]}).write_parquet(texts)
+    assert "texts.parquet: column value holds List(String), not numbers" in complaint(texts)
+
+
+def test_several_sensors_taken_for_one_are_noticed(tmp_path: Path) -> None:
+    lines = "".join(f"2020-01-01 0{hour}:00,{name},1\n" for hour in range(3) for name in "abc")
+    path = write(tmp_path, "a.csv", "time,id,value\n" + lines)
+    assert "6 of 9 rows repeat a time" in complaint(path)
+    assert "--sensor-column (columns of text: time, id, value)" in complaint(path)
+    doubled = write(tmp_path, "b.csv", HEADER + GOOD + GOOD + "2020-01-01 01:00:00,1\n")
+    assert "1 rows repeat a time" in read_readings([doubled], UTC_LAYOUT, ("value",)).notes[0]
+
+
+# --- the way to readings ----------------------------------------------------------------------------------------------
+
+
+def test_rows_are_encoded_as_readings_that_the_stream_decodes() -> None:
+    table = ReadingTable(
+        sensors=("a", 'odd "é"'),
+        sensor_codes=np.array([1, 0, 1]),
+        timestamp_us=np.array([0, 1_500_000, -1]),
+        values={
+            "x": np.array([0.1, np.nan, 1e20], dtype=np.float32),
+            'y "quoted"': np.array([np.nan, -0.1, 1e-7]),
+        },
+        notes=(),
+    )
+    keys, values = ReadingEncoder(table).encode(np.array([0, 1, 2]))
+    assert values[0] == (
+        b'{"sensor_id":"odd \\"\xc3\xa9\\"","timestamp":"1970-01-01T00:00:00Z",'
+        b'"values":{"x":0.1,"y \\"quoted\\"":null}}'
+    )
+    decoder = ReadingDecoder(tuple(table.values))
+    decoded = [decoder.decode(key, value) for key, value in zip(keys, values, strict=True)]
+    assert [reading.sensor_id for reading in decoded] == ['odd "é"', "a", 'odd "é"']
+    assert [reading.timestamp_us for reading in decoded] == [0, 1_500_000, -1]
+    np.testing.assert_array_equal(
+        [reading.values for reading in decoded], [[0.1, np.nan], [np.nan, -0.1], [1e20, 1e-7]]
+    )

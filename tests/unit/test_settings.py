@@ -1,0 +1,132 @@
+"""Settings come from a file and the environment, and what contradicts itself is refused with a plain message."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deploy
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings, load_settings
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "settings.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def complaint(folder: Path, text: str) -> str:
+    with pytest.raises(SettingsError) as raised:
+        load_settings(write(folder, text))
+    assert raised.value.exit_code == 2
+    return str(raised.value)
+
+
+def test_the_defaults_are_valid() -> None:
+    settings = load_settings()
+    assert settings == Settings()
+    assert settings.history_path == Path(".streamgru/history")
+    assert settings.season == 24
+
+
+def test_the_example_file_is_valid() -> None:
+    settings = load_settings(Path(deploy.__path__[0]) / "beijing.toml")
+    assert set(settings.targets) <= set(settings.features)
+
+
+def test_the_environment_outranks_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, 'horizon_steps = 5\nmodel_name = "mine"\n[kafka]\npartitions = 3\n')
+    monkeypatch.setenv("STREAMGRU_HORIZON_STEPS", "7")
+    monkeypatch.setenv("STREAMGRU_KAFKA__BOOTSTRAP_SERVERS", "broker:9092")
+    monkeypatch.setenv("STREAMGRU_SETTINGS", str(path))
+    settings = load_settings()
+    assert (settings.horizon_steps, settings.model_name) == (7, "mine")
+    assert (settings.kafka.partitions, settings.kafka.bootstrap_servers) == (3, "broker:9092")
+
+
+def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMGRU_SETTINGS", str(tmp_path / "missing.toml"))
+    with pytest.raises(SettingsError, match=r"missing\.toml cannot be read: No such file"):
+        load_settings()
+    assert load_settings(write(tmp_path, "horizon_steps = 5")).horizon_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("horizon_steps = ", "is not valid TOML"),
+        ("horizont_steps = 3", "horizont_steps: Extra inputs are not permitted"),
+        ("horizon_steps = 0", "horizon_steps: Input should be greater than or equal to 1"),
+        ('horizon_steps = "many"', "horizon_steps: Input should be a valid integer"),
+        ("features = []", "features: "),
+        ('features = ["a", "a"]\ntargets = ["a"]', "features must differ from each other"),
+        ('features = ["a"]\ntargets = ["b"]', "targets must be among the features; these are not: b"),
+        ("quantiles = [0.1, 0.9]", "quantile levels must contain 0.5"),
+        ("quantiles = [0.5, 1.0]", "quantile levels lie strictly between 0 and 1"),
+        ("quantiles = [0.5, 0.5]", "quantile levels must differ"),
+        ("cadence_s = 1e-7", "cadence_s is below a microsecond"),
+        ("[kafka]\npartitions = 0", "kafka.partitions: Input should be greater than or equal to 1"),
+        ('[kafka.topics]\nreadings = "a b"', "'a b' is no topic name"),
+        ('[kafka.topics]\nreadings = "forecasts"', "the four topics must differ from each other"),
+        ("[forecaster]\nrequest_timeout_s = 5", "timeouts must rise in this order"),
+        ("[schedules.ingest]\n", "a schedule has either cron or interval_s"),
+        ('[schedules.ingest]\ncron = "* * * * *"\ninterval_s = 5', "a schedule has either cron or interval_s"),
+        ('[training]\npreset = "deep"', "training.preset: Input should be 'stateful' or 'plain'"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    message = complaint(tmp_path, text)
+    assert expected in message
+    assert str(tmp_path / "settings.toml") in message
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMGRU_KAFKA__PARTITIONS", "many")
+    with pytest.raises(SettingsError, match=r"the environment \(STREAMGRU_…\):\n  kafka.partitions: Input should be"):
+        load_settings()
+
+
+def test_quantiles_are_sorted() -> None:
+    assert Settings(quantiles=(0.9, 0.5, 0.1)).quantiles == (0.1, 0.5, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("cadence_s", "season_steps", "season"),
+    [(3600, None, 24), (900, None, 96), (86_400, None, 1), (604_800, None, 1), (3600, 7, 7)],
+)
+def test_the_season_is_a_day_unless_set(cadence_s: float, season_steps: int | None, season: int) -> None:
+    assert Settings(cadence_s=cadence_s, season_steps=season_steps).season == season
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"features": ("value", "other")},
+        {"cadence_s": 60.0},
+        {"horizon_steps": 3},
+        {"quantiles": (0.5,)},
+        {"max_gap_steps": 3},
+    ],
+)
+def test_the_fingerprint_changes_with_what_shapes_a_forecast(changed: dict[str, Any]) -> None:
+    assert Settings(**changed).fingerprint != Settings().fingerprint
+
+
+def test_the_fingerprint_leaves_out_the_rest() -> None:
+    other = Settings(home=Path("elsewhere"), model_name="other", kafka={"partitions": 3}, training={"epochs": 1})
+    assert other.fingerprint == Settings().fingerprint
+    assert len(other.fingerprint) == 12
+
+
+def test_a_password_is_not_shown() -> None:
+    settings = Settings(kafka={"sasl_username": "me", "sasl_password": "secret"})
+    assert "secret" not in repr(settings)
+
+
+def test_the_servers_are_the_local_stacks_unless_set() -> None:
+    settings = Settings(stack={"kafka_port": 1, "mlflow_port": 2, "prefect_port": 3})
+    assert settings.kafka.bootstrap_servers == "127.0.0.1:1"
+    assert settings.mlflow_tracking_uri == "http://127.0.0.1:2"
+    assert settings.prefect_api_url == "http://127.0.0.1:3/api"
+    assert Settings(kafka={"bootstrap_servers": "b:9"}, stack={"kafka_port": 1}).kafka.bootstrap_servers == "b:9"
