@@ -26,14 +26,14 @@ _TILES_PER_BLOCK: Final = 4
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch works in the calling thread alone: how it would share out work among several depends on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def using_threads(threads: int) -> Iterator[None]:
+    """Torch shares out the calling thread's work among so many; with one, no result depends on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def padded(size: int, multiple: int) -> int:

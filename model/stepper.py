@@ -3,7 +3,7 @@
 Each sensor's new readings become steps by the gap rule, and steps are taken in rounds: round r takes the r-th new step
 of every sensor that has one. What crosses sensors, the matrix products, is computed in padded tiles of one fixed size
 (``model.cells``); the rest is element by element. A forecast is therefore a function of its sensor's own readings, to
-the bit, on one kind of processor and with one number of threads.
+the bit, on one kind of processor.
 
 Letters: B sensors, A of them with readings, n readings, M steps, F features, K targets, Q quantiles, h horizon steps,
 L layers, H hidden, R lags, P slots of the seasonal profile.
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .cells import TiledGRU, TiledLinear, one_thread, padded
+from .cells import TiledGRU, TiledLinear, padded, using_threads
 from .forecaster import Forecaster
 from .inputs import Past, first_values, step_inputs
 from .normaliser import TRACK_FIELDS, Floats, Trace, Tracks
@@ -79,7 +79,7 @@ class Stepper:
         """
         if not len(slots):
             return self._nothing()
-        with torch.inference_mode(), one_thread():
+        with torch.inference_mode(), using_threads(1):
             return self._advance(states, sensors, slots, timestamp_us, values, offsets)
 
     def _nothing(self) -> Forecasts:

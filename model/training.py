@@ -8,8 +8,10 @@ them. The plain recipe, windows and mean squared error, stays beside it as a pre
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .cells import using_threads
 from .config import ModelConfig, Preset
 from .forecaster import Forecaster
 from .inputs import Prepared, fit_spread
@@ -51,6 +54,7 @@ class TrainingOptions:
     patience_epochs: int = 8
     averaging: float = 0.98  # per update, of the averaged weights that are validated and kept
     unknown_part: float = 0.1  # of the lanes whose sensor is hidden, so that unseen sensors are served
+    threads: int | None = None  # of the CPU; by default half the cores, as threads that wait for busy ones crawl
     window_steps: int = 96  # of the plain preset's windows
 
 
@@ -111,7 +115,8 @@ def train(
     began = time.monotonic()
     config = replace(config, preset=options.preset, hidden_size=options.hidden_size, sensors=sequences.sensors)
     device = choose_device(options.device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    threads = options.threads or max(1, (os.cpu_count() or 1) // 2)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), using_threads(threads), _no_denormals():
         torch.manual_seed(options.seed)
         forecaster = Forecaster(config, dropout=options.dropout if options.preset == "stateful" else 0.0)
         if initial is None:
@@ -124,6 +129,16 @@ def train(
     if options.preset == "plain":
         _fit_intervals(run.best, run.validation)
     return TrainingResult(run.best.cpu().eval(), epochs, str(device), run.sensor_steps / max(run.seconds, 1e-9))
+
+
+@contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Numbers below 1e-38 count as 0: old gradients fade into them, and arithmetic with them is many times slower."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class _Run:

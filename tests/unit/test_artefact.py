@@ -1,0 +1,136 @@
+"""Models on disk: they come back as they were, and a damaged one is named, never served."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.artefact import CONFIG_FILE, WEIGHTS_FILE, ArtefactError, check_fit, load_artefact, save_artefact
+from model.config import ModelConfig
+from model.forecaster import Forecaster
+
+CONFIG = ModelConfig(
+    features=("load", "größe"),
+    targets=("load",),
+    cadence_us=60_000_000,
+    horizon_steps=4,
+    hidden_size=8,
+    sensors=("a", "b/ü"),
+)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    forecaster = Forecaster(CONFIG)
+    forecaster.scale_spread.copy_(torch.tensor([2.0, 1 / 3], dtype=torch.float64))
+    save_artefact(forecaster, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_model_comes_back_with_every_bit(saved: Path) -> None:
+    torch.manual_seed(0)
+    original = Forecaster(CONFIG)
+    loaded = load_artefact(saved)
+    assert loaded.config == CONFIG
+    assert not loaded.training
+    assert loaded.scale_spread.tolist() == [2.0, 1 / 3]
+    for name, tensor in original.state_dict().items():
+        if name != "scale_spread":
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_nothing_but_the_two_files_is_left_behind(saved: Path) -> None:
+    assert {path.name for path in saved.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_saving_again_replaces_the_model(saved: Path) -> None:
+    other = replace(CONFIG, horizon_steps=9)
+    save_artefact(Forecaster(other), saved)
+    assert load_artefact(saved).config == other
+
+
+def test_a_save_that_fails_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        save_artefact(Forecaster(CONFIG), saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+    monkeypatch.undo()
+    assert load_artefact(saved).config == CONFIG
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_missing_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(ArtefactError, match=name):
+        load_artefact(saved)
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize("keep", [0, 1, 40, 400, -1])
+def test_a_truncated_file_is_named(saved: Path, name: str, keep: int) -> None:
+    whole = (saved / name).read_bytes()
+    (saved / name).write_bytes(whole[:keep])
+    with pytest.raises(ArtefactError, match=name):
+        load_artefact(saved)
+
+
+def test_pickled_code_is_refused(saved: Path) -> None:
+    torch.save({"weights": Path("anything")}, saved / WEIGHTS_FILE)
+    with pytest.raises(ArtefactError, match=WEIGHTS_FILE):
+        load_artefact(saved)
+
+
+def test_weights_of_another_shape_are_refused(saved: Path) -> None:
+    torch.save(Forecaster(replace(CONFIG, hidden_size=9)).state_dict(), saved / WEIGHTS_FILE)
+    with pytest.raises(ArtefactError, match="does not hold the weights"):
+        load_artefact(saved)
+
+
+def test_weights_that_are_not_numbers_are_refused(saved: Path) -> None:
+    weights = torch.load(saved / WEIGHTS_FILE, weights_only=True)
+    weights["gru.head.bias"][0] = torch.nan
+    torch.save(weights, saved / WEIGHTS_FILE)
+    with pytest.raises(ArtefactError, match="not finite"):
+        load_artefact(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"format_version": 99}, "format 99"),
+        ({"horizon_steps": 0}, "horizon_steps must be at least 1"),
+        ({"hidden_size": "many"}, CONFIG_FILE),
+        ({"hidden_size": 2.5}, CONFIG_FILE),
+        ({"colour": "red"}, "colour"),
+        ({"quantiles": [0.9, 0.5]}, "quantiles"),
+    ],
+)
+def test_a_configuration_that_is_not_valid_is_told(saved: Path, change: dict[str, object], told: str) -> None:
+    content = json.loads((saved / CONFIG_FILE).read_text(encoding="utf-8"))
+    (saved / CONFIG_FILE).write_text(json.dumps(content | change), encoding="utf-8")
+    with pytest.raises(ArtefactError, match=told):
+        load_artefact(saved)
+
+
+def test_what_does_not_fit_is_told_one_sentence_each() -> None:
+    fitting = {
+        "features": ["load", "größe"],
+        "targets": ["load"],
+        "cadence_us": 60_000_000,
+        "horizon_steps": 4,
+        "quantiles": [0.1, 0.5, 0.9],
+        "max_gap_steps": 168,
+    }
+    assert check_fit(CONFIG, **fitting) == []  # type: ignore[arg-type]
+    differing = check_fit(CONFIG, **(fitting | {"horizon_steps": 5, "features": ["load", "heat"]}))  # type: ignore[arg-type]
+    assert differing == [
+        "the model was made for features load, größe, and the settings say load, heat",
+        "the model was made for horizon_steps 4, and the settings say 5",
+    ]

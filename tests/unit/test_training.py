@@ -1,0 +1,222 @@
+"""Training: it learns, repeats, chooses on validation, and never touches what is held out."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.forecaster import Forecaster
+from model.lanes import LanePool, chunks, scaled_labels
+from model.sequences import Sequences, Split, build_sequences
+from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
+
+HOUR_US = 3_600_000_000
+STEPS = 1_500
+SPLIT = Split(1_100 * HOUR_US, 1_300 * HOUR_US)
+QUICK = TrainingOptions(
+    hidden_size=12, epochs=3, updates_per_epoch=20, batch_lanes=8, chunk_steps=24, learning_rate=5e-3, threads=1
+)
+
+
+def config(**changes: object) -> ModelConfig:
+    fields: dict[str, object] = {
+        "features": ("load", "heat"),
+        "targets": ("load",),
+        "cadence_us": HOUR_US,
+        "horizon_steps": 4,
+        "season_steps": 12,
+        "warmup_steps": 24,
+        "lag_steps": 6,
+        "profile_slots": 12,
+    }
+    return ModelConfig(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def sequences(sensors: int = 3, keep: float = 1.0) -> Sequences:
+    """Loads that follow yesterday's heat: nothing that persistence or a season could tell."""
+    rng = np.random.default_rng(0)
+    names = [f"s{number}" for number in range(sensors)]
+    moments, values, lengths = [], [], []
+    for number in range(sensors):
+        heat = rng.normal(size=STEPS)
+        load = 100 * number + 10 * (np.roll(heat, 2) + 0.1 * rng.normal(size=STEPS))
+        kept = rng.random(STEPS) < keep
+        kept[[0, -1]] = True
+        moments.append(np.flatnonzero(kept) * HOUR_US)
+        values.append(np.stack([load, heat], axis=1)[kept])
+        lengths.append(int(kept.sum()))
+    return build_sequences(
+        names,
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.concatenate(moments),
+        np.concatenate(values),
+        np.concatenate([np.arange(length) for length in lengths]),
+        features=("load", "heat"),
+        cadence_us=HOUR_US,
+        max_gap_steps=100,
+    )
+
+
+@pytest.fixture(scope="module")
+def result() -> TrainingResult:
+    return train(config(), QUICK, sequences(), SPLIT)
+
+
+def weights(forecaster: Forecaster) -> bytes:
+    return b"".join(tensor.numpy().tobytes() for tensor in forecaster.state_dict().values())
+
+
+def test_training_learns_what_no_baseline_could_know(result: TrainingResult) -> None:
+    losses = [report.validation_loss for report in result.epochs]
+    untrained = train(config(), replace(QUICK, epochs=1, updates_per_epoch=1), sequences(), SPLIT).epochs[0]
+    assert min(losses) < 0.8 * untrained.validation_loss
+
+
+def test_every_epoch_is_reported(result: TrainingResult) -> None:
+    assert [report.epoch for report in result.epochs] == [1, 2, 3]
+    assert all(math.isfinite(report.train_loss) for report in result.epochs)
+    assert result.epochs[-1].learning_rate < result.epochs[0].learning_rate
+    assert result.sensor_steps_per_s > 0
+    assert result.device == "cpu" or result.device.startswith("cuda")
+
+
+def test_seeded_runs_repeat_bit_for_bit(result: TrainingResult) -> None:
+    cpu = replace(QUICK, device="cpu")
+    first = train(config(), cpu, sequences(), SPLIT)
+    again = train(config(), cpu, sequences(), SPLIT)
+    assert weights(first.forecaster) == weights(again.forecaster)
+    other = train(config(), replace(cpu, seed=1), sequences(), SPLIT)
+    assert weights(other.forecaster) != weights(first.forecaster)
+
+
+def test_training_leaves_the_callers_randomness_and_threads_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    train(config(), replace(QUICK, epochs=1, updates_per_epoch=1, device="cpu"), sequences(), SPLIT)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("preset", ["stateful", "plain"])
+def test_nothing_after_the_validation_part_is_looked_at(preset: str) -> None:
+    options = replace(QUICK, preset=preset, epochs=2, window_steps=30, device="cpu")  # type: ignore[arg-type]
+    data = sequences()
+    spoilt = replace(data, values=data.values.copy())
+    spoilt.values[data.timestamp_us >= SPLIT.validation_end_us] = 1e9
+    expected, got = (train(config(), options, each, SPLIT).forecaster for each in (data, spoilt))
+    assert weights(expected) == weights(got)
+
+
+def test_weights_are_not_learned_from_the_validation_part() -> None:
+    """It only chooses the epoch; with one epoch there is nothing to choose."""
+    options = replace(QUICK, epochs=1, device="cpu")
+    data = sequences()
+    spoilt = replace(data, values=data.values.copy())
+    spoilt.values[data.timestamp_us >= SPLIT.train_end_us] *= -3.0
+    expected, got = (train(config(), options, each, SPLIT).forecaster for each in (data, spoilt))
+    assert weights(expected) == weights(got)
+
+
+def test_the_best_epoch_is_kept() -> None:
+    reports: list[EpochReport] = []
+    hot = replace(QUICK, epochs=6, learning_rate=0.2, device="cpu", patience_epochs=2)
+    result = train(config(), hot, sequences(), SPLIT, report=reports.append)
+    best = min(reports, key=lambda report: report.validation_loss).epoch
+    assert len(reports) <= best + 2
+    shorter = train(config(), replace(hot, epochs=6), sequences(), SPLIT)
+    assert weights(shorter.forecaster) == weights(result.forecaster)
+
+
+def test_the_budget_ends_training_at_an_epoch() -> None:
+    result = train(config(), replace(QUICK, epochs=500, budget_s=1e-3), sequences(), SPLIT)
+    assert len(result.epochs) == 1
+
+
+def test_a_warm_start_goes_on_from_the_weights_given(result: TrainingResult) -> None:
+    barely = replace(QUICK, epochs=1, updates_per_epoch=1, learning_rate=1e-6)
+    going_on = train(config(), barely, sequences(sensors=4), SPLIT, initial=result.forecaster)
+    assert going_on.forecaster.config.sensors == ("s0", "s1", "s2", "s3")
+    assert going_on.epochs[0].train_loss < 0.9 * result.epochs[0].train_loss
+    carried = going_on.forecaster.embedding.weight
+    torch.testing.assert_close(carried[1:4], result.forecaster.embedding.weight[1:4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(carried[4], result.forecaster.embedding.weight[0], atol=1e-4, rtol=0)
+
+
+def test_a_warm_start_from_another_shape_is_refused(result: TrainingResult) -> None:
+    with pytest.raises(ValueError, match="another shape"):
+        train(config(horizon_steps=9), QUICK, sequences(), SPLIT, initial=result.forecaster)
+
+
+def test_the_plain_preset_learns_and_has_intervals_from_its_residuals() -> None:
+    options = replace(QUICK, preset="plain", window_steps=24, epochs=4)
+    data = sequences()
+    result = train(config(), options, data, SPLIT)
+    assert result.forecaster.skip is None
+    assert result.epochs[-1].learning_rate == 1e-3
+    prepared = result.forecaster.prepare(data)
+    lo, hi = data.span(0, SPLIT.train_end_us, SPLIT.validation_end_us)
+    with torch.no_grad():
+        past = torch.from_numpy(prepared.past_inputs(np.arange(lo, hi)))[None]
+        rows = torch.tensor([1])
+        hidden = result.forecaster.gru.zeros(1)
+        predicted, _ = result.forecaster.unroll(torch.from_numpy(prepared.x[lo:hi])[None], past, rows, hidden)
+    labels = scaled_labels(prepared, lo, hi, SPLIT.validation_end_us)
+    inside = (labels >= predicted[0, :, :, 0].numpy()) & (labels <= predicted[0, :, :, 2].numpy())
+    assert inside[~np.isnan(labels)].mean() == pytest.approx(0.8, abs=0.08)
+
+
+@pytest.mark.parametrize("preset", ["stateful", "plain"])
+def test_too_little_data_is_told(preset: str) -> None:
+    options = replace(QUICK, preset=preset, chunk_steps=5_000, window_steps=5_000)  # type: ignore[arg-type]
+    data = sequences()
+    with pytest.raises(ValueError, match="validation part"):
+        train(config(), options, data, Split(SPLIT.train_end_us, SPLIT.train_end_us))
+    if preset == "plain":
+        with pytest.raises(ValueError, match="no sensor has more than 5000 steps"):
+            train(config(), options, data, SPLIT)
+
+
+def test_a_device_that_is_not_there_is_told() -> None:
+    with pytest.raises(ValueError, match="cannot be used here"):
+        choose_device("cuda:99")
+    with pytest.raises(ValueError, match="cannot be used here"):
+        choose_device("abacus")
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.8])
+def test_labels_of_lanes_follow_the_rule_and_end_with_the_training_part(keep: float) -> None:
+    data = sequences(keep=keep)
+    forecaster = Forecaster(replace(config(), sensors=data.sensors))
+    prepared = forecaster.prepare(data)
+    pool = LanePool(forecaster, prepared, SPLIT.train_end_us, np.random.default_rng(0))
+    lanes = [lane for lane in next(pool.passes(8, 24, 0.1)) if lane.prepared is prepared]
+    for number, chunk in enumerate(chunks(lanes, 48)):
+        for row, lane in enumerate(lanes):
+            lo, hi = lane.lo + 48 * number, min(lane.lo + 48 * (number + 1), lane.hi)
+            if lo >= hi:
+                continue
+            expected = data.labels(lo, hi, np.arange(1, 5), [0], SPLIT.train_end_us)
+            scale = prepared.scale[lo:hi, :, None]
+            there = ~np.isnan(expected) & (np.arange(lo, hi) >= lane.loss_from)[:, None, None] & (scale > 0)
+            scaled = (expected - prepared.level[lo:hi, :, None]) / np.where(scale > 0, scale, 1.0)
+            np.testing.assert_array_equal(chunk.valid[row, : hi - lo].numpy() > 0, there)
+            found = chunk.labels[row, : hi - lo].numpy()
+            np.testing.assert_allclose(found, np.where(there, scaled, 0.0), rtol=1e-5, atol=1e-6)
+
+
+def test_some_lanes_are_newborn_and_some_hide_their_sensor() -> None:
+    data = sequences()
+    forecaster = Forecaster(replace(config(), sensors=data.sensors))
+    prepared = forecaster.prepare(data)
+    pool = LanePool(forecaster, prepared, SPLIT.train_end_us, np.random.default_rng(0))
+    groups = pool.passes(100, 24, 0.5)
+    lanes = [lane for _ in range(20) for lane in next(groups)]
+    newborn = [lane for lane in lanes if lane.prepared is not prepared]
+    assert newborn
+    assert all(lane.prepared.past.steps[lane.lo] == 1 and lane.row == 0 for lane in newborn)
+    assert {lane.row for lane in lanes if lane.prepared is prepared} == {0, 1, 2, 3}
