@@ -6,9 +6,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.commands.topics import schema
 from pipeline.errors import StateError
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
@@ -250,3 +252,14 @@ def test_the_schema_names_what_a_reading_and_a_forecast_hold() -> None:
     assert reading["properties"]["values"]["additionalProperties"] == {"anyOf": [{"type": "number"}, {"type": "null"}]}
     assert list(forecast["properties"]) == list(msgspec.to_builtins(a_forecast()))
     assert msgspec.json.decode(msgspec.json.encode(schemas)) == schemas
+
+
+def test_the_schema_command_prints_all_or_one_of_them() -> None:
+    def printed(*arguments: str) -> Any:
+        result = CliRunner().invoke(schema, arguments)
+        assert result.exit_code == 0, result.output
+        return msgspec.json.decode(result.output)
+
+    assert printed() == json_schemas()
+    assert printed("reading")["$ref"] == json_schemas()["reading"]["$ref"]
+    assert CliRunner().invoke(schema, ["letters"]).exit_code == 2
