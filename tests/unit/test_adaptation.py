@@ -1,0 +1,303 @@
+"""Adaptation: never much worse than the best expert, no look ahead, the same bits in any company, safe for ever."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from model import least_squares, mixture
+from model.adaptation import advance
+from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, AdaptationConfig, Level, States, adaptation_dtype
+
+Floats = NDArray[np.float64]
+SEASON = 12
+LEVELS = (0.1, 0.5, 0.9)
+HIDDEN = 20
+
+
+def config(level: Level = "light", *, horizon: int = 3, targets: int = 1, calibrated: bool = True) -> AdaptationConfig:
+    return AdaptationConfig(level, calibrated, targets, horizon, SEASON, LEVELS, HIDDEN)
+
+
+@dataclass(frozen=True)
+class Run:
+    states: States
+    quantiles: Floats  # (T, B, K, Q, h)
+    weights: Floats  # (T, B, K, E)
+
+
+def gru_like(values: Floats, horizon: int, noise: float = 1.0) -> Floats:
+    """(T, B, K, Q, h): a frozen model that forecasts zero, whatever the values."""
+    spread = noise * np.array([-1.3, 0.0, 1.3])
+    return np.broadcast_to(spread[:, None], (*values.shape, 3, horizon)).copy()
+
+
+def hidden_of(values: Floats) -> Floats:
+    """(T, B, H): some function of the values so far."""
+    running = np.tanh(np.nan_to_num(values[:, :, :1], posinf=0.0, neginf=0.0))
+    return np.tile(running, HIDDEN) * np.linspace(-1.0, 1.0, HIDDEN)
+
+
+def run(
+    shape: AdaptationConfig,
+    values: Floats,
+    quantiles: Floats | None = None,
+    states: States | None = None,
+    start: int = 0,
+) -> Run:
+    """Steps through values (T, B, K) from step ``start`` on."""
+    T, B, _ = values.shape
+    states = np.zeros(B, adaptation_dtype(shape)) if states is None else states
+    quantiles = gru_like(values, shape.horizon_steps) if quantiles is None else quantiles
+    hidden = hidden_of(values)
+    outs, weights = [], []
+    for t in range(T):
+        adapted = advance(shape, states, np.full(B, (start + t) % SEASON), values[t], quantiles[t], hidden[t])
+        outs.append(adapted.quantiles)
+        weights.append(adapted.weights)
+    return Run(states, np.array(outs), np.array(weights))
+
+
+def errors(values: Floats, forecasts: Floats, start: int) -> Floats:
+    """(n, B, K, h) label less forecast for the forecasts (T, B, K, h) issued from ``start`` on."""
+    T, h = len(values), forecasts.shape[-1]
+    labels = np.stack([values[1 + j : T - h + 1 + j] for j in range(h)], axis=-1)
+    difference: Floats = (labels - forecasts[: T - h])[start:]
+    return difference
+
+
+def naive(values: Floats, horizon: int, season: int) -> Floats:
+    """(T, B, K, h) the value one season before; persistence where the season is one step."""
+    T = len(values)
+    back = season - 1 - np.arange(horizon) % season
+    return np.stack([values[np.maximum(np.arange(T) - steps, 0)] for steps in back], axis=-1)
+
+
+def random_walk(T: int, B: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal((T, B, 1)).cumsum(axis=0)
+
+
+def seasonal(T: int, B: int, seed: int = 0) -> Floats:
+    noise = np.random.default_rng(seed).standard_normal((T, B, 1))
+    return 5.0 * np.sin(2 * np.pi * np.arange(T) / SEASON)[:, None, None] + noise
+
+
+def drifting(T: int, B: int, seed: int = 0) -> Floats:
+    """White noise around zero first, which a zero forecast serves best, then a random walk."""
+    noise = np.random.default_rng(seed).standard_normal((T, B, 1))
+    return np.concatenate([noise[: T // 2], noise[: T // 2][-1:] + noise[T // 2 :].cumsum(axis=0)])
+
+
+@pytest.mark.parametrize("level", ["light", "full"])
+@pytest.mark.parametrize("series", [random_walk, seasonal, drifting])
+@pytest.mark.parametrize("horizon", [1, 12])
+def test_is_never_much_worse_than_the_best_of_persistence_seasonal_naive_and_the_model(level, series, horizon) -> None:
+    values = series(1000, 4)
+    forecasts = run(config(level, horizon=horizon), values).quantiles[:, :, :, 1]
+    plain = [naive(values, horizon, 1), naive(values, horizon, SEASON), np.zeros_like(forecasts)]
+    best = min(np.abs(errors(values, other, 200)).mean() for other in plain)
+    assert np.abs(errors(values, forecasts, 200)).mean() < 1.05 * best
+
+
+def test_follows_a_model_that_is_right() -> None:
+    values = random_walk(600, 4)
+    quantiles = gru_like(values, 1, 0.1)
+    quantiles[:-1, :, :, :, 0] += values[1:, :, :, None]
+    got = run(config(horizon=1), values, quantiles)
+    assert np.abs(errors(values, got.quantiles[:, :, :, 1], 100)).mean() < 0.05
+    assert got.weights[-1, :, :, config().experts.index("gru")].min() > 0.4
+
+
+def test_learns_what_no_plain_expert_knows() -> None:
+    rng = np.random.default_rng(1)
+    values = np.zeros((1000, 4, 1))
+    for t in range(1, 1000):
+        values[t] = 0.7 * values[t - 1] + rng.standard_normal((4, 1))
+    values += 4.0 * np.sin(2 * np.pi * np.arange(1000) / SEASON)[:, None, None]
+    forecasts = run(config(horizon=1), values).quantiles[:, :, :, 1]
+    assert errors(values, forecasts, 500).var() < 1.2  # the innovations' variance is 1
+
+
+def test_weights_are_shares_and_name_every_expert() -> None:
+    got = run(config("full"), random_walk(100, 2))
+    assert got.weights.shape[-1] == len(config("full").experts)
+    assert (got.weights >= 0.0).all()
+    np.testing.assert_allclose(got.weights.sum(axis=-1), 1.0)
+
+
+@pytest.mark.parametrize("level", ["off", "light", "full"])
+def test_a_forecast_does_not_depend_on_later_readings(level: Level) -> None:
+    values = random_walk(120, 2)
+    changed = values.copy()
+    changed[60:] += 1000.0
+    first, second = (run(config(level), series).quantiles for series in (values, changed))
+    np.testing.assert_array_equal(first[:60], second[:60])
+    assert not np.array_equal(first[60:], second[60:])
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 20])
+def test_nothing_is_learned_before_all_labels_of_a_forecast_are_in(horizon: int) -> None:
+    shape = config("full", horizon=horizon)
+    values = random_walk(horizon + 1, 3)
+    early, late = run(shape, values[:horizon]).states, run(shape, values).states
+    assert (early["labels"] == 0).all()
+    assert (early["losses"] == 0.0).all()
+    assert (early["plain_weights"] == 0.0).all()
+    assert (late["labels"] == 1).all()
+
+
+@pytest.mark.parametrize("level", ["off", "light", "full"])
+@given(order=st.permutations(range(7)), rows=st.integers(1, 7), cut=st.integers(1, 39))
+@settings(max_examples=5, deadline=None)
+def test_a_sensor_has_the_same_bits_in_any_company_and_over_any_restart(
+    level: Level, order: list[int], rows: int, cut: int
+) -> None:
+    values = random_walk(40, 7)
+    values[np.random.default_rng(2).random(values.shape) < 0.1] = np.nan
+    shape = config(level, horizon=5)
+    whole = run(shape, values)
+    chosen = order[:rows]
+    before = run(shape, values[:cut, chosen])
+    restored = np.frombuffer(bytearray(before.states.tobytes()), adaptation_dtype(shape))
+    after = run(shape, values[cut:, chosen], states=restored, start=cut)
+    np.testing.assert_array_equal(
+        np.concatenate([before.quantiles, after.quantiles]), whole.quantiles[:, chosen], strict=True
+    )
+    assert after.states.tobytes() == whole.states[chosen].tobytes()
+
+
+def test_two_targets_are_two_series() -> None:
+    values = random_walk(80, 2)
+    both = np.concatenate([values, seasonal(80, 2)], axis=2)
+    together = run(config(targets=2), both).quantiles
+    np.testing.assert_array_equal(together[:, :, :1], run(config(), values).quantiles)
+    np.testing.assert_array_equal(together[:, :, 1:], run(config(), seasonal(80, 2)).quantiles)
+
+
+def test_a_step_without_a_reading_issues_nothing_and_is_not_judged() -> None:
+    values = random_walk(40, 1)
+    values[20] = np.nan
+    quantiles = gru_like(values, 1)
+    quantiles[20] = np.nan
+    got = run(config(horizon=1), values, quantiles)
+    assert np.isnan(got.quantiles[20]).all()
+    assert np.isfinite(got.quantiles[21:]).all()
+    # Of 40 forecasts one was not issued, one has no label (step 20's) and the last one's is not in yet.
+    assert got.states["labels"].item() == 37
+
+
+def test_the_models_forecast_stands_until_a_target_has_a_value() -> None:
+    values = random_walk(30, 2)
+    values[:10, 1] = np.nan
+    got = run(config(), values)
+    np.testing.assert_array_equal(got.quantiles[:10, 1], gru_like(values, 3)[:10, 1])
+    assert got.states["steps"].tolist() == [30, 20]
+
+
+def test_off_only_calibrates_the_spread() -> None:
+    values = 10.0 * np.random.default_rng(6).standard_normal((400, 4, 1))
+    got = run(config("off"), values)
+    np.testing.assert_array_equal(got.quantiles[:, :, :, 1], 0.0)
+    assert 9.0 < got.quantiles[-1, :, :, 2].mean() < 17.0  # the 90 % quantile is 12.8, the model's own 1.3
+
+
+WILD = {
+    "constant": lambda T: np.full((T, 1, 1), 3.7e8),
+    "zero": lambda T: np.zeros((T, 1, 1)),
+    "missing": lambda T: np.full((T, 1, 1), np.nan),
+    "constant, then moving": lambda T: np.concatenate([np.full((T // 2, 1, 1), 5.0), random_walk(T - T // 2, 1)]),
+    "huge for a while": lambda T: random_walk(T, 1) * np.where(np.arange(T) // 60 % 3 == 1, 1e300, 1.0)[:, None, None],
+    "tiny": lambda T: random_walk(T, 1) * 1e-300,
+    "spikes": lambda T: random_walk(T, 1) + np.where(np.arange(T) % 97 == 0, 1e12, 0.0)[:, None, None],
+    "often missing": lambda T: np.where(np.random.default_rng(3).random((T, 1, 1)) < 0.9, np.nan, random_walk(T, 1)),
+    "alternating": lambda T: np.where(np.arange(T) % 2 == 0, 1e9, -1e9)[:, None, None],
+    "rising for ever": lambda T: (1.05 ** np.arange(T))[:, None, None],
+}
+
+
+@pytest.mark.parametrize("name", WILD)
+@pytest.mark.parametrize("horizon", [1, 12])
+def test_any_input_leaves_everything_finite_and_quantiles_in_order(name: str, horizon: int) -> None:
+    values = WILD[name](300)
+    got = run(config("full", horizon=horizon), values)
+    assert np.isfinite(got.quantiles).all()
+    assert (np.diff(got.quantiles, axis=3) >= 0.0).all()
+    for field in got.states.dtype.names or ():
+        if field not in ("pending_unit", "seen"):
+            assert np.isfinite(got.states[field]).all(), field
+
+
+def test_recovers_from_a_wild_scale_within_a_stated_number_of_steps() -> None:
+    values = random_walk(2200, 2)
+    values[300:320] *= 1e3
+    forecasts = run(config(horizon=1), values).quantiles[:, :, :, 1]
+    plain = np.abs(errors(values, naive(values, 1, 1), 1900)).mean()
+    assert np.abs(errors(values, forecasts, 1900)).mean() < 1.05 * plain
+
+
+def test_least_squares_stays_bounded_over_a_million_labels_without_excitation() -> None:
+    # 200 problems for 5,000 labels each at a forgetting that makes 5,000 count as a million at the one in use.
+    n, D = 200, 6
+    rng = np.random.default_rng(4)
+    root = np.tile(least_squares.blank_root(D), (n, 1, 1)).astype(np.float32)
+    weights = np.zeros((n, 1, D, 1), np.float32)
+    for _ in range(5000):
+        x = np.zeros((n, D))
+        x[:, 0] = 1.0
+        x[:, 1] = 1e-9 * rng.standard_normal(n)
+        error = rng.standard_normal((n, 1, 1)) - least_squares.predict(weights, x)
+        new = least_squares.update(root.astype(float), weights.astype(float), x, error, 0.9995**200)
+        root, weights = new[0].astype(np.float32), new[1].astype(np.float32)
+    variance = np.linalg.eigvalsh(root.astype(float) @ root.astype(float).transpose(0, 2, 1))
+    assert variance.min() >= -1e-6
+    assert variance.max() <= D * least_squares.PRIOR_VARIANCE
+    assert np.abs(weights).max() < 10.0
+
+
+def test_least_squares_finds_the_weights() -> None:
+    rng = np.random.default_rng(5)
+    truth = rng.standard_normal((3, 2, 4, 5))
+    root = np.tile(least_squares.blank_root(4), (3, 1, 1))
+    weights = np.zeros_like(truth)
+    for _ in range(300):
+        x = rng.standard_normal((3, 4))
+        error = np.matmul(x[:, None, None], truth - weights)[:, :, 0]
+        root, weights = least_squares.update(root, weights, x, error, 1.0)
+    np.testing.assert_allclose(weights, truth, atol=0.01)
+
+
+def test_the_best_expert_gets_the_weight_whatever_the_unit() -> None:
+    losses = np.array([[[1.0], [2.0], [1.5]]])
+    prior = np.full(3, 1 / 3)
+    weights = mixture.weigh(losses, np.array([200.0]), prior)
+    assert weights[0, 0, 0] > 0.99
+    np.testing.assert_allclose(mixture.weigh(losses * 1e-12, np.array([200.0]), prior), weights)
+
+
+@pytest.mark.parametrize("horizon", [1, 24, 96, 720])
+def test_the_state_is_bounded_for_any_horizon(horizon: int) -> None:
+    for level in ("light", "full"):
+        shape = config(level, horizon=horizon)  # type: ignore[arg-type]
+        assert shape.slots <= PENDING
+        assert len(shape.learn_points) <= LEARN_POINTS
+        assert len(shape.loss_points) <= LOSS_POINTS
+        assert shape.loss_points[0] == 0
+        assert shape.loss_points[-1] == horizon - 1
+        assert adaptation_dtype(shape).itemsize < 25_000 + 9 * horizon
+
+
+def test_a_long_horizon_adapts_too() -> None:
+    values = seasonal(500, 2)
+    forecasts = run(config(horizon=100), values).quantiles[:, :, :, 1]
+    assert (
+        np.abs(errors(values, forecasts, 250)).mean()
+        < 1.05 * np.abs(errors(values, naive(values, 100, 12), 250)).mean()
+    )
+
+
+def test_nothing_to_adapt_has_no_state() -> None:
+    assert not config("off", calibrated=False).active
+    assert adaptation_dtype(config("off", calibrated=False)).itemsize == 0
