@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test check bench clean
+.PHONY: help setup lock demo test check bench chaos clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test: check ## Pass every check and every test
 
 bench: setup ## Measure speed against plain clients on the same broker
 	$(BIN)/python -m tests.benchmarks.speed
+
+chaos: setup ## Kill, stall and rebalance forecasters and brokers for twenty minutes, and check every forecast
+	$(BIN)/python -m tests.chaos
 
 clean: ## Remove the virtual environment and caches (data under .streamgru stays)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,76 @@
+"""``python -m tests.chaos``: break the forecaster for twenty minutes, and hold every forecast against the readings.
+
+Exits with 0 when nothing was missing, twice, out of order or different, and everything planned was done.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tests.chaos.guards import GUARDS
+from tests.chaos.harness import Harness
+from tests.chaos.plan import Size
+from tests.chaos.report import as_json, as_markdown, shortfalls
+
+
+def main() -> None:
+    full = Size()
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--readings", type=int, default=full.readings, help="published at least")
+    parser.add_argument("--sensors", type=int, default=full.sensors)
+    parser.add_argument("--partitions", type=int, default=full.partitions)
+    parser.add_argument("--kills", type=int, default=full.kills)
+    parser.add_argument("--stalls", type=int, default=full.stalls)
+    parser.add_argument("--broker-kills", type=int, default=full.broker_kills)
+    parser.add_argument("--broker-stalls", type=int, default=full.broker_stalls)
+    parser.add_argument("--promotions", type=int, default=full.promotions)
+    parser.add_argument("--without", action="append", default=[], choices=sorted(GUARDS), help="take a guard out")
+    parser.add_argument("--json", type=Path, help="write the outcome here")
+    parser.add_argument("--keep", action="store_true", help="leave logs and topics, and say where")
+    given = parser.parse_args()
+    size = replace(
+        full,
+        **{
+            name: getattr(given, name)
+            for name in (
+                "readings",
+                "sensors",
+                "partitions",
+                "kills",
+                "stalls",
+                "broker_kills",
+                "broker_stalls",
+                "promotions",
+            )
+        },
+    )
+    home = Path(tempfile.mkdtemp(prefix="streamgru-chaos-"))
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
+
+    try:
+        record = Harness(home, size, given.seed, without=tuple(given.without), say=say).run()
+    finally:
+        if given.keep:
+            print(f"logs and topics are in {home}")
+        else:
+            shutil.rmtree(home, ignore_errors=True)
+    result = as_json(record)
+    if given.json is not None:
+        given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(as_markdown([result]))
+    for shortfall in shortfalls(record):
+        print(f"not as it must be: {shortfall}")
+    sys.exit(0 if result["passed"] else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The forecasters under test: started, killed, stopped for a while, and started again by the same name."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Final
+
+from pipeline.settings import Settings
+from tests.chaos.forecaster_main import BROKE, GAVE_UP, Orders, run
+from tests.chaos.gauge import POINTS, Gauge
+
+RESTART_S: Final = 0.2  # as a supervisor would take, at its quickest
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A SIGKILL of a forecaster."""
+
+    at: float  # seconds since the epoch
+    point: str  # a fault point, or "random"
+    in_transaction: bool
+    partitions: tuple[int, ...]  # that it committed last of all
+
+
+@dataclass
+class Member:
+    """One forecaster, through all its restarts."""
+
+    name: str
+    folder: Path
+    gauge: Gauge
+    process: ForkServerProcess | None = None
+    point: str = "random"  # where it was told to kill itself
+    wanted: bool = False
+    dead_since: float | None = None
+    resume_at: float | None = None  # while it is stopped
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is alive and not stopped."""
+        return self.process is not None and self.process.is_alive() and self.resume_at is None
+
+
+@dataclass
+class Fleet:
+    """All forecasters. ``tend`` must be called again and again: it restarts, resumes and keeps the record."""
+
+    settings: Settings
+    models: Path
+    folder: Path
+    names: Sequence[str]
+    without: tuple[str, ...] = ()
+    kills: list[Kill] = field(default_factory=list)
+    stalls: int = 0
+    restarts: int = 0
+    given_up: Counter[str] = field(default_factory=Counter)  # ends by an error message, by its kind
+    broken: list[str] = field(default_factory=list)  # ends by a bug
+
+    def __post_init__(self) -> None:
+        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.chaos.forecaster_main"])
+        self.members = []
+        for name in self.names:
+            folder = self.folder / name
+            folder.mkdir(parents=True)
+            gauge = Gauge(folder / "gauge", self.settings.kafka.partitions)
+            self.members.append(Member(name, folder, gauge))
+
+    def want(self, count: int) -> None:
+        """Have so many forecasters run from now on; others are asked to end."""
+        for index, member in enumerate(self.members):
+            member.wanted = index < count
+            if not member.wanted:
+                self.ask_to_end(member)
+
+    def running(self) -> list[Member]:
+        """Those alive and not stopped."""
+        return [member for member in self.members if member.is_running]
+
+    def tend(self) -> None:
+        """Restart the dead ones that are wanted, and resume what was stopped long enough."""
+        now = time.time()
+        for member in self.members:
+            if member.resume_at is not None and now >= member.resume_at:
+                member.resume_at = None
+                self._signal(member, signal.SIGCONT)
+            if member.process is not None and not member.process.is_alive():
+                self._bury(member)
+            if member.process is None and member.wanted and now - (member.dead_since or 0.0) > RESTART_S:
+                self._start(member)
+
+    def kill(self, member: Member) -> None:
+        """SIGKILL from outside, at whatever moment this is."""
+        member.gauge.disarm()
+        member.point = "random"
+        self._signal(member, signal.SIGKILL)
+        if member.process is not None:
+            member.process.join(10)
+        self.tend()
+
+    def stop_for(self, member: Member, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after so long; the member may have stopped itself already."""
+        self._signal(member, signal.SIGSTOP)
+        member.resume_at = time.time() + seconds
+        self.stalls += 1
+
+    def ask_to_end(self, member: Member) -> None:
+        """SIGTERM; where it is wanted it is started again."""
+        if member.resume_at is not None:
+            member.resume_at = None
+            self._signal(member, signal.SIGCONT)
+        self._signal(member, signal.SIGTERM)
+
+    def passings(self) -> Counter[str]:
+        """How often each fault point was passed, by all."""
+        total: Counter[str] = Counter()
+        for member in self.members:
+            total.update(member.gauge.passings())
+        return total
+
+    def killed_at(self) -> dict[str, int]:
+        """Kills by fault point."""
+        counts = Counter(kill.point for kill in self.kills)
+        return {point: counts[point] for point in ("random", *POINTS)}
+
+    def end(self, timeout_s: float) -> bool:
+        """Ask all to end; whether they did in time, each with exit code 0."""
+        processes = [member.process for member in self.members if member.process is not None]
+        self.want(0)
+        deadline = time.monotonic() + timeout_s
+        for process in processes:
+            process.join(max(0.1, deadline - time.monotonic()))
+        in_time = not any(process.is_alive() for process in processes)
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+        return in_time and all(process.exitcode == 0 for process in processes)
+
+    def _start(self, member: Member) -> None:
+        orders = Orders(self.settings, member.name, self.models, member.folder, self.without)
+        process = self._context.Process(target=run, args=(orders,), name=member.name, daemon=True)
+        process.start()
+        member.process = process
+        member.dead_since = None
+        self.restarts += 1
+
+    def _bury(self, member: Member) -> None:
+        assert member.process is not None
+        code = member.process.exitcode
+        member.process.join()
+        member.process = None
+        member.dead_since = time.time()
+        member.resume_at = None
+        if code == -signal.SIGKILL:
+            point = member.point if member.gauge.has_fired else "random"
+            self.kills.append(Kill(time.time(), point, member.gauge.in_transaction, self._partitions_of(member)))
+        elif code == GAVE_UP:
+            self.given_up[_last_error(member).partition(":")[0]] += 1
+        elif code != 0:
+            watchdog = code != BROKE and _last_error(member)
+            if watchdog:
+                self.given_up["watchdog"] += 1
+            else:
+                self.broken.append(f"{member.name} ended with exit code {code}: {_tail(member)}")
+        member.point = "random"
+
+    def _partitions_of(self, member: Member) -> tuple[int, ...]:
+        """The partitions that nobody committed after this member did."""
+        mine = member.gauge.commits()
+        others = [other.gauge.commits() for other in self.members if other is not member]
+        return tuple(
+            partition for partition, at in enumerate(mine) if at and all(at > commits[partition] for commits in others)
+        )
+
+    def _signal(self, member: Member, number: signal.Signals) -> None:
+        process = member.process
+        if process is not None and process.pid is not None and process.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+
+def _tail(member: Member) -> str:
+    return "\n".join((member.folder / "log").read_text(errors="replace").splitlines()[-12:])
+
+
+def _last_error(member: Member) -> str:
+    """The kind of error in the log's last error line: ``Fenced: …``."""
+    lines = (member.folder / "log").read_text(errors="replace").splitlines()
+    return next((line.removeprefix("error: ") for line in reversed(lines[-40:]) if line.startswith("error: ")), "")

@@ -1,0 +1,115 @@
+"""A forecaster that the harness starts, in a process forked from one that has imported everything already."""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pipeline.forecaster
+from pipeline.champion import Candidate
+from pipeline.commit import KafkaTransport
+from pipeline.errors import StreamgruError
+from pipeline.forecaster import Options, StreamForecaster
+from pipeline.instance import Instance
+from pipeline.settings import Settings
+from tests.chaos.gauge import KILL, Gauge
+from tests.chaos.guards import GUARDS
+from tests.integration.stream_rig import FolderChampion
+
+GAVE_UP: Final = 3  # exit code of a forecaster that ended with one of the errors it may end with
+BROKE: Final = 4  # of one that ended with any other exception, which is a bug
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a forecaster is started with."""
+
+    settings: Settings
+    name: str
+    models: Path
+    folder: Path  # its own: notes, gauge and log
+    without: tuple[str, ...] = ()  # guards taken out on purpose
+
+
+class Champion(FolderChampion):
+    """The harness's folder of models, with a note of what served last for each forecaster alone."""
+
+    def __init__(self, orders: Orders) -> None:
+        super().__init__(orders.models, orders.settings)
+        self._note = orders.folder / "served"
+
+    def remembered(self) -> Candidate | None:
+        if not self._note.exists():
+            return None
+        version = int(self._note.read_text())
+        return Candidate(version, self.load(version))
+
+    def remember(self, version: int) -> None:
+        partial = self._note.with_suffix(".partial")
+        partial.write_text(str(version))
+        partial.replace(self._note)
+
+
+def run(orders: Orders) -> None:
+    """Forecast until SIGTERM; exits with 0, ``GAVE_UP`` or ``BROKE``."""
+    log = os.open(orders.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(process)d %(name)s: %(message)s", force=True
+    )
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    for guard in orders.without:
+        GUARDS[guard]()
+    gauge = Gauge(orders.folder / "gauge", orders.settings.kafka.partitions)
+    gauge.in_transaction = False
+    _watch_transactions(gauge)
+
+    def reached(point: str) -> None:
+        action = gauge.passed(point)
+        if action:
+            os.kill(os.getpid(), signal.SIGKILL if action == KILL else signal.SIGSTOP)
+
+    forecaster = StreamForecaster(
+        orders.settings, Champion(orders), Instance(orders.name, exclusive=False), Options(reached=reached)
+    )
+    signal.signal(signal.SIGTERM, lambda signum, frame: forecaster.stop())
+    try:
+        forecaster.run()
+    except StreamgruError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(GAVE_UP)
+    except BaseException:  # noqa: BLE001 - it is reported, and fails the run
+        traceback.print_exc()
+        os._exit(BROKE)
+    os._exit(0)
+
+
+def _watch_transactions(gauge: Gauge) -> None:
+    """Let the gauge know when a transaction is open, and which partitions it committed."""
+
+    class Watched(KafkaTransport):
+        def begin(self) -> None:
+            gauge.in_transaction = True
+            super().begin()
+
+        def send_offsets(self, offsets: Mapping[int, int], membership: Any) -> None:
+            super().send_offsets(offsets, membership)
+            self._partitions = list(offsets)
+
+        def commit(self) -> None:
+            super().commit()
+            gauge.in_transaction = False
+            for partition in self._partitions:
+                gauge.note_commit(partition)
+
+        def abort(self) -> None:
+            super().abort()
+            gauge.in_transaction = False
+
+    pipeline.forecaster.KafkaTransport = Watched  # type: ignore[misc]

@@ -1,0 +1,89 @@
+"""Takes a guard out of the forecaster, in the harness's own processes only: what the harness must then catch.
+
+Each function patches one idea away; the product has no switch for any of them.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Final
+
+from kafka import TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+import pipeline.commit
+import pipeline.forecaster
+from pipeline.changelog import Changelog, Restored
+from pipeline.commit import KafkaTransport
+from pipeline.serving import Serving
+
+_consumers: list[Any] = []  # of the group, newest last
+
+
+def _keep_consumers() -> None:
+    make = pipeline.forecaster.make_consumer
+
+    def make_and_keep(*arguments: Any, **options: Any) -> Any:
+        consumer = make(*arguments, **options)
+        if options.get("group_id") is not None:
+            _consumers.append(consumer)
+        return consumer
+
+    pipeline.forecaster.make_consumer = make_and_keep  # type: ignore[attr-defined]
+
+
+def without_membership() -> None:
+    """Commits with the group metadata of the moment, a member's or not: a zombie's pass the broker."""
+    _keep_consumers()
+    send_offsets = KafkaTransport.send_offsets
+
+    def send_live(self: KafkaTransport, offsets: Mapping[int, int], membership: Any) -> None:
+        send_offsets(self, offsets, _consumers[-1].group_metadata())
+
+    KafkaTransport.send_offsets = send_live  # type: ignore[method-assign]
+    pipeline.commit.is_member = lambda membership: True  # type: ignore[attr-defined]
+
+
+def without_delivery_check() -> None:
+    """Commits whatever arrived: a batch that expired is missing from what becomes visible."""
+    KafkaTransport.check = lambda self: None  # type: ignore[method-assign]
+
+
+def without_offsets_in_transaction() -> None:
+    """Commits the offsets by the consumer once the transaction is through: a kill in between repeats it."""
+    _keep_consumers()
+    commit = KafkaTransport.commit
+    pending: list[dict[Any, Any]] = []
+
+    def keep(self: KafkaTransport, offsets: Mapping[int, int], membership: Any) -> None:
+        topic = self._readings_topic
+        pending.append({TopicPartition(topic, p): OffsetAndMetadata(o, "", -1) for p, o in offsets.items()})
+
+    def commit_both(self: KafkaTransport) -> None:
+        commit(self)
+        _consumers[-1].commit(pending.pop())
+
+    KafkaTransport.send_offsets = keep  # type: ignore[method-assign]
+    KafkaTransport.commit = commit_both  # type: ignore[method-assign]
+
+
+def without_restore() -> None:
+    """Serves partitions from their committed offsets with blank states."""
+
+    def restore(
+        self: Changelog, serving: Serving, wanted: set[int], committed: Callable[[int], int | None], **_: Any
+    ) -> Generator[None, None, Restored]:
+        restored = Restored()
+        for partition in sorted(wanted):
+            log = yield from self._log(partition, committed)
+            restored.positions[partition] = log.start if log.committed is None else log.committed
+            serving.table.add_partition(partition)
+        return restored
+
+    Changelog.restore = restore  # type: ignore[method-assign]
+
+
+GUARDS: Final[Mapping[str, Callable[[], None]]] = {
+    "membership": without_membership,
+    "delivery-check": without_delivery_check,
+    "offsets-in-transaction": without_offsets_in_transaction,
+    "restore": without_restore,
+}

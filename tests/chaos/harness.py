@@ -1,0 +1,315 @@
+"""Runs a plan of faults against a stack of its own, and gathers the evidence."""
+
+import os
+import random
+import signal
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from deploy.stack import Stack
+from pipeline.audit import committed_offsets, read_range, topic_ends
+from pipeline.errors import StreamgruError
+from pipeline.settings import Settings
+from pipeline.topics import ensure_topics
+from pipeline.verify import Verdict, verify
+from tests.chaos.fleet import Fleet, Kill, Member
+from tests.chaos.gauge import KILL, STOP
+from tests.chaos.observer import Observer, Sighting
+from tests.chaos.plan import Fault, Size, draw
+from tests.chaos.publisher import Publisher
+from tests.integration.stream_rig import FolderChampion, small_forecaster
+from tests.ports import free_ports
+
+TEND_S: Final = 0.02
+FAULT_S: Final = 30.0  # a forecaster passes any point within this, or the fault becomes one at a random moment
+SETTLE_S: Final = 120.0  # after faults, everything published before must have been forecast within this
+END_S: Final = 20.0
+
+
+@dataclass
+class Record:
+    """What was done and seen."""
+
+    seed: int
+    size: Size
+    seconds: float = 0.0
+    verify_s: float = 0.0
+    published: int = 0
+    broker_kills: int = 0
+    broker_stalls: int = 0
+    promotions: int = 0
+    settled: int = 0
+    unsettled: int = 0
+    ended_well: bool = False
+    seen_all: bool = False  # the reader that read all the while got all that is on the topic, and nothing else
+    outages: list[tuple[float, float]] = field(default_factory=list)  # of the broker
+    kills: list[Kill] = field(default_factory=list)
+    killed_at: dict[str, int] = field(default_factory=dict)
+    passings: Counter[str] = field(default_factory=Counter)
+    stalls: int = 0
+    restarts: int = 0
+    given_up: Counter[str] = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+    sightings: list[Sighting] = field(default_factory=list)
+    verdict: Verdict | None = None
+
+
+def chaos_settings(home: Path, size: Size, kafka_port: int) -> Settings:
+    """Small timeouts in the product's own order, so that a stall of seconds outlasts them."""
+    return Settings(
+        home=home,
+        features=("a", "b"),
+        targets=("a",),
+        horizon_steps=3,
+        max_gap_steps=4,
+        stack={"kafka_port": kafka_port},
+        kafka={"partitions": size.partitions},
+        forecaster={
+            "poll_alias_s": 0.3,
+            "rewarm_steps": 100,
+            "max_batch_readings": 500,
+            "request_timeout_s": 2.0,
+            "delivery_timeout_s": 3.0,
+            "transaction_timeout_s": 4.0,
+            "poll_interval_s": 5.0,
+            "session_timeout_s": 6.0,
+            "commit_timeout_s": 15.0,
+        },
+    )
+
+
+class Harness:
+    """One run. ``say`` is told what happens."""
+
+    def __init__(
+        self, home: Path, size: Size, seed: int, *, without: tuple[str, ...] = (), say: Callable[[str], None] = print
+    ) -> None:
+        (port,) = free_ports(1)
+        self.settings = chaos_settings(home, size, port)
+        self.record = Record(seed, size)
+        self._say = say
+        self._random = random.Random(seed + 1)
+        self._stack = Stack(self.settings)
+        self._champion = FolderChampion(home / "models", self.settings)
+        self._fleet = Fleet(
+            self.settings, home / "models", home / "forecasters", ("chaos-0", "chaos-1", "chaos-2"), without
+        )
+        self._pool = ThreadPoolExecutor(1)
+
+    def run(self) -> Record:
+        """Do all of it; the stack is stopped at the end, whatever happens."""
+        size, record = self.record.size, self.record
+        try:
+            self._stack.up(("kafka",))
+            ensure_topics(self.settings)
+            for version in range(1, size.promotions + 2):
+                self._champion.promote(version, small_forecaster(self.settings, seed=version, hidden_size=16))
+            self._champion.promote(1)
+            sensors = [f"sensor-{number}" for number in range(size.sensors)]
+            publisher = Publisher(self.settings, sensors, record.seed, least=size.readings, rate=size.rate)
+            observer = Observer(self.settings)
+            began = time.monotonic()
+            self._fleet.want(1)
+            self._fleet.tend()
+            publisher.start()
+            observer.start()
+            self._break_things()
+            self._say(f"{publisher.sent} readings published so far; publishing the rest")
+            self._wait_for(self._pool.submit(publisher.finish))
+            record.published = publisher.sent
+            self._settle()
+            record.ended_well = self._fleet.end(END_S)
+            record.seconds = time.monotonic() - began
+            self._gather(observer)
+        finally:
+            self._fleet.end(1.0)
+            self._pool.shutdown(wait=False)
+            self._stack.down(("kafka",))
+        return record
+
+    def _break_things(self) -> None:
+        size = self.record.size
+        self._settle()  # the first forecaster serves
+        plan = draw(size, self.record.seed)
+        for number, fault in enumerate(plan, 1):
+            self._wait_until(lambda: False, fault.pause_s)
+            self._do(fault)
+            if number % size.settle_every == 0:
+                self._settle()
+                self._say(f"{number} of {len(plan)} faults, {len(self._fleet.kills)} kills")
+
+    def _do(self, fault: Fault) -> None:
+        match fault.kind:
+            case "forecasters":
+                self._fleet.want(fault.count)
+                self._settle()
+            case "kill":
+                self._kill(fault.point)
+            case "stall":
+                self._stall(fault.point)
+            case "promotion":
+                self._promote()
+            case "broker kill":
+                self._kill_broker()
+            case "broker stall":
+                self._stall_broker()
+
+    # --- forecasters --------------------------------------------------------------------------------------------------
+
+    def _victim(self) -> Member:
+        self._wait_until(lambda: bool(self._fleet.running()), FAULT_S)
+        return self._random.choice(self._fleet.running())
+
+    def _kill(self, point: str | None) -> None:
+        victim = self._victim()
+        if point is None:
+            self._fleet.kill(victim)
+        elif point == "restoring":
+            self._fleet.kill(victim)
+            self._kill_at(victim, point, 1)
+        elif point == "revoked":
+            self._kill_at_revocation(leaver=victim)
+        else:
+            self._kill_at(victim, point, self._random.randint(1, 8))
+
+    def _kill_at(self, victim: Member, point: str, countdown: int) -> None:
+        """Let it kill itself at a point; where it does not come by, it is killed where it is."""
+        before = len(self._fleet.kills)
+        victim.point = point
+        victim.gauge.arm(point, KILL, countdown)
+        if not self._wait_until(lambda: victim.gauge.has_fired and len(self._fleet.kills) > before, FAULT_S):
+            self._say(f"{victim.name} did not come by {point!r}; killed where it is")
+            self._fleet.kill(victim)
+
+    def _kill_at_revocation(self, leaver: Member) -> None:
+        """One leaves and comes back, and takes partitions from the others: whoever gives one up dies of it."""
+        before = len(self._fleet.kills)
+        others = [member for member in self._fleet.running() if member is not leaver]
+        for member in others:
+            member.point = "revoked"
+            member.gauge.arm("revoked", KILL)
+        self._fleet.ask_to_end(leaver)
+        if not self._wait_until(lambda: len(self._fleet.kills) > before, FAULT_S):
+            self._say("nobody gave up a partition; one is killed where it is")
+            self._fleet.kill(leaver)
+        for member in others:
+            member.gauge.disarm()
+
+    def _stall(self, point: str | None) -> None:
+        victim = self._victim()
+        forecaster = self.settings.forecaster
+        seconds = max(forecaster.poll_interval_s, forecaster.session_timeout_s) + self._random.uniform(0.5, 3.0)
+        if point is not None:
+            victim.gauge.arm(point, STOP)
+            if not self._wait_until(lambda: victim.gauge.has_fired, FAULT_S):
+                victim.gauge.disarm()
+        self._fleet.stop_for(victim, seconds)
+
+    def _promote(self) -> None:
+        """Promote the next version, and kill a forecaster in the middle of taking it over."""
+        self.record.promotions += 1
+        victim = self._victim()
+        self._champion.promote(1 + self.record.promotions)
+        self._kill_at(victim, "swapping", 1)
+
+    # --- the broker ---------------------------------------------------------------------------------------------------
+
+    def _broker_pid(self) -> int:
+        pid = self._stack.status()[0].pid
+        assert pid is not None, "the broker is not running"
+        return pid
+
+    def _kill_broker(self) -> None:
+        began = time.time()
+        os.kill(self._broker_pid(), signal.SIGKILL)
+        self._wait_until(lambda: False, self._random.uniform(0.0, 3.0))
+        self._wait_for(self._pool.submit(self._stack.up, ("kafka",)))
+        self.record.broker_kills += 1
+        self.record.outages.append((began, time.time()))
+
+    def _stall_broker(self) -> None:
+        """Stop it for longer than a batch may take to be delivered, and shorter than a transaction may."""
+        began = time.time()
+        pid = self._broker_pid()
+        forecaster = self.settings.forecaster
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            self._wait_until(lambda: False, (forecaster.delivery_timeout_s + forecaster.transaction_timeout_s) / 2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        self.record.broker_stalls += 1
+        self.record.outages.append((began, time.time()))
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def _wait_until(self, is_so: Callable[[], bool], timeout_s: float) -> bool:
+        """Tend the fleet until something is so; whether it was in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._fleet.tend()
+            if is_so():
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(TEND_S)
+
+    def _wait_for(self, future: Future[None]) -> None:
+        self._wait_until(future.done, 600)
+        future.result()
+
+    def _settle(self) -> None:
+        """Wait until all that is on the topic now has been forecast."""
+        ends: dict[int, int] = {}
+        looked = 0.0
+
+        def is_caught_up() -> bool:
+            nonlocal looked
+            if time.monotonic() - looked < 0.5:
+                return False
+            looked = time.monotonic()
+            try:
+                if not ends:
+                    ends.update(topic_ends(self.settings, self.settings.kafka.topics.readings))
+                committed = committed_offsets(self.settings)
+            except StreamgruError:
+                return False
+            return all(committed.get(partition, 0) >= end for partition, end in ends.items())
+
+        if self._wait_until(is_caught_up, SETTLE_S):
+            self.record.settled += 1
+        else:
+            self.record.unsettled += 1
+            self._say(f"not caught up within {SETTLE_S:g} s")
+
+    # --- the evidence -------------------------------------------------------------------------------------------------
+
+    def _gather(self, observer: Observer) -> None:
+        fleet, record = self._fleet, self.record
+        topic = self.settings.kafka.topics.forecasts
+        caught_up = observer.finish(topic_ends(self.settings, topic), SETTLE_S)
+        record.sightings = observer.sightings
+        record.seen_all = caught_up and _is_what_lies_there(self.settings, topic, observer.sightings)
+        record.kills, record.killed_at, record.passings = fleet.kills, fleet.killed_at(), fleet.passings()
+        record.stalls, record.restarts = fleet.stalls, fleet.restarts
+        record.given_up, record.broken = fleet.given_up, fleet.broken
+        self._say("verifying")
+        began = time.monotonic()
+        record.verdict = verify(self.settings, self._champion.load)
+        record.verify_s = time.monotonic() - began
+
+
+def _is_what_lies_there(settings: Settings, topic: str, sightings: list[Sighting]) -> bool:
+    """Whether what was seen while it was written, in the order seen, is what lies on the topic."""
+    seen: dict[int, list[tuple[int, int]]] = {}
+    for sighting in sightings:
+        seen.setdefault(sighting.partition, []).append((sighting.offset, sighting.checksum))
+    there: dict[int, list[tuple[int, int]]] = {}
+    for record in read_range(settings, topic, {}, None):
+        there.setdefault(record.partition, []).append((record.offset, zlib.crc32(record.value)))
+    return seen == there

@@ -1,0 +1,179 @@
+"""What a chaos run found, for programs (JSON) and for people (Markdown)."""
+
+import json
+import os
+import statistics
+from bisect import bisect_right
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.gauge import POINTS
+from tests.chaos.harness import Record
+
+
+def recovery_times(record: Record) -> tuple[list[float], list[float]]:
+    """Seconds from each kill to the next forecast visible in each partition that the victim had served last.
+
+    The first list has all; the second those without an outage of the broker, and without another kill, in between.
+    """
+    first_seen: dict[int, list[tuple[float, float]]] = {}  # by partition: when sent, when seen
+    for sighting in record.sightings:
+        first_seen.setdefault(sighting.partition, []).append((sighting.sent_ms / 1_000, sighting.seen))
+    times = sorted(kill.at for kill in record.kills)
+    everything, alone = [], []
+    for kill in record.kills:
+        for partition in kill.partitions:
+            seen = first_seen.get(partition, [])
+            place = bisect_right(seen, (kill.at, float("inf")))
+            if place == len(seen):
+                continue  # nothing was read in this partition any more
+            back = seen[place][1]
+            everything.append(back - kill.at)
+            disturbed = any(began < back and ended > kill.at for began, ended in record.outages)
+            if not disturbed and bisect_right(times, back) - bisect_right(times, kill.at) == 0:
+                alone.append(back - kill.at)
+    return everything, alone
+
+
+def shortfalls(record: Record) -> list[str]:
+    """Why the run does not count as passed; empty where it does."""
+    size, verdict = record.size, record.verdict
+    if verdict is None:
+        return ["it did not come to its end"]
+    found = [f"{name}: {count}" for name, count in verdict.faults.items()]
+    found += [f"a forecaster broke: {text.splitlines()[0]}" for text in record.broken]
+    for name, done, wanted in (
+        ("readings", verdict.audit.readings, size.readings),
+        ("kills", len(record.kills), size.kills),
+        ("stalls", record.stalls, size.stalls),
+        ("broker kills", record.broker_kills, size.broker_kills),
+        ("promotions", record.promotions, size.promotions),
+    ):
+        if done < wanted:
+            found.append(f"only {done} {name} of {wanted}")
+    found += [f"no kill at {point!r}" for point in POINTS if not record.killed_at.get(point)]
+    if verdict.waiting or record.unsettled:
+        found.append(f"{verdict.waiting} readings not forecast at the end, {record.unsettled} waits in vain")
+    if not record.seen_all:
+        found.append("the concurrent reader did not see exactly what lies on the topic")
+    if not record.ended_well:
+        found.append("not every forecaster ended with exit code 0 on SIGTERM")
+    return found
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """The run in plain types."""
+    verdict = record.verdict
+    everything, alone = recovery_times(record)
+    kills = len(record.kills)
+    return {
+        "passed": not shortfalls(record),
+        "shortfalls": shortfalls(record),
+        "seed": record.seed,
+        "size": asdict(record.size),
+        "cores": os.cpu_count(),
+        "seconds": round(record.seconds, 1),
+        "verify_s": round(record.verify_s, 1),
+        "readings": verdict.audit.readings if verdict else None,
+        "kills": kills,
+        "kills_by_point": record.killed_at,
+        "kills_in_open_transaction": sum(kill.in_transaction for kill in record.kills),
+        "share_of_kills_in_open_transaction": round(sum(k.in_transaction for k in record.kills) / max(1, kills), 3),
+        "fault_points_passed": dict(record.passings),
+        "stalls": record.stalls,
+        "broker_kills": record.broker_kills,
+        "broker_stalls": record.broker_stalls,
+        "promotions": record.promotions,
+        "forecasters_started": record.restarts,
+        "forecasters_given_up": dict(record.given_up),
+        "forecasters_broken": record.broken,
+        "times_caught_up": record.settled,
+        "forecasts_seen_live": len(record.sightings),
+        "live_reader_saw_all": record.seen_all,
+        "recovery_s": _summary(everything),
+        "recovery_s_undisturbed": _summary(alone),
+        "verdict": None if verdict is None else asdict(verdict) | {"faults": verdict.faults},
+    }
+
+
+def _summary(values: list[float]) -> dict[str, float | int] | None:
+    if len(values) < 2:
+        return None
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
+    return {
+        "count": len(values),
+        "median": round(cuts[49], 2),
+        "p99": round(cuts[98], 2),
+        "largest": round(max(values), 2),
+    }
+
+
+def as_markdown(results: list[dict[str, Any]]) -> str:
+    """The report: one column per run."""
+    rows: list[tuple[str, list[Any]]] = [
+        ("verdict", ["**passed**" if result["passed"] else "**FAILED**" for result in results])
+    ]
+    verdicts = [result["verdict"] or {} for result in results]
+    audits = [verdict.get("audit", {}) for verdict in verdicts]
+
+    def row(name: str, values: list[Any]) -> None:
+        rows.append((name, values))
+
+    row("seed", [result["seed"] for result in results])
+    row("duration", [f"{result['seconds'] / 60:.1f} min" for result in results])
+    row("readings published", [f"{result['readings']:,}" for result in results])
+    for name in ("accepted", "duplicates", "late", "rejected", "forecasts"):
+        row(name, [f"{audit.get(name, 0):,}" for audit in audits])
+    row("**missing**", [audit.get("lost") for audit in audits])
+    row("**twice**", [audit.get("twice") for audit in audits])
+    row("**out of order**", [audit.get("out_of_order") for audit in audits])
+    row("forecasts recomputed", [f"{verdict.get('recomputed', 0):,}" for verdict in verdicts])
+    row(
+        "**different** (largest difference)",
+        [f"{verdict.get('different')} ({verdict.get('largest_difference', 0):.1e})" for verdict in verdicts],
+    )
+    row("**begun anew**", [verdict.get("begun_anew") for verdict in verdicts])
+    row("final states checked", [verdict.get("states") for verdict in verdicts])
+    row("**states different**", [verdict.get("states_different") for verdict in verdicts])
+    row(
+        "**dead letters missing, twice**",
+        [f"{verdict.get('letters_missing')}, {verdict.get('letters_twice')}" for verdict in verdicts],
+    )
+    row("seen live, and the same at the end", [_live(result) for result in results])
+    row("forecasts by model version", [_listed(verdict.get("versions", {})) for verdict in verdicts])
+    row("states rebuilt from readings by the same version", [verdict.get("rebuilt") for verdict in verdicts])
+    row("SIGKILLs of forecasters", [result["kills"] for result in results])
+    for point in ("random", *POINTS):
+        row(f"- at {point}", [result["kills_by_point"].get(point, 0) for result in results])
+    row("met an open transaction", [f"{result['share_of_kills_in_open_transaction']:.0%}" for result in results])
+    row("SIGSTOPs beyond poll interval and session", [result["stalls"] for result in results])
+    row("broker SIGKILLs", [result["broker_kills"] for result in results])
+    row("broker SIGSTOPs beyond the delivery timeout", [result["broker_stalls"] for result in results])
+    row("promotions under load", [result["promotions"] for result in results])
+    row("forecasters started", [result["forecasters_started"] for result in results])
+    row("ended with a message and were restarted", [_listed(result["forecasters_given_up"]) for result in results])
+    row("recovery, all: median, p99", [_times(result["recovery_s"]) for result in results])
+    row("recovery, nothing else in between", [_times(result["recovery_s_undisturbed"]) for result in results])
+    lines = ["| | " + " | ".join(f"run {number}" for number in range(1, len(results) + 1)) + " |"]
+    lines.append("|---|" + "---|" * len(results))
+    lines += [f"| {name} | " + " | ".join(map(str, values)) + " |" for name, values in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _live(result: dict[str, Any]) -> str:
+    return f"{result['forecasts_seen_live']:,}, {'yes' if result['live_reader_saw_all'] else '**no**'}"
+
+
+def _listed(counts: dict[Any, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) or "none"
+
+
+def _times(summary: dict[str, Any] | None) -> str:
+    return "-" if summary is None else f"{summary['median']} s, {summary['p99']} s (of {summary['count']})"
+
+
+def write(results: list[dict[str, Any]], folder: Path, introduction: str) -> None:
+    """Write ``report.json`` and ``REPORT.md``."""
+    (folder / "report.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (folder / "REPORT.md").write_text(introduction + as_markdown(results), encoding="utf-8")

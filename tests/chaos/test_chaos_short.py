@@ -1,0 +1,30 @@
+"""The chaos harness in a minute and a half: every kind of fault, every fault point, few of each."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.harness import Harness
+from tests.chaos.plan import Size
+from tests.chaos.report import shortfalls
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+SHORT = Size(
+    readings=6_000,
+    sensors=40,
+    partitions=6,
+    kills=10,
+    stalls=1,
+    broker_kills=1,
+    broker_stalls=0,
+    promotions=1,
+    pause_s=0.5,
+    settle_every=100,
+    rate=100.0,
+)
+
+
+def test_nothing_is_lost_doubled_or_different_whatever_is_killed(tmp_path: Path) -> None:
+    record = Harness(tmp_path, SHORT, seed=1).run()
+    assert shortfalls(record) == []
