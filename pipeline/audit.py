@@ -30,6 +30,12 @@ _EXAMPLES: Final = 5  # positions named per kind of fault: enough to look at, fe
 _STALLED_S: Final = 30.0  # a broker that has the records delivers some within this time
 _POLL_RECORDS: Final = 10_000
 
+_NO_COORDINATOR_YET: Final = (
+    client_errors.CoordinatorNotAvailableError,
+    client_errors.CoordinatorLoadInProgressError,
+    client_errors.NotCoordinatorError,
+)
+
 Offsets = Mapping[int, int]  # partition -> offset
 
 
@@ -237,7 +243,7 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
         admin = make_admin(settings)
         try:
             found = admin.list_group_offsets([group])[group]
-        except (client_errors.CoordinatorNotAvailableError, client_errors.CoordinatorLoadInProgressError):
+        except _NO_COORDINATOR_YET:
             return {}
         finally:
             admin.close()
