@@ -29,7 +29,7 @@ def coverage(labels: Floats, believed_scale: float, skip: int) -> tuple[float, f
     return inside[0, skip:].mean(), inside[1, skip:].mean()
 
 
-@pytest.mark.parametrize("believed_scale", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("believed_scale", [0.1, 1.0, 2.0])
 def test_coverage_is_honest_however_wrong_the_models_spread(believed_scale: float) -> None:
     labels = np.random.default_rng(0).standard_normal((3000, 10))
     narrow, wide = coverage(labels, believed_scale, 1500)
@@ -41,7 +41,7 @@ def test_coverage_is_honest_on_skewed_and_on_drifting_labels() -> None:
     rng = np.random.default_rng(1)
     for labels in (
         rng.exponential(size=(3000, 10)) - 0.7,
-        rng.standard_normal((3000, 10)) * np.linspace(1.0, 2.0, 3000)[:, None],
+        rng.standard_normal((3000, 10)) * np.exp(np.sin(np.arange(3000) / 240))[:, None],
     ):
         narrow, wide = coverage(labels, 1.0, 1500)
         assert narrow == pytest.approx(0.8, abs=0.02)
