@@ -96,10 +96,11 @@ class TiledGRU:
         """
         breaks = _resets_by_round(reset, sizes)
         # The last tile of a round reads on into the next round's rows, and that of the last beyond the end.
-        projected = x.new_zeros(len(x) + self._tile, self._layers[0][0].width)
+        projected = x.new_empty(len(x) + self._tile, self._layers[0][0].width)
+        projected[len(x) :] = 0.0
         for (take_in, recur), state in zip(self._layers, states, strict=True):
             take_in(x, projected[: len(x)])
-            x = x.new_zeros(len(x), self._hidden)
+            x = x.new_empty(len(x), self._hidden)
             position = 0
             for number, rows in enumerate(sizes):
                 if number in breaks:
@@ -107,6 +108,7 @@ class TiledGRU:
                 self._round(recur, projected[position:], state, rows)
                 x[position : position + rows] = state[:rows]
                 position += rows
+            x[position:] = 0.0
         return x
 
     def _round(self, recur: TiledLinear, projected: Tensor, state: Tensor, rows: int) -> None:

@@ -127,9 +127,11 @@ class Forecaster(nn.Module):
         """(..., K, Q, h) quantiles in order, from any (..., K·Q·h): each lies a softplus beyond its inner neighbour."""
         config = self.config
         raw = raw.view(*raw.shape[:-1], config.target_count, len(config.quantiles), config.horizon_steps)
-        m = config.median_index
-        median = raw[..., m : m + 1, :]
         distance = F.softplus(raw)
-        above = median + distance[..., m + 1 :, :].cumsum(-2)
-        below = median - distance[..., :m, :].flip(-2).cumsum(-2).flip(-2)
-        return torch.cat([below, median, above], dim=-2)
+        median = config.median_index
+        in_order = [raw[..., median, :]]
+        for level in range(median + 1, len(config.quantiles)):
+            in_order.append(in_order[-1] + distance[..., level, :])
+        for level in range(median - 1, -1, -1):
+            in_order.insert(0, in_order[0] - distance[..., level, :])
+        return torch.stack(in_order, dim=-2)

@@ -8,6 +8,7 @@ Letters: M or N steps, F features, K targets, R lags, P slots of the seasonal pr
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -130,11 +131,13 @@ class Past:
         if not slots:
             return np.empty((len(index), self.config.target_count, 0))
         steps, run = self.steps[index], self.run[index]
-        phase = (steps[:, None] - 1) % season
-        slot = (phase * slots // season + 1 + np.arange(slots)) % slots
-        last_phase = -(-(slot + 1) * season // slots) - 1
-        since = (phase - last_phase) % season  # steps since the slot was last visited
-        since[:, -1] = 0  # once around: the step's own slot
+        phase = (steps - 1) % season
+        own = phase * slots // season
+        around, last_phase = _slots_around(season, slots)
+        slot = around[own]
+        since = phase[:, None] - last_phase[own]  # steps since the slot was last visited
+        since[since < 0] += season
+        since[:, -1] = 0  # once around: the step's own slot, visited now
         here = since < run[:, None]
         held = self.shape[np.where(here, index[:, None] - since, 0)].transpose(0, 2, 1)
         earlier: Floats | float = 0.0
@@ -142,6 +145,13 @@ class Past:
             earlier = np.take_along_axis(before, np.broadcast_to(slot[:, None, :], held.shape), axis=2)
             earlier = np.where((steps > run)[:, None, None], earlier, 0.0)
         return np.where(here[:, None, :], held, earlier)
+
+
+@cache
+def _slots_around(season: int, slots: int) -> tuple[Indexes, Indexes]:
+    """(P, P) by slot: the slots once around from the next one to itself; and the last step of a season in each."""
+    around = (np.arange(slots)[:, None] + 1 + np.arange(slots)) % slots
+    return around, -(-(around + 1) * season // slots) - 1
 
 
 def first_values(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> Indexes:
