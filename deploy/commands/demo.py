@@ -2,6 +2,7 @@
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,12 @@ ADDRESS_VARIABLES = (
 @click.option("--sensors", type=click.IntRange(min=1), metavar="N", help="Use only N of the 12 stations.")
 @click.option("--history-days", type=click.IntRange(min=30), metavar="N", help="Train on N days; by default 3 years.")
 @click.option("--live-days", type=click.IntRange(min=2), metavar="N", help="Replay N days live; by default a year.")
-@click.option("--live-seconds", type=click.FloatRange(min=1.0), default=100.0, help="Time that the live days take.")
+@click.option(
+    "--live-seconds",
+    type=click.FloatRange(min=1.0),
+    metavar="S",
+    help="Send the live days within S seconds; by default so that a retraining fits in.",
+)
 @click.option("--keep", is_flag=True, help="Leave Kafka, MLflow and Prefect up at the end, to look around.")
 @click.pass_obj
 def demo(
@@ -41,7 +47,7 @@ def demo(
     sensors: int | None,
     history_days: int | None,
     live_days: int | None,
-    live_seconds: float,
+    live_seconds: float | None,
     keep: bool,
 ) -> None:
     """Do the whole job on real sensor data, report, and stop everything again.
@@ -107,17 +113,18 @@ def _print_result(result: "DemoResult", console: "Console") -> None:
     from deploy.live import shown_steps
 
     counts = result.audit
-    console.print(
+    say = partial(console.print, soft_wrap=True)
+    say(
         f"\n{counts.readings:,} readings, {counts.accepted:,} accepted ({counts.duplicates:,} duplicates, "
         f"{counts.late:,} late, {counts.rejected:,} malformed), {counts.forecasts:,} forecasts"
     )
     colour = "green" if counts.exactly_once else "red"
-    console.print(
+    say(
         f"[bold {colour}]lost {counts.lost:,}, twice {counts.twice:,}[/], out of order {counts.out_of_order:,}, "
         f"unexpected {counts.unexpected:,}"
     )
     for kind, positions in counts.examples.items():
-        console.print(f"  {kind}: {', '.join(positions)} of the readings")
+        say(f"  {kind}: {', '.join(positions)} of the readings")
     errors = {name: found.by_horizon("mae") for name, found in result.scores.items()}
     steps = shown_steps(errors[FORECAST].shape[1])
     targets = result.scores[FORECAST].targets
@@ -127,10 +134,10 @@ def _print_result(result: "DemoResult", console: "Console") -> None:
         table.add_row(name, *cells, style="bold" if name == FORECAST else "")
     console.print(table)
     held = ", ".join(f"{target} {share:.1%}" for target, share in coverage_by_target(result.scores[FORECAST]).items())
-    console.print(f"coverage of the {result.scores[FORECAST].nominal_coverage:.0%} interval: {held}")
+    say(f"coverage of the {result.scores[FORECAST].nominal_coverage:.0%} interval: {held}")
     for swap in result.swaps:
-        console.print(
+        say(
             f"change from version {swap.version_before} to {swap.version_after}: longest pause {swap.pause_s:.2f} s "
             f"(99 % of pauses at other times are shorter than {swap.usual_pause_s:.2f} s)"
         )
-    console.print(f"report: {result.report}", soft_wrap=True)
+    say(f"report: {result.report}")

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from deploy.demo.children import Child, Children
-from deploy.demo.data import REPLAY_OPTIONS, Amounts, DemoData, prepare, read_bundled
+from deploy.demo.data import FIRST_PART, REPLAY_OPTIONS, Amounts, DemoData, prepare, read_bundled
 from deploy.demo.home import alone, emptied, terminated_like_interrupted
 from deploy.demo.live import LiveOutcome, LivePart, LivePlan
 from deploy.demo.narration import Narration
@@ -31,10 +31,10 @@ STEPS: Final = 10
 FORECASTERS: Final = ("one", "two")
 READY_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 5.0  # what `streamgru forecast` promises
-# The readings that are sent before the change of models, as a share of the live ones; the rest follows it.
-FIRST_PART: Final = 0.8
-# The second training, as a share of the first one's time: it competes with the stream for the machine.
+# The second training, as a share of the first one's time.
 SECOND_BUDGET: Final = 0.35
+# Ingest and retraining take so much longer beside the stream, which competes with them for the machine.
+SLOWED: Final = 1.3
 TRACED_SENSORS: Final = 3
 TRACED_SEASONS: Final = 10
 TRACED_LEAD_STEPS: Final = 6
@@ -46,7 +46,7 @@ class DemoOptions:
     """How much of the demo to do."""
 
     amounts: Amounts
-    live_s: float  # how long the live readings take to send
+    live_s: float | None  # how long the live readings take to send; by default a little longer than a retraining
     keep: bool  # leave the stack up at the end
 
 
@@ -103,14 +103,16 @@ class Demo:
         with self._step("Replay the history onto the topic") as telling:
             self._children.run("replay-history", "replay", str(data.history), *REPLAY_OPTIONS, tell=telling)
             telling.result = f"{data.history_readings:,} readings of {data.sensors} sensors"
-        with self._step("Ingest it into the history table") as telling:
-            telling.result = self._children.run("ingest", "-v", "ingest", tell=telling).result()
-        with self._step("Train, back-test and register a first model") as telling:
-            telling.result = self._children.run("retrain", "-v", "retrain", tell=telling).result()
+        with self._step("Ingest it into the history table") as ingesting:
+            ingesting.result = self._children.run("ingest", "-v", "ingest", tell=ingesting).result()
+        with self._step("Train, back-test and register a first model") as training:
+            training.result = self._children.run("retrain", "-v", "retrain", tell=training).result()
         promotions = dict([self._first_champion()])
         starts = topic_ends(self._settings, self._settings.kafka.topics.readings)
         forecasters = self._start_forecasters(starts)
-        live = self._run_live(data, options, forecasters)
+        budget_s = self._settings.training.budget_s
+        apart_s = ingesting.seconds + training.seconds - (1 - SECOND_BUDGET) * budget_s
+        live = self._run_live(data, options.live_s or SLOWED * apart_s / FIRST_PART, forecasters)
         self._stop_forecasters(forecasters)
         promotions[self._registry.versions()[0].version] = live.promotion
         return self._check(data, starts, live, promotions)
@@ -168,13 +170,13 @@ class Demo:
         committed = committed_offsets(self._settings)
         return all(committed.get(partition, -1) >= offset for partition, offset in offsets.items())
 
-    def _run_live(self, data: DemoData, options: DemoOptions, forecasters: list[Child]) -> LiveOutcome:
+    def _run_live(self, data: DemoData, live_s: float, forecasters: list[Child]) -> LiveOutcome:
         with self._step("Replay the live readings; retrain and change the model meanwhile", spinner=False) as telling:
             settings = self._settings
             plan = LivePlan(
                 parts=data.parts,
                 accepted=data.accepted,
-                speed=data.live_span_s / options.live_s,
+                speed=data.live_span_s / live_s,
                 retrain_budget_s=SECOND_BUDGET * settings.training.budget_s,
             )
             live = LivePart(settings, self._children, forecasters, self._registry, plan).run(self._narration.console)
@@ -211,6 +213,8 @@ class Demo:
         write_report(
             Outcome(
                 audit=counts,
+                sensors=data.sensors,
+                history_readings=data.history_readings,
                 faults=data.live,
                 scores=scores,
                 traces=self._traces(data, recorded),

@@ -35,7 +35,8 @@ _STYLE: Final = """
   .wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
   th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line) }
   th { font-weight: 600; color: var(--muted); font-size: 13.5px } th:first-child, td:first-child { text-align: left }
-  tr.ours td { font-weight: 650; color: var(--accent) } td.text, th.text { text-align: left }
+  tr.ours td { font-weight: 650; color: var(--accent) } td.text { text-align: left; overflow-wrap: anywhere }
+  td.title { width: 32% } td.time { white-space: nowrap } td { vertical-align: top }
   svg { width: 100%; height: auto; display: block; margin-top: 8px }
   .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 4px 36px }
 """
@@ -65,6 +66,8 @@ class Outcome:
     """Everything the demo found out."""
 
     audit: Audit
+    sensors: int
+    history_readings: int
     faults: LiveReadings
     scores: Mapping[str, Scores]
     traces: Sequence[Trace]
@@ -120,11 +123,11 @@ def render(outcome: Outcome) -> str:
 def _lead(outcome: Outcome) -> str:
     faults = outcome.faults
     return (
-        "A GRU that keeps its hidden state from message to message, trained on three years of hourly air quality at "
-        "Beijing's twelve stations, forecast the readings that followed as they came in over Kafka, through two "
-        "forecasters, while a second model was trained and took over. "
-        f"On the way, {faults.left_out:,} readings were left out, {faults.sent_late:,} sent late and "
-        f"{faults.sent_twice:,} sent twice."
+        "A GRU that keeps its hidden state from message to message was trained on "
+        f"{outcome.history_readings:,} hourly readings of {outcome.sensors} air-quality stations in Beijing. Then it "
+        "forecast the readings that followed as they came in over Kafka, in two forecasters, while a second model was "
+        f"trained and took over. On the way, {faults.left_out:,} readings were left out, {faults.sent_late:,} sent "
+        f"late and {faults.sent_twice:,} sent twice."
     )
 
 
@@ -198,18 +201,22 @@ def _counts(counts: Audit) -> str:
 def _versions(versions: Sequence[Version]) -> str:
     body = ""
     for version in versions:
-        metrics = ", ".join(f"{escape(name)} {value:.4g}" for name, value in version.metrics.items())
+        loss, rivals = version.metrics.get("pinball"), []
+        for rival, name in (("champion", "the champion then"), ("naive", "seasonal naive")):
+            if (found := version.metrics.get(f"pinball.{rival}")) is not None:
+                rivals.append(f"{name} {found:.4g}")
+        note = f"back-test, mean pinball loss {loss:.4g}; {', '.join(rivals)}" if loss is not None else ""
         body += (
             f"<tr><td>{version.version}</td><td class='text'>trained {version.created:%H:%M:%S} UTC; champion "
-            f"{escape(version.promotion)}<br><span class='note'>{metrics}</span></td></tr>"
+            f"{escape(version.promotion)}<br><span class='note'>{escape(note)}</span></td></tr>"
         )
     return f"<div><h2>Model versions</h2><table>{body}</table></div>"
 
 
 def _steps(steps: Sequence[Step]) -> str:
     body = "".join(
-        f"<tr><td>{escape(step.title)}</td><td class='text'>{escape(step.result)}</td>"
-        f"<td>{step.seconds:.1f} s</td></tr>"
+        f"<tr><td class='title'>{escape(step.title)}</td><td class='text'>{escape(step.result)}</td>"
+        f"<td class='time'>{step.seconds:.1f} s</td></tr>"
         for step in steps
     )
     total = sum(step.seconds for step in steps)

@@ -204,13 +204,15 @@ def outcome() -> Outcome:
     silent = [(LIVE_FROM + timedelta(hours=100), LIVE_FROM + timedelta(hours=101))]
     return Outcome(
         audit=audit(readings, forecasts, {0: 50}),
+        sensors=2,
+        history_readings=3_000,
         faults=disturb(hourly(days=60), seed=1),
         scores=score(recorded(), SETTINGS),
         traces=[trace(recorded(), SETTINGS, Stretch("two", "a", middle_us, 96, 2), silent)],
         seconds=by_second(arrivals(0.5)),
         swaps=find_swaps(arrivals(0.5)),
         retraining=(1_004.0, 1_008.0),
-        versions=[Version(1, datetime(2026, 1, 1, tzinfo=UTC), {"pinball": 0.5}, "by the gate")],
+        versions=[Version(1, datetime(2026, 1, 1, tzinfo=UTC), {"pinball": 0.5, "pinball.naive": 0.6}, "by the gate")],
         steps=[Step("Start <everything>", "up & running", 1.5)],
     )
 
@@ -222,3 +224,4 @@ def test_the_report_is_one_page_that_needs_no_network():
     assert page.count("<svg") == 4
     assert "Start &lt;everything&gt;" in page and "up &amp; running" in page
     assert "<script" not in page
+    assert "mean pinball loss 0.5; seasonal naive 0.6" in page
