@@ -55,6 +55,12 @@ class SignalShape:
 COUNT_BOUND = 2**31 - 1
 
 
+def phase_of(timestamp_us: NDArray[np.int64], cadence_us: int, season_steps: int) -> NDArray[np.int64]:
+    """The place in the season of each timestamp, by the clock: gaps and restarts do not shift it."""
+    phase: NDArray[np.int64] = (timestamp_us + cadence_us // 2) // cadence_us % season_steps
+    return phase
+
+
 def observe(state: NDArray[Any], shape: SignalShape, phase: NDArray[np.int64], values: Floats) -> Floats:
     """Moves the signals in place by one step, and returns the regressors.
 

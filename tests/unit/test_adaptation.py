@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model import least_squares, mixture
+from model import least_squares, mixture, signals
 from model.adaptation import advance
 from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, AdaptationConfig, Level, States, adaptation_dtype
 
@@ -296,6 +296,13 @@ def test_a_long_horizon_adapts_too() -> None:
         np.abs(errors(values, forecasts, 250)).mean()
         < 1.05 * np.abs(errors(values, naive(values, 100, 12), 250)).mean()
     )
+
+
+def test_the_phase_goes_by_the_clock_and_forgives_jitter() -> None:
+    hours = np.array([-1, 0, 5, 24, 31])
+    for jitter_us in (-1_000_000, 0, 1_000_000):
+        phase = signals.phase_of(hours * 3_600_000_000 + jitter_us, 3_600_000_000, 24)
+        assert phase.tolist() == [23, 0, 5, 0, 7]
 
 
 def test_nothing_to_adapt_has_no_state() -> None:
