@@ -43,6 +43,9 @@ COMMANDS = {
     "backtest": LazyCommand("deploy.commands.backtest", "backtest", "Score a model on the history's held-out tail."),
     "forecast": LazyCommand("deploy.commands.forecast", "forecast", "Run a forecaster on the stream of readings."),
     "watch": LazyCommand("deploy.commands.watch", "watch", "Show live forecasts beside the readings."),
+    "verify": LazyCommand("deploy.commands.verify", "verify", "Hold every forecast and state against the readings."),
+    "explain": LazyCommand("deploy.commands.verify", "explain", "Show what one forecast was made of, recomputed."),
+    "dlq": LazyCommand("deploy.commands.dlq", "dlq", "List, show and replay records that were set aside."),
 }
 
 

@@ -230,6 +230,38 @@ def topic_ends(settings: Settings, topic: str) -> dict[int, int]:
             consumer.close()
 
 
+def topic_starts(settings: Settings, topic: str) -> dict[int, int]:
+    """The first offset that each partition still has.
+
+    Raises:
+        KafkaError: no broker answers, or there is no such topic.
+    """
+    with translated(f"looking up the beginnings of topic {topic}", settings):
+        consumer = make_consumer(settings)
+        try:
+            found = consumer.beginning_offsets(_partitions(consumer, topic))
+            return {tp.partition: start for tp, start in found.items()}
+        finally:
+            consumer.close()
+
+
+def offsets_at(settings: Settings, topic: str, moment_us: int) -> dict[int, int]:
+    """In each partition the offset of the first record sent at that time or later; the end where there is none.
+
+    Raises:
+        KafkaError: no broker answers, or there is no such topic.
+    """
+    with translated(f"looking up offsets of topic {topic} by time", settings):
+        consumer = make_consumer(settings)
+        try:
+            partitions = _partitions(consumer, topic)
+            ends = consumer.end_offsets(partitions)
+            found = consumer.offsets_for_times(dict.fromkeys(partitions, max(0, moment_us // 1_000)))
+            return {tp.partition: ends[tp] if found.get(tp) is None else found[tp].offset for tp in partitions}
+        finally:
+            consumer.close()
+
+
 def committed_offsets(settings: Settings) -> dict[int, int]:
     """The forecasters' committed offset of each partition of the readings topic; partitions without one are absent.
 

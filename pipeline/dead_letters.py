@@ -1,13 +1,17 @@
 """Records that were set aside: reading them, and putting their originals back on the readings topic."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pipeline.audit import read_range
+from pipeline.audit import read_range, topic_ends, topic_starts
 from pipeline.errors import KafkaError
+from pipeline.kafka import make_producer, translated
+from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
+_TOGETHER: Final = 1_000  # letters in one transaction, which must not outlast the transaction timeout
 _OURS: Final = "streamgru-"  # headers that a dead letter has on top of the original's
 
 
@@ -78,10 +82,12 @@ def read_letter(settings: Settings, partition: int, offset: int) -> DeadLetter:
         KafkaError: there is none at that position, or no broker answers.
     """
     topic = settings.kafka.topics.dead_letters
-    for record in read_range(settings, topic, {partition: offset}, {partition: offset + 1}):
-        letter = DeadLetter.of(record)
-        if letter is not None and letter.at_offset == offset:
-            return letter
+    start, end = topic_starts(settings, topic).get(partition, 0), topic_ends(settings, topic).get(partition, 0)
+    if start <= offset < end:
+        for record in read_range(settings, topic, {partition: offset}, {partition: offset + 1}):
+            letter = DeadLetter.of(record)
+            if letter is not None and (letter.at_partition, letter.at_offset) == (partition, offset):
+                return letter
     raise KafkaError(
         f"there is no dead letter at offset {offset} of {topic}, partition {partition}; `streamgru dlq list` shows them"
     )
@@ -92,5 +98,58 @@ class Replayed:
     """What ``replay_letters`` did."""
 
     published: int = 0
-    still_rejected: dict[str, int] = field(default_factory=dict)  # by reason: left where they are
-    done_before: int = 0
+    still_rejected: Counter[str] = field(default_factory=Counter)  # by the reason that holds now; they stay
+    foreign: int = 0  # of another topic than the settings' readings
+
+
+def replay_letters(settings: Settings, letters: Iterable[DeadLetter], *, publish: bool = True) -> Replayed:
+    """Put originals back on the readings topic, those that are readings under the present settings.
+
+    Each goes to the partition it came from, with its own key, value and headers. Doing it twice is harmless: the second
+    time they are duplicates by the rule of acceptance. After a crash none or all of a run of ``_TOGETHER`` are visible.
+
+    Args:
+        letters: dead letters to replay.
+        publish: false only counts what would be done.
+
+    Raises:
+        KafkaError: no broker answers, or it refused a record.
+        Fenced: another replay has begun meanwhile; it goes on, this one does not.
+    """
+    decoder = ReadingDecoder(settings.features)
+    outcome = Replayed()
+    due: list[DeadLetter] = []
+    for letter in letters:
+        if letter.topic != settings.kafka.topics.readings:
+            outcome.foreign += 1
+            continue
+        try:
+            decoder.decode(letter.key, letter.value)
+        except Rejected as rejected:
+            outcome.still_rejected[rejected.reason] += 1
+        else:
+            due.append(letter)
+    outcome.published = len(due)
+    if publish and due:
+        _publish(settings, due)
+    return outcome
+
+
+def _publish(settings: Settings, letters: Sequence[DeadLetter]) -> None:
+    topic = settings.kafka.topics.readings
+    with translated(f"publishing dead letters to {topic} once more", settings):
+        producer = make_producer(settings, transactional_id=f"{settings.forecaster.group_id}-dlq-replay")
+        try:
+            producer.init_transactions()
+            for start in range(0, len(letters), _TOGETHER):
+                producer.begin_transaction()
+                sent = [
+                    producer.send(topic, letter.value, letter.key, list(letter.headers), partition=letter.partition)
+                    for letter in letters[start : start + _TOGETHER]
+                ]
+                producer.flush()
+                for future in sent:
+                    future.get(timeout=0)  # arrived, by now; a batch that expired would not stop the commit
+                producer.commit_transaction()
+        finally:
+            producer.close(timeout=1)

@@ -74,9 +74,9 @@ class Verdict:
     examples: dict[str, list[str]] = field(default_factory=dict)  # kind of fault -> some places
 
     @property
-    def faults(self) -> dict[str, int]:
-        """What is not as it must be, with its count; empty where all is well."""
-        counts = {
+    def must_be_none(self) -> dict[str, int]:
+        """Everything that may not happen, with its count."""
+        return {
             "missing": self.audit.lost,
             "twice": self.audit.twice,
             "out of order": self.audit.out_of_order,
@@ -87,7 +87,11 @@ class Verdict:
             "dead letters missing": self.letters_missing,
             "dead letters twice": self.letters_twice,
         }
-        return {name: count for name, count in counts.items() if count}
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """What is not as it must be, with its count; empty where all is well."""
+        return {name: count for name, count in self.must_be_none.items() if count}
 
     def note(self, fault: str, where: str) -> None:
         """Keep an example of a fault, if there are few yet."""
@@ -143,6 +147,19 @@ def gather(settings: Settings, span: Span) -> Evidence:
         starts=span.starts,
         ends={partition: min(end, span.ends.get(partition, end)) for partition, end in committed.items()},
     )
+
+
+def first_forecast_inputs(settings: Settings) -> dict[int, int]:
+    """In each partition the offset of the first reading that has a forecast.
+
+    Raises:
+        KafkaError: no broker answers, or a topic is missing.
+    """
+    forecasts = read_forecasts(settings)
+    firsts: dict[int, int] = {}
+    for partition, offset in zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True):
+        firsts[partition] = min(offset, firsts.get(partition, offset))
+    return firsts
 
 
 def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:

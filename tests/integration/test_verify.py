@@ -1,23 +1,32 @@
 """``streamgru verify`` and ``explain`` on a real broker: a good stream passes, and whatever is planted is found."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from kafka import KafkaProducer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
+from deploy.commands.verify import explain as explain_command
+from deploy.commands.verify import verify as verify_command
+from deploy.context import Context
 from model.state import blank_states, state_dtype
+from pipeline.errors import StreamgruError
 from pipeline.kafka import make_consumer
-from pipeline.messages import Forecast, decode_state, forecast_headers
+from pipeline.messages import Forecast, decode_state, forecast_headers, iso_timestamp
 from pipeline.settings import Settings
 from pipeline.topics import ensure_topics
 from pipeline.verify import Span, verify
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
+    HOUR_US,
+    START_US,
     FolderChampion,
     Message,
     publish,
@@ -108,11 +117,7 @@ def test_a_planted_duplicate_is_found(forecast_stream: Settings, champion: Folde
 
 
 def test_a_planted_number_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
-    def shift(forecast: Forecast) -> Forecast:
-        quantiles = {"a": {level: [value + 1e-3 for value in row] for level, row in forecast.quantiles["a"].items()}}
-        return msgspec.structs.replace(forecast, quantiles=quantiles)
-
-    plant_forecast(forecast_stream, shift)
+    plant_forecast(forecast_stream, shifted)
     verdict = verify(forecast_stream, champion.load)
     assert verdict.faults == {"twice": 1, "out of order": 1, "different": 1}
     assert verdict.largest_difference > 1e-5
@@ -149,6 +154,59 @@ def test_a_lost_state_is_found_though_its_forecasts_are_what_its_readings_make_o
     assert verify(settings, champion.load).faults == {"begun anew": len(SENSORS)}
 
 
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loading(champion: FolderChampion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models come from the test's folder; everything else is as for a user."""
+    monkeypatch.setattr("deploy.commands.verify._loader", lambda settings: champion.load)
+
+
+def run(settings: Settings, command: click.Command, *arguments: str) -> Result:
+    result = CliRunner().invoke(command, arguments, obj=Context(lambda: settings))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.mark.usefixtures("loading")
+def test_the_commands_print_counts_and_exit_with_1_for_a_fault(forecast_stream: Settings) -> None:
+    good = run(forecast_stream, verify_command)
+    assert good.exit_code == 0
+    assert "accepted                      468" in good.output
+    assert "each is what the readings make of it" in good.output
+    whole = json.loads(run(forecast_stream, verify_command, "--json").output)
+    assert (whole["audit"]["accepted"], whole["faults"]) == (468, {})
+    assert (
+        json.loads(run(forecast_stream, verify_command, "--json", "--until", "2001-01-01T00:00:00Z").output)["audit"][
+            "readings"
+        ]
+        == 0
+    )
+
+    issued = iso_timestamp(START_US + 99 * HOUR_US)
+    explained = run(forecast_stream, explain_command, SENSORS[2], issued)
+    assert explained.exit_code == 0
+    assert "version 2" in explained.output
+    assert "equal: the largest difference is 0.0e+00" in explained.output
+    with pytest.raises(StreamgruError, match=r"has no forecast issued at .* it has 78 from"):
+        run(forecast_stream, explain_command, SENSORS[2], iso_timestamp(START_US + 80 * HOUR_US))
+    with pytest.raises(StreamgruError, match="no forecast of sensor 'nobody'"):
+        run(forecast_stream, explain_command, "nobody", issued)
+    assert "is no time with a zone" in run(forecast_stream, explain_command, SENSORS[2], "yesterday").output
+
+    plant_forecast(forecast_stream, shifted)
+    bad = run(forecast_stream, verify_command)
+    assert bad.exit_code == 1
+    assert "error: different: 1, such as partition" in bad.stderr
+    *_, forecast, _ = [found for found in read_forecasts(forecast_stream) if found.sensor_id == SENSORS[0]][:-1]
+    doubled = run(forecast_stream, explain_command, SENSORS[0], forecast.issued_at.isoformat())
+    assert doubled.exit_code == 1
+    assert "the reading has 2 forecasts" in doubled.stderr
+    assert "DIFFERENT" in doubled.output
+
+
 def commit_ends(settings: Settings) -> None:
     """Set the group's offsets to the ends of the readings topic."""
     consumer = make_consumer(settings, group_id=settings.forecaster.group_id)
@@ -167,6 +225,12 @@ def wipe_states(settings: Settings, champion: FolderChampion) -> None:
         blank["last_us"] = np.frombuffer(packed, blank.dtype)["last_us"]
         producer.send(settings.kafka.topics.state, tag.encode(blank.tobytes()), record.key, partition=record.partition)
     producer.close()
+
+
+def shifted(forecast: Forecast) -> Forecast:
+    """A forecast whose numbers are a little too large."""
+    quantiles = {"a": {level: [value + 0.1 for value in row] for level, row in forecast.quantiles["a"].items()}}
+    return msgspec.structs.replace(forecast, quantiles=quantiles)
 
 
 def plant_forecast(settings: Settings, change: Callable[[Forecast], Forecast]) -> None:

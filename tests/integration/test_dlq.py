@@ -1,0 +1,145 @@
+"""``streamgru dlq`` against a real broker: what was set aside can be seen, and put back once it is a reading."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from deploy.commands.dlq import dlq
+from deploy.context import Context
+from pipeline.errors import KafkaError
+from pipeline.settings import Settings
+from pipeline.topics import ensure_topics
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import (
+    FolderChampion,
+    Message,
+    publish,
+    read_all,
+    reading,
+    running,
+    small_forecaster,
+)
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def letters(broker: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A stream that set four records aside: in partition 0 rubbish, in partition 1 one without a known feature."""
+    name = tmp_path_factory.mktemp("dlq")
+    settings = Settings(
+        home=name,
+        stack=broker.stack.model_dump(),
+        features=("a",),
+        targets=("a",),
+        horizon_steps=1,
+        kafka={
+            "partitions": 2,
+            "topics": {
+                "readings": f"readings-{name.name}",
+                "forecasts": f"forecasts-{name.name}",
+                "state": f"state-{name.name}",
+                "dead_letters": f"dlq-{name.name}",
+            },
+        },
+        forecaster={"group_id": f"group-{name.name}", "poll_alias_s": 0.2},
+    )
+    ensure_topics(settings)
+    champion = FolderChampion(name / "models", settings)
+    champion.promote(1, small_forecaster(settings))
+    pressure = reading(settings, "sensor", 1, pressure=4.0)
+    messages = [
+        Message(b"sensor", b"rubbish\x1b[31m", 0, (("origin", b"test"),)),
+        Message(b"sensor", None, 0),
+        Message(b"\xff", pressure.value, 0),
+        Message(pressure.key, pressure.value, 1, (("traceparent", b"00-1-2-03"),)),
+        reading(settings, "sensor", 2),
+    ]
+    publish(settings, messages)
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == len(messages), 30, "all records were processed")
+    return settings
+
+
+def run(settings: Settings, *arguments: str) -> Result:
+    result = CliRunner().invoke(dlq, arguments, obj=Context(lambda: settings))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def position(settings: Settings, reason: str) -> str:
+    found = [
+        record
+        for record in read_all(settings, settings.kafka.topics.dead_letters)
+        if dict(record.headers)["streamgru-reason"] == reason.encode()
+    ]
+    return f"{found[0].partition}:{found[0].offset}"
+
+
+def with_pressure(settings: Settings) -> Settings:
+    content: dict[str, Any] = settings.model_dump() | {"features": ("a", "pressure")}
+    return Settings(**content)
+
+
+def test_list_counts_by_reason_and_shows_the_letters(letters: Settings) -> None:
+    output = run(letters, "list").output
+    assert output.startswith("4 dead letters: ")
+    for reason in ("malformed", "no-value", "bad-key", "no-feature"):
+        assert f"{reason} 1" in output
+        assert position(letters, reason) in output
+    assert "\x1b" not in output
+
+
+def test_list_is_limited_to_a_reason(letters: Settings) -> None:
+    assert run(letters, "list", "--reason", "malformed").output.startswith("1 dead letters: malformed 1\n")
+    assert "no record was set aside for 'bad-value'" in run(letters, "list", "--reason", "bad-value").output
+
+
+def test_show_tells_why_and_from_where_and_what_was_in_it(letters: Settings) -> None:
+    output = run(letters, "show", position(letters, "malformed")).output
+    assert "malformed: " in output
+    assert f"{letters.kafka.topics.readings}, partition 0, offset 0" in output
+    assert "origin: test" in output
+    assert "rubbish\\x1b[31m" in output
+    raw = CliRunner().invoke(dlq, ["show", "--raw", position(letters, "malformed")], obj=Context(lambda: letters))
+    assert raw.stdout_bytes == b"rubbish\x1b[31m"
+    assert "(none)" in run(letters, "show", position(letters, "no-value")).output
+
+
+def test_a_position_without_a_letter_is_refused(letters: Settings) -> None:
+    with pytest.raises(KafkaError, match="no dead letter at offset 9000"):
+        run(letters, "show", "0:9000")
+    assert "PARTITION:OFFSET" in run(letters, "show", "nonsense").output
+
+
+def test_replay_publishes_only_what_has_become_a_reading(letters: Settings) -> None:
+    before = read_all(letters, letters.kafka.topics.readings)
+    assert run(letters, "replay").output.startswith("0 were published")
+    learned = with_pressure(letters)
+    assert run(learned, "replay", "--dry-run").output.startswith("1 would be published")
+    assert len(read_all(letters, letters.kafka.topics.readings)) == len(before)
+    output = run(learned, "replay").output
+    assert output.startswith("1 were published")
+    for reason in ("malformed", "no-value", "bad-key"):
+        assert f"1 would be rejected again ({reason})" in output
+    original = next(record for record in before if record.partition == 1 and record.headers)
+    *_, again = [record for record in read_all(letters, letters.kafka.topics.readings) if record.partition == 1]
+    assert (again.key, again.value, again.headers) == (original.key, original.value, original.headers)
+
+
+def test_replay_takes_positions(letters: Settings) -> None:
+    learned = with_pressure(letters)
+    chosen = position(letters, "no-feature")
+    assert run(learned, "replay", "--dry-run", chosen).output == (
+        f"1 would be published to {letters.kafka.topics.readings} once more\n"
+    )
+
+
+def test_an_empty_topic_is_said_to_be_empty(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> None:
+    settings = fresh_settings()
+    ensure_topics(settings)
+    assert "every record so far was a reading" in run(settings, "list").output
