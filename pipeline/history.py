@@ -11,6 +11,7 @@ either both or neither.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +77,19 @@ class History:
     def next_offsets(self, topic: str, version: int | None = None) -> dict[int, int]:
         """By partition of ``topic``, the offset of the next reading to append; partitions never seen are absent."""
         return _next_offsets(self._open(version), topic)
+
+    def appended_at(self) -> datetime | None:
+        """When readings were last appended; none where that is longer ago than the table's log tells."""
+        with self._translated("looked into"):
+            commits = self._open().history(FRAGMENTED_FILES)
+        return next(
+            (
+                datetime.fromtimestamp(commit["timestamp"] / 1_000, UTC)
+                for commit in commits
+                if commit["operation"] == "WRITE"
+            ),
+            None,
+        )
 
     def append(self, frame: pl.DataFrame, next_offsets: Mapping[int, int], topic: str) -> int:
         """How many readings were appended, in one commit with the offsets to go on from.

@@ -116,6 +116,7 @@ class TrainingRun:
                 run_id=self.id,
                 tags={f"{SCORE_PREFIX}{key}": f"{value:.6g}" for key, value in scores.items()} | dict(tags),
                 model_id=logged.model_id,
+                await_creation_for=None,  # the server has made it when it answers
             )
         return int(made.version)
 

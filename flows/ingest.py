@@ -1,0 +1,35 @@
+"""The ingest flow: new readings go into the history table, each once."""
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+
+from flows.outcome import plain_outcome
+from flows.progress import Progress, tell
+from pipeline.ingest import IngestReport
+from pipeline.ingest import ingest as take_in
+from pipeline.settings import load_settings
+
+
+@flow(name="ingest", description="Take new readings from Kafka into the history table, each once.")
+@plain_outcome
+def ingest(settings_file: Path | None = None, accept_loss: bool = False) -> IngestReport:
+    """What a run took in.
+
+    Args:
+        settings_file: TOML file with the settings; by default the one that STREAMGRU_SETTINGS names.
+        accept_loss: go on from the topic's start where its retention was quicker than the ingests.
+    """
+    log = get_run_logger()
+    settings = load_settings(settings_file)
+
+    def report(so_far: IngestReport) -> None:
+        readings = f"{so_far.readings:,} readings"
+        tell(Progress(f"ingesting {so_far.topic}", so_far.done_offsets, so_far.total_offsets, readings))
+
+    done = take_in(settings, accept_loss=accept_loss, report=report)
+    if done.rejected or done.lost_offsets:
+        log.warning("%s", done)
+    else:
+        log.info("%s", done)
+    return done

@@ -1,0 +1,57 @@
+"""The monitor flow: notices that nothing is happening, which no failed run would tell of.
+
+One run that hangs can hold a schedule up for ever, and a schedule that is served nowhere fails nowhere. The monitor's
+own run fails when something is overdue, so that Prefect's automations can tell somebody.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import Failed
+
+from flows.outcome import plain_outcome
+from pipeline.history import History
+from pipeline.settings import MonitorSettings, load_settings
+from pipeline.training_run import last_trained
+
+
+@flow(name="monitor", description="Notice that retraining or ingest have not succeeded for too long.")
+@plain_outcome
+def monitor(settings_file: Path | None = None) -> list[str]:
+    """What is overdue, in sentences. The run fails, named Overdue, when there is anything."""
+    settings = load_settings(settings_file)
+    history = History(settings.history_path, settings.features)
+    appended_at = history.appended_at() if history.exists() else None
+    found = overdue(settings.monitor, datetime.now(UTC), last_trained(settings), appended_at)
+    for sentence in found:
+        get_run_logger().warning("%s", sentence)
+    listed = "\n".join(f"- {sentence}" for sentence in found)
+    create_markdown_artifact(
+        listed or "Retraining and ingest are on time.", key="monitor", description="what is overdue"
+    )
+    if found:
+        return Failed(name="Overdue", message="; ".join(found))  # type: ignore[return-value]  # Prefect unwraps a state
+    return found
+
+
+def overdue(
+    limits: MonitorSettings, now: datetime, trained_at: datetime | None, appended_at: datetime | None
+) -> list[str]:
+    """A sentence for each of retraining and ingest that has not succeeded within its limit."""
+    checks = (
+        ("no retraining has ended well", trained_at, limits.retrain_within_s, "`streamgru retrain` shows why"),
+        ("no readings have come into the history", appended_at, limits.append_within_s, "`streamgru ingest` shows why"),
+    )
+    return [
+        f"{what} {_since(now, last)}; {advice}"
+        for what, last, within_s, advice in checks
+        if last is None or now - last > timedelta(seconds=within_s)
+    ]
+
+
+def _since(now: datetime, last: datetime | None) -> str:
+    if last is None:
+        return "so far"
+    return f"for {(now - last).total_seconds() / 3_600:,.1f} hours (since {last:%Y-%m-%d %H:%M} UTC)"

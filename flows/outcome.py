@@ -1,0 +1,54 @@
+"""How a flow run ends when something is the user's to act on: with the message as its state, and no traceback."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled, Failed
+
+from pipeline.errors import Busy, StreamgruError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def plain_outcome(function: Callable[P, R]) -> Callable[P, R]:
+    """A flow's function whose ``StreamgruError`` becomes the run's state; anything else keeps its traceback.
+
+    Work that another process is at already (``Busy``) cancels the run: nothing failed. Who calls the flow directly gets
+    the error raised, as from any function.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Busy as error:
+            return Cancelled(message=str(error), data=error)  # type: ignore[return-value]  # Prefect unwraps a state
+        except StreamgruError as error:
+            return Failed(message=str(error), data=error)  # type: ignore[return-value]  # likewise
+
+    return run
+
+
+def step(name: str, work: Callable[[], R]) -> R:
+    """What ``work`` returns, done as a task, so that the run's page shows the step and how long it took.
+
+    A ``StreamgruError`` is the task's state, without a traceback, and is raised here again for the flow.
+    """
+    errors: list[StreamgruError] = []
+
+    @task(name=name, cache_policy=NO_CACHE, persist_result=False)
+    def run() -> R:
+        try:
+            return work()
+        except StreamgruError as error:
+            errors.append(error)
+            return Failed(message=str(error))  # type: ignore[return-value]  # as above
+
+    result = run()
+    if errors:
+        raise errors[0]
+    return result

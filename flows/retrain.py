@@ -1,0 +1,282 @@
+"""The retrain flow: a challenger from the history, scored against the champion, and the gate's word on it.
+
+Everything that a run depends on is in MLflow with it: the version of the history table, its Kafka offsets, settings,
+seed. The champion alias moves last; killed anywhere before, a run has changed nothing that a forecaster follows.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow, get_run_logger
+from pydantic import Field
+
+from flows.outcome import plain_outcome, step
+from flows.progress import Progress, tell
+from flows.retrain_report import RetrainReport, epoch_curves, horizon_curves, publish, summarise
+from model.artefact import save_artefact
+from model.backtest import Persistence, Scores, SeasonalNaive, backtest, model_predictor, seasonal_scale
+from model.config import ModelConfig
+from model.forecaster import Forecaster
+from model.sequences import Sequences, Split, split_by_time
+from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
+from pipeline.errors import HistoryError, ModelUnfit, SettingsError
+from pipeline.exclusive import exclusive
+from pipeline.gate import Decision, decide
+from pipeline.history import History
+from pipeline.messages import iso_timestamp
+from pipeline.plots import draw_forecasts, draw_loss, draw_scores
+from pipeline.registry import CHALLENGER, CHAMPION, Registry
+from pipeline.settings import Settings, TrainingSettings, load_settings
+from pipeline.training_run import TrainingRun, training_run
+from pipeline.training_set import TrainingSet
+from pipeline.windows import load_sequences
+
+
+@flow(name="retrain", description="Train a challenger, back-test it, register it, and let the gate decide.")
+@plain_outcome
+def retrain(
+    settings_file: Path | None = None,
+    history_version: Annotated[int, Field(ge=0)] | None = None,
+    epochs: Annotated[int, Field(ge=1)] | None = None,
+    budget_s: Annotated[float, Field(gt=0)] | None = None,
+    seed: int | None = None,
+    warm_start: bool | None = None,
+) -> RetrainReport:
+    """The version that was registered, and what the gate said of it.
+
+    What is not given is as in the settings; ``history_version`` is the newest by default. One retraining at a time on a
+    machine by a lock, and of a deployment by Prefect's concurrency limit.
+    """
+    given = {"epochs": epochs, "budget_s": budget_s, "seed": seed, "warm_start": warm_start}
+    settings = load_settings(settings_file)
+    training = settings.training.model_copy(update={name: value for name, value in given.items() if value is not None})
+    with exclusive(settings.home / "retrain.lock", "another retraining is under way"):
+        return _retrain(settings.model_copy(update={"training": training}), history_version)
+
+
+@dataclass(frozen=True)
+class _Champion:
+    """Who is champion when the run begins. No forecaster where it cannot be loaded or does not fit the settings."""
+
+    version: int
+    forecaster: Forecaster | None
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is trained and scored on."""
+
+    training_set: TrainingSet
+    sequences: Sequences
+    split: Split
+
+
+def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
+    registry = Registry(settings)
+    # First what can be told at once: a registry that is away must not cost the training.
+    champion = _champion(registry, settings)
+    options = _options(settings.training)
+    data = step("read the history", lambda: _read(settings, history_version))
+    config = ModelConfig(
+        features=settings.features,
+        targets=settings.targets,
+        cadence_us=settings.cadence_us,
+        horizon_steps=settings.horizon_steps,
+        quantiles=settings.quantiles,
+        max_gap_steps=settings.max_gap_steps,
+        season_steps=settings.season,
+    )
+    initial = _initial(settings.training, config, options, champion)
+    tags = {"settings": settings.fingerprint, "champion": str(champion.version) if champion else "none"}
+    with training_run(settings, f"retrain on history {data.training_set.version}", tags) as run:
+        run.log_training_set(data.training_set)
+        run.log_params(_params(options, config, data.split, champion if initial else None))
+        result = step("train", lambda: _train(config, options, data, initial))
+        scores = step("back-test", lambda: _back_test(result.forecaster, champion, data))
+        step("log", lambda: _log(run, result, scores, data))
+        summary = summarise(scores)
+        version = step(
+            "register", lambda: _register(registry, run, result.forecaster, summary, data.training_set.version)
+        )
+        decision = _decide(registry, settings, champion, scores)
+        if decision.promote:
+            registry.set_alias(CHAMPION, version)
+        gate = {"gate.decision": "promoted" if decision.promote else "declined", "gate.reason": decision.reason}
+        registry.tag(version, gate)
+        run.tag(gate)
+        report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url)
+    publish(report, scores)
+    get_run_logger().info("%s", report)
+    return report
+
+
+def _champion(registry: Registry, settings: Settings) -> _Champion | None:
+    version = registry.resolve(CHAMPION)
+    if version is None:
+        return None
+    try:
+        return _Champion(version, registry.load(version, settings.home / "models"))
+    except ModelUnfit as error:
+        get_run_logger().warning("the champion counts as none in this retraining: %s", error)
+        return _Champion(version, None, str(error))
+
+
+def _options(training: TrainingSettings) -> TrainingOptions:
+    options = TrainingOptions(
+        preset=training.preset,
+        hidden_size=training.hidden_size,
+        epochs=training.epochs,
+        budget_s=training.budget_s,
+        seed=training.seed,
+        device=training.device,
+    )
+    try:
+        device = choose_device(options.device)
+    except ValueError as error:
+        raise SettingsError(f"training.device: {error}; `auto` takes a GPU where there is one") from error
+    get_run_logger().info("training on %s", device)
+    return options
+
+
+def _read(settings: Settings, version: int | None) -> _Data:
+    history = History(settings.history_path, settings.features)
+    version = history.version if version is None else version
+    topic = settings.kafka.topics.readings
+    sequences = load_sequences(history, settings, version)
+    training_set = TrainingSet(
+        table=str(history.path.resolve()),
+        version=version,
+        topic=topic,
+        next_offsets={str(partition): offset for partition, offset in history.next_offsets(topic, version).items()},
+        readings=int(sequences.observed.sum()),
+        sensors=len(sequences.sensors),
+    )
+    with _long_enough(training_set, settings.horizon_steps):
+        split = split_by_time(sequences, settings.training.validation_fraction, settings.training.test_fraction)
+    return _Data(training_set, sequences, split)
+
+
+@contextmanager
+def _long_enough(training_set: TrainingSet, horizon_steps: int) -> Iterator[None]:
+    """Turns what the model's functions say of too little data into what to do about it."""
+    try:
+        yield
+    except ValueError as error:
+        raise HistoryError(
+            f"version {training_set.version} of the history table {training_set.table} does not do for a retraining "
+            f"({training_set.readings:,} readings of {training_set.sensors} sensors): {error}. Each of its parts, "
+            f"training, validation and held-out tail, must span more than the horizon of {horizon_steps} steps; "
+            "ingest more readings, or change horizon_steps or the fractions under [training]"
+        ) from error
+
+
+def _initial(
+    training: TrainingSettings, config: ModelConfig, options: TrainingOptions, champion: _Champion | None
+) -> Forecaster | None:
+    """Whose weights training begins from: the champion's where that is asked for and possible."""
+    if not training.warm_start or champion is None or champion.forecaster is None:
+        return None
+    wanted = replace(config, preset=options.preset, hidden_size=options.hidden_size)
+    if replace(champion.forecaster.config, sensors=()) != wanted:
+        get_run_logger().warning(
+            "no warm start: version %d, the champion, has another architecture; training begins from random weights",
+            champion.version,
+        )
+        return None
+    return champion.forecaster
+
+
+def _params(
+    options: TrainingOptions, config: ModelConfig, split: Split, begun_from: _Champion | None
+) -> dict[str, object]:
+    return {
+        **asdict(options),
+        "warm_start_from": begun_from.version if begun_from else "random weights",
+        "features": ", ".join(config.features),
+        "targets": ", ".join(config.targets),
+        "cadence_s": config.cadence_us / 1_000_000,
+        "horizon_steps": config.horizon_steps,
+        "quantiles": ", ".join(map(str, config.quantiles)),
+        "season_steps": config.season_steps,
+        "max_gap_steps": config.max_gap_steps,
+        "train_until": iso_timestamp(split.train_end_us),
+        "validate_until": iso_timestamp(split.validation_end_us),
+    }
+
+
+def _train(config: ModelConfig, options: TrainingOptions, data: _Data, initial: Forecaster | None) -> TrainingResult:
+    log = get_run_logger()
+
+    def report(epoch: EpochReport) -> None:
+        log.info(
+            "epoch %d: training loss %.4f, validation loss %.4f after %.0f s",
+            *(epoch.epoch, epoch.train_loss, epoch.validation_loss, epoch.seconds),
+        )
+        # Whichever ends it: the epochs or the seconds.
+        done = max(epoch.epoch / options.epochs, min(1.0, epoch.seconds / options.budget_s))
+        detail = f"epoch {epoch.epoch} of {options.epochs}, validation loss {epoch.validation_loss:.4f}"
+        tell(Progress("training", done, 1.0, detail))
+
+    tell(Progress("training", 0.0, 1.0))
+    with _long_enough(data.training_set, config.horizon_steps):
+        result = train(config, options, data.sequences, data.split, initial=initial, report=report)
+    tell(Progress("training", 1.0, 1.0, f"{len(result.epochs)} epochs on {result.device}"))
+    return result
+
+
+def _back_test(forecaster: Forecaster, champion: _Champion | None, data: _Data) -> dict[str, Scores]:
+    """Scores on the held-out tail by name. The naive forecasts may know all that came before it."""
+    config, sequences, tail_us = forecaster.config, data.sequences, data.split.validation_end_us
+    naive = [kind(config).fit(sequences, tail_us) for kind in (SeasonalNaive, Persistence)]
+    models = [model_predictor(forecaster, CHALLENGER)]
+    if champion is not None and champion.forecaster is not None:
+        models.append(model_predictor(champion.forecaster, CHAMPION))
+    scale = seasonal_scale(sequences, config, tail_us)
+    tell(Progress("back-testing", 0.0))
+    with _long_enough(data.training_set, config.horizon_steps):
+        scores = backtest([*models, *naive], sequences, config, tail_us, scale=scale)
+    tell(Progress("back-testing", 1.0, 1.0))
+    return scores
+
+
+def _log(run: TrainingRun, result: TrainingResult, scores: Mapping[str, Scores], data: _Data) -> None:
+    run.log_curves(epoch_curves(result.epochs) | horizon_curves(scores))
+    run.log_params({"device_used": result.device, "sensor_steps_per_s": round(result.sensor_steps_per_s)})
+    run.log_figure(draw_loss(result.epochs), "plots/loss.png")
+    run.log_figure(draw_scores(scores), "plots/scores.png")
+    predictor = model_predictor(result.forecaster, CHALLENGER)
+    tail_us = data.split.validation_end_us
+    forecasts = draw_forecasts(predictor, data.sequences, result.forecaster.config, scores[CHALLENGER], tail_us)
+    run.log_figure(forecasts, "plots/forecasts.png")
+
+
+def _register(
+    registry: Registry, run: TrainingRun, forecaster: Forecaster, summary: Mapping[str, float], history_version: int
+) -> int:
+    with tempfile.TemporaryDirectory(prefix="streamgru-") as folder:
+        save_artefact(forecaster, Path(folder) / "artefact")
+        version = run.register(Path(folder) / "artefact", summary, {"history.version": str(history_version)})
+    registry.set_alias(CHALLENGER, version)
+    return version
+
+
+def _decide(
+    registry: Registry, settings: Settings, champion: _Champion | None, scores: Mapping[str, Scores]
+) -> Decision:
+    """The gate's decision; a champion that came up while this run trained was not compared with, and stays."""
+    now = registry.resolve(CHAMPION)
+    if now != (champion.version if champion else None):
+        return Decision(
+            False, f"declined: version {now} became champion while this one was trained; retrain to compare"
+        )
+    loss = {name: score.mean(settings.gate.metric) for name, score in scores.items()}
+    decision = decide(loss[CHALLENGER], loss.get(CHAMPION), loss[SeasonalNaive.name], settings.gate)
+    if champion is not None and champion.forecaster is None:
+        left_out = f"the champion, version {champion.version}, was not compared with: {champion.trouble}"
+        return replace(decision, reason=f"{decision.reason}. {left_out}")
+    return decision

@@ -1,0 +1,97 @@
+"""What a retraining tells: curves for MLflow, scores for the version, and a page for Prefect."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from prefect.artifacts import create_markdown_artifact
+
+from model.baselines import Persistence, SeasonalNaive
+from model.metrics import Metric, Scores
+from model.training import EpochReport
+from pipeline.gate import Decision
+from pipeline.registry import CHALLENGER, CHAMPION
+
+SCORED: Final[tuple[Metric, ...]] = ("pinball", "mae", "mse", "coverage")
+# What is scored, and what it is called in the name of a metric.
+NAMES: Final = {
+    CHALLENGER: "challenger",
+    CHAMPION: "champion",
+    SeasonalNaive.name: "naive",
+    Persistence.name: "persistence",
+}
+
+Curves = dict[str, dict[int, float]]
+
+
+@dataclass(frozen=True)
+class RetrainReport:
+    """The outcome of a retraining."""
+
+    model_name: str
+    version: int
+    decision: Decision
+    scores: dict[str, float]
+    device: str
+    run_url: str
+
+    def __str__(self) -> str:
+        standing = "champion" if self.decision.promote else "challenger"
+        return f"version {self.version} of {self.model_name} is {standing}. {self.decision.reason}. {self.run_url}"
+
+
+def summarise(scores: Mapping[str, Scores]) -> dict[str, float]:
+    """The version's scores: means on the held-out tail, scaled by sensor; the rivals' after a dot."""
+    summary: dict[str, float] = {metric: scores[CHALLENGER].mean(metric) for metric in SCORED}
+    for name, score in scores.items():
+        if name != CHALLENGER:
+            summary |= {f"{metric}.{NAMES[name]}": score.mean(metric) for metric in ("pinball", "mae")}
+    return {name: value for name, value in summary.items() if math.isfinite(value)}
+
+
+def epoch_curves(epochs: Sequence[EpochReport]) -> Curves:
+    """By epoch."""
+    return {
+        "train_loss": {epoch.epoch: epoch.train_loss for epoch in epochs},
+        "validation_loss": {epoch.epoch: epoch.validation_loss for epoch in epochs},
+        "learning_rate": {epoch.epoch: epoch.learning_rate for epoch in epochs},
+    }
+
+
+def horizon_curves(scores: Mapping[str, Scores]) -> Curves:
+    """By step of the horizon, in the target's unit (``naive/mae/TEMP``), and over all, scaled (``naive/mae``)."""
+    curves: Curves = {}
+    for name, score in scores.items():
+        for metric in SCORED:
+            curves[f"{NAMES[name]}/{metric}"] = {0: score.mean(metric)}
+            by_horizon = score.by_horizon(metric)
+            for row, target in zip(by_horizon, score.targets, strict=True):
+                curves[f"{NAMES[name]}/{metric}/{_allowed(target)}"] = dict(enumerate(row.tolist(), start=1))
+    return {
+        name: {step: value for step, value in curve.items() if math.isfinite(value)} for name, curve in curves.items()
+    }
+
+
+def publish(report: RetrainReport, scores: Mapping[str, Scores]) -> None:
+    """The run's page in Prefect: the decision, and the scores it rests on."""
+    lines = [
+        f"## Version {report.version} of {report.model_name}: {'promoted' if report.decision.promote else 'declined'}",
+        report.decision.reason,
+        f"Trained on {report.device}. [The run in MLflow]({report.run_url})",
+        "Means on the held-out tail, errors in each sensor's scale:",
+        "| | " + " | ".join(SCORED) + " |",
+        "|---|" + "---|" * len(SCORED),
+    ]
+    lines[-2:] = ["\n".join([*lines[-2:], *(_row(name, score) for name, score in scores.items())])]
+    create_markdown_artifact("\n\n".join(lines), key="retrain-gate", description=report.decision.reason)
+
+
+def _row(name: str, score: Scores) -> str:
+    return f"| {name} | " + " | ".join(f"{score.mean(metric):.5g}" for metric in SCORED) + " |"
+
+
+def _allowed(target: str) -> str:
+    """A target's name with what MLflow refuses in the name of a metric replaced."""
+    return re.sub(r"[^\w\-. ]", "_", target)

@@ -1,0 +1,259 @@
+"""The retrain, promote and monitor flows, against a real Prefect and a real MLflow."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from flows.monitor import monitor, overdue
+from flows.progress import Progress, watched
+from flows.promote import promote
+from flows.retrain import retrain
+from flows.retrain_report import RetrainReport
+from model.artefact import save_artefact
+from model.config import ModelConfig
+from model.forecaster import Forecaster
+from pipeline.errors import Busy, HistoryError, ModelMissing, RegistryUnreachable, SettingsError
+from pipeline.exclusive import exclusive
+from pipeline.history import History
+from pipeline.mlflow_session import MlflowSession
+from pipeline.registry import CHALLENGER, CHAMPION, Registry
+from pipeline.settings import MonitorSettings, Settings
+from pipeline.training_run import training_run
+from tests.conftest import SettingsFactory
+from tests.environment import environment
+from tests.ports import free_ports
+
+pytestmark = pytest.mark.integration
+
+HOUR_US = 3_600_000_000
+SENSORS = 4
+Use = Callable[[Settings], None]
+
+
+@pytest.fixture
+def use(prefect_server: Settings, tmp_path: Path) -> Iterator[Use]:
+    """Makes flows called in this process run with these settings, on the run's Prefect."""
+    outside = dict(os.environ)
+
+    def now(settings: Settings) -> None:
+        os.environ.update(environment(settings))
+
+    with temporary_settings(
+        {PREFECT_API_URL: prefect_server.prefect_api_url, PREFECT_HOME: tmp_path / "prefect-client"}
+    ):
+        yield now
+    for name in set(os.environ) - set(outside):
+        del os.environ[name]
+    os.environ.update(outside)
+
+
+@pytest.fixture
+def settings(mlflow_server: Settings, fresh_settings: SettingsFactory, use: Use) -> Settings:
+    chosen = fresh_settings(
+        features=["a", "b"],
+        targets=["a"],
+        horizon_steps=6,
+        training={"hidden_size": 8, "epochs": 2, "budget_s": 20, "test_fraction": 0.2},
+    )
+    use(chosen)
+    return chosen
+
+
+def fill_history(settings: Settings, hours: int, first_hour: int = 0) -> None:
+    """A daily swing around a level that drifts: yesterday's value is a poor forecast, and the last one too."""
+    random = np.random.default_rng(first_hour)
+    history = History(settings.history_path, settings.features)
+    history.create()
+    hour = np.arange(first_hour, first_hour + hours)
+    frames = []
+    for sensor in range(SENSORS):
+        level = np.cumsum(random.normal(0, 0.4, hours))
+        frames.append(
+            pl.DataFrame(
+                {
+                    "sensor_id": [f"s{sensor}"] * hours,
+                    "timestamp": hour * HOUR_US,
+                    "a": level + 3 * np.sin(2 * np.pi * hour / 24 + sensor) + random.normal(0, 0.1, hours),
+                    "b": random.normal(size=hours),
+                    "partition": np.zeros(hours, np.int32),
+                    "offset": hour * SENSORS + sensor,
+                }
+            )
+        )
+    end = (first_hour + hours) * SENSORS
+    history.append(pl.concat(frames).sort("offset"), {0: end}, settings.kafka.topics.readings)
+
+
+def mlflow_run(settings: Settings, report: RetrainReport) -> Any:
+    run_id = Registry(settings).version(report.version).run_id
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a run") as client:
+        return client.get_run(run_id)
+
+
+def artifacts(settings: Settings, report: RetrainReport, folder: str) -> set[str]:
+    run_id = Registry(settings).version(report.version).run_id
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a run") as client:
+        return {file.path for file in client.list_artifacts(run_id, folder)}
+
+
+def markdown_of(flow_run: FlowRun) -> str:
+    with get_client(sync_client=True) as client:
+        found = client.request(
+            "POST",
+            "/artifacts/filter",
+            json={"flow_runs": {"id": {"any_": [str(flow_run.id)]}}},
+        ).json()
+    return "\n".join(artifact["data"] for artifact in found)
+
+
+def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -> None:
+    fill_history(settings, 900)
+    seen: list[Progress] = []
+    with watched(seen.append):
+        state = retrain(return_state=True)
+    report = state.result()
+
+    assert report.decision.promote, report.decision.reason
+    registry = Registry(settings)
+    assert registry.resolve(CHAMPION) == registry.resolve(CHALLENGER) == report.version == 1
+    (info,) = registry.versions()
+    assert info.metrics["pinball"] < info.metrics["pinball.naive"]
+    assert {"pinball", "mae", "mse", "coverage", "mae.naive", "pinball.persistence"} <= set(info.metrics)
+    assert "pinball.champion" not in info.metrics
+    assert info.tags["gate.decision"] == "promoted"
+    assert "seasonal-naive" in info.tags["gate.reason"]
+    assert (seen[0].doing, seen[0].done) == ("training", 0.0)
+    assert [(progress.doing, progress.done) for progress in seen if progress.done == 1.0][-1] == ("back-testing", 1.0)
+
+    run = mlflow_run(settings, report)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["gate.reason"] == info.tags["gate.reason"]
+    assert run.data.params["seed"] == "0"
+    assert run.data.params["device_used"] in ("cpu", "cuda")
+    assert {"train_loss", "validation_loss", "challenger/pinball", "naive/mae/a"} <= set(run.data.metrics)
+    assert artifacts(settings, report, "plots") == {"plots/loss.png", "plots/scores.png", "plots/forecasts.png"}
+    (data,) = run.inputs.dataset_inputs
+    source = json.loads(data.dataset.source)
+    assert source["version"] == History(settings.history_path, settings.features).version
+    assert source["next_offsets"] == {"0": 900 * SENSORS}
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a metric") as client:
+        curve = client.get_metric_history(run.info.run_id, "challenger/pinball/a")
+    assert [metric.step for metric in curve] == [1, 2, 3, 4, 5, 6]
+
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(state.state_details.flow_run_id)
+        names = {task_run.name.rpartition("-")[0] for task_run in client.read_task_runs()}
+    page = markdown_of(flow_run)
+    assert report.decision.reason in page
+    assert "| seasonal naive |" in page
+    assert {"train", "back-test", "register"} <= names
+
+
+def test_a_challenger_that_is_not_better_by_the_margin_stays_challenger(settings: Settings, use: Use) -> None:
+    fill_history(settings, 900)
+    retrain(epochs=1)
+    use(settings.model_copy(update={"gate": settings.gate.model_copy(update={"margin": 0.9})}))
+    report = retrain(epochs=1, seed=3, warm_start=True)
+    assert not report.decision.promote
+    registry = Registry(settings)
+    assert (registry.resolve(CHAMPION), registry.resolve(CHALLENGER)) == (1, 2)
+    newest = registry.versions()[0]
+    assert newest.tags["gate.decision"] == "declined"
+    assert "of the champion" in newest.tags["gate.reason"]
+    assert "pinball.champion" in newest.metrics
+    run = mlflow_run(settings, report)
+    assert (run.data.params["warm_start_from"], run.data.params["seed"]) == ("1", "3")
+
+
+def test_an_earlier_version_of_the_history_can_be_trained_on(settings: Settings) -> None:
+    fill_history(settings, 700)
+    version = History(settings.history_path, settings.features).version
+    fill_history(settings, 100, first_hour=700)
+    report = retrain(history_version=version, epochs=1)
+    source = json.loads(mlflow_run(settings, report).inputs.dataset_inputs[0].dataset.source)
+    assert (source["version"], source["readings"]) == (version, 700 * SENSORS)
+    with pytest.raises(HistoryError, match="99"):
+        retrain(history_version=99)
+
+
+def test_a_champion_that_does_not_fit_counts_as_none_and_is_said_to(settings: Settings, tmp_path: Path) -> None:
+    fill_history(settings, 900)
+    config = ModelConfig(settings.features, settings.targets, settings.cadence_us, settings.horizon_steps + 2)
+    save_artefact(Forecaster(config), tmp_path / "other")
+    with training_run(settings, "of another horizon", {}) as run:
+        Registry(settings).set_alias(CHAMPION, run.register(tmp_path / "other", {}, {}))
+    report = retrain(epochs=1, warm_start=True)
+    assert "seasonal-naive" in report.decision.reason
+    assert "the champion, version 1, was not compared with" in report.decision.reason
+    assert "horizon" in report.decision.reason
+    assert mlflow_run(settings, report).data.params["warm_start_from"] == "random weights"
+
+
+def test_without_enough_history_it_says_what_is_needed(settings: Settings) -> None:
+    with pytest.raises(HistoryError, match="streamgru ingest"):
+        retrain()
+    fill_history(settings, 5)
+    with pytest.raises(HistoryError, match=r"does not do for a retraining.*ingest more readings"):
+        retrain()
+    assert Registry(settings).versions() == []
+
+
+def test_two_retrainings_at_once_are_one(settings: Settings) -> None:
+    with exclusive(settings.home / "retrain.lock", "held"):
+        state = retrain(return_state=True)
+        assert state.is_cancelled()
+        assert "another retraining is under way" in str(state.message)
+        with pytest.raises(Busy):
+            retrain()
+
+
+def test_errors_of_the_user_fail_the_run_with_their_message(settings: Settings, use: Use) -> None:
+    use(settings.model_copy(update={"training": settings.training.model_copy(update={"device": "cuda:77"})}))
+    with pytest.raises(SettingsError, match=r"training.device"):
+        retrain()
+    (nobody,) = free_ports(1)
+    use(settings.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{nobody}"}))
+    state = retrain(return_state=True)
+    assert state.is_failed()
+    assert "MLflow does not answer" in str(state.message)
+    with pytest.raises(RegistryUnreachable):
+        state.result()
+
+
+def test_the_promote_flow_fails_in_words(settings: Settings) -> None:
+    with pytest.raises(ModelMissing, match="no version 5"):
+        promote(5)
+
+
+# --- the monitor ------------------------------------------------------------------------------------------------------
+
+
+def test_the_monitor_fails_while_something_is_overdue(settings: Settings) -> None:
+    state = monitor(return_state=True)
+    assert (state.is_failed(), state.name) == (True, "Overdue")
+    assert "no retraining has ended well so far" in str(state.message)
+    fill_history(settings, 10)
+    with training_run(settings, "a retraining", {}):
+        pass
+    assert monitor() == []
+
+
+def test_what_is_overdue_is_told_with_its_age() -> None:
+    limits = MonitorSettings(retrain_within_s=7_200, append_within_s=3_600)
+    now = datetime(2024, 1, 2, 12, tzinfo=UTC)
+    assert overdue(limits, now, now - timedelta(hours=2), now - timedelta(hours=1)) == []
+    (sentence,) = overdue(limits, now, now - timedelta(hours=3), now)
+    assert sentence == (
+        "no retraining has ended well for 3.0 hours (since 2024-01-02 09:00 UTC); `streamgru retrain` shows why"
+    )
+    assert len(overdue(limits, now, None, None)) == 2

@@ -1,0 +1,168 @@
+"""Schedules on a real Prefect: runs that come by themselves, a clean stop, and the deployments for work pools."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kafka.admin import NewTopic
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from pipeline.kafka import make_admin
+from pipeline.settings import Settings
+from tests.conftest import SettingsFactory
+from tests.environment import environment
+from tests.ports import free_ports
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+STREAMGRU = Path(sys.executable).with_name("streamgru")
+PREFECT = Path(sys.executable).with_name("prefect")
+
+
+@pytest.fixture
+def prefect(prefect_server: Settings) -> Iterator[SyncPrefectClient]:
+    with (
+        temporary_settings({PREFECT_API_URL: prefect_server.prefect_api_url}),
+        get_client(sync_client=True) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def settings(broker: Settings, mlflow_server: Settings, fresh_settings: SettingsFactory) -> Settings:
+    chosen = fresh_settings(schedules={"ingest": {"interval_s": 10}})
+    admin = make_admin(chosen)
+    admin.create_topics([NewTopic(chosen.kafka.topics.readings, chosen.kafka.partitions, 1)])
+    admin.close()
+    return chosen
+
+
+@pytest.fixture
+def serving(settings: Settings, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`streamgru schedule`, in a folder that is not the project's."""
+    log = (tmp_path / "schedule.log").open("w")
+    with (
+        log,
+        subprocess.Popen(
+            [STREAMGRU, "schedule"],
+            cwd=tmp_path,
+            env=environment(settings),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
+        yield process
+        process.kill()
+
+
+def test_a_schedule_fires_by_itself_and_survives_a_clean_stop(
+    settings: Settings, prefect: SyncPrefectClient, serving: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    name = settings.model_name
+
+    def runs(flow: str, *states: str) -> list[Any]:
+        found = prefect.request(
+            "POST",
+            "/flow_runs/filter",
+            json={
+                "deployments": {"name": {"any_": [name]}},
+                "flows": {"name": {"any_": [flow]}},
+                "flow_runs": {"state": {"type": {"any_": list(states)}}},
+            },
+        ).json()
+        return [run for run in found if run["auto_scheduled"]]
+
+    def told() -> str:
+        assert serving.poll() is None, (tmp_path / "schedule.log").read_text()
+        return (tmp_path / "schedule.log").read_text()
+
+    wait_until(lambda: told() and len(runs("ingest", "COMPLETED")) >= 2, 240, "ingest has run twice by itself")
+    log = told()
+    assert "ingest   every 10 s" in log
+    assert "retrain  0 3 * * * (UTC)" in log
+    assert "Traceback" not in log
+
+    serving.send_signal(signal.SIGTERM)
+    assert serving.wait(30) == 0
+    for flow in ("ingest", "retrain", "monitor", "promote"):
+        deployment = prefect.request("GET", f"/deployments/name/{flow}/{name}").json()
+        assert deployment["paused"] is False
+        assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+    prefect.request("DELETE", f"/deployments/{deployment['id']}")
+
+
+def test_deployments_for_work_pools_are_made_without_a_question(
+    prefect: SyncPrefectClient, prefect_server: Settings, tmp_path: Path
+) -> None:
+    variables = {
+        **environment(prefect_server),
+        "PREFECT_API_URL": prefect_server.prefect_api_url,
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+    }
+
+    def prefect_command(*arguments: str) -> None:
+        done = subprocess.run(
+            [PREFECT, "--no-prompt", *arguments],
+            cwd=ROOT,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    file = "deploy/prefect.yaml"
+    wanted = yaml.safe_load((ROOT / file).read_text())["deployments"]
+    for pool in {deployment["work_pool"]["name"] for deployment in wanted}:
+        prefect_command("work-pool", "create", pool, "--type", "process")
+    prefect_command("deploy", "--prefect-file", file, "--all")
+    for deployment in wanted:
+        flow = deployment["entrypoint"].partition(":")[2]
+        found = prefect.request("GET", f"/deployments/name/{flow}/{deployment['name']}").json()
+        assert found["work_pool_name"] == deployment["work_pool"]["name"]
+        assert len(found["schedules"]) == len(deployment["schedules"])
+        assert found["global_concurrency_limit"]["limit"] == 1
+        assert not found["pull_steps"]
+        prefect.request("DELETE", f"/deployments/{found['id']}")
+
+
+def test_commands_run_the_flows_and_say_what_came_of_them(settings: Settings, prefect: SyncPrefectClient) -> None:
+    def streamgru(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [STREAMGRU, *arguments],
+            env=environment(settings) | variables,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
+    done = streamgru("ingest")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"nothing new on topic {settings.kafka.topics.readings}\n"
+
+    failed = streamgru("retrain")
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("error: the history table")
+    assert "Traceback" not in failed.stderr
+
+    (nobody,) = free_ports(1)
+    away = streamgru("ingest", STREAMGRU_PREFECT_API_URL=f"http://127.0.0.1:{nobody}/api")
+    assert away.returncode == 1
+    assert away.stderr.startswith(f"error: Prefect does not answer at http://127.0.0.1:{nobody}/api")
+    assert "streamgru up" in away.stderr
