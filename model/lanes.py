@@ -182,9 +182,9 @@ class LanePool:
                 return
             # Lanes of like length walk together, so that little is padded; which of them come first is chance.
             order = sorted(self._rng.permutation(len(lanes)), key=lambda at: lanes[at].hi - lanes[at].lo < self._length)
-            groups = [[lanes[at] for at in order[at : at + batch]] for at in range(0, len(order), batch)]
+            groups = np.array_split(order, -(-len(order) // batch))
             for at in self._rng.permutation(len(groups)):
-                yield groups[at]
+                yield [lanes[lane] for lane in groups[at]]
 
     def windows(self, batch: int, steps: int) -> Iterator[list[Lane]]:
         """Groups of ``batch`` windows drawn at random, for ever, each with a label at its last step only."""
