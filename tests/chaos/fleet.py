@@ -41,6 +41,7 @@ class Member:
     wanted: bool = False
     dead_since: float | None = None
     resume_at: float | None = None  # while it is stopped
+    away_until: float = 0.0  # it is not started again before
 
     @property
     def is_running(self) -> bool:
@@ -93,7 +94,7 @@ class Fleet:
                 self._signal(member, signal.SIGCONT)
             if member.process is not None and not member.process.is_alive():
                 self._bury(member)
-            if member.process is None and member.wanted and now - (member.dead_since or 0.0) > RESTART_S:
+            if self._is_due(member, now):
                 self._start(member)
 
     def kill(self, member: Member) -> None:
@@ -111,8 +112,9 @@ class Fleet:
         member.resume_at = time.time() + seconds
         self.stalls += 1
 
-    def ask_to_end(self, member: Member) -> None:
-        """SIGTERM; where it is wanted it is started again."""
+    def ask_to_end(self, member: Member, away_s: float = 0.0) -> None:
+        """SIGTERM; where it is wanted it is started again, after so long."""
+        member.away_until = time.time() + away_s
         if member.resume_at is not None:
             member.resume_at = None
             self._signal(member, signal.SIGCONT)
@@ -142,6 +144,10 @@ class Fleet:
             if process.is_alive():
                 process.kill()
         return in_time and all(process.exitcode == 0 for process in processes)
+
+    def _is_due(self, member: Member, now: float) -> bool:
+        is_gone = member.process is None and now - (member.dead_since or 0.0) > RESTART_S
+        return is_gone and member.wanted and now >= member.away_until
 
     def _start(self, member: Member) -> None:
         orders = Orders(self.settings, member.name, self.models, member.folder, self.without)

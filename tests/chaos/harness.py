@@ -29,6 +29,7 @@ from tests.ports import free_ports
 TEND_S: Final = 0.02
 FAULT_S: Final = 30.0  # a forecaster passes any point within this, or the fault becomes one at a random moment
 SETTLE_S: Final = 120.0  # after faults, everything published before must have been forecast within this
+AWAY_S: Final = 6.0  # a forecaster that leaves stays away until the others have taken over its partitions
 END_S: Final = 20.0
 
 
@@ -194,8 +195,8 @@ class Harness:
         for member in others:
             member.point = "revoked"
             member.gauge.arm("revoked", KILL)
-        self._fleet.ask_to_end(leaver)
-        if not self._wait_until(lambda: len(self._fleet.kills) > before, FAULT_S):
+        self._fleet.ask_to_end(leaver, away_s=AWAY_S)
+        if not self._wait_until(lambda: len(self._fleet.kills) > before, AWAY_S + FAULT_S):
             self._say("nobody gave up a partition; one is killed where it is")
             self._fleet.kill(leaver)
         for member in others:

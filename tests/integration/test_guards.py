@@ -1,0 +1,330 @@
+"""The guards of exactly-once, each against a real broker: what they prevent, and that it happens without them.
+
+The counter-tests take a guard away in this process and show the harm: were a guard lost from the product, the test
+beside it would fail the same way.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaConsumer
+from pydantic import ValidationError
+
+from deploy.stack import Stack
+from pipeline.audit import committed_offsets
+from pipeline.commit import Aborted, Committer, KafkaTransport, Records, Work
+from pipeline.kafka import make_consumer, make_producer
+from pipeline.settings import ForecasterSettings, Settings
+from pipeline.topics import ensure_topics
+from pipeline.watchdog import EXIT_CODE, Watchdog
+from tests.chaos.fleet import Fleet
+from tests.chaos.gauge import STOP
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import (
+    FolderChampion,
+    expected_forecasts,
+    publish,
+    read_all,
+    rounds,
+    running,
+    small_forecaster,
+    wait_for_forecasts,
+)
+from tests.ports import free_ports
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+SENSORS = ["sensor-0", "sensor-1"]
+TIMEOUTS = {
+    "request_timeout_s": 0.5,
+    "delivery_timeout_s": 1.0,
+    "transaction_timeout_s": 20.0,
+    "poll_interval_s": 30.0,
+    "commit_timeout_s": 3.0,
+}
+
+
+@contextmanager
+def committing(settings: Settings, name: str) -> Iterator[Committer]:
+    """A committer by itself, as a forecaster of that name has it."""
+    watchdog = Watchdog(60)
+
+    def open_transport() -> KafkaTransport:
+        return KafkaTransport(make_producer(settings, transactional_id=name), settings.kafka.topics.readings)
+
+    committer = Committer(open_transport, watchdog)
+    committer.open()
+    try:
+        yield committer
+    finally:
+        committer.close()
+        watchdog.close()
+
+
+def forecast_of(settings: Settings, text: bytes) -> Records:
+    return Records(settings.kafka.topics.forecasts, 0, [b"sensor"], [text])
+
+
+def values(settings: Settings) -> list[bytes]:
+    return [record.value for record in read_all(settings, settings.kafka.topics.forecasts)]
+
+
+# --- the zombie -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_partition(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
+    settings = fresh_settings(kafka={"partitions": 1})
+    ensure_topics(settings)
+    publish(settings, [message for message in rounds(settings, SENSORS, range(10)) if message.partition == 0])
+    return settings
+
+
+class Zombie:
+    """A forecaster's consumer that polled, was held up beyond the poll interval, and has a successor by now."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.consumer = self._join(max_poll_interval_ms=1_000)
+        self.snapshot = self.consumer.group_metadata()
+        self.successor = self._join()
+
+        def is_out() -> bool:
+            self.successor.poll(timeout_ms=100)
+            return bool(self.successor.assignment()) and self.consumer.group_metadata().generation_id < 0
+
+        wait_until(is_out, 30, "the successor has the partition, and the zombie's client knows that it is out")
+
+    def _join(self, **overrides: Any) -> KafkaConsumer:
+        consumer = make_consumer(self.settings, group_id=self.settings.forecaster.group_id, **overrides)
+        consumer.subscribe([self.settings.kafka.topics.readings])
+        if overrides:
+            wait_until(lambda: consumer.poll(timeout_ms=100), 30, "the first poll brought readings")
+        return consumer
+
+    def close(self) -> None:
+        self.consumer.close()
+        self.successor.close()
+
+
+@pytest.fixture
+def zombie(one_partition: Settings) -> Iterator[Zombie]:
+    zombie = Zombie(one_partition)
+    with committing(one_partition, "successor") as committer:
+        committer.commit(Work([forecast_of(one_partition, b"successor's")], {0: 7}, zombie.successor.group_metadata()))
+    yield zombie
+    zombie.close()
+
+
+def test_a_zombie_cannot_commit_over_its_successor(zombie: Zombie) -> None:
+    work = [forecast_of(zombie.settings, b"zombie's")]
+    with committing(zombie.settings, "zombie") as committer:
+        with pytest.raises(Aborted, match=r"CommitFailed|IllegalGeneration|UnknownMember"):
+            committer.commit(Work(work, {0: 3}, zombie.snapshot))
+        committer.open()
+        with pytest.raises(Aborted, match="not a member"):
+            committer.commit(Work(work, {0: 3}, zombie.consumer.group_metadata()))
+    assert values(zombie.settings) == [b"successor's"]
+    assert committed_offsets(zombie.settings) == {0: 7}
+
+
+def test_without_the_snapshot_and_the_refusal_the_broker_takes_a_zombies_commit(
+    zombie: Zombie, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.commit.is_member", lambda membership: True)
+    with committing(zombie.settings, "zombie") as committer:
+        committer.commit(Work([forecast_of(zombie.settings, b"zombie's")], {0: 3}, zombie.consumer.group_metadata()))
+    assert values(zombie.settings) == [b"successor's", b"zombie's"]
+    assert committed_offsets(zombie.settings) == {0: 3}
+
+
+# --- a broker that does not answer ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A broker that may be stopped, with a group that is at its beginning."""
+    (port,) = free_ports(1)
+    settings = Settings(
+        home=tmp_path_factory.mktemp("guards"),
+        features=("a",),
+        targets=("a",),
+        horizon_steps=1,
+        stack={"kafka_port": port},
+        kafka={"partitions": 1},
+        forecaster=TIMEOUTS,
+    )
+    stack = Stack(settings)
+    stack.up(("kafka",))
+    ensure_topics(settings)
+    yield settings
+    stack.down(("kafka",))
+
+
+@contextmanager
+def stopped(settings: Settings) -> Iterator[None]:
+    """The broker is frozen meanwhile."""
+    pid = Stack(settings).status()[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def member(own_broker: Settings) -> Iterator[KafkaConsumer]:
+    """A member of a group of its own, whose offsets are to be committed."""
+    settings = with_group(own_broker, f"group-{time.monotonic_ns()}")
+    publish(settings, rounds(settings, SENSORS, range(2)))
+    consumer = make_consumer(settings, group_id=settings.forecaster.group_id)
+    consumer.subscribe([settings.kafka.topics.readings])
+    wait_until(lambda: consumer.poll(timeout_ms=100), 30, "the member joined")
+    consumer.settings = settings
+    yield consumer
+    consumer.close()
+
+
+def with_group(settings: Settings, group_id: str) -> Settings:
+    forecaster = settings.forecaster.model_copy(update={"group_id": group_id})
+    return settings.model_copy(update={"forecaster": forecaster})
+
+
+class LateTransport(KafkaTransport):
+    """Flushes while the broker is frozen for longer than a batch may take to be delivered.
+
+    One batch arrives before; one is on its way, and may still arrive; one waits behind it, and never does.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        producer = make_producer(settings, transactional_id=settings.forecaster.group_id)
+        super().__init__(producer, settings.kafka.topics.readings)
+        self._settings = settings
+
+    def begin(self) -> None:
+        super().begin()
+        self.append(forecast_of(self._settings, b"arrives"))
+        super().flush()
+
+    def flush(self) -> None:
+        with stopped(self._settings):
+            self.append(forecast_of(self._settings, b"on its way"))
+            wait_until(self._producer._sender._in_flight_batches.values, 5, "a batch is on its way")
+            self.append(forecast_of(self._settings, b"lost"))
+            super().flush()
+
+
+def commit_late(settings: Settings, consumer: KafkaConsumer) -> None:
+    watchdog = Watchdog(60)
+    committer = Committer(lambda: LateTransport(settings), watchdog, exclusive=True)
+    committer.open()
+    try:
+        committer.commit(Work([], {0: 1}, consumer.group_metadata()))
+    finally:
+        committer.close()
+        watchdog.close()
+
+
+def test_a_transaction_does_not_commit_without_a_batch_that_expired(member: Any) -> None:
+    before = values(member.settings)
+    with pytest.raises(Aborted):
+        commit_late(member.settings, member)
+    assert values(member.settings) == before
+    assert committed_offsets(member.settings) == {}
+
+
+def test_without_the_check_of_every_future_it_does(member: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KafkaTransport, "check", lambda self: None)
+    commit_late(member.settings, member)
+    assert b"arrives" in values(member.settings)
+    assert b"lost" not in values(member.settings)
+    assert committed_offsets(member.settings) == {0: 1}
+
+
+def test_a_commit_that_hangs_ends_the_process_with_a_message(own_broker: Settings, tmp_path: Path) -> None:
+    settings = with_group(own_broker, "hanging")
+    champion = FolderChampion(tmp_path / "models", settings)
+    champion.promote(1, small_forecaster(settings))
+    publish(settings, rounds(settings, SENSORS, range(3)))
+    fleet = Fleet(settings, tmp_path / "models", tmp_path / "forecasters", ("hanging",))
+    fleet.want(1)
+    (forecaster,) = fleet.members
+    forecaster.gauge.arm("offsets-sent", STOP)
+    try:
+        fleet.tend()
+        process = forecaster.process
+        assert process is not None and process.pid is not None
+        wait_until(lambda: forecaster.gauge.has_fired, 30, "it stands right before its commit")
+        with stopped(settings):
+            os.kill(process.pid, signal.SIGCONT)
+            process.join(settings.forecaster.commit_timeout_s + 10)
+        assert process.exitcode == EXIT_CODE
+    finally:
+        fleet.end(5)
+    said = (tmp_path / "forecasters" / "hanging" / "log").read_text()
+    assert "has not returned for 3 s" in said, said
+    assert "Traceback" not in said
+
+
+# --- what is read, and how long is waited -----------------------------------------------------------------------------
+
+
+def publish_aborted(settings: Settings, steps: range) -> None:
+    producer = make_producer(settings, transactional_id=f"{settings.forecaster.group_id}-publisher")
+    producer.init_transactions()
+    producer.begin_transaction()
+    for message in rounds(settings, SENSORS, steps):
+        producer.send(settings.kafka.topics.readings, message.value, message.key, partition=message.partition)
+    producer.flush()
+    producer.abort_transaction()
+    producer.close()
+
+
+@pytest.fixture
+def half_aborted(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> Settings:
+    """Readings of steps 0 to 4, of 5 to 9 in a transaction that was aborted, and of 10 to 14."""
+    settings = fresh_settings(features=["a"], targets=["a"], horizon_steps=1)
+    ensure_topics(settings)
+    FolderChampion(tmp_path / "models", settings).promote(1, small_forecaster(settings))
+    publish(settings, rounds(settings, SENSORS, range(5)))
+    publish_aborted(settings, range(5, 10))
+    publish(settings, rounds(settings, SENSORS, range(10, 15)))
+    return settings
+
+
+def test_readings_of_an_aborted_transaction_are_not_forecast(half_aborted: Settings, tmp_path: Path) -> None:
+    champion = FolderChampion(tmp_path / "models", half_aborted)
+    with running(half_aborted, champion) as forecaster:
+        found = wait_for_forecasts(half_aborted, 10 * len(SENSORS))
+    assert found == expected_forecasts(half_aborted, small_forecaster(half_aborted))
+    assert forecaster.counters.accepted == 10 * len(SENSORS)
+
+
+def test_without_read_committed_they_are(
+    half_aborted: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_uncommitted(settings: Settings, **options: Any) -> KafkaConsumer:
+        return make_consumer(settings, **options | {"isolation_level": "read_uncommitted"})
+
+    monkeypatch.setattr("pipeline.forecaster.make_consumer", make_uncommitted)
+    champion = FolderChampion(tmp_path / "models", half_aborted)
+    with running(half_aborted, champion):
+        assert len(wait_for_forecasts(half_aborted, 15 * len(SENSORS))) == 15 * len(SENSORS)
+
+
+def test_timeouts_reach_the_clients_in_their_order(one_partition: Settings) -> None:
+    """A batch gives up before its transaction does, or a transaction could end without the batch's fate known."""
+    producer = make_producer(one_partition, transactional_id="order")
+    config = producer.config
+    assert config["request_timeout_ms"] < config["delivery_timeout_ms"] < config["transaction_timeout_ms"]
+    producer.close()
+    with pytest.raises(ValidationError, match="timeouts must rise in this order"):
+        ForecasterSettings(delivery_timeout_s=9.0, transaction_timeout_s=8.0)
