@@ -98,7 +98,9 @@ class ForecasterSettings(_Section):
         description="the group keeps a stopped forecaster's partitions for it, for session_timeout_s: a restart goes on "
         "at once, and nobody takes over before",
     )
-    max_batch_readings: int = Field(default=4_000, ge=1, le=100_000)
+    max_batch_readings: int = Field(
+        default=20_000, ge=1, le=100_000, description="of one transaction: reached only where readings have piled up"
+    )
     start: Literal["earliest", "latest"] = Field(
         default="earliest", description="where a group without committed offsets begins"
     )

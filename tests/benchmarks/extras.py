@@ -18,7 +18,7 @@ from pipeline.registry import CHAMPION, Registry
 from pipeline.settings import Settings
 from pipeline.training_run import training_run
 from tests.benchmarks.sides import FEATURES, HIDDEN_SIZE, again, champion_for, fill
-from tests.integration.stream_rig import small_forecaster, start_process
+from tests.integration.stream_rig import ForecasterProcess, small_forecaster
 from tests.waiting import wait_until
 
 TIMEOUT_S = 120.0
@@ -32,13 +32,9 @@ def forecaster_memory(base: Settings, sensors: int) -> int:
     folder = Path(settings.home) / f"champion-{settings.forecaster.group_id}"
     champion_for(settings)
     ends = topic_ends(settings, settings.kafka.topics.readings)
-    process = start_process(settings, folder)
-    try:
+    with ForecasterProcess(settings, folder) as process:
         wait_until(lambda: committed_offsets(settings) == ends, TIMEOUT_S, f"{sensors} sensors were served")
         return int(psutil.Process(process.pid).memory_info().rss)
-    finally:
-        process.terminate()
-        process.communicate(timeout=TIMEOUT_S)
 
 
 def training_rate() -> tuple[float, str]:

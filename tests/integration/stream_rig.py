@@ -332,13 +332,18 @@ class ForecasterProcess:
         self._process.join()
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
     def said(self) -> str:
         """What it has logged so far."""
         return self._log.read_text()
 
     def signal(self, number: int) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def exit_code(self, timeout_s: float) -> int:
         """How it ended, by which signal if negative; fails the test with its log where it did not."""
