@@ -13,8 +13,8 @@ at ``LOSS_POINTS``, and interpolated between. The state's size is therefore fixe
 labels only (9 bytes a step and target).
 
 A step without a reading issues no forecast; it moves the signals by the rule of ``model.signals``. A state that is
-reset is blank again. On a model swap the state is learned anew from the readings replayed into the new model, so that
-it stays a function of (model, settings, readings since the origin).
+reset is blank again. On a model swap what knows nothing of the model is carried over, and the rest is learned from the
+readings replayed into the new model (``carry_over``).
 
 Nothing here mixes sensors: a sensor's results are the same bits whoever shares the call.
 
@@ -28,7 +28,7 @@ from typing import Final
 import numpy as np
 
 from . import calibration, judging, least_squares, mixture, signals
-from .experts import BASES, STORED_BOUND, AdaptationConfig, Indexes, States, groups
+from .experts import BASES, CORRECTED, MODEL_FREE, STORED_BOUND, AdaptationConfig, Indexes, States, groups
 from .signals import Bools, Floats
 
 SPREAD_PRIOR: Final = 10.0  # labels' worth of "the mixture errs as the GRU does"
@@ -77,6 +77,34 @@ def advance(
     due = np.flatnonzero(begun & (steps % config.stride == 0))
     _keep(config, states, due, issued, unit, experts, bases, regressors, adapted)
     return Adapted(adapted, weights.mean(axis=3))
+
+
+def carry_over(config: AdaptationConfig, old: States, new: States) -> States:
+    """The states to go on with after a model swap: (B,) as ``new``, with what ``old`` knows of the sensors themselves.
+
+    Signals, the learned corrections of persistence and of the profiles, and these experts' losses take far longer to
+    learn than a replay lasts, and owe nothing to a model. What does (the corrections of the GRU, its losses, spreads
+    and calibration) comes from the replay. Forecasts that were pending are dropped: the old model issued them.
+
+    Args:
+        old: (B,) under the old model; new: (B,) after replaying the newest readings into the new one. Both have seen
+            the same last reading. A row that is blank in either comes back as ``new`` has it.
+    """
+    states = new.copy()
+    rows = np.flatnonzero((old["steps"] > 0) & (new["steps"] > 0))
+    for name in ("steps", "labels", *(field[0] for field in config.signals.fields(config.targets))):
+        states[name][rows] = old[name][rows]
+    states["pending_step"][rows] = 0
+    if config.level == "off":
+        return states
+    independent = [expert for expert, name in enumerate(config.experts) if name in MODEL_FREE]
+    states["plain_root"][rows] = old["plain_root"][rows]
+    for expert in independent:
+        states["losses"][rows, :, expert] = old["losses"][rows, :, expert]
+    for correction in range(CORRECTED.index("gru+")):
+        states["plain_weights"][rows, :, correction] = old["plain_weights"][rows, :, correction]
+        states["plain_errors"][rows, :, correction] = old["plain_errors"][rows, :, correction]
+    return states
 
 
 def _experts(

@@ -29,6 +29,7 @@ STORED_BOUND: Final = 1e6  # scales; of what a pending forecast keeps in float32
 PLAIN: Final = ("persistence", "seasonal", "gru")
 CORRECTED: Final = ("persistence+", "profile+", "quick_profile+", "gru+")
 HIDDEN: Final = ("profile+hidden", "gru+hidden")
+MODEL_FREE: Final = ("persistence", "seasonal", "persistence+", "profile+", "quick_profile+")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .signals import Floats
 ERROR_RATE: Final = 0.01  # of a running mean |error|
 ERROR_BOUND: Final = 3.0  # mean errors; beyond it an error teaches no more (Huber), which draws means towards medians
 FORGETTING: Final = 0.9995  # per step: a memory of some 2,000 steps
-WEIGHT_BOUND: Final = 1e9  # of a weight that is still sound
+WEIGHT_BOUND: Final = 1e4  # scales; a larger one was learned while a series was all but constant, and is unlearned
 UNPRACTISED: Final = 20  # labels before a mean |error| is taken as the measure of an outlier
 
 
@@ -102,7 +102,7 @@ def _learn(config: AdaptationConfig, group: Group, due: _Due, labels: Floats) ->
     labelled = np.asarray(np.isfinite(labels).any(axis=(1, 2)))
     new_root = np.where(labelled[:, None, None], new_root, root)
     new_weights = np.where(labelled[:, None, None, None], new_weights, weights)
-    # Nothing known leads here; should anything, the learner begins anew rather than carry it for ever.
+    # A learner that has left all bounds begins anew rather than carry that for ever.
     unsound = ~(np.isfinite(new_root).all(axis=(1, 2)) & (np.abs(new_weights) < WEIGHT_BOUND).all(axis=(1, 2, 3)))
     new_root[unsound] = least_squares.blank_root(group.regressors)
     new_weights[unsound] = 0.0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model import least_squares, mixture, signals
-from model.adaptation import advance
+from model.adaptation import advance, carry_over
 from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, AdaptationConfig, Level, States, adaptation_dtype
 
 Floats = NDArray[np.float64]
@@ -296,6 +296,23 @@ def test_a_long_horizon_adapts_too() -> None:
         np.abs(errors(values, forecasts, 250)).mean()
         < 1.05 * np.abs(errors(values, naive(values, 100, 12), 250)).mean()
     )
+
+
+@pytest.mark.parametrize("level", ["off", "light", "full"])
+def test_a_model_swap_keeps_what_was_learned_of_the_sensor(level: Level) -> None:
+    values, shape = seasonal(600, 4), config(level)
+    old = run(shape, values[:500]).states
+    new = run(shape, values[440:500], start=440).states
+    carried = carry_over(shape, old, new)
+    blank = carry_over(shape, np.zeros_like(old), new)
+    assert blank.tobytes() == new.tobytes()
+    assert (carried["pending_step"] == 0).all()
+
+    def error(states: States) -> float:
+        forecasts = run(shape, values[500:], states=states.copy(), start=500).quantiles[:, :, :, 1]
+        return float(np.abs(errors(values[500:], forecasts, 0)[:50]).mean())
+
+    assert error(carried) <= 1.02 * error(old)
 
 
 def test_the_phase_goes_by_the_clock_and_forgives_jitter() -> None:
