@@ -39,7 +39,7 @@ bench: setup ## Measure speed against plain clients on the same broker
 	$(BIN)/python -m tests.benchmarks.speed
 
 chaos: setup ## Kill, stall and rebalance forecasters and brokers for twenty minutes, and check every forecast
-	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos --report tests/chaos
 
 clean: ## Remove the virtual environment and caches (data under .streamgru stays)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,6 @@ Exits with 0 when nothing was missing, twice, out of order or different, and eve
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from tests.chaos.guards import GUARDS
 from tests.chaos.harness import Harness
 from tests.chaos.plan import Size
-from tests.chaos.report import as_json, as_markdown, shortfalls
+from tests.chaos.report import as_json, as_markdown, keep, shortfalls
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     parser.add_argument("--broker-stalls", type=int, default=full.broker_stalls)
     parser.add_argument("--promotions", type=int, default=full.promotions)
     parser.add_argument("--without", action="append", default=[], choices=sorted(GUARDS), help="take a guard out")
-    parser.add_argument("--json", type=Path, help="write the outcome here")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="add the outcome to report.json and REPORT.md")
     parser.add_argument("--keep", action="store_true", help="leave logs and topics, and say where")
     given = parser.parse_args()
     size = replace(
@@ -64,8 +63,8 @@ def main() -> None:
         else:
             shutil.rmtree(home, ignore_errors=True)
     result = as_json(record)
-    if given.json is not None:
-        given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if given.report is not None:
+        keep(result, given.report)
     print(as_markdown([result]))
     for shortfall in shortfalls(record):
         print(f"not as it must be: {shortfall}")

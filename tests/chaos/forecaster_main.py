@@ -112,4 +112,4 @@ def _watch_transactions(gauge: Gauge) -> None:
             super().abort()
             gauge.in_transaction = False
 
-    pipeline.forecaster.KafkaTransport = Watched  # type: ignore[misc]
+    pipeline.forecaster.KafkaTransport = Watched  # type: ignore[attr-defined]

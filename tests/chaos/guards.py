@@ -13,16 +13,15 @@ import pipeline.commit
 import pipeline.forecaster
 from pipeline.changelog import Changelog, Restored
 from pipeline.commit import KafkaTransport
+from pipeline.kafka import make_consumer
 from pipeline.serving import Serving
 
 _consumers: list[Any] = []  # of the group, newest last
 
 
 def _keep_consumers() -> None:
-    make = pipeline.forecaster.make_consumer
-
     def make_and_keep(*arguments: Any, **options: Any) -> Any:
-        consumer = make(*arguments, **options)
+        consumer = make_consumer(*arguments, **options)
         if options.get("group_id") is not None:
             _consumers.append(consumer)
         return consumer

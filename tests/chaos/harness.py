@@ -39,6 +39,7 @@ class Record:
 
     seed: int
     size: Size
+    without: tuple[str, ...] = ()  # guards taken out
     seconds: float = 0.0
     verify_s: float = 0.0
     published: int = 0
@@ -93,7 +94,7 @@ class Harness:
     ) -> None:
         (port,) = free_ports(1)
         self.settings = chaos_settings(home, size, port)
-        self.record = Record(seed, size)
+        self.record = Record(seed, size, without)
         self._say = say
         self._random = random.Random(seed + 1)
         self._stack = Stack(self.settings)

@@ -71,6 +71,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "passed": not shortfalls(record),
         "shortfalls": shortfalls(record),
         "seed": record.seed,
+        "without": list(record.without),
         "size": asdict(record.size),
         "cores": os.cpu_count(),
         "seconds": round(record.seconds, 1),
@@ -173,7 +174,58 @@ def _times(summary: dict[str, Any] | None) -> str:
     return "-" if summary is None else f"{summary['median']} s, {summary['p99']} s (of {summary['count']})"
 
 
-def write(results: list[dict[str, Any]], folder: Path, introduction: str) -> None:
-    """Write ``report.json`` and ``REPORT.md``."""
-    (folder / "report.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (folder / "REPORT.md").write_text(introduction + as_markdown(results), encoding="utf-8")
+INTRODUCTION = """# The forecaster, broken on purpose
+
+Written by `make chaos` (`python -m tests.chaos --report tests/chaos`; `--seed N` for another one). `report.json` beside
+this page has everything it is made of.
+
+Each run publishes readings all the while, with duplicates, late ones, gaps, missing values and poison among them; a
+`read_committed` reader notes every forecast the moment it becomes visible. Forecasters (one, then three, then one
+again) are killed by SIGKILL at random moments and, by themselves, at every fault point of the loop. They are stopped
+for longer than the poll interval and the session timeout, also between a poll and its commit. They lose the broker to
+SIGKILL, and to a SIGSTOP that outlasts the delivery timeout. Models are promoted under load, with a kill in the middle
+of the swap. A killed forecaster is started again after 0.2 s under the same name. At the end `streamgru verify`
+recomputes every forecast and every sensor's last state from the readings topic with the model version that each names,
+starting from a blank state.
+
+Recovery is the time from a kill to the next forecast a reader can see in a partition that the victim had served. It is
+made of the session timeout (6 s, the least that brokers allow by default), which the group waits before it shares out a
+dead member's partitions, and of the restore. "Nothing else in between" leaves out kills that another kill or an outage
+of the broker followed before the recovery.
+
+"""
+
+GUARDS = """
+## With a guard taken out
+
+The harness must catch what a guard prevents. In these runs one guard each was taken out of the forecaster (in the
+harness's own processes, `tests/chaos/guards.py`); a run that finds nothing wrong would mean that the harness is blind.
+
+"""
+
+
+def _guard_table(results: list[dict[str, Any]]) -> str:
+    lines = ["| guard taken out | seed | kills | stalls | verdict | found |", "|---|---|---|---|---|---|"]
+    for result in results:
+        faults = (result["verdict"] or {}).get("faults", {})
+        caught = "caught" if faults else "**not caught**"
+        guards = ", ".join(result["without"])
+        done = f"{result['seed']} | {result['kills']} | {result['stalls']}"
+        lines.append(f"| {guards} | {done} | {caught} | {_listed(faults)} |")
+    return "\n".join(lines) + "\n"
+
+
+def keep(result: dict[str, Any], folder: Path) -> None:
+    """Add a run to ``report.json`` and ``REPORT.md``, in place of one of the same seed and guards."""
+    path = folder / "report.json"
+    earlier: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def identity(run: dict[str, Any]) -> tuple[list[str], int]:
+        return (run["without"], run["seed"])
+
+    results = sorted([run for run in earlier if identity(run) != identity(result)] + [result], key=identity)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    whole = [run for run in results if not run["without"]]
+    lame = [run for run in results if run["without"]]
+    page = INTRODUCTION + (as_markdown(whole) if whole else "") + (GUARDS + _guard_table(lame) if lame else "")
+    (folder / "REPORT.md").write_text(page, encoding="utf-8")
