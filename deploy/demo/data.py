@@ -16,7 +16,7 @@ BUNDLED_ZONE: Final = "Asia/Shanghai"
 REPLAY_OPTIONS: Final = ("--sensor-column", "sensor_id")  # of the files made here
 LIVE_FROM: Final = datetime(2016, 3, 1, tzinfo=UTC)
 # The readings that are sent before the change of models, as a share of the live ones; the rest follows it.
-FIRST_PART: Final = 0.8
+FIRST_PART: Final = 0.85
 
 # Of the live readings: enough to be seen in the counts, few enough to leave the forecasts alone.
 _LATE_FRACTION: Final = 0.003

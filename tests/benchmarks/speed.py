@@ -168,9 +168,9 @@ def _conditions() -> list[str]:
     memory_gib = psutil.virtual_memory().total / 2**30
     return [
         f"{SENSORS} sensors, {SENSORS * STEPS:,} readings of {len(sides.FEATURES)} features, one target, hidden size",
-        f"{sides.HIDDEN_SIZE}, 4 partitions, one broker on the same machine; the sides take turns. The pass-through sends",
-        "a value as long as a forecast at horizon 1, one transaction with the offsets per poll, without headers, decoding",
-        "or states; its clients are configured as the forecaster's (the client's own defaults wait 100 ms per commit).",
+        f"{sides.HIDDEN_SIZE}, 4 partitions, one broker on the same machine; the sides take turns. The pass-through",
+        "sends a value as long as a forecast at horizon 1, one transaction with the offsets per poll, and no headers,",
+        "decoding or states; its clients are set up like the forecaster's (by default they wait 100 ms per commit).",
         "",
         f"Machine: {_processor()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.system()}.",
         f"Python {platform.python_version()}, {versions}, Apache Kafka {kafka}.",

@@ -1,0 +1,39 @@
+"""The README's program for consumers, as it stands there, against a forecaster at work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import Settings
+from pipeline.topics import ensure_topics
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import FolderChampion, publish, rounds, running, small_forecaster
+from tests.unit.test_readme import blocks
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_program_prints_a_line_per_forecast(
+    broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path
+) -> None:
+    settings = fresh_settings(features=("PM2.5",), targets=("PM2.5",), horizon_steps=24)
+    ensure_topics(settings)
+    champion = FolderChampion(tmp_path / "champion", settings)
+    champion.promote(1, small_forecaster(settings))
+    publish(settings, rounds(settings, ["roof", "attic"], range(3)))
+    (program,) = blocks("python")
+    here = program.replace('"forecasts"', f'"{settings.kafka.topics.forecasts}"')
+    here = here.replace("127.0.0.1:9092", settings.kafka.bootstrap_servers)
+    assert here.count(settings.kafka.topics.forecasts) == here.count(settings.kafka.bootstrap_servers) == 1
+    with running(settings, champion):
+        process = subprocess.Popen([sys.executable, "-u", "-c", here], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(6)]
+        finally:
+            process.kill()
+            process.wait()
+    assert sorted(line.split()[0] for line in lines) == ["attic"] * 3 + ["roof"] * 3
+    assert all(" in an hour, " in line and line.endswith("in a day\n") for line in lines)
