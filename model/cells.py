@@ -72,9 +72,13 @@ class TiledGRU:
         self._tile = tile
         self._hidden = rnn.hidden_size
         self._layers = [
-            (
-                TiledLinear(getattr(rnn, f"weight_ih_l{layer}"), getattr(rnn, f"bias_ih_l{layer}"), tile),
-                TiledLinear(getattr(rnn, f"weight_hh_l{layer}"), getattr(rnn, f"bias_hh_l{layer}"), tile),
+            tuple(
+                TiledLinear(
+                    _candidate_doubled(getattr(rnn, f"weight_{side}_l{layer}")),
+                    _candidate_doubled(getattr(rnn, f"bias_{side}_l{layer}")),
+                    tile,
+                )
+                for side in ("ih", "hh")
             )
             for layer in range(rnn.num_layers)
         ]
@@ -122,10 +126,21 @@ class TiledGRU:
             gates, opened, new = self._gates[:size], self._opened[:size], self._candidate[:size]
             recur(h, gates)
             torch.add(inward[:, : 2 * H], gates[:, : 2 * H], out=opened).sigmoid_()
-            torch.mul(opened[:, :H], gates[:, 2 * H : 3 * H], out=new).add_(inward[:, 2 * H : 3 * H]).tanh_()
+            torch.mul(opened[:, :H], gates[:, 2 * H : 3 * H], out=new).add_(inward[:, 2 * H : 3 * H])
+            new.sigmoid_().mul_(2.0).sub_(1.0)  # tanh, of half of what the doubled weights gave
             # (1 - z) n + z h, as n + z (h - n); rows behind the active ones keep what they hold
             kept = torch.sub(h, new).mul_(opened[:, H:]).add_(new)
             h[:count] = kept[:count]
+
+
+def _candidate_doubled(parameter: Tensor) -> Tensor:
+    """A weight or bias of the three gates with the candidate's part doubled, which is exact.
+
+    tanh(a) = 2 σ(2a) - 1, and Torch's sigmoid takes a sixth of the time of its tanh.
+    """
+    doubled = parameter.detach().clone()
+    doubled[len(doubled) * 2 // 3 :] *= 2.0
+    return doubled
 
 
 def _resets_by_round(reset: NDArray[np.bool_], sizes: Sequence[int]) -> dict[int, Tensor]:

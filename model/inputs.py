@@ -63,12 +63,12 @@ def step_inputs(trace: Trace, timestamp_us: Indexes, elapsed: NDArray[np.float32
     per_feature = x[:, : F * INPUTS_PER_FEATURE].reshape(M, F, INPUTS_PER_FEATURE)
     level = trace.levels[:, :, 1]
     unit = _reciprocal(trace.scale)
-    bounded = np.empty((M, F, 4))
-    bounded[:, :, 0] = (trace.last - level) * unit
-    bounded[:, :, 1] = (trace.levels[:, :, 0] - level) * unit
-    bounded[:, :, 2] = (trace.levels[:, :, 2] - level) * unit
-    bounded[:, :, 3] = np.sqrt(trace.change) * unit
-    per_feature[:, :, :4] = _bounded(bounded)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is bounded next
+        per_feature[:, :, 0] = (trace.last - level) * unit
+        per_feature[:, :, 1] = (trace.levels[:, :, 0] - level) * unit
+        per_feature[:, :, 2] = (trace.levels[:, :, 2] - level) * unit
+        per_feature[:, :, 3] = np.sqrt(trace.change) * unit
+    _bounded(per_feature[:, :, :4])
     per_feature[:, :, 4] = (trace.age == 0.0) & (trace.count > 0.0)
     per_feature[:, :, 5] = trace.age / (trace.age + 4.0)
     rest = F * INPUTS_PER_FEATURE
@@ -89,8 +89,8 @@ def _reciprocal(scale: Floats) -> Floats:
     return out
 
 
-def _bounded(values: Floats) -> Floats:
-    return np.maximum(np.minimum(values, LARGEST_INPUT), -LARGEST_INPUT)
+def _bounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.clip(values, -LARGEST_INPUT, LARGEST_INPUT, out=values)
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,10 @@ class Past:
             before: (n, K, P) by slot, what the profile held before the first step here, for states older than that.
         """
         unit = _reciprocal(scale)[:, :, None]
-        around = np.concatenate(
-            [_bounded((self.lags(index) - level[:, :, None]) * unit), _bounded(self._profiles(index, before) * unit)],
-            axis=2,
-        )
-        return around.reshape(len(index), past_size(self.config)).astype(np.float32)
+        lags = (self.lags(index) - level[:, :, None]) * unit
+        with np.errstate(over="ignore"):  # what float32 cannot hold is bounded next
+            around = np.concatenate([lags, self._profiles(index, before) * unit], axis=2, dtype=np.float32)
+        return _bounded(around).reshape(len(index), past_size(self.config))
 
     def lags(self, index: Indexes) -> Floats:
         """(n, K, R): the values 0, 1, ... R-1 steps before each step; where the state is younger, its first value."""
