@@ -1,6 +1,7 @@
 """How a flow run ends when something is the user's to act on: with the message as its state, and no traceback."""
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ def plain_outcome(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        logging.getLogger("prefect.flow_runs").addFilter(_tells_news)
         try:
             return function(*args, **kwargs)
         except Busy as error:
@@ -31,6 +33,11 @@ def plain_outcome(function: Callable[P, R]) -> Callable[P, R]:
             return Failed(message=str(error), data=error)  # type: ignore[return-value]  # likewise
 
     return run
+
+
+def _tells_news(record: logging.LogRecord) -> bool:
+    """Leaves out the traceback that a process of Prefect's own logs of an error whose message is the state already."""
+    return not (record.exc_info and isinstance(record.exc_info[1], StreamgruError))
 
 
 def step(name: str, work: Callable[[], R]) -> R:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from model.artefact import ArtefactError, check_fit, load_artefact
-
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from pipeline.errors import ModelMissing, ModelUnfit, RegistryError

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
-from model.state import ANCHOR_SPACING, replay_start
 from numpy.typing import NDArray
 
 from model.rules import NEVER_US
+from model.state import ANCHOR_SPACING, replay_start
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.readings import Record, decode_records
 from pipeline.serving import Serving
@@ -127,7 +127,7 @@ class Replayer:
     def _step(self, partition: int, starts: Mapping[str, int], end: int) -> Generator[None, None, int]:
         if not starts:
             return 0
-        first = {sensor.encode(): start for sensor, start in starts.items()}
+        first: dict[bytes | None, int] = {sensor.encode(): start for sensor, start in starts.items()}
         features = len(self._settings.features)
         stepped = 0
         for run in read_range(self._reader, self._topic, partition, min(starts.values()), end):

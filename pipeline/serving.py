@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from model.state import blank_states
-from model.stepper import Forecasts, Stepper
 from numpy.typing import NDArray
 
 from model.forecaster import Forecaster
 from model.rules import ACCEPTED, NEVER_US, classify
+from model.state import blank_states
+from model.stepper import Forecasts, Stepper
 from pipeline.messages import StateTag
 from pipeline.readings import Readings
 from pipeline.settings import Settings

@@ -95,8 +95,8 @@ class ForecasterSettings(_Section):
     instance: str | None = Field(default=None, description="stable name of this forecaster; by default host and slot")
     static_membership: bool = Field(
         default=False,
-        description="the group keeps a stopped forecaster's partitions for it, for session_timeout_s: a restart goes on "
-        "at once, and nobody takes over before",
+        description="the group keeps a stopped forecaster's partitions for it, for session_timeout_s: a restart goes "
+        "on at once, and nobody takes over before",
     )
     max_batch_readings: int = Field(
         default=20_000, ge=1, le=100_000, description="of one transaction: reached only where readings have piled up"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from model.artefact import save_artefact
 
+from model.artefact import save_artefact
 from model.config import ModelConfig
 from model.sequences import build_sequences, split_by_time
 from model.training import TrainingOptions, train
