@@ -22,6 +22,7 @@ from pipeline.changelog import Changelog, Restored
 from pipeline.commit import Aborted, Committer, KafkaTransport, Transport, Work
 from pipeline.counters import Counters
 from pipeline.errors import BrokerUnreachable, KafkaError, OffsetsLost, StreamgruError
+from pipeline.fetched_records import read_fast
 from pipeline.instance import Instance
 from pipeline.kafka import make_admin, make_consumer, make_producer, partition_count, translated
 from pipeline.membership import Rebalances, is_member
@@ -151,10 +152,10 @@ class StreamForecaster:
         self._committer = Committer(
             self._open_transport, self._watchdog, exclusive=self._instance.exclusive, reached=self._options.reached
         )
-        self._reader = make_consumer(settings, client_id="streamgru-restore")
+        self._reader = read_fast(make_consumer(settings, client_id="streamgru-restore"))
         self._admin = make_admin(settings)
         self._changelog = Changelog(settings, self._reader, self._admin)
-        self._consumer: KafkaConsumer = make_consumer(
+        consumer = make_consumer(
             settings,
             group_id=settings.forecaster.group_id,
             client_id=f"streamgru-{self._instance.name}",
@@ -163,6 +164,7 @@ class StreamForecaster:
             max_partition_fetch_bytes=_fetch_bytes(settings),
             auto_offset_reset="none",  # a position outside the log is an error with a stated policy, not a jump
         )
+        self._consumer: KafkaConsumer = read_fast(consumer)
         self._rebalances = Rebalances(self._consumer)
         self._consumer.subscribe([self._readings_topic], listener=self._rebalances)
         # Known before the first join, or that one assigns nothing and another must follow.

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from kafka import TopicPartition
-from model.stepper import Forecasts
 
 from model.rules import ACCEPTED, DUPLICATE, LATE
+from model.stepper import Forecasts
 from pipeline.commit import Records
 from pipeline.counters import Counters
 from pipeline.encoding import ForecastEncoder
@@ -129,7 +129,7 @@ class MicroBatchMaker:
             [record.value for record, _ in rejected],
             [
                 encode_headers(
-                    dead_letter_headers(record.headers or (), reason, self._topics.readings, partition, record.offset)
+                    dead_letter_headers(record.headers, reason, self._topics.readings, partition, record.offset)
                 )
                 for record, reason in rejected
             ],

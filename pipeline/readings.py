@@ -5,14 +5,15 @@ The columns keep the order of offsets. What is no reading goes beside them with 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.fetched_records import FetchedRecord
 from pipeline.messages import Reading, ReadingDecoder, Rejected
 
-Record = Any  # kafka.consumer.fetcher.ConsumerRecord; the client ships no types
+Record = FetchedRecord
 
 TRACEPARENT: Final = "traceparent"
 
@@ -78,7 +79,7 @@ def decode_records(decoder: ReadingDecoder, features: int, partition: int, recor
     count = len(found)
     readings = Readings(
         partition,
-        [record.key for record in good],
+        cast("list[bytes]", [record.key for record in good]),  # the decoder rejects a null key
         [reading.sensor_id for reading in found],
         np.fromiter((reading.timestamp_us for reading in found), np.int64, count),
         np.array([reading.values for reading in found], np.float64).reshape(count, features),

@@ -17,6 +17,7 @@ from kafka.errors import KafkaError as ClientError
 
 from pipeline.champion import Candidate
 from pipeline.errors import StreamgruError
+from pipeline.fetched_records import read_fast
 from pipeline.kafka import make_consumer
 from pipeline.readings import Readings
 from pipeline.replay import Known, Rebuilt, Replayer
@@ -124,7 +125,7 @@ class Rewarm:
     def _run(self) -> None:
         reader: KafkaConsumer | None = None
         try:
-            reader = make_consumer(self._settings, client_id="streamgru-rewarm")
+            reader = read_fast(make_consumer(self._settings, client_id="streamgru-rewarm"))
             replayer = Replayer(self._settings, reader, self._serving, alive=self._is_wanted)
             while not self._cancelled.is_set():
                 order = self._orders.get()
