@@ -90,8 +90,7 @@ class Fleet:
         now = time.time()
         for member in self.members:
             if member.resume_at is not None and now >= member.resume_at:
-                member.resume_at = None
-                self._signal(member, signal.SIGCONT)
+                self.resume(member)
             if member.process is not None and not member.process.is_alive():
                 self._bury(member)
             if self._is_due(member, now):
@@ -112,12 +111,16 @@ class Fleet:
         member.resume_at = time.time() + seconds
         self.stalls += 1
 
+    def resume(self, member: Member) -> None:
+        """SIGCONT now."""
+        member.resume_at = None
+        self._signal(member, signal.SIGCONT)
+
     def ask_to_end(self, member: Member, away_s: float = 0.0) -> None:
         """SIGTERM; where it is wanted it is started again, after so long."""
         member.away_until = time.time() + away_s
         if member.resume_at is not None:
-            member.resume_at = None
-            self._signal(member, signal.SIGCONT)
+            self.resume(member)
         self._signal(member, signal.SIGTERM)
 
     def passings(self) -> Counter[str]:

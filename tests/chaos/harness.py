@@ -236,12 +236,20 @@ class Harness:
         self.record.outages.append((began, time.time()))
 
     def _stall_broker(self) -> None:
-        """Stop it for longer than a batch may take to be delivered, and shorter than a transaction may."""
-        began = time.time()
+        """Stop it for longer than a batch may take to be delivered, and shorter than a transaction may.
+
+        A forecaster is held with a batch in its hands until the broker is stopped, so that the batch does expire.
+        """
         pid = self._broker_pid()
         forecaster = self.settings.forecaster
+        victim = self._victim()
+        victim.gauge.arm("before-flush", STOP)
+        self._wait_until(lambda: victim.gauge.has_fired, FAULT_S)
+        victim.gauge.disarm()
+        began = time.time()
         os.kill(pid, signal.SIGSTOP)
         try:
+            self._fleet.resume(victim)
             self._wait_until(lambda: False, (forecaster.delivery_timeout_s + forecaster.transaction_timeout_s) / 2)
         finally:
             os.kill(pid, signal.SIGCONT)
