@@ -21,6 +21,7 @@ class Telling:
         self._label = label
         self._status = status
         self._started = time.monotonic()
+        self._ended: float | None = None
 
     def __call__(self, doing: str) -> None:
         """Say what is being done now; shown while the step lasts, in a terminal only."""
@@ -30,8 +31,12 @@ class Telling:
 
     @property
     def seconds(self) -> float:
-        """How long it has taken."""
-        return time.monotonic() - self._started
+        """How long it has taken, or took."""
+        return (self._ended or time.monotonic()) - self._started
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self._ended = time.monotonic()
 
 
 class Narration:
@@ -52,6 +57,7 @@ class Narration:
         with status or nullcontext():
             telling = Telling(label, status)
             yield telling
+        telling.end()
         done = "[green]✓[/] " + (label if status is not None else f"[dim]{title}[/]")
         self.console.print(f"{done}: {escape(telling.result)} [dim]({telling.seconds:.1f} s)[/]", soft_wrap=True)
         self.steps.append(Step(title, telling.result, telling.seconds))
