@@ -1,12 +1,9 @@
 """Promotion: letting an alias name another version, after a look at whether the forecasters could use it."""
 
-import logging
 from dataclasses import dataclass
 
 from pipeline.registry import CHAMPION, Registry
 from pipeline.settings import Settings
-
-logger = logging.getLogger("streamgru.promotion")
 
 
 @dataclass(frozen=True)
@@ -37,5 +34,4 @@ def promote(settings: Settings, version: int, alias: str = CHAMPION) -> Promotio
     previous = registry.resolve(alias)
     if previous != version:
         registry.set_alias(alias, version)
-    logger.info("%s of %s is version %d; it was %s", alias, settings.model_name, version, previous or "nobody")
     return Promotion(version, alias, previous)
