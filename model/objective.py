@@ -1,0 +1,83 @@
+"""What training lowers and chooses by: losses in the sensors' scales, over the labels that exist.
+
+Letters: B lanes, T steps, K targets, Q quantiles, h horizon steps.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .config import ModelConfig
+from .forecaster import Forecaster
+from .lanes import Chunk, Lane, chunks
+
+VALIDATION_LANES: Final = 64
+VALIDATION_CHUNK_STEPS: Final = 96
+
+
+def pinball(predicted: Tensor, chunk: Chunk, config: ModelConfig) -> Tensor:
+    """Mean pinball loss of quantiles (B, T, K, Q, h), in scales, over the labels that are valid."""
+    total = _pinball_sum(predicted, chunk, config)
+    return total / (chunk.valid.sum().clamp(min=1.0) * len(config.quantiles))
+
+
+def _pinball_sum(predicted: Tensor, chunk: Chunk, config: ModelConfig) -> Tensor:
+    levels = predicted.new_tensor(config.quantiles)[:, None]
+    error = chunk.labels[..., None, :] - predicted
+    return (torch.maximum(levels * error, (levels - 1.0) * error) * chunk.valid[..., None, :]).sum()
+
+
+def squared_error(median: Tensor, chunk: Chunk) -> Tensor:
+    """Mean squared error of point forecasts (B, T, K, h), in scales, over the labels that are valid."""
+    return ((chunk.labels - median).square() * chunk.valid).sum() / chunk.valid.sum().clamp(min=1.0)
+
+
+@torch.no_grad()
+def pinball_of(forecaster: Forecaster, lanes: list[Lane], device: torch.device) -> float:
+    """Mean pinball loss, in scales, with the state carried along each lane."""
+    total, count = 0.0, 0.0
+    for predicted, chunk in _forecasts_along(forecaster, lanes, device):
+        total += float(_pinball_sum(predicted, chunk, forecaster.config))
+        count += float(chunk.valid.sum()) * len(forecaster.config.quantiles)
+    return total / count if count else float("inf")
+
+
+def _forecasts_along(forecaster: Forecaster, lanes: list[Lane], device: torch.device) -> Iterator[tuple[Tensor, Chunk]]:
+    """Forecasts (B, T, K, Q, h) chunk by chunk of all lanes, a few lanes side by side."""
+    forecaster.eval()
+    for first in range(0, len(lanes), VALIDATION_LANES):
+        group = lanes[first : first + VALIDATION_LANES]
+        hidden = forecaster.gru.zeros(len(group))
+        for chunk in chunks(group, VALIDATION_CHUNK_STEPS):
+            there = chunk.to(device)
+            predicted, hidden = forecaster.unroll(there.x, there.past, there.rows, hidden)
+            yield predicted, there
+
+
+@torch.no_grad()
+def fit_intervals(forecaster: Forecaster, lanes: list[Lane]) -> None:
+    """Second stage of the plain preset: intervals as wide as the residuals of its median on the validation part.
+
+    Squared errors teach a point forecast only. The other quantiles become constant distances from it, in scales, per
+    target and step of the horizon.
+    """
+    config = forecaster.config
+    K, Q, h = config.target_count, len(config.quantiles), config.horizon_steps
+    device = forecaster.gru.head.weight.device
+    residuals: list[NDArray[np.float32]] = []
+    for predicted, chunk in _forecasts_along(forecaster, lanes, device):
+        error = chunk.labels - predicted[..., config.median_index, :]
+        residuals.append(torch.where(chunk.valid > 0, error, torch.nan).flatten(0, 1).cpu().numpy())
+    offsets = np.nanquantile(np.concatenate(residuals), config.quantiles, axis=0).transpose(1, 0, 2)  # (K, Q, h)
+    gaps = np.maximum(np.diff(offsets, axis=1), 1e-4)
+    distance = np.ones((K, Q, h))
+    m = config.median_index
+    distance[:, :m], distance[:, m + 1 :] = gaps[:, :m], gaps[:, m:]
+    bias = torch.from_numpy(np.log(np.expm1(np.nan_to_num(distance, nan=1.0)))).float()
+    outer = torch.arange(Q) != m
+    forecaster.gru.head.weight.view(K, Q, h, -1)[:, outer] = 0.0
+    forecaster.gru.head.bias.view(K, Q, h)[:, outer] = bias[:, outer].to(device)
