@@ -238,18 +238,20 @@ class Harness:
     def _stall_broker(self) -> None:
         """Stop it for longer than a batch may take to be delivered, and shorter than a transaction may.
 
-        A forecaster is held with a batch in its hands until the broker is stopped, so that the batch does expire.
+        The forecasters are held with what they have polled until it is stopped, so that their batches do expire.
         """
         pid = self._broker_pid()
         forecaster = self.settings.forecaster
-        victim = self._victim()
-        victim.gauge.arm("before-flush", STOP)
-        self._wait_until(lambda: victim.gauge.has_fired, FAULT_S)
-        victim.gauge.disarm()
+        held = self._fleet.running()
+        for member in held:
+            member.gauge.arm("polled", STOP)
+        self._wait_until(lambda: all(member.gauge.has_fired for member in held), FAULT_S)
         began = time.time()
         os.kill(pid, signal.SIGSTOP)
         try:
-            self._fleet.resume(victim)
+            for member in held:
+                member.gauge.disarm()
+                self._fleet.resume(member)
             self._wait_until(lambda: False, (forecaster.delivery_timeout_s + forecaster.transaction_timeout_s) / 2)
         finally:
             os.kill(pid, signal.SIGCONT)

@@ -73,6 +73,6 @@ def _move_rebalances(faults: list[Fault], among: range) -> None:
     """Move kills at a revocation, which takes several forecasters, to where there are several."""
     places = [index for index in among if faults[index] == Fault("kill")]
     for index, fault in enumerate(faults):
-        if fault.point == "revoked" and index not in among:
+        if fault.point == "revoked" and index not in among and places:
             place = places.pop()
             faults[index], faults[place] = faults[place], faults[index]

@@ -1,0 +1,187 @@
+"""The verdict on topics that were read: what the stream really makes has no fault, and each fault planted is named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.forecaster import Forecaster
+from pipeline.audit import ACCEPTED, REJECTED, ForecastLog, ReadingLog
+from pipeline.encoding import round_to_scale
+from pipeline.messages import decode_state
+from pipeline.readings import Readings
+from pipeline.serving import Serving
+from pipeline.settings import Settings
+from pipeline.state_audit import LastState
+from pipeline.verify import Evidence, judge
+from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster
+
+SETTINGS = Settings(features=("a",), targets=("a",), horizon_steps=2, max_gap_steps=3)
+MODELS = {version: small_forecaster(SETTINGS, seed=version) for version in (1, 2)}
+SENSORS = ("s", "t")
+# Hours at which each sensor is read: a gap of two, and one beyond the limit.
+HOURS = [*range(30), *range(32, 40), *range(50, 90)]
+SWAP_AT = 100  # the offset from which version 2 forecasts
+
+
+def load(version: int) -> Forecaster:
+    return MODELS[version]
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    """One partition, both sensors' readings alternating, the last record poison; a swap in the middle."""
+    n = len(SENSORS) * len(HOURS)
+    sensor = np.arange(n) % 2
+    timestamp_us = START_US + np.repeat(HOURS, 2) * HOUR_US
+    values = np.random.default_rng(0).normal(size=(n, 1)).cumsum(axis=0)
+    readings = ReadingLog(
+        sensors=SENSORS,
+        partition=np.zeros(n + 1, np.int32),
+        offset=np.arange(n + 1),
+        sensor=np.append(sensor, -1),
+        timestamp_us=np.append(timestamp_us, 0),
+        values=np.append(values, [[np.nan]], axis=0),
+        sent_ms=np.zeros(n + 1, np.int64),
+        verdict=np.append(np.full(n, ACCEPTED), REJECTED).astype(np.int8),
+    )
+
+    def step(version: int, first: int, last: int) -> tuple[Serving, dict[str, Any]]:
+        rows = slice(first, last)
+        serving = Serving(version, MODELS[version], SETTINGS)
+        serving.table.add_partition(0)
+        names = [SENSORS[code] for code in sensor[rows]]
+        batch = Readings(
+            0, [name.encode() for name in names], names, timestamp_us[rows], values[rows], np.arange(n)[rows]
+        )
+        stepped = serving.step([batch])
+        serving.table.scatter(stepped.rows, stepped.states)
+        made = stepped.forecasts
+        quantiles = round_to_scale(made.quantiles, made.scale).astype(np.float32)
+        return serving, {
+            "quantiles": quantiles, "origin": made.origin, "steps": made.steps, "warm": made.warm
+        }  # fmt: skip
+
+    _, before = step(1, 0, SWAP_AT)
+    serving, after = step(2, 2 * HOURS.index(50), n)  # a replay from the last beginning is as far back as there is
+    skipped = SWAP_AT - 2 * HOURS.index(50)
+    made = {name: np.concatenate([before[name], after[name][skipped:]]) for name in before}
+    names, rows = serving.table.partition_rows(0)
+    states = {
+        (0, name): LastState(2, decode_state(serving.tag.encode(state.tobytes()))[1])
+        for name, state in zip(names, serving.table.gather(rows), strict=True)
+    }
+    forecasts = ForecastLog(
+        sensors=SENSORS,
+        partition=np.zeros(n, np.int32),
+        offset=np.arange(n),
+        sensor=sensor,
+        issued_us=timestamp_us,
+        input_offset=np.arange(n),
+        input_partition=np.zeros(n, np.int32),
+        version=np.where(np.arange(n) < SWAP_AT, 1, 2),
+        sent_ms=np.zeros(n, np.int64),
+        **made,
+    )
+    return Evidence(readings, forecasts, states, {(0, n): 1}, {}, {0: n + 1})
+
+
+def faults(evidence: Evidence) -> dict[str, int]:
+    return judge(evidence, SETTINGS, load).faults
+
+
+def with_forecasts(evidence: Evidence, change: Callable[[ForecastLog], ForecastLog]) -> Evidence:
+    return replace(evidence, forecasts=change(evidence.forecasts))
+
+
+def changed(log: ForecastLog, name: str, row: int, value: Any) -> ForecastLog:
+    column = getattr(log, name).copy()
+    column[row] = value
+    return replace(log, **{name: column})
+
+
+def test_what_the_stream_makes_has_no_fault(evidence: Evidence) -> None:
+    verdict = judge(evidence, SETTINGS, load)
+    assert verdict.faults == {}
+    assert verdict.recomputed == len(evidence.forecasts)
+    assert verdict.largest_difference == 0.0
+    assert verdict.versions == {1: SWAP_AT, 2: len(evidence.forecasts) - SWAP_AT}
+    assert (verdict.states, verdict.rebuilt, verdict.out_of_reach, verdict.waiting) == (2, 0, 0, 0)
+
+
+def test_a_missing_forecast_is_found(evidence: Evidence) -> None:
+    def drop(log: ForecastLog) -> ForecastLog:
+        return log.take(np.arange(len(log)) != 40)
+
+    assert faults(with_forecasts(evidence, drop)) == {"missing": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("quantiles", 12.5, {"different": 1}),
+        ("steps", 3, {"different": 1}),
+        ("warm", False, {"different": 1}),
+        ("origin", 1, {"different": 1}),  # the other sensor's
+        ("version", 1, {"different": 1}),
+    ],
+)
+def test_a_wrong_field_of_one_forecast_is_found(
+    evidence: Evidence, name: str, value: Any, found: dict[str, int]
+) -> None:
+    assert faults(with_forecasts(evidence, lambda log: changed(log, name, 120, value))) == found
+
+
+def test_a_state_that_begins_later_than_it_must_is_found(evidence: Evidence) -> None:
+    """The last forecast and the last state of a sensor are what its last reading alone makes of a blank state."""
+    serving = Serving(2, MODELS[2], SETTINGS)
+    serving.table.add_partition(0)
+    log = evidence.readings
+    last = len(log) - 2
+    name = SENSORS[int(log.sensor[last])]
+    row = slice(last, last + 1)
+    batch = Readings(0, [name.encode()], [name], log.timestamp_us[row], log.values[row], log.offset[row])
+    stepped = serving.step([batch])
+    made = evidence.forecasts
+    for column, value in (
+        ("quantiles", round_to_scale(stepped.forecasts.quantiles, stepped.forecasts.scale)[0]),
+        ("origin", last),
+        ("steps", 1),
+        ("warm", False),
+    ):
+        made = changed(made, column, last, value)
+    states = {**evidence.states, (0, name): LastState(2, stepped.states.tobytes())}
+    assert faults(replace(evidence, forecasts=made, states=states)) == {"begun anew": 1}
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (None, "there is none"),
+        (LastState(fault="not a state record"), "not a state record"),
+        (LastState(2, b"\0" * 16), "it has another size than its model's"),
+    ],
+)
+def test_a_state_that_cannot_be_is_found(evidence: Evidence, state: LastState | None, why: str) -> None:
+    states = {key: value for key, value in {**evidence.states, (0, "s"): state}.items() if value is not None}
+    verdict = judge(replace(evidence, states=states), SETTINGS, load)
+    assert verdict.faults == {"states different": 1}
+    assert verdict.examples["states different"] == [f"sensor s, partition 0: {why}"]
+
+
+def test_a_record_that_was_not_set_aside_or_twice_is_found(evidence: Evidence) -> None:
+    (place,) = evidence.letters
+    assert faults(replace(evidence, letters={})) == {"dead letters missing": 1}
+    assert faults(replace(evidence, letters={place: 2})) == {"dead letters twice": 1}
+
+
+def test_forecasts_whose_readings_were_deleted_are_counted_and_not_blamed(evidence: Evidence) -> None:
+    first = 2 * HOURS.index(50) + 10
+    cut = replace(
+        evidence, readings=evidence.readings.take(evidence.readings.offset >= first), starts={0: SWAP_AT + 20}
+    )
+    verdict = judge(cut, SETTINGS, load)
+    assert verdict.faults == {}
+    assert verdict.out_of_reach == verdict.audit.forecasts == len(evidence.forecasts) - SWAP_AT - 20
