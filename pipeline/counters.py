@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.replay import Rebuilt
+
 
 @dataclass
 class Counters:
@@ -36,6 +38,13 @@ class Counters:
         for name in ("readings", "accepted", "duplicates", "late", "ignored_features", "forecasts", "transactions"):
             setattr(self, name, getattr(self, name) + getattr(batch, name))
         self.dead_letters += batch.dead_letters
+
+    def count_restored(self, sensors: int, rebuilt: Rebuilt, seconds: float) -> None:
+        """Take in what restoring partitions came to."""
+        self.restored_sensors += sensors
+        self.rebuilt_sensors += rebuilt.sensors
+        self.cold_sensors += len(rebuilt.cold)
+        self.restore_s = seconds
 
     def line(self) -> str:
         """All counts, as ``name=value``."""

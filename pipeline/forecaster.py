@@ -7,8 +7,8 @@ little (``pipeline.changelog``, in slices, so that other partitions keep flowing
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from pipeline.champion import Candidate, ChampionSource, ChampionWatcher
-from pipeline.changelog import Changelog, Restored
+from pipeline.changelog import Changelog
 from pipeline.commit import Aborted, Committer, KafkaTransport, Transport, Work
 from pipeline.counters import Counters
 from pipeline.errors import BrokerUnreachable, KafkaError, OffsetsLost, StreamgruError
@@ -27,6 +27,7 @@ from pipeline.instance import Instance
 from pipeline.kafka import make_admin, make_consumer, make_producer, partition_count, translated
 from pipeline.membership import Rebalances, is_member
 from pipeline.micro_batch import MicroBatch, MicroBatchMaker
+from pipeline.partitions import Partitions, listed
 from pipeline.readings import Record
 from pipeline.serving import Serving
 from pipeline.settings import Settings
@@ -52,6 +53,9 @@ SMALLEST_FETCH_BYTES: Final = 16 * 1024
 LARGEST_FETCH_BYTES: Final = 1024 * 1024
 
 
+Polled = Mapping[TopicPartition, Sequence[Record]]
+
+
 @dataclass(frozen=True)
 class Options:
     """What the command line adds to the settings.
@@ -63,15 +67,6 @@ class Options:
     max_idle_s: float | None = None
     stats: Path | None = None
     reached: Callable[[str], None] = lambda point: None
-
-
-@dataclass
-class _Assignment:
-    """The partitions of this forecaster, each in exactly one of the three."""
-
-    arrived: set[int] = field(default_factory=set)  # not begun to be restored
-    restoring: set[int] = field(default_factory=set)
-    positions: dict[int, int] = field(default_factory=dict)  # served; the offset of the next reading
 
 
 class StreamForecaster:
@@ -94,9 +89,6 @@ class StreamForecaster:
         self._instance = instance
         self._options = options or Options()
         self._readings_topic = settings.kafka.topics.readings
-        self._assigned = _Assignment()
-        self._unsaved: set[int] = set()  # served partitions whose states must all be written once
-        self._job: Generator[None, None, Restored] | None = None
         self._failures = 0
         self._retry_at = 0.0
         self._swap_began: float | None = None
@@ -154,7 +146,6 @@ class StreamForecaster:
         )
         self._reader = read_fast(make_consumer(settings, client_id="streamgru-restore"))
         self._admin = make_admin(settings)
-        self._changelog = Changelog(settings, self._reader, self._admin)
         consumer = make_consumer(
             settings,
             group_id=settings.forecaster.group_id,
@@ -166,6 +157,12 @@ class StreamForecaster:
         )
         self._consumer: KafkaConsumer = read_fast(consumer)
         self._rebalances = Rebalances(self._consumer)
+        self._partitions = Partitions(
+            self._consumer,
+            self._readings_topic,
+            Changelog(settings, self._reader, self._admin),
+            accept_loss=self._options.accept_loss,
+        )
         self._consumer.subscribe([self._readings_topic], listener=self._rebalances)
         # Known before the first join, or that one assigns nothing and another must follow.
         partition_count(self._consumer, self._readings_topic)
@@ -206,18 +203,22 @@ class StreamForecaster:
         self._options.reached("polled")
         self._follow_group()
         # Before restoring: what was polled does not belong to a partition whose position is set only then.
-        served = {where: records for where, records in polled.items() if where.partition in self._assigned.positions}
+        served = self._served(polled)
         self._restore()
         self._follow_champion()
-        served = {where: records for where, records in served.items() if where.partition in self._assigned.positions}
-        if served or (self._unsaved and is_member(membership)):
+        served = self._served(served)
+        if served or (self._partitions.unsaved and is_member(membership)):
             self._process(served, membership)
         self._look_around()
 
-    def _poll(self) -> Mapping[TopicPartition, Sequence[Record]]:
-        busy = self._job is not None or self._assigned.arrived or self._unsaved
+    def _served(self, polled: Polled) -> Polled:
+        positions = self._partitions.positions
+        return {where: records for where, records in polled.items() if where.partition in positions}
+
+    def _poll(self) -> Polled:
+        busy = self._partitions.unsaved or not self._partitions.are_served
         try:
-            polled: Mapping[TopicPartition, Sequence[Record]] = self._consumer.poll(
+            polled: Polled = self._consumer.poll(
                 timeout_ms=BUSY_POLL_MS if busy else POLL_MS,
                 max_records=self._settings.forecaster.max_batch_readings,
             )
@@ -236,11 +237,11 @@ class StreamForecaster:
                 raise error
         return {}
 
-    def _process(self, polled: Mapping[TopicPartition, Sequence[Record]], membership: Any) -> None:
+    def _process(self, polled: Polled, membership: Any) -> None:
         """One micro-batch, from records to durable states."""
         unsaved = self._next_unsaved()
         batch = self._maker.make(polled, unsaved)
-        positions = self._assigned.positions
+        positions = self._partitions.positions
         offsets = {partition: positions[partition] for partition in unsaved} | dict(batch.offsets)
         try:
             self._committer.commit(Work(batch.records, offsets, membership))
@@ -251,7 +252,7 @@ class StreamForecaster:
         if batch.stepped is not None:
             self._serving.table.scatter(batch.stepped.rows, batch.stepped.states)
         positions.update(offsets)
-        self._unsaved.difference_update(unsaved)
+        self._partitions.unsaved.difference_update(unsaved)
         self._succession.follow(batch.accepted)
         self._count(batch)
 
@@ -259,7 +260,7 @@ class StreamForecaster:
         """Unsaved partitions whose states go into this transaction: as many as are not too much for one."""
         chosen: list[int] = []
         states = 0
-        for partition in sorted(self._unsaved):
+        for partition in sorted(self._partitions.unsaved):
             states += len(self._serving.table.partition_rows(partition)[0])
             if chosen and states > MOST_UNSAVED_STATES:
                 break
@@ -284,79 +285,36 @@ class StreamForecaster:
     def _follow_group(self) -> None:
         for what, partitions in self._rebalances.drain():
             if what == "assigned":
-                self._assigned.arrived |= partitions
+                self._partitions.arrive(partitions)
                 continue
             self._options.reached("revoked")
-            for partition in partitions:
-                self._assigned.arrived.discard(partition)
-                self._assigned.restoring.discard(partition)
-                self._assigned.positions.pop(partition, None)
-                self._unsaved.discard(partition)
-                self._serving.table.drop_partition(partition)
+            self._partitions.leave(partitions, self._serving)
             self._succession.drop(partitions)
-            logger.info("partitions revoked: %s", _listed(partitions))
+            logger.info("partitions revoked: %s", listed(partitions))
 
     def _restore(self) -> None:
-        """Restore partitions that arrived, a slice at a time; then serve them."""
-        assigned = self._assigned
-        if self._job is None:
-            if not assigned.arrived or time.monotonic() < self._retry_at:
-                return
-            logger.info("partitions assigned: %s; restoring their states", _listed(assigned.arrived))
-            assigned.restoring, assigned.arrived = assigned.arrived, set()
-            self._job = self._restoring()
+        """Restore partitions that arrived, a slice at a time, until they are served."""
+        if self._partitions.are_served or time.monotonic() < self._retry_at:
+            return
         try:
-            next(self._job)
-            self._options.reached("restoring")
-        except StopIteration as done:
-            self._job = None
-            self._serve_restored(done.value)
+            if not self._committer.is_open:
+                # First, since it ends what a predecessor of this name left open, which the offsets would wait for.
+                self._committer.open()
+            restored = self._partitions.restore(self._serving)
         except (client_errors.KafkaError, BrokerUnreachable) as error:
-            self._job = None
             self._start_over(f"restoring failed: {error}")
-
-    def _restoring(self) -> Generator[None, None, Restored]:
-        if not self._committer.is_open:
-            # First, since it ends what a predecessor of this name left open, which the offsets would wait for.
-            self._committer.open()
-        restored = yield from self._changelog.restore(
-            self._serving, self._assigned.restoring, self._committed, accept_loss=self._options.accept_loss
-        )
-        return restored
-
-    def _committed(self, partition: int) -> int | None:
-        where = TopicPartition(self._readings_topic, partition)
-        committed: int | None = self._consumer.committed(where, timeout_ms=POLL_MS)
-        return committed
-
-    def _serve_restored(self, restored: Restored) -> None:
-        self._assigned.restoring = set()
-        for partition, position in restored.positions.items():
-            where = TopicPartition(self._readings_topic, partition)
-            if where not in self._consumer.assignment():
-                continue  # revoked a moment ago; the note about it is read in the next turn
-            self._assigned.positions[partition] = position
-            self._consumer.seek(where, position)
-            self._consumer.resume(where)
-            self._succession.take(partition, self._serving, position)
-        self._unsaved |= restored.unsaved & self._assigned.positions.keys()
-        self.counters.restored_sensors += restored.sensors
-        self.counters.rebuilt_sensors += restored.rebuilt.sensors
-        self.counters.cold_sensors += len(restored.rebuilt.cold)
-        self.counters.restore_s = restored.seconds
+            return
+        if restored is None:
+            self._options.reached("restoring")
+            return
+        for partition in restored.positions.keys() & self._partitions.positions.keys():
+            self._succession.take(partition, self._serving, self._partitions.positions[partition])
+        self.counters.count_restored(restored.sensors, restored.rebuilt, restored.seconds)
         self._progressed = time.monotonic()
-        logger.info(
-            "partitions %s are served: %d states restored, %d rebuilt from readings, %d cold, in %.2f s",
-            _listed(restored.positions),
-            restored.sensors,
-            restored.rebuilt.sensors,
-            len(restored.rebuilt.cold),
-            restored.seconds,
-        )
 
     def _follow_champion(self) -> None:
-        self._succession.advance(self._serving, self._assigned.positions)
-        if self._job is not None or self._assigned.arrived:
+        self._succession.advance(self._serving, self._partitions.positions)
+        if not self._partitions.are_served:
             return  # what is being restored is restored for the model that serves
         began = time.monotonic()
         serving = self._succession.hand_over()
@@ -366,7 +324,7 @@ class StreamForecaster:
         self._swap_began = began
         # Noted before the states are written: a restart in between replays them for this version, and never goes back.
         self._serve(serving.version, serving)
-        self._unsaved = set(self._assigned.positions)
+        self._partitions.unsaved |= self._partitions.positions.keys()
         self.counters.swaps += 1
 
     def _start_over(self, why: str) -> None:
@@ -376,16 +334,9 @@ class StreamForecaster:
         wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** (self._failures - 1))
         self._retry_at = time.monotonic() + wait_s
         logger.error("nothing of the last batch was committed (%s); starting over from the last transaction", why)
-        self._job = None
         self._committer.close()
         self._succession.give_up()
-        mine = self._assigned.arrived | self._assigned.restoring | self._assigned.positions.keys()
-        present = {where.partition for where in self._consumer.assignment()}
-        self._consumer.pause(*(TopicPartition(self._readings_topic, partition) for partition in mine & present))
-        for partition in mine:
-            self._serving.table.drop_partition(partition)
-        self._assigned = _Assignment(arrived=mine)
-        self._unsaved.clear()
+        self._partitions.start_over(self._serving)
 
     def _look_around(self) -> None:
         """Report, and end a process that has readings before it and does not get on with them."""
@@ -396,7 +347,7 @@ class StreamForecaster:
         limit = self._options.max_idle_s
         if limit is None or now - self._progressed < limit:
             return
-        if self._job is None and not self._is_behind():
+        if self._partitions.are_served and not self._is_behind():
             self._progressed = now  # idle, not stuck
             return
         raise StreamgruError(
@@ -405,9 +356,7 @@ class StreamForecaster:
         )
 
     def _is_behind(self) -> bool:
-        positions = self._assigned.positions
-        if self._assigned.arrived:
-            return True
+        positions = self._partitions.positions
         ends = self._reader.end_offsets([TopicPartition(self._readings_topic, partition) for partition in positions])
         return any(ends[where] > positions[where.partition] for where in ends)
 
@@ -428,7 +377,3 @@ def _fetch_bytes(settings: Settings) -> int:
     """
     share = settings.forecaster.max_batch_readings // settings.kafka.partitions
     return min(LARGEST_FETCH_BYTES, max(SMALLEST_FETCH_BYTES, share * TYPICAL_READING_BYTES))
-
-
-def _listed(partitions: Any) -> str:
-    return ", ".join(map(str, sorted(partitions))) or "none"

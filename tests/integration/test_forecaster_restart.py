@@ -1,10 +1,14 @@
 """The stream after a kill, and beside others: still one forecast per reading, the same as if nothing had happened."""
 
+import itertools
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import Fenced
 from pipeline.kafka import make_admin
 from pipeline.settings import Settings
 from pipeline.topics import ensure_topics
@@ -43,15 +47,19 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
     return source
 
 
+def keeping_partitions(settings: Settings) -> Settings:
+    """A successor of the same name need not wait for the group to give up on the one before."""
+    return settings.model_copy(
+        update={"forecaster": settings.forecaster.model_copy(update={"static_membership": True})}
+    )
+
+
 # In the order in which they are tried on one stream: the name of a point, and how often it is passed first.
 KILLS = [("before-flush", 2), ("flushed", 2), ("offsets-sent", 2), ("committed", 2), ("restoring", 1), ("polled", 5)]
 
 
 def test_kills_lose_nothing_and_repeat_nothing(settings: Settings, champion: FolderChampion, tmp_path: Path) -> None:
-    # A successor of the same name need not wait for the session timeout of the one that was killed.
-    settings = settings.model_copy(
-        update={"forecaster": settings.forecaster.model_copy(update={"static_membership": True})}
-    )
+    settings = keeping_partitions(settings)
     count = 0
     for number, (point, times) in enumerate(KILLS):
         count += publish(settings, rounds(settings, SENSORS, range(number * 20, number * 20 + 20)))
@@ -137,3 +145,53 @@ def test_states_are_rebuilt_from_the_readings_when_the_changelog_is_gone(
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.restored_sensors == len(SENSORS), 30, "the changelog is whole again")
     assert forecaster.counters.rebuilt_sensors == 0
+
+
+class Hold:
+    """Makes a forecaster in this process wait, once, where ``when`` says so of the point it passes."""
+
+    def __init__(self, when: Callable[[str], bool]) -> None:
+        self._when = when
+        self.is_held = threading.Event()
+        self.let_go = threading.Event()
+
+    def reached(self, point: str) -> None:
+        if not self.is_held.is_set() and self._when(point):
+            self.is_held.set()
+            assert self.let_go.wait(60)
+
+
+@pytest.mark.parametrize("point", ["before-flush", "flushed", "offsets-sent"])
+def test_a_successor_of_the_same_name_ends_this_one(settings: Settings, champion: FolderChampion, point: str) -> None:
+    settings = keeping_partitions(settings)
+    count = publish(settings, rounds(settings, SENSORS, range(20)))
+    passed = itertools.count()
+    hold = Hold(lambda passing: passing == point and next(passed) == 3)
+    with pytest.raises(Fenced, match="--instance"), running(settings, champion, reached=hold.reached):
+        assert hold.is_held.wait(30)
+        with running(settings, champion) as second:
+            wait_until(lambda: second.counters.restore_s > 0, 30, "the successor has partitions")
+            hold.let_go.set()
+            found = wait_for_forecasts(settings, count)
+            count += publish(settings, rounds(settings, SENSORS, range(20, 22)))
+            found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+
+
+def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Settings, champion: FolderChampion) -> None:
+    """Its group metadata is of the poll that fetched the batch: live metadata would pass the broker."""
+    short = {"poll_interval_s": 9.0, "transaction_timeout_s": 8.0}
+    settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update=short)})
+    count = publish(settings, rounds(settings, SENSORS, range(20)))
+    # With a batch in hand and no transaction begun: only the group knows that it is too late.
+    hold = Hold(lambda passing: passing == "polled" and stalled.counters.forecasts > 0)
+    with running(settings, champion, "stalled", reached=hold.reached) as stalled:
+        assert hold.is_held.wait(30)
+        with running(settings, champion, "successor") as successor:
+            found = wait_for_forecasts(settings, count)
+            assert 0 < successor.counters.forecasts < count
+            hold.let_go.set()
+            wait_until(lambda: stalled.counters.aborted == 1, 30, "the stalled one found out")
+            count += publish(settings, rounds(settings, SENSORS, range(30, 40)))
+            found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
