@@ -128,10 +128,10 @@ def _print_result(result: "DemoResult", console: "Console") -> None:
     errors = {name: found.by_horizon("mae") for name, found in result.scores.items()}
     steps = shown_steps(errors[FORECAST].shape[1])
     targets = result.scores[FORECAST].targets
-    table = Table("mean absolute error", *(f"{target} +{step} h" for target in targets for step in steps))
-    for name, error in errors.items():
-        cells = (f"{error[row, step - 1]:.3g}" for row in range(len(targets)) for step in steps)
-        table.add_row(name, *cells, style="bold" if name == FORECAST else "")
+    table = Table("mean absolute error", *errors)
+    for row, target in enumerate(targets):
+        for step in steps:
+            table.add_row(f"{target} +{step}", *(f"{error[row, step - 1]:.3g}" for error in errors.values()))
     console.print(table)
     held = ", ".join(f"{target} {share:.1%}" for target, share in coverage_by_target(result.scores[FORECAST]).items())
     say(f"coverage of the {result.scores[FORECAST].nominal_coverage:.0%} interval: {held}")

@@ -173,6 +173,7 @@ def _display(console: Console, tail: StreamTail) -> Iterator[Callable[[str, list
             nonlocal due_s
             if sightings and time.monotonic() > due_s:
                 due_s = time.monotonic() + REPORT_S
-                console.print(f"   {caption(doing)}\n   {line(sightings[-1])}", highlight=False, markup=False)
+                told = f"   {caption(doing)}\n   {line(sightings[-1])}"
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
 
         yield show_line

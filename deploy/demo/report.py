@@ -1,5 +1,6 @@
 """The demo's report: one HTML page that needs no network."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,6 +39,7 @@ _STYLE: Final = """
   tr.ours td { font-weight: 650; color: var(--accent) } td.text { text-align: left; overflow-wrap: anywhere }
   td.title { width: 32% } td.time { white-space: nowrap } td { vertical-align: top }
   svg { width: 100%; height: auto; display: block; margin-top: 8px }
+  code { background: #eef1f3; padding: 1px 4px; border-radius: 4px; font-size: 0.92em }
   .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 4px 36px }
 """
 
@@ -208,16 +210,21 @@ def _versions(versions: Sequence[Version]) -> str:
         note = f"back-test, mean pinball loss {loss:.4g}; {', '.join(rivals)}" if loss is not None else ""
         body += (
             f"<tr><td>{version.version}</td><td class='text'>trained {version.created:%H:%M:%S} UTC; champion "
-            f"{escape(version.promotion)}<br><span class='note'>{escape(note)}</span></td></tr>"
+            f"{_marked(version.promotion)}<br><span class='note'>{escape(note)}</span></td></tr>"
         )
     return f"<div><h2>Model versions</h2><table>{body}</table></div>"
 
 
 def _steps(steps: Sequence[Step]) -> str:
     body = "".join(
-        f"<tr><td class='title'>{escape(step.title)}</td><td class='text'>{escape(step.result)}</td>"
+        f"<tr><td class='title'>{escape(step.title)}</td><td class='text'>{_marked(step.result)}</td>"
         f"<td class='time'>{step.seconds:.1f} s</td></tr>"
         for step in steps
     )
     total = sum(step.seconds for step in steps)
     return f"<table>{body}<tr><td>together</td><td></td><td>{total:.0f} s</td></tr></table>"
+
+
+def _marked(text: str) -> str:
+    """Commands between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
