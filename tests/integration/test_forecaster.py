@@ -1,13 +1,14 @@
 """The stream against a real broker, seen from outside: by a plain consumer of the forecasts topic."""
 
 import random
+import time
 from pathlib import Path
 
 import pytest
 from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-from pipeline.errors import OffsetsLost, TopicError
+from pipeline.errors import OffsetsLost, StreamgruError, TopicError
 from pipeline.kafka import make_admin, make_consumer
 from pipeline.settings import Settings
 from pipeline.topics import ensure_topics
@@ -207,3 +208,21 @@ def test_offsets_that_were_set_back_are_forecast_again_from_rebuilt_states(
     found = wait_for_forecasts(settings, 10 * len(SENSORS) + again)
     expected = {forecast.input: forecast for forecast in expected_forecasts(settings, small_forecaster(settings))}
     assert_same(found, [expected[forecast.input] for forecast in found])
+
+
+def test_a_stuck_forecaster_ends_and_an_idle_one_does_not(settings: Settings, champion: FolderChampion) -> None:
+    count = publish(settings, rounds(settings, SENSORS, range(2)))
+    with (
+        pytest.raises(StreamgruError, match="--max-idle"),
+        running(settings, champion, max_idle_s=1.0) as forecaster,
+    ):
+        wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
+        idle_since = time.monotonic()
+        wait_until(lambda: time.monotonic() - idle_since > 2.5, 5, "it was idle for longer than that")
+        count += publish(settings, rounds(settings, SENSORS, range(2, 4)))
+        wait_until(lambda: forecaster.counters.readings == count, 30, "it went on")
+        for where in forecaster._consumer.assignment():
+            forecaster._consumer.pause(where)
+        publish(settings, rounds(settings, SENSORS, range(4, 6)))
+        stuck_since = time.monotonic()
+        wait_until(lambda: time.monotonic() - stuck_since > 2.5, 5, "it was stuck for longer than that")
