@@ -25,7 +25,7 @@ from pipeline.errors import BrokerUnreachable, KafkaError, OffsetsLost, Streamgr
 from pipeline.fetched_records import read_fast
 from pipeline.instance import Instance
 from pipeline.kafka import make_admin, make_consumer, make_producer, partition_count, translated
-from pipeline.membership import Rebalances, is_member
+from pipeline.membership import Rebalances, Standing, is_member
 from pipeline.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.partitions import Partitions, listed
 from pipeline.readings import Record
@@ -157,6 +157,7 @@ class StreamForecaster:
         )
         self._consumer: KafkaConsumer = read_fast(consumer)
         self._rebalances = Rebalances(self._consumer)
+        self._standing = Standing()
         self._partitions = Partitions(
             self._consumer,
             self._readings_topic,
@@ -202,6 +203,7 @@ class StreamForecaster:
         membership = self._consumer.group_metadata()
         self._options.reached("polled")
         self._follow_group()
+        self._mind_gaps(membership)
         # Before restoring: what was polled does not belong to a partition whose position is set only then.
         served = self._served(polled)
         self._restore()
@@ -291,6 +293,14 @@ class StreamForecaster:
             self._partitions.leave(partitions, self._serving)
             self._succession.drop(partitions)
             logger.info("partitions revoked: %s", listed(partitions))
+
+    def _mind_gaps(self, membership: Any) -> None:
+        """Trust nothing of before a generation that passed without this forecaster: another has gone on since."""
+        if self._standing.is_unbroken(membership) or not self._partitions.has_any:
+            return
+        logger.warning("this forecaster was out of its group for a while; restoring all its partitions")
+        self._succession.give_up()
+        self._partitions.start_over(self._serving)
 
     def _restore(self) -> None:
         """Restore partitions that arrived, a slice at a time, until they are served."""

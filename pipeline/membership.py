@@ -49,6 +49,30 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             self._events.append((what, frozenset(partition.partition for partition in partitions)))
 
 
+class Standing:
+    """Tells whether this process has been in the group without a break.
+
+    A member that was out of the group for a generation has had a successor. The client does not always say so: where
+    its JoinGroup itself is answered with "unknown member", kafka-python 3.0.12 joins again without
+    ``on_partitions_lost``, still claims what it had, and may be left with it. Nothing then tells the listener that the
+    positions and states of those partitions are of before the successor.
+    """
+
+    def __init__(self) -> None:
+        self._member_id = ""
+        self._generation = -1
+
+    def is_unbroken(self, membership: Any) -> bool:
+        """Whether no generation can have passed without this member since the last call; no member's is left out."""
+        if not is_member(membership):
+            return True  # nothing can be committed with it; the next generation tells
+        is_first = not self._member_id
+        # One generation on as the same member: it was in both, and none lies between.
+        goes_on = membership.member_id == self._member_id and membership.generation_id - self._generation <= 1
+        self._member_id, self._generation = membership.member_id, membership.generation_id
+        return is_first or goes_on
+
+
 def is_member(membership: Any) -> bool:
     """Whether group metadata is of a member: past the poll interval it is not, and the broker takes it all the same."""
     return membership.generation_id >= 0 and bool(membership.member_id)

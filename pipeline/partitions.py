@@ -44,6 +44,11 @@ class Partitions:
         """Whether there is none that waits for its states."""
         return self._job is None and not self._arrived
 
+    @property
+    def has_any(self) -> bool:
+        """Whether any partition is this forecaster's, served or not."""
+        return bool(self._arrived or self._restoring or self.positions)
+
     def arrive(self, partitions: Iterable[int]) -> None:
         """These were assigned."""
         self._arrived.update(partitions)

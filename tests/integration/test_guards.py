@@ -6,6 +6,7 @@ beside it would fail the same way.
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from tests.integration.stream_rig import (
     expected_forecasts,
     publish,
     read_all,
+    read_forecasts,
     rounds,
     running,
     small_forecaster,
@@ -143,6 +145,71 @@ def test_without_the_snapshot_and_the_refusal_the_broker_takes_a_zombies_commit(
         committer.commit(Work([forecast_of(zombie.settings, b"zombie's")], {0: 3}, zombie.consumer.group_metadata()))
     assert values(zombie.settings) == [b"successor's", b"zombie's"]
     assert committed_offsets(zombie.settings) == {0: 3}
+
+
+def overtake(settings: Settings, champion: FolderChampion) -> None:
+    """Put a forecaster out of its group in the one way that its client does not tell; a successor goes on meanwhile.
+
+    The client forgets to say so where it is put out between its preparing to join and the broker's answer
+    (``rejoining``): that moment is held here, not left to chance.
+    """
+    step = len(SENSORS)
+    hold, held, released = threading.Event(), threading.Event(), threading.Event()
+
+    def reached(point: str) -> None:
+        if point == "polled" and hold.is_set():
+            held.set()
+            released.wait(60)
+
+    publish(settings, rounds(settings, SENSORS, range(5)))
+    with running(settings, champion, "overtaken", reached=reached) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == 5 * step, 30, "the first readings were processed")
+        hold.set()
+        assert held.wait(10), "it stands behind a poll that brought nothing"
+        forecaster._consumer._coordinator.rejoining = True
+        with running(settings, champion, "successor") as successor:
+            publish(settings, rounds(settings, SENSORS, range(5, 10)))
+            wait_until(lambda: successor.counters.readings == 5 * step, 60, "the successor went on")
+        hold.clear()
+        released.set()
+        publish(settings, rounds(settings, SENSORS, range(10, 15)))
+        wait_for_forecasts(settings, 15 * step)
+        wait_until(lambda: forecaster.counters.readings >= 10 * step, 30, "it goes on itself")
+
+
+@pytest.fixture
+def impatient(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
+    """A forecaster that is put out of its group when it has not polled for 2 s."""
+    settings = fresh_settings(
+        features=["a"],
+        targets=["a"],
+        horizon_steps=1,
+        forecaster={
+            "request_timeout_s": 0.8,
+            "delivery_timeout_s": 1.0,
+            "transaction_timeout_s": 1.5,
+            "poll_interval_s": 2.0,
+        },
+    )
+    ensure_topics(settings)
+    return settings
+
+
+def test_a_forecaster_that_was_overtaken_unawares_restores_what_it_keeps(impatient: Settings, tmp_path: Path) -> None:
+    champion = FolderChampion(tmp_path / "models", impatient)
+    champion.promote(1, small_forecaster(impatient))
+    overtake(impatient, champion)
+    assert read_forecasts(impatient) == expected_forecasts(impatient, small_forecaster(impatient))
+
+
+def test_without_minding_its_standing_it_forecasts_its_successors_readings_once_more(
+    impatient: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.membership.Standing.is_unbroken", lambda self, membership: True)
+    champion = FolderChampion(tmp_path / "models", impatient)
+    champion.promote(1, small_forecaster(impatient))
+    overtake(impatient, champion)
+    assert len(read_forecasts(impatient)) > len(expected_forecasts(impatient, small_forecaster(impatient)))
 
 
 # --- a broker that does not answer ------------------------------------------------------------------------------------
