@@ -14,6 +14,7 @@ import pipeline.forecaster
 from pipeline.changelog import Changelog, Restored
 from pipeline.commit import KafkaTransport
 from pipeline.kafka import make_consumer
+from pipeline.membership import Standing
 from pipeline.serving import Serving
 
 _consumers: list[Any] = []  # of the group, newest last
@@ -41,9 +42,9 @@ def without_membership() -> None:
     pipeline.commit.is_member = lambda membership: True  # type: ignore[attr-defined]
 
 
-def without_delivery_check() -> None:
-    """Commits whatever arrived: a batch that expired is missing from what becomes visible."""
-    KafkaTransport.check = lambda self: None  # type: ignore[method-assign]
+def without_standing() -> None:
+    """Keeps what the client says it kept, also over a generation that passed without it."""
+    Standing.is_unbroken = lambda self, membership: True  # type: ignore[method-assign]
 
 
 def without_offsets_in_transaction() -> None:
@@ -82,7 +83,7 @@ def without_restore() -> None:
 
 GUARDS: Final[Mapping[str, Callable[[], None]]] = {
     "membership": without_membership,
-    "delivery-check": without_delivery_check,
     "offsets-in-transaction": without_offsets_in_transaction,
     "restore": without_restore,
+    "standing": without_standing,
 }
