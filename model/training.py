@@ -43,7 +43,7 @@ class TrainingOptions:
     budget_s: float = 900.0  # no epoch begins that would end past it, and the learning rate falls in time
     seed: int = 0
     device: str = "auto"  # auto is cuda where there is one, else cpu
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 1e-2
     dropout: float = 0.3
     batch_lanes: int = 64
