@@ -6,9 +6,9 @@ from prefect import flow, get_run_logger
 
 from flows.outcome import plain_outcome
 from flows.progress import Progress, tell
+from flows.run_settings import load_run_settings
 from pipeline.ingest import IngestReport
 from pipeline.ingest import ingest as take_in
-from pipeline.settings import load_settings
 
 
 @flow(name="ingest", description="Take new readings from Kafka into the history table, each once.")
@@ -21,7 +21,7 @@ def ingest(settings_file: Path | None = None, accept_loss: bool = False) -> Inge
         accept_loss: go on from the topic's start where its retention was quicker than the ingests.
     """
     log = get_run_logger()
-    settings = load_settings(settings_file)
+    settings = load_run_settings(settings_file)
 
     def report(so_far: IngestReport) -> None:
         readings = f"{so_far.readings:,} readings"

@@ -12,8 +12,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Failed
 
 from flows.outcome import plain_outcome
+from flows.run_settings import load_run_settings
 from pipeline.history import History
-from pipeline.settings import MonitorSettings, load_settings
+from pipeline.settings import MonitorSettings
 from pipeline.training_run import last_trained
 
 
@@ -21,7 +22,7 @@ from pipeline.training_run import last_trained
 @plain_outcome
 def monitor(settings_file: Path | None = None) -> list[str]:
     """What is overdue, in sentences. The run fails, named Overdue, when there is anything."""
-    settings = load_settings(settings_file)
+    settings = load_run_settings(settings_file)
     history = History(settings.history_path, settings.features)
     appended_at = history.appended_at() if history.exists() else None
     found = overdue(settings.monitor, datetime.now(UTC), last_trained(settings), appended_at)

@@ -5,16 +5,16 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 
 from flows.outcome import plain_outcome
+from flows.run_settings import load_run_settings
 from pipeline.promotion import Promotion
 from pipeline.promotion import promote as move_alias
 from pipeline.registry import CHAMPION
-from pipeline.settings import load_settings
 
 
 @flow(name="promote", description="Make a model version the champion, if it fits the settings.")
 @plain_outcome
 def promote(version: int, alias: str = CHAMPION, settings_file: Path | None = None) -> Promotion:
     """What the alias names now, and what it named before."""
-    done = move_alias(load_settings(settings_file), version, alias)
+    done = move_alias(load_run_settings(settings_file), version, alias)
     get_run_logger().info("%s is version %d; it was %s", done.alias, done.version, done.previous or "nobody")
     return done

@@ -17,6 +17,7 @@ from pydantic import Field
 from flows.outcome import plain_outcome, step
 from flows.progress import Progress, tell
 from flows.retrain_report import RetrainReport, epoch_curves, horizon_curves, publish, summarise
+from flows.run_settings import load_run_settings
 from model.artefact import save_artefact
 from model.backtest import Persistence, Scores, SeasonalNaive, backtest, model_predictor, seasonal_scale
 from model.config import ModelConfig
@@ -30,7 +31,7 @@ from pipeline.history import History
 from pipeline.messages import iso_timestamp
 from pipeline.plots import draw_forecasts, draw_loss, draw_scores
 from pipeline.registry import CHALLENGER, CHAMPION, Registry
-from pipeline.settings import Settings, TrainingSettings, load_settings
+from pipeline.settings import Settings, TrainingSettings
 from pipeline.training_run import TrainingRun, training_run
 from pipeline.training_set import TrainingSet
 from pipeline.windows import load_sequences
@@ -52,7 +53,7 @@ def retrain(
     machine by a lock, and of a deployment by Prefect's concurrency limit.
     """
     given = {"epochs": epochs, "budget_s": budget_s, "seed": seed, "warm_start": warm_start}
-    settings = load_settings(settings_file)
+    settings = load_run_settings(settings_file)
     training = settings.training.model_copy(update={name: value for name, value in given.items() if value is not None})
     with exclusive(settings.home / "retrain.lock", "another retraining is under way"):
         return _retrain(settings.model_copy(update={"training": training}), history_version)

@@ -1,0 +1,42 @@
+"""The settings of flow runs: a worker's run keeps nothing in the temporary folder that it is started in."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.run_settings import load_pool_settings, load_run_settings
+from pipeline.errors import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("SETTINGS", "HOME", "HISTORY"):
+        monkeypatch.delenv(f"STREAMGRU_{name}", raising=False)
+
+
+def test_a_worker_s_run_refuses_the_default_home():
+    with pytest.raises(SettingsError, match=r"STREAMGRU_HOME\) is \.streamgru, a relative path: workers of pool gpus"):
+        load_pool_settings(None, "gpus")
+
+
+def test_a_worker_s_run_refuses_a_relative_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STREAMGRU_HOME", str(tmp_path))
+    monkeypatch.setenv("STREAMGRU_HISTORY", "history")
+    with pytest.raises(SettingsError, match="STREAMGRU_HISTORY"):
+        load_pool_settings(None, "gpus")
+
+
+def test_a_worker_s_run_refuses_a_relative_settings_file(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STREAMGRU_SETTINGS", "deploy/beijing.toml")
+    with pytest.raises(SettingsError, match=r"deploy/beijing\.toml, a relative path"):
+        load_pool_settings(None, "gpus")
+
+
+def test_a_worker_s_run_takes_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STREAMGRU_HOME", str(tmp_path))
+    assert load_pool_settings(None, "gpus").history_path == tmp_path / "history"
+
+
+def test_elsewhere_relative_paths_are_those_of_the_working_directory():
+    assert load_run_settings(None).home == Path(".streamgru")
