@@ -40,7 +40,7 @@ COMMANDS = {
     "schedule": LazyCommand("deploy.commands.flows", "schedule", "Serve ingest and retrain on their schedules."),
     "models": LazyCommand("deploy.commands.models", "models", "List model versions, aliases and metrics."),
     "promote": LazyCommand("deploy.commands.models", "promote", "Make a model version the champion."),
-    "backtest": LazyCommand("deploy.commands.backtest", "backtest", "Score a model on the history's held-out tail."),
+    "backtest": LazyCommand("deploy.commands.backtest", "backtest", "Score a model on files or on the history."),
     "forecast": LazyCommand("deploy.commands.forecast", "forecast", "Run a forecaster on the stream of readings."),
     "watch": LazyCommand("deploy.commands.watch", "watch", "Show live forecasts beside the readings."),
     "verify": LazyCommand("deploy.commands.verify", "verify", "Hold every forecast and state against the readings."),
@@ -120,6 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except StreamgruError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # The last resort, such as for a full disk: where a command can say more, it has turned it into one of ours.
+        logging.getLogger("streamgru.cli").debug("the error in full", exc_info=error)
+        where = f"{error.filename}: " if error.filename is not None else ""
+        click.echo(f"error: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     # A command that says ctx.exit(code) arrives here as that code.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import Busy
+from pipeline.errors import Busy, SettingsError
 
 
 @contextmanager
@@ -14,9 +14,17 @@ def exclusive(path: Path, taken: str) -> Iterator[None]:
 
     Raises:
         Busy: it is held; the message begins with ``taken`` and goes on with what to do.
+        SettingsError: its folder cannot be made or written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("w")
+    except OSError as error:
+        raise SettingsError(
+            f"the lock {path} cannot be made: {error.strerror}; make {path.parent} a folder that can be written to, or "
+            "set another place (STREAMGRU_HOME, STREAMGRU_HISTORY)"
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,5 +1,6 @@
 """The command line: what every command shares."""
 
+import errno
 import importlib
 import logging
 import os
@@ -48,6 +49,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[Context]:
         seen.append(context)
         if outcome == "fenced":
             raise Fenced("a successor has taken over; start it anew")
+        if outcome == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/history")
         if outcome == "interrupted":
             raise KeyboardInterrupt
         if outcome == "exits":
@@ -100,6 +103,18 @@ def test_an_error_is_one_plain_message_on_stderr(probe: list[Context], capsys: p
     captured = capsys.readouterr()
     assert captured.err == "error: a successor has taken over; start it anew\n"
     assert captured.out == ""
+
+
+def test_an_error_of_the_system_is_told_without_a_traceback_unless_asked_for(
+    probe: list[Context], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = f"error: /data/history: {os.strerror(errno.ENOSPC)}\n"
+    assert run("probe", "full") == 1
+    assert capsys.readouterr().err == message
+    assert run("-v", "probe", "full") == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert told.endswith(message)
 
 
 def test_the_exit_code_is_the_command_s(probe: list[Context]) -> None:
