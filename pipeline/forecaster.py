@@ -367,7 +367,8 @@ class StreamForecaster:
 
     def _is_behind(self) -> bool:
         positions = self._partitions.positions
-        ends = self._reader.end_offsets([TopicPartition(self._readings_topic, partition) for partition in positions])
+        with translated(f"looking up the ends of {self._readings_topic}", self._settings):
+            ends = self._reader.end_offsets([TopicPartition(self._readings_topic, number) for number in positions])
         return any(ends[where] > positions[where.partition] for where in ends)
 
     def _report(self) -> None:
