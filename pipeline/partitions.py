@@ -37,6 +37,8 @@ class Partitions:
         self._accept_loss = accept_loss
         self._arrived: set[int] = set()
         self._restoring: set[int] = set()
+        self._unanswered: set[int] = set()  # whose committed offset this job asked for, without an answer so far
+        self._outdated: set[int] = set()  # likewise an earlier job: the next answer may be of before a successor
         self._job: Generator[None, None, Restored] | None = None
 
     @property
@@ -74,6 +76,8 @@ class Partitions:
                 return None
             logger.info("partitions assigned: %s; restoring their states", listed(self._arrived))
             self._restoring, self._arrived = self._arrived, set()
+            self._outdated |= self._unanswered
+            self._unanswered.clear()
             self._job = self._changelog.restore(
                 serving, self._restoring, self._committed, accept_loss=self._accept_loss
             )
@@ -99,6 +103,20 @@ class Partitions:
         self.unsaved.clear()
 
     def _committed(self, partition: int) -> int | None:
+        """The group's offset, as of a question that this job asked.
+
+        kafka-python 3.0.12 keeps a question that timed out, also while the partition is another member's, and gives its
+        answer to whoever asks next. What an earlier job left is therefore waited for and thrown away.
+        """
+        if partition in self._outdated:
+            self._ask(partition)
+            self._outdated.discard(partition)
+        self._unanswered.add(partition)
+        committed = self._ask(partition)
+        self._unanswered.discard(partition)
+        return committed
+
+    def _ask(self, partition: int) -> int | None:
         where = TopicPartition(self._topic, partition)
         committed: int | None = self._consumer.committed(where, timeout_ms=COMMITTED_TIMEOUT_MS)
         return committed

@@ -1,0 +1,123 @@
+"""A partition is served from the offset that is committed when it arrives, not from one that was asked for before."""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+from kafka.errors import KafkaTimeoutError
+
+from pipeline.changelog import Restored
+from pipeline.partitions import Partitions
+
+
+class Client:
+    """Keeps a question that timed out, with the answer of its time, for the next one who asks; like kafka-python."""
+
+    def __init__(self) -> None:
+        self.offset: int | None = None  # what the group has committed now
+        self.is_slow = False
+        self.paused: set[int] = set()
+        self.positions: dict[int, int] = {}
+        self._asked: dict[int, int | None] = {}
+
+    def committed(self, where: TopicPartition, timeout_ms: int) -> int | None:
+        answer = self._asked.setdefault(where.partition, self.offset)
+        if self.is_slow:
+            raise KafkaTimeoutError(f"no answer in {timeout_ms} ms")
+        del self._asked[where.partition]
+        return answer
+
+    def pause(self, where: TopicPartition) -> None:
+        self.paused.add(where.partition)
+
+    def resume(self, where: TopicPartition) -> None:
+        self.paused.discard(where.partition)
+
+    def seek(self, where: TopicPartition, offset: int) -> None:
+        self.positions[where.partition] = offset
+
+
+class StateLog:
+    """Restores nothing but positions."""
+
+    def restore(
+        self, serving: Any, wanted: set[int], committed: Callable[[int], int | None], *, accept_loss: bool
+    ) -> Generator[None, None, Restored]:
+        positions = {}
+        for partition in sorted(wanted):
+            while partition not in positions:
+                try:
+                    positions[partition] = committed(partition) or 0
+                except KafkaTimeoutError:
+                    yield
+        return Restored({partition: positions[partition] for partition in wanted})
+
+
+class Table:
+    def drop_partition(self, partition: int) -> None:
+        pass
+
+
+class Served:
+    table = Table()
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def partitions(client: Client) -> Partitions:
+    state_log: Any = StateLog()
+    return Partitions(client, "readings", state_log, accept_loss=False)
+
+
+def restored(partitions: Partitions) -> dict[int, int]:
+    serving: Any = Served()
+    for _ in range(10):
+        done = partitions.restore(serving)
+        if done is not None and partitions.are_served:
+            return partitions.positions
+    raise AssertionError("not restored after 10 turns")
+
+
+def test_an_offset_that_another_transaction_still_holds_up_is_waited_for(
+    client: Client, partitions: Partitions
+) -> None:
+    serving: Any = Served()
+    client.offset, client.is_slow = 7, True
+    partitions.arrive([0])
+    assert partitions.restore(serving) is None
+    assert not partitions.are_served
+    client.is_slow = False
+    assert restored(partitions) == {0: 7}
+    assert client.positions == {0: 7}
+
+
+def test_the_answer_to_a_question_of_before_the_partition_was_lost_is_not_used(
+    client: Client, partitions: Partitions
+) -> None:
+    serving: Any = Served()
+    client.offset, client.is_slow = 7, True
+    partitions.arrive([0])
+    assert partitions.restore(serving) is None
+    partitions.leave([0], serving)
+    client.offset = 90  # by the member that had it meanwhile
+    partitions.arrive([0])
+    client.is_slow = False
+    assert restored(partitions) == {0: 90}
+
+
+def test_the_answer_to_a_question_of_before_starting_over_is_not_used(client: Client, partitions: Partitions) -> None:
+    serving: Any = Served()
+    client.offset, client.is_slow = 7, True
+    partitions.arrive([0, 1])
+    assert partitions.restore(serving) is None
+    for offset in (40, 90):
+        partitions.start_over(serving)
+        client.offset = offset
+        assert partitions.restore(serving) is None  # still without an answer
+    client.is_slow = False
+    assert restored(partitions) == {0: 90, 1: 90}
