@@ -44,6 +44,7 @@ CHAMPION_WAIT_S: Final = 0.2
 # After a failure the loop waits this long before it connects again, doubled up to the limit with each further one.
 FIRST_RETRY_S: Final = 0.1
 LONGEST_RETRY_S: Final = 5.0
+_MOST_DOUBLINGS: Final = 16  # long past the limit, and far from what a float cannot hold
 # States written in one transaction after a swap or a rebuild: of about 1 kB each, so far below what a broker takes.
 MOST_UNSAVED_STATES: Final = 20_000
 
@@ -341,8 +342,7 @@ class StreamForecaster:
         """Forget everything that is not durable: states are restored and positions looked up as after a restart."""
         self._failures += 1
         self.counters.aborted += 1
-        wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** (self._failures - 1))
-        self._retry_at = time.monotonic() + wait_s
+        self._retry_at = time.monotonic() + retry_wait_s(self._failures)
         logger.error("nothing of the last batch was committed (%s); starting over from the last transaction", why)
         self._committer.close()
         self._succession.give_up()
@@ -378,6 +378,11 @@ class StreamForecaster:
                 self.counters.write(self._options.stats)
             except OSError as error:
                 raise KafkaError(f"cannot write the counts to {self._options.stats}: {error.strerror}") from error
+
+
+def retry_wait_s(failures: int) -> float:
+    """How long to wait after so many failures in a row, at least one."""
+    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
 
 
 def _fetch_bytes(settings: Settings) -> int:
