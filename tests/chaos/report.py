@@ -190,8 +190,9 @@ starting from a blank state.
 
 Recovery is the time from a kill to the next forecast a reader can see in a partition that the victim had served. It is
 made of the session timeout (6 s, the least that brokers allow by default), which the group waits before it shares out a
-dead member's partitions, and of the restore. "Nothing else in between" leaves out kills that another kill or an outage
-of the broker followed before the recovery.
+dead member's partitions, and of the restore. Faults follow one another about every seven seconds, so most kills are
+followed by another fault before the recovery from them: "all" therefore says how long a partition can be silent under
+such a series, and "nothing else in between" leaves out kills that another kill or an outage of the broker followed.
 
 """
 
