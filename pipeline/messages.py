@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
@@ -28,7 +28,7 @@ LONGEST_SENSOR_ID_BYTES: Final = 1_024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 
 
 # --- readings ---------------------------------------------------------------------------------------------------------
@@ -222,18 +222,57 @@ def forecast_headers(forecast: Forecast, traceparent: bytes | None = None) -> li
 # --- dead letters -----------------------------------------------------------------------------------------------------
 
 
-def dead_letter_headers(
-    original: Headers, rejected: Rejected, topic: str, partition: int, offset: int
-) -> list[tuple[str, bytes]]:
-    """The original headers and, behind them, why the record was set aside and where it came from."""
+class DeadLetterRecord(NamedTuple):
+    """What is written to the dead letter topic for one record that was set aside."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+def dead_letter(
+    key: bytes | None,
+    value: bytes | None,
+    original: Headers,
+    rejected: Rejected,
+    position: InputPosition,
+    limit_bytes: int,
+) -> DeadLetterRecord:
+    """A record that is no reading, with why it was set aside and where it came from behind its own headers.
+
+    The topic bounds a reading as it was sent, that is compressed: 20 MB of spaces pass as 50 KB, and come out as 20 MB.
+    A dead letter that its topic refuses would be tried for ever, so key, value and headers together keep to
+    ``limit_bytes`` uncompressed; every reading that was sent uncompressed does. In one that is larger the value is cut
+    to what is left of the limit; where key and headers alone exceed it, the headers go and the key is cut too. Such a
+    letter says so in ``streamgru-truncated``: the bytes that key, value and headers had.
+    """
+    headers = list(original)
+    room = limit_bytes - _headers_bytes(headers)
+    key_bytes, value_bytes = len(key or b""), len(value or b"")
+    if key_bytes + value_bytes > room:
+        size = limit_bytes - room + key_bytes + value_bytes
+        if key_bytes > room:
+            headers, room = [], limit_bytes
+        key = key and key[:room]
+        value = value and value[: room - len(key or b"")]
+        headers.append(("streamgru-truncated", str(size).encode()))
+    return DeadLetterRecord(key, value, [*headers, *_reason_headers(rejected, position)])
+
+
+def _reason_headers(rejected: Rejected, position: InputPosition) -> list[tuple[str, bytes]]:
     return [
-        *original,
         ("streamgru-reason", rejected.reason.encode()),
         ("streamgru-detail", rejected.detail.encode(errors="replace")[:500]),
-        ("streamgru-topic", topic.encode()),
-        ("streamgru-partition", str(partition).encode()),
-        ("streamgru-offset", str(offset).encode()),
+        ("streamgru-topic", position.topic.encode()),
+        ("streamgru-partition", str(position.partition).encode()),
+        ("streamgru-offset", str(position.offset).encode()),
     ]
+
+
+def _headers_bytes(headers: Headers) -> int:
+    """What headers measure in a record, each with the lengths of its name and its value."""
+    parts = [part for name, value in headers for part in (len(name.encode()), len(value or b""))]
+    return sum(part + max(1, -(-(2 * part).bit_length() // 7)) for part in parts)
 
 
 # --- state records ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from model.stepper import Forecasts
 from pipeline.commit import Records
 from pipeline.counters import Counters
 from pipeline.encoding import ForecastEncoder
-from pipeline.messages import ModelId, ReadingDecoder, Rejected, dead_letter_headers
+from pipeline.messages import InputPosition, ModelId, ReadingDecoder, Rejected, dead_letter
 from pipeline.readings import Readings, Record, decode_records
 from pipeline.record_batches import encode_headers
 from pipeline.serving import Serving, Stepped
@@ -122,17 +122,20 @@ class MicroBatchMaker:
         return Records(self._topics.state, partition, keys, values)
 
     def _dead_letters(self, partition: int, rejected: Sequence[tuple[Any, Rejected]]) -> Records:
+        limit = self._settings.kafka.max_reading_bytes  # the topic has room for our own headers on top of it
+        topic = self._topics.readings
+        letters = [
+            dead_letter(
+                record.key, record.value, record.headers, reason, InputPosition(topic, partition, record.offset), limit
+            )
+            for record, reason in rejected
+        ]
         return Records(
             self._topics.dead_letters,
             partition,
-            [record.key for record, _ in rejected],
-            [record.value for record, _ in rejected],
-            [
-                encode_headers(
-                    dead_letter_headers(record.headers, reason, self._topics.readings, partition, record.offset)
-                )
-                for record, reason in rejected
-            ],
+            [letter.key for letter in letters],
+            [letter.value for letter in letters],
+            [encode_headers(letter.headers) for letter in letters],
         )
 
 

@@ -16,6 +16,8 @@ from pipeline.messages import Reading, ReadingDecoder, Rejected
 Record = FetchedRecord
 
 TRACEPARENT: Final = "traceparent"
+# W3C's has 55 bytes, and later versions may add to it; a longer one is none, and would be repeated in a forecast.
+LONGEST_TRACEPARENT_BYTES: Final = 256
 
 
 @dataclass(frozen=True)
@@ -92,5 +94,10 @@ def decode_records(decoder: ReadingDecoder, features: int, partition: int, recor
 def _traceparents(records: Sequence[Record]) -> list[bytes | None] | None:
     if not any(record.headers for record in records):
         return None
-    found = [next((value for name, value in record.headers or () if name == TRACEPARENT), None) for record in records]
+    found = [_traceparent(record) for record in records]
     return found if any(value is not None for value in found) else None
+
+
+def _traceparent(record: Record) -> bytes | None:
+    value = next((value for name, value in record.headers or () if name == TRACEPARENT), None)
+    return value if value is not None and len(value) <= LONGEST_TRACEPARENT_BYTES else None

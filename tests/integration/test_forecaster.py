@@ -9,7 +9,7 @@ from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from pipeline.errors import OffsetsLost, StreamgruError, TopicError
-from pipeline.kafka import make_admin, make_consumer
+from pipeline.kafka import make_admin, make_consumer, make_producer
 from pipeline.settings import Settings
 from pipeline.topics import ensure_topics
 from tests.conftest import SettingsFactory
@@ -102,6 +102,29 @@ def test_poison_becomes_dead_letters_with_their_reasons(settings: Settings, cham
         assert headers["streamgru-topic"].decode() == settings.kafka.topics.readings
         assert headers["streamgru-partition"] == str(original.partition).encode()
     assert sum(forecaster.counters.dead_letters.values()) == len(poison)
+
+
+def test_a_record_that_is_large_only_when_decompressed_is_set_aside_cut(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    producer = make_producer(settings, compression_type="gzip", max_request_size=64_000_000)
+    headers = [("mine", b"h" * 3_000_000)]
+    producer.send(settings.kafka.topics.readings, b"x" * 3_000_000, b"sensor-0", partition=0)
+    producer.send(settings.kafka.topics.readings, b"x" * 20_000_000, b"k" * 3_000_000, headers, partition=0)
+    producer.flush()
+    producer.close()
+    good = list(rounds(settings, SENSORS, range(5)))
+    publish(settings, good)
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == len(good) + 2, 30, "all records were processed")
+    assert_same(wait_for_forecasts(settings, len(good)), expected_forecasts(settings, small_forecaster(settings)))
+    limit = settings.kafka.max_reading_bytes
+    first, second = read_all(settings, settings.kafka.topics.dead_letters)
+    assert (first.key, first.value) == (b"sensor-0", b"x" * (limit - len(b"sensor-0")))
+    assert first.headers[0] == ("streamgru-truncated", b"3000008")
+    assert (second.key, second.value) == (b"k" * limit, b"")
+    assert second.headers[0][0] == "streamgru-truncated"
+    assert sum(forecaster.counters.dead_letters.values()) == 2
 
 
 def test_unknown_features_are_counted_and_a_traceparent_is_passed_on(

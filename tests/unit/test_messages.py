@@ -17,7 +17,9 @@ from pipeline.messages import (
     LARGEST_VALUE,
     LATEST_TIMESTAMP_US,
     LONGEST_SENSOR_ID_BYTES,
+    DeadLetterRecord,
     Forecast,
+    Headers,
     InputPosition,
     ModelId,
     Reading,
@@ -25,7 +27,7 @@ from pipeline.messages import (
     Rejected,
     StateAge,
     StateTag,
-    dead_letter_headers,
+    dead_letter,
     decode_forecast,
     decode_state,
     encode_reading,
@@ -35,6 +37,7 @@ from pipeline.messages import (
     microseconds,
     quantile_key,
 )
+from pipeline.record_batches import encode_headers, encode_varint
 
 FEATURES = ("PM2.5", "TEMP")
 DECODER = ReadingDecoder(FEATURES)
@@ -201,17 +204,59 @@ def test_forecast_headers_are_cloudevents_and_pass_the_trace_on() -> None:
     assert "traceparent" not in dict(forecast_headers(a_forecast()))
 
 
+def a_letter(
+    key: bytes | None, value: bytes | None, headers: Headers = (), limit_bytes: int = 1_000
+) -> DeadLetterRecord:
+    rejected = Rejected("malformed", "é" * 600)
+    return dead_letter(key, value, headers, rejected, InputPosition("readings", 2, 9), limit_bytes)
+
+
 def test_dead_letters_say_why_and_where_behind_the_original_headers() -> None:
-    headers = dead_letter_headers([("mine", b"1")], Rejected("malformed", "é" * 600), "readings", 2, 9)
-    assert headers[0] == ("mine", b"1")
-    found = dict(headers)
+    letter = a_letter(b"s", b"{", [("mine", b"1"), ("none", None)])
+    assert (letter.key, letter.value) == (b"s", b"{")
+    assert letter.headers[:2] == [("mine", b"1"), ("none", None)]
+    found = dict(letter.headers[2:])
     assert found["streamgru-reason"] == b"malformed"
-    assert len(found["streamgru-detail"]) == 500
+    assert len(found["streamgru-detail"] or b"") == 500
     assert (found["streamgru-topic"], found["streamgru-partition"], found["streamgru-offset"]) == (
         b"readings",
         b"2",
         b"9",
     )
+    assert "streamgru-truncated" not in found
+
+
+def test_a_dead_letter_larger_than_its_topic_takes_is_cut_and_says_so() -> None:
+    assert a_letter(b"k" * 10, b"v" * 990).value == b"v" * 990
+    letter = a_letter(b"k" * 10, b"v" * 5_000, [("mine", b"1")])
+    assert (letter.key, letter.value) == (b"k" * 10, b"v" * (990 - 7))  # name, value and the length of each
+    assert letter.headers[:2] == [("mine", b"1"), ("streamgru-truncated", b"5017")]
+
+    letter = a_letter(b"k" * 10, b"v" * 500, [("mine", b"1" * 2_000)])
+    assert (letter.key, letter.value) == (b"k" * 10, b"v" * 500)
+    assert letter.headers[0] == ("streamgru-truncated", b"2517")
+
+    letter = a_letter(b"k" * 5_000, b"v" * 500)
+    assert (letter.key, letter.value) == (b"k" * 1_000, b"")
+    assert a_letter(b"k" * 5_000, None).value is None
+    assert a_letter(None, b"v" * 5_000).key is None
+
+
+@given(
+    key=st.none() | st.binary(max_size=300),
+    value=st.none() | st.binary(max_size=300),
+    headers=st.lists(st.tuples(st.text(max_size=80), st.none() | st.binary(max_size=200)), max_size=3),
+    limit=st.integers(1, 400),
+)
+def test_what_a_dead_letter_takes_from_its_original_keeps_to_the_limit(
+    key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]], limit: int
+) -> None:
+    letter = a_letter(key, value, headers, limit)
+    kept = [header for header in letter.headers[:-5] if header[0] != "streamgru-truncated"]
+    size = len(letter.key or b"") + len(letter.value or b"") + len(encode_headers(kept)) - len(encode_varint(len(kept)))
+    assert size <= limit
+    if len(kept) == len(letter.headers) - 5:
+        assert (letter.key, letter.value, kept) == (key, value, headers)
 
 
 tags = st.builds(StateTag, st.integers(0, 2**32 - 1), st.text("0123456789abcdef", min_size=12, max_size=12))

@@ -51,3 +51,10 @@ def test_a_mask_takes_all_columns_along() -> None:
     assert taken.traceparents == [b"t", None]
     assert taken.values[:, 0].tolist() == [2.0, 3.0]
     assert readings.take(np.ones(3, bool)) is readings
+
+
+def test_a_traceparent_of_a_length_that_none_has_is_ignored() -> None:
+    long = record(1, a=1.0, headers=[("traceparent", b"t" * 257)])
+    assert decode_records(DECODER, 2, 0, [long]).readings.traceparents is None
+    fits = record(2, a=1.0, headers=[("traceparent", b"t" * 256)])
+    assert decode_records(DECODER, 2, 0, [long, fits]).readings.traceparents == [None, b"t" * 256]
