@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kafka import KafkaConsumer
@@ -56,7 +57,7 @@ class Rewarm:
         self._backlog = 0  # readings ordered and not yet stepped
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._began = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"rewarm-{candidate.version}", daemon=True)
         self._thread.start()
@@ -81,7 +82,7 @@ class Rewarm:
         self._orders.put(accepted)
 
     @property
-    def failure(self) -> Exception | None:
+    def failure(self) -> BaseException | None:
         """What went wrong; none as long as nothing did."""
         return self._failure
 
@@ -132,11 +133,14 @@ class Rewarm:
                 if order is None:
                     return
                 self._obey(order, replayer)
-        except (StreamgruError, ClientError, ValueError) as error:
+        except BaseException as error:  # whatever ends this thread early, what it leaves must not be served
             self._failure = error
+            if not isinstance(error, (StreamgruError, ClientError, ValueError)):
+                logger.exception("warming up version %d failed unexpectedly", self.version)
         finally:
             if reader is not None:
-                reader.close()
+                with suppress(ClientError):
+                    reader.close()
 
     def _obey(self, order: _Take | _Drop | Sequence[Readings], replayer: Replayer) -> None:
         table = self._serving.table
