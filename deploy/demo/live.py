@@ -99,7 +99,7 @@ class LivePart:
             yield "readings are being sent"
         yield from self._run("ingest-live", "ingest", doing="what came in is being ingested")
         began_s = time.time()
-        retrain = ("retrain", "--budget", str(self._plan.retrain_budget_s))
+        retrain = ("-v", "retrain", "--budget", str(self._plan.retrain_budget_s))
         yield from self._run("retrain-live", *retrain, doing="a new model is being trained")
         self._retraining = (began_s, time.time())
         yield from self._promote(first)
