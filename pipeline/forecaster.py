@@ -145,7 +145,7 @@ class StreamForecaster:
         self._committer = Committer(
             self._open_transport, self._watchdog, exclusive=self._instance.exclusive, reached=self._options.reached
         )
-        self._reader = read_fast(make_consumer(settings, client_id="streamgru-restore"))
+        self._reader = read_fast(make_consumer(settings, client_id="streamgru-restore", auto_offset_reset="none"))
         self._admin = make_admin(settings)
         consumer = make_consumer(
             settings,

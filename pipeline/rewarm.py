@@ -126,7 +126,8 @@ class Rewarm:
     def _run(self) -> None:
         reader: KafkaConsumer | None = None
         try:
-            reader = read_fast(make_consumer(self._settings, client_id="streamgru-rewarm"))
+            # Readings that retention deletes meanwhile are a failure, not a jump.
+            reader = read_fast(make_consumer(self._settings, client_id="streamgru-rewarm", auto_offset_reset="none"))
             replayer = Replayer(self._settings, reader, self._serving, alive=self._is_wanted)
             while not self._cancelled.is_set():
                 order = self._orders.get()
