@@ -79,14 +79,17 @@ class History:
         return _next_offsets(self._open(version), topic)
 
     def appended_at(self) -> datetime | None:
-        """When readings were last appended; none where that is longer ago than the table's log tells."""
+        """When readings were last appended; none where that is longer ago than the table's log tells.
+
+        Commits of offsets alone do not count: where every record is malformed, no reading has come.
+        """
         with self._translated("looked into"):
             commits = self._open().history(FRAGMENTED_FILES)
         return next(
             (
                 datetime.fromtimestamp(commit["timestamp"] / 1_000, UTC)
                 for commit in commits
-                if commit["operation"] == "WRITE"
+                if commit["operation"] == "WRITE" and commit.get("operationMetrics", {}).get("num_added_rows")
             ),
             None,
         )

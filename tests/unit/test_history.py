@@ -60,6 +60,17 @@ def test_offsets_advance_where_no_reading_was_any_good(history: History):
     assert history.next_offsets(TOPIC) == {0: 4, 1: 2}
 
 
+def test_offsets_alone_do_not_pass_for_readings_that_came(history: History):
+    assert history.appended_at() is None
+    history.append(readings(range(0)), {0: 4}, TOPIC)
+    assert history.appended_at() is None
+    history.append(readings(range(4, 6)), {0: 6}, TOPIC)
+    came = history.appended_at()
+    assert came is not None
+    history.append(readings(range(0)), {0: 9}, TOPIC)
+    assert history.appended_at() == came
+
+
 def test_a_reading_beyond_the_next_offset_is_refused(history: History):
     with pytest.raises(ValueError, match="beyond the next offsets"):
         history.append(readings(range(3)), {0: 2}, TOPIC)
