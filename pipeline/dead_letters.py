@@ -5,14 +5,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pipeline.audit import read_range, topic_ends, topic_starts
 from pipeline.errors import KafkaError
 from pipeline.kafka import make_producer, translated
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
+from pipeline.topic_logs import read_range, topic_ends, topic_starts
 
 _TOGETHER: Final = 1_000  # letters in one transaction, which must not outlast the transaction timeout
-_OURS: Final = "streamgru-"  # headers that a dead letter has on top of the original's
+# What a dead letter has behind the original's headers (pipeline.messages); before them, where it was cut, its size.
+HEADER_NAMES: Final = (
+    "streamgru-reason",
+    "streamgru-detail",
+    "streamgru-topic",
+    "streamgru-partition",
+    "streamgru-offset",
+)
+TRUNCATED: Final = "streamgru-truncated"
 
 
 @dataclass(frozen=True)
@@ -23,44 +31,40 @@ class DeadLetter:
     at_offset: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]  # the original's
+    headers: tuple[tuple[str, bytes | None], ...]  # the original's
     reason: str
     detail: str
     topic: str
     partition: int
     offset: int
     set_aside_ms: int
+    whole_bytes: int | None = None  # what key, value and headers measured, where they were too large and have been cut
 
     @classmethod
     def of(cls, record: Any) -> "DeadLetter | None":
         """The dead letter in a record; none where the record has not the headers of one."""
-        # Ours come last, and the original may have come with headers of the same names: the last one counts.
-        ours = {name: value for name, value in record.headers or () if name.startswith(_OURS)}
+        # Ours come last; the original may have come with headers of the same names.
+        headers = list(record.headers or ())
+        ours = dict(headers[-len(HEADER_NAMES) :])
+        headers = headers[: -len(HEADER_NAMES)]
         try:
+            whole_bytes = int(headers.pop()[1]) if headers and headers[-1][0] == TRUNCATED else None
             return cls(
                 at_partition=record.partition,
                 at_offset=record.offset,
                 key=record.key,
                 value=record.value,
-                headers=tuple((record.headers or ())[: -len(HEADER_NAMES)]),
+                headers=tuple(headers),
                 reason=ours["streamgru-reason"].decode(),
                 detail=ours["streamgru-detail"].decode(),
                 topic=ours["streamgru-topic"].decode(),
                 partition=int(ours["streamgru-partition"]),
                 offset=int(ours["streamgru-offset"]),
                 set_aside_ms=record.timestamp,
+                whole_bytes=whole_bytes,
             )
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, TypeError, AttributeError):  # a header that is missing, no number, or null
             return None
-
-
-HEADER_NAMES: Final = (
-    "streamgru-reason",
-    "streamgru-detail",
-    "streamgru-topic",
-    "streamgru-partition",
-    "streamgru-offset",
-)
 
 
 def read_letters(settings: Settings) -> Iterator[DeadLetter]:
@@ -122,6 +126,9 @@ def replay_letters(settings: Settings, letters: Iterable[DeadLetter], *, publish
     for letter in letters:
         if letter.topic != settings.kafka.topics.readings:
             outcome.foreign += 1
+            continue
+        if letter.whole_bytes is not None:
+            outcome.still_rejected["cut"] += 1
             continue
         try:
             decoder.decode(letter.key, letter.value)

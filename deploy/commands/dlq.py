@@ -67,6 +67,8 @@ def show(context: Context, position: tuple[int, int], raw: bool) -> None:
     click.echo(f"reason   {letter.reason}: {letter.detail}")
     click.echo(f"from     {letter.topic}, partition {letter.partition}, offset {letter.offset}")
     click.echo(f"set aside {_moment(letter.set_aside_ms)}")
+    if letter.whole_bytes is not None:
+        click.echo(f"cut      it measured {letter.whole_bytes:,} bytes, and this is the beginning of it")
     click.echo(f"key      {_text(letter.key)}")
     for name, value in letter.headers:
         click.echo(f"header   {name}: {_text(value)}")
