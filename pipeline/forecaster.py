@@ -21,7 +21,7 @@ from pipeline.champion import Candidate, ChampionSource, ChampionWatcher
 from pipeline.changelog import Changelog
 from pipeline.commit import Aborted, Committer, KafkaTransport, Transport, Work
 from pipeline.counters import Counters
-from pipeline.errors import BrokerUnreachable, KafkaError, OffsetsLost, StreamgruError
+from pipeline.errors import BrokerUnreachable, OffsetsLost, StreamgruError
 from pipeline.fetched_records import read_fast
 from pipeline.instance import Instance
 from pipeline.kafka import make_admin, make_consumer, make_producer, partition_count, translated
@@ -95,6 +95,7 @@ class StreamForecaster:
         self._swap_began: float | None = None
         self._started = self._progressed = self._reported = time.monotonic()
         self._stopping = False
+        self._stats_are_written = True
 
     def stop(self) -> None:
         """End ``run`` at the next transaction boundary. May be called from a signal handler."""
@@ -377,7 +378,12 @@ class StreamForecaster:
             try:
                 self.counters.write(self._options.stats)
             except OSError as error:
-                raise KafkaError(f"cannot write the counts to {self._options.stats}: {error.strerror}") from error
+                # Nothing depends on the file: the stream goes on, and so do the counts in the log.
+                if self._stats_are_written:
+                    logger.warning("cannot write the counts to %s: %s", self._options.stats, error.strerror)
+                self._stats_are_written = False
+            else:
+                self._stats_are_written = True
 
 
 def retry_wait_s(failures: int) -> float:
