@@ -136,6 +136,7 @@ class LanePool:
         self._rows = forecaster.sensor_rows(prepared.sequences.sensors)
         count = len(prepared.sequences.sensors)
         self._spans = [prepared.sequences.span(sensor, None, train_end_us) for sensor in range(count)]
+        self.longest = max((hi - lo for lo, hi in self._spans), default=0)
         self.steps = sum(hi - lo for lo, hi in self._spans)
         self._length = LANE_STEPS
         self._newborn = self._newborns(forecaster)
@@ -156,7 +157,9 @@ class LanePool:
         return [Lane(prepared, lo, hi, UNKNOWN_SENSOR, lo, self._until_us) for lo, hi in itertools.pairwise(starts)]
 
     def passes(self, batch: int, burn_in: int, unknown: float) -> Iterator[list[Lane]]:
-        """Groups of at most ``batch`` lanes, for ever; each pass over the data in another order and cut elsewhere.
+        """Groups of at most ``batch`` lanes, for ever, where there are any.
+
+        Each pass over the data is in another order and cut elsewhere.
 
         ``burn_in`` steps of a lane only warm its state; a part ``unknown`` of the lanes hides which sensor it is.
         """
@@ -178,25 +181,45 @@ class LanePool:
                                 self._until_us,
                             )
                         )
-            if not lanes:
-                return
             # Lanes of like length walk together, so that little is padded; which of them come first is chance.
             order = sorted(self._rng.permutation(len(lanes)), key=lambda at: lanes[at].hi - lanes[at].lo < self._length)
             groups = np.array_split(order, -(-len(order) // batch))
             for at in self._rng.permutation(len(groups)):
                 yield [lanes[lane] for lane in groups[at]]
 
-    def windows(self, batch: int, steps: int) -> Iterator[list[Lane]]:
-        """Groups of ``batch`` windows drawn at random, for ever, each with a label at its last step only."""
-        spans = [(lo, hi, int(row)) for (lo, hi), row in zip(self._spans, self._rows, strict=True) if hi - lo > steps]
-        weights = np.array([hi - lo for lo, hi, _ in spans], np.float64)
-        while spans:
-            group = []
-            for chosen in self._rng.choice(len(spans), size=batch, p=weights / weights.sum()):
-                lo, hi, row = spans[chosen]
-                first = int(self._rng.integers(lo, hi - steps))
-                group.append(Lane(self._prepared, first, first + steps, row, first + steps - 1, self._until_us))
-            yield group
+    def windows(self, ends: NDArray[np.int64], batch: int, steps: int) -> Iterator[list[Lane]]:
+        """Groups of at most ``batch`` windows, for ever, each pass over them in another order.
+
+        A window is the ``steps`` steps up to one of ``ends``, the only one with a label.
+        """
+        rows = self._rows[np.searchsorted(self._prepared.sequences.starts, ends, side="right") - 1]
+        while True:
+            order = self._rng.permutation(len(ends))
+            for first in range(0, len(ends), batch):
+                yield [
+                    Lane(self._prepared, end - steps + 1, end + 1, row, end, self._until_us)
+                    for end, row in zip(
+                        *(each[order[first : first + batch]].tolist() for each in (ends, rows)), strict=True
+                    )
+                ]
+
+    def labelled(self, after: int) -> Iterator[NDArray[np.int64]]:
+        """Some steps at a time: those behind a sensor's first ``after`` that have a label to learn from."""
+        for lo, hi in self._spans:
+            for first in range(lo + after, hi, self._length):
+                labels = scaled_labels(self._prepared, first, min(first + self._length, hi), self._until_us)
+                yield first + np.flatnonzero(_known(labels))
+
+    def has_labels(self, burn_in: int) -> bool:
+        """Whether ``passes`` come upon a label at all."""
+        newborn = (scaled_labels(lane.prepared, lane.lo, lane.hi, self._until_us) for lane in self._newborn)
+        return any(_known(labels).any() for labels in newborn) or any(
+            len(steps) > 0 for steps in self.labelled(burn_in)
+        )
+
+
+def _known(labels: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(~np.isnan(labels).all(axis=(1, 2)))
 
 
 def _taken(sequences: Sequences, index: NDArray[np.int64], starts: NDArray[np.int64]) -> Sequences:

@@ -3,6 +3,7 @@
 Letters: B lanes, T steps, K targets, Q quantiles, h horizon steps.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Final
 
@@ -72,7 +73,10 @@ def fit_intervals(forecaster: Forecaster, lanes: list[Lane]) -> None:
     for predicted, chunk in _forecasts_along(forecaster, lanes, device):
         error = chunk.labels - predicted[..., config.median_index, :]
         residuals.append(torch.where(chunk.valid > 0, error, torch.nan).flatten(0, 1).cpu().numpy())
-    offsets = np.nanquantile(np.concatenate(residuals), config.quantiles, axis=0).transpose(1, 0, 2)  # (K, Q, h)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a target without any label: its distances are 1 below
+        found = np.nanquantile(np.concatenate(residuals), config.quantiles, axis=0)
+    offsets = found.transpose(1, 0, 2)  # (K, Q, h)
     gaps = np.maximum(np.diff(offsets, axis=1), 1e-4)
     distance = np.ones((K, Q, h))
     m = config.median_index

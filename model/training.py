@@ -3,7 +3,8 @@
 Short windows from a zero state would never show the network the states it meets in a stream. Here lanes of contiguous
 time are walked chunk by chunk, the state carried and detached in between (truncated back-propagation through time),
 and every step forecasts the whole horizon (the forking sequences of Wen et al., 2017), so one pass supervises all of
-them. The plain recipe, windows and mean squared error, stays beside it as a preset to compare with.
+them. The plain recipe stays beside it as a preset to compare with: windows from a zero state, mean squared error, Adam
+at a constant rate, an epoch a pass over all windows. Of either preset the epoch that validated best is kept.
 """
 
 import copy
@@ -17,6 +18,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from .cells import using_threads
@@ -28,19 +30,25 @@ from .objective import fit_intervals, pinball, pinball_of, squared_error
 from .sequences import Sequences, Split
 
 LARGEST_GRADIENT: Final = 1.0  # norm that gradients are clipped to; recurrent ones explode now and then
-PLAIN_LEARNING_RATE: Final = 1e-3
+PLAIN_LEARNING_RATE: Final = 1e-3  # of the plain recipe, constant
 # Validation runs after every epoch: enough steps to choose by, few beside an epoch's.
 MOST_VALIDATION_STEPS: Final = 60_000
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train; the defaults are the recipe that the ablations favour."""
+    """How to train; the defaults are the recipe that the ablations favour.
+
+    The plain preset takes of them the hidden size, epochs, budget, seed, device, threads, ``batch_lanes`` as windows of
+    a batch, and ``window_steps``; the rest is fixed, as in the textbook.
+    """
 
     preset: Preset = "stateful"
     hidden_size: int = 64
     epochs: int = 20
-    budget_s: float = 900.0  # no epoch begins that would end past it, and the learning rate falls in time
+    # No epoch begins that would end past it, and the learning rate falls in time. The first one always begins; a plain
+    # one, as long as its data, ends in the middle when the budget does.
+    budget_s: float = 900.0
     seed: int = 0
     device: str = "auto"  # auto is cuda where there is one, else cpu
     learning_rate: float = 5e-3
@@ -108,7 +116,8 @@ def train(
     of equal arguments repeat bit for bit on a CPU with the same number of threads, unless the budget cuts them short.
 
     Raises:
-        ValueError: the training or validation part has no steps to learn from, or ``initial`` has another shape.
+        ValueError: the training or validation part has no labels to learn from (the targets are all missing, or
+            constant, in it), or ``initial`` has another shape.
     """
     began = time.monotonic()
     config = replace(config, preset=options.preset, hidden_size=options.hidden_size, sensors=sequences.sensors)
@@ -152,26 +161,42 @@ class _Run:
         self._averaged = copy.deepcopy(forecaster).requires_grad_(False).eval()
         self._options = options
         self._device = device
-        pool = LanePool(forecaster, prepared, split.train_end_us, np.random.default_rng(options.seed))
-        self._chunks = self._walk(pool)
         self.validation = evaluation_lanes(
             forecaster, prepared, split.train_end_us, split.validation_end_us, MOST_VALIDATION_STEPS
         )
         if not self.validation:
             raise ValueError("the validation part has no readings: training could not tell when it is done")
-        self._optimiser = torch.optim.AdamW(
-            forecaster.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-        )
+        self._pool = LanePool(forecaster, prepared, split.train_end_us, np.random.default_rng(options.seed))
+        self._plain = options.preset == "plain"
+        self._optimiser: torch.optim.Optimizer
+        if self._plain:
+            self._optimiser = torch.optim.Adam(forecaster.parameters(), lr=PLAIN_LEARNING_RATE)
+            ends = self._window_ends()
+            self._epoch_updates = -(-len(ends) // options.batch_lanes)
+            self._chunks = self._along_windows(ends)
+        else:
+            if not self._pool.has_labels(options.chunk_steps):
+                raise self._nothing_to_learn()
+            self._optimiser = torch.optim.AdamW(
+                forecaster.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+            )
+            self._epoch_updates = options.updates_per_epoch
+            self._chunks = self._along_lanes()
         self._updates = 0
 
     def train(self, began: float, report: Callable[[EpochReport], None] | None) -> list[EpochReport]:
-        """Trains until the epochs, the budget or the patience are used up; ``best`` is then the model to keep."""
+        """Trains until the epochs, the budget or the patience (of which plain has no end) are used up.
+
+        ``best`` is then the model to keep.
+        """
         options = self._options
+        patience = math.inf if self._plain else options.patience_epochs
+        deadline = began + options.budget_s if self._plain else math.inf
         reports: list[EpochReport] = []
         best_loss, planned = float("inf"), options.epochs
-        while len(reports) < planned and _epochs_since_best(reports) < options.patience_epochs:
+        while len(reports) < planned and _epochs_since_best(reports) < patience:
             started = time.monotonic()
-            train_loss = self._epoch(planned * options.updates_per_epoch)
+            train_loss = self._epoch(planned * self._epoch_updates, deadline)
             self.seconds += time.monotonic() - started
             validation_loss = pinball_of(self._averaged, self.validation, self._device)
             if validation_loss < best_loss:
@@ -191,25 +216,42 @@ class _Run:
             )
         return reports
 
-    def _walk(self, pool: LanePool) -> Iterator[tuple[Chunk, bool]]:
+    def _window_ends(self) -> NDArray[np.int64]:
+        """The last steps of all windows of the training part that there is a label for."""
+        steps = self._options.window_steps
+        if self._pool.longest <= steps:
+            raise ValueError(f"no sensor has more than {steps} steps before the validation part")
+        ends = np.concatenate(list(self._pool.labelled(steps - 1)))
+        if not len(ends):
+            raise self._nothing_to_learn()
+        return ends
+
+    def _nothing_to_learn(self) -> ValueError:
+        targets = ", ".join(self._forecaster.config.targets)
+        return ValueError(
+            f"there is nothing to learn from: the targets ({targets}) are all missing or constant in the training part"
+        )
+
+    def _along_windows(self, ends: NDArray[np.int64]) -> Iterator[tuple[Chunk, bool]]:
+        """Batches of windows, for ever, each from a zero state (True)."""
+        steps = self._options.window_steps
+        for windows in self._pool.windows(ends, self._options.batch_lanes, steps):
+            for chunk in chunks(windows, steps):
+                yield chunk, True
+
+    def _along_lanes(self) -> Iterator[tuple[Chunk, bool]]:
         """Chunks to step through, for ever, and whether each begins from a zero state."""
         options = self._options
-        if options.preset == "plain":
-            for windows in pool.windows(options.batch_lanes, options.window_steps):
-                for chunk in chunks(windows, options.window_steps):
-                    yield chunk, True
-            raise ValueError(f"no sensor has more than {options.window_steps} steps before the validation part")
-        for lanes in pool.passes(options.batch_lanes, options.chunk_steps, options.unknown_part):
+        for lanes in self._pool.passes(options.batch_lanes, options.chunk_steps, options.unknown_part):
             for number, chunk in enumerate(chunks(lanes, options.chunk_steps)):
                 yield chunk, number == 0
-        raise ValueError(f"no sensor has more than {options.chunk_steps} steps before the validation part")
 
-    def _epoch(self, planned_updates: int) -> float:
-        """The mean loss of an epoch's updates."""
+    def _epoch(self, planned_updates: int, deadline: float) -> float:
+        """The mean loss of an epoch's updates; there is at least one, even past the deadline."""
         self._forecaster.train()
         total = 0.0
         updates = 0
-        while updates < self._options.updates_per_epoch:
+        while updates < self._epoch_updates and (updates == 0 or time.monotonic() < deadline):
             chunk, fresh = next(self._chunks)
             loss = self._update(chunk.to(self._device), fresh, self._updates / planned_updates)
             self.sensor_steps += chunk.steps
@@ -230,19 +272,17 @@ class _Run:
             return None
         predicted, hidden = forecaster.unroll(chunk.x, chunk.past, chunk.rows, self._hidden)
         self._hidden = hidden.detach()
-        if options.preset == "plain":
+        if self._plain:
             loss = squared_error(predicted[..., forecaster.config.median_index, :], chunk)
         else:
             loss = pinball(predicted, chunk, forecaster.config)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if options.preset == "plain":
-            rate = PLAIN_LEARNING_RATE
-        else:
+        if not self._plain:
             nn.utils.clip_grad_norm_(forecaster.parameters(), LARGEST_GRADIENT)
             rate = options.learning_rate * max(0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0))), 1e-2)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+            for group in self._optimiser.param_groups:
+                group["lr"] = rate
         self._optimiser.step()
         self._average()
         return loss.item()
@@ -251,7 +291,7 @@ class _Run:
     def _average(self) -> None:
         # The mean of few weights at first, so that the random ones of the beginning are soon forgotten.
         n = self._updates
-        keep = min(self._options.averaging, n / (n + 10.0)) if self._options.preset == "stateful" else 0.0
+        keep = 0.0 if self._plain else min(self._options.averaging, n / (n + 10.0))
         for mean, current in zip(self._averaged.parameters(), self._forecaster.parameters(), strict=True):
             mean.lerp_(current, 1.0 - keep)
 

@@ -21,6 +21,9 @@ QUICK = TrainingOptions(
 )
 
 
+PLAIN = replace(QUICK, preset="plain", batch_lanes=64, window_steps=24)
+
+
 def config(**changes: object) -> ModelConfig:
     fields: dict[str, object] = {
         "features": ("load", "heat"),
@@ -104,7 +107,7 @@ def test_training_leaves_the_callers_randomness_and_threads_alone() -> None:
 
 @pytest.mark.parametrize("preset", ["stateful", "plain"])
 def test_nothing_after_the_validation_part_is_looked_at(preset: str) -> None:
-    options = replace(QUICK, preset=preset, epochs=2, window_steps=30, device="cpu")  # type: ignore[arg-type]
+    options = replace(PLAIN if preset == "plain" else QUICK, epochs=2, device="cpu")
     data = sequences()
     spoilt = replace(data, values=data.values.copy())
     spoilt.values[data.timestamp_us >= SPLIT.validation_end_us] = 1e9
@@ -153,11 +156,10 @@ def test_a_warm_start_from_another_shape_is_refused(result: TrainingResult) -> N
 
 
 def test_the_plain_preset_learns_and_has_intervals_from_its_residuals() -> None:
-    options = replace(QUICK, preset="plain", window_steps=24, epochs=4)
     data = sequences()
-    result = train(config(), options, data, SPLIT)
+    result = train(config(), replace(PLAIN, epochs=4), data, SPLIT)
     assert result.forecaster.skip is None
-    assert result.epochs[-1].learning_rate == 1e-3
+    assert [epoch.learning_rate for epoch in result.epochs] == [1e-3] * 4
     prepared = result.forecaster.prepare(data)
     lo, hi = data.span(0, SPLIT.train_end_us, SPLIT.validation_end_us)
     with torch.no_grad():
@@ -179,6 +181,45 @@ def test_too_little_data_is_told(preset: str) -> None:
     if preset == "plain":
         with pytest.raises(ValueError, match="no sensor has more than 5000 steps"):
             train(config(), options, data, SPLIT)
+
+
+def test_an_epoch_of_the_plain_preset_takes_every_labelled_window_once() -> None:
+    data = sequences(sensors=2)
+    data.values[data.starts[1] :, 0] = np.nan
+    result = train(config(), replace(PLAIN, epochs=3, device="cpu", patience_epochs=0), data, SPLIT)
+    assert len(result.epochs) == 3  # it has no patience to lose
+    forecaster = Forecaster(replace(config(), sensors=data.sensors))
+    pool = LanePool(forecaster, forecaster.prepare(data), SPLIT.train_end_us, np.random.default_rng(0))
+    ends = np.concatenate(list(pool.labelled(23)))
+    np.testing.assert_array_equal(ends, np.arange(23, 1_099))  # the last step's labels are not of the training part
+    groups = pool.windows(ends, 64, 24)
+    for _ in range(2):
+        windows = [lane for _ in range(-(-len(ends) // 64)) for lane in next(groups)]
+        assert sorted(lane.loss_from for lane in windows) == ends.tolist()
+        assert all(lane.hi - lane.lo == 24 and lane.loss_from == lane.hi - 1 and lane.row == 1 for lane in windows)
+
+
+def test_the_budget_ends_a_long_epoch_of_the_plain_preset() -> None:
+    result = train(config(), replace(PLAIN, batch_lanes=1, budget_s=1e-3), sequences(), SPLIT)
+    assert len(result.epochs) == 1
+
+
+@pytest.mark.parametrize("options", [QUICK, PLAIN], ids=["stateful", "plain"])
+@pytest.mark.parametrize("value", [math.nan, 3.0], ids=["missing", "constant"])
+def test_targets_that_teach_nothing_are_told_at_once(options: TrainingOptions, value: float) -> None:
+    data = sequences()
+    data.values[data.timestamp_us < SPLIT.train_end_us, 0] = value
+    with pytest.raises(ValueError, match=r"targets \(load\) are all missing or constant in the training part"):
+        train(config(), options, data, SPLIT)
+
+
+@pytest.mark.parametrize("options", [QUICK, PLAIN], ids=["stateful", "plain"])
+def test_a_target_that_is_all_missing_does_not_keep_others_from_being_learned(options: TrainingOptions) -> None:
+    data = sequences()
+    data.values[:, 0] = np.nan
+    result = train(config(targets=("load", "heat")), replace(options, epochs=1), data, SPLIT)
+    assert math.isfinite(result.epochs[0].train_loss)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in result.forecaster.state_dict().values())
 
 
 def test_a_device_that_is_not_there_is_told() -> None:
