@@ -94,18 +94,6 @@ class ModelConfig:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> "ModelConfig":
-        """The configuration that ``to_json`` wrote.
-
-        Raises:
-            ValueError: the text is no such configuration.
-        """
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise ValueError("a model configuration is a JSON object")
-        return cls.from_dict(content)
-
-    @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ModelConfig":
         """The configuration in a decoded JSON object.
 
