@@ -26,7 +26,11 @@ class ArtefactError(ValueError):
 
 
 def save_artefact(forecaster: Forecaster, directory: Path) -> None:
-    """Writes the model into ``directory``, which appears whole or not at all; one that is there is replaced."""
+    """Writes the model into ``directory``, which appears whole or not at all.
+
+    One that is there is replaced. A process killed in between leaves it beside the place, as ``.NAME-replaced-…``, and
+    nothing in it.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -38,12 +42,24 @@ def save_artefact(forecaster: Forecaster, directory: Path) -> None:
             os.fsync(file.fileno())
         (draft / CONFIG_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
         draft.chmod(0o755)  # what mkdtemp made is for its owner alone
-        if directory.exists():
-            shutil.rmtree(directory)
-        draft.rename(directory)
+        _put_in_place(draft, directory)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _put_in_place(draft: Path, directory: Path) -> None:
+    if not directory.exists():
+        draft.rename(directory)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-replaced-", dir=directory.parent))
+    directory.rename(aside)  # onto an empty directory
+    try:
+        draft.rename(directory)
+    except OSError:
+        aside.rename(directory)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:

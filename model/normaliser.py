@@ -23,7 +23,7 @@ from .config import ModelConfig
 Floats = NDArray[np.float64]
 
 # A value further from its level than this many scales is taken as that far: one absurd reading then moves scale and
-# level by little, while a real change of level by a factor of a thousand is followed within some fifty steps.
+# level by little, while a real change of level by a factor of a thousand is followed within one to two seasons.
 FURTHEST: Final = 16.0
 # Until a sensor has been seen for this part of a season its scale leans on the size of its changes, which show sooner.
 PRIOR_SEASONS: Final = 0.5
