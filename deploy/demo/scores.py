@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.baselines import Persistence, SeasonalNaive
-from model.config import ModelConfig
 from model.metrics import Scores
 from model.sequences import Sequences, build_sequences
 from pipeline.audit import ACCEPTED, ForecastLog, ReadingLog
+from pipeline.evaluation import model_config
 from pipeline.settings import Settings
 
 FORECAST: Final = "streamgru"
@@ -84,15 +84,7 @@ def lay_out(readings: ReadingLog, forecasts: ForecastLog, settings: Settings) ->
 def score(recorded: Recorded, settings: Settings) -> dict[str, Scores]:
     """Scores of the forecasts on the topic and of the baselines, by name, each over the same times and labels."""
     sequences, targets = recorded.sequences, settings.targets
-    config = ModelConfig(
-        features=settings.features,
-        targets=targets,
-        cadence_us=settings.cadence_us,
-        horizon_steps=settings.horizon_steps,
-        quantiles=settings.quantiles,
-        max_gap_steps=settings.max_gap_steps,
-        season_steps=settings.season,
-    )
+    config = model_config(settings)
     baselines = (Persistence(config), SeasonalNaive(config))  # not fitted: their points only, so no intervals
     shape = (sequences.sensors, targets, settings.quantiles, np.ones((len(sequences.sensors), len(targets))))
     scores = {
