@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
-from kafka.errors import MessageSizeTooLargeError
+from kafka.errors import IllegalStateError, MessageSizeTooLargeError
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from pytest import fixture
 
@@ -204,7 +204,7 @@ def test_mistaken_calls_are_refused(topic: str, producer: Callable[..., KafkaPro
     with pytest.raises(ValueError, match="do not match"):
         appender.append(topic, 0, [b"k"], [])
     plain.close()
-    with pytest.raises(Exception, match="closed"):
+    with pytest.raises(IllegalStateError, match="closed"):
         appender.append(topic, 0, [b"k"], [b"v"])
 
 
