@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit import ReadingLog, read_range, read_readings
+from pipeline.audit import ReadingLog
 from pipeline.encoding import round_to_scale
 from pipeline.errors import StreamgruError
 from pipeline.messages import Forecast, decode_forecast, iso_timestamp, microseconds, quantile_key
 from pipeline.recheck import TOLERANCE, relative_differences
 from pipeline.recompute import AcceptedLog, Stretches, accepted_log, recompute
 from pipeline.settings import Settings
+from pipeline.topic_logs import read_range, read_readings
 from pipeline.verify import LoadModel
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit import read_range
 from pipeline.errors import StateError
 from pipeline.messages import decode_state
 from pipeline.settings import Settings
+from pipeline.topic_logs import read_range
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,7 @@ from numpy.typing import NDArray
 
 from model.forecaster import Forecaster
 from model.state import state_dtype
-from pipeline.audit import (
-    REJECTED,
-    Audit,
-    ForecastLog,
-    Offsets,
-    ReadingLog,
-    audit,
-    committed_offsets,
-    read_forecasts,
-    read_range,
-    read_readings,
-)
+from pipeline.audit import REJECTED, Audit, ForecastLog, Offsets, ReadingLog, audit
 from pipeline.dead_letters import DeadLetter
 from pipeline.errors import KafkaError
 from pipeline.lineage import log_starts, trace_states
@@ -36,6 +25,7 @@ from pipeline.recheck import HeldState, recheck
 from pipeline.recompute import AcceptedLog, accepted_log
 from pipeline.settings import Settings
 from pipeline.state_audit import LastState, read_states
+from pipeline.topic_logs import committed_offsets, read_forecasts, read_range, read_readings
 
 logger = logging.getLogger("streamgru.verify")
 

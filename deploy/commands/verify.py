@@ -53,7 +53,7 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
 
 
 def _span(settings: "Settings", since: int | None, until: int | None) -> "Span":
-    from pipeline.audit import offsets_at
+    from pipeline.topic_logs import offsets_at
     from pipeline.verify import Span, first_forecast_inputs
 
     topic = settings.kafka.topics.readings

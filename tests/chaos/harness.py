@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from deploy.stack import Stack
-from pipeline.audit import committed_offsets, read_range, topic_ends
 from pipeline.errors import StreamgruError
 from pipeline.settings import Settings
+from pipeline.topic_logs import committed_offsets, read_range, topic_ends
 from pipeline.topics import ensure_topics
 from pipeline.verify import Verdict, verify
 from tests.chaos.fleet import Fleet, Kill, Member

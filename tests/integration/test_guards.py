@@ -18,10 +18,10 @@ from kafka import KafkaConsumer
 from pydantic import ValidationError
 
 from deploy.stack import Stack
-from pipeline.audit import committed_offsets
 from pipeline.commit import Aborted, Committer, KafkaTransport, Records, Work
 from pipeline.kafka import make_consumer, make_producer
 from pipeline.settings import ForecasterSettings, Settings
+from pipeline.topic_logs import committed_offsets
 from pipeline.topics import ensure_topics
 from pipeline.watchdog import EXIT_CODE, Watchdog
 from tests.chaos.fleet import Fleet
