@@ -5,7 +5,7 @@ Columns: ``sensor_id``, ``timestamp`` (UTC, microseconds), one float per feature
 
 Offsets travel in the same commit as the data, as Delta's application transactions: ``TOPIC-PARTITION`` holds the next
 offset to read, ``TOPIC-partitions`` how many partitions have been seen. So after a crash at any point the table holds
-either both or neither.
+either both or neither. A table is for one topic: its readings are put in order by partition and offset alone.
 """
 
 import logging
@@ -63,6 +63,10 @@ class History:
                     configuration={"delta.appendOnly": "true", "delta.enableExpiredLogCleanup": "false"},
                 )
         self._check_columns(self._open())
+
+    def is_begun(self) -> bool:
+        """Whether anything was ever appended, of whatever topic: every version but the first comes of that."""
+        return self.version > 0
 
     @property
     def version(self) -> int:

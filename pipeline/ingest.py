@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from kafka import KafkaConsumer, TopicPartition
 
-from pipeline.errors import BrokerUnreachable, OffsetsLost, TopicError
+from pipeline.errors import BrokerUnreachable, HistoryError, OffsetsLost, TopicError
 from pipeline.exclusive import exclusive
 from pipeline.history import History
 from pipeline.kafka import make_consumer, partition_count, translated
@@ -84,7 +84,7 @@ def ingest(
         BrokerUnreachable: no broker answers.
         TopicError: the topic does not exist, or is not the one that the history was read from.
         OffsetsLost: the offsets to go on from lie below the topic's retention, and ``accept_loss`` is not given.
-        HistoryError: the table is damaged, or another process wrote to it.
+        HistoryError: the table is damaged, holds another topic's readings, or another process wrote to it.
     """
     lock = settings.history_path.with_name(f"{settings.history_path.name}.ingest.lock")
     with exclusive(lock, f"another ingest is writing to the history table {settings.history_path}"):
@@ -117,13 +117,18 @@ def _plan(consumer: KafkaConsumer, topic: str, history: History, accept_loss: bo
         earliest = {at.partition: offset for at, offset in consumer.beginning_offsets(partitions).items()}
         end = {at.partition: offset for at, offset in consumer.end_offsets(partitions).items()}
     stored = history.next_offsets(topic)
+    if not stored and history.is_begun():
+        raise HistoryError(
+            f"the history table {history.path} holds readings of another topic than {topic}, and their offsets would "
+            "mix; give each topic a history table of its own: point `history` in the settings at a new folder"
+        )
     for partition, offset in sorted(stored.items()):
         if offset > end.get(partition, -1):
             ends = f"ends at offset {end[partition]}" if partition in end else "does not exist any more"
             raise TopicError(
                 f"the history table {history.path} goes on from offset {offset} of topic {topic}, partition "
                 f"{partition}, which {ends}: the topic was deleted and made anew. Their offsets would mix; point "
-                "`history` in the settings at a new folder, or let the readings have a topic of another name"
+                "`history` in the settings at a new folder"
             )
     lost = {
         partition: earliest[partition] - offset for partition, offset in stored.items() if offset < earliest[partition]

@@ -13,7 +13,7 @@ import pytest
 from kafka import TopicPartition
 from kafka.admin import NewTopic
 
-from pipeline.errors import Busy, OffsetsLost, TopicError
+from pipeline.errors import Busy, HistoryError, OffsetsLost, TopicError
 from pipeline.exclusive import exclusive
 from pipeline.history import History
 from pipeline.ingest import IngestReport, ingest
@@ -172,6 +172,19 @@ def test_a_topic_made_anew_is_not_mixed_with_the_old_one(settings: Settings) -> 
     with pytest.raises(TopicError, match="deleted and made anew"):
         ingest(settings)
     assert numbers_in_history(settings) == list(range(140))
+
+
+def test_a_table_of_another_topic_is_refused(settings: Settings, fresh_settings: SettingsFactory) -> None:
+    create_topic(settings)
+    publish(settings, 14)
+    ingest(settings)
+    other = fresh_settings(features=["a", "b"], targets=["a"], history=settings.history_path)
+    create_topic(other)
+    publish(other, 14)
+    with pytest.raises(HistoryError, match=r"another topic.*point `history`"):
+        ingest(other)
+    assert numbers_in_history(settings) == list(range(14))
+    assert ingest(settings).total_offsets == 0
 
 
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
