@@ -105,11 +105,19 @@ class ForecasterSettings(_Section):
         default="earliest", description="where a group without committed offsets begins"
     )
     poll_alias_s: float = Field(default=2.0, gt=0, le=60, description="how often the champion alias is looked up")
-    rewarm_steps: int = Field(default=336, ge=1, description="accepted readings replayed per sensor into a new model")
+    # What the anchors of a state can promise: (ANCHORS - 1) * ANCHOR_SPACING + 1 of ``model.state``, slow to import.
+    rewarm_steps: int = Field(
+        default=256,
+        ge=1,
+        le=257,
+        description="accepted readings replayed per sensor into a new model, at least; a state remembers no more",
+    )
     rewarm_max_readings: int = Field(
         default=2_000_000, ge=1, description="readings re-read per partition at most to rebuild or re-warm states"
     )
-    # Each lies below the next, so that a successor never waits for a predecessor longer than the last of them.
+    # By default each up to the transaction's lies below the next: a producer gives a batch up before the group gives up
+    # its forecaster, and a successor waits for what that left open no longer than transaction_timeout_s. The commit's
+    # is apart: it ends a process whose client does not come back.
     request_timeout_s: float = Field(default=3.0, gt=0)
     delivery_timeout_s: float = Field(default=4.0, gt=0)
     session_timeout_s: float = Field(default=6.0, ge=6.0, description="brokers refuse less than 6 s by default")

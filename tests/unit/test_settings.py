@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import deploy
+from model.state import ANCHOR_SPACING, ANCHORS
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings, load_settings
 
@@ -70,6 +72,7 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
         ('[kafka.topics]\nreadings = "a b"', "'a b' is no topic name"),
         ('[kafka.topics]\nreadings = "forecasts"', "the four topics must differ from each other"),
         ("[forecaster]\nrequest_timeout_s = 5", "timeouts must rise in this order"),
+        ("[forecaster]\nrewarm_steps = 258", "forecaster.rewarm_steps: Input should be less than or equal to 257"),
         ("[schedules.ingest]\n", "a schedule has either cron or interval_s"),
         ('[schedules.ingest]\ncron = "* * * * *"\ninterval_s = 5', "a schedule has either cron or interval_s"),
         ('[training]\npreset = "deep"', "training.preset: Input should be 'stateful' or 'plain'"),
@@ -130,3 +133,11 @@ def test_the_servers_are_the_local_stacks_unless_set() -> None:
     assert settings.mlflow_tracking_uri == "http://127.0.0.1:2"
     assert settings.prefect_api_url == "http://127.0.0.1:3/api"
     assert Settings(kafka={"bootstrap_servers": "b:9"}, stack={"kafka_port": 1}).kafka.bootstrap_servers == "b:9"
+
+
+def test_a_warm_up_is_asked_for_no_more_than_the_anchors_of_a_state_promise() -> None:
+    promised = (ANCHORS - 1) * ANCHOR_SPACING + 1
+    assert Settings().forecaster.rewarm_steps <= promised
+    assert Settings(forecaster={"rewarm_steps": promised}).forecaster.rewarm_steps == promised
+    with pytest.raises(ValidationError, match="rewarm_steps"):
+        Settings(forecaster={"rewarm_steps": promised + 1})
