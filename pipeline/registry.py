@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import ModelUnfit, RegistryUnreachable
-from pipeline.mlflow_session import MlflowSession, is_missing, is_unreachable, mlflow_error
+from pipeline.mlflow_session import MlflowSession, is_missing, mlflow_error
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing versions needs none of it
@@ -24,6 +24,7 @@ CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 ARTEFACT: Final = "forecaster"  # the artefact's name in the logged model, as pipeline/pyfunc_model.py expects it
 SCORE_PREFIX: Final = "score."  # of the tags of a version that `streamgru models` shows as its metrics
+VALIDATE_UNTIL: Final = "validate_until"  # tag of a version: readings before this took part in training or choosing it
 # A download that another process has not finished after this long was killed, and its leavings can go.
 STALE_DOWNLOAD_S: Final = 3_600
 
@@ -182,18 +183,29 @@ class Registry:
             return client.get_model_version(self._name, str(version))
 
     def _fetch(self, version: int, staging: Path) -> Path:
-        """Download into a folder and return where in it the artefact lies."""
+        """Download into a folder and return where in it the artefact lies.
+
+        MLflow tells a file that failed to arrive by words alone, so what the version lacks is asked for beforehand, and
+        a failure after that counts as passing: it must not make a good version look unfit.
+        """
         nothing = f"{self._name} version {version} holds no forecaster of streamgru; promote another version"
         with self._session.talking(f"downloading version {version}", version, patient=True):
             import mlflow.artifacts
 
             uri = f"models:/{self._name}/{version}/artifacts/{ARTEFACT}"
             try:
+                if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
+                    raise ModelUnfit(nothing)
                 mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(staging))
             except (mlflow_error(), OSError) as error:
-                if is_unreachable(error):
-                    raise
-                raise ModelUnfit(f"{nothing} ({error})") from error
+                if isinstance(error, mlflow_error()) and is_missing(error):
+                    raise ModelUnfit(f"{nothing} ({error})") from error
+                cause = " ".join(str(error).split())  # MLflow writes a line for each file
+                raise RegistryUnreachable(
+                    f"{self._name} version {version} could not be downloaded from MLflow at "
+                    f"{self._settings.mlflow_tracking_uri} to {staging.parent}: {cause}; look at that server and at "
+                    "the space on this disk"
+                ) from error
         found = [note.parent for note in staging.rglob("config.json")]
         if len(found) != 1:
             raise ModelUnfit(nothing)

@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import torch
 from click.testing import CliRunner
 
@@ -149,6 +153,62 @@ def test_a_version_that_is_no_forecaster_is_unfit(settings: Settings, tmp_path: 
         made = client.create_model_version(settings.model_name, f"runs:/{run.id}/thing", run_id=run.id)
     with pytest.raises(ModelUnfit, match="holds no forecaster of streamgru"):
         Registry(settings).download(int(made.version), tmp_path / "models")
+
+
+class ArtefactFault(BaseHTTPRequestHandler):
+    """Passes requests on to the MLflow at ``upstream``; those whose address contains ``broken`` fail inside."""
+
+    upstream = ""
+    broken: str | None = None
+
+    def do_GET(self) -> None:
+        if self.broken is not None and self.broken in self.path:
+            self.send_error(500)
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+        answer = requests.request(self.command, self.upstream + self.path, data=body, headers=headers, timeout=30)
+        self.send_response(answer.status_code)
+        self.send_header("Content-Type", answer.headers["Content-Type"])
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def faulty(settings: Settings) -> Iterator[tuple[Settings, type[ArtefactFault]]]:
+    """Settings that lead to the real MLflow through a place where faults can be made."""
+    handler = type("Fault", (ArtefactFault,), {"upstream": settings.mlflow_tracking_uri})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        yield settings.model_copy(update={"mlflow_tracking_uri": address}), handler
+        server.shutdown()
+
+
+@pytest.mark.parametrize("broken", ["mlflow-artifacts/artifacts?", "weights.pt"], ids=["listing", "file"])
+def test_a_fault_during_the_download_passes(
+    settings: Settings,
+    faulty: tuple[Settings, type[ArtefactFault]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+) -> None:
+    monkeypatch.setattr("pipeline.mlflow_session.LOGGING_RETRIES", 0)
+    version = registered(settings, artefact(settings, tmp_path))
+    through, handler = faulty
+    registry = Registry(through)
+    handler.broken = broken
+    with pytest.raises(RegistryUnreachable, match=rf"version {version} could not be downloaded.*space on this disk"):
+        registry.load(version, tmp_path / "models")
+    handler.broken = None
+    assert registry.load(version, tmp_path / "models").config.features == ("a", "b")
 
 
 def test_promotion_moves_the_alias_and_knows_the_way_back(settings: Settings, tmp_path: Path) -> None:
