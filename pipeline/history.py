@@ -114,7 +114,7 @@ class History:
         table = self._open()
         self._check_columns(table)
         stored = _next_offsets(table, topic)
-        ahead = {part: offset for part, offset in next_offsets.items() if offset > stored.get(part, 0)}
+        ahead = {part: offset for part, offset in next_offsets.items() if offset > stored.get(part, -1)}
         fresh = self._conformed(frame)
         bounds = pl.col("partition").replace_strict(dict(next_offsets), default=None, return_dtype=pl.Int64)
         beyond = fresh.filter(bounds.is_null() | (pl.col("offset") >= bounds))

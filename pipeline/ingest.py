@@ -107,6 +107,7 @@ class _Bounds:
     topic: str
     start: dict[int, int]
     end: dict[int, int]
+    stored: dict[int, int]  # what the table goes on from so far; partitions never seen are absent
     lost: int
 
 
@@ -147,7 +148,7 @@ def _plan(consumer: KafkaConsumer, topic: str, history: History, accept_loss: bo
             "%d offsets of topic %s were deleted before they were ingested: %s", sum(lost.values()), topic, lost
         )
     start = {number: max(stored.get(number, 0), earliest[number]) for number in end}
-    return _Bounds(topic, start, end, sum(lost.values()))
+    return _Bounds(topic, start, end, stored, sum(lost.values()))
 
 
 class _Run:
@@ -171,7 +172,7 @@ class _Run:
         self._decoder = ReadingDecoder(settings.features)
         self._chunk = _Chunk(settings.features)
         self._position = dict(bounds.start)
-        self._committed = dict(bounds.start)
+        self._committed = dict(bounds.stored)
         self._rejected: Counter[str] = Counter()
         self._ignored = 0
         self._appended = 0
@@ -194,6 +195,7 @@ class _Run:
             if moved:
                 moved_at = time.monotonic()
             elif time.monotonic() - moved_at > STALLED_S:
+                self._commit()
                 raise BrokerUnreachable(
                     f"the brokers at {self._settings.kafka.bootstrap_servers} sent nothing for {STALLED_S:.0f} s, with "
                     f"partitions {sorted(open_partitions)} of topic {bounds.topic} unread. What was read is kept; see "
@@ -227,8 +229,9 @@ class _Run:
             except client_errors.OffsetOutOfRangeError as error:
                 raise OffsetsLost(
                     f"readings on topic {self._bounds.topic} were deleted by its retention while they were being "
-                    f"ingested ({error}); what was committed is kept. `streamgru ingest --accept-loss` goes on from "
-                    "the start of the topic"
+                    f"ingested ({error}): it keeps them for less time than ingest takes. What was committed is kept. "
+                    "Let the topic keep readings for longer; the next `streamgru ingest --accept-loss` goes on from "
+                    "its start, with a gap in the history"
                 ) from error
         return polled
 
@@ -268,8 +271,12 @@ class _Run:
         return moved
 
     def _commit(self) -> None:
-        """Data and offsets, in one commit; the offsets alone where a range held no reading."""
-        fresh = {part: offset for part, offset in self._position.items() if offset > self._committed[part]}
+        """Data and offsets, in one commit; the offsets alone where a range held no reading.
+
+        A partition never seen is stored even where nothing was read of it: else readings that come to it and are
+        deleted by retention before the next run would not be missed.
+        """
+        fresh = {part: offset for part, offset in self._position.items() if offset > self._committed.get(part, -1)}
         if not fresh:
             return
         self._appended += self._history.append(self._chunk.frame(), fresh, self._bounds.topic)

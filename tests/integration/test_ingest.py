@@ -159,6 +159,20 @@ def test_offsets_below_retention_are_an_error_until_the_loss_is_accepted(setting
     assert ingest(settings).total_offsets == 0
 
 
+def test_readings_that_a_so_far_empty_partition_lost_are_missed(settings: Settings) -> None:
+    create_topic(settings)
+    send_raw(settings, (b"s1", b"?"))  # to partition 0 alone
+    ingest(settings)
+    topic = settings.kafka.topics.readings
+    assert History(settings.history_path, settings.features).next_offsets(topic) == {0: 1, 1: 0}
+    publish(settings, 14)
+    admin = make_admin(settings)
+    admin.delete_records({TopicPartition(topic, 1): 2})
+    admin.close()
+    with pytest.raises(OffsetsLost, match="partition 1: go on from 0, topic begins at 2"):
+        ingest(settings)
+
+
 def test_a_topic_made_anew_is_not_mixed_with_the_old_one(settings: Settings) -> None:
     create_topic(settings)
     publish(settings, 140)
