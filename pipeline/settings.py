@@ -142,7 +142,7 @@ class TrainingSettings(_Section):
     preset: Literal["stateful", "plain"] = "stateful"
     hidden_size: int = Field(default=64, ge=1, le=4_096)
     epochs: int = Field(default=20, ge=1)
-    budget_s: float = Field(default=900.0, gt=0, description="training stops at the first epoch's end past this")
+    budget_s: float = Field(default=900.0, gt=0, description="no epoch begins that would end past this")
     seed: int = 0
     device: str = "auto"
     warm_start: bool = Field(default=False, description="begin from the champion's weights")
