@@ -23,7 +23,7 @@ TRANSACTION_BACKOFF_MS: Final = 5
 BATCH_BYTES: Final = 256 * 1024
 # What forecasts and states may measure: 10,000 steps of several quantiles and targets fit.
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
-# A dead letter is the reading with its headers and, behind them, messages.dead_letter_headers of 1.5 KB at most.
+# A dead letter is the reading with its headers and, behind them, messages.dead_letter of 1.5 KB at most.
 DEAD_LETTER_ROOM_BYTES: Final = 16 * 1024
 
 _UNREACHABLE: Final = (
