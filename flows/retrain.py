@@ -30,7 +30,7 @@ from pipeline.gate import Decision, decide
 from pipeline.history import History
 from pipeline.messages import iso_timestamp
 from pipeline.plots import draw_forecasts, draw_loss, draw_scores
-from pipeline.registry import CHALLENGER, CHAMPION, Registry
+from pipeline.registry import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry
 from pipeline.settings import Settings, TrainingSettings
 from pipeline.training_run import TrainingRun, training_run
 from pipeline.training_set import TrainingSet
@@ -101,9 +101,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         scores = step("back-test", lambda: _back_test(result.forecaster, champion, data))
         step("log", lambda: _log(run, result, scores, data))
         summary = summarise(scores)
-        version = step(
-            "register", lambda: _register(registry, run, result.forecaster, summary, data.training_set.version)
-        )
+        version = step("register", lambda: _register(registry, run, result.forecaster, summary, data))
         decision = _decide(registry, settings, champion, scores)
         if decision.promote:
             registry.set_alias(CHAMPION, version)
@@ -257,11 +255,15 @@ def _log(run: TrainingRun, result: TrainingResult, scores: Mapping[str, Scores],
 
 
 def _register(
-    registry: Registry, run: TrainingRun, forecaster: Forecaster, summary: Mapping[str, float], history_version: int
+    registry: Registry, run: TrainingRun, forecaster: Forecaster, summary: Mapping[str, float], data: _Data
 ) -> int:
+    tags = {
+        "history.version": str(data.training_set.version),
+        VALIDATE_UNTIL: iso_timestamp(data.split.validation_end_us),
+    }
     with tempfile.TemporaryDirectory(prefix="streamgru-") as folder:
         save_artefact(forecaster, Path(folder) / "artefact")
-        version = run.register(Path(folder) / "artefact", summary, {"history.version": str(history_version)})
+        version = run.register(Path(folder) / "artefact", summary, tags)
     registry.set_alias(CHALLENGER, version)
     return version
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +53,31 @@ def split_by(text: str, sequences: Sequences) -> tuple[Sequences, Split]:
             f"{iso_timestamp(last_us)}"
         )
     return sequences.slice_time(None, end_us), Split(train_end_us, validation_end_us)
+
+
+def after_selection(split: Split, sequences: Sequences, config: ModelConfig, selected_until: str) -> Split:
+    """The split, its test part no earlier than ``selected_until``: what came before it took part in making the model.
+
+    A model that was made without any of these sensors has seen nothing of them, and the split stays as it is.
+
+    Args:
+        config: the model's.
+        selected_until: ISO 8601, as in the version's tag.
+
+    Raises:
+        ValueError: it is no such time, or nothing is left to test on.
+    """
+    if not set(config.sensors) & set(sequences.sensors):
+        return split
+    since_epoch = datetime.fromisoformat(selected_until) - datetime.fromtimestamp(0, UTC)
+    selected_until_us = since_epoch // timedelta(microseconds=1)
+    last_us = int(sequences.timestamp_us.max())
+    if last_us < selected_until_us:
+        raise ValueError(
+            f"the model was trained and chosen on readings until {selected_until}, and the last one here is of "
+            f"{iso_timestamp(last_us)}: nothing is left that it has not seen; take newer readings"
+        )
+    return replace(split, validation_end_us=max(split.validation_end_us, selected_until_us))
 
 
 def model_config(settings: Settings) -> ModelConfig:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from model.forecaster import Forecaster
     from model.metrics import Metric
-    from model.sequences import Sequences
+    from model.sequences import Sequences, Split
     from model.training import EpochReport
     from pipeline.evaluation import Evaluation
     from pipeline.settings import Settings
@@ -61,10 +62,10 @@ def backtest(
 ) -> None:
     """Score a model on the newest part of DATA, CSV or Parquet files, or of the history table.
 
-    It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION. Every
-    reading of the newest part is then forecast from in turn, with the state carried, as in the stream, and scored
-    beside persistence and the seasonal-naive forecast on the same values. Features, targets, cadence and season are
-    those of the settings.
+    It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION, and the
+    newest part begins no earlier than the readings end that it was chosen on. Every reading of the newest part is then
+    forecast from in turn, with the state carried, as in the stream, and scored beside persistence and the
+    seasonal-naive forecast on the same values. Features, targets, cadence and season are those of the settings.
     """
     from rich.console import Console
 
@@ -76,17 +77,19 @@ def backtest(
     settings = _settings(context.settings, horizon, training)
     source = ", ".join(str(path) for path in data) or str(settings.history_path)
     name = data[0].name.split(".")[0] if data else "history"
+    folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
     sequences = _sequences(settings, data, layout)
     with _told_of(source):
         sequences, bounds = split_by(split, sequences)
+        _make_folder(folder)  # before the training, whose result would have nowhere to go
         if version is None:
             result = train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch)))
             forecaster = result.forecaster
         else:
             result, forecaster = None, _registered(settings, version)
+            bounds = _unseen(settings, version, forecaster, sequences, bounds)
         done = evaluate(forecaster, sequences, bounds, standardise=standardise)
     console.print(_table(done, name, "standard deviation" if standardise else "mean seasonal difference"))
-    folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
     made_with = {"data": source, "split": split, "version": version, **training}
     write_report(done, result, folder, made_with | {"standardise": standardise})
     console.print(f"scores and plots are in {folder}", soft_wrap=True)
@@ -119,6 +122,43 @@ def _registered(settings: "Settings", version: int) -> "Forecaster":
     from pipeline.registry import Registry
 
     return Registry(settings).load(version, settings.home / "models")
+
+
+def _unseen(
+    settings: "Settings", version: int, forecaster: "Forecaster", sequences: "Sequences", bounds: "Split"
+) -> "Split":
+    """The split with nothing in its test part that the version was trained or chosen on, as far as that is known."""
+    from pipeline.evaluation import after_selection
+    from pipeline.messages import iso_timestamp
+    from pipeline.registry import VALIDATE_UNTIL, Registry
+
+    selected_until = Registry(settings).version(version).tags.get(VALIDATE_UNTIL)
+    if selected_until is None:
+        click.echo(
+            f"warning: version {version} has no tag {VALIDATE_UNTIL}: it may have been trained or chosen on readings "
+            "that it is scored on here, which flatters it",
+            err=True,
+        )
+        return bounds
+    moved = after_selection(bounds, sequences, forecaster.config, selected_until)
+    if moved != bounds:
+        click.echo(
+            f"note: version {version} was trained and chosen on readings until {selected_until}: the test part begins "
+            f"there instead of {iso_timestamp(bounds.validation_end_us)}",
+            err=True,
+        )
+    return moved
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass  # it can be written to
+    except OSError as error:
+        raise DataFileError(
+            f"scores and plots cannot be written to {folder}: {error.strerror}; name another folder with --out"
+        ) from error
 
 
 @contextmanager

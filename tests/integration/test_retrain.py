@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+from deploy.commands.backtest import backtest
+from deploy.context import Context
 from flows.monitor import monitor, overdue
 from flows.progress import Progress, watched
 from flows.promote import promote
@@ -138,6 +141,7 @@ def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -
     run = mlflow_run(settings, report)
     assert run.info.status == "FINISHED"
     assert run.data.tags["gate.reason"] == info.tags["gate.reason"]
+    assert run.data.params["validate_until"] == info.tags["validate_until"]
     assert run.data.params["seed"] == "0"
     assert run.data.params["device_used"] in ("cpu", "cuda")
     assert {"train_loss", "validation_loss", "challenger/pinball", "naive/mae/a"} <= set(run.data.metrics)
@@ -173,6 +177,18 @@ def test_a_challenger_that_is_not_better_by_the_margin_stays_challenger(settings
     assert "pinball.champion" in newest.metrics
     run = mlflow_run(settings, report)
     assert (run.data.params["warm_start_from"], run.data.params["seed"]) == ("1", "3")
+
+
+def test_a_back_test_of_a_version_leaves_out_what_it_was_chosen_on(settings: Settings) -> None:
+    fill_history(settings, 900)
+    version = retrain(epochs=1).version
+    chosen_on = Registry(settings).version(version).tags["validate_until"]
+    arguments = ["--version", str(version), "--split", "0.3,0.1,0.6"]
+    done = CliRunner().invoke(backtest, arguments, obj=Context(lambda: settings))
+    assert done.exit_code == 0, done.output
+    assert f"readings until {chosen_on}: the test part begins there instead of" in done.stderr
+    scores = json.loads((settings.home / "backtests" / "history-6" / "scores.json").read_text())
+    assert scores["validate_until"] == chosen_on
 
 
 def test_an_earlier_version_of_the_history_can_be_trained_on(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from click.testing import CliRunner
 
 from deploy.commands.backtest import backtest
 from deploy.context import Context
-from model.sequences import Split
+from model.sequences import Sequences, Split
 from pipeline.errors import DataFileError, HistoryError
-from pipeline.evaluation import split_by
+from pipeline.evaluation import after_selection, model_config, split_by
+from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings
 from tests.series import HOUR_US, noisy_days
 
@@ -48,6 +50,32 @@ def test_months_have_thirty_days_and_leave_out_what_follows():
 def test_a_split_that_cannot_be_is_explained(text: str, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         split_by(text, noisy_days(sensors=1, hours=420))
+
+
+SPLIT = Split(100 * HOUR_US, 200 * HOUR_US)
+
+
+@pytest.fixture
+def days() -> Sequences:
+    return noisy_days(sensors=2, hours=420)
+
+
+@pytest.mark.parametrize(("hour", "test_from_hour"), [(150, 200), (200, 200), (300, 300)])
+def test_the_test_part_begins_after_what_a_version_was_chosen_on(days: Sequences, hour: int, test_from_hour: int):
+    trained = replace(model_config(Settings()), sensors=("s1",))
+    moved = after_selection(SPLIT, days, trained, iso_timestamp(hour * HOUR_US))
+    assert moved == Split(SPLIT.train_end_us, test_from_hour * HOUR_US)
+
+
+def test_a_version_that_has_seen_everything_is_not_scored(days: Sequences):
+    trained = replace(model_config(Settings()), sensors=("s1",))
+    with pytest.raises(ValueError, match=r"until 1970-02-01T00:00:00Z, .* nothing is left"):
+        after_selection(SPLIT, days, trained, "1970-02-01T00:00:00Z")
+
+
+def test_a_version_has_seen_nothing_of_other_sensors(days: Sequences):
+    trained = replace(model_config(Settings()), sensors=("elsewhere",))
+    assert after_selection(SPLIT, days, trained, "1970-02-01T00:00:00Z") == SPLIT
 
 
 @pytest.fixture
@@ -94,6 +122,18 @@ def test_data_that_do_not_do_are_named_with_the_reason(settings: Settings, tmp_p
     result = CliRunner().invoke(backtest, [str(file)], obj=Context(lambda: settings))
     assert isinstance(result.exception, DataFileError)
     assert "short.csv cannot be back-tested on: 5 readings are too few to split" in str(result.exception)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_training(settings: Settings, tmp_path: Path):
+    file = tmp_path / "level.csv"
+    rows = (f"{np.datetime64('2024-01-01') + np.timedelta64(hour, 'h')}:00:00Z,{hour % 24}\n" for hour in range(600))
+    file.write_text("time,level\n" + "".join(rows))
+    arguments = [str(file), "--out", str(file / "scores")]
+    alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
+    result = CliRunner().invoke(backtest, arguments, obj=alone)
+    assert isinstance(result.exception, DataFileError)
+    assert f"cannot be written to {file / 'scores'}: Not a directory; name another folder" in str(result.exception)
+    assert "epoch" not in result.output
 
 
 def test_an_empty_history_is_named(settings: Settings):
