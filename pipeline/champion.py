@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from model.artefact import ArtefactError, check_fit, load_artefact
-from model.config import ModelConfig
+from model.artefact import ArtefactError, load_artefact
 from model.forecaster import Forecaster
 from pipeline.errors import ModelMissing, ModelUnfit, RegistryError
-from pipeline.registry import CHAMPION, Registry
+from pipeline.registry import CHAMPION, Registry, fit_differences
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.champion")
@@ -64,9 +63,9 @@ class RegistryChampion:
 
     def load(self, version: int) -> Forecaster:
         """The model of a version, from the copy where it was fetched before."""
-        forecaster = self._registry.load(version, self._folder)
-        self._copies[version] = self._registry.download(version, self._folder)
-        return forecaster
+        copy = self._registry.load_copy(version, self._folder)
+        self._copies[version] = copy.folder
+        return copy.forecaster
 
     def remembered(self) -> Candidate | None:
         """The version of the note, if its copy is still there, whole, and fits the settings."""
@@ -99,19 +98,6 @@ class RegistryChampion:
             partial.replace(self._pointer)
         except OSError as error:
             logger.warning("cannot note in %s that version %d serves: %s", self._pointer, version, error)
-
-
-def fit_differences(config: ModelConfig, settings: Settings) -> list[str]:
-    """What keeps a model from serving these settings, one sentence each."""
-    return check_fit(
-        config,
-        features=settings.features,
-        targets=settings.targets,
-        cadence_us=settings.cadence_us,
-        horizon_steps=settings.horizon_steps,
-        quantiles=settings.quantiles,
-        max_gap_steps=settings.max_gap_steps,
-    )
 
 
 class ChampionWatcher:

@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.errors import ModelUnfit, RegistryUnreachable
+from pipeline.errors import ModelUnfit, RegistryError, RegistryUnreachable
 from pipeline.mlflow_session import MlflowSession, is_missing, mlflow_error
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing versions needs none of it
+    from model.config import ModelConfig
     from model.forecaster import Forecaster
 
 logger = logging.getLogger("streamgru.registry")
@@ -39,6 +40,14 @@ class ModelInfo:
     tags: dict[str, str]
     created: datetime
     run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class LocalCopy:
+    """A version's artefact on this disk, loaded."""
+
+    folder: Path
+    forecaster: "Forecaster"
 
 
 class Registry:
@@ -107,82 +116,82 @@ class Registry:
             for key, value in tags.items():
                 client.set_model_version_tag(self._name, str(version), key, value)
 
-    def download(self, version: int, into: Path) -> Path:
-        """The folder of a version's artefact below ``into``, for ``model.artefact.load_artefact``; fetched once.
-
-        A folder appears there whole and checked, or not at all, also when this process is killed. Where MLflow does not
-        answer, the copy fetched before is used. Copies are told apart by what MLflow calls the version's source, since
-        an MLflow set up anew counts its versions from 1 again.
-
-        Raises:
-            ModelMissing: there is no such version.
-            ModelUnfit: its artefact is damaged, or not a forecaster of this project.
-            RegistryUnreachable: MLflow does not answer, and there is no copy.
-        """
-        from model.artefact import ArtefactError, load_artefact
-
-        copies = into / self._name
-        try:
-            source: str = self._model_version(version).source
-        except RegistryUnreachable:
-            earlier = sorted(copies.glob(f"{version}-*"), key=lambda folder: folder.stat().st_mtime)
-            if not earlier:
-                raise
-            logger.warning("MLflow does not answer; using the copy of version %d in %s", version, earlier[-1])
-            return earlier[-1]
-        target = copies / f"{version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
-        if target.is_dir():
-            return target
-        copies.mkdir(parents=True, exist_ok=True)
-        _remove_stale(copies)
-        with tempfile.TemporaryDirectory(dir=copies, prefix=".partial-", ignore_cleanup_errors=True) as staging:
-            fetched = self._fetch(version, Path(staging))
-            try:
-                load_artefact(fetched)
-            except ArtefactError as error:
-                raise ModelUnfit(
-                    f"{self._name} version {version} cannot be loaded: {error}; promote another version"
-                ) from error
-            try:
-                fetched.rename(target)
-            except OSError:
-                if not target.is_dir():  # unless another process was quicker
-                    raise
-        return target
-
     def load(self, version: int, into: Path) -> "Forecaster":
-        """The forecaster of a version that fits the settings, on the CPU. ``into`` is as for ``download``.
+        """The forecaster of a version that fits the settings, on the CPU. The rest is as for ``load_copy``."""
+        return self.load_copy(version, into).forecaster
+
+    def load_copy(self, version: int, into: Path) -> LocalCopy:
+        """The forecaster of a version that fits the settings, from a copy below ``into``, which is fetched once.
+
+        A copy appears there whole and checked, or not at all, also when this process is killed; one damaged later is
+        fetched again. Where MLflow does not answer, the copy fetched before is used. Copies are told apart by what
+        MLflow calls the version's source, since an MLflow set up anew counts its versions from 1 again.
 
         Raises:
             ModelMissing: there is no such version.
             ModelUnfit: its artefact is damaged, or was made for other features, targets, cadence, horizon or quantiles.
             RegistryUnreachable: MLflow does not answer, and there is no copy.
+            RegistryError: no copy can be kept below ``into``.
         """
-        from model.artefact import check_fit, load_artefact
-
-        forecaster = load_artefact(self.download(version, into))
-        settings = self._settings
-        differences = check_fit(
-            forecaster.config,
-            features=settings.features,
-            targets=settings.targets,
-            cadence_us=settings.cadence_us,
-            horizon_steps=settings.horizon_steps,
-            quantiles=settings.quantiles,
-            max_gap_steps=settings.max_gap_steps,
-        )
+        copies = into / self._name
+        try:
+            copy = self._copy(version, copies)
+        except OSError as error:
+            raise RegistryError(
+                f"cannot keep a copy of {self._name} version {version} in {copies}: {error}; see to the space and the "
+                "permissions there"
+            ) from error
+        differences = fit_differences(copy.forecaster.config, self._settings)
         if differences:
             raise ModelUnfit(
                 f"{self._name} version {version} does not fit the settings: {'; '.join(differences)}. "
                 "Retrain with these settings (`streamgru retrain`), or promote a version that fits (`streamgru models`)"
             )
-        return forecaster
+        return copy
+
+    def _copy(self, version: int, copies: Path) -> LocalCopy:
+        """The copy of a version, fetched if there is none that is whole."""
+        try:
+            source: str = self._model_version(version).source
+        except RegistryUnreachable:
+            earlier = sorted(copies.glob(f"{version}-*"), key=lambda folder: folder.stat().st_mtime)
+            copy = _whole(earlier[-1]) if earlier else None
+            if copy is None:
+                raise
+            logger.warning("MLflow does not answer; using the copy of version %d in %s", version, copy.folder)
+            return copy
+        target = copies / f"{version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+        return _whole(target) or self._fetch(version, target)
+
+    def _fetch(self, version: int, target: Path) -> LocalCopy:
+        """Download a version and let it appear at ``target``, in place of what is damaged there."""
+        from model.artefact import ArtefactError, load_artefact
+
+        copies = target.parent
+        copies.mkdir(parents=True, exist_ok=True)
+        _remove_stale(copies)
+        with tempfile.TemporaryDirectory(dir=copies, prefix=".partial-", ignore_cleanup_errors=True) as staging:
+            fetched = self._download(version, Path(staging))
+            try:
+                forecaster = load_artefact(fetched)
+            except ArtefactError as error:
+                raise ModelUnfit(
+                    f"{self._name} version {version} cannot be loaded: {error}; promote another version"
+                ) from error
+            if target.is_dir() and _whole(target) is None:
+                shutil.rmtree(target)
+            try:
+                fetched.rename(target)
+            except OSError:
+                if not target.is_dir():  # unless another process was quicker
+                    raise
+        return LocalCopy(target, forecaster)
 
     def _model_version(self, version: int) -> Any:
         with self._session.talking(f"looking up version {version}", version) as client:
             return client.get_model_version(self._name, str(version))
 
-    def _fetch(self, version: int, staging: Path) -> Path:
+    def _download(self, version: int, staging: Path) -> Path:
         """Download into a folder and return where in it the artefact lies.
 
         MLflow tells a file that failed to arrive by words alone, so what the version lacks is asked for beforehand, and
@@ -210,6 +219,34 @@ class Registry:
         if len(found) != 1:
             raise ModelUnfit(nothing)
         return found[0]
+
+
+def fit_differences(config: "ModelConfig", settings: Settings) -> list[str]:
+    """What keeps a model from serving these settings, one sentence each."""
+    from model.artefact import check_fit
+
+    return check_fit(
+        config,
+        features=settings.features,
+        targets=settings.targets,
+        cadence_us=settings.cadence_us,
+        horizon_steps=settings.horizon_steps,
+        quantiles=settings.quantiles,
+        max_gap_steps=settings.max_gap_steps,
+    )
+
+
+def _whole(folder: Path) -> LocalCopy | None:
+    """The copy in a folder; none where there is no folder, or what it holds is damaged, which is said."""
+    from model.artefact import ArtefactError, load_artefact
+
+    if not folder.is_dir():
+        return None
+    try:
+        return LocalCopy(folder, load_artefact(folder))
+    except ArtefactError as error:
+        logger.warning("the copy in %s is damaged and has to be fetched again: %s", folder, error)
+        return None
 
 
 def _info(version: Any, aliases: Mapping[str, Any]) -> ModelInfo:

@@ -26,6 +26,7 @@ from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.state import blank_states
 from model.stepper import Stepper
+from pipeline.champion import RegistryChampion
 from pipeline.errors import ModelMissing, ModelUnfit, RegistryError, RegistryUnreachable
 from pipeline.mlflow_session import MlflowSession, mlflow_error
 from pipeline.promotion import Promotion, promote
@@ -111,27 +112,27 @@ def test_a_download_is_whole_checked_and_kept(settings: Settings, tmp_path: Path
     folder = artefact(settings, tmp_path)
     registry = Registry(settings)
     version = registered(settings, folder)
-    copy = registry.download(version, tmp_path / "models")
+    copy = registry.load_copy(version, tmp_path / "models").folder
     assert (copy / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
     assert load_artefact(copy).config == load_artefact(folder).config
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
     before = copy.stat().st_mtime_ns
-    assert registry.download(version, tmp_path / "models") == copy
+    assert registry.load_copy(version, tmp_path / "models").folder == copy
     assert copy.stat().st_mtime_ns == before
 
 
 def test_without_mlflow_the_copy_serves_and_all_else_says_so_at_once(settings: Settings, tmp_path: Path) -> None:
     version = registered(settings, artefact(settings, tmp_path))
-    copy = Registry(settings).download(version, tmp_path / "models")
+    copy = Registry(settings).load_copy(version, tmp_path / "models").folder
     (nobody,) = free_ports(1)
     away = Registry(settings.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{nobody}"}))
-    assert away.download(version, tmp_path / "models") == copy
+    assert away.load_copy(version, tmp_path / "models").folder == copy
     began = time.monotonic()
     with pytest.raises(RegistryUnreachable, match=rf"127.0.0.1:{nobody}.*streamgru up"):
         away.resolve(CHAMPION)
     with pytest.raises(RegistryUnreachable):
-        away.download(version, tmp_path / "elsewhere")
+        away.load(version, tmp_path / "elsewhere")
     assert time.monotonic() - began < 10
 
 
@@ -141,8 +142,38 @@ def test_a_damaged_artefact_is_unfit(settings: Settings, tmp_path: Path) -> None
     (folder / "weights.pt").write_bytes(weights[: len(weights) // 2])
     version = registered(settings, folder)
     with pytest.raises(ModelUnfit, match=f"version {version} cannot be loaded"):
-        Registry(settings).download(version, tmp_path / "models")
+        Registry(settings).load(version, tmp_path / "models")
     assert not any(path.is_dir() for path in (tmp_path / "models" / settings.model_name).iterdir())
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "config.json"])
+def test_a_copy_that_was_damaged_is_fetched_again(settings: Settings, tmp_path: Path, name: str) -> None:
+    version = registered(settings, artefact(settings, tmp_path))
+    champion = RegistryChampion(settings)
+    champion.load(version)
+    champion.remember(version)
+    copy = Registry(settings).load_copy(version, settings.home / "models").folder
+    whole = (copy / name).read_bytes()
+    (copy / name).write_bytes(whole[: len(whole) // 2])
+
+    restarted = RegistryChampion(settings)
+    assert restarted.remembered() is None
+    (nobody,) = free_ports(1)
+    away = Registry(settings.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{nobody}"}))
+    with pytest.raises(RegistryUnreachable):
+        away.load(version, settings.home / "models")
+    restarted.load(version)
+    assert (copy / name).read_bytes() == whole
+    remembered = RegistryChampion(settings).remembered()
+    assert remembered is not None
+    assert remembered.version == version
+
+
+def test_a_folder_that_cannot_be_written_is_named(settings: Settings, tmp_path: Path) -> None:
+    version = registered(settings, artefact(settings, tmp_path))
+    (tmp_path / "models").write_text("a file in its place")
+    with pytest.raises(RegistryError, match=rf"cannot keep a copy .* in {tmp_path / 'models'}"):
+        Registry(settings).load(version, tmp_path / "models")
 
 
 def test_a_version_that_is_no_forecaster_is_unfit(settings: Settings, tmp_path: Path) -> None:
@@ -152,7 +183,7 @@ def test_a_version_that_is_no_forecaster_is_unfit(settings: Settings, tmp_path: 
         client.create_registered_model(settings.model_name)
         made = client.create_model_version(settings.model_name, f"runs:/{run.id}/thing", run_id=run.id)
     with pytest.raises(ModelUnfit, match="holds no forecaster of streamgru"):
-        Registry(settings).download(int(made.version), tmp_path / "models")
+        Registry(settings).load(int(made.version), tmp_path / "models")
 
 
 class ArtefactFault(BaseHTTPRequestHandler):
