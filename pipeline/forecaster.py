@@ -8,6 +8,7 @@ little (``pipeline.changelog``, in slices, so that other partitions keep flowing
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -96,6 +97,7 @@ class StreamForecaster:
         self._started = self._progressed = self._reported = time.monotonic()
         self._stopping = False
         self._stats_are_written = True
+        self._opened = ExitStack()
 
     def stop(self) -> None:
         """End ``run`` at the next transaction boundary. May be called from a signal handler."""
@@ -118,8 +120,8 @@ class StreamForecaster:
                 return
             self._succession = Succession(self._settings, watcher)
             self._serve(champion.version, Serving(champion.version, champion.forecaster, self._settings))
-            self._connect()
             try:
+                self._connect()
                 while not self._stopping:
                     self._turn()
             finally:
@@ -143,11 +145,15 @@ class StreamForecaster:
     def _connect(self) -> None:
         settings = self._settings
         self._watchdog = Watchdog(settings.forecaster.commit_timeout_s)
+        self._close_at_the_end(self._watchdog.close)
+        self._reader = read_fast(make_consumer(settings, client_id="streamgru-restore", auto_offset_reset="none"))
+        self._close_at_the_end(self._reader.close)
+        self._admin = make_admin(settings)
+        self._close_at_the_end(self._admin.close)
         self._committer = Committer(
             self._open_transport, self._watchdog, exclusive=self._instance.exclusive, reached=self._options.reached
         )
-        self._reader = read_fast(make_consumer(settings, client_id="streamgru-restore", auto_offset_reset="none"))
-        self._admin = make_admin(settings)
+        self._close_at_the_end(self._committer.close)
         consumer = make_consumer(
             settings,
             group_id=settings.forecaster.group_id,
@@ -158,6 +164,7 @@ class StreamForecaster:
             auto_offset_reset="none",  # a position outside the log is an error with a stated policy, not a jump
         )
         self._consumer: KafkaConsumer = read_fast(consumer)
+        self._close_at_the_end(self._consumer.close)
         self._rebalances = Rebalances(self._consumer)
         self._standing = Standing()
         self._partitions = Partitions(
@@ -182,14 +189,18 @@ class StreamForecaster:
         return KafkaTransport(producer, self._readings_topic)
 
     def _disconnect(self) -> None:
-        """Leave the group first, so that others take over while the rest is closed."""
+        """Close what was opened, the last first: the group is left at once, so that others take over meanwhile."""
         self._succession.give_up()
-        for close in (self._consumer.close, self._committer.close, self._reader.close, self._admin.close):
+        self._opened.close()
+
+    def _close_at_the_end(self, close: Callable[[], object]) -> None:
+        def quietly() -> None:
             try:
                 close()
             except client_errors.KafkaError as error:
                 logger.debug("while closing: %s", error)
-        self._watchdog.close()
+
+        self._opened.callback(quietly)
 
     def _serve(self, version: int, serving: Serving) -> None:
         self._serving = serving

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from pipeline import forecaster as module
+from pipeline.champion import Candidate
+from pipeline.errors import BrokerUnreachable
 from pipeline.forecaster import FIRST_RETRY_S, LONGEST_RETRY_S, Options, StreamForecaster, retry_wait_s
 from pipeline.settings import Settings
 
@@ -36,3 +39,51 @@ def test_a_stats_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog
         forecaster._report()
     assert stats.is_file()
     assert len(caplog.messages) == 1
+
+
+def test_what_was_opened_before_connecting_failed_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    class Reader:
+        def close(self) -> None:
+            closed.append("reader")
+
+    def unreachable(settings: Settings) -> None:
+        raise BrokerUnreachable("no Kafka broker answers")
+
+    def same(what: Any, *args: Any, **options: Any) -> Any:
+        return what
+
+    class Instance:
+        exclusive = None
+
+    class Source:
+        def remembered(self) -> Candidate:
+            return Candidate(1, unused)
+
+        def remember(self, version: int) -> None:
+            pass
+
+    class Watcher:
+        def __init__(self, *args: Any) -> None:
+            pass
+
+        def start(self, champion: Candidate) -> None:
+            pass
+
+        def close(self) -> None:
+            closed.append("watcher")
+
+    unused: Any = None
+    source: Any = Source()
+    instance: Any = Instance()
+    monkeypatch.setattr(module, "check_topics", same)
+    monkeypatch.setattr(module, "ChampionWatcher", Watcher)
+    monkeypatch.setattr(module, "Serving", lambda *args: None)
+    monkeypatch.setattr(module, "MicroBatchMaker", lambda *args: None)
+    monkeypatch.setattr(module, "make_consumer", lambda *args, **options: Reader())
+    monkeypatch.setattr(module, "read_fast", same)
+    monkeypatch.setattr(module, "make_admin", unreachable)
+    with pytest.raises(BrokerUnreachable):
+        StreamForecaster(Settings(), source, instance).run()
+    assert closed == ["reader", "watcher"]
