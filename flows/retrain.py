@@ -25,6 +25,7 @@ from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
 from pipeline.errors import HistoryError, ModelUnfit, SettingsError
+from pipeline.evaluation import model_config, training_options
 from pipeline.exclusive import exclusive
 from pipeline.gate import Decision, decide
 from pipeline.history import History
@@ -83,15 +84,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     champion = _champion(registry, settings)
     options = _options(settings.training)
     data = step("read the history", lambda: _read(settings, history_version))
-    config = ModelConfig(
-        features=settings.features,
-        targets=settings.targets,
-        cadence_us=settings.cadence_us,
-        horizon_steps=settings.horizon_steps,
-        quantiles=settings.quantiles,
-        max_gap_steps=settings.max_gap_steps,
-        season_steps=settings.season,
-    )
+    config = model_config(settings)
     initial = _initial(settings.training, config, options, champion)
     tags = {"settings": settings.fingerprint, "champion": str(champion.version) if champion else "none"}
     with training_run(settings, f"retrain on history {data.training_set.version}", tags) as run:
@@ -103,11 +96,12 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         summary = summarise(scores)
         version = step("register", lambda: _register(registry, run, result.forecaster, summary, data))
         decision = _decide(registry, settings, champion, scores)
-        if decision.promote:
-            registry.set_alias(CHAMPION, version)
         gate = {"gate.decision": "promoted" if decision.promote else "declined", "gate.reason": decision.reason}
         registry.tag(version, gate)
         run.tag(gate)
+        # Last, so that no version serves without the reason for it on its page.
+        if decision.promote:
+            registry.set_alias(CHAMPION, version)
         report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url)
     publish(report, scores)
     get_run_logger().info("%s", report)
@@ -126,14 +120,7 @@ def _champion(registry: Registry, settings: Settings) -> _Champion | None:
 
 
 def _options(training: TrainingSettings) -> TrainingOptions:
-    options = TrainingOptions(
-        preset=training.preset,
-        hidden_size=training.hidden_size,
-        epochs=training.epochs,
-        budget_s=training.budget_s,
-        seed=training.seed,
-        device=training.device,
-    )
+    options = training_options(training)
     try:
         device = choose_device(options.device)
     except ValueError as error:
@@ -204,7 +191,7 @@ def _params(
         "season_steps": config.season_steps,
         "max_gap_steps": config.max_gap_steps,
         "train_until": iso_timestamp(split.train_end_us),
-        "validate_until": iso_timestamp(split.validation_end_us),
+        VALIDATE_UNTIL: iso_timestamp(split.validation_end_us),
     }
 
 
@@ -274,9 +261,8 @@ def _decide(
     """The gate's decision; a champion that came up while this run trained was not compared with, and stays."""
     now = registry.resolve(CHAMPION)
     if now != (champion.version if champion else None):
-        return Decision(
-            False, f"declined: version {now} became champion while this one was trained; retrain to compare"
-        )
+        happened = "the champion lost its alias" if now is None else f"version {now} became champion"
+        return Decision(False, f"declined: {happened} while this one was trained; retrain to compare")
     loss = {name: score.mean(settings.gate.metric) for name, score in scores.items()}
     decision = decide(loss[CHALLENGER], loss.get(CHAMPION), loss[SeasonalNaive.name], settings.gate)
     if champion is not None and champion.forecaster is None:

@@ -19,7 +19,7 @@ from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, train
 from pipeline.messages import iso_timestamp
 from pipeline.plots import draw_forecasts, draw_loss, draw_scores
-from pipeline.settings import Settings
+from pipeline.settings import Settings, TrainingSettings
 
 MODEL: Final = "streamgru"
 _MONTH_US: Final = 30 * 86_400_000_000  # the literature's months, in which splits such as 12/4/4 are given
@@ -93,16 +93,9 @@ def model_config(settings: Settings) -> ModelConfig:
     )
 
 
-def train_on(
-    settings: Settings, sequences: Sequences, split: Split, report: Callable[[EpochReport], None] | None = None
-) -> TrainingResult:
-    """A model trained by the settings on the training part; it is not shown the test part.
-
-    Raises:
-        ValueError: a part has too few readings.
-    """
-    training = settings.training
-    options = TrainingOptions(
+def training_options(training: TrainingSettings) -> TrainingOptions:
+    """How the settings ask to train."""
+    return TrainingOptions(
         preset=training.preset,
         hidden_size=training.hidden_size,
         epochs=training.epochs,
@@ -110,8 +103,18 @@ def train_on(
         seed=training.seed,
         device=training.device,
     )
+
+
+def train_on(
+    settings: Settings, sequences: Sequences, split: Split, report: Callable[[EpochReport], None] | None = None
+) -> TrainingResult:
+    """A model trained by the settings on the training part; it is not shown the test part.
+
+    Raises:
+        ValueError: a part has too few readings, or no target that could be learned.
+    """
     seen = sequences.slice_time(None, split.validation_end_us)
-    return train(model_config(settings), options, seen, split, report=report)
+    return train(model_config(settings), training_options(settings.training), seen, split, report=report)
 
 
 @dataclass(frozen=True)
