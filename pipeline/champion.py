@@ -4,7 +4,6 @@ Whatever goes wrong there (MLflow away, alias deleted, an artefact that is damag
 cause and leaves the forecaster with the model it has.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -99,11 +98,6 @@ class RegistryChampion:
             partial.replace(self._pointer)
         except OSError as error:
             logger.warning("cannot note in %s that version %d serves: %s", self._pointer, version, error)
-
-    def forget(self) -> None:
-        """Remove the note, so that a restart asks the registry first; a note that cannot be removed stays."""
-        with contextlib.suppress(OSError):
-            self._pointer.unlink()
 
 
 class ChampionWatcher:
