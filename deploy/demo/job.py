@@ -79,11 +79,13 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
             demo = Demo(settings, stack, children, folder, Narration(console, STEPS))
             return demo.run(options)
         finally:
-            children.stop()
-            if options.keep:
-                console.print(f"The stack stays up. To stop it: STREAMGRU_HOME={settings.home} streamgru down")
-            else:
-                stack.down()
+            try:
+                children.stop()
+            finally:  # also when interrupted a second time meanwhile
+                if options.keep:
+                    console.print(f"The stack stays up. To stop it: STREAMGRU_HOME={settings.home} streamgru down")
+                else:
+                    stack.down()
 
 
 class Demo:
