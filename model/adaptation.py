@@ -16,6 +16,8 @@ A step without a reading issues no forecast; it moves the signals by the rule of
 reset is blank again. On a model swap what knows nothing of the model is carried over, and the rest is learned from the
 readings replayed into the new model (``carry_over``).
 
+The forecaster does not call this yet: states and forecasts have no place for it before their next schema.
+
 Nothing here mixes sensors: a sensor's results are the same bits whoever shares the call.
 
 Letters: B sensors, K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections, D regressors,
