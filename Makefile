@@ -7,10 +7,10 @@ STAMP := $(VENV)/.ready
 UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test check bench chaos clean
+.PHONY: help setup lock demo test unit integration check bench chaos clean
 
 help: ## Show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Install everything into .venv
 
@@ -34,8 +34,14 @@ check: setup ## Lint, layering and types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: check ## Pass every check and every test
-	$(BIN)/pytest
+test: setup ## Pass every check and every test
+	@$(MAKE) --no-print-directory --jobs=2 unit integration # the latter mostly waits for servers
+
+unit: check ## Pass every check and the tests that need no server
+	$(BIN)/pytest tests/unit
+
+integration: setup ## Pass the tests against real servers
+	$(BIN)/pytest tests/integration tests/chaos
 
 bench: setup ## Measure speed against plain clients on the same broker
 	$(BIN)/python -m tests.benchmarks.speed
