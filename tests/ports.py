@@ -1,5 +1,6 @@
 """Free TCP ports for tests."""
 
+import os
 import socket
 
 
@@ -13,3 +14,23 @@ def free_ports(count: int) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen there: a killed one may be a zombie and hold its port for a moment still."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def steady_port() -> int:
+    """A port that stays free while its server is away, though clients go on trying to connect.
+
+    Those that ``free_ports`` gives are of the range that the system takes a client's own end from: a client that tries
+    often enough gets the very port it wants to reach, is connected to itself, and keeps the server from coming back.
+    """
+    return next(port for port in range(20_000 + os.getpid() % 5_000, 32_000) if is_free(port))

@@ -24,7 +24,7 @@ from tests.chaos.observer import Observer, Sighting
 from tests.chaos.plan import Fault, Size, draw
 from tests.chaos.publisher import Publisher
 from tests.integration.stream_rig import FolderChampion, small_forecaster
-from tests.ports import free_ports
+from tests.ports import is_free, steady_port
 
 TEND_S: Final = 0.02
 FAULT_S: Final = 30.0  # a forecaster passes any point within this, or the fault becomes one at a random moment
@@ -92,8 +92,7 @@ class Harness:
     def __init__(
         self, home: Path, size: Size, seed: int, *, without: tuple[str, ...] = (), say: Callable[[str], None] = print
     ) -> None:
-        (port,) = free_ports(1)
-        self.settings = chaos_settings(home, size, port)
+        self.settings = chaos_settings(home, size, steady_port())
         self.record = Record(seed, size, without)
         self._say = say
         self._random = random.Random(seed + 1)
@@ -230,6 +229,7 @@ class Harness:
     def _kill_broker(self) -> None:
         began = time.time()
         os.kill(self._broker_pid(), signal.SIGKILL)
+        self._wait_until(lambda: is_free(self.settings.stack.kafka_port), FAULT_S)
         self._wait_until(lambda: False, self._random.uniform(0.0, 3.0))
         self._wait_for(self._pool.submit(self._stack.up, ("kafka",)))
         self.record.broker_kills += 1

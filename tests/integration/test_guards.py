@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 from pydantic import ValidationError
 
 from deploy.stack import Stack
@@ -38,7 +38,7 @@ from tests.integration.stream_rig import (
     small_forecaster,
     wait_for_forecasts,
 )
-from tests.ports import free_ports
+from tests.ports import is_free, steady_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -218,13 +218,12 @@ def test_without_minding_its_standing_it_forecasts_its_successors_readings_once_
 @pytest.fixture(scope="module")
 def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A broker that may be stopped, with a group that is at its beginning."""
-    (port,) = free_ports(1)
     settings = Settings(
         home=tmp_path_factory.mktemp("guards"),
         features=("a",),
         targets=("a",),
         horizon_steps=1,
-        stack={"kafka_port": port},
+        stack={"kafka_port": steady_port()},
         kafka={"partitions": 1},
         forecaster=TIMEOUTS,
     )
@@ -314,6 +313,30 @@ def test_without_the_check_of_every_future_it_does(member: Any, monkeypatch: pyt
     assert b"arrives" in values(member.settings)
     assert b"lost" not in values(member.settings)
     assert committed_offsets(member.settings) == {0: 1}
+
+
+def test_a_transaction_that_was_open_when_the_broker_died_ends(own_broker: Settings) -> None:
+    """Else whoever reads committed records would wait behind it for ever: the next forecaster, and every user."""
+    topic = own_broker.kafka.topics.forecasts
+    producer = make_producer(own_broker, transactional_id="orphan", transaction_timeout_ms=2_000)
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.send(topic, b"never committed", partition=0).get(10)
+    stack = Stack(own_broker)
+    pid = stack.status()[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_free(own_broker.stack.kafka_port), 10, "the broker is dead")
+    stack.up(("kafka",))
+    where = TopicPartition(topic, 0)
+    committed = make_consumer(own_broker)
+    everything = make_consumer(own_broker, isolation_level="read_uncommitted")
+    end = everything.end_offsets([where])[where]
+    # The abort leaves a marker of its own, so its end lies behind the record's.
+    wait_until(lambda: committed.end_offsets([where])[where] >= end, 40, "the transaction was aborted")
+    for client in (committed, everything):
+        client.close()
+    producer._sender.force_close()
 
 
 def test_a_commit_that_hangs_ends_the_process_with_a_message(own_broker: Settings, tmp_path: Path) -> None:
