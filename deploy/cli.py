@@ -3,7 +3,9 @@
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +82,9 @@ class LazyGroup(click.Group):
     help="TOML file with the settings; by default the one that STREAMGRU_SETTINGS names.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more, on stderr.")
+@click.option("--ends-with-parent", is_flag=True, hidden=True, help="Stop when standard input is closed.")
 @click.pass_context
-def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool) -> None:
+def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool, ends_with_parent: bool) -> None:
     """Live forecasts of sensor readings: a GRU that keeps each sensor's hidden state from message to message.
 
     Run `streamgru COMMAND --help` for what a command takes.
@@ -89,6 +92,8 @@ def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool) -> 
     from pipeline.settings import SETTINGS_FILE_VARIABLE, load_settings
 
     set_up_logging(verbose)
+    if ends_with_parent:
+        end_with_parent()
     if settings_file is not None:
         # Flow runs and forecasters that a command starts as processes of their own read the same file.
         os.environ[SETTINGS_FILE_VARIABLE] = str(settings_file.resolve())
@@ -108,6 +113,21 @@ def set_up_logging(verbose: bool) -> None:
     if not verbose:
         # A broker that is away makes the client log every attempt; what matters of it reaches the user as an error.
         logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+
+def end_with_parent() -> None:
+    """Let this process get SIGTERM when its standard input ends.
+
+    That is a pipe whose other end the parent holds and never writes to: the system closes it when the parent dies,
+    also by SIGKILL, which leaves the parent no time to stop what it started.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1_024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -55,8 +55,9 @@ def demo(
     Starts Kafka, MLflow and Prefect on this machine, replays and ingests three years of hourly readings of Beijing's 12
     air-quality stations, trains a model, starts two forecasters, replays the year that follows live, changes the model
     in the middle, and checks that every reading had exactly one forecast. Takes 5 minutes on two cores. Its settings
-    are deploy/beijing.toml, its data lie in a folder `demo` under STREAMGRU_HOME, and what was there of an earlier demo
-    goes. The exit code is 1 where a forecast is missing or too many.
+    are deploy/beijing.toml, whatever --settings or STREAMGRU_SETTINGS name; its data lie in a folder `demo` under
+    STREAMGRU_HOME, and what was there of an earlier demo goes. The exit code is 1 where a forecast is missing or too
+    many.
     """
     from rich.console import Console
 
@@ -78,7 +79,11 @@ def _demo_settings() -> "Settings":
 
     for variable in ADDRESS_VARIABLES:
         os.environ.pop(variable, None)
-    os.environ[SETTINGS_FILE_VARIABLE] = str(Path(__file__).parents[1] / "beijing.toml")
+    example = Path(__file__).resolve().parents[1] / "beijing.toml"
+    named = os.environ.get(SETTINGS_FILE_VARIABLE)
+    if named and Path(named).resolve() != example:
+        click.echo(f"note: the demo has settings of its own, deploy/beijing.toml; {named} is not read", err=True)
+    os.environ[SETTINGS_FILE_VARIABLE] = str(example)
     given = load_settings()
     os.environ["STREAMGRU_HOME"] = str((given.home / "demo").resolve())
     for name, variable in PORT_VARIABLES.items():

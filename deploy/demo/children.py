@@ -58,7 +58,7 @@ class Child:
 
 
 class Children:
-    """Starts commands, and ends at the latest in ``stop`` what still runs."""
+    """Starts commands, and ends at the latest in ``stop`` what still runs; they also end where this process is killed."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -70,8 +70,8 @@ class Children:
         output, log = self._logs / f"{name}.out", self._logs / f"{name}.log"
         with output.open("wb") as to_output, log.open("wb") as to_log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.cli", *arguments],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "deploy.cli", "--ends-with-parent", *arguments],
+                stdin=subprocess.PIPE,  # held open by this process and nobody else: its end is the end of the child
                 stdout=to_output,
                 stderr=to_log,
                 start_new_session=True,  # Ctrl-C reaches the demo alone, which ends them in order

@@ -1,13 +1,20 @@
 """The demo's parts that need no servers: its faults, its scores, what it says of a change of models, its report."""
 
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 
+from deploy.commands.demo import PORT_VARIABLES, _demo_settings
 from deploy.demo.data import LIVE_FROM, Amounts, disturb, prepare
 from deploy.demo.report import Outcome, Step, Version, coverage_by_target, render
 from deploy.demo.scores import FORECAST, Recorded, Stretch, lay_out, score, trace
@@ -15,7 +22,9 @@ from deploy.demo.timeline import Arrivals, by_second, find_swaps
 from model.rules import classify
 from pipeline.audit import ACCEPTED, ForecastLog, ReadingLog, audit
 from pipeline.messages import microseconds
-from pipeline.settings import Settings
+from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings
+from tests.ports import free_ports
+from tests.waiting import wait_until
 
 HOUR_US = 3_600_000_000
 SETTINGS = Settings(features=("a", "b"), targets=("a",), horizon_steps=3, season_steps=4)
@@ -225,3 +234,59 @@ def test_the_report_is_one_page_that_needs_no_network():
     assert "Start &lt;everything&gt;" in page and "up &amp; running" in page
     assert "<script" not in page
     assert "mean pinball loss 0.5; seasonal naive 0.6" in page
+
+
+# --- its processes ----------------------------------------------------------------------------------------------------
+
+# `models` asks an MLflow that accepts connections and never answers, so it waits for as long as it is let.
+PARENT = """
+import sys, time
+from pathlib import Path
+from deploy.demo.children import Children
+children = Children(Path(sys.argv[1]))
+print(children.start("waiting", "models").process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_the_demo_started_ends_with_it_however_it_ends(tmp_path: Path, number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = os.environ | {"STREAMGRU_MLFLOW_TRACKING_URI": address, "STREAMGRU_HOME": str(tmp_path)}
+        parent = subprocess.Popen(
+            [sys.executable, "-c", PARENT, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        try:
+            silent.settimeout(30)
+            connection, _ = silent.accept()
+            assert child.is_running()
+            parent.send_signal(number)
+            parent.communicate(timeout=10)
+            wait_until(lambda: not is_alive(child), 10, "the child ended")
+            connection.close()
+        finally:
+            parent.kill()
+            if is_alive(child):
+                child.kill()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_the_demo_says_that_it_does_not_read_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STREAMGRU_HOME", str(tmp_path))
+    for variable, port in zip(PORT_VARIABLES.values(), free_ports(len(PORT_VARIABLES)), strict=True):
+        monkeypatch.setenv(variable, str(port))
+    mine = tmp_path / "mine.toml"
+    mine.write_text('features = ["x"]\ntargets = ["x"]\n')
+    monkeypatch.setenv(SETTINGS_FILE_VARIABLE, str(mine))
+    assert _demo_settings().features != ("x",)
+    assert str(mine) in capsys.readouterr().err
+    _demo_settings()
+    assert "mine.toml" not in capsys.readouterr().err
