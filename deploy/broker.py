@@ -13,7 +13,7 @@ from pathlib import Path
 from deploy.jars import fetch_jars
 from deploy.service import HOST, Launch, Report, folder_refused
 from pipeline.errors import KafkaError, StackError
-from pipeline.kafka import make_admin, translated
+from pipeline.kafka.clients import make_admin, translated
 from pipeline.settings import KafkaSettings, Settings
 
 HEAP = "512m"

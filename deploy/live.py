@@ -11,7 +11,7 @@ from kafka import TopicPartition
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.kafka import make_consumer, partition_count, translated
+from pipeline.kafka.clients import make_consumer, partition_count, translated
 from pipeline.messages import Forecast, ReadingDecoder, Rejected, decode_forecast
 from pipeline.settings import Settings
 

@@ -7,8 +7,8 @@ from prefect import flow, get_run_logger
 from flows.outcome import plain_outcome
 from flows.progress import Progress, tell
 from flows.run_settings import load_run_settings
-from pipeline.ingest import IngestReport
-from pipeline.ingest import ingest as take_in
+from pipeline.history.ingest import IngestReport
+from pipeline.history.ingest import ingest as take_in
 
 
 @flow(name="ingest", description="Take new readings from Kafka into the history table, each once.")

@@ -13,9 +13,9 @@ from prefect.states import Failed
 
 from flows.outcome import plain_outcome
 from flows.run_settings import load_run_settings
-from pipeline.history import History
+from pipeline.history.table import History
+from pipeline.registry.training_run import last_trained
 from pipeline.settings import MonitorSettings
-from pipeline.training_run import last_trained
 
 
 @flow(name="monitor", description="Notice that retraining or ingest have not succeeded for too long.")

@@ -6,9 +6,9 @@ from prefect import flow, get_run_logger
 
 from flows.outcome import plain_outcome
 from flows.run_settings import load_run_settings
-from pipeline.promotion import Promotion
-from pipeline.promotion import promote as move_alias
-from pipeline.registry import CHAMPION
+from pipeline.registry.promotion import Promotion
+from pipeline.registry.promotion import promote as move_alias
+from pipeline.registry.versions import CHAMPION
 
 
 @flow(name="promote", description="Make a model version the champion, if it fits the settings.")

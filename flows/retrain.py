@@ -25,16 +25,16 @@ from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
 from pipeline.errors import HistoryError, ModelUnfit, SettingsError
-from pipeline.evaluation import model_config, training_options
+from pipeline.evaluation.back_test import model_config, training_options
+from pipeline.evaluation.gate import Decision, decide
+from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores
 from pipeline.exclusive import exclusive
-from pipeline.gate import Decision, decide
-from pipeline.history import History
+from pipeline.history.table import History
 from pipeline.messages import iso_timestamp
-from pipeline.plots import draw_forecasts, draw_loss, draw_scores
-from pipeline.registry import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry
+from pipeline.registry.training_run import TrainingRun, training_run
+from pipeline.registry.training_set import TrainingSet
+from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry
 from pipeline.settings import Settings, TrainingSettings
-from pipeline.training_run import TrainingRun, training_run
-from pipeline.training_set import TrainingSet
 from pipeline.windows import load_sequences
 
 

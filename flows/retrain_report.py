@@ -11,8 +11,8 @@ from prefect.artifacts import create_markdown_artifact
 from model.baselines import Persistence, SeasonalNaive
 from model.metrics import Metric, Scores
 from model.training import EpochReport
-from pipeline.gate import Decision
-from pipeline.registry import CHALLENGER, CHAMPION
+from pipeline.evaluation.gate import Decision
+from pipeline.registry.versions import CHALLENGER, CHAMPION
 
 SCORED: Final[tuple[Metric, ...]] = ("pinball", "mae", "mse", "coverage")
 # What is scored, and what it is called in the name of a metric.

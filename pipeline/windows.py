@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from model.rules import accepted_mask
 from model.sequences import Sequences, build_sequences
 from pipeline.errors import HistoryError
-from pipeline.history import History
-from pipeline.reading_table import ReadingTable
+from pipeline.files.reading_table import ReadingTable
+from pipeline.history.table import History
 from pipeline.settings import Settings
 
 Scalar = TypeVar("Scalar", bound=np.generic)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from model.metrics import Metric
     from model.sequences import Sequences, Split
     from model.training import EpochReport
-    from pipeline.evaluation import Evaluation
+    from pipeline.evaluation.back_test import Evaluation
     from pipeline.settings import Settings
 
 SHOWN: Final[tuple["Metric", ...]] = ("mse", "mae", "pinball", "coverage")
@@ -69,7 +69,7 @@ def backtest(
     """
     from rich.console import Console
 
-    from pipeline.evaluation import evaluate, split_by, train_on, write_report
+    from pipeline.evaluation.back_test import evaluate, split_by, train_on, write_report
 
     console = Console(highlight=False)
     layout = {key: others[key] for key in ("time_column", "timezone", "sensor_column", "columns_as_sensors")}
@@ -106,8 +106,8 @@ def _settings(settings: "Settings", horizon: int | None, training: dict[str, Any
 
 def _sequences(settings: "Settings", files: tuple[Path, ...], layout: dict[str, Any]) -> "Sequences":
     """The steps in the files, or in the history where there are none."""
-    from pipeline.history import History
-    from pipeline.reading_table import FileLayout, read_readings
+    from pipeline.files.reading_table import FileLayout, read_readings
+    from pipeline.history.table import History
     from pipeline.windows import load_sequences, sequences_from_table
 
     if not files:
@@ -119,7 +119,7 @@ def _sequences(settings: "Settings", files: tuple[Path, ...], layout: dict[str, 
 
 
 def _registered(settings: "Settings", version: int) -> "Forecaster":
-    from pipeline.registry import Registry
+    from pipeline.registry.versions import Registry
 
     return Registry(settings).load(version, settings.home / "models")
 
@@ -128,9 +128,9 @@ def _unseen(
     settings: "Settings", version: int, forecaster: "Forecaster", sequences: "Sequences", bounds: "Split"
 ) -> "Split":
     """The split with nothing in its test part that the version was trained or chosen on, as far as that is known."""
-    from pipeline.evaluation import after_selection
+    from pipeline.evaluation.back_test import after_selection
     from pipeline.messages import iso_timestamp
-    from pipeline.registry import VALIDATE_UNTIL, Registry
+    from pipeline.registry.versions import VALIDATE_UNTIL, Registry
 
     selected_until = Registry(settings).version(version).tags.get(VALIDATE_UNTIL)
     if selected_until is None:
@@ -181,7 +181,7 @@ def _table(done: "Evaluation", name: str, unit: str) -> "Table":
     """Scores of every predictor at some horizons and over all, errors in each sensor's ``unit``."""
     from rich.table import Table
 
-    from pipeline.evaluation import MODEL
+    from pipeline.evaluation.back_test import MODEL
 
     table = Table(title=f"{name}: errors in units of each sensor's {unit}, on the test part", title_justify="left")
     table.add_column("steps ahead", justify="right")

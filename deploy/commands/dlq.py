@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.context import Context
-from pipeline.dead_letters import DeadLetter, read_letter, read_letters, replay_letters
+from pipeline.audit.dead_letters import DeadLetter, read_letter, read_letters, replay_letters
 from pipeline.messages import ReadingDecoder
 
 _VALUE_WIDTH = 60

@@ -43,9 +43,9 @@ def forecast(
     Start as many as you like: they share the partitions. Each follows the champion alias by itself and goes on where
     the last transaction ended, whatever happened to it.
     """
-    from pipeline.champion import RegistryChampion
-    from pipeline.forecaster import Options, StreamForecaster
-    from pipeline.instance import claim_instance
+    from pipeline.forecaster.champion import RegistryChampion
+    from pipeline.forecaster.instance import claim_instance
+    from pipeline.forecaster.loop import Options, StreamForecaster
 
     settings = context.settings
     claimed = claim_instance(settings, instance)

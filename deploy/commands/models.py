@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.context import Context
-from pipeline.registry import CHAMPION, ModelInfo, Registry
+from pipeline.registry.versions import CHAMPION, ModelInfo, Registry
 
 # In the order in which a reader asks: how good it is, against what, and whether its intervals hold.
 COLUMNS = ("pinball", "pinball.champion", "pinball.naive", "mae", "coverage")
@@ -34,7 +34,7 @@ def models(context: Context, as_json: bool) -> None:
 @click.pass_obj
 def promote(context: Context, version: int, alias: str) -> None:
     """Make VERSION the champion, if it loads and fits the settings. Running forecasters follow within seconds."""
-    from pipeline.promotion import promote as move_alias
+    from pipeline.registry.promotion import promote as move_alias
 
     done = move_alias(context.settings, version, alias)
     name = context.settings.model_name

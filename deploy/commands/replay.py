@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from deploy.context import Context
 from pipeline.errors import KafkaError
-from pipeline.kafka import make_admin, make_producer, partition_count
+from pipeline.files.publishing import Publication
+from pipeline.files.reading_table import FileLayout, Order, ReadingTable, read_readings
+from pipeline.kafka.clients import make_admin, make_producer, partition_count
 from pipeline.messages import iso_timestamp, microseconds
-from pipeline.publishing import Publication
-from pipeline.reading_table import FileLayout, Order, ReadingTable, read_readings
 
 SETTLE_S = 2.0  # how long an interrupted replay waits for what is on its way
 INTERRUPTED = 130

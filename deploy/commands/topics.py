@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.context import Context
+from pipeline.kafka.topics import TopicStatus, ensure_topics, topic_statuses
 from pipeline.messages import json_schemas
-from pipeline.topics import TopicStatus, ensure_topics, topic_statuses
 
 
 @click.group()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pipeline.explain import Explanation
+    from pipeline.audit.explain import Explanation
+    from pipeline.audit.verify import LoadModel, Span, Verdict
     from pipeline.settings import Settings
-    from pipeline.verify import LoadModel, Span, Verdict
 
 
 def moment_us(text: str) -> int:
@@ -40,7 +40,7 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
     version that it names, and counts. By default from the first reading on (where forecaster.start is "latest": from
     the first one that was forecast) up to what the forecasters have committed.
     """
-    from pipeline.verify import verify as audit
+    from pipeline.audit.verify import verify as audit
 
     settings = ctx.obj.settings
     verdict = audit(settings, _loader(settings), _span(settings, since, until))
@@ -53,8 +53,8 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
 
 
 def _span(settings: "Settings", since: int | None, until: int | None) -> "Span":
-    from pipeline.topic_logs import offsets_at
-    from pipeline.verify import Span, first_forecast_inputs
+    from pipeline.audit.topic_logs import offsets_at
+    from pipeline.audit.verify import Span, first_forecast_inputs
 
     topic = settings.kafka.topics.readings
     starts = {} if settings.forecaster.start == "earliest" else first_forecast_inputs(settings)
@@ -64,7 +64,7 @@ def _span(settings: "Settings", since: int | None, until: int | None) -> "Span":
 
 
 def _loader(settings: "Settings") -> "LoadModel":
-    from pipeline.champion import RegistryChampion
+    from pipeline.forecaster.champion import RegistryChampion
 
     return RegistryChampion(settings).load
 
@@ -111,7 +111,7 @@ def explain(ctx: click.Context, sensor: str, timestamp: int) -> None:
     TIMESTAMP is the reading's: ISO 8601 with a zone, or epoch milliseconds. The exit code is 1 if the recomputed
     forecast differs.
     """
-    from pipeline.explain import explain as take_apart
+    from pipeline.audit.explain import explain as take_apart
 
     settings = ctx.obj.settings
     explanations = take_apart(settings, _loader(settings), sensor, timestamp)

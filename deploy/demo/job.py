@@ -20,13 +20,13 @@ from deploy.demo.scores import Recorded, Stretch, Trace, lay_out, score, trace
 from deploy.demo.timeline import Swap, by_second, find_swaps
 from deploy.stack import Stack
 from model.metrics import Scores
-from pipeline.audit import Audit, Offsets, audit
+from pipeline.audit.findings import Audit, Offsets, audit
+from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings, topic_ends
 from pipeline.errors import StackError
+from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import microseconds
-from pipeline.registry import CHAMPION, Registry
+from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
-from pipeline.topic_logs import committed_offsets, read_forecasts, read_readings, topic_ends
-from pipeline.topics import ensure_topics
 
 STEPS: Final = 10
 FORECASTERS: Final = ("one", "two")

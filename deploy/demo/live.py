@@ -16,7 +16,7 @@ from deploy.demo.children import Child, Children
 from deploy.demo.data import REPLAY_OPTIONS
 from deploy.demo.timeline import Arrivals
 from deploy.live import LatestForecasts, Sighting, StreamTail, line
-from pipeline.registry import CHAMPION, Registry
+from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
 
 POLL_S: Final = 0.1

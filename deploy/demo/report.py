@@ -16,7 +16,7 @@ from deploy.demo.scores import FORECAST, Trace
 from deploy.demo.timeline import Seconds, Swap
 from deploy.live import shown_steps
 from model.metrics import Scores
-from pipeline.audit import Audit
+from pipeline.audit.findings import Audit
 
 _TITLE: Final = "streamgru: live forecasts of Beijing's air"
 _STYLE: Final = """

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from model.baselines import Persistence, SeasonalNaive
 from model.metrics import Scores
 from model.sequences import Sequences, build_sequences
-from pipeline.audit import ACCEPTED, ForecastLog, ReadingLog
-from pipeline.evaluation import model_config
+from pipeline.audit.findings import ACCEPTED, ForecastLog, ReadingLog
+from pipeline.evaluation.back_test import model_config
 from pipeline.settings import Settings
 
 FORECAST: Final = "streamgru"

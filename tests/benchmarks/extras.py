@@ -13,10 +13,10 @@ from model.artefact import save_artefact
 from model.config import ModelConfig
 from model.sequences import build_sequences, split_by_time
 from model.training import TrainingOptions, train
-from pipeline.registry import CHAMPION, Registry
+from pipeline.audit.topic_logs import committed_offsets, topic_ends
+from pipeline.registry.training_run import training_run
+from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
-from pipeline.topic_logs import committed_offsets, topic_ends
-from pipeline.training_run import training_run
 from tests.benchmarks.sides import FEATURES, HIDDEN_SIZE, again, champion_for, fill
 from tests.integration.stream_rig import ForecasterProcess, small_forecaster
 from tests.waiting import wait_until

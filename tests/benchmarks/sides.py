@@ -14,14 +14,14 @@ from kafka.structs import OffsetAndMetadata
 
 from model.state import blank_states
 from model.stepper import Stepper
-from pipeline.encoding import ForecastEncoder
-from pipeline.forecaster import Options, StreamForecaster
-from pipeline.ingest import ingest
-from pipeline.instance import Instance
-from pipeline.kafka import make_consumer, make_producer
+from pipeline.forecaster.encoding import ForecastEncoder
+from pipeline.forecaster.instance import Instance
+from pipeline.forecaster.loop import Options, StreamForecaster
+from pipeline.history.ingest import ingest
+from pipeline.kafka.clients import make_consumer, make_producer
+from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import ModelId
 from pipeline.settings import Settings
-from pipeline.topics import ensure_topics
 from tests.integration.stream_rig import FolderChampion, publish, rounds, small_forecaster
 
 HIDDEN_SIZE = 64

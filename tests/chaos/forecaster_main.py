@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pipeline.forecaster
-from pipeline.champion import Candidate
-from pipeline.commit import KafkaTransport
+import pipeline.forecaster.loop
 from pipeline.errors import StreamgruError
-from pipeline.forecaster import Options, StreamForecaster
-from pipeline.instance import Instance
+from pipeline.forecaster.champion import Candidate
+from pipeline.forecaster.commit import KafkaTransport
+from pipeline.forecaster.instance import Instance
+from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.settings import Settings
 from tests.chaos.gauge import KILL, Gauge
 from tests.chaos.guards import GUARDS
@@ -112,4 +112,4 @@ def _watch_transactions(gauge: Gauge) -> None:
             super().abort()
             gauge.in_transaction = False
 
-    pipeline.forecaster.KafkaTransport = Watched  # type: ignore[attr-defined]
+    pipeline.forecaster.loop.KafkaTransport = Watched  # type: ignore[attr-defined]

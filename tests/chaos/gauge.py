@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-# What ``pipeline.forecaster`` and ``pipeline.commit`` call the moments that they pass.
+# What ``pipeline.forecaster.loop`` and ``pipeline.forecaster.commit`` call the moments that they pass.
 POINTS: Final = (
     "polled",
     "before-flush",

@@ -9,13 +9,13 @@ from typing import Any, Final
 from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-import pipeline.commit
-import pipeline.forecaster
-from pipeline.changelog import Changelog, Restored
-from pipeline.commit import KafkaTransport
-from pipeline.kafka import make_consumer
-from pipeline.membership import Standing
-from pipeline.serving import Serving
+import pipeline.forecaster.commit
+import pipeline.forecaster.loop
+from pipeline.forecaster.changelog import Changelog, Restored
+from pipeline.forecaster.commit import KafkaTransport
+from pipeline.forecaster.membership import Standing
+from pipeline.forecaster.serving import Serving
+from pipeline.kafka.clients import make_consumer
 
 _consumers: list[Any] = []  # of the group, newest last
 
@@ -27,7 +27,7 @@ def _keep_consumers() -> None:
             _consumers.append(consumer)
         return consumer
 
-    pipeline.forecaster.make_consumer = make_and_keep  # type: ignore[attr-defined]
+    pipeline.forecaster.loop.make_consumer = make_and_keep  # type: ignore[attr-defined]
 
 
 def without_membership() -> None:
@@ -39,7 +39,7 @@ def without_membership() -> None:
         send_offsets(self, offsets, _consumers[-1].group_metadata())
 
     KafkaTransport.send_offsets = send_live  # type: ignore[method-assign]
-    pipeline.commit.is_member = lambda membership: True  # type: ignore[attr-defined]
+    pipeline.forecaster.commit.is_member = lambda membership: True  # type: ignore[attr-defined]
 
 
 def without_standing() -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from deploy.stack import Stack
+from pipeline.audit.topic_logs import committed_offsets, read_range, topic_ends
+from pipeline.audit.verify import Verdict, verify
 from pipeline.errors import StreamgruError
+from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
-from pipeline.topic_logs import committed_offsets, read_range, topic_ends
-from pipeline.topics import ensure_topics
-from pipeline.verify import Verdict, verify
 from tests.chaos.fleet import Fleet, Kill, Member
 from tests.chaos.gauge import KILL, STOP
 from tests.chaos.observer import Observer, Sighting

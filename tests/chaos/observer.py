@@ -9,7 +9,7 @@ import kafka.errors as client_errors
 from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.errors import StreamgruError
-from pipeline.kafka import make_consumer
+from pipeline.kafka.clients import make_consumer
 from pipeline.settings import Settings
 
 

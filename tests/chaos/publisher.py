@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import kafka.errors as client_errors
 
 from pipeline.errors import StreamgruError
-from pipeline.kafka import make_producer
+from pipeline.kafka.clients import make_producer
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings
 from tests.integration.stream_rig import START_US, Message, partition_of

@@ -21,14 +21,14 @@ from model.artefact import ArtefactError, load_artefact, save_artefact
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.rules import ACCEPTED, DUPLICATE
-from pipeline.champion import Candidate, fit_differences
-from pipeline.encoding import ForecastEncoder
 from pipeline.errors import ModelUnfit, RegistryUnreachable
-from pipeline.forecaster import Options, StreamForecaster
-from pipeline.instance import Instance
+from pipeline.forecaster.champion import Candidate, fit_differences
+from pipeline.forecaster.encoding import ForecastEncoder
+from pipeline.forecaster.instance import Instance
+from pipeline.forecaster.loop import Options, StreamForecaster
+from pipeline.forecaster.readings import decode_records
+from pipeline.forecaster.serving import Serving
 from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
-from pipeline.readings import decode_records
-from pipeline.serving import Serving
 from pipeline.settings import Settings
 from tests.waiting import wait_until
 

@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from deploy.commands.dlq import dlq
 from deploy.context import Context
 from pipeline.errors import KafkaError
+from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
-from pipeline.topics import ensure_topics
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
     FolderChampion,

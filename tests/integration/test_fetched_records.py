@@ -4,8 +4,8 @@ import pytest
 from kafka import TopicPartition
 from kafka.admin import NewTopic
 
-from pipeline.fetched_records import FetchedRecord, read_fast
-from pipeline.kafka import make_admin, make_consumer, make_producer
+from pipeline.kafka.clients import make_admin, make_consumer, make_producer
+from pipeline.kafka.fetched_records import FetchedRecord, read_fast
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.waiting import wait_until

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from model.artefact import save_artefact
-from pipeline.registry import CHAMPION, Registry
+from pipeline.kafka.topics import ensure_topics
+from pipeline.registry.training_run import training_run
+from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
-from pipeline.topics import ensure_topics
-from pipeline.training_run import training_run
 from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.integration.stream_rig import publish, rounds, small_forecaster, wait_for_forecasts

@@ -9,9 +9,9 @@ from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from pipeline.errors import OffsetsLost, StreamgruError, TopicError
-from pipeline.kafka import make_admin, make_consumer, make_producer
+from pipeline.kafka.clients import make_admin, make_consumer, make_producer
+from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
-from pipeline.topics import ensure_topics
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
     FolderChampion,

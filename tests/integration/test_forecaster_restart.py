@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Fenced
-from pipeline.kafka import make_admin
+from pipeline.kafka.clients import make_admin
+from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
-from pipeline.topics import ensure_topics
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
     FolderChampion,

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from model.forecaster import Forecaster
+from pipeline.forecaster.readings import decode_records
+from pipeline.forecaster.serving import Serving
+from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import Forecast, ReadingDecoder, StateTag, decode_state
-from pipeline.readings import decode_records
-from pipeline.serving import Serving
 from pipeline.settings import Settings
-from pipeline.topics import ensure_topics
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
     FolderChampion,

@@ -18,12 +18,12 @@ from kafka import KafkaConsumer, TopicPartition
 from pydantic import ValidationError
 
 from deploy.stack import Stack
-from pipeline.commit import Aborted, Committer, KafkaTransport, Records, Work
-from pipeline.kafka import make_consumer, make_producer
+from pipeline.audit.topic_logs import committed_offsets
+from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Records, Work
+from pipeline.forecaster.watchdog import EXIT_CODE, Watchdog
+from pipeline.kafka.clients import make_consumer, make_producer
+from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import ForecasterSettings, Settings
-from pipeline.topic_logs import committed_offsets
-from pipeline.topics import ensure_topics
-from pipeline.watchdog import EXIT_CODE, Watchdog
 from tests.chaos.fleet import Fleet
 from tests.chaos.gauge import STOP
 from tests.conftest import SettingsFactory
@@ -140,7 +140,7 @@ def test_a_zombie_cannot_commit_over_its_successor(zombie: Zombie) -> None:
 def test_without_the_snapshot_and_the_refusal_the_broker_takes_a_zombies_commit(
     zombie: Zombie, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.commit.is_member", lambda membership: True)
+    monkeypatch.setattr("pipeline.forecaster.commit.is_member", lambda membership: True)
     with committing(zombie.settings, "zombie") as committer:
         committer.commit(Work([forecast_of(zombie.settings, b"zombie's")], {0: 3}, zombie.consumer.group_metadata()))
     assert values(zombie.settings) == [b"successor's", b"zombie's"]
@@ -205,7 +205,7 @@ def test_a_forecaster_that_was_overtaken_unawares_restores_what_it_keeps(impatie
 def test_without_minding_its_standing_it_forecasts_its_successors_readings_once_more(
     impatient: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.membership.Standing.is_unbroken", lambda self, membership: True)
+    monkeypatch.setattr("pipeline.forecaster.membership.Standing.is_unbroken", lambda self, membership: True)
     champion = FolderChampion(tmp_path / "models", impatient)
     champion.promote(1, small_forecaster(impatient))
     overtake(impatient, champion)
@@ -404,7 +404,7 @@ def test_without_read_committed_they_are(
     def make_uncommitted(settings: Settings, **options: Any) -> KafkaConsumer:
         return make_consumer(settings, **options | {"isolation_level": "read_uncommitted"})
 
-    monkeypatch.setattr("pipeline.forecaster.make_consumer", make_uncommitted)
+    monkeypatch.setattr("pipeline.forecaster.loop.make_consumer", make_uncommitted)
     champion = FolderChampion(tmp_path / "models", half_aborted)
     with running(half_aborted, champion):
         assert len(wait_for_forecasts(half_aborted, 15 * len(SENSORS))) == 15 * len(SENSORS)

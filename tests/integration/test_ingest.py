@@ -15,9 +15,9 @@ from kafka.admin import NewTopic
 
 from pipeline.errors import Busy, HistoryError, OffsetsLost, TopicError
 from pipeline.exclusive import exclusive
-from pipeline.history import History
-from pipeline.ingest import IngestReport, ingest
-from pipeline.kafka import make_admin, make_producer
+from pipeline.history.ingest import IngestReport, ingest
+from pipeline.history.table import History
+from pipeline.kafka.clients import make_admin, make_producer
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
@@ -205,7 +205,7 @@ def test_a_table_of_another_topic_is_refused(settings: Settings, fresh_settings:
 
 KILLED_RUN = """
 import os, signal, sys
-from pipeline.ingest import ingest
+from pipeline.history.ingest import ingest
 from pipeline.settings import load_settings
 
 left = int(sys.argv[1])

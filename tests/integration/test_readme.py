@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
-from pipeline.topics import ensure_topics
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import FolderChampion, publish, rounds, running, small_forecaster
 from tests.unit.test_readme import blocks

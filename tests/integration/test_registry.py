@@ -26,14 +26,14 @@ from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.state import blank_states
 from model.stepper import Stepper
-from pipeline.champion import RegistryChampion
 from pipeline.errors import ModelMissing, ModelUnfit, RegistryError, RegistryUnreachable
-from pipeline.mlflow_session import MlflowSession, mlflow_error
-from pipeline.promotion import Promotion, promote
-from pipeline.registry import CHALLENGER, CHAMPION, Registry
+from pipeline.forecaster.champion import RegistryChampion
+from pipeline.registry.mlflow_session import MlflowSession, mlflow_error
+from pipeline.registry.promotion import Promotion, promote
+from pipeline.registry.training_run import last_trained, training_run
+from pipeline.registry.training_set import TrainingSet
+from pipeline.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipeline.settings import Settings
-from pipeline.training_run import last_trained, training_run
-from pipeline.training_set import TrainingSet
 from tests.conftest import SettingsFactory
 from tests.ports import free_ports
 
@@ -231,7 +231,7 @@ def test_a_fault_during_the_download_passes(
     monkeypatch: pytest.MonkeyPatch,
     broken: str,
 ) -> None:
-    monkeypatch.setattr("pipeline.mlflow_session.LOGGING_RETRIES", 0)
+    monkeypatch.setattr("pipeline.registry.mlflow_session.LOGGING_RETRIES", 0)
     version = registered(settings, artefact(settings, tmp_path))
     through, handler = faulty
     registry = Registry(through)

@@ -18,10 +18,10 @@ import deploy
 from deploy.commands.replay import replay
 from deploy.context import Context
 from pipeline.errors import DataFileError, TopicError
-from pipeline.kafka import make_consumer
+from pipeline.kafka.clients import make_consumer
+from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import Reading, ReadingDecoder
 from pipeline.settings import Settings
-from pipeline.topics import ensure_topics
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration

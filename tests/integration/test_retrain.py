@@ -27,11 +27,11 @@ from model.config import ModelConfig
 from model.forecaster import Forecaster
 from pipeline.errors import Busy, HistoryError, ModelMissing, RegistryUnreachable, SettingsError
 from pipeline.exclusive import exclusive
-from pipeline.history import History
-from pipeline.mlflow_session import MlflowSession
-from pipeline.registry import CHALLENGER, CHAMPION, Registry
+from pipeline.history.table import History
+from pipeline.registry.mlflow_session import MlflowSession
+from pipeline.registry.training_run import training_run
+from pipeline.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipeline.settings import MonitorSettings, Settings
-from pipeline.training_run import training_run
 from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.ports import free_ports

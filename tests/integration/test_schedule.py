@@ -13,7 +13,7 @@ from kafka.admin import NewTopic
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from pipeline.kafka import make_admin
+from pipeline.kafka.clients import make_admin
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.environment import environment

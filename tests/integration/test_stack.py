@@ -17,7 +17,7 @@ from kafka.admin import NewTopic
 from deploy.processes import DetachedProcess
 from deploy.stack import Stack
 from pipeline.errors import StackError
-from pipeline.kafka import make_admin, make_consumer, make_producer
+from pipeline.kafka.clients import make_admin, make_consumer, make_producer
 from pipeline.settings import Settings
 from tests.ports import free_ports
 from tests.waiting import wait_until

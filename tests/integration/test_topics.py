@@ -8,9 +8,9 @@ from click.testing import CliRunner
 from deploy.cli import streamgru
 from deploy.context import Context
 from pipeline.errors import BrokerUnreachable, KafkaError, TopicError
-from pipeline.kafka import make_admin, make_consumer, make_producer, partition_count
+from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count
+from pipeline.kafka.topics import check_topics, ensure_topics, topic_statuses
 from pipeline.settings import Settings
-from pipeline.topics import check_topics, ensure_topics, topic_statuses
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
@@ -126,7 +126,7 @@ def test_the_commands_make_and_show_them(broker: Settings, fresh_settings: Setti
 
 
 def test_no_broker_is_a_plain_message(fresh_settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.kafka.BOOTSTRAP_TIMEOUT_MS", 300)
+    monkeypatch.setattr("pipeline.kafka.clients.BOOTSTRAP_TIMEOUT_MS", 300)
     (port,) = free_ports(1)
     settings = fresh_settings(kafka={"bootstrap_servers": f"127.0.0.1:{port}"})
     for make in (make_admin, make_consumer, make_producer):

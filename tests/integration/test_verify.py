@@ -17,12 +17,12 @@ from deploy.commands.verify import explain as explain_command
 from deploy.commands.verify import verify as verify_command
 from deploy.context import Context
 from model.state import blank_states, state_dtype
+from pipeline.audit.verify import Span, verify
 from pipeline.errors import StreamgruError
-from pipeline.kafka import make_consumer
+from pipeline.kafka.clients import make_consumer
+from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import Forecast, decode_state, forecast_headers, iso_timestamp
 from pipeline.settings import Settings
-from pipeline.topics import ensure_topics
-from pipeline.verify import Span, verify
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
     HOUR_US,

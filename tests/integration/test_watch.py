@@ -15,12 +15,12 @@ from deploy.commands import watch as watch_module
 from deploy.commands.watch import watch
 from deploy.context import Context
 from deploy.live import LatestForecasts, StreamTail
-from pipeline.audit import audit
+from pipeline.audit.findings import audit
+from pipeline.audit.topic_logs import read_forecasts, read_readings
 from pipeline.errors import StreamgruError
+from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings
-from pipeline.topic_logs import read_forecasts, read_readings
-from pipeline.topics import ensure_topics
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
     FolderChampion,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.audit import ACCEPTED, DUPLICATE, LATE, REJECTED, Audit, ForecastLog, ReadingLog, audit
+from pipeline.audit.findings import ACCEPTED, DUPLICATE, LATE, REJECTED, Audit, ForecastLog, ReadingLog, audit
 
 SENSORS = ("a", "b", "c")
 # (partition, offset, sensor, timestamp_us, verdict)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.champion import Candidate, ChampionWatcher
 from pipeline.errors import ModelUnfit, RegistryUnreachable
+from pipeline.forecaster.champion import Candidate, ChampionWatcher
 from tests.waiting import wait_until
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.changelog import Log, first_position
 from pipeline.errors import OffsetsLost
+from pipeline.forecaster.changelog import Log, first_position
 from pipeline.settings import Settings
 
 

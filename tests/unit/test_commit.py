@@ -9,9 +9,9 @@ import kafka.errors as client_errors
 import pytest
 from kafka.structs import ConsumerGroupMetadata
 
-from pipeline.commit import Aborted, Committer, Records, Work
 from pipeline.errors import Fenced, KafkaError
-from pipeline.watchdog import Watchdog
+from pipeline.forecaster.commit import Aborted, Committer, Records, Work
+from pipeline.forecaster.watchdog import Watchdog
 
 MEMBER = ConsumerGroupMetadata(group_id="g", generation_id=3, member_id="m", group_instance_id=None, state=None)
 STRANGER = ConsumerGroupMetadata(group_id="g", generation_id=-1, member_id="", group_instance_id=None, state=None)

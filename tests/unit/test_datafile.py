@@ -11,9 +11,9 @@ import pytest
 
 import deploy
 from pipeline.errors import DataFileError
+from pipeline.files.publishing import ReadingEncoder
+from pipeline.files.reading_table import FileLayout, ReadingTable, read_readings
 from pipeline.messages import ReadingDecoder, iso_timestamp
-from pipeline.publishing import ReadingEncoder
-from pipeline.reading_table import FileLayout, ReadingTable, read_readings
 
 BUNDLED = Path(deploy.__path__[0]) / "data" / "beijing.parquet"
 MEASUREMENTS = ("PM2.5", "PM10", "SO2", "NO2", "CO", "O3", "TEMP", "PRES", "DEWP", "RAIN", "WSPM")

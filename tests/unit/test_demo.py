@@ -20,7 +20,7 @@ from deploy.demo.report import Outcome, Step, Version, coverage_by_target, rende
 from deploy.demo.scores import FORECAST, Recorded, Stretch, lay_out, score, trace
 from deploy.demo.timeline import Arrivals, by_second, find_swaps
 from model.rules import classify
-from pipeline.audit import ACCEPTED, ForecastLog, ReadingLog, audit
+from pipeline.audit.findings import ACCEPTED, ForecastLog, ReadingLog, audit
 from pipeline.messages import microseconds
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings
 from tests.ports import free_ports

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import ModelConfig
-from pipeline.encoding import ForecastEncoder, round_to_scale
 from pipeline.errors import ModelUnfit
+from pipeline.forecaster.encoding import ForecastEncoder, round_to_scale
+from pipeline.kafka.record_batches import encode_headers
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
     LATEST_TIMESTAMP_US,
@@ -24,7 +25,6 @@ from pipeline.messages import (
     forecast_headers,
     quantile_key,
 )
-from pipeline.record_batches import encode_headers
 from pipeline.settings import Settings
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

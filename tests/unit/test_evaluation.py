@@ -14,7 +14,7 @@ from deploy.commands.backtest import backtest
 from deploy.context import Context
 from model.sequences import Sequences, Split
 from pipeline.errors import DataFileError, HistoryError
-from pipeline.evaluation import after_selection, model_config, split_by
+from pipeline.evaluation.back_test import after_selection, model_config, split_by
 from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings
 from tests.series import HOUR_US, noisy_days

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import forecaster as module
-from pipeline.champion import Candidate
 from pipeline.errors import BrokerUnreachable
-from pipeline.forecaster import FIRST_RETRY_S, LONGEST_RETRY_S, Options, StreamForecaster, retry_wait_s
+from pipeline.forecaster import loop as module
+from pipeline.forecaster.champion import Candidate
+from pipeline.forecaster.loop import FIRST_RETRY_S, LONGEST_RETRY_S, Options, StreamForecaster, retry_wait_s
 from pipeline.settings import Settings
 
 

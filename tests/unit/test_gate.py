@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.gate import decide
+from pipeline.evaluation.gate import decide
 from pipeline.settings import GateSettings
 
 PINBALL = GateSettings()

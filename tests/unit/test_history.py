@@ -8,7 +8,7 @@ import pytest
 from deltalake import DeltaTable
 
 from pipeline.errors import HistoryError
-from pipeline.history import History
+from pipeline.history.table import History
 
 TOPIC = "readings"
 HOUR_US = 3_600_000_000

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.membership import Standing, is_member
+from pipeline.forecaster.membership import Standing, is_member
 
 
 def metadata(generation: int, member: str = "me") -> SimpleNamespace:

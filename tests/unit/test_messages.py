@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deploy.commands.topics import schema
 from pipeline.errors import StateError
+from pipeline.kafka.record_batches import encode_headers, encode_varint
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
     LARGEST_VALUE,
@@ -37,7 +38,6 @@ from pipeline.messages import (
     microseconds,
     quantile_key,
 )
-from pipeline.record_batches import encode_headers, encode_varint
 
 FEATURES = ("PM2.5", "TEMP")
 DECODER = ReadingDecoder(FEATURES)

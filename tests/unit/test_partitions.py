@@ -7,8 +7,8 @@ import pytest
 from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError
 
-from pipeline.changelog import Restored
-from pipeline.partitions import Partitions
+from pipeline.forecaster.changelog import Restored
+from pipeline.forecaster.partitions import Partitions
 
 
 class Client:

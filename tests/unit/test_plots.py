@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from model.backtest import Persistence, Scores, SeasonalNaive, backtest
 from model.training import EpochReport
-from pipeline.plots import draw_forecasts, draw_loss, draw_scores
+from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 TRAIN_END_US = 300 * HOUR_US

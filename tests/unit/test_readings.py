@@ -4,8 +4,8 @@ from collections import namedtuple
 
 import numpy as np
 
+from pipeline.forecaster.readings import decode_records
 from pipeline.messages import ReadingDecoder, encode_reading
-from pipeline.readings import decode_records
 
 Record = namedtuple("Record", ["key", "value", "offset", "headers"])
 DECODER = ReadingDecoder(("a", "b"))

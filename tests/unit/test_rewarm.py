@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import rewarm
-from pipeline.champion import Candidate
 from pipeline.errors import BrokerUnreachable
-from pipeline.rewarm import Rewarm
+from pipeline.forecaster import rewarm
+from pipeline.forecaster.champion import Candidate
+from pipeline.forecaster.rewarm import Rewarm
 from pipeline.settings import Settings
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from model.forecaster import Forecaster
-from pipeline.audit import ACCEPTED, REJECTED, ForecastLog, ReadingLog
-from pipeline.encoding import round_to_scale
+from pipeline.audit.findings import ACCEPTED, REJECTED, ForecastLog, ReadingLog
+from pipeline.audit.state_audit import LastState
+from pipeline.audit.verify import Evidence, judge
+from pipeline.forecaster.encoding import round_to_scale
+from pipeline.forecaster.readings import Readings
+from pipeline.forecaster.serving import Serving
 from pipeline.messages import decode_state
-from pipeline.readings import Readings
-from pipeline.serving import Serving
 from pipeline.settings import Settings
-from pipeline.state_audit import LastState
-from pipeline.verify import Evidence, judge
 from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster
 
 SETTINGS = Settings(features=("a",), targets=("a",), horizon_steps=2, max_gap_steps=3)

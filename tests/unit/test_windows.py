@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from model.sequences import Sequences
 from pipeline.errors import HistoryError
-from pipeline.history import History
-from pipeline.reading_table import ReadingTable
+from pipeline.files.reading_table import ReadingTable
+from pipeline.history.table import History
 from pipeline.settings import Settings
 from pipeline.windows import load_sequences, sequences_from_readings, sequences_from_table
 
@@ -162,8 +162,8 @@ def test_an_empty_history_and_a_feature_it_lacks_are_named(tmp_path: Path, setti
 LOAD_AND_MEASURE = """
 import re, sys
 from pathlib import Path
-from pipeline.history import History
-from pipeline.reading_table import ReadingTable
+from pipeline.history.table import History
+from pipeline.files.reading_table import ReadingTable
 from pipeline.settings import Settings
 from pipeline.windows import load_sequences
 

@@ -1,0 +1,162 @@
+"""Records that were set aside: reading them, and putting their originals back on the readings topic."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pipeline.audit.topic_logs import read_range, topic_ends, topic_starts
+from pipeline.errors import KafkaError
+from pipeline.kafka.clients import make_producer, translated
+from pipeline.messages import ReadingDecoder, Rejected
+from pipeline.settings import Settings
+
+_TOGETHER: Final = 1_000  # letters in one transaction, which must not outlast the transaction timeout
+# What a dead letter has behind the original's headers (pipeline.messages); before them, where it was cut, its size.
+HEADER_NAMES: Final = (
+    "streamgru-reason",
+    "streamgru-detail",
+    "streamgru-topic",
+    "streamgru-partition",
+    "streamgru-offset",
+)
+TRUNCATED: Final = "streamgru-truncated"
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record of the dead letter topic: the original's bytes, and why and from where it was set aside."""
+
+    at_partition: int  # of the dead letter topic
+    at_offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]  # the original's
+    reason: str
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    set_aside_ms: int
+    whole_bytes: int | None = None  # what key, value and headers measured, where they were too large and have been cut
+
+    @classmethod
+    def of(cls, record: Any) -> "DeadLetter | None":
+        """The dead letter in a record; none where the record has not the headers of one."""
+        # Ours come last; the original may have come with headers of the same names.
+        headers = list(record.headers or ())
+        ours = dict(headers[-len(HEADER_NAMES) :])
+        headers = headers[: -len(HEADER_NAMES)]
+        try:
+            whole_bytes = int(headers.pop()[1]) if headers and headers[-1][0] == TRUNCATED else None
+            return cls(
+                at_partition=record.partition,
+                at_offset=record.offset,
+                key=record.key,
+                value=record.value,
+                headers=tuple(headers),
+                reason=ours["streamgru-reason"].decode(),
+                detail=ours["streamgru-detail"].decode(),
+                topic=ours["streamgru-topic"].decode(),
+                partition=int(ours["streamgru-partition"]),
+                offset=int(ours["streamgru-offset"]),
+                set_aside_ms=record.timestamp,
+                whole_bytes=whole_bytes,
+            )
+        except (KeyError, ValueError, TypeError, AttributeError):  # a header that is missing, no number, or null
+            return None
+
+
+def read_letters(settings: Settings) -> Iterator[DeadLetter]:
+    """All dead letters, each partition's in order.
+
+    Raises:
+        KafkaError: no broker answers, the topic is missing, or the records stop coming.
+    """
+    for record in read_range(settings, settings.kafka.topics.dead_letters, {}, None):
+        letter = DeadLetter.of(record)
+        if letter is not None:
+            yield letter
+
+
+def read_letter(settings: Settings, partition: int, offset: int) -> DeadLetter:
+    """One dead letter.
+
+    Raises:
+        KafkaError: there is none at that position, or no broker answers.
+    """
+    topic = settings.kafka.topics.dead_letters
+    start, end = topic_starts(settings, topic).get(partition, 0), topic_ends(settings, topic).get(partition, 0)
+    if start <= offset < end:
+        for record in read_range(settings, topic, {partition: offset}, {partition: offset + 1}):
+            letter = DeadLetter.of(record)
+            if letter is not None and (letter.at_partition, letter.at_offset) == (partition, offset):
+                return letter
+    raise KafkaError(
+        f"there is no dead letter at offset {offset} of {topic}, partition {partition}; `streamgru dlq list` shows them"
+    )
+
+
+@dataclass
+class Replayed:
+    """What ``replay_letters`` did."""
+
+    published: int = 0
+    still_rejected: Counter[str] = field(default_factory=Counter)  # by the reason that holds now; they stay
+    foreign: int = 0  # of another topic than the settings' readings
+
+
+def replay_letters(settings: Settings, letters: Iterable[DeadLetter], *, publish: bool = True) -> Replayed:
+    """Put originals back on the readings topic, those that are readings under the present settings.
+
+    Each goes to the partition it came from, with its own key, value and headers. Doing it twice is harmless: the second
+    time they are duplicates by the rule of acceptance. After a crash none or all of a run of ``_TOGETHER`` are visible.
+
+    Args:
+        letters: dead letters to replay.
+        publish: false only counts what would be done.
+
+    Raises:
+        KafkaError: no broker answers, or it refused a record.
+        Fenced: another replay has begun meanwhile; it goes on, this one does not.
+    """
+    decoder = ReadingDecoder(settings.features)
+    outcome = Replayed()
+    due: list[DeadLetter] = []
+    for letter in letters:
+        if letter.topic != settings.kafka.topics.readings:
+            outcome.foreign += 1
+            continue
+        if letter.whole_bytes is not None:
+            outcome.still_rejected["cut"] += 1
+            continue
+        try:
+            decoder.decode(letter.key, letter.value)
+        except Rejected as rejected:
+            outcome.still_rejected[rejected.reason] += 1
+        else:
+            due.append(letter)
+    outcome.published = len(due)
+    if publish and due:
+        _publish(settings, due)
+    return outcome
+
+
+def _publish(settings: Settings, letters: Sequence[DeadLetter]) -> None:
+    topic = settings.kafka.topics.readings
+    with translated(f"publishing dead letters to {topic} once more", settings):
+        producer = make_producer(settings, transactional_id=f"{settings.forecaster.group_id}-dlq-replay")
+        try:
+            producer.init_transactions()
+            for start in range(0, len(letters), _TOGETHER):
+                producer.begin_transaction()
+                sent = [
+                    producer.send(topic, letter.value, letter.key, list(letter.headers), partition=letter.partition)
+                    for letter in letters[start : start + _TOGETHER]
+                ]
+                producer.flush()
+                for future in sent:
+                    future.get(timeout=0)  # arrived, by now; a batch that expired would not stop the commit
+                producer.commit_transaction()
+        finally:
+            producer.close(timeout=1)

@@ -1,0 +1,105 @@
+"""One forecast taken apart: the reading it follows, the state behind it, and the same numbers computed once more."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.audit.findings import ReadingLog
+from pipeline.audit.recheck import TOLERANCE, relative_differences
+from pipeline.audit.recompute import AcceptedLog, Stretches, accepted_log, recompute
+from pipeline.audit.topic_logs import read_range, read_readings
+from pipeline.audit.verify import LoadModel
+from pipeline.errors import StreamgruError
+from pipeline.forecaster.encoding import round_to_scale
+from pipeline.messages import Forecast, decode_forecast, iso_timestamp, microseconds, quantile_key
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A forecast with what it was made of."""
+
+    forecast: Forecast
+    values: dict[str, float]  # of the reading it follows, NaN where missing
+    accepted: int  # readings in the state
+    missing_steps: int  # stepped for skipped cadence points
+    begun_us: int  # timestamp of the first reading in the state
+    published: NDArray[np.float64]  # (K, Q, h), as they were published
+    recomputed: NDArray[np.float64]  # (K, Q, h)
+    difference: float  # the largest, as a part of the sensor's scale or of the value where that is larger
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the recomputed forecast is the published one."""
+        return self.difference <= TOLERANCE
+
+
+def explain(settings: Settings, load: LoadModel, sensor: str, timestamp_us: int) -> list[Explanation]:
+    """The forecasts that a sensor's reading of that time got: one, where all is well.
+
+    Raises:
+        StreamgruError: there is none; says what there is.
+        KafkaError: no broker answers, or a topic is missing.
+        RegistryError: the version it names cannot be loaded.
+    """
+    forecasts = _forecasts(settings, sensor, timestamp_us)
+    readings = read_readings(settings)
+    accepted = accepted_log(readings, settings)
+    return [_explain(settings, load, readings, accepted, forecast) for forecast in forecasts]
+
+
+def _forecasts(settings: Settings, sensor: str, timestamp_us: int) -> list[Forecast]:
+    key = sensor.encode()
+    found: list[Forecast] = []
+    seen: list[int] = []
+    for record in read_range(settings, settings.kafka.topics.forecasts, {}, None):
+        if record.key != key:
+            continue
+        forecast = decode_forecast(record.value)
+        seen.append(microseconds(forecast.issued_at))
+        if seen[-1] == timestamp_us:
+            found.append(forecast)
+    if found:
+        return found
+    topic, moment = settings.kafka.topics.forecasts, iso_timestamp(timestamp_us)
+    if not seen:
+        raise StreamgruError(
+            f"there is no forecast of sensor {sensor!r} on {topic}; `streamgru watch` shows who has any"
+        )
+    nearest = min(seen, key=lambda other: abs(other - timestamp_us))
+    raise StreamgruError(
+        f"sensor {sensor!r} has no forecast issued at {moment} on {topic}; it has {len(seen):,} from "
+        f"{iso_timestamp(min(seen))} to {iso_timestamp(max(seen))}, the nearest at {iso_timestamp(nearest)}"
+    )
+
+
+def _explain(
+    settings: Settings, load: LoadModel, readings: ReadingLog, accepted: AcceptedLog, forecast: Forecast
+) -> Explanation:
+    partition = np.full(2, forecast.input.partition, np.int32)
+    first, last = accepted.places(
+        readings, partition, np.array([forecast.state.origin, forecast.input.offset])
+    ).tolist()
+    if first < 0 or last < first:
+        raise StreamgruError(
+            f"the forecast names readings of {forecast.input.topic}, partition {forecast.input.partition}, from offset "
+            f"{forecast.state.origin} to {forecast.input.offset}, and they are not all there (any more): it cannot be "
+            "recomputed. Does retention delete readings?"
+        )
+    stretch = Stretches(np.array([first]), np.array([last]))
+    *_, again = recompute(load(forecast.model.version), accepted, stretch, settings)
+    expected, scale = again.forecasts.quantiles[-1:], again.forecasts.scale[-1:]
+    levels = [quantile_key(level) for level in settings.quantiles]
+    published = np.array([[forecast.quantiles[target][level] for level in levels] for target in settings.targets])
+    differences = relative_differences(published[None].astype(np.float32), expected, scale)
+    return Explanation(
+        forecast=forecast,
+        values=dict(zip(settings.features, accepted.values[last].tolist(), strict=True)),
+        accepted=last - first + 1,
+        missing_steps=forecast.state.steps - (last - first + 1),
+        begun_us=int(accepted.timestamp_us[first]),
+        published=published,
+        recomputed=round_to_scale(expected, scale)[0],
+        difference=float(differences.max()),
+    )

@@ -1,0 +1,68 @@
+"""Reads the last state of every sensor from the changelog, and tells whether it is the one that was recomputed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.audit.topic_logs import read_range
+from pipeline.errors import StateError
+from pipeline.messages import decode_state
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class LastState:
+    """A sensor's last record on the state topic; ``fault`` says why ``row`` cannot be read, where it cannot."""
+
+    version: int = -1
+    row: bytes = b""
+    fault: str | None = None
+
+
+def read_states(settings: Settings) -> dict[tuple[int, str], LastState]:
+    """The last state by partition and sensor; a sensor whose record was deleted is absent.
+
+    Raises:
+        KafkaError: no broker answers, the topic is missing, or the records stop coming.
+    """
+    values: dict[tuple[int, bytes], bytes | None] = {}
+    for record in read_range(settings, settings.kafka.topics.state, {}, None):
+        values[record.partition, record.key or b""] = record.value
+    return {
+        (partition, key.decode(errors="replace")): _decode(value, settings)
+        for (partition, key), value in values.items()
+        if value is not None
+    }
+
+
+def _decode(value: bytes, settings: Settings) -> LastState:
+    try:
+        tag, row = decode_state(value)
+    except StateError as error:
+        return LastState(fault=str(error))
+    if tag.settings != settings.fingerprint:
+        return LastState(fault=f"it was made under settings {tag.settings}, and these are {settings.fingerprint}")
+    return LastState(tag.model_version, row)
+
+
+def state_differences(found: np.void, expected: np.void, tolerance: float) -> list[str]:
+    """The fields that differ between two states of one dtype: counts and offsets at all, numbers beyond the tolerance.
+
+    Args:
+        tolerance: of numbers, as a part of the largest one in the field (of 1, where that is larger).
+    """
+    if found.tobytes() == expected.tobytes():
+        return []
+    assert found.dtype.names is not None
+    return [name for name in found.dtype.names if not _is_same(found[name], expected[name], tolerance)]
+
+
+def _is_same(found: Any, expected: Any, tolerance: float) -> bool:
+    a: NDArray[Any] = np.asarray(found)
+    b: NDArray[Any] = np.asarray(expected)
+    if a.dtype.kind != "f":
+        return bool(np.array_equal(a, b))
+    largest = np.abs(b[np.isfinite(b)]).max(initial=1.0)
+    return bool(np.allclose(a, b, rtol=0.0, atol=tolerance * largest, equal_nan=True))

@@ -1,0 +1,291 @@
+"""Audits the topics offline: was every accepted reading stepped exactly once, and is every forecast what it must be?
+
+On top of the counts of ``audit.findings``, every forecast and every sensor's last state is recomputed from the readings
+with the model version that it names (``audit.recompute``), and every record that is no reading must have been set aside
+exactly once. Nothing here is the forecaster's but its rules: topics are read anew, states begin blank.
+
+On a stream at rest the outcome is exact. On a running one, what is not committed when the audit begins is left out.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.forecaster import Forecaster
+from model.state import state_dtype
+from pipeline.audit.dead_letters import DeadLetter
+from pipeline.audit.findings import REJECTED, Audit, ForecastLog, Offsets, ReadingLog, audit
+from pipeline.audit.lineage import log_starts, trace_states
+from pipeline.audit.recheck import HeldState, recheck
+from pipeline.audit.recompute import AcceptedLog, accepted_log
+from pipeline.audit.state_audit import LastState, read_states
+from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_range, read_readings
+from pipeline.errors import KafkaError
+from pipeline.settings import Settings
+
+logger = logging.getLogger("streamgru.verify")
+
+_EXAMPLES: Final = 5
+
+LoadModel = Callable[[int], Forecaster]
+States = Mapping[tuple[int, str], LastState]
+Indexes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The readings to audit, by partition: from ``starts`` (0 where not named) up to ``ends`` (committed, likewise)."""
+
+    starts: Offsets = field(default_factory=dict)
+    ends: Offsets = field(default_factory=dict)
+
+
+@dataclass
+class Verdict:
+    """What was found; ``faults`` names what is not as it must be."""
+
+    audit: Audit
+    waiting: int = 0  # readings behind the audited ones, not forecast yet
+    recomputed: int = 0  # forecasts
+    different: int = 0
+    largest_difference: float = 0.0  # as a part of the sensor's scale, or of the value where that is larger
+    begun_anew: int = 0  # forecasts whose state knows less of the sensor than the readings do
+    rebuilt: int = 0  # times a state was replayed from the readings for the version that had served before
+    out_of_reach: int = 0  # forecasts of states that began with readings deleted since: not recomputed
+    states: int = 0
+    states_different: int = 0
+    letters_missing: int = 0  # rejected records that were not set aside
+    letters_twice: int = 0
+    versions: dict[int, int] = field(default_factory=dict)  # forecasts by model version
+    examples: dict[str, list[str]] = field(default_factory=dict)  # kind of fault -> some places
+
+    @property
+    def must_be_none(self) -> dict[str, int]:
+        """Everything that may not happen, with its count."""
+        return {
+            "missing": self.audit.lost,
+            "twice": self.audit.twice,
+            "out of order": self.audit.out_of_order,
+            "unexpected": self.audit.unexpected,
+            "different": self.different,
+            "begun anew": self.begun_anew,
+            "states different": self.states_different,
+            "dead letters missing": self.letters_missing,
+            "dead letters twice": self.letters_twice,
+        }
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """What is not as it must be, with its count; empty where all is well."""
+        return {name: count for name, count in self.must_be_none.items() if count}
+
+    def note(self, fault: str, where: str) -> None:
+        """Keep an example of a fault, if there are few yet."""
+        found = self.examples.setdefault(fault, [])
+        if len(found) < _EXAMPLES:
+            found.append(where)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything on the topics that an audit looks at, with the offsets it is about."""
+
+    readings: ReadingLog
+    forecasts: ForecastLog
+    states: States
+    letters: Mapping[tuple[int, int], int]  # dead letters by partition and offset of the record they hold
+    starts: Offsets
+    ends: Offsets
+
+
+def verify(settings: Settings, load: LoadModel, span: Span | None = None) -> Verdict:
+    """Audit the readings in ``span``; by default all that the group has committed.
+
+    Args:
+        settings: those that the forecasters run with.
+        load: the model of a version.
+
+    Raises:
+        KafkaError: no broker answers, a topic is missing, or nothing was committed.
+        RegistryError: a version that a forecast names cannot be loaded.
+    """
+    return judge(gather(settings, span or Span()), settings, load)
+
+
+def gather(settings: Settings, span: Span) -> Evidence:
+    """Read the topics."""
+    # In this order: whatever a running stream adds meanwhile lies behind the offsets audited.
+    committed = committed_offsets(settings)
+    if not committed:
+        raise KafkaError(
+            f"group {settings.forecaster.group_id} has committed no offset of {settings.kafka.topics.readings}: there "
+            "is nothing to verify. Start a forecaster with `streamgru forecast`"
+        )
+    logger.info("reading states, forecasts, dead letters and readings")
+    states = read_states(settings)
+    forecasts = read_forecasts(settings, quantiles=True)
+    letters = _read_letters(settings)
+    return Evidence(
+        readings=read_readings(settings),
+        forecasts=forecasts,
+        states=states,
+        letters=letters,
+        starts=span.starts,
+        ends={partition: min(end, span.ends.get(partition, end)) for partition, end in committed.items()},
+    )
+
+
+def first_forecast_inputs(settings: Settings) -> dict[int, int]:
+    """In each partition the offset of the first reading that has a forecast.
+
+    Raises:
+        KafkaError: no broker answers, or a topic is missing.
+    """
+    forecasts = read_forecasts(settings)
+    firsts: dict[int, int] = {}
+    for partition, offset in zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True):
+        firsts[partition] = min(offset, firsts.get(partition, offset))
+    return firsts
+
+
+def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
+    """The verdict on what was read."""
+    readings, starts, ends = evidence.readings, evidence.starts, evidence.ends
+    due = readings.take(_is_before(readings.partition, readings.offset, ends))
+    made = evidence.forecasts
+    made = made.take(_is_before(made.input_partition, made.input_offset, ends))
+    verdict = Verdict(audit(due, made, starts), waiting=len(readings) - len(due))
+    verdict.examples.update({_FAULT.get(kind, kind): found for kind, found in verdict.audit.examples.items()})
+    _judge_letters(verdict, due, evidence)
+    made = made.take(~_is_before(made.input_partition, made.input_offset, starts))
+    versions, counts = np.unique(made.version, return_counts=True)
+    verdict.versions = dict(zip(versions.tolist(), counts.tolist(), strict=True))
+    _judge_lineages(verdict, evidence, made, settings, load)
+    return verdict
+
+
+_FAULT: Final = {"lost": "missing"}  # how an audit's word reads here
+
+
+def _judge_letters(verdict: Verdict, due: ReadingLog, evidence: Evidence) -> None:
+    """Whether every rejected record was set aside once."""
+    rejected = (due.verdict == REJECTED) & ~_is_before(due.partition, due.offset, evidence.starts)
+    for partition, offset in zip(due.partition[rejected].tolist(), due.offset[rejected].tolist(), strict=True):
+        count = evidence.letters.get((partition, offset), 0)
+        verdict.letters_missing += count == 0
+        verdict.letters_twice += max(0, count - 1)
+        if count != 1:
+            fault = "dead letters twice" if count else "dead letters missing"
+            verdict.note(fault, f"partition {partition} offset {offset}")
+
+
+def _judge_lineages(
+    verdict: Verdict, evidence: Evidence, made: ForecastLog, settings: Settings, load: LoadModel
+) -> None:
+    """Whether every state goes back far enough, and forecasts and states are what the readings make of them."""
+    readings = evidence.readings
+    accepted = accepted_log(readings, settings)
+    lineage = trace_states(readings, made, accepted, settings)
+    verdict.out_of_reach = int(lineage.out_of_reach.sum())
+    verdict.rebuilt = int(lineage.rebuilt.sum())
+    verdict.begun_anew = int(lineage.begun_anew.sum())
+    different = np.flatnonzero((lineage.place >= 0) & ~lineage.recomputable & ~lineage.out_of_reach).tolist()
+    states = _StateCheck(verdict, evidence, accepted)
+    for version in sorted({*verdict.versions, *states.versions}):
+        logger.info("recomputing %d forecasts of version %d", verdict.versions.get(version, 0), version)
+        forecaster = load(version)
+        rows = np.flatnonzero((made.version == version) & lineage.recomputable)
+        held = states.held(version, state_dtype(forecaster.config))
+        outcome = recheck(forecaster, settings, accepted, made, lineage, rows, held)
+        verdict.recomputed += outcome.recomputed
+        verdict.largest_difference = max(verdict.largest_difference, outcome.largest_difference)
+        different += outcome.different
+        for place, fields in outcome.states_different.items():
+            states.blame(int(accepted.stream[place]), f"recomputed, it differs in {', '.join(fields)}")
+    verdict.different = len(different)
+    for fault, wrong in (("different", different), ("begun anew", np.flatnonzero(lineage.begun_anew).tolist())):
+        for row in wrong[:_EXAMPLES]:
+            verdict.note(fault, f"partition {made.input_partition[row]} offset {made.input_offset[row]}")
+
+
+class _StateCheck:
+    """Sorts the changelog's last states: those to recompute, by version, and those that are wrong at sight."""
+
+    def __init__(self, verdict: Verdict, evidence: Evidence, accepted: AcceptedLog) -> None:
+        self._verdict = verdict
+        self._accepted = accepted
+        self._starts = log_starts(evidence.readings, max(evidence.ends, default=0))
+        self._found: dict[int, LastState] = {}  # by stream
+        before_end = _is_before(evidence.readings.partition[accepted.row], accepted.offset, evidence.ends)
+        self._last = np.full(len(accepted.streams), -1)  # by stream, the place of the last reading that is audited
+        np.maximum.at(self._last, accepted.stream[before_end], np.flatnonzero(before_end))
+        for stream in np.flatnonzero(self._last >= 0).tolist():
+            state = evidence.states.get(accepted.streams[stream])
+            verdict.states += 1
+            if state is None:
+                self.blame(stream, "there is none")
+            elif state.fault is not None:
+                self.blame(stream, state.fault)
+            else:
+                self._found[stream] = state
+
+    @property
+    def versions(self) -> set[int]:
+        """Of the models that made the states."""
+        return {state.version for state in self._found.values()}
+
+    def held(self, version: int, dtype: np.dtype[Any]) -> dict[int, HeldState]:
+        """The states of a version to recompute, by the place of the last reading in them."""
+        held = {}
+        for stream, state in self._found.items():
+            if state.version != version:
+                continue
+            if len(state.row) != dtype.itemsize:
+                self.blame(stream, "it has another size than its model's")
+                continue
+            row = np.frombuffer(state.row, dtype)[0]
+            last = self._place(stream, int(row["offset"]))
+            due = self._last[stream]
+            if last is None or last < due:
+                self.blame(stream, f"it does not hold the reading at offset {self._accepted.offset[due]}")
+                continue
+            first = self._place(stream, int(row["origin"]))
+            if first is not None:
+                held[last] = HeldState(first, last, row)
+            elif row["origin"] >= self._starts[self._accepted.streams[stream][0]]:
+                self.blame(stream, f"it begins at offset {row['origin']}, which is no accepted reading of the sensor")
+        return held
+
+    def blame(self, stream: int, why: str) -> None:
+        """Count a state as wrong."""
+        partition, sensor = self._accepted.streams[stream]
+        self._verdict.states_different += 1
+        self._verdict.note("states different", f"sensor {sensor}, partition {partition}: {why}")
+
+    def _place(self, stream: int, offset: int) -> int | None:
+        low, high = self._accepted.starts[stream], self._accepted.starts[stream + 1]
+        place = int(low + np.searchsorted(self._accepted.offset[low:high], offset))
+        return place if place < high and self._accepted.offset[place] == offset else None
+
+
+def _read_letters(settings: Settings) -> dict[tuple[int, int], int]:
+    """How many dead letters there are of each record of the readings topic."""
+    letters: dict[tuple[int, int], int] = {}
+    for record in read_range(settings, settings.kafka.topics.dead_letters, {}, None):
+        letter = DeadLetter.of(record)
+        if letter is not None and letter.topic == settings.kafka.topics.readings:
+            source = (letter.partition, letter.offset)
+            letters[source] = letters.get(source, 0) + 1
+    return letters
+
+
+def _is_before(partition: NDArray[np.int32], offset: Indexes, limits: Offsets) -> NDArray[np.bool_]:
+    """Whether each position lies before its partition's limit; partitions that are not named have none before."""
+    first = np.zeros(max([int(partition.max(initial=0)), *limits]) + 1, np.int64)
+    for number, limit in limits.items():
+        first[number] = limit
+    return np.asarray(offset < first[partition])

@@ -1,0 +1,221 @@
+"""A back-test on data of one's own: split it, train on the oldest part, score the newest, write down what came out."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.backtest import Persistence, SeasonalNaive, backtest, model_predictor, seasonal_scale
+from model.config import ModelConfig
+from model.forecaster import Forecaster
+from model.metrics import METRICS, Scores
+from model.sequences import Sequences, Split, split_by_time
+from model.training import EpochReport, TrainingOptions, TrainingResult, train
+from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores
+from pipeline.messages import iso_timestamp
+from pipeline.settings import Settings, TrainingSettings
+
+MODEL: Final = "streamgru"
+_MONTH_US: Final = 30 * 86_400_000_000  # the literature's months, in which splits such as 12/4/4 are given
+
+
+def split_by(text: str, sequences: Sequences) -> tuple[Sequences, Split]:
+    """The parts that a text asks for: fractions of the readings (``0.7,0.1,0.2``) or months of 30 days (``12/4/4``).
+
+    Months are counted from the first reading on; what was read after the last of them is left out of the sequences.
+
+    Raises:
+        ValueError: it is neither, or a part would be empty.
+    """
+    months = "/" in text
+    try:
+        sizes = [float(part) for part in text.split("/" if months else ",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 3 or not all(size > 0.0 and math.isfinite(size) for size in sizes):
+        raise ValueError(f"a split is three positive numbers, as 0.7,0.1,0.2 or, in months, 12/4/4; this is {text!r}")
+    if not months:
+        if not math.isclose(sum(sizes), 1.0, abs_tol=1e-6):
+            raise ValueError(f"the fractions of a split must sum to 1; {text!r} sums to {sum(sizes):g}")
+        return sequences, split_by_time(sequences, sizes[1], sizes[2])
+    first_us = int(sequences.timestamp_us.min())
+    last_us = int(sequences.timestamp_us.max())
+    train_end_us, validation_end_us, end_us = (first_us + round(sum(sizes[:n]) * _MONTH_US) for n in (1, 2, 3))
+    if last_us < validation_end_us:
+        raise ValueError(
+            f"the test part of {text} would begin at {iso_timestamp(validation_end_us)}, and the last reading is of "
+            f"{iso_timestamp(last_us)}"
+        )
+    return sequences.slice_time(None, end_us), Split(train_end_us, validation_end_us)
+
+
+def after_selection(split: Split, sequences: Sequences, config: ModelConfig, selected_until: str) -> Split:
+    """The split, its test part no earlier than ``selected_until``: what came before it took part in making the model.
+
+    A model that was made without any of these sensors has seen nothing of them, and the split stays as it is.
+
+    Args:
+        config: the model's.
+        selected_until: ISO 8601, as in the version's tag.
+
+    Raises:
+        ValueError: it is no such time, or nothing is left to test on.
+    """
+    if not set(config.sensors) & set(sequences.sensors):
+        return split
+    since_epoch = datetime.fromisoformat(selected_until) - datetime.fromtimestamp(0, UTC)
+    selected_until_us = since_epoch // timedelta(microseconds=1)
+    last_us = int(sequences.timestamp_us.max())
+    if last_us < selected_until_us:
+        raise ValueError(
+            f"the model was trained and chosen on readings until {selected_until}, and the last one here is of "
+            f"{iso_timestamp(last_us)}: nothing is left that it has not seen; take newer readings"
+        )
+    return replace(split, validation_end_us=max(split.validation_end_us, selected_until_us))
+
+
+def model_config(settings: Settings) -> ModelConfig:
+    """What the settings ask of a model."""
+    return ModelConfig(
+        features=settings.features,
+        targets=settings.targets,
+        cadence_us=settings.cadence_us,
+        horizon_steps=settings.horizon_steps,
+        quantiles=settings.quantiles,
+        max_gap_steps=settings.max_gap_steps,
+        season_steps=settings.season,
+    )
+
+
+def training_options(training: TrainingSettings) -> TrainingOptions:
+    """How the settings ask to train."""
+    return TrainingOptions(
+        preset=training.preset,
+        hidden_size=training.hidden_size,
+        epochs=training.epochs,
+        budget_s=training.budget_s,
+        seed=training.seed,
+        device=training.device,
+    )
+
+
+def train_on(
+    settings: Settings, sequences: Sequences, split: Split, report: Callable[[EpochReport], None] | None = None
+) -> TrainingResult:
+    """A model trained by the settings on the training part; it is not shown the test part.
+
+    Raises:
+        ValueError: a part has too few readings, or no target that could be learned.
+    """
+    seen = sequences.slice_time(None, split.validation_end_us)
+    return train(model_config(settings), training_options(settings.training), seen, split, report=report)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a back-test found; ``scores`` by name, the model's under ``MODEL``."""
+
+    forecaster: Forecaster
+    sequences: Sequences
+    split: Split
+    scores: dict[str, Scores]
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's."""
+        return self.forecaster.config
+
+
+def evaluate(forecaster: Forecaster, sequences: Sequences, split: Split, *, standardise: bool = False) -> Evaluation:
+    """Scores of a model and the naive forecasts on the test part; the latter may know all that came before it.
+
+    Scaled scores are in seasonal differences of each sensor or, to ``standardise``, in standard deviations of its
+    training part.
+
+    Raises:
+        ValueError: there is nothing to score.
+    """
+    config, test_us = forecaster.config, split.validation_end_us
+    measure = standard_deviations if standardise else seasonal_scale
+    naive = [kind(config).fit(sequences, test_us) for kind in (SeasonalNaive, Persistence)]
+    predictors = [model_predictor(forecaster, MODEL), *naive]
+    scale = measure(sequences, config, split.train_end_us)
+    return Evaluation(forecaster, sequences, split, backtest(predictors, sequences, config, test_us, scale=scale))
+
+
+def standard_deviations(sequences: Sequences, config: ModelConfig, until_us: int) -> NDArray[np.float64]:
+    """(sensors, targets): of the values before ``until_us``; 1 where there are none or all are equal."""
+    columns = sequences.columns(config.targets)
+    found = np.ones((len(sequences.sensors), len(columns)))
+    for sensor in range(len(sequences.sensors)):
+        lo, hi = sequences.span(sensor, None, until_us)
+        for number, column in enumerate(columns):
+            known = sequences.values[lo:hi, column]
+            known = known[~np.isnan(known)]
+            deviation = float(known.std()) if len(known) else 0.0
+            found[sensor, number] = deviation if deviation > 0.0 else 1.0
+    return found
+
+
+def write_report(done: Evaluation, training: TrainingResult | None, folder: Path, made_with: Mapping[str, Any]) -> None:
+    """``scores.json`` and the plots, in ``folder``; what was there under these names is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    test_us = done.split.validation_end_us
+    content = {
+        **made_with,
+        "readings": int(done.sequences.observed.sum()),
+        "sensors": len(done.sequences.sensors),
+        "train_until": iso_timestamp(done.split.train_end_us),
+        "validate_until": iso_timestamp(test_us),
+        "model": asdict(replace(done.config, sensors=())),
+        "training": _training(training) if training else None,
+        "scores": {name: _scores(score) for name, score in done.scores.items()},
+    }
+    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
+    (folder / "scores.json").write_text(text, encoding="utf-8")
+    fans = model_predictor(done.forecaster, MODEL)
+    figures = {
+        "scores.png": draw_scores(done.scores),
+        "forecasts.png": draw_forecasts(fans, done.sequences, done.config, done.scores[MODEL], test_us),
+    }
+    if training:
+        figures["loss.png"] = draw_loss(training.epochs)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=120)
+
+
+def _training(training: TrainingResult) -> dict[str, Any]:
+    return {
+        "device": training.device,
+        "seconds": training.epochs[-1].seconds,
+        "sensor_steps_per_s": training.sensor_steps_per_s,
+        "epochs": [asdict(epoch) for epoch in training.epochs],
+    }
+
+
+def _scores(score: Scores) -> dict[str, Any]:
+    return {
+        "labels": int(score.n.sum()),
+        "scaled": {metric: score.mean(metric) for metric in METRICS},
+        "by_horizon": {
+            target: {metric: score.by_horizon(metric)[row].tolist() for metric in METRICS}
+            for row, target in enumerate(score.targets)
+        },
+        "calibration": dict(zip(score.targets, score.calibration().tolist(), strict=True)),
+        "worst_sensors": dict(score.worst_sensors()),
+    }
+
+
+def _without_nan(content: Any) -> Any:
+    """JSON knows no NaN: null instead."""
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,286 @@
+"""Restores states from the compacted state topic, and from the readings where that does not serve.
+
+A partition's states are restored, as of its committed offset, before its first reading is processed. The changelog is
+read to the end that it has *after* the committed offset is known, open transactions included: a committed transaction
+whose markers are still being written is waited for. A state is used only if it is whole, of the model version that
+serves, of the same settings, and not ahead of the committed offset. Any other sensor is rebuilt by ``Replayer``.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaTimeoutError
+from kafka.protocol.consumer import OffsetSpec
+
+from pipeline.errors import OffsetsLost, StateError
+from pipeline.forecaster.readings import Record
+from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer, known_of_state
+from pipeline.forecaster.serving import Serving
+from pipeline.messages import decode_state
+from pipeline.settings import Settings
+
+logger = logging.getLogger("streamgru.changelog")
+
+POLL_RECORDS: Final = 20_000
+PROGRESS_INTERVAL_S: Final = 2.0  # how often a long restore says how far it is
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where a partition of the readings topic begins and ends, and where the group goes on."""
+
+    start: int
+    end: int
+    committed: int | None
+
+
+@dataclass
+class Restored:
+    """What restoring did: positions to go on from, and counts."""
+
+    positions: dict[int, int] = field(default_factory=dict)  # by partition, the offset of the next reading
+    sensors: int = 0  # whose states came from the changelog
+    rebuilt: Rebuilt = field(default_factory=Rebuilt)
+    # Partitions where states were rebuilt or the position is not what is committed: one transaction is due at once,
+    # so that the next restart has less to do and begins at the same reading.
+    unsaved: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+
+
+def first_position(settings: Settings, partition: int, log: Log, *, accept_loss: bool) -> int:
+    """Where to go on in a partition.
+
+    Raises:
+        OffsetsLost: the committed offset lies outside the log, and ``accept_loss`` does not allow for that.
+    """
+    topic = settings.kafka.topics.readings
+    if log.committed is None:
+        return log.start if settings.forecaster.start == "earliest" else log.end
+    if log.start <= log.committed <= log.end:
+        return log.committed
+    if log.committed < log.start:
+        lost = f"{log.start - log.committed} readings were deleted by retention before they were forecast"
+    else:
+        lost = "the topic was deleted and made anew"
+    message = (
+        f"group {settings.forecaster.group_id} is to go on at offset {log.committed} of {topic}, partition {partition} "
+        f"and the log has offsets {log.start} to {log.end}: {lost}"
+    )
+    if not accept_loss:
+        raise OffsetsLost(f"{message}. To go on from offset {log.start}, start the forecaster with --accept-loss")
+    logger.error("%s; going on from offset %d", message, log.start)
+    return log.start
+
+
+class Changelog:
+    """Reads back what the forecasters wrote.
+
+    Args:
+        reader: a consumer of its own, without a group, of committed records.
+        admin: says where a log ends, open transactions included, which a reader of committed records cannot.
+    """
+
+    def __init__(self, settings: Settings, reader: KafkaConsumer, admin: KafkaAdminClient) -> None:
+        self._settings = settings
+        self._reader = reader
+        self._admin = admin
+
+    def restore(
+        self, serving: Serving, wanted: set[int], committed: Callable[[int], int | None], *, accept_loss: bool = False
+    ) -> Generator[None, None, Restored]:
+        """Fill the serving's table for the partitions wanted; yields between polls.
+
+        Args:
+            wanted: partitions; the caller may discard one while this runs, and it is left out from then on.
+            committed: the group's offset in a partition, None where there is none. It raises ``KafkaTimeoutError``
+                while a transaction that may still change it is open, and is asked again.
+            accept_loss: go on from the start of the log where it has lost what was to come next.
+
+        Raises:
+            OffsetsLost: see ``first_position``.
+        """
+        began = time.monotonic()
+        restored = Restored()
+        for partition in sorted(wanted):
+            log = yield from self._log(partition, committed)
+            if partition in wanted:
+                restored.positions[partition] = first_position(self._settings, partition, log, accept_loss=accept_loss)
+                if log.committed != restored.positions[partition]:
+                    restored.unsaved.add(partition)
+        reading = _Reading(serving, restored.positions, wanted, self._settings.forecaster.rewarm_steps)
+        for partition in wanted:
+            serving.table.add_partition(partition)
+        yield from self._read(reading, sorted(wanted))
+        for partition in sorted(wanted):
+            if partition not in wanted:
+                continue
+            foreign = reading.foreign[partition]
+            restored.sensors += sum(sensor not in foreign for sensor in serving.table.partition_rows(partition)[0])
+            # An empty changelog does not say which sensors there are: whatever the readings have is rebuilt.
+            known = foreign if reading.seen[partition] else None
+            rebuilt = yield from self._rebuild(serving, partition, known, restored.positions[partition], wanted)
+            restored.rebuilt += rebuilt
+            if rebuilt.sensors or rebuilt.cold:
+                restored.unsaved.add(partition)
+        restored.positions = {partition: restored.positions[partition] for partition in wanted}
+        restored.unsaved &= wanted
+        restored.seconds = time.monotonic() - began
+        return restored
+
+    def _log(self, partition: int, committed: Callable[[int], int | None]) -> Generator[None, None, Log]:
+        """Where a partition of the readings topic begins and ends, and where the group goes on."""
+        began = said = time.monotonic()
+        while True:
+            try:
+                offset = committed(partition)
+                break
+            except KafkaTimeoutError:
+                if time.monotonic() - said > PROGRESS_INTERVAL_S:
+                    said = time.monotonic()
+                    logger.info(
+                        "partition %d: waiting for another forecaster's open transaction to end, for %.0f s so far",
+                        partition,
+                        said - began,
+                    )
+            yield
+        where = TopicPartition(self._settings.kafka.topics.readings, partition)
+        start = self._reader.beginning_offsets([where])[where]
+        # The last stable offset: the group never commits beyond it, and "latest" does not wait for what is open.
+        return Log(start, self._reader.end_offsets([where])[where], offset)
+
+    def _read(self, reading: "_Reading", partitions: Sequence[int]) -> Generator[None, None, None]:
+        """Every record of the partitions' changelogs, in order, up to their present ends."""
+        topic = self._settings.kafka.topics.state
+        ends = {
+            where: found.offset
+            for where, found in self._admin.list_partition_offsets(
+                {TopicPartition(topic, partition): OffsetSpec.LATEST for partition in partitions}
+            ).items()
+        }
+        remaining = [where for where, end in ends.items() if end > 0]
+        if not remaining:
+            return
+        self._reader.assign(remaining)
+        self._reader.seek_to_beginning(*remaining)
+        total = sum(ends.values())
+        said = time.monotonic()
+        read = 0
+        while remaining:
+            for where, records in self._reader.poll(timeout_ms=POLL_MS, max_records=POLL_RECORDS).items():
+                reading.take(where.partition, records)
+                read += len(records)
+            remaining = [where for where in remaining if (self._reader.position(where) or 0) < ends[where]]
+            if time.monotonic() - said > PROGRESS_INTERVAL_S:
+                said = time.monotonic()
+                left = sum(ends[where] - (self._reader.position(where) or 0) for where in remaining)
+                logger.info("restoring: %d state records read, offsets %d of %d", read, total - left, total)
+            yield
+
+    def _rebuild(
+        self, serving: Serving, partition: int, known: dict[str, Known | None] | None, end: int, wanted: set[int]
+    ) -> Generator[None, None, Rebuilt]:
+        topic = self._settings.kafka.topics.readings
+        if known is not None and not known:
+            return Rebuilt()
+        replayer = Replayer(self._settings, self._reader, serving, alive=wanted.__contains__)
+        began = time.monotonic()
+        rebuilt = yield from replayer.rebuild(partition, known, end)
+        if rebuilt.sensors or rebuilt.cold:
+            logger.warning(
+                "partition %d: the states of %d sensors %s; rebuilt by replaying %d readings of %s in %.1f s",
+                partition,
+                rebuilt.sensors + len(rebuilt.cold),
+                "are not in the changelog" if known is None else "in the changelog are not of this model or unusable",
+                rebuilt.readings,
+                topic,
+                time.monotonic() - began,
+            )
+        if rebuilt.cold:
+            logger.error(
+                "partition %d: %d sensors start cold, their recent readings lie too far back or are gone: %s",
+                partition,
+                len(rebuilt.cold),
+                ", ".join(rebuilt.cold[:5]),
+            )
+        return rebuilt
+
+
+class _Reading:
+    """Sorts state records into usable ones, which go into the table, and others, of which it notes what they tell."""
+
+    def __init__(self, serving: Serving, positions: dict[int, int], wanted: set[int], rewarm_steps: int) -> None:
+        self._serving = serving
+        self._positions = positions
+        self._wanted = wanted
+        self._rewarm_steps = rewarm_steps
+        self._prefix = _prefix(serving.table.dtype)
+        self.foreign: dict[int, dict[str, Known | None]] = {partition: {} for partition in positions}
+        self.seen: dict[int, bool] = dict.fromkeys(positions, False)
+
+    def take(self, partition: int, records: Iterable[Record]) -> None:
+        """Records in the order of the log: a later one of a sensor stands for it."""
+        if partition not in self._wanted:
+            return
+        latest: dict[bytes, bytes | None] = {record.key: record.value for record in records if record.key is not None}
+        usable: dict[str, bytes] = {}
+        foreign = self.foreign[partition]
+        for key, value in latest.items():
+            try:
+                sensor = key.decode()
+            except UnicodeDecodeError:
+                logger.error("partition %d of the state topic has a key that is no sensor id: %r", partition, key[:80])
+                continue
+            self.seen[partition] = True
+            foreign.pop(sensor, None)
+            if value is None:
+                foreign[sensor] = None  # deleted by hand: the sensor is rebuilt
+                continue
+            row = self._usable(partition, sensor, value)
+            if row is None:
+                foreign[sensor] = self._known(partition, value)
+            else:
+                usable[sensor] = row
+        if usable:
+            table = self._serving.table
+            states = np.frombuffer(b"".join(usable.values()), table.dtype)
+            table.scatter(table.rows(partition, list(usable)), states)
+
+    def _usable(self, partition: int, sensor: str, value: bytes) -> bytes | None:
+        try:
+            tag, row = decode_state(value)
+        except StateError as error:
+            logger.error("the state of sensor %s, partition %d, cannot be used: %s", sensor, partition, error)
+            return None
+        if tag != self._serving.tag:
+            return None
+        if len(row) != self._serving.table.dtype.itemsize:
+            logger.error("the state of sensor %s, partition %d, has another size than the model's", sensor, partition)
+            return None
+        offset = int(np.frombuffer(row, self._serving.table.dtype, 1)["offset"][0])
+        return row if offset < self._positions[partition] else None
+
+    def _known(self, partition: int, value: bytes) -> Known | None:
+        """What an unusable state still tells, where its settings are ours: readings were accepted by the same rules."""
+        try:
+            tag, row = decode_state(value)
+        except StateError:
+            return None
+        if tag.settings != self._serving.tag.settings or len(row) < self._prefix.itemsize:
+            return None
+        state = np.frombuffer(row[: self._prefix.itemsize], self._prefix, 1)[0]
+        if int(state["offset"]) >= self._positions[partition]:
+            return None  # of a future that was undone, by resetting offsets or a topic made anew
+        return known_of_state(state, self._rewarm_steps)
+
+
+def _prefix(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The leading fields of a state, which are the same whatever the model: all before the hidden state."""
+    assert dtype.names is not None and dtype.fields is not None
+    names = dtype.names[: dtype.names.index("hidden")]
+    return np.dtype([(name, dtype.fields[name][0]) for name in names])

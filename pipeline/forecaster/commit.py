@@ -1,0 +1,259 @@
+"""One transaction: forecasts, states and dead letters become visible together with the offsets they came from, or not.
+
+The steps, numbered as in ``Committer.commit``:
+
+1. refuse group metadata that is not a member's: the broker would take it, over a successor's head
+2. begin
+3. append all records
+4. flush
+5. check every future: a batch that expired does not keep a transaction from committing without it
+6. add the offsets, with the group metadata of the poll that fetched the readings: this is what fences a zombie
+7. commit
+
+Any failure: abort, and the caller forgets what it computed, opens a new producer and rebuilds its states. Only after
+step 7 has returned is the new state the state.
+
+``Transport`` is the seam: the one real implementation drives kafka-python, a fake in the tests fails at each step.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import kafka.errors as client_errors
+from kafka import KafkaProducer, TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from pipeline.errors import Fenced, KafkaError
+from pipeline.forecaster.membership import is_member
+from pipeline.forecaster.watchdog import Watchdog
+from pipeline.kafka.record_batches import NO_HEADERS, BatchAppender, check_delivered
+
+logger = logging.getLogger("streamgru.commit")
+
+# An abort that takes longer is left to the broker: the next producer of the same id ends the open transaction at once.
+ABORT_TIMEOUT_S: Final = 3.0
+
+_FENCING: Final = (
+    client_errors.ProducerFencedError,
+    client_errors.InvalidProducerEpochError,
+    client_errors.FencedInstanceIdError,
+)
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records for one partition of one topic."""
+
+    topic: str
+    partition: int
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[bytes] | bytes = NO_HEADERS
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one transaction makes durable. Every transaction carries offsets: they are what the broker fences by."""
+
+    records: Sequence[Records]
+    offsets: Mapping[int, int]  # next offset of the readings topic by partition
+    membership: Any  # kafka.structs.ConsumerGroupMetadata, of the poll that fetched the readings
+
+
+class Aborted(Exception):
+    """The transaction was aborted: nothing of it is, or will become, visible."""
+
+
+class Transport(Protocol):
+    """What a transaction needs of a producer; every method may raise kafka-python's errors."""
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+
+    def append(self, records: Records) -> None:
+        """Take records into it."""
+
+    def flush(self) -> None:
+        """Return when every record has arrived or failed."""
+
+    def check(self) -> None:
+        """Raise the first failure among the records."""
+
+    def send_offsets(self, offsets: Mapping[int, int], membership: Any) -> None:
+        """Add offsets of the readings topic."""
+
+    def commit(self) -> None:
+        """Make it all visible."""
+
+    def abort(self) -> None:
+        """Make it all void."""
+
+    def close(self) -> None:
+        """Let go of the connection, at once."""
+
+
+class KafkaTransport:
+    """A transactional kafka-python producer, initialised: its predecessor's open transaction has been aborted."""
+
+    def __init__(self, producer: KafkaProducer, readings_topic: str) -> None:
+        self._producer = producer
+        self._readings_topic = readings_topic
+        self._appender = BatchAppender(producer)
+        self._futures: list[Any] = []
+        try:
+            producer.init_transactions()
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self._futures = []
+        self._producer.begin_transaction()
+
+    def append(self, records: Records) -> None:
+        """Take records into it."""
+        self._futures += self._appender.append(
+            records.topic, records.partition, records.keys, records.values, records.headers
+        )
+
+    def flush(self) -> None:
+        """Return when every record has arrived or failed."""
+        self._producer.flush()
+
+    def check(self) -> None:
+        """Raise the first failure among the records."""
+        check_delivered(self._futures)
+
+    def send_offsets(self, offsets: Mapping[int, int], membership: Any) -> None:
+        """Add offsets of the readings topic."""
+        self._producer.send_offsets_to_transaction(
+            {
+                TopicPartition(self._readings_topic, partition): OffsetAndMetadata(offset, "", -1)
+                for partition, offset in offsets.items()
+            },
+            membership,
+        )
+
+    def commit(self) -> None:
+        """Make it all visible."""
+        self._producer.commit_transaction()
+
+    def abort(self) -> None:
+        """Make it all void."""
+        self._producer.abort_transaction()
+
+    def close(self) -> None:
+        """Let go of the connection, at once."""
+        try:
+            self._producer.close(timeout=1)
+        except client_errors.KafkaError:
+            # close() gives up where it cannot flush, and leaves its sender thread running.
+            self._producer._sender.force_close()
+
+
+class Committer:
+    """Runs transactions one after another.
+
+    Args:
+        open_transport: makes an initialised transport; called at ``open``.
+        watchdog: watches the calls that wait without limit.
+        exclusive: no other living process has this transactional id, so fenced means timed out.
+        reached: told the name of each fault point as it is passed; tests end the process there.
+    """
+
+    def __init__(
+        self,
+        open_transport: Callable[[], Transport],
+        watchdog: Watchdog,
+        *,
+        exclusive: bool = False,
+        reached: Callable[[str], None] = lambda point: None,
+    ) -> None:
+        self._open_transport = open_transport
+        self._watchdog = watchdog
+        self._exclusive = exclusive
+        self._reached = reached
+        self._transport: Transport | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a producer to commit with."""
+        return self._transport is not None
+
+    def open(self) -> None:
+        """Make a producer; what a predecessor of the same id left open is aborted by that.
+
+        Raises:
+            kafka.errors.KafkaError: it could not be made.
+        """
+        self.close()
+        with self._watchdog.watching("initialising transactions"):
+            self._transport = self._open_transport()
+
+    def close(self) -> None:
+        """Let go of the producer, if there is one."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    def commit(self, work: Work) -> None:
+        """Make ``work`` durable and visible, all of it or nothing.
+
+        Raises:
+            Aborted: nothing of it happened. The producer is closed: ``open`` before the next commit.
+            Fenced: likewise, and a successor has taken over: this process must stop.
+        """
+        transport = self._transport
+        assert transport is not None, "commit before open"
+        if not is_member(work.membership):  # 1
+            self.close()
+            raise Aborted("this forecaster is not a member of its consumer group any more")
+        try:
+            with self._watchdog.watching("a commit"):
+                transport.begin()  # 2
+                for records in work.records:  # 3
+                    transport.append(records)
+                self._reached("before-flush")
+                transport.flush()  # 4
+                transport.check()  # 5
+                self._reached("flushed")
+                transport.send_offsets(work.offsets, work.membership)  # 6
+                self._reached("offsets-sent")
+                transport.commit()  # 7
+        except (client_errors.KafkaError, KafkaError) as error:
+            self._abort(transport)
+            if _is_fencing(error) and not self._exclusive:
+                raise Fenced(
+                    "another process has taken over this forecaster's transactional id (or its transaction timed out "
+                    "while it was stalled); nothing of the last batch was committed. Give each forecaster a name of "
+                    "its own (--instance), and start this one again if no other has its name"
+                ) from error
+            raise Aborted(f"{type(error).__name__}: {error}") from error
+        except BaseException:
+            self._abort(transport)
+            raise
+        self._reached("committed")
+
+    def _abort(self, transport: Transport) -> None:
+        """Abort as far as the broker can be reached, and drop the producer: one that failed is not used again."""
+
+        def abort() -> None:
+            try:
+                transport.abort()
+            except client_errors.KafkaError as error:
+                logger.debug("the abort failed: %s", error)  # fenced, or never begun: void in any case
+
+        # In a thread, since it waits without limit where no broker answers.
+        thread = threading.Thread(target=abort, name="abort", daemon=True)
+        thread.start()
+        thread.join(ABORT_TIMEOUT_S)
+        self.close()
+
+
+def _is_fencing(error: BaseException) -> bool:
+    """Whether an error, or one that it wraps as the client does, says that another has taken over."""
+    return isinstance(error, _FENCING) or any(isinstance(argument, _FENCING) for argument in error.args)

@@ -1,0 +1,68 @@
+"""What a forecaster has done since it started: one line in the log every so often, and a JSON file for who wants it."""
+
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.forecaster.replay import Rebuilt
+
+
+@dataclass
+class Counters:
+    """Counts since the start. Only what was committed counts, except ``aborted``."""
+
+    readings: int = 0  # records of the readings topic, whatever became of them
+    accepted: int = 0
+    duplicates: int = 0
+    late: int = 0
+    ignored_features: int = 0
+    dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
+    forecasts: int = 0
+    transactions: int = 0
+    aborted: int = 0
+    swaps: int = 0
+    swap_pause_s: float = 0.0  # of the last swap: how long no batch was processed
+    restored_sensors: int = 0
+    rebuilt_sensors: int = 0
+    cold_sensors: int = 0
+    restore_s: float = 0.0  # of the last restore
+    model_version: int | None = None
+    started: float = field(default_factory=time.time)
+
+    def add(self, batch: "Counters") -> None:
+        """Take in the counts of a batch that was committed."""
+        for name in ("readings", "accepted", "duplicates", "late", "ignored_features", "forecasts", "transactions"):
+            setattr(self, name, getattr(self, name) + getattr(batch, name))
+        self.dead_letters += batch.dead_letters
+
+    def count_restored(self, sensors: int, rebuilt: Rebuilt, seconds: float) -> None:
+        """Take in what restoring partitions came to."""
+        self.restored_sensors += sensors
+        self.rebuilt_sensors += rebuilt.sensors
+        self.cold_sensors += len(rebuilt.cold)
+        self.restore_s = seconds
+
+    def line(self) -> str:
+        """All counts, as ``name=value``."""
+        content = self._content()
+        letters = content.pop("dead_letters")
+        content["dead_letters"] = sum(letters.values())
+        content |= {f"dead_letters.{reason}": count for reason, count in sorted(letters.items())}
+        return " ".join(f"{name}={value}" for name, value in content.items())
+
+    def write(self, path: Path) -> None:
+        """Replace the file with the counts as JSON, whole or not at all."""
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(self._content()) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    def _content(self) -> dict[str, Any]:
+        content = asdict(self)
+        content["uptime_s"] = round(time.time() - content.pop("started"), 1)
+        for name in ("swap_pause_s", "restore_s"):
+            content[name] = round(content[name], 3)
+        return content

@@ -1,0 +1,413 @@
+"""The forecaster's loop: poll, step the model, commit; and, between two batches, follow the group and the champion.
+
+One thread does everything that touches states, so there is an order of things: at a transaction boundary the table
+holds exactly what the last transaction made durable. There, and only there, partitions come and go, restoring goes on
+a little (``pipeline.forecaster.changelog``, in slices, so that other partitions keep flowing), and a new champion takes
+over.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import kafka.errors as client_errors
+import torch
+from kafka import KafkaConsumer, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+
+from pipeline.errors import BrokerUnreachable, OffsetsLost, StreamgruError
+from pipeline.forecaster.champion import Candidate, ChampionSource, ChampionWatcher
+from pipeline.forecaster.changelog import Changelog
+from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Transport, Work
+from pipeline.forecaster.counters import Counters
+from pipeline.forecaster.instance import Instance
+from pipeline.forecaster.membership import Rebalances, Standing, is_member
+from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
+from pipeline.forecaster.partitions import Partitions, listed
+from pipeline.forecaster.readings import Record
+from pipeline.forecaster.serving import Serving
+from pipeline.forecaster.succession import Succession
+from pipeline.forecaster.watchdog import Watchdog
+from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translated
+from pipeline.kafka.fetched_records import read_fast
+from pipeline.kafka.topics import check_topics
+from pipeline.settings import Settings
+
+logger = logging.getLogger("streamgru.forecaster")
+
+POLL_MS: Final = 200  # how long an idle loop waits for readings before it looks around: also the delay of a SIGTERM
+BUSY_POLL_MS: Final = 10  # likewise while there is other work
+REPORT_INTERVAL_S: Final = 10.0
+CHAMPION_WAIT_S: Final = 0.2
+# After a failure the loop waits this long before it connects again, doubled up to the limit with each further one.
+FIRST_RETRY_S: Final = 0.1
+LONGEST_RETRY_S: Final = 5.0
+_MOST_DOUBLINGS: Final = 16  # long past the limit, and far from what a float cannot hold
+# States written in one transaction after a swap or a rebuild: of about 1 kB each, so far below what a broker takes.
+MOST_UNSAVED_STATES: Final = 20_000
+
+
+TYPICAL_READING_BYTES: Final = 96  # on the wire, with one or a few features
+SMALLEST_FETCH_BYTES: Final = 16 * 1024
+LARGEST_FETCH_BYTES: Final = 1024 * 1024
+
+
+Polled = Mapping[TopicPartition, Sequence[Record]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to the settings.
+
+    ``reached`` is told the name of each fault point as the loop passes it; tests end the process there.
+    """
+
+    accept_loss: bool = False
+    max_idle_s: float | None = None
+    stats: Path | None = None
+    reached: Callable[[str], None] = lambda point: None
+
+
+class StreamForecaster:
+    """Forecasts the readings topic until it is stopped.
+
+    Every accepted reading is stepped into its sensor's state exactly once and gets exactly one visible forecast, also
+    when this process is killed at any moment and started again.
+
+    Args:
+        source: where the champion comes from.
+        instance: this forecaster's name, the same after a restart.
+    """
+
+    def __init__(
+        self, settings: Settings, source: ChampionSource, instance: Instance, options: Options | None = None
+    ) -> None:
+        self.counters = Counters()
+        self._settings = settings
+        self._source = source
+        self._instance = instance
+        self._options = options or Options()
+        self._readings_topic = settings.kafka.topics.readings
+        self._failures = 0
+        self._retry_at = 0.0
+        self._swap_began: float | None = None
+        self._started = self._progressed = self._reported = time.monotonic()
+        self._stopping = False
+        self._stats_are_written = True
+        self._opened = ExitStack()
+
+    def stop(self) -> None:
+        """End ``run`` at the next transaction boundary. May be called from a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Forecast until ``stop``.
+
+        Raises:
+            Fenced: another process goes on with this forecaster's name.
+            OffsetsLost: the readings to go on with are gone.
+            StreamgruError: whatever else makes going on impossible; nothing is lost by any of them.
+        """
+        torch.set_num_threads(1)  # at these sizes more threads only take turns; forecasters scale by partitions
+        check_topics(self._settings)
+        watcher = ChampionWatcher(self._source, self._settings.forecaster.poll_alias_s)
+        try:
+            champion = self._first_champion(watcher)
+            if champion is None:
+                return
+            self._succession = Succession(self._settings, watcher)
+            self._serve(champion.version, Serving(champion.version, champion.forecaster, self._settings))
+            try:
+                self._connect()
+                while not self._stopping:
+                    self._turn()
+            finally:
+                self._disconnect()
+        finally:
+            watcher.close()
+            self._report()
+            logger.info("stopped")
+
+    # --- start and end ------------------------------------------------------------------------------------------------
+
+    def _first_champion(self, watcher: ChampionWatcher) -> Candidate | None:
+        champion = self._source.remembered()
+        watcher.start(champion)
+        if champion is not None:
+            logger.info("beginning with version %d, which served last; asking the registry", champion.version)
+        while champion is None and not self._stopping:
+            champion = watcher.wait(CHAMPION_WAIT_S)
+        return champion
+
+    def _connect(self) -> None:
+        settings = self._settings
+        self._watchdog = Watchdog(settings.forecaster.commit_timeout_s)
+        self._close_at_the_end(self._watchdog.close)
+        self._reader = read_fast(make_consumer(settings, client_id="streamgru-restore", auto_offset_reset="none"))
+        self._close_at_the_end(self._reader.close)
+        self._admin = make_admin(settings)
+        self._close_at_the_end(self._admin.close)
+        self._committer = Committer(
+            self._open_transport, self._watchdog, exclusive=self._instance.exclusive, reached=self._options.reached
+        )
+        self._close_at_the_end(self._committer.close)
+        consumer = make_consumer(
+            settings,
+            group_id=settings.forecaster.group_id,
+            client_id=f"streamgru-{self._instance.name}",
+            group_instance_id=self._instance.name if settings.forecaster.static_membership else None,
+            partition_assignment_strategy=(CooperativeStickyAssignor,),
+            max_partition_fetch_bytes=_fetch_bytes(settings),
+            auto_offset_reset="none",  # a position outside the log is an error with a stated policy, not a jump
+        )
+        self._consumer: KafkaConsumer = read_fast(consumer)
+        self._close_at_the_end(self._consumer.close)
+        self._rebalances = Rebalances(self._consumer)
+        self._standing = Standing()
+        self._partitions = Partitions(
+            self._consumer,
+            self._readings_topic,
+            Changelog(settings, self._reader, self._admin),
+            accept_loss=self._options.accept_loss,
+        )
+        self._consumer.subscribe([self._readings_topic], listener=self._rebalances)
+        # Known before the first join, or that one assigns nothing and another must follow.
+        partition_count(self._consumer, self._readings_topic)
+        logger.info(
+            "forecaster %s: version %d on cpu, group %s",
+            self._instance.name,
+            self._serving.version,
+            settings.forecaster.group_id,
+        )
+
+    def _open_transport(self) -> Transport:
+        transactional_id = self._instance.transactional_id(self._settings)
+        producer = make_producer(self._settings, transactional_id=transactional_id)
+        return KafkaTransport(producer, self._readings_topic)
+
+    def _disconnect(self) -> None:
+        """Close what was opened, the last first: the group is left at once, so that others take over meanwhile."""
+        self._succession.give_up()
+        self._opened.close()
+
+    def _close_at_the_end(self, close: Callable[[], object]) -> None:
+        def quietly() -> None:
+            try:
+                close()
+            except client_errors.KafkaError as error:
+                logger.debug("while closing: %s", error)
+
+        self._opened.callback(quietly)
+
+    def _serve(self, version: int, serving: Serving) -> None:
+        self._serving = serving
+        self._maker = MicroBatchMaker(self._settings, serving)
+        self.counters.model_version = version
+        self._source.remember(version)
+
+    # --- one turn -----------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        polled = self._poll()
+        # At once: a moment later it may be another generation's, and this one's readings would pass as that one's.
+        membership = self._consumer.group_metadata()
+        self._options.reached("polled")
+        self._follow_group()
+        self._mind_gaps(membership)
+        # Before restoring: what was polled does not belong to a partition whose position is set only then.
+        served = self._served(polled)
+        self._restore()
+        self._follow_champion()
+        served = self._served(served)
+        if served or (self._partitions.unsaved and is_member(membership)):
+            self._process(served, membership)
+        self._look_around()
+
+    def _served(self, polled: Polled) -> Polled:
+        positions = self._partitions.positions
+        return {where: records for where, records in polled.items() if where.partition in positions}
+
+    def _poll(self) -> Polled:
+        busy = self._partitions.unsaved or not self._partitions.are_served
+        try:
+            polled: Polled = self._consumer.poll(
+                timeout_ms=BUSY_POLL_MS if busy else POLL_MS,
+                max_records=self._settings.forecaster.max_batch_readings,
+            )
+            return polled
+        except client_errors.OffsetOutOfRangeError as error:
+            if not self._options.accept_loss:
+                raise OffsetsLost(
+                    f"readings of {self._readings_topic} were deleted by retention before they were forecast: {error}. "
+                    "To go on from the start of the log, start the forecaster with --accept-loss"
+                ) from error
+            self._start_over(f"readings were deleted before they were forecast: {error}")
+        except client_errors.RetriableError as error:
+            logger.warning("polling failed, trying again: %s", error)
+        except client_errors.KafkaError as error:
+            with translated(f"polling {self._readings_topic}", self._settings):
+                raise error
+        return {}
+
+    def _process(self, polled: Polled, membership: Any) -> None:
+        """One micro-batch, from records to durable states."""
+        unsaved = self._next_unsaved()
+        batch = self._maker.make(polled, unsaved)
+        positions = self._partitions.positions
+        offsets = {partition: positions[partition] for partition in unsaved} | dict(batch.offsets)
+        try:
+            self._committer.commit(Work(batch.records, offsets, membership))
+        except Aborted as aborted:
+            self._start_over(str(aborted))
+            return
+        # Only now is the new state the state.
+        if batch.stepped is not None:
+            self._serving.table.scatter(batch.stepped.rows, batch.stepped.states)
+        positions.update(offsets)
+        self._partitions.unsaved.difference_update(unsaved)
+        self._succession.follow(batch.accepted)
+        self._count(batch)
+
+    def _next_unsaved(self) -> list[int]:
+        """Unsaved partitions whose states go into this transaction: as many as are not too much for one."""
+        chosen: list[int] = []
+        states = 0
+        for partition in sorted(self._partitions.unsaved):
+            states += len(self._serving.table.partition_rows(partition)[0])
+            if chosen and states > MOST_UNSAVED_STATES:
+                break
+            chosen.append(partition)
+        return chosen
+
+    def _count(self, batch: MicroBatch) -> None:
+        if batch.counts.forecasts and not self.counters.forecasts:
+            logger.info("first forecasts %.1f s after the start", time.monotonic() - self._started)
+        self.counters.add(batch.counts)
+        self._failures = 0
+        self._progressed = time.monotonic()
+        if self._swap_began is not None:
+            self.counters.swap_pause_s = time.monotonic() - self._swap_began
+            logger.info(
+                "version %d serves; forecasts paused for %.3f s", self._serving.version, self.counters.swap_pause_s
+            )
+            self._swap_began = None
+
+    # --- between two batches ------------------------------------------------------------------------------------------
+
+    def _follow_group(self) -> None:
+        for what, partitions in self._rebalances.drain():
+            if what == "assigned":
+                self._partitions.arrive(partitions)
+                continue
+            self._options.reached("revoked")
+            self._partitions.leave(partitions, self._serving)
+            self._succession.drop(partitions)
+            logger.info("partitions revoked: %s", listed(partitions))
+
+    def _mind_gaps(self, membership: Any) -> None:
+        """Trust nothing of before a generation that passed without this forecaster: another has gone on since."""
+        if self._standing.is_unbroken(membership) or not self._partitions.has_any:
+            return
+        logger.warning("this forecaster was out of its group for a while; restoring all its partitions")
+        self._succession.give_up()
+        self._partitions.start_over(self._serving)
+
+    def _restore(self) -> None:
+        """Restore partitions that arrived, a slice at a time, until they are served."""
+        if self._partitions.are_served or time.monotonic() < self._retry_at:
+            return
+        try:
+            if not self._committer.is_open:
+                # First, since it ends what a predecessor of this name left open, which the offsets would wait for.
+                self._committer.open()
+            restored = self._partitions.restore(self._serving)
+        except (client_errors.KafkaError, BrokerUnreachable) as error:
+            self._start_over(f"restoring failed: {error}")
+            return
+        if restored is None:
+            self._options.reached("restoring")
+            return
+        for partition in restored.positions.keys() & self._partitions.positions.keys():
+            self._succession.take(partition, self._serving, self._partitions.positions[partition])
+        self.counters.count_restored(restored.sensors, restored.rebuilt, restored.seconds)
+        self._progressed = time.monotonic()
+
+    def _follow_champion(self) -> None:
+        self._succession.advance(self._serving, self._partitions.positions)
+        if not self._partitions.are_served:
+            return  # what is being restored is restored for the model that serves
+        began = time.monotonic()
+        serving = self._succession.hand_over()
+        if serving is None:
+            return
+        self._options.reached("swapping")
+        self._swap_began = began
+        # Noted before the states are written: a restart in between replays them for this version, and never goes back.
+        self._serve(serving.version, serving)
+        self._partitions.unsaved |= self._partitions.positions.keys()
+        self.counters.swaps += 1
+
+    def _start_over(self, why: str) -> None:
+        """Forget everything that is not durable: states are restored and positions looked up as after a restart."""
+        self._failures += 1
+        self.counters.aborted += 1
+        self._retry_at = time.monotonic() + retry_wait_s(self._failures)
+        logger.error("nothing of the last batch was committed (%s); starting over from the last transaction", why)
+        self._committer.close()
+        self._succession.give_up()
+        self._partitions.start_over(self._serving)
+
+    def _look_around(self) -> None:
+        """Report, and end a process that has readings before it and does not get on with them."""
+        now = time.monotonic()
+        if now - self._reported > REPORT_INTERVAL_S:
+            self._report()
+            self._reported = now
+        limit = self._options.max_idle_s
+        if limit is None or now - self._progressed < limit:
+            return
+        if self._partitions.are_served and not self._is_behind():
+            self._progressed = now  # idle, not stuck
+            return
+        raise StreamgruError(
+            f"no transaction for {limit:g} s (--max-idle) though there are readings to forecast: this process ends so "
+            "that another can take over. Nothing is lost; the log says what it was waiting for"
+        )
+
+    def _is_behind(self) -> bool:
+        positions = self._partitions.positions
+        with translated(f"looking up the ends of {self._readings_topic}", self._settings):
+            ends = self._reader.end_offsets([TopicPartition(self._readings_topic, number) for number in positions])
+        return any(ends[where] > positions[where.partition] for where in ends)
+
+    def _report(self) -> None:
+        logger.info("counts: %s", self.counters.line())
+        if self._options.stats is not None:
+            try:
+                self.counters.write(self._options.stats)
+            except OSError as error:
+                # Nothing depends on the file: the stream goes on, and so do the counts in the log.
+                if self._stats_are_written:
+                    logger.warning("cannot write the counts to %s: %s", self._options.stats, error.strerror)
+                self._stats_are_written = False
+            else:
+                self._stats_are_written = True
+
+
+def retry_wait_s(failures: int) -> float:
+    """How long to wait after so many failures in a row, at least one."""
+    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
+
+
+def _fetch_bytes(settings: Settings) -> int:
+    """What to fetch of one partition at a time, so that one batch takes a share of each.
+
+    The client hands out one partition's fetched records after the other: with large fetches a batch would hold many
+    readings of few sensors, and the model is several times faster on few readings of many.
+    """
+    share = settings.forecaster.max_batch_readings // settings.kafka.partitions
+    return min(LARGEST_FETCH_BYTES, max(SMALLEST_FETCH_BYTES, share * TYPICAL_READING_BYTES))

@@ -1,0 +1,145 @@
+"""The partitions of one forecaster: each has arrived, is being restored, or is served."""
+
+import logging
+from collections.abc import Collection, Generator, Iterable
+from contextlib import suppress
+from typing import Final
+
+from kafka import KafkaConsumer, TopicPartition
+
+from pipeline.forecaster.changelog import Changelog, Restored
+from pipeline.forecaster.serving import Serving
+
+logger = logging.getLogger("streamgru.partitions")
+
+# How long an offset is waited for that another forecaster's open transaction may still change; then others get a turn.
+COMMITTED_TIMEOUT_MS: Final = 200
+# What the client raises of a partition that its own thread has just given up; the note about that is read next turn.
+_NOT_ASSIGNED: Final = (ValueError, KeyError)
+
+
+class Partitions:
+    """Takes partitions from their assignment to being served. All methods are the loop's.
+
+    A partition that is not served is paused, so ``poll`` brings nothing of it.
+
+    Args:
+        consumer: of the group; ``pipeline.forecaster.membership`` pauses what is assigned to it.
+        topic: of the readings.
+    """
+
+    def __init__(self, consumer: KafkaConsumer, topic: str, changelog: Changelog, *, accept_loss: bool) -> None:
+        self.positions: dict[int, int] = {}  # of those served: the offset of the next reading
+        self.unsaved: set[int] = set()  # of those served: all states of these must be written once
+        self._consumer = consumer
+        self._topic = topic
+        self._changelog = changelog
+        self._accept_loss = accept_loss
+        self._arrived: set[int] = set()
+        self._restoring: set[int] = set()
+        self._unanswered: set[int] = set()  # whose committed offset this job asked for, without an answer so far
+        self._outdated: set[int] = set()  # likewise an earlier job: the next answer may be of before a successor
+        self._job: Generator[None, None, Restored] | None = None
+
+    @property
+    def are_served(self) -> bool:
+        """Whether there is none that waits for its states."""
+        return self._job is None and not self._arrived
+
+    @property
+    def has_any(self) -> bool:
+        """Whether any partition is this forecaster's, served or not."""
+        return bool(self._arrived or self._restoring or self.positions)
+
+    def arrive(self, partitions: Iterable[int]) -> None:
+        """These were assigned."""
+        self._arrived.update(partitions)
+
+    def leave(self, partitions: Iterable[int], serving: Serving) -> None:
+        """These were revoked: their rows go."""
+        for partition in partitions:
+            self._arrived.discard(partition)
+            self._restoring.discard(partition)
+            self.positions.pop(partition, None)
+            self.unsaved.discard(partition)
+            serving.table.drop_partition(partition)
+
+    def restore(self, serving: Serving) -> Restored | None:
+        """Restore what has arrived, for a moment; once that is done, what was restored: it is served from now on.
+
+        Raises:
+            OffsetsLost: see ``changelog.first_position``.
+            kafka.errors.KafkaError: ``start_over`` before the next call.
+        """
+        if self._job is None:
+            if not self._arrived:
+                return None
+            logger.info("partitions assigned: %s; restoring their states", listed(self._arrived))
+            self._restoring, self._arrived = self._arrived, set()
+            self._outdated |= self._unanswered
+            self._unanswered.clear()
+            self._job = self._changelog.restore(
+                serving, self._restoring, self._committed, accept_loss=self._accept_loss
+            )
+        try:
+            next(self._job)
+        except StopIteration as done:
+            self._job = None
+            restored: Restored = done.value
+            self._serve(restored)
+            return restored
+        return None
+
+    def start_over(self, serving: Serving) -> None:
+        """Forget all states; every partition is to be restored again."""
+        self._job = None
+        mine = self._arrived | self._restoring | self.positions.keys()
+        for partition in mine:
+            with suppress(*_NOT_ASSIGNED):
+                self._consumer.pause(TopicPartition(self._topic, partition))
+            serving.table.drop_partition(partition)
+        self._arrived, self._restoring = mine, set()
+        self.positions.clear()
+        self.unsaved.clear()
+
+    def _committed(self, partition: int) -> int | None:
+        """The group's offset, as of a question that this job asked.
+
+        kafka-python 3.0.12 keeps a question that timed out, also while the partition is another member's, and gives its
+        answer to whoever asks next. What an earlier job left is therefore waited for and thrown away.
+        """
+        if partition in self._outdated:
+            self._ask(partition)
+            self._outdated.discard(partition)
+        self._unanswered.add(partition)
+        committed = self._ask(partition)
+        self._unanswered.discard(partition)
+        return committed
+
+    def _ask(self, partition: int) -> int | None:
+        where = TopicPartition(self._topic, partition)
+        committed: int | None = self._consumer.committed(where, timeout_ms=COMMITTED_TIMEOUT_MS)
+        return committed
+
+    def _serve(self, restored: Restored) -> None:
+        self._restoring = set()
+        for partition, position in restored.positions.items():
+            where = TopicPartition(self._topic, partition)
+            with suppress(*_NOT_ASSIGNED):
+                self._consumer.seek(where, position)
+                self._consumer.resume(where)
+                self.positions[partition] = position
+        self.unsaved |= restored.unsaved & self.positions.keys()
+        logger.info(
+            "partitions %s are served: %d states restored, %d rebuilt from readings, %d cold, in %.2f s",
+            listed(restored.positions),
+            restored.sensors,
+            restored.rebuilt.sensors,
+            len(restored.rebuilt.cold),
+            restored.seconds,
+        )
+
+
+def listed(partitions: Collection[int]) -> str:
+    """Partitions for a message."""
+    return ", ".join(map(str, sorted(partitions))) or "none"

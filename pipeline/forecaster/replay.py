@@ -1,0 +1,202 @@
+"""Rebuilds sensors' states by stepping their recent readings of the input topic through a model once more.
+
+Used where a state is of another model version, damaged, or gone, and to warm up a new model while the old one serves.
+A replay must begin with a reading that was accepted, or late ones would be taken for news. Where an earlier state of
+the sensor is known, its anchors say such offsets. Where nothing is known, a first pass over the readings learns them:
+from the start of the log all is known; else the first half of the pass only learns each sensor's latest timestamp.
+
+All functions are generators that yield after every poll, so that the caller can go on polling its own consumer.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from kafka import KafkaConsumer, TopicPartition
+from numpy.typing import NDArray
+
+from model.rules import NEVER_US
+from model.state import ANCHOR_SPACING, replay_start
+from pipeline.forecaster.readings import Record, decode_records
+from pipeline.forecaster.serving import Serving
+from pipeline.messages import ReadingDecoder, Rejected
+from pipeline.settings import Settings
+
+POLL_MS: Final = 100
+POLL_RECORDS: Final = 5_000
+_NOWHERE: Final = np.iinfo(np.int64).max
+
+Work = Generator[None, None, "Rebuilt"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a sensor's past: enough to find where to replay from, and to go on judging its readings.
+
+    ``anchors`` are offsets of accepted readings, ascending, the best one to start from first; empty: none is known.
+    """
+
+    anchors: tuple[int, ...]
+    last_us: int
+
+
+@dataclass
+class Rebuilt:
+    """What a replay did, for the log and the counters."""
+
+    sensors: int = 0
+    readings: int = 0
+    cold: list[str] = field(default_factory=list)  # no reading to start from was left: they start at their next one
+
+    def __add__(self, other: "Rebuilt") -> "Rebuilt":
+        return Rebuilt(self.sensors + other.sensors, self.readings + other.readings, self.cold + other.cold)
+
+
+def known_of_state(state: np.void, rewarm_steps: int) -> Known:
+    """What a state, of whatever model version, says of its sensor's past."""
+    best = int(replay_start(state, rewarm_steps))
+    later = sorted(int(anchor) for anchor in state["anchors"] if anchor > best)
+    return Known((best, *later) if best >= 0 else (), int(state["last_us"]))
+
+
+def read_range(reader: KafkaConsumer, topic: str, partition: int, start: int, end: int) -> Iterator[list[Record]]:
+    """The records of [start, end), in runs, an empty one where a poll brought none."""
+    where = TopicPartition(topic, partition)
+    reader.assign([where])
+    reader.seek(where, start)
+    while (reader.position(where) or 0) < end:
+        polled = reader.poll(timeout_ms=POLL_MS, max_records=POLL_RECORDS).get(where, [])
+        while polled and polled[-1].offset >= end:
+            polled.pop()
+        yield polled
+
+
+class Replayer:
+    """Rebuilds states of one serving from the readings topic.
+
+    Args:
+        reader: a consumer of its own, without a group.
+        alive: asked between polls; a replay whose partition is wanted no more ends early.
+    """
+
+    def __init__(
+        self, settings: Settings, reader: KafkaConsumer, serving: Serving, alive: Callable[[int], bool] = lambda _: True
+    ) -> None:
+        self._settings = settings
+        self._topic = settings.kafka.topics.readings
+        self._reader = reader
+        self._serving = serving
+        self._alive = alive
+        self._decoder = ReadingDecoder(settings.features)
+
+    def rebuild(self, partition: int, known: Mapping[str, Known | None] | None, end: int) -> Work:
+        """States as of ``end`` (the offset of the next reading to be served) for the sensors given.
+
+        Args:
+            known: by sensor, None where nothing is known of one; None in all: whatever sensors there are.
+        """
+        where = TopicPartition(self._topic, partition)
+        log_start = self._reader.beginning_offsets([where])[where]
+        floor = max(log_start, end - self._settings.forecaster.rewarm_max_readings)
+        strangers = None if known is None else {sensor for sensor, what in known.items() if what is None}
+        past: dict[str, Known] = {sensor: what for sensor, what in (known or {}).items() if what is not None}
+        if strangers is None or strangers:
+            learned = yield from self._learn(partition, strangers, floor, end, knows_all=floor == log_start)
+            if not self._alive(partition):
+                return Rebuilt()
+            past.update(learned)
+            past.update({sensor: Known((), NEVER_US) for sensor in (strangers or ()) if sensor not in past})
+        starts = {
+            sensor: next((anchor for anchor in what.anchors if anchor >= floor), None) for sensor, what in past.items()
+        }
+        warm = {sensor: start for sensor, start in starts.items() if start is not None}
+        self._blank(partition, past)
+        replayed = yield from self._step(partition, warm, end)
+        if not self._alive(partition):
+            return Rebuilt()
+        self._keep_timestamps(partition, past)
+        return Rebuilt(len(warm), replayed, [sensor for sensor, start in starts.items() if start is None])
+
+    def _blank(self, partition: int, past: Mapping[str, Known]) -> None:
+        table = self._serving.table
+        sensors = list(past)
+        table.scatter(table.rows(partition, sensors), table.blank(len(sensors)))
+
+    def _step(self, partition: int, starts: Mapping[str, int], end: int) -> Generator[None, None, int]:
+        if not starts:
+            return 0
+        first: dict[bytes | None, int] = {sensor.encode(): start for sensor, start in starts.items()}
+        features = len(self._settings.features)
+        stepped = 0
+        for run in read_range(self._reader, self._topic, partition, min(starts.values()), end):
+            if not self._alive(partition):
+                break
+            due = [record for record in run if first.get(record.key, _NOWHERE) <= record.offset]
+            if due:
+                readings = decode_records(self._decoder, features, partition, due).readings
+                accepted = self._serving.accept(readings)
+                self._serving.replay([accepted])
+                stepped += len(accepted)
+            yield
+        return stepped
+
+    def _keep_timestamps(self, partition: int, past: Mapping[str, Known]) -> None:
+        """Whatever was or was not replayed, a reading that came too late before is too late now."""
+        table = self._serving.table
+        rows = table.rows(partition, list(past))
+        states = table.gather(rows)
+        latest = np.fromiter((what.last_us for what in past.values()), np.int64, len(past))
+        states["last_us"] = np.maximum(states["last_us"], latest)
+        table.scatter(rows, states)
+
+    def _learn(
+        self, partition: int, wanted: set[str] | None, floor: int, end: int, *, knows_all: bool
+    ) -> Generator[None, None, dict[str, Known]]:
+        """Where each sensor's last ``rewarm_steps`` accepted readings begin, by judging all since ``floor``."""
+        learner = _Learner(self._settings.forecaster.rewarm_steps, 0 if knows_all else floor + (end - floor) // 2)
+        for run in read_range(self._reader, self._topic, partition, floor, end):
+            if not self._alive(partition):
+                break
+            self._judge(run, wanted, learner)
+            yield
+        return learner.known()
+
+    def _judge(self, run: Sequence[Record], wanted: set[str] | None, learner: "_Learner") -> None:
+        for record in run:
+            try:
+                reading = self._decoder.decode(record.key, record.value)
+            except Rejected:
+                continue
+            if wanted is None or reading.sensor_id in wanted:
+                learner.add(reading.sensor_id, reading.timestamp_us, record.offset)
+
+
+class _Learner:
+    """Anchors of every sensor, from its readings one by one."""
+
+    def __init__(self, rewarm_steps: int, trusted_from: int) -> None:
+        self._trusted_from = trusted_from
+        self._anchors_kept = -(-rewarm_steps // ANCHOR_SPACING) + 1
+        self._seen: dict[str, list[Any]] = {}  # latest timestamp, accepted readings that count, anchors
+
+    def add(self, sensor: str, timestamp_us: int, offset: int) -> None:
+        seen = self._seen.get(sensor)
+        if seen is None:
+            seen = self._seen[sensor] = [NEVER_US, 0, deque(maxlen=self._anchors_kept)]
+        if timestamp_us <= seen[0]:
+            return
+        seen[0] = timestamp_us
+        if offset >= self._trusted_from:
+            if seen[1] % ANCHOR_SPACING == 0:
+                seen[2].append(offset)
+            seen[1] += 1
+
+    def known(self) -> dict[str, Known]:
+        return {sensor: Known(tuple(anchors), last_us) for sensor, (last_us, _, anchors) in self._seen.items()}
+
+
+def known_of_states(sensors: Sequence[str], states: NDArray[np.void], rewarm_steps: int) -> dict[str, Known]:
+    """``known_of_state`` for several sensors."""
+    return {sensor: known_of_state(state, rewarm_steps) for sensor, state in zip(sensors, states, strict=True)}

@@ -1,0 +1,73 @@
+"""One model version with all the states it has made: what the stream is served with until another takes its place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.forecaster import Forecaster
+from model.rules import ACCEPTED, NEVER_US, classify
+from model.state import blank_states
+from model.stepper import Forecasts, Stepper
+from pipeline.forecaster.readings import Readings
+from pipeline.forecaster.state_table import Rows, States, StateTable
+from pipeline.messages import StateTag
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What accepted readings made of their sensors' states, not yet in the table."""
+
+    rows: Rows  # (B,) of the table, each once
+    states: States  # (B,) as they are after the readings
+    forecasts: Forecasts  # n, in the order of the readings
+
+
+class Serving:
+    """A model version and its states. For one thread at a time."""
+
+    def __init__(self, version: int, forecaster: Forecaster, settings: Settings) -> None:
+        self.version = version
+        self.config = forecaster.config
+        self.tag = StateTag(version, settings.fingerprint)
+        self.table = StateTable(blank_states(forecaster.config, 1))
+        self._stepper = Stepper(forecaster)
+
+    def judge(self, readings: Readings) -> NDArray[np.int8]:
+        """(n,) accepted, duplicate or late (``model.rules``), by the states and the readings before each."""
+        if not len(readings):
+            return np.empty(0, np.int8)
+        rows = self.table.rows(readings.partition, readings.sensors)
+        distinct, codes = np.unique(rows, return_inverse=True)
+        return classify(codes, readings.timestamp_us, self.table.field("last_us", distinct))
+
+    def accept(self, readings: Readings) -> Readings:
+        """The accepted ones."""
+        return readings.take(self.judge(readings) == ACCEPTED)
+
+    def step(self, accepted: Sequence[Readings]) -> Stepped:
+        """Step accepted readings of several partitions, each partition named once, into copies of their states."""
+        table = self.table
+        rows = np.concatenate([table.rows(part.partition, part.sensors) for part in accepted])
+        distinct, slots = np.unique(rows, return_inverse=True)
+        states = table.gather(distinct)
+        # A state that was lost begins anew, though it keeps the time that its sensor's readings must be later than.
+        states["last_us"][states["accepted"] == 0] = NEVER_US
+        forecasts = self._stepper.advance(
+            states,
+            table.sensors_at(distinct.tolist()),
+            slots.astype(np.int64, copy=False),
+            np.concatenate([part.timestamp_us for part in accepted]),
+            np.concatenate([part.values for part in accepted]),
+            np.concatenate([part.offsets for part in accepted]),
+        )
+        return Stepped(distinct, states, forecasts)
+
+    def replay(self, accepted: Sequence[Readings]) -> None:
+        """Step accepted readings whose forecasts nobody wants, straight into the table."""
+        present = [part for part in accepted if len(part)]
+        if present:
+            stepped = self.step(present)
+            self.table.scatter(stepped.rows, stepped.states)

@@ -1,0 +1,1 @@
+"""The history table, and taking readings from Kafka into it."""

@@ -1,0 +1,289 @@
+"""The four topics: what each has to be like, making them, and complaining about those that differ.
+
+All have the same number of partitions, since a sensor's forecasts, state and dead letters keep its readings' partition
+number. A partition count cannot be changed afterwards: sensors would move to other partitions, away from their state.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import kafka.errors as client_errors
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from pipeline.errors import TopicError
+from pipeline.kafka.clients import DEAD_LETTER_ROOM_BYTES, OUTPUT_LIMIT_BYTES, make_admin, make_consumer, translated
+from pipeline.settings import Settings
+
+# The changelog is read to its end before a forecaster starts, so it has to stay near one record per sensor. Compaction
+# leaves the open segment alone: segments are kept small, and closed once an hour where little is written.
+STATE_SEGMENT_BYTES: Final = 16 * 1024 * 1024
+STATE_SEGMENT_MS: Final = 3_600_000
+STATE_DIRTY_RATIO: Final = 0.1
+KEEP_FOR_EVER: Final = "-1"
+
+# What the stream cannot do without, as opposed to what is merely other than planned.
+Need = Literal["equal", "at least", "at most"]
+
+
+@dataclass(frozen=True)
+class TopicSetting:
+    """One setting of a topic, and whether the stream breaks where it is not so."""
+
+    name: str
+    value: str
+    need: Need | None = None
+
+    @property
+    def wanted(self) -> str:
+        """The value, with what the stream needs of it: ``at least 16777216``."""
+        return self.value if self.need in (None, "equal") else f"{self.need} {self.value}"
+
+    def is_needed_and_unlike(self, found: str | None) -> bool:
+        """Whether ``found`` would break the stream."""
+        if self.need is None or found is None:
+            return self.need is not None
+        if self.need == "equal":
+            return found != self.value
+        return int(found) < int(self.value) if self.need == "at least" else int(found) > int(self.value)
+
+
+@dataclass(frozen=True)
+class TopicPlan:
+    """What a topic has to be like."""
+
+    name: str
+    purpose: str
+    settings: tuple[TopicSetting, ...]
+
+
+@dataclass(frozen=True)
+class TopicStatus:
+    """What a topic is like. ``partitions`` is 0 where it does not exist."""
+
+    plan: TopicPlan
+    partitions: int
+    records: int
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    partitions: int
+    replicas: int
+    settings: Mapping[str, str | None]
+
+
+def plan_topics(settings: Settings) -> list[TopicPlan]:
+    """The four topics as the settings want them."""
+    kafka = settings.kafka
+    names = kafka.topics
+    retention = KEEP_FOR_EVER if kafka.retention_s is None else str(kafka.retention_s * 1_000)
+
+    def log(retention_ms: str, limit: TopicSetting) -> tuple[TopicSetting, ...]:
+        return (
+            TopicSetting("cleanup.policy", "delete", "equal"),
+            TopicSetting("retention.ms", retention_ms),
+            TopicSetting("retention.bytes", KEEP_FOR_EVER),
+            limit,
+        )
+
+    output_limit = TopicSetting("max.message.bytes", str(OUTPUT_LIMIT_BYTES), "at least")
+    changelog = (
+        TopicSetting("cleanup.policy", "compact", "equal"),
+        TopicSetting("segment.bytes", str(STATE_SEGMENT_BYTES)),
+        TopicSetting("segment.ms", str(STATE_SEGMENT_MS)),
+        TopicSetting("min.cleanable.dirty.ratio", str(STATE_DIRTY_RATIO)),
+        output_limit,
+    )
+    # A larger reading than the settings say could not be set aside.
+    reading_limit = TopicSetting("max.message.bytes", str(kafka.max_reading_bytes), "at most")
+    letter_limit = TopicSetting("max.message.bytes", str(kafka.max_reading_bytes + DEAD_LETTER_ROOM_BYTES), "at least")
+    return [
+        TopicPlan(names.readings, "readings", log(retention, reading_limit)),
+        TopicPlan(names.forecasts, "forecasts", log(retention, output_limit)),
+        TopicPlan(names.state, "states", changelog),
+        TopicPlan(names.dead_letters, "dead letters", log(KEEP_FOR_EVER, letter_limit)),
+    ]
+
+
+def ensure_topics(settings: Settings, *, alter: bool = False) -> list[str]:
+    """Make the topics that are missing; one line for each topic, saying what was done. May be repeated at any time.
+
+    Args:
+        settings: what the topics have to be like.
+        alter: change the settings of existing topics that differ. A partition count is never changed.
+
+    Raises:
+        TopicError: an existing topic differs, or one could not be made. Names every difference; missing topics have
+            been made by then.
+        BrokerUnreachable: no broker answers.
+    """
+    plans = plan_topics(settings)
+    report = []
+    with make_admin(settings) as admin, translated("creating the topics", settings):
+        found = _find(admin, plans)
+        missing = [plan for plan in plans if plan.name not in found]
+        if missing:
+            _create(admin, settings, missing)
+        if alter:
+            report = _alter(admin, plans, found)
+            found = _find(admin, plans)
+    lines = [difference for plan in plans for difference in _differences(settings, plan, found.get(plan.name))]
+    if lines:
+        raise TopicError(_complaint(lines))
+    made = {plan.name for plan in missing}
+    return report + [
+        f"{plan.name}: {'made' if plan.name in made else 'exists'}, {settings.kafka.partitions} partitions"
+        for plan in plans
+    ]
+
+
+def check_topics(settings: Settings) -> None:
+    """Returns if the stream can work on these topics; what is merely other than planned (retention, say) is let pass.
+
+    Raises:
+        TopicError: topics are missing, or differ in a way that would lose or misplace records. Names every difference.
+        BrokerUnreachable: no broker answers.
+    """
+    plans = plan_topics(settings)
+    with make_admin(settings) as admin, translated("checking the topics", settings):
+        found = _find(admin, plans)
+    missing = [plan.name for plan in plans if plan.name not in found]
+    if missing:
+        plural = "s do" if len(missing) > 1 else " does"
+        raise TopicError(
+            f"topic{plural} not exist: {', '.join(missing)}; create the topics with `streamgru topics create`"
+        )
+    lines = [
+        difference for plan in plans for difference in _differences(settings, plan, found[plan.name], only_needed=True)
+    ]
+    if lines:
+        raise TopicError(_complaint(lines))
+
+
+def topic_statuses(settings: Settings) -> list[TopicStatus]:
+    """What each of the four topics is like now, and how many records it holds (those replaced by compaction included).
+
+    Raises:
+        BrokerUnreachable: no broker answers.
+    """
+    plans = plan_topics(settings)
+    with make_admin(settings) as admin, translated("describing the topics", settings):
+        found = _find(admin, plans)
+    consumer = make_consumer(settings)
+    try:
+        with translated("counting the topics' records", settings):
+            return [
+                TopicStatus(
+                    plan,
+                    partitions=found[plan.name].partitions if plan.name in found else 0,
+                    records=_count_records(consumer, plan.name, found[plan.name].partitions)
+                    if plan.name in found
+                    else 0,
+                    differences=tuple(_differences(settings, plan, found.get(plan.name))),
+                )
+                for plan in plans
+            ]
+    finally:
+        consumer.close()
+
+
+def _count_records(consumer: KafkaConsumer, topic: str, partitions: int) -> int:
+    where = [TopicPartition(topic, partition) for partition in range(partitions)]
+    first, end = consumer.beginning_offsets(where), consumer.end_offsets(where)
+    return sum(end[each] - first[each] for each in where)
+
+
+def _find(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> dict[str, _Found]:
+    """The topics that exist."""
+    described: dict[str, dict[str, Any]] = {
+        topic["name"]: topic
+        for topic in admin.describe_topics([plan.name for plan in plans])
+        if topic["error_code"] != client_errors.UnknownTopicOrPartitionError.errno
+    }
+    for topic in described.values():
+        if topic["error_code"]:
+            raise client_errors.for_code(topic["error_code"])(f"topic {topic['name']}")
+    if not described:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in described]
+    configs = admin.describe_configs(resources, config_filter="all")["topic"]
+    return {
+        name: _Found(
+            partitions=len(topic["partitions"]),
+            replicas=min(len(partition["replica_nodes"]) for partition in topic["partitions"]),
+            settings={key: config["value"] for key, config in configs[name].items()},
+        )
+        for name, topic in described.items()
+    }
+
+
+def _create(admin: KafkaAdminClient, settings: Settings, plans: list[TopicPlan]) -> None:
+    wanted = {
+        plan.name: {
+            "num_partitions": settings.kafka.partitions,
+            "replication_factor": settings.kafka.replication_factor,
+            "configs": {setting.name: setting.value for setting in plan.settings},
+        }
+        for plan in plans
+    }
+    answer = admin.create_topics(wanted, raise_errors=False)
+    for topic in answer["topics"]:
+        error = client_errors.for_code(topic["error_code"])
+        # Somebody else may be creating them too.
+        if error not in (client_errors.NoError, client_errors.TopicAlreadyExistsError):
+            reason = topic.get("error_message") or error.__name__
+            raise TopicError(
+                f"topic {topic['name']} could not be made: {reason}; look at kafka.topics, kafka.partitions and "
+                "kafka.replication_factor in the settings"
+            )
+    admin.wait_for_topics(list(wanted))
+
+
+def _alter(admin: KafkaAdminClient, plans: Iterable[TopicPlan], found: Mapping[str, _Found]) -> list[str]:
+    lines = []
+    for plan in plans:
+        if plan.name not in found:
+            continue
+        changes = {
+            setting.name: setting.value
+            for setting in plan.settings
+            if found[plan.name].settings.get(setting.name) != setting.value
+        }
+        if changes:
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, plan.name, changes)])
+            lines.append(f"{plan.name}: set " + ", ".join(f"{name}={value}" for name, value in changes.items()))
+    return lines
+
+
+def _differences(settings: Settings, plan: TopicPlan, found: _Found | None, *, only_needed: bool = False) -> list[str]:
+    """A line for each way in which a topic is not as planned; a missing one differs in nothing."""
+    if found is None:
+        return []
+    lines = []
+    kafka = settings.kafka
+    if found.partitions != kafka.partitions:
+        lines.append(
+            f"{plan.name}: has {found.partitions} partitions, and the settings say {kafka.partitions}; set "
+            f"kafka.partitions = {found.partitions}, or name another topic in kafka.topics"
+        )
+    if found.replicas < kafka.replication_factor and not only_needed:
+        lines.append(
+            f"{plan.name}: has {found.replicas} replicas, and the settings say {kafka.replication_factor}; reassign "
+            f"its partitions, or set kafka.replication_factor = {found.replicas}"
+        )
+    for setting in plan.settings:
+        value = found.settings.get(setting.name)
+        if setting.is_needed_and_unlike(value) if only_needed else value != setting.value:
+            lines.append(f"{plan.name}: {setting.name} is {value}, and should be {setting.wanted}")
+    return lines
+
+
+def _complaint(lines: list[str]) -> str:
+    return (
+        "existing topics differ from the settings:\n  "
+        + "\n  ".join(lines)
+        + "\n`streamgru topics create --alter` changes all of this but partitions and replicas; or change the settings"
+    )

@@ -1,0 +1,44 @@
+"""How MLflow describes a training set: a version of the history table, and the Kafka offsets up to which it reads.
+
+Imported by ``pipeline.registry.versions`` while it logs a run, and by nobody else: it makes MLflow load.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import polars as pl
+from mlflow.data.dataset_source import DatasetSource
+
+from pipeline.registry.training_set import TrainingSet
+
+
+@dataclass(frozen=True)
+class HistorySource(DatasetSource):  # type: ignore[misc]  # MLflow ships no types
+    """Where a training set came from; ``load`` reads it again."""
+
+    training_set: TrainingSet
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "streamgru_history"
+
+    def load(self) -> pl.LazyFrame:
+        """The history table as it was."""
+        return pl.scan_delta(self.training_set.table, version=self.training_set.version)
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return isinstance(raw_source, TrainingSet)
+
+    @classmethod
+    def _resolve(cls, raw_source: TrainingSet) -> Self:
+        return cls(raw_source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is stored with the run."""
+        return asdict(self.training_set)
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[Any, Any]) -> Self:
+        """The source that ``to_dict`` described."""
+        return cls(TrainingSet(**source_dict))

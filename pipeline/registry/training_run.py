@@ -1,0 +1,183 @@
+"""A run in MLflow while it is written: parameters, curves, plots, the training set, and the version it ends in."""
+
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from model.artefact import CONFIG_FILE
+from pipeline.errors import RegistryError
+from pipeline.registry.bundle import bundle_artefact, pip_requirements
+from pipeline.registry.mlflow_session import MlflowSession, mlflow_error
+from pipeline.registry.training_set import TrainingSet
+from pipeline.registry.versions import ARTEFACT, SCORE_PREFIX, logger
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METRICS_PER_CALL: Final = 1_000  # more are refused
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run that has begun; made by ``training_run``. ``url`` is its page."""
+
+    session: MlflowSession
+    id: str
+    url: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """What the run was started with."""
+        with self._talking("logging parameters") as client:
+            from mlflow.entities import Param
+
+            client.log_batch(self.id, params=[Param(key, str(value)) for key, value in params.items()])
+
+    def log_curves(self, curves: Mapping[str, Mapping[int, float]]) -> None:
+        """Metrics by name: a value per step, which is an epoch or a step of the horizon."""
+        now_ms = int(time.time() * 1_000)
+        with self._talking("logging metrics") as client:
+            from mlflow.entities import Metric
+
+            metrics = [
+                Metric(name, float(value), now_ms, step)
+                for name, curve in curves.items()
+                for step, value in curve.items()
+            ]
+            for start in range(0, len(metrics), METRICS_PER_CALL):
+                client.log_batch(self.id, metrics=metrics[start : start + METRICS_PER_CALL])
+
+    def log_figure(self, figure: "Figure", file_name: str) -> None:
+        """A plot, among the run's artifacts."""
+        with self._talking("logging a plot") as client:
+            client.log_figure(self.id, figure, file_name)
+
+    def log_training_set(self, training_set: TrainingSet) -> None:
+        """The data set, by version of the history table and Kafka offsets."""
+        with self._talking("logging the data set") as client:
+            from mlflow.data.meta_dataset import MetaDataset
+            from mlflow.entities import DatasetInput, InputTag
+
+            from pipeline.registry.history_source import HistorySource
+
+            described = MetaDataset(HistorySource(training_set), name=f"history@{training_set.version}")
+            entity = described._to_mlflow_entity()
+            client.log_inputs(self.id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+            client.set_tag(self.id, "history.version", str(training_set.version))
+            client.set_tag(self.id, "history.next_offsets", json.dumps(training_set.next_offsets))
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run."""
+        with self._talking("tagging a run") as client:
+            for key, value in tags.items():
+                client.set_tag(self.id, key, value)
+
+    def register(self, artefact: Path, scores: Mapping[str, float], tags: Mapping[str, str]) -> int:
+        """Log an artefact of ``model.artefact.save_artefact`` as a pyfunc, and make it the next version of the model.
+
+        ``scores`` become the version's metrics in ``streamgru models``, and, like ``tags``, tags on its page.
+        """
+        name = self.session.model_name
+        with (
+            tempfile.TemporaryDirectory(prefix="streamgru-") as folder,
+            self._talking("registering a version") as client,
+        ):
+            import mlflow
+
+            bundle = bundle_artefact(artefact, Path(folder) / ARTEFACT)
+            config = json.loads((bundle / CONFIG_FILE).read_text(encoding="utf-8"))
+            with warnings.catch_warnings(), mlflow.start_run(run_id=self.id):
+                # That no input example is given; the signature says what goes in.
+                warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
+                logged = mlflow.pyfunc.log_model(
+                    name=ARTEFACT,
+                    python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                    artifacts={ARTEFACT: str(bundle)},
+                    pip_requirements=pip_requirements(),
+                    signature=_signature(config["features"], config["quantiles"]),
+                    metadata={"streamgru": config},
+                )
+            client.update_run(self.id, status="RUNNING")  # leaving start_run ended it, and more is to be logged
+            try:
+                client.create_registered_model(name)
+            except mlflow_error() as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            made = client.create_model_version(
+                name,
+                logged.model_uri,
+                run_id=self.id,
+                tags={f"{SCORE_PREFIX}{key}": f"{value:.6g}" for key, value in scores.items()} | dict(tags),
+                model_id=logged.model_id,
+                await_creation_for=None,  # the server has made it when it answers
+            )
+        return int(made.version)
+
+    def _talking(self, what: str) -> Any:
+        return self.session.talking(what, patient=True)
+
+
+@contextmanager
+def training_run(settings: Settings, name: str, tags: Mapping[str, str]) -> Iterator[TrainingRun]:
+    """A run in the experiment named like the model; it ends as failed where the block raises.
+
+    Raises:
+        RegistryUnreachable: MLflow does not answer.
+    """
+    session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
+    with session.talking("starting a run", patient=True) as client:
+        experiment = client.get_experiment_by_name(settings.model_name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(settings.model_name)
+        run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
+    url = f"{session.uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    try:
+        yield TrainingRun(session, run_id, url)
+    except BaseException:
+        try:
+            _end(session, run_id, "FAILED")
+        except RegistryError as error:
+            logger.warning("the failed run %s stays open in MLflow: %s", run_id, error)
+        raise
+    _end(session, run_id, "FINISHED")
+
+
+def last_trained(settings: Settings) -> datetime | None:
+    """When a training run last ended well; none where none ever did.
+
+    Raises:
+        RegistryUnreachable: MLflow does not answer.
+    """
+    session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
+    with session.talking("looking up the last training run") as client:
+        experiment = client.get_experiment_by_name(settings.model_name)
+        if experiment is None:
+            return None
+        found = client.search_runs(
+            [experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=1, order_by=["end_time DESC"]
+        )
+    return datetime.fromtimestamp(found[0].info.end_time / 1_000, UTC) if found else None
+
+
+def _end(session: MlflowSession, run_id: str, status: str) -> None:
+    with session.talking("ending a run", patient=True) as client:
+        client.set_terminated(run_id, status)
+
+
+def _signature(features: Sequence[str], quantiles: Sequence[float]) -> Any:
+    """Columns in and out. MLflow's own date-time refuses zones and its double refuses integers: the model converts."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, Schema
+
+    inputs = [ColSpec("string", "sensor_id"), ColSpec(AnyType(), "timestamp")]
+    inputs += [ColSpec(AnyType(), feature, required=False) for feature in features]
+    outputs = [ColSpec("string", "sensor_id"), ColSpec("datetime", "issued_at"), ColSpec("string", "target")]
+    outputs += [ColSpec("long", "step"), ColSpec("datetime", "timestamp")]
+    outputs += [ColSpec("double", str(level)) for level in quantiles]
+    return ModelSignature(Schema(inputs), Schema(outputs))
