@@ -58,7 +58,7 @@ class Child:
 
 
 class Children:
-    """Starts commands, and ends at the latest in ``stop`` what still runs; they also end where this process is killed."""
+    """Starts commands, and ends at the latest in ``stop`` what still runs. Killing this process ends them, too."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
