@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -115,9 +116,10 @@ class ForecasterSettings(_Section):
     rewarm_max_readings: int = Field(
         default=2_000_000, ge=1, description="readings re-read per partition at most to rebuild or re-warm states"
     )
-    # By default each up to the transaction's lies below the next: a producer gives a batch up before the group gives up
-    # its forecaster, and a successor waits for what that left open no longer than transaction_timeout_s. The commit's
-    # is apart: it ends a process whose client does not come back.
+    # Each lies below the next (``_timeouts_are_ordered``). A producer gives a batch up before the group gives up its
+    # forecaster; the group gives it up, and a successor begins, before the brokers abort what it left open, for which
+    # the successor waits no longer than transaction_timeout_s; and no transaction outlives the poll it came from. The
+    # commit's is apart: it ends a process whose client does not come back.
     request_timeout_s: float = Field(default=3.0, gt=0)
     delivery_timeout_s: float = Field(default=4.0, gt=0)
     session_timeout_s: float = Field(default=6.0, ge=6.0, description="brokers refuse less than 6 s by default")
@@ -127,12 +129,19 @@ class ForecasterSettings(_Section):
 
     @model_validator(mode="after")
     def _timeouts_are_ordered(self) -> Self:
-        order = (self.request_timeout_s, self.delivery_timeout_s, self.transaction_timeout_s, self.poll_interval_s)
-        if list(order) != sorted(set(order)):
-            raise ValueError(
-                "timeouts must rise in this order: request_timeout_s < delivery_timeout_s < transaction_timeout_s "
-                f"< poll_interval_s, and are {order}"
-            )
+        order = {
+            "request_timeout_s": self.request_timeout_s,
+            "delivery_timeout_s": self.delivery_timeout_s,
+            "session_timeout_s": self.session_timeout_s,
+            "transaction_timeout_s": self.transaction_timeout_s,
+            "poll_interval_s": self.poll_interval_s,
+        }
+        for (earlier, lower), (later, higher) in pairwise(order.items()):
+            if lower >= higher:
+                raise ValueError(
+                    f"{earlier} ({lower:g}) must be below {later} ({higher:g}): timeouts must rise in this order, "
+                    f"{' < '.join(order)}"
+                )
         return self
 
 

@@ -78,9 +78,9 @@ def chaos_settings(home: Path, size: Size, kafka_port: int) -> Settings:
             "max_batch_readings": 500,
             "request_timeout_s": 2.0,
             "delivery_timeout_s": 3.0,
-            "transaction_timeout_s": 4.0,
-            "poll_interval_s": 5.0,
             "session_timeout_s": 6.0,
+            "transaction_timeout_s": 6.5,
+            "poll_interval_s": 7.0,
             "commit_timeout_s": 15.0,
         },
     )

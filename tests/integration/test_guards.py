@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
-from pydantic import ValidationError
 
 from deploy.stack import Stack
 from pipeline.audit.topic_logs import committed_offsets
@@ -23,7 +22,7 @@ from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Recor
 from pipeline.forecaster.watchdog import EXIT_CODE, Watchdog
 from pipeline.kafka.clients import make_consumer, make_producer
 from pipeline.kafka.topics import ensure_topics
-from pipeline.settings import ForecasterSettings, Settings
+from pipeline.settings import Settings
 from tests.chaos.fleet import Fleet
 from tests.chaos.gauge import STOP
 from tests.conftest import SettingsFactory
@@ -179,7 +178,7 @@ def overtake(settings: Settings, champion: FolderChampion) -> None:
 
 @pytest.fixture
 def impatient(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
-    """A forecaster that is put out of its group when it has not polled for 2 s."""
+    """A forecaster that is put out of its group when it has not polled for 7 s."""
     settings = fresh_settings(
         features=["a"],
         targets=["a"],
@@ -187,8 +186,8 @@ def impatient(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
         forecaster={
             "request_timeout_s": 0.8,
             "delivery_timeout_s": 1.0,
-            "transaction_timeout_s": 1.5,
-            "poll_interval_s": 2.0,
+            "transaction_timeout_s": 6.5,
+            "poll_interval_s": 7.0,
         },
     )
     ensure_topics(settings)
@@ -413,8 +412,9 @@ def test_without_read_committed_they_are(
 def test_timeouts_reach_the_clients_in_their_order(one_partition: Settings) -> None:
     """A batch gives up before its transaction does, or a transaction could end without the batch's fate known."""
     producer = make_producer(one_partition, transactional_id="order")
-    config = producer.config
-    assert config["request_timeout_ms"] < config["delivery_timeout_ms"] < config["transaction_timeout_ms"]
+    consumer = make_consumer(one_partition, group_id="order")
+    ours, groups = producer.config, consumer.config
+    assert ours["request_timeout_ms"] < ours["delivery_timeout_ms"] < groups["session_timeout_ms"]
+    assert groups["session_timeout_ms"] < ours["transaction_timeout_ms"] < groups["max_poll_interval_ms"]
     producer.close()
-    with pytest.raises(ValidationError, match="timeouts must rise in this order"):
-        ForecasterSettings(delivery_timeout_s=9.0, transaction_timeout_s=8.0)
+    consumer.close()
