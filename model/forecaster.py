@@ -3,7 +3,8 @@
 A forecast is ``level + scale * head``, in the sensor's own unit; ``head`` is the core's output plus a linear skip from
 the step's inputs and recent past, so that persistence and seasonal repetition need no learning by the recurrence.
 
-Letters: B sensors, T steps, D inputs of a step, K targets, Q quantiles, h horizon steps, L layers, H hidden.
+Letters: B sensors, T steps, S of them scored, D inputs of a step, K targets, Q quantiles, h horizon steps, L layers,
+H hidden.
 """
 
 from collections.abc import Sequence
@@ -102,19 +103,21 @@ class Forecaster(nn.Module):
         rows = self._rows
         return np.array([rows.get(sensor, UNKNOWN_SENSOR) for sensor in sensors], np.int64)
 
-    def unroll(self, x: Tensor, past: Tensor, rows: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Forecasts after each of T steps, and the state to carry on.
+    def unroll(
+        self, x: Tensor, past: Tensor, rows: Tensor, h: Tensor, scored: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Forecasts after ``scored``, S of the T steps, and the state to carry on after the last.
 
         Args:
             x: (B, T, D) of ``prepare``; past: (B, T, K·(R+P)) likewise; rows: (B,) of ``sensor_rows``;
                 h: (L, B, H), zeros for a state that begins here.
 
         Returns:
-            (B, T, K, Q, h) quantiles less the level, in scales; and h (L, B, H).
+            (B, S, K, Q, h) quantiles less the level, in scales; and h (L, B, H).
         """
         known = self.embedding(rows)[:, None].expand(-1, x.shape[1], -1)
         hidden, h = self.gru.unroll(torch.cat([x, known], dim=2), h)
-        return self.quantiles(hidden, x, past), h
+        return self.quantiles(hidden[:, scored], x[:, scored], past[:, scored]), h
 
     def quantiles(self, hidden: Tensor, x: Tensor, past: Tensor) -> Tensor:
         """(..., K, Q, h) from the last layer's hidden states (..., H) and the steps' inputs; they never cross."""

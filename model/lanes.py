@@ -1,6 +1,6 @@
 """How training walks through a data set: lanes of contiguous time, a chunk of steps at a time, a label at every step.
 
-Letters: B lanes, T steps of a chunk, D inputs of a step, K targets, h horizon steps.
+Letters: B lanes, T steps of a chunk, S of them scored, D inputs of a step, K targets, h horizon steps.
 """
 
 import itertools
@@ -43,8 +43,9 @@ class Chunk:
     x: Tensor  # (B, T, D)
     past: Tensor  # (B, T, K·(R+P))
     rows: Tensor  # (B,)
-    labels: Tensor  # (B, T, K, h) less the level, in scales; 0 where not valid
-    valid: Tensor  # (B, T, K, h) float, 1 where there is a label
+    scored: slice  # which S of the steps have their labels here
+    labels: Tensor  # (B, S, K, h) less the level, in scales; 0 where not valid
+    valid: Tensor  # (B, S, K, h) float, 1 where there is a label
     steps: int  # sensor steps that are not padding
 
     def to(self, device: torch.device) -> "Chunk":
@@ -53,25 +54,30 @@ class Chunk:
             self.x.to(device, non_blocking=True),
             self.past.to(device, non_blocking=True),
             self.rows.to(device, non_blocking=True),
+            self.scored,
             self.labels.to(device, non_blocking=True),
             self.valid.to(device, non_blocking=True),
             self.steps,
         )
 
 
-def chunks(lanes: list[Lane], steps: int) -> Iterator[Chunk]:
-    """Walks B lanes side by side, ``steps`` at a time; the caller carries the state from one chunk to the next."""
+def chunks(lanes: list[Lane], steps: int, stride: int = 1) -> Iterator[Chunk]:
+    """Walks B lanes side by side, ``steps`` at a time; the caller carries the state from one chunk to the next.
+
+    Every ``stride``-th step is scored, or the last one of a chunk that is shorter.
+    """
     longest = max(lane.hi - lane.lo for lane in lanes)
     for begin in range(0, longest, steps):
-        yield _chunk(lanes, begin, min(steps, longest - begin))
+        T = min(steps, longest - begin)
+        yield _chunk(lanes, begin, T, slice(min(stride, T) - 1, None, stride))
 
 
-def _chunk(lanes: list[Lane], begin: int, T: int) -> Chunk:
-    B = len(lanes)
+def _chunk(lanes: list[Lane], begin: int, T: int, scored: slice) -> Chunk:
+    B, S = len(lanes), len(range(T)[scored])
     config = lanes[0].prepared.past.config
     x = np.zeros((B, T, input_size(config)), np.float32)
     past = np.zeros((B, T, past_size(config)), np.float32)
-    labels = np.full((B, T, config.target_count, config.horizon_steps), np.nan, np.float32)
+    labels = np.full((B, S, config.target_count, config.horizon_steps), np.nan, np.float32)
     within = begin + np.arange(T)
     steps = 0
     for prepared in {id(lane.prepared): lane.prepared for lane in lanes}.values():
@@ -82,23 +88,28 @@ def _chunk(lanes: list[Lane], begin: int, T: int) -> Chunk:
         past[taken] = prepared.past_inputs(index[taken])
         steps += int(taken.sum())
     for row, lane in enumerate(lanes):
-        lo, hi = max(lane.lo + begin, lane.loss_from), min(lane.lo + begin + T, lane.hi)
-        if lo < hi:
-            at = lo - lane.lo - begin
-            labels[row, at : at + hi - lo] = scaled_labels(lane.prepared, lo, hi, lane.until_us)
+        steps_scored = lane.lo + begin + np.arange(T)[scored]
+        there = np.flatnonzero((steps_scored >= lane.loss_from) & (steps_scored < lane.hi))
+        if len(there):
+            lo, hi = int(steps_scored[there[0]]), int(steps_scored[there[-1]]) + 1
+            labels[row, there] = scaled_labels(lane.prepared, lo, hi, lane.until_us, scored.step)
     valid = ~np.isnan(labels)
     return Chunk(
         torch.from_numpy(x),
         torch.from_numpy(past),
         torch.tensor([lane.row for lane in lanes]),
+        scored,
         torch.from_numpy(np.where(valid, labels, np.float32(0.0))),
         torch.from_numpy(valid.astype(np.float32)),
         steps,
     )
 
 
-def scaled_labels(prepared: Prepared, lo: int, hi: int, until_us: int) -> NDArray[np.float64]:
-    """(hi-lo, K, h): what came true, less the level and in scales of the step of the forecast; NaN where none did."""
+def scaled_labels(prepared: Prepared, lo: int, hi: int, until_us: int, stride: int = 1) -> NDArray[np.float64]:
+    """(S, K, h) at every ``stride``-th step: what came true, less the level and in scales of that step.
+
+    NaN where nothing did.
+    """
     config = prepared.past.config
     sequences = prepared.sequences
     columns = list(config.target_indices)
@@ -107,9 +118,9 @@ def scaled_labels(prepared: Prepared, lo: int, hi: int, until_us: int) -> NDArra
         labels = sliding_window_view(sequences.values[lo + 1 : hi + h, columns], h, axis=0)
     else:
         labels = sequences.labels(lo, hi, np.arange(1, h + 1), columns, until_us)
-    scale = prepared.scale[lo:hi]
+    scale = prepared.scale[lo:hi:stride]
     unit = np.where(scale > SMALLEST_SCALE, scale, np.nan)  # a sensor that has been constant has nothing to learn from
-    return (labels - prepared.level[lo:hi, :, None]) / unit[:, :, None]
+    return (labels[::stride] - prepared.level[lo:hi:stride, :, None]) / unit[:, :, None]
 
 
 def _is_regular(sequences: Sequences, lo: int, hi: int, until_us: int) -> bool:

@@ -55,7 +55,7 @@ def _forecasts_along(forecaster: Forecaster, lanes: list[Lane], device: torch.de
         hidden = forecaster.gru.zeros(len(group))
         for chunk in chunks(group, VALIDATION_CHUNK_STEPS):
             there = chunk.to(device)
-            predicted, hidden = forecaster.unroll(there.x, there.past, there.rows, hidden)
+            predicted, hidden = forecaster.unroll(there.x, there.past, there.rows, hidden, there.scored)
             yield predicted, there
 
 

@@ -56,6 +56,9 @@ class TrainingOptions:
     dropout: float = 0.3
     batch_lanes: int = 64
     chunk_steps: int = 48  # steps that a gradient reaches back
+    # Horizon steps of a target that are worth one step's loss. Neighbouring steps share all but one of their labels, so
+    # that of a long horizon only some steps are scored; of up to twice as many labels, all.
+    labels_per_step: int = 96
     updates_per_epoch: int = 64  # an epoch is a number of updates: what counts is how many there are
     patience_epochs: int = 8
     averaging: float = 0.98  # per update, of the averaged weights that are validated and kept
@@ -184,6 +187,11 @@ class _Run:
             self._chunks = self._along_lanes()
         self._updates = 0
 
+    @property
+    def _stride(self) -> int:
+        """Of which steps the loss is taken."""
+        return max(1, self._forecaster.config.horizon_steps // self._options.labels_per_step)
+
     def train(self, began: float, report: Callable[[EpochReport], None] | None) -> list[EpochReport]:
         """Trains until the epochs, the budget or the patience (of which plain has no end) are used up.
 
@@ -243,7 +251,7 @@ class _Run:
         """Chunks to step through, for ever, and whether each begins from a zero state."""
         options = self._options
         for lanes in self._pool.passes(options.batch_lanes, options.chunk_steps, options.unknown_part):
-            for number, chunk in enumerate(chunks(lanes, options.chunk_steps)):
+            for number, chunk in enumerate(chunks(lanes, options.chunk_steps, self._stride)):
                 yield chunk, number == 0
 
     def _epoch(self, planned_updates: int, deadline: float) -> float:
@@ -270,7 +278,7 @@ class _Run:
             with torch.no_grad():
                 _, self._hidden = forecaster.unroll(chunk.x, chunk.past, chunk.rows, self._hidden)
             return None
-        predicted, hidden = forecaster.unroll(chunk.x, chunk.past, chunk.rows, self._hidden)
+        predicted, hidden = forecaster.unroll(chunk.x, chunk.past, chunk.rows, self._hidden, chunk.scored)
         self._hidden = hidden.detach()
         if self._plain:
             loss = squared_error(predicted[..., forecaster.config.median_index, :], chunk)

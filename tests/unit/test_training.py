@@ -250,6 +250,24 @@ def test_labels_of_lanes_follow_the_rule_and_end_with_the_training_part(keep: fl
             np.testing.assert_allclose(found, np.where(there, scaled, 0.0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.8])
+def test_a_stride_scores_some_of_the_same_steps_and_carries_the_same_state(keep: float) -> None:
+    data = sequences(keep=keep)
+    forecaster = Forecaster(replace(config(), sensors=data.sensors)).eval()
+    pool = LanePool(forecaster, forecaster.prepare(data), SPLIT.train_end_us, np.random.default_rng(0))
+    lanes = next(pool.passes(8, 24, 0.1))
+    h = forecaster.gru.zeros(len(lanes))
+    h_all = h
+    for few, every in zip(chunks(lanes, 48, 5), chunks(lanes, 48), strict=True):
+        assert torch.equal(few.labels, every.labels[:, few.scored])
+        assert torch.equal(few.valid, every.valid[:, few.scored])
+        with torch.no_grad():
+            some, h = forecaster.unroll(few.x, few.past, few.rows, h, few.scored)
+            full, h_all = forecaster.unroll(every.x, every.past, every.rows, h_all)
+        torch.testing.assert_close(some, full[:, few.scored])
+        assert torch.equal(h, h_all)
+
+
 def test_some_lanes_are_newborn_and_some_hide_their_sensor() -> None:
     data = sequences()
     forecaster = Forecaster(replace(config(), sensors=data.sensors))
