@@ -19,7 +19,7 @@ from flows.progress import Progress, tell
 from flows.retrain_report import RetrainReport, epoch_curves, horizon_curves, publish, summarise
 from flows.run_settings import load_run_settings
 from model.artefact import save_artefact
-from model.backtest import Persistence, Scores, SeasonalNaive, backtest, model_predictor, seasonal_scale
+from model.backtest import Scores, SeasonalNaive, backtest, baselines, model_predictor, seasonal_scale
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
@@ -216,16 +216,15 @@ def _train(config: ModelConfig, options: TrainingOptions, data: _Data, initial: 
 
 
 def _back_test(forecaster: Forecaster, champion: _Champion | None, data: _Data) -> dict[str, Scores]:
-    """Scores on the held-out tail by name. The naive forecasts may know all that came before it."""
+    """Scores on the held-out tail by name. The baselines may know all that came before it."""
     config, sequences, tail_us = forecaster.config, data.sequences, data.split.validation_end_us
-    naive = [kind(config).fit(sequences, tail_us) for kind in (SeasonalNaive, Persistence)]
     models = [model_predictor(forecaster, CHALLENGER)]
     if champion is not None and champion.forecaster is not None:
         models.append(model_predictor(champion.forecaster, CHAMPION))
     scale = seasonal_scale(sequences, config, tail_us)
     tell(Progress("back-testing", 0.0))
     with _long_enough(data.training_set, config.horizon_steps):
-        scores = backtest([*models, *naive], sequences, config, tail_us, scale=scale)
+        scores = backtest([*models, *baselines(config, sequences, tail_us)], sequences, config, tail_us, scale=scale)
     tell(Progress("back-testing", 1.0, 1.0))
     return scores
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from prefect.artifacts import create_markdown_artifact
 
+from model.autoregression import Autoregression
 from model.baselines import Persistence, SeasonalNaive
 from model.metrics import Metric, Scores
 from model.training import EpochReport
@@ -19,6 +20,7 @@ SCORED: Final[tuple[Metric, ...]] = ("pinball", "mae", "mse", "coverage")
 NAMES: Final = {
     CHALLENGER: "challenger",
     CHAMPION: "champion",
+    Autoregression.name: "rls",
     SeasonalNaive.name: "naive",
     Persistence.name: "persistence",
 }

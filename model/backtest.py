@@ -15,6 +15,7 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from .autoregression import Autoregression
 from .baselines import Persistence, SeasonalNaive, seasonal_scale
 from .config import ModelConfig
 from .metrics import Metric, Scores
@@ -22,6 +23,7 @@ from .predictor import Shown, model_predictor
 from .sequences import Sequences
 
 __all__ = [
+    "Autoregression",
     "Leak",
     "Metric",
     "Persistence",
@@ -32,6 +34,7 @@ __all__ = [
     "TogetherPredictor",
     "assert_causal",
     "backtest",
+    "baselines",
     "model_predictor",
     "seasonal_scale",
 ]
@@ -65,6 +68,12 @@ class TogetherPredictor(Protocol):
 
     def forecasts_together(self, shown: Sequence[Shown]) -> list[Floats]:
         """As ``forecasts``, for a stretch of each of several sensors."""
+
+
+def baselines(config: ModelConfig, sequences: Sequences, until_us: int) -> list[Predictor]:
+    """What every model is scored beside; they may know all that came before ``until_us``."""
+    kinds = (Autoregression, SeasonalNaive, Persistence)
+    return [kind(config).fit(sequences, until_us) for kind in kinds]
 
 
 def backtest(

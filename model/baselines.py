@@ -43,7 +43,6 @@ class NaiveForecast(ABC):
         sensors = range(len(sequences.sensors))
         columns = sequences.columns(self._config.targets)
         limit = min(_FIT_STEPS_PER_SENSOR, max(_FIT_BLOCK_STEPS, _FIT_STEPS // max(len(sensors), 1)))
-        means = []
         for sensor in sensors:
             lo, hi = sequences.span(sensor, None, until_us)
             residuals = [
@@ -52,11 +51,9 @@ class NaiveForecast(ABC):
             ]
             if residuals:
                 self._offsets[sequences.sensors[sensor]] = self._around_median(np.concatenate(residuals))
-                means.append([_finite_mean(sequences.values[lo:hi, column]) for column in columns])
-        if means:
+        if self._offsets:
             self._unknown_offsets = np.mean(list(self._offsets.values()), axis=0)
-            self._level = np.array([_finite_mean(column) for column in np.array(means).T])
-        self._level = np.nan_to_num(self._level)
+        self._level = mean_levels(sequences, self._config, until_us)
         return self
 
     def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
@@ -126,6 +123,15 @@ class SeasonalNaive(NaiveForecast):
         columns = sequences.columns(self._config.targets)
         seasonal = sequences.values_at(index, columns)[:, :, self._lag_of_horizon]
         return np.where(np.isnan(seasonal), self._last_values(sequences, lo, hi)[:, :, None], seasonal)
+
+
+def mean_levels(sequences: Sequences, config: ModelConfig, until_us: int) -> Floats:
+    """(K,): each target's mean over the sensors' means before ``until_us``, 0 where there is none."""
+    columns = sequences.columns(config.targets)
+    spans = [sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors))]
+    means = np.array([[_finite_mean(sequences.values[lo:hi, column]) for lo, hi in spans] for column in columns])
+    levels: Floats = np.nan_to_num(np.array([_finite_mean(row) for row in means]))
+    return levels
 
 
 def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> Floats:

@@ -1,4 +1,4 @@
-"""``streamgru backtest``: how good a model is on data of your own, beside the naive forecasts."""
+"""``streamgru backtest``: how good a model is on data of your own, beside baselines."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,8 +64,9 @@ def backtest(
 
     It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION, and the
     newest part begins no earlier than the readings end that it was chosen on. Every reading of the newest part is then
-    forecast from in turn, with the state carried, as in the stream, and scored beside persistence and the
-    seasonal-naive forecast on the same values. Features, targets, cadence and season are those of the settings.
+    forecast from in turn, with the state carried, as in the stream, and scored on the same values as baselines:
+    persistence, the seasonal-naive forecast, and an autoregression over 24 steps that recursive least squares fit anew
+    with every reading. Features, targets, cadence and season are those of the settings.
     """
     from rich.console import Console
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.backtest import Persistence, SeasonalNaive, backtest, model_predictor, seasonal_scale
+from model.backtest import backtest, baselines, model_predictor, seasonal_scale
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.metrics import METRICS, Scores
@@ -133,7 +133,7 @@ class Evaluation:
 
 
 def evaluate(forecaster: Forecaster, sequences: Sequences, split: Split, *, standardise: bool = False) -> Evaluation:
-    """Scores of a model and the naive forecasts on the test part; the latter may know all that came before it.
+    """Scores of a model and the baselines on the test part; the latter may know all that came before it.
 
     Scaled scores are in seasonal differences of each sensor or, to ``standardise``, in standard deviations of its
     training part.
@@ -143,8 +143,7 @@ def evaluate(forecaster: Forecaster, sequences: Sequences, split: Split, *, stan
     """
     config, test_us = forecaster.config, split.validation_end_us
     measure = standard_deviations if standardise else seasonal_scale
-    naive = [kind(config).fit(sequences, test_us) for kind in (SeasonalNaive, Persistence)]
-    predictors = [model_predictor(forecaster, MODEL), *naive]
+    predictors = [model_predictor(forecaster, MODEL), *baselines(config, sequences, test_us)]
     scale = measure(sequences, config, split.train_end_us)
     return Evaluation(forecaster, sequences, split, backtest(predictors, sequences, config, test_us, scale=scale))
 

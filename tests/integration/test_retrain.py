@@ -131,7 +131,7 @@ def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -
     assert registry.resolve(CHAMPION) == registry.resolve(CHALLENGER) == report.version == 1
     (info,) = registry.versions()
     assert info.metrics["pinball"] < info.metrics["pinball.naive"]
-    assert {"pinball", "mae", "mse", "coverage", "mae.naive", "pinball.persistence"} <= set(info.metrics)
+    assert {"pinball", "mae", "mse", "coverage", "mae.naive", "pinball.persistence", "pinball.rls"} <= set(info.metrics)
     assert "pinball.champion" not in info.metrics
     assert info.tags["gate.decision"] == "promoted"
     assert "seasonal-naive" in info.tags["gate.reason"]
@@ -159,7 +159,8 @@ def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -
         names = {task_run.name.rpartition("-")[0] for task_run in client.read_task_runs()}
     page = markdown_of(flow_run)
     assert report.decision.reason in page
-    assert "| seasonal naive |" in page
+    for baseline in ("seasonal naive", "persistence", "adaptive AR(24)"):
+        assert f"| {baseline} |" in page
     assert {"train", "back-test", "register"} <= names
 
 

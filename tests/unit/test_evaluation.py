@@ -104,7 +104,7 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
     result = CliRunner().invoke(backtest, [*layout, *options], obj=alone)
     assert result.exit_code == 0, result.output
-    for words in ("streamgru", "seasonal naive", "persistence", "pinball", "all"):
+    for words in ("streamgru", "adaptive AR(24)", "seasonal naive", "persistence", "pinball", "all"):
         assert words in result.output
     folder = settings.home / "backtests" / "wide-4"
     assert {file.name for file in folder.iterdir()} == {"scores.json", "scores.png", "forecasts.png", "loss.png"}
