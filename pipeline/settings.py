@@ -126,6 +126,11 @@ class ForecasterSettings(_Section):
     transaction_timeout_s: float = Field(default=8.0, gt=0)
     poll_interval_s: float = Field(default=60.0, gt=0)
     commit_timeout_s: float = Field(default=30.0, gt=0, description="a commit that hangs longer ends the process")
+    stuck_after_s: float = Field(
+        default=60.0, gt=0, description="work that waits so long without a commit is reported as stuck"
+    )
+    health_port: int | None = Field(default=None, ge=1, le=65_535, description="of GET /healthz and /readyz; none: off")
+    health_host: str = Field(default="127.0.0.1", description="where that listens; 0.0.0.0 for probes from outside")
 
     @model_validator(mode="after")
     def _timeouts_are_ordered(self) -> Self:

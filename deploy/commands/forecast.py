@@ -26,7 +26,13 @@ from deploy.context import Context
     "--max-idle",
     type=click.FloatRange(min=1.0),
     metavar="SECONDS",
-    help="End with an error when there are readings and no transaction for so long.",
+    help="End with an error when there are readings and no transaction for so long; being idle does not count.",
+)
+@click.option(
+    "--health-port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="Answer GET /healthz and /readyz there; by default forecaster.health_port of the settings, or not at all.",
 )
 @click.option(
     "--stats",
@@ -36,7 +42,12 @@ from deploy.context import Context
 )
 @click.pass_obj
 def forecast(
-    context: Context, instance: str | None, accept_loss: bool, max_idle: float | None, stats: Path | None
+    context: Context,
+    instance: str | None,
+    accept_loss: bool,
+    max_idle: float | None,
+    health_port: int | None,
+    stats: Path | None,
 ) -> None:
     """Forecast every reading as it arrives, until Ctrl-C or SIGTERM.
 
@@ -53,7 +64,7 @@ def forecast(
         settings,
         RegistryChampion(settings),
         claimed,
-        Options(accept_loss=accept_loss, max_idle_s=max_idle, stats=stats),
+        Options(accept_loss=accept_loss, max_idle_s=max_idle, stats=stats, health_port=health_port),
     )
 
     def stop(signum: int, frame: FrameType | None) -> None:

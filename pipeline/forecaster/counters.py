@@ -37,7 +37,7 @@ class Counters:
         """Take in the counts of a batch that was committed."""
         for name in ("readings", "accepted", "duplicates", "late", "ignored_features", "forecasts", "transactions"):
             setattr(self, name, getattr(self, name) + getattr(batch, name))
-        self.dead_letters += batch.dead_letters
+        self.dead_letters = self.dead_letters + batch.dead_letters  # another thread may be reading the one before
 
     def count_restored(self, sensors: int, rebuilt: Rebuilt, seconds: float) -> None:
         """Take in what restoring partitions came to."""
@@ -48,7 +48,7 @@ class Counters:
 
     def line(self) -> str:
         """All counts, as ``name=value``."""
-        content = self._content()
+        content = self.content()
         letters = content.pop("dead_letters")
         content["dead_letters"] = sum(letters.values())
         content |= {f"dead_letters.{reason}": count for reason, count in sorted(letters.items())}
@@ -57,10 +57,11 @@ class Counters:
     def write(self, path: Path) -> None:
         """Replace the file with the counts as JSON, whole or not at all."""
         partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(self._content()) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(self.content()) + "\n", encoding="utf-8")
         partial.replace(path)
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """All counts by name, ready for JSON; seconds since the start instead of its time."""
         content = asdict(self)
         content["uptime_s"] = round(time.time() - content.pop("started"), 1)
         for name in ("swap_pause_s", "restore_s"):

@@ -9,7 +9,7 @@ over.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,12 +19,14 @@ import torch
 from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
-from pipeline.errors import BrokerUnreachable, OffsetsLost, StreamgruError
+from pipeline.errors import BrokerUnreachable, OffsetsLost
 from pipeline.forecaster.champion import Candidate, ChampionSource, ChampionWatcher
 from pipeline.forecaster.changelog import Changelog
 from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Transport, Work
 from pipeline.forecaster.counters import Counters
+from pipeline.forecaster.health import HealthServer, describe
 from pipeline.forecaster.instance import Instance
+from pipeline.forecaster.lookout import Lookout, Pulse
 from pipeline.forecaster.membership import Rebalances, Standing, is_member
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.forecaster.partitions import Partitions, listed
@@ -42,6 +44,7 @@ logger = logging.getLogger("streamgru.forecaster")
 POLL_MS: Final = 200  # how long an idle loop waits for readings before it looks around: also the delay of a SIGTERM
 BUSY_POLL_MS: Final = 10  # likewise while there is other work
 REPORT_INTERVAL_S: Final = 10.0
+SHOW_INTERVAL_S: Final = 0.5  # how old what others see of the loop may be
 CHAMPION_WAIT_S: Final = 0.2
 # After a failure the loop waits this long before it connects again, doubled up to the limit with each further one.
 FIRST_RETRY_S: Final = 0.1
@@ -69,6 +72,7 @@ class Options:
     accept_loss: bool = False
     max_idle_s: float | None = None
     stats: Path | None = None
+    health_port: int | None = None
     reached: Callable[[str], None] = lambda point: None
 
 
@@ -95,9 +99,12 @@ class StreamForecaster:
         self._failures = 0
         self._retry_at = 0.0
         self._swap_began: float | None = None
-        self._started = self._progressed = self._reported = time.monotonic()
+        self._pulse = Pulse()
+        self._lookout: Lookout | None = None
+        self._started = self._reported = self._shown = time.monotonic()
         self._stopping = False
         self._stats_are_written = True
+        self._restored_up_to: dict[TopicPartition, int | None] = {}
         self._opened = ExitStack()
 
     def stop(self) -> None:
@@ -113,6 +120,11 @@ class StreamForecaster:
             StreamgruError: whatever else makes going on impossible; nothing is lost by any of them.
         """
         torch.set_num_threads(1)  # at these sizes more threads only take turns; forecasters scale by partitions
+        with ExitStack() as health:
+            self._answer_probes(health)
+            self._run()
+
+    def _run(self) -> None:
         check_topics(self._settings)
         watcher = ChampionWatcher(self._source, self._settings.forecaster.poll_alias_s)
         try:
@@ -132,6 +144,16 @@ class StreamForecaster:
             self._report()
             logger.info("stopped")
 
+    def _answer_probes(self, opened: ExitStack) -> None:
+        forecaster = self._settings.forecaster
+        port = self._options.health_port or forecaster.health_port
+        if port is not None:
+            server = HealthServer(
+                forecaster.health_host, port, lambda: describe(self._pulse, self._lookout, self.counters)
+            )
+            opened.callback(server.close)
+            logger.info("http://%s:%d/healthz and /readyz say how this forecaster is", forecaster.health_host, port)
+
     # --- start and end ------------------------------------------------------------------------------------------------
 
     def _first_champion(self, watcher: ChampionWatcher) -> Candidate | None:
@@ -147,6 +169,10 @@ class StreamForecaster:
         settings = self._settings
         self._watchdog = Watchdog(settings.forecaster.commit_timeout_s)
         self._close_at_the_end(self._watchdog.close)
+        limit_s = self._options.max_idle_s
+        self._lookout = Lookout(
+            settings, self._pulse, limit_s or settings.forecaster.stuck_after_s, is_fatal=limit_s is not None
+        )
         self._reader = read_fast(make_consumer(settings, client_id="streamgru-restore", auto_offset_reset="none"))
         self._close_at_the_end(self._reader.close)
         self._admin = make_admin(settings)
@@ -177,6 +203,8 @@ class StreamForecaster:
         self._consumer.subscribe([self._readings_topic], listener=self._rebalances)
         # Known before the first join, or that one assigns nothing and another must follow.
         partition_count(self._consumer, self._readings_topic)
+        self._lookout.start()
+        self._close_at_the_end(self._lookout.close)
         logger.info(
             "forecaster %s: version %d on cpu, group %s",
             self._instance.name,
@@ -215,6 +243,7 @@ class StreamForecaster:
         polled = self._poll()
         # At once: a moment later it may be another generation's, and this one's readings would pass as that one's.
         membership = self._consumer.group_metadata()
+        self._pulse.polled = time.monotonic()
         self._options.reached("polled")
         self._follow_group()
         self._mind_gaps(membership)
@@ -288,7 +317,7 @@ class StreamForecaster:
             logger.info("first forecasts %.1f s after the start", time.monotonic() - self._started)
         self.counters.add(batch.counts)
         self._failures = 0
-        self._progressed = time.monotonic()
+        self._pulse.progressed = self._pulse.committed = time.monotonic()
         if self._swap_began is not None:
             self.counters.swap_pause_s = time.monotonic() - self._swap_began
             logger.info(
@@ -330,11 +359,19 @@ class StreamForecaster:
             return
         if restored is None:
             self._options.reached("restoring")
+            self._mind_restoring()
             return
         for partition in restored.positions.keys() & self._partitions.positions.keys():
             self._succession.take(partition, self._serving, self._partitions.positions[partition])
         self.counters.count_restored(restored.sensors, restored.rebuilt, restored.seconds)
-        self._progressed = time.monotonic()
+        self._pulse.progressed = time.monotonic()
+
+    def _mind_restoring(self) -> None:
+        """A restore that gets on is progress: it may take longer than work may wait."""
+        read = _positions(self._reader)
+        if read != self._restored_up_to:
+            self._restored_up_to = read
+            self._pulse.progressed = time.monotonic()
 
     def _follow_champion(self) -> None:
         self._succession.advance(self._serving, self._partitions.positions)
@@ -362,27 +399,18 @@ class StreamForecaster:
         self._partitions.start_over(self._serving)
 
     def _look_around(self) -> None:
-        """Report, and end a process that has readings before it and does not get on with them."""
+        """Show what was done, report, and raise what the lookout found to make going on impossible."""
         now = time.monotonic()
+        if now - self._shown > SHOW_INTERVAL_S:
+            self._pulse.positions = self._partitions.read_up_to()
+            self._pulse.is_restoring = not self._partitions.are_served
+            self._pulse.sensors = len(self._serving.table)
+            self._shown = now
         if now - self._reported > REPORT_INTERVAL_S:
             self._report()
             self._reported = now
-        limit = self._options.max_idle_s
-        if limit is None or now - self._progressed < limit:
-            return
-        if self._partitions.are_served and not self._is_behind():
-            self._progressed = now  # idle, not stuck
-            return
-        raise StreamgruError(
-            f"no transaction for {limit:g} s (--max-idle) though there are readings to forecast: this process ends so "
-            "that another can take over. Nothing is lost; the log says what it was waiting for"
-        )
-
-    def _is_behind(self) -> bool:
-        positions = self._partitions.positions
-        with translated(f"looking up the ends of {self._readings_topic}", self._settings):
-            ends = self._reader.end_offsets([TopicPartition(self._readings_topic, number) for number in positions])
-        return any(ends[where] > positions[where.partition] for where in ends)
+        if self._lookout is not None and self._lookout.failure is not None:
+            raise self._lookout.failure
 
     def _report(self) -> None:
         logger.info("counts: %s", self.counters.line())
@@ -401,6 +429,12 @@ class StreamForecaster:
 def retry_wait_s(failures: int) -> float:
     """How long to wait after so many failures in a row, at least one."""
     return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
+
+
+def _positions(reader: KafkaConsumer) -> dict[TopicPartition, int | None]:
+    with suppress(client_errors.KafkaError):
+        return {where: reader.position(where, timeout_ms=0) for where in reader.assignment()}
+    return {}
 
 
 def _fetch_bytes(settings: Settings) -> int:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Final
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 
 from pipeline.forecaster.changelog import Changelog, Restored
 from pipeline.forecaster.serving import Serving
@@ -89,6 +90,15 @@ class Partitions:
             self._serve(restored)
             return restored
         return None
+
+    def read_up_to(self) -> dict[int, int]:
+        """Of those served: where the client reads on, behind markers of transactions that it never hands out."""
+        found = dict(self.positions)
+        for partition in self.positions:
+            with suppress(*_NOT_ASSIGNED, KafkaError):
+                position = self._consumer.position(TopicPartition(self._topic, partition), timeout_ms=0)
+                found[partition] = max(found[partition], position or 0)
+        return found
 
     def start_over(self, serving: Serving) -> None:
         """Forget all states; every partition is to be restored again."""

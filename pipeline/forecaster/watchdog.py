@@ -19,7 +19,8 @@ CHECK_INTERVAL_S: Final = 0.5
 _OVERDUE_CHECKS: Final = 2
 
 
-def _end_process(message: str) -> None:
+def end_process(message: str) -> None:
+    """Print the message and exit with ``EXIT_CODE``, from whichever thread and whatever the others do."""
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
     os._exit(EXIT_CODE)  # an exception would never reach the thread that hangs
@@ -34,7 +35,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, limit_s: float, end: Callable[[str], None] = _end_process, check_interval_s: float = CHECK_INTERVAL_S
+        self, limit_s: float, end: Callable[[str], None] = end_process, check_interval_s: float = CHECK_INTERVAL_S
     ) -> None:
         self._limit_s = limit_s
         self._end = end

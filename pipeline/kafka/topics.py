@@ -5,6 +5,7 @@ number. A partition count cannot be changed afterwards: sensors would move to ot
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -140,16 +141,22 @@ def ensure_topics(settings: Settings, *, alter: bool = False) -> list[str]:
     ]
 
 
-def check_topics(settings: Settings) -> None:
+def check_topics(settings: Settings, admin: KafkaAdminClient | None = None) -> None:
     """Returns if the stream can work on these topics; what is merely other than planned (retention, say) is let pass.
+
+    Args:
+        settings: what the topics have to be like.
+        admin: asks; by default a client made for this.
 
     Raises:
         TopicError: topics are missing, or differ in a way that would lose or misplace records. Names every difference.
         BrokerUnreachable: no broker answers.
     """
     plans = plan_topics(settings)
-    with make_admin(settings) as admin, translated("checking the topics", settings):
-        found = _find(admin, plans)
+    with ExitStack() as opened:
+        asking = admin or opened.enter_context(make_admin(settings))
+        with translated("checking the topics", settings):
+            found = _find(asking, plans)
     missing = [plan.name for plan in plans if plan.name not in found]
     if missing:
         plural = "s do" if len(missing) > 1 else " does"

@@ -70,6 +70,17 @@ def test_the_compose_broker_goes_by_the_embedded_one_s_reasons() -> None:
         assert str(environment["KAFKA_" + key.upper().replace(".", "_")]) == str(embedded[key])
 
 
+def test_the_probes_ask_where_the_forecaster_answers() -> None:
+    forecaster = load_settings(DEPLOY / "kubernetes" / "settings.toml").forecaster
+    manifest = next(yaml.safe_load_all((DEPLOY / "kubernetes" / "forecaster.yaml").read_text()))
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    assert container["ports"] == [{"name": "health", "containerPort": forecaster.health_port}]
+    assert forecaster.health_host == "0.0.0.0"
+    probes = {name: container[name]["httpGet"] for name in ("livenessProbe", "readinessProbe")}
+    assert {probe["port"] for probe in probes.values()} == {"health"}
+    assert (probes["livenessProbe"]["path"], probes["readinessProbe"]["path"]) == ("/healthz", "/readyz")
+
+
 def test_the_kustomization_lists_every_manifest() -> None:
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
     assert set(kustomization["resources"]) == {path.name for path in MANIFESTS} - {"kustomization.yaml"}

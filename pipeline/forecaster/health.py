@@ -1,0 +1,76 @@
+"""Answers over HTTP how a forecaster is, for Kubernetes' probes and for people.
+
+``GET /healthz`` answers 200 unless the forecaster is stuck (503: start it again), ``GET /readyz`` answers 200 only
+while it serves, and both carry the same JSON.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from pipeline.errors import StreamgruError
+from pipeline.forecaster.counters import Counters
+from pipeline.forecaster.lookout import Lookout, Pulse, State
+
+
+def describe(pulse: Pulse, lookout: Lookout | None, counters: Counters) -> dict[str, Any]:
+    """What both paths answer with: ``lookout`` is none until the forecaster has connected."""
+    now = time.monotonic()
+    state = State.STARTING if lookout is None else lookout.state
+    return {
+        "state": state.value,
+        "trouble": "" if lookout is None else lookout.trouble,
+        "since_poll_s": None if pulse.polled is None else round(now - pulse.polled, 3),
+        "since_commit_s": None if pulse.committed is None else round(now - pulse.committed, 3),
+        "lag": {} if lookout is None else {str(number): lag for number, lag in lookout.lag.items()},
+        "sensors": pulse.sensors,
+        "model_version": counters.model_version,
+        "counters": counters.content(),
+    }
+
+
+class HealthServer:
+    """Serves ``report()`` until ``close``.
+
+    Raises:
+        StreamgruError: the port cannot be had.
+    """
+
+    def __init__(self, host: str, port: int, report: Callable[[], dict[str, Any]]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 5  # seconds: whoever connects and says nothing holds a thread no longer
+
+            def do_GET(self) -> None:
+                if self.path not in ("/healthz", "/readyz"):
+                    self.send_error(404, "there are /healthz and /readyz")
+                    return
+                content = report()
+                state = content["state"]
+                good = state == State.SERVING if self.path == "/readyz" else state != State.STUCK
+                body = json.dumps(content).encode() + b"\n"
+                self.send_response(200 if good else 503)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """A probe every few seconds would bury the log."""
+
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except OSError as error:
+            raise StreamgruError(
+                f"the health endpoint cannot listen on {host}:{port}: {error.strerror or error}; choose another port "
+                "(--health-port, forecaster.health_port)"
+            ) from error
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()

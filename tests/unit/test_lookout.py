@@ -1,0 +1,66 @@
+"""What a look tells of a forecaster: idle, behind, stuck, or waiting."""
+
+import pytest
+
+from pipeline.forecaster.lookout import Judge, Pulse, State, lag_of
+
+LIMIT_S = 10.0
+POLL_INTERVAL_S = 60.0
+
+
+def pulse(position: int = 0, *, progressed: float = 0.0, polled: float | None = 0.0, restoring: bool = False) -> Pulse:
+    return Pulse(progressed, polled, None, {0: position}, restoring)
+
+
+def judge() -> Judge:
+    return Judge(LIMIT_S, POLL_INTERVAL_S)
+
+
+def test_nothing_polled_yet_is_starting() -> None:
+    assert judge().state(pulse(polled=None), {0: 5}, 100.0) is State.STARTING
+
+
+def test_nothing_to_do_is_serving_for_ever() -> None:
+    looking = judge()
+    assert {looking.state(pulse(5, polled=now), {0: 5}, now) for now in (0.0, 50.0, 5_000.0)} == {State.SERVING}
+
+
+def test_one_look_that_finds_work_after_a_long_silence_is_not_enough() -> None:
+    """The reading has only just arrived: the forecaster had nothing to do before."""
+    looking = judge()
+    assert looking.state(pulse(5, polled=990.0), {0: 5}, 990.0) is State.SERVING
+    assert looking.state(pulse(5, polled=1_000.0), {0: 6}, 1_000.0) is State.SERVING
+    assert looking.state(pulse(5, polled=1_009.0), {0: 6}, 1_009.0) is State.SERVING
+    assert looking.state(pulse(5, polled=1_010.0), {0: 6}, 1_010.0) is State.STUCK
+
+
+def test_work_that_was_done_in_between_begins_the_count_anew() -> None:
+    looking = judge()
+    assert looking.state(pulse(5, polled=0.0), {0: 6}, 0.0) is State.SERVING
+    assert looking.state(pulse(6, polled=8.0), {0: 6}, 8.0) is State.SERVING
+    assert looking.state(pulse(6, polled=12.0), {0: 7}, 12.0) is State.SERVING
+    assert looking.state(pulse(6, polled=21.0), {0: 7}, 21.0) is State.SERVING
+
+
+@pytest.mark.parametrize("restoring", [False, True])
+def test_who_gets_on_is_not_stuck_however_far_behind(restoring: bool) -> None:
+    looking = judge()
+    expected = State.RESTORING if restoring else State.SERVING
+    for now in (0.0, 20.0, 40.0):
+        assert looking.state(pulse(5, progressed=now - 1, polled=now, restoring=restoring), {0: 10**6}, now) is expected
+    assert looking.state(pulse(5, progressed=39.0, polled=49.0, restoring=restoring), {0: 10**6}, 49.0) is State.STUCK
+
+
+def test_a_broker_that_is_away_is_waited_for() -> None:
+    looking = judge()
+    assert looking.state(pulse(5), {0: 6}, 0.0) is State.SERVING
+    assert looking.state(pulse(5), None, 500.0) is State.WAITING
+    assert looking.state(pulse(5, polled=501.0), {0: 6}, 501.0) is State.SERVING
+
+
+def test_a_loop_that_does_not_turn_is_stuck_whatever_there_is_to_do() -> None:
+    assert judge().state(pulse(5, polled=0.0), {0: 5}, POLL_INTERVAL_S + 1) is State.STUCK
+
+
+def test_the_lag_is_of_what_is_served_here() -> None:
+    assert lag_of(Pulse(positions={3: 10, 1: 7}), {0: 99, 1: 7, 3: 12}) == {1: 0, 3: 2}
