@@ -99,10 +99,11 @@ def backtest(
         ValueError: there is nothing to score, or a forecast is not a finite number.
     """
     end_us = int(sequences.timestamp_us.max(initial=start_us)) + 1 if end_us is None else end_us
-    scale = seasonal_scale(sequences, config, start_us) if scale is None else scale
+    season = seasonal_scale(sequences, config, start_us)
+    scale = season if scale is None else scale
     h = config.horizon_steps
     scores = {
-        predictor.name: Scores.nothing_yet(sequences.sensors, config.targets, config.quantiles, scale, h)
+        predictor.name: Scores.nothing_yet(sequences.sensors, config.targets, config.quantiles, scale, h, season)
         for predictor in predictors
     }
     if len(scores) < len(predictors):

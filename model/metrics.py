@@ -1,6 +1,6 @@
 """Scores of quantile forecasts: how far the median is off, how good the quantiles are, how often intervals hold.
 
-Letters: S sensors, n forecasts, K targets, Q quantiles, h horizon steps.
+Letters: S sensors, n forecasts, K targets, Q quantiles, I intervals, h horizon steps.
 """
 
 from collections.abc import Sequence
@@ -11,24 +11,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Metric = Literal["mae", "mse", "pinball", "coverage", "width"]
+Metric = Literal["mse", "mae", "pinball", "mase", "crps", "coverage", "winkler", "width"]
 
 # The power of the sensor's unit that a metric is measured in: what dividing it by the sensor's scale takes.
-_UNIT_POWER: Final[dict[Metric, int]] = {"mae": 1, "mse": 2, "pinball": 1, "coverage": 0, "width": 1}
+_UNIT_POWER: Final[dict[Metric, int]] = {
+    "mse": 2,  # of the median
+    "mae": 1,  # likewise
+    "pinball": 1,
+    "mase": 0,  # mae over that of the seasonal-naive forecast before the test part (Hyndman and Koehler, 2006)
+    "crps": 1,
+    "coverage": 0,  # of the outermost interval
+    "winkler": 1,  # of the same: its width, and what lies outside (Winkler, 1972)
+    "width": 1,  # likewise
+}
 METRICS: Final[tuple[Metric, ...]] = tuple(_UNIT_POWER)
+_SUMMED: Final[tuple[Metric, ...]] = ("mse", "mae", "pinball", "crps", "winkler", "width")
+# From so many sensors on "the worst" are the worst tenth together: a single one is then bound to be odd by chance.
+_SENSORS_FOR_DECILE: Final = 20
 
 
-def pinball(forecasts: Floats, labels: Floats, quantiles: Sequence[float]) -> Floats:
-    """(n, K, h): the quantile loss, mean over quantiles (Koenker and Bassett, 1978), NaN where the label is.
+def quantile_losses(forecasts: Floats, labels: Floats, quantiles: Sequence[float]) -> Floats:
+    """(n, K, Q, h): the loss of each quantile (Koenker and Bassett, 1978), NaN where the label is.
 
     Args:
         forecasts: (n, K, Q, h); labels: (n, K, h).
     """
-    total = np.zeros(labels.shape)
-    for number, level in enumerate(quantiles):
-        under = labels - forecasts[:, :, number]
-        total += np.maximum(level * under, (level - 1.0) * under)
-    return total / len(quantiles)
+    levels = np.array(quantiles)[:, None]
+    under = labels[:, :, None] - forecasts
+    return np.maximum(levels * under, (levels - 1.0) * under)
+
+
+def crps_weights(quantiles: Sequence[float]) -> Floats:
+    """(Q,): of the quantiles' losses in the continuous ranked probability score, which sum to 2.
+
+    The score is twice the integral of the quantile loss over all levels from 0 to 1. Each quantile stands for the
+    levels nearest to it, so that the score of a median alone is the absolute error.
+    """
+    levels = np.array(quantiles)
+    edges = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2.0, [1.0]])
+    weights: Floats = 2.0 * np.diff(edges)
+    return weights
+
+
+def winkler(low: Floats, high: Floats, labels: Floats, nominal: float) -> Floats:
+    """The interval score: the width, plus 2 / (1 - ``nominal``) times how far the label lies outside."""
+    outside = np.maximum(low - labels, 0.0) + np.maximum(labels - high, 0.0)
+    score: Floats = high - low + outside * 2.0 / (1.0 - nominal)
+    return score
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often the interval between two quantiles held."""
+
+    nominal: float  # how often it should
+    overall: float
+    worst: float  # the mean of the sensors that are furthest off: the worst one, or tenth from 20 sensors on
+    worst_off: float  # how far off these are, the mean of |coverage - nominal|
 
 
 @dataclass(frozen=True)
@@ -42,19 +81,35 @@ class Scores:
     targets: tuple[str, ...]
     quantiles: tuple[float, ...]
     scale: Floats  # (S, K) by which errors are divided to compare sensors; positive
+    season: Floats  # (S, K) what the seasonal-naive forecast was off by before: the unit of ``mase``; positive
     count: NDArray[np.int64]  # (S, K, h) labels
     sums: dict[Metric, Floats]  # each (S, K, h), sensor units
+    inside: NDArray[np.int64]  # (S, K, I, h) labels in each interval, the outermost first
     below: NDArray[np.int64]  # (S, K, Q, h) labels at or below each quantile
 
     @classmethod
     def nothing_yet(
-        cls, sensors: tuple[str, ...], targets: tuple[str, ...], quantiles: tuple[float, ...], scale: Floats, h: int
+        cls,
+        sensors: tuple[str, ...],
+        targets: tuple[str, ...],
+        quantiles: tuple[float, ...],
+        scale: Floats,
+        h: int,
+        season: Floats | None = None,
     ) -> "Scores":
-        """Before the first forecast."""
-        shape = (len(sensors), len(targets), h)
-        sums = {metric: np.zeros(shape) for metric in METRICS}
-        below = np.zeros((*shape[:2], len(quantiles), h), np.int64)
-        return cls(sensors, targets, quantiles, scale, np.zeros(shape, np.int64), sums, below)
+        """Before the first forecast; ``season`` is the scale where it is not given."""
+        S, K, Q = len(sensors), len(targets), len(quantiles)
+        return cls(
+            sensors=sensors,
+            targets=targets,
+            quantiles=quantiles,
+            scale=scale,
+            season=scale if season is None else season,
+            count=np.zeros((S, K, h), np.int64),
+            sums={metric: np.zeros((S, K, h)) for metric in _SUMMED},
+            inside=np.zeros((S, K, max(Q // 2, 1), h), np.int64),
+            below=np.zeros((S, K, Q, h), np.int64),
+        )
 
     def add(self, sensor: int, forecasts: Floats, labels: Floats) -> None:
         """Count a sensor's ``forecasts`` (n, K, Q, h) against ``labels`` (n, K, h); NaN labels count nothing."""
@@ -64,9 +119,14 @@ class Scores:
         self.count[sensor] += known.sum(axis=0)
         self.sums["mae"][sensor] += np.nansum(np.abs(error), axis=0)
         self.sums["mse"][sensor] += np.nansum(error * error, axis=0)
-        self.sums["pinball"][sensor] += np.nansum(pinball(forecasts, labels, self.quantiles), axis=0)
-        self.sums["coverage"][sensor] += ((labels >= low) & (labels <= high)).sum(axis=0)
+        losses = np.nansum(quantile_losses(forecasts, labels, self.quantiles), axis=0)  # (K, Q, h)
+        self.sums["pinball"][sensor] += losses.mean(axis=1)
+        self.sums["crps"][sensor] += (losses * crps_weights(self.quantiles)[:, None]).sum(axis=1)
+        self.sums["winkler"][sensor] += np.nansum(winkler(low, high, labels, self.nominal_coverage), axis=0)
         self.sums["width"][sensor] += np.where(known, high - low, 0.0).sum(axis=0)
+        for number in range(self.inside.shape[2]):
+            low, high = forecasts[:, :, number], forecasts[:, :, -1 - number]
+            self.inside[sensor, :, number] += ((labels >= low) & (labels <= high)).sum(axis=0)
         self.below[sensor] += (labels[:, :, None] <= forecasts).sum(axis=0)
 
     @property
@@ -83,6 +143,10 @@ class Scores:
     def by_horizon(self, metric: Metric, *, scaled: bool = False) -> Floats:
         """(K, h): the mean over all labels of all sensors; in the targets' own units unless ``scaled``."""
         return _mean(self._sums(metric, scaled).sum(axis=0), self.count.sum(axis=0))
+
+    def pooled(self, metric: Metric) -> Floats:
+        """(h,): by horizon step, the scaled mean over all labels of all sensors and targets."""
+        return _mean(self._sums(metric, scaled=True).sum(axis=(0, 1)), self.count.sum(axis=(0, 1)))
 
     def by_sensor(self, metric: Metric, *, scaled: bool = True) -> Floats:
         """(S,): each sensor's mean over targets and horizon steps; NaN where it has no label."""
@@ -102,6 +166,22 @@ class Scores:
         """(K, Q): the share of labels at or below each quantile, which should be the quantile's level."""
         return _mean(self.below.sum(axis=(0, 3)), self.count.sum(axis=(0, 2))[:, None])
 
+    def intervals(self) -> list[Interval]:
+        """Of the intervals between quantiles equally far from both ends, the outermost first."""
+        labels = self.count.sum(axis=(1, 2))
+        found = []
+        for number in range(len(self.quantiles) // 2):
+            inside = self.inside[:, :, number].sum(axis=(1, 2))
+            nominal = self.quantiles[-1 - number] - self.quantiles[number]
+            coverage = _mean(inside, labels)[labels > 0]
+            off = np.abs(coverage - nominal)
+            worst = np.argsort(-off, kind="stable")[: len(off) // 10 if len(off) >= _SENSORS_FOR_DECILE else 1]
+            if not len(worst):
+                continue
+            overall = float(_mean(inside.sum(), labels.sum()))
+            found.append(Interval(nominal, overall, float(coverage[worst].mean()), float(off[worst].mean())))
+        return found
+
     def worst_sensors(self, metric: Metric = "pinball", limit: int = 5) -> list[tuple[str, float]]:
         """The sensors with the largest scaled mean, worst first; those without labels are left out."""
         means = self.by_sensor(metric)
@@ -109,9 +189,19 @@ class Scores:
         return [(self.sensors[i], float(means[i])) for i in order[:limit] if not np.isnan(means[i])]
 
     def _sums(self, metric: Metric, scaled: bool) -> Floats:
+        if metric == "coverage":
+            return self.inside[:, :, 0].astype(np.float64)
+        if metric == "mase":
+            return self.sums["mae"] / self.season[:, :, None]
         if not scaled:
             return self.sums[metric]
         return self.sums[metric] / self.scale[:, :, None] ** _UNIT_POWER[metric]
+
+
+def skill(ours: Scores, theirs: Scores, metric: Metric, horizon: int | None = None) -> float:
+    """By which part of theirs our mean is lower: 1 is perfect, 0 no better, negative worse; NaN where theirs is 0."""
+    reference = theirs.mean(metric, horizon=horizon)
+    return 1.0 - ours.mean(metric, horizon=horizon) / reference if reference else float("nan")
 
 
 def _mean(total: Floats | NDArray[np.int64], count: NDArray[np.int64]) -> Floats:

@@ -1,5 +1,6 @@
 """``streamgru backtest``: how good a model is on data of your own, beside baselines."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +13,16 @@ from deploy.context import Context
 from pipeline.errors import DataFileError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from model.forecaster import Forecaster
     from model.metrics import Metric
     from model.sequences import Sequences, Split
     from model.training import EpochReport
-    from pipeline.evaluation.back_test import Evaluation
     from pipeline.settings import Settings
 
-SHOWN: Final[tuple["Metric", ...]] = ("mse", "mae", "pinball", "coverage")
+# Metrics on demand; `coverage` and `sensors` also bring a table of their own.
+ON_DEMAND: Final = ("mase", "crps", "coverage", "winkler", "width", "sensors")
+# Wide enough for every table where the output is no terminal.
+WIDTH: Final = 120
 
 
 @click.command()
@@ -47,6 +48,12 @@ SHOWN: Final[tuple["Metric", ...]] = ("mse", "mae", "pinball", "coverage")
     is_flag=True,
     help="Divide errors by each sensor's standard deviation on the training part, as the literature does.",
 )
+@click.option(
+    "--metrics",
+    default="",
+    metavar="LIST",
+    help=f"Show these too, divided by commas: {', '.join(ON_DEMAND)}; or all. scores.json always holds them.",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for scores.json and plots.")
 @click.pass_obj
 def backtest(
@@ -57,6 +64,7 @@ def backtest(
     split: str,
     version: int | None,
     standardise: bool,
+    metrics: str,
     out: Path | None,
     **others: Any,
 ) -> None:
@@ -70,9 +78,13 @@ def backtest(
     """
     from rich.console import Console
 
-    from pipeline.evaluation.back_test import evaluate, split_by, train_on, write_report
+    from deploy.score_tables import interval_table, score_table, sensor_table
+    from model.metrics import METRICS
+    from pipeline.evaluation.back_test import MODEL, evaluate, split_by, train_on
+    from pipeline.evaluation.report import write_report
 
-    console = Console(highlight=False)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH)
+    wanted = _on_demand(metrics)
     layout = {key: others[key] for key in ("time_column", "timezone", "sensor_column", "columns_as_sensors")}
     training = {key: others[key] for key in ("preset", "budget_s", "epochs", "seed")}
     settings = _settings(context.settings, horizon, training)
@@ -90,10 +102,27 @@ def backtest(
             result, forecaster = None, _registered(settings, version)
             bounds = _unseen(settings, version, forecaster, sequences, bounds)
         done = evaluate(forecaster, sequences, bounds, standardise=standardise)
-    console.print(_table(done, name, "standard deviation" if standardise else "mean seasonal difference"))
+    unit = "standard deviation" if standardise else "mean seasonal difference"
+    also: list[Metric] = [name for name in METRICS if name in wanted]
+    console.print(score_table(done, name, unit, also))
+    if "coverage" in wanted:
+        console.print(interval_table(done.scores))
+    if "sensors" in wanted:
+        console.print(sensor_table(done.scores[MODEL]))
     made_with = {"data": source, "split": split, "version": version, **training}
     write_report(done, result, folder, made_with | {"standardise": standardise})
     console.print(f"scores and plots are in {folder}", soft_wrap=True)
+
+
+def _on_demand(metrics: str) -> set[str]:
+    """The names in a list, all of them for ``all``."""
+    names = {name.strip() for name in metrics.split(",")} - {""}
+    strangers = sorted(names - {*ON_DEMAND, "all"})
+    if strangers:
+        raise click.BadParameter(
+            f"there is no {', '.join(strangers)}; there are {', '.join(ON_DEMAND)}, and all", param_hint="--metrics"
+        )
+    return set(ON_DEMAND) if "all" in names else names
 
 
 def _settings(settings: "Settings", horizon: int | None, training: dict[str, Any]) -> "Settings":
@@ -176,31 +205,3 @@ def _line(epoch: "EpochReport") -> str:
         f"epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}, validation loss {epoch.validation_loss:.4f} "
         f"after {epoch.seconds:.0f} s"
     )
-
-
-def _table(done: "Evaluation", name: str, unit: str) -> "Table":
-    """Scores of every predictor at some horizons and over all, errors in each sensor's ``unit``."""
-    from rich.table import Table
-
-    from pipeline.evaluation.back_test import MODEL
-
-    table = Table(title=f"{name}: errors in units of each sensor's {unit}, on the test part", title_justify="left")
-    table.add_column("steps ahead", justify="right")
-    table.add_column("forecast", no_wrap=True)
-    for metric in SHOWN:
-        table.add_column(metric, justify="right")
-    table.add_column("pinball against it", justify="right")
-    h, season = done.config.horizon_steps, done.config.season_steps
-    horizons = sorted({1, min(season, h), h})
-    for horizon in (*horizons, None):
-        ours = done.scores[MODEL].mean("pinball", horizon=horizon)
-        for number, (predictor, score) in enumerate(done.scores.items()):
-            theirs = score.mean("pinball", horizon=horizon)
-            table.add_row(
-                ("all" if horizon is None else str(horizon)) if number == 0 else "",
-                predictor,
-                *(f"{score.mean(metric, horizon=horizon):.4g}" for metric in SHOWN),
-                "" if predictor == MODEL or not theirs else f"{ours / theirs - 1.0:+.1%}",
-            )
-        table.add_section()
-    return table

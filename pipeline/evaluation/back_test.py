@@ -1,12 +1,10 @@
 """A back-test on data of one's own: split it, train on the oldest part, score the newest, write down what came out."""
 
-import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +12,9 @@ from numpy.typing import NDArray
 from model.backtest import backtest, baselines, model_predictor, seasonal_scale
 from model.config import ModelConfig
 from model.forecaster import Forecaster
-from model.metrics import METRICS, Scores
+from model.metrics import Scores
 from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, train
-from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores
 from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings, TrainingSettings
 
@@ -160,61 +157,3 @@ def standard_deviations(sequences: Sequences, config: ModelConfig, until_us: int
             deviation = float(known.std()) if len(known) else 0.0
             found[sensor, number] = deviation if deviation > 0.0 else 1.0
     return found
-
-
-def write_report(done: Evaluation, training: TrainingResult | None, folder: Path, made_with: Mapping[str, Any]) -> None:
-    """``scores.json`` and the plots, in ``folder``; what was there under these names is replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    test_us = done.split.validation_end_us
-    content = {
-        **made_with,
-        "readings": int(done.sequences.observed.sum()),
-        "sensors": len(done.sequences.sensors),
-        "train_until": iso_timestamp(done.split.train_end_us),
-        "validate_until": iso_timestamp(test_us),
-        "model": asdict(replace(done.config, sensors=())),
-        "training": _training(training) if training else None,
-        "scores": {name: _scores(score) for name, score in done.scores.items()},
-    }
-    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
-    (folder / "scores.json").write_text(text, encoding="utf-8")
-    fans = model_predictor(done.forecaster, MODEL)
-    figures = {
-        "scores.png": draw_scores(done.scores),
-        "forecasts.png": draw_forecasts(fans, done.sequences, done.config, done.scores[MODEL], test_us),
-    }
-    if training:
-        figures["loss.png"] = draw_loss(training.epochs)
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=120)
-
-
-def _training(training: TrainingResult) -> dict[str, Any]:
-    return {
-        "device": training.device,
-        "seconds": training.epochs[-1].seconds,
-        "sensor_steps_per_s": training.sensor_steps_per_s,
-        "epochs": [asdict(epoch) for epoch in training.epochs],
-    }
-
-
-def _scores(score: Scores) -> dict[str, Any]:
-    return {
-        "labels": int(score.n.sum()),
-        "scaled": {metric: score.mean(metric) for metric in METRICS},
-        "by_horizon": {
-            target: {metric: score.by_horizon(metric)[row].tolist() for metric in METRICS}
-            for row, target in enumerate(score.targets)
-        },
-        "calibration": dict(zip(score.targets, score.calibration().tolist(), strict=True)),
-        "worst_sensors": dict(score.worst_sensors()),
-    }
-
-
-def _without_nan(content: Any) -> Any:
-    """JSON knows no NaN: null instead."""
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -100,11 +100,13 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     )
     wide.write_csv(tmp_path / "wide.csv", datetime_format="%Y-%m-%d %H:%M:%S")
     layout = [str(tmp_path / "wide.csv"), "--columns-as-sensors", "--timezone", "UTC"]
-    options = ["--standardise", "--split", "0.6,0.2,0.2", "--horizon", "4", "--seed", "1"]
+    options = ["--standardise", "--split", "0.6,0.2,0.2", "--horizon", "4", "--seed", "1", "--metrics", "all"]
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
     result = CliRunner().invoke(backtest, [*layout, *options], obj=alone)
     assert result.exit_code == 0, result.output
-    for words in ("streamgru", "adaptive AR(24)", "seasonal naive", "persistence", "pinball", "all"):
+    for words in ("mase", "crps", "winkler", "intervals: how often they held", "forecasts worst", "north"):
+        assert words in result.output
+    for words in ("streamgru", "adaptive AR(24)", "seasonal naive", "persistence", "gain in mse"):
         assert words in result.output
     folder = settings.home / "backtests" / "wide-4"
     assert {file.name for file in folder.iterdir()} == {"scores.json", "scores.png", "forecasts.png", "loss.png"}
@@ -114,6 +116,17 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     mine = report["scores"]["streamgru"]
     assert math.isfinite(mine["scaled"]["pinball"])
     assert len(mine["by_horizon"]["level"]["mae"]) == 4
+    assert set(mine["scaled"]) == {"mse", "mae", "pinball", "mase", "crps", "coverage", "winkler", "width"}
+    assert [round(interval["nominal"], 6) for interval in mine["intervals"]] == [0.8]
+    against = report["skill"]["persistence"]["mae"]
+    assert against["all"] == pytest.approx(1 - mine["scaled"]["mae"] / report["scores"]["persistence"]["scaled"]["mae"])
+    assert len(against["by_horizon"]) == 4
+
+
+def test_an_unknown_metric_is_named_with_those_there_are(settings: Settings):
+    result = CliRunner().invoke(backtest, ["--metrics", "crps,rmse"], obj=Context(lambda: settings))
+    assert result.exit_code == 2
+    assert "there is no rmse; there are mase, crps, coverage" in result.output
 
 
 def test_data_that_do_not_do_are_named_with_the_reason(settings: Settings, tmp_path: Path):
