@@ -47,6 +47,16 @@ def blank_states(config: ModelConfig, rows: int) -> States:
     return states
 
 
+def unsound(states: States) -> NDArray[np.bool_]:
+    """(B,) whether a state holds what is no finite number, which nothing it computes can lead to if all is well."""
+    bad = np.zeros(len(states), bool)
+    for name in ("hidden", *TRACK_FIELDS, "lags"):
+        values = states[name]
+        if not np.isfinite(values).all():
+            bad |= ~np.isfinite(values).reshape(len(states), -1).all(axis=1)
+    return bad
+
+
 def replay_start(state: Any, steps: int) -> int:
     """The offset to replay from so that at least ``steps`` accepted readings are stepped in.
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -45,6 +46,9 @@ class ChampionSource(Protocol):
 
     def remember(self, version: int) -> None:
         """Note which version serves from now on."""
+
+    def forget(self) -> None:
+        """Take the note back: the next start asks for the champion before it serves."""
 
 
 class RegistryChampion:
@@ -98,6 +102,11 @@ class RegistryChampion:
             partial.replace(self._pointer)
         except OSError as error:
             logger.warning("cannot note in %s that version %d serves: %s", self._pointer, version, error)
+
+    def forget(self) -> None:
+        """Remove the note; one that cannot be removed stays."""
+        with suppress(OSError):
+            self._pointer.unlink()
 
 
 class ChampionWatcher:

@@ -8,8 +8,9 @@ serves, of the same settings, and not ahead of the committed offset. Any other s
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError
 from kafka.protocol.consumer import OffsetSpec
 
+from model.state import unsound
 from pipeline.errors import OffsetsLost, StateError
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer, known_of_state
@@ -92,7 +94,13 @@ class Changelog:
         self._admin = admin
 
     def restore(
-        self, serving: Serving, wanted: set[int], committed: Callable[[int], int | None], *, accept_loss: bool = False
+        self,
+        serving: Serving,
+        wanted: set[int],
+        committed: Callable[[int], int | None],
+        *,
+        accept_loss: bool = False,
+        distrusted: Mapping[int, Collection[str]] = MappingProxyType({}),
     ) -> Generator[None, None, Restored]:
         """Fill the serving's table for the partitions wanted; yields between polls.
 
@@ -101,6 +109,7 @@ class Changelog:
             committed: the group's offset in a partition, None where there is none. It raises ``KafkaTimeoutError``
                 while a transaction that may still change it is open, and is asked again.
             accept_loss: go on from the start of the log where it has lost what was to come next.
+            distrusted: by partition, sensors whose states are rebuilt whatever the changelog has of them.
 
         Raises:
             OffsetsLost: see ``first_position``.
@@ -113,7 +122,7 @@ class Changelog:
                 restored.positions[partition] = first_position(self._settings, partition, log, accept_loss=accept_loss)
                 if log.committed != restored.positions[partition]:
                     restored.unsaved.add(partition)
-        reading = _Reading(serving, restored.positions, wanted, self._settings.forecaster.rewarm_steps)
+        reading = _Reading(serving, restored.positions, wanted, self._settings.forecaster.rewarm_steps, distrusted)
         for partition in wanted:
             serving.table.add_partition(partition)
         yield from self._read(reading, sorted(wanted))
@@ -214,11 +223,19 @@ class Changelog:
 class _Reading:
     """Sorts state records into usable ones, which go into the table, and others, of which it notes what they tell."""
 
-    def __init__(self, serving: Serving, positions: dict[int, int], wanted: set[int], rewarm_steps: int) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        positions: dict[int, int],
+        wanted: set[int],
+        rewarm_steps: int,
+        distrusted: Mapping[int, Collection[str]],
+    ) -> None:
         self._serving = serving
         self._positions = positions
         self._wanted = wanted
         self._rewarm_steps = rewarm_steps
+        self._distrusted = distrusted
         self._prefix = _prefix(serving.table.dtype)
         self.foreign: dict[int, dict[str, Known | None]] = {partition: {} for partition in positions}
         self.seen: dict[int, bool] = dict.fromkeys(positions, False)
@@ -230,6 +247,7 @@ class _Reading:
         latest: dict[bytes, bytes | None] = {record.key: record.value for record in records if record.key is not None}
         usable: dict[str, bytes] = {}
         foreign = self.foreign[partition]
+        distrusted = self._distrusted.get(partition, ())
         for key, value in latest.items():
             try:
                 sensor = key.decode()
@@ -241,7 +259,7 @@ class _Reading:
             if value is None:
                 foreign[sensor] = None  # deleted by hand: the sensor is rebuilt
                 continue
-            row = self._usable(partition, sensor, value)
+            row = None if sensor in distrusted else self._usable(partition, sensor, value)
             if row is None:
                 foreign[sensor] = self._known(partition, value)
             else:
@@ -249,7 +267,12 @@ class _Reading:
         if usable:
             table = self._serving.table
             states = np.frombuffer(b"".join(usable.values()), table.dtype)
-            table.scatter(table.rows(partition, list(usable)), states)
+            bad = unsound(states)
+            sensors = np.array(list(usable), dtype=object)
+            for sensor in sensors[bad]:
+                logger.error("the state of sensor %s, partition %d, has a number that is not finite", sensor, partition)
+                foreign[sensor] = self._known(partition, latest[sensor.encode()] or b"")
+            table.scatter(table.rows(partition, sensors[~bad].tolist()), states[~bad])
 
     def _usable(self, partition: int, sensor: str, value: bytes) -> bytes | None:
         try:

@@ -29,6 +29,7 @@ class Counters:
     restored_sensors: int = 0
     rebuilt_sensors: int = 0
     cold_sensors: int = 0
+    quarantined_states: int = 0  # with a number that was not finite, in memory
     restore_s: float = 0.0  # of the last restore
     model_version: int | None = None
     started: float = field(default_factory=time.time)

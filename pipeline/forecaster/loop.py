@@ -19,7 +19,7 @@ import torch
 from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
-from pipeline.errors import BrokerUnreachable, OffsetsLost
+from pipeline.errors import BrokerUnreachable, ModelUnfit, OffsetsLost
 from pipeline.forecaster.champion import Candidate, ChampionSource, ChampionWatcher
 from pipeline.forecaster.changelog import Changelog
 from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Transport, Work
@@ -30,6 +30,7 @@ from pipeline.forecaster.lookout import Lookout, Pulse
 from pipeline.forecaster.membership import Rebalances, Standing, is_member
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.forecaster.partitions import Partitions, listed
+from pipeline.forecaster.quarantine import Quarantine, Sensors
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.succession import Succession
@@ -101,6 +102,7 @@ class StreamForecaster:
         self._swap_began: float | None = None
         self._pulse = Pulse()
         self._lookout: Lookout | None = None
+        self._quarantine = Quarantine()
         self._started = self._reported = self._shown = time.monotonic()
         self._stopping = False
         self._stats_are_written = True
@@ -286,6 +288,12 @@ class StreamForecaster:
         """One micro-batch, from records to durable states."""
         unsaved = self._next_unsaved()
         batch = self._maker.make(polled, unsaved)
+        if batch.unsound:
+            self._treat(batch.unsound)
+            polled = self._served(polled)
+            if polled:
+                self._process(polled, membership)
+            return
         positions = self._partitions.positions
         offsets = {partition: positions[partition] for partition in unsaved} | dict(batch.offsets)
         try:
@@ -298,8 +306,40 @@ class StreamForecaster:
             self._serving.table.scatter(batch.stepped.rows, batch.stepped.states)
         positions.update(offsets)
         self._partitions.unsaved.difference_update(unsaved)
+        self._quarantine.clear(offsets)
         self._succession.follow(batch.accepted)
         self._count(batch)
+
+    def _treat(self, unsound: Sensors) -> None:
+        """Do the next thing about sensors whose new states are no finite numbers; nothing of these is kept.
+
+        Raises:
+            ModelUnfit: there is nothing left to do. The next start does not begin with this version by itself.
+        """
+        remedies = self._quarantine.next_remedies(unsound)
+        for partition, sensors in unsound.items():
+            self.counters.quarantined_states += len(sensors)
+            logger.error(
+                "version %d leads the states of %d sensors of partition %d to numbers that are not finite; they are in "
+                "quarantine: %s",
+                self._serving.version,
+                len(sensors),
+                partition,
+                ", ".join(sensors[:5]),
+            )
+        if remedies.hopeless:
+            self._source.forget()
+            partition, sensors = next(iter(remedies.hopeless.items()))
+            raise ModelUnfit(
+                f"version {self._serving.version} of {self._settings.model_name} forecasts no finite number for sensor "
+                f"{sensors[0]}, partition {partition}, not even from a state that begins anew; promote another version "
+                "(`streamgru models` lists them) and start the forecaster again: it goes on where it was"
+            )
+        for partition, sensors in remedies.begin_anew.items():
+            logger.error("rebuilt from their readings they are so again; these begin anew: %s", ", ".join(sensors[:5]))
+            self._serving.begin_anew(partition, sensors)
+        self._succession.drop(remedies.rebuild)
+        self._partitions.rebuild(remedies.rebuild, self._serving)
 
     def _next_unsaved(self) -> list[int]:
         """Unsaved partitions whose states go into this transaction: as many as are not too much for one."""
@@ -394,6 +434,7 @@ class StreamForecaster:
         self.counters.aborted += 1
         self._retry_at = time.monotonic() + retry_wait_s(self._failures)
         logger.error("nothing of the last batch was committed (%s); starting over from the last transaction", why)
+        self._quarantine.clear()
         self._committer.close()
         self._succession.give_up()
         self._partitions.start_over(self._serving)

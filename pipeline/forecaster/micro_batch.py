@@ -29,6 +29,7 @@ class MicroBatch:
     records: Sequence[Records]
     offsets: Mapping[int, int]
     counts: Counters
+    unsound: Mapping[int, Sequence[str]]  # by partition, sensors whose new state or forecast is not finite
 
 
 class MicroBatchMaker:
@@ -68,12 +69,14 @@ class MicroBatchMaker:
                 outgoing.append(self._dead_letters(where.partition, decoded.rejected))
             offsets[where.partition] = records[-1].offset + 1
         stepped = self._serving.step(accepted) if accepted else None
+        if stepped is not None and len(stepped.unsound):
+            return MicroBatch(accepted, stepped, [], {}, counts, self._serving.table.named(stepped.unsound))
         if stepped is not None:
             outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
         counts.transactions = 1
         outgoing += self._states(stepped, unsaved)
-        return MicroBatch(accepted, stepped, outgoing, offsets, counts)
+        return MicroBatch(accepted, stepped, outgoing, offsets, counts, {})
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
         records = []

@@ -1,7 +1,7 @@
 """The partitions of one forecaster: each has arrived, is being restored, or is served."""
 
 import logging
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -40,6 +40,7 @@ class Partitions:
         self._restoring: set[int] = set()
         self._unanswered: set[int] = set()  # whose committed offset this job asked for, without an answer so far
         self._outdated: set[int] = set()  # likewise an earlier job: the next answer may be of before a successor
+        self._distrusted: dict[int, set[str]] = {}  # sensors whose states in the changelog are not to be used
         self._job: Generator[None, None, Restored] | None = None
 
     @property
@@ -60,6 +61,7 @@ class Partitions:
         """These were revoked: their rows go."""
         for partition in partitions:
             self._arrived.discard(partition)
+            self._distrusted.pop(partition, None)
             self._restoring.discard(partition)
             self.positions.pop(partition, None)
             self.unsaved.discard(partition)
@@ -80,7 +82,11 @@ class Partitions:
             self._outdated |= self._unanswered
             self._unanswered.clear()
             self._job = self._changelog.restore(
-                serving, self._restoring, self._committed, accept_loss=self._accept_loss
+                serving,
+                self._restoring,
+                self._committed,
+                accept_loss=self._accept_loss,
+                distrusted=self._distrusted,
             )
         try:
             next(self._job)
@@ -105,12 +111,22 @@ class Partitions:
         self._job = None
         mine = self._arrived | self._restoring | self.positions.keys()
         for partition in mine:
-            with suppress(*_NOT_ASSIGNED):
-                self._consumer.pause(TopicPartition(self._topic, partition))
-            serving.table.drop_partition(partition)
+            self._stop_serving(partition, serving)
         self._arrived, self._restoring = mine, set()
-        self.positions.clear()
-        self.unsaved.clear()
+
+    def rebuild(self, unsound: Mapping[int, Iterable[str]], serving: Serving) -> None:
+        """Restore partitions again, the named sensors of each not from the changelog; others are served meanwhile."""
+        for partition, sensors in unsound.items():
+            self._stop_serving(partition, serving)
+            self._distrusted.setdefault(partition, set()).update(sensors)
+            self._arrived.add(partition)
+
+    def _stop_serving(self, partition: int, serving: Serving) -> None:
+        with suppress(*_NOT_ASSIGNED):
+            self._consumer.pause(TopicPartition(self._topic, partition))
+        serving.table.drop_partition(partition)
+        self.positions.pop(partition, None)
+        self.unsaved.discard(partition)
 
     def _committed(self, partition: int) -> int | None:
         """The group's offset, as of a question that this job asked.
@@ -139,6 +155,7 @@ class Partitions:
                 self._consumer.seek(where, position)
                 self._consumer.resume(where)
                 self.positions[partition] = position
+            self._distrusted.pop(partition, None)
         self.unsaved |= restored.unsaved & self.positions.keys()
         logger.info(
             "partitions %s are served: %d states restored, %d rebuilt from readings, %d cold, in %.2f s",

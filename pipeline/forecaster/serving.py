@@ -1,5 +1,6 @@
 """One model version with all the states it has made: what the stream is served with until another takes its place."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,12 +9,14 @@ from numpy.typing import NDArray
 
 from model.forecaster import Forecaster
 from model.rules import ACCEPTED, NEVER_US, classify
-from model.state import blank_states
+from model.state import blank_states, unsound
 from model.stepper import Forecasts, Stepper
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.state_table import Rows, States, StateTable
 from pipeline.messages import StateTag
 from pipeline.settings import Settings
+
+logger = logging.getLogger("streamgru.serving")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Stepped:
     rows: Rows  # (B,) of the table, each once
     states: States  # (B,) as they are after the readings
     forecasts: Forecasts  # n, in the order of the readings
+    unsound: Rows  # those of ``rows`` whose state or forecast is no finite number: not to be kept
 
 
 class Serving:
@@ -63,7 +67,17 @@ class Serving:
             np.concatenate([part.values for part in accepted]),
             np.concatenate([part.offsets for part in accepted]),
         )
-        return Stepped(distinct, states, forecasts)
+        bad = unsound(states)
+        broken = ~np.isfinite(forecasts.quantiles).reshape(len(slots), -1).all(axis=1)
+        bad[slots[broken]] = True
+        return Stepped(distinct, states, forecasts, distinct[bad])
+
+    def begin_anew(self, partition: int, sensors: Sequence[str]) -> None:
+        """Lose the states of sensors: the next reading of each begins one, and must be as late as it had to be."""
+        rows = self.table.rows(partition, sensors)
+        states = self.table.blank(len(rows))
+        states["last_us"] = self.table.field("last_us", rows)
+        self.table.scatter(rows, states)
 
     def replay(self, accepted: Sequence[Readings]) -> None:
         """Step accepted readings whose forecasts nobody wants, straight into the table."""
@@ -71,3 +85,11 @@ class Serving:
         if present:
             stepped = self.step(present)
             self.table.scatter(stepped.rows, stepped.states)
+            for partition, sensors in self.table.named(stepped.unsound).items():
+                logger.error(
+                    "replaying readings led the states of sensors %s, partition %d, to numbers that are not finite; "
+                    "they begin anew",
+                    ", ".join(sensors[:5]),
+                    partition,
+                )
+                self.begin_anew(partition, sensors)

@@ -85,6 +85,13 @@ class StateTable:
         """The partition of each row."""
         return self._partitions[rows]
 
+    def named(self, rows: Rows) -> dict[int, list[str]]:
+        """The sensors at ``rows``, by partition."""
+        found: dict[int, list[str]] = {}
+        for partition, sensor in zip(self.partitions_at(rows).tolist(), self.sensors_at(rows.tolist()), strict=True):
+            found.setdefault(partition, []).append(sensor)
+        return found
+
     def field(self, name: str, rows: Rows) -> NDArray[Any]:
         """One field of the states at ``rows``."""
         return self._states[name][rows]

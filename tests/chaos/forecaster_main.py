@@ -54,6 +54,9 @@ class Champion(FolderChampion):
         partial.write_text(str(version))
         partial.replace(self._note)
 
+    def forget(self) -> None:
+        self._note.unlink(missing_ok=True)
+
 
 def run(orders: Orders) -> None:
     """Forecast until SIGTERM; exits with 0, ``GAVE_UP`` or ``BROKE``."""

@@ -113,6 +113,9 @@ class FolderChampion:
         partial.write_text(str(version))
         partial.replace(self._folder / "remembered")
 
+    def forget(self) -> None:
+        (self._folder / "remembered").unlink(missing_ok=True)
+
 
 # --- readings ---------------------------------------------------------------------------------------------------------
 

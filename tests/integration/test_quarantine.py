@@ -1,0 +1,140 @@
+"""Numbers that are not finite in a state: it is never written, its sensor is rebuilt, and nothing else stops."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.forecaster import Forecaster
+from model.state import state_dtype, unsound
+from pipeline.errors import ModelUnfit
+from pipeline.kafka.clients import make_producer
+from pipeline.kafka.topics import ensure_topics
+from pipeline.messages import decode_state
+from pipeline.settings import Settings
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import (
+    FolderChampion,
+    assert_same,
+    expected_forecasts,
+    partition_of,
+    publish,
+    read_all,
+    reading,
+    rounds,
+    run_until_it_fails,
+    running,
+    small_forecaster,
+    wait_for_forecasts,
+)
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+SENSORS = [f"sensor-{number}" for number in range(8)]
+SICK = SENSORS[3]
+
+
+@pytest.fixture
+def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
+    made = fresh_settings(features=["a"], targets=["a"], horizon_steps=2, forecaster={"poll_alias_s": 0.2})
+    ensure_topics(made)
+    return made
+
+
+@pytest.fixture
+def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
+    source = FolderChampion(tmp_path / "champion", settings)
+    source.promote(1, small_forecaster(settings))
+    return source
+
+
+def states_written(settings: Settings, forecaster: Forecaster) -> np.ndarray:
+    records = read_all(settings, settings.kafka.topics.state)
+    return np.frombuffer(b"".join(decode_state(record.value)[1] for record in records), state_dtype(forecaster.config))
+
+
+def test_a_state_that_goes_bad_in_memory_is_rebuilt(
+    settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = publish(settings, rounds(settings, SENSORS, range(12)))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
+        table = forecaster._serving.table
+        table._states["hidden"][table.rows(partition_of(settings, SICK), [SICK])] = np.nan
+        count += publish(settings, rounds(settings, SENSORS, range(12, 16)))
+        found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+    assert forecaster.counters.quarantined_states == 1
+    assert forecaster.counters.rebuilt_sensors == 1
+    assert forecaster.counters.aborted == 0
+    assert any("in quarantine: sensor-3" in message for message in caplog.messages)
+    assert not unsound(states_written(settings, small_forecaster(settings))).any()
+
+
+def test_a_bad_state_in_the_changelog_is_rebuilt(settings: Settings, champion: FolderChampion) -> None:
+    """Written by a program with a bug, say: whole by its checksum, and of this very version."""
+    count = publish(settings, rounds(settings, SENSORS, range(12)))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
+    records = read_all(settings, settings.kafka.topics.state)
+    last = [record for record in records if record.key == SICK.encode()][-1]
+    tag, row = decode_state(last.value)
+    state = np.frombuffer(row, forecaster._serving.table.dtype).copy()
+    state["hidden"][0, 0, 0] = np.inf
+    producer = make_producer(settings)
+    producer.send(settings.kafka.topics.state, tag.encode(state.tobytes()), last.key, partition=last.partition).get(10)
+    producer.close()
+    with running(settings, champion) as forecaster:
+        count += publish(settings, rounds(settings, SENSORS, range(12, 16)))
+        found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+    counters = forecaster.counters
+    assert (counters.restored_sensors, counters.rebuilt_sensors) == (len(SENSORS) - 1, 1)
+
+
+def test_a_state_that_is_bad_again_begins_anew(settings: Settings, champion: FolderChampion) -> None:
+    is_armed = False
+
+    def reached(point: str) -> None:
+        partition = partition_of(settings, SICK)
+        if point == "polled" and is_armed and partition in forecaster._partitions.positions:
+            table = forecaster._serving.table
+            table._states["hidden"][table.rows(partition, [SICK])] = np.nan
+
+    count = publish(settings, rounds(settings, SENSORS, range(12)))
+    with running(settings, champion, reached=reached) as forecaster:
+        wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
+        is_armed = True
+        count += publish(settings, [reading(settings, SICK, 12)])
+        wait_until(lambda: forecaster.counters.forecasts == count, 30, "there is a forecast all the same")
+        is_armed = False
+        count += publish(settings, rounds(settings, [name for name in SENSORS if name != SICK], range(12, 16)))
+        found = wait_for_forecasts(settings, count)
+    assert forecaster.counters.quarantined_states == 2
+    assert forecaster.counters.aborted == 0
+    (anew,) = [forecast for forecast in found if forecast.sensor_id == SICK][12:]
+    assert (anew.state.steps, anew.state.warm, anew.state.origin) == (1, False, anew.input.offset)
+    assert not unsound(states_written(settings, small_forecaster(settings))).any()
+
+
+def test_a_model_that_cannot_even_begin_ends_the_forecaster_and_is_not_remembered(
+    settings: Settings, tmp_path: Path
+) -> None:
+    hopeless = small_forecaster(settings)
+    with torch.no_grad():
+        hopeless.gru.head.weight[:] = 3e38
+        hopeless.gru.head.weight[:, ::2] *= -1.0
+        hopeless.gru.head.bias[:] = 3e38
+    champion = FolderChampion(tmp_path / "champion", settings)
+    champion.promote(1, hopeless)
+    count = publish(settings, rounds(settings, SENSORS, range(4)))
+    with pytest.raises(ModelUnfit, match=r"version 1 .* no finite number for sensor .*promote another version"):
+        run_until_it_fails(settings, champion)
+    assert champion.remembered() is None
+    assert read_all(settings, settings.kafka.topics.forecasts) == []
+    champion.promote(2, small_forecaster(settings))
+    with running(settings, champion):
+        found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings), version=2))

@@ -1,0 +1,37 @@
+"""What is tried about a state with a number that is not finite, and in which order."""
+
+import numpy as np
+
+from model.config import ModelConfig
+from model.state import blank_states, unsound
+from pipeline.forecaster.quarantine import Quarantine
+
+
+def test_each_sensor_goes_through_the_remedies_in_order() -> None:
+    quarantine = Quarantine()
+    first = quarantine.next_remedies({0: ["a"], 1: ["b"]})
+    assert (first.rebuild, first.begin_anew, first.hopeless) == ({0: ["a"], 1: ["b"]}, {}, {})
+    second = quarantine.next_remedies({0: ["a", "c"]})
+    assert (second.rebuild, second.begin_anew, second.hopeless) == ({0: ["c"]}, {0: ["a"]}, {})
+    third = quarantine.next_remedies({0: ["a"]})
+    assert (third.rebuild, third.begin_anew, third.hopeless) == ({}, {}, {0: ["a"]})
+
+
+def test_a_commit_ends_what_was_tried_for_its_partitions() -> None:
+    quarantine = Quarantine()
+    quarantine.next_remedies({0: ["a"], 1: ["a"]})
+    quarantine.clear([0])
+    after = quarantine.next_remedies({0: ["a"], 1: ["a"]})
+    assert (after.rebuild, after.begin_anew) == ({0: ["a"]}, {1: ["a"]})
+    quarantine.clear()
+    assert quarantine.next_remedies({1: ["a"]}).rebuild == {1: ["a"]}
+
+
+def test_any_number_that_is_not_finite_makes_a_state_unsound() -> None:
+    config = ModelConfig(features=("a",), targets=("a",), cadence_us=3_600_000_000, horizon_steps=2, hidden_size=4)
+    for name in ("hidden", "levels", "scale", "profile", "lags", "last"):
+        for value in (np.nan, np.inf, -np.inf):
+            states = blank_states(config, 3)
+            assert not unsound(states).any()
+            states[name][1].flat[-1] = value
+            assert unsound(states).tolist() == [False, True, False]
