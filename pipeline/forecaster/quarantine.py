@@ -21,7 +21,7 @@ class Remedies:
 
 
 class Quarantine:
-    """Remembers what has been tried since a partition's last commit."""
+    """Remembers what has been tried since readings of a partition were last committed."""
 
     def __init__(self) -> None:
         self._tried: dict[tuple[int, str], int] = {}
@@ -38,6 +38,6 @@ class Quarantine:
         return remedies
 
     def clear(self, partitions: Iterable[int] | None = None) -> None:
-        """These were committed; none named: all are as they were after their last commit."""
+        """Readings of these were committed; none named: all are as they were after their last commit."""
         gone = None if partitions is None else set(partitions)
         self._tried = {} if gone is None else {key: n for key, n in self._tried.items() if key[0] not in gone}
