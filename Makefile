@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test unit integration check bench chaos clean
+.PHONY: help setup lock demo test unit integration check bench quality chaos clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ integration: setup ## Pass the tests against real servers
 
 bench: setup ## Measure speed against plain clients on the same broker
 	$(BIN)/python -m tests.benchmarks.speed
+
+quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ablations, for hours; what is done is kept
+	$(BIN)/python -m tests.benchmarks.quality $(if $(DATA),--etth1 $(DATA))
 
 chaos: setup ## Kill, stall and rebalance forecasters and brokers for twenty minutes, and check every forecast
 	$(BIN)/python -m tests.chaos --report tests/chaos

@@ -31,7 +31,7 @@ class ModelConfig:
     warmup_steps: int = 168
     preset: Preset = "stateful"
     sensors: tuple[str, ...] = ()
-    embedding_size: int = 8
+    embedding_size: int = 8  # 0: the network is not told which sensor it is
     lag_steps: int = 24  # past values of each target carried for the head's linear skip, at most
     profile_slots: int = 24  # slots of the carried seasonal profile of each target, at most; 0 carries none
     scale_seasons: int = 28  # a sensor's scale is averaged over this many seasons: slow beside its level
@@ -60,7 +60,7 @@ class ModelConfig:
             "hidden_size": 1,
             "num_layers": 1,
             "warmup_steps": 1,
-            "embedding_size": 1,
+            "embedding_size": 0,
             "lag_steps": 0,
             "profile_slots": 0,
             "scale_seasons": 1,

@@ -52,7 +52,8 @@ class Forecaster(nn.Module):
     def _begin_at_persistence(self) -> None:
         """Before any training the median fades from the last value to the level, and intervals are wide."""
         config = self.config
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        if config.embedding_size:
+            nn.init.normal_(self.embedding.weight, std=0.1)
         with torch.no_grad():
             self.gru.head.weight.mul_(0.1)
             bias = torch.full((config.target_count, len(config.quantiles), config.horizon_steps), -0.5)

@@ -31,7 +31,7 @@ def write_report(done: Evaluation, training: TrainingResult | None, folder: Path
         "validate_until": iso_timestamp(test_us),
         "model": asdict(replace(done.config, sensors=())),
         "training": _training(training) if training else None,
-        "scores": {name: _scores(score) for name, score in done.scores.items()},
+        "scores": {name: scores_content(score) for name, score in done.scores.items()},
         "skill": {name: _skill(done.scores[MODEL], score) for name, score in done.scores.items() if name != MODEL},
     }
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
@@ -56,7 +56,7 @@ def _training(training: TrainingResult) -> dict[str, Any]:
     }
 
 
-def _scores(score: Scores) -> dict[str, Any]:
+def scores_content(score: Scores) -> dict[str, Any]:
     return {
         "labels": int(score.n.sum()),
         "scaled": {metric: score.mean(metric) for metric in METRICS},

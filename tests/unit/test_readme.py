@@ -50,7 +50,7 @@ def test_commands_of_the_readme_take_what_they_are_given(
 
 def test_every_command_a_newcomer_needs_is_shown():
     shown = {command.split()[1] for command in shown_commands()}
-    assert set(COMMANDS) - shown - {"demo", "backtest", "down", "status"} == set()
+    assert set(COMMANDS) - shown - {"demo", "down", "status"} == set()
 
 
 def test_the_example_message_is_a_reading():

@@ -1,0 +1,94 @@
+"""The page of ``make quality``: what is there is tabulated, and commands are such that anyone can type them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from model.backtest import SeasonalNaive, backtest, baselines
+from model.sequences import Split
+from pipeline.evaluation.report import scores_content
+from tests.benchmarks import ablation, quality_report
+from tests.benchmarks.ablation import _without_calendar
+from tests.benchmarks.quality import BEIJING, back_tests
+from tests.series import CONFIG, HOUR_US, noisy_days
+
+START_US = 400 * HOUR_US
+RUNS = list(back_tests(Path("/somewhere/ETTh1.csv"), BEIJING))
+
+
+class Model(SeasonalNaive):
+    name = "streamgru"
+
+
+def results(runs: Path, names: list[str], seeds: tuple[int, ...]) -> None:
+    """As back-tests leave them."""
+    for seed in seeds:
+        sequences = noisy_days(seed=seed)
+        predictors = [Model(CONFIG).fit(sequences, START_US), *baselines(CONFIG, sequences, START_US)]
+        scores = backtest(predictors, sequences, CONFIG, START_US)
+        content = {
+            "model": {"targets": CONFIG.targets},
+            "training": {"seconds": 10.0 * (1 + seed)},
+            "scores": {name: scores_content(score) for name, score in scores.items()},
+        }
+        for name in names:
+            folder = runs / f"{name}-seed{seed}"
+            folder.mkdir()
+            (folder / "scores.json").write_text(json.dumps(content))
+
+
+def test_every_data_set_and_horizon_has_a_run():
+    assert [run.name for run in RUNS] == [
+        *(f"etth1-{horizon}" for horizon in (96, 192, 336, 720)),
+        *(f"etth1-stream-{horizon}" for horizon in (1, 24, 48)),
+        *(f"beijing-{horizon}" for horizon in (1, 24)),
+    ]
+    assert [run.name for run in back_tests(None, BEIJING)] == ["beijing-1", "beijing-24"]
+
+
+def test_the_page_holds_means_over_seeds_beside_what_is_wanted(tmp_path: Path):
+    results(tmp_path, ["etth1-96", "etth1-stream-24", "beijing-24"], (0, 1))
+    page = quality_report.written(tmp_path, RUNS, (0, 1, 2))
+    assert "| 192 | not run yet |" in page
+    (row,) = (line for line in page.splitlines() if line.startswith("| 96 | streamgru |"))
+    assert "±" in row
+    assert "| ≤ .375 | < .351 | 15 s | 2 |" in row
+    assert "| 24 | level | streamgru |" in page
+    assert "| etth1-96 | streamgru | 80% |" in page
+    for baseline in ("adaptive AR(24)", "seasonal naive", "persistence"):
+        assert f"|  | {baseline} |" in page
+
+
+def test_the_page_names_data_as_anyone_would(tmp_path: Path):
+    page = quality_report.written(tmp_path, RUNS, (0, 1))
+    assert "streamgru backtest ETTh1.csv --columns-as-sensors" in page
+    assert "/somewhere" not in page
+    assert "streamgru --settings deploy/beijing.toml backtest deploy/data/beijing.parquet" in page
+
+
+def test_ablations_are_listed_with_both_parts(tmp_path: Path):
+    for seed in (0, 1):
+        path = ablation.result_path(tmp_path, ablation.VARIANTS[1], seed)
+        path.parent.mkdir(exist_ok=True)
+        scores = dict.fromkeys(ablation.METRICS, 0.1 + seed)
+        path.write_text(json.dumps({"seconds": 3.0, "validation": scores, "test": scores}))
+    page = quality_report.written(tmp_path, RUNS, (0, 1))
+    assert "| no lags | 0.600 ± 0.707 |" in page
+
+
+def test_without_a_calendar_steps_and_labels_are_as_they_were():
+    sequences = noisy_days()
+    whole_hours = replace(sequences, timestamp_us=sequences.timestamp_us // HOUR_US * HOUR_US)
+    split = Split(300 * HOUR_US, 400 * HOUR_US)
+    config, stretched, bounds = _without_calendar(CONFIG, whole_hours, split)
+    ahead = np.arange(1, 7)
+    for sensor in range(3):
+        lo, hi = sequences.span(sensor)
+        np.testing.assert_array_equal(
+            stretched.label_index(lo, hi, ahead, bounds.train_end_us),
+            whole_hours.label_index(lo, hi, ahead, split.train_end_us),
+        )
+    assert len(np.unique(stretched.timestamp_us % (7 * 24 * HOUR_US))) == 1
+    assert config.cadence_us == stretched.cadence_us
