@@ -44,7 +44,7 @@ integration: setup ## Pass the tests against real servers
 	$(BIN)/pytest tests/integration tests/chaos
 
 bench: setup ## Measure speed against plain clients on the same broker
-	$(BIN)/python -m tests.benchmarks.speed
+	$(BIN)/python -m tests.benchmarks
 
 quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ablations, for hours; what is done is kept
 	$(BIN)/python -m tests.benchmarks.quality $(if $(DATA),--etth1 $(DATA))

@@ -281,6 +281,7 @@ STATE_SCHEMA_VERSION: Final = 1
 # magic, schema version, model version, settings fingerprint, CRC-32 of the payload; then one row of model.state's dtype
 _STATE_HEADER = struct.Struct("<4sHI12sI")
 _STATE_MAGIC = b"SGRU"
+_CHECKSUM_BYTES = 4  # the header's last
 
 
 class StateTag(msgspec.Struct, frozen=True):
@@ -297,6 +298,26 @@ class StateTag(msgspec.Struct, frozen=True):
             )
             + row
         )
+
+    def take_rows(self, values: Sequence[bytes | None], row_bytes: int) -> tuple[list[int], bytes]:
+        """The places of the values that are whole states of this tag, and their rows, one behind the other.
+
+        It chooses what ``decode_state`` finds of this tag, with rows of that size, at a fraction of the cost: a start
+        reads one for every sensor.
+        """
+        start = _STATE_HEADER.size
+        head = _STATE_HEADER.pack(_STATE_MAGIC, STATE_SCHEMA_VERSION, self.model_version, self.settings.encode(), 0)
+        head, size = head[:-_CHECKSUM_BYTES], start + row_bytes
+        places: list[int] = []
+        rows: list[memoryview] = []
+        for place, value in enumerate(values):
+            if value is None or len(value) != size or not value.startswith(head):
+                continue
+            row = memoryview(value)[start:]
+            if zlib.crc32(row) == int.from_bytes(value[start - _CHECKSUM_BYTES : start], "little"):
+                places.append(place)
+                rows.append(row)
+        return places, b"".join(rows)
 
 
 def decode_state(value: bytes) -> tuple[StateTag, bytes]:

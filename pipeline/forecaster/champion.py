@@ -21,6 +21,8 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.champion")
 
+# A forecaster that has a model to serve with looks up the alias when its states are restored, or after so long.
+LONGEST_RESTORE_S: Final = 15.0
 _POINTER: Final = "champion.json"
 
 
@@ -125,16 +127,24 @@ class ChampionWatcher:
         self._failure: BaseException | None = None
         self._changed = threading.Event()
         self._closed = threading.Event()
+        self._may_look = threading.Event()
         self._thread = threading.Thread(target=self._run, name="champion", daemon=True)
 
     def start(self, serving: Candidate | None = None) -> None:
-        """Begin to look; ``serving`` is what serves already."""
+        """Begin to look. Where ``serving`` serves already, ``let_look`` is waited for first, though not for long."""
         self._candidate = serving
+        if serving is None:
+            self._may_look.set()
         self._thread.start()
+
+    def let_look(self) -> None:
+        """The states are restored: importing MLflow's client, which takes a core for seconds, delays them no more."""
+        self._may_look.set()
 
     def close(self) -> None:
         """Stop looking; a look-up under way is left to end by itself."""
         self._closed.set()
+        self._may_look.set()
 
     def candidate(self) -> Candidate | None:
         """What is to serve; none as long as no version was found that can."""
@@ -149,6 +159,7 @@ class ChampionWatcher:
 
     def _run(self) -> None:
         try:
+            self._may_look.wait(LONGEST_RESTORE_S)
             while not self._closed.is_set():
                 self._look()
                 self._closed.wait(self._poll_s)

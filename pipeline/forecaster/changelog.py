@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -29,7 +30,8 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.changelog")
 
-POLL_RECORDS: Final = 20_000
+# Each poll's records are in memory beside the table: few enough not to show beside it, enough to be worth a round.
+POLL_RECORDS: Final = 2_000
 PROGRESS_INTERVAL_S: Final = 2.0  # how often a long restore says how far it is
 
 
@@ -244,61 +246,64 @@ class _Reading:
         """Records in the order of the log: a later one of a sensor stands for it."""
         if partition not in self._wanted:
             return
-        latest: dict[bytes, bytes | None] = {record.key: record.value for record in records if record.key is not None}
-        usable: dict[str, bytes] = {}
-        foreign = self.foreign[partition]
-        distrusted = self._distrusted.get(partition, ())
-        for key, value in latest.items():
+        latest: dict[str, bytes | None] = {}
+        for record in records:
+            if record.key is None:
+                continue
             try:
-                sensor = key.decode()
+                latest[record.key.decode()] = record.value
             except UnicodeDecodeError:
-                logger.error("partition %d of the state topic has a key that is no sensor id: %r", partition, key[:80])
-                continue
-            self.seen[partition] = True
-            foreign.pop(sensor, None)
-            if value is None:
-                foreign[sensor] = None  # deleted by hand: the sensor is rebuilt
-                continue
-            row = None if sensor in distrusted else self._usable(partition, sensor, value)
-            if row is None:
-                foreign[sensor] = self._known(partition, value)
-            else:
-                usable[sensor] = row
-        if usable:
-            table = self._serving.table
-            states = np.frombuffer(b"".join(usable.values()), table.dtype)
-            bad = unsound(states)
-            sensors = np.array(list(usable), dtype=object)
-            for sensor in sensors[bad]:
-                logger.error("the state of sensor %s, partition %d, has a number that is not finite", sensor, partition)
-                foreign[sensor] = self._known(partition, latest[sensor.encode()] or b"")
-            table.scatter(table.rows(partition, sensors[~bad].tolist()), states[~bad])
+                what = record.key[:80]
+                logger.error("partition %d of the state topic has a key that is no sensor id: %r", partition, what)
+        self.seen[partition] |= bool(latest)
+        sensors, values = list(latest), list(latest.values())
+        usable = self._keep(partition, sensors, values)
+        foreign = self.foreign[partition]
+        if foreign:
+            for sensor in sensors:
+                foreign.pop(sensor, None)
+        if len(usable) < len(sensors):
+            chosen = set(usable)
+            for place, sensor in enumerate(sensors):
+                if place not in chosen:
+                    foreign[sensor] = self._known(partition, sensor, values[place])
 
-    def _usable(self, partition: int, sensor: str, value: bytes) -> bytes | None:
+    def _keep(self, partition: int, sensors: Sequence[str], values: Sequence[bytes | None]) -> list[int]:
+        """Put the usable ones among the states of some sensors into the table; the places of these."""
+        table = self._serving.table
+        places, packed = self._serving.tag.take_rows(values, table.dtype.itemsize)
+        states = np.frombuffer(packed, table.dtype)
+        # What is not before the position is of a future that was undone, by resetting offsets or a topic made anew.
+        good = states["offset"] < self._positions[partition]
+        bad = unsound(states)
+        for place in compress(places, bad.tolist()):
+            what = sensors[place]
+            logger.error("the state of sensor %s, partition %d, has a number that is not finite", what, partition)
+        distrusted = self._distrusted.get(partition)
+        if distrusted:
+            bad |= np.array([sensors[place] in distrusted for place in places], bool)
+        good &= ~bad
+        if not good.all():
+            states, places = states[good], list(compress(places, good.tolist()))
+        table.scatter(table.rows(partition, [sensors[place] for place in places]), states)
+        return places
+
+    def _known(self, partition: int, sensor: str, value: bytes | None) -> Known | None:
+        """What an unusable state still tells, where its settings are ours: readings were accepted by the same rules."""
+        if value is None:
+            return None  # deleted by hand: the sensor is rebuilt
         try:
             tag, row = decode_state(value)
         except StateError as error:
             logger.error("the state of sensor %s, partition %d, cannot be used: %s", sensor, partition, error)
             return None
-        if tag != self._serving.tag:
-            return None
-        if len(row) != self._serving.table.dtype.itemsize:
+        if tag == self._serving.tag and len(row) != self._serving.table.dtype.itemsize:
             logger.error("the state of sensor %s, partition %d, has another size than the model's", sensor, partition)
-            return None
-        offset = int(np.frombuffer(row, self._serving.table.dtype, 1)["offset"][0])
-        return row if offset < self._positions[partition] else None
-
-    def _known(self, partition: int, value: bytes) -> Known | None:
-        """What an unusable state still tells, where its settings are ours: readings were accepted by the same rules."""
-        try:
-            tag, row = decode_state(value)
-        except StateError:
-            return None
         if tag.settings != self._serving.tag.settings or len(row) < self._prefix.itemsize:
             return None
         state = np.frombuffer(row[: self._prefix.itemsize], self._prefix, 1)[0]
         if int(state["offset"]) >= self._positions[partition]:
-            return None  # of a future that was undone, by resetting offsets or a topic made anew
+            return None  # likewise undone
         return known_of_state(state, self._rewarm_steps)
 
 

@@ -58,6 +58,9 @@ MOST_UNSAVED_STATES: Final = 20_000
 TYPICAL_READING_BYTES: Final = 96  # on the wire, with one or a few features
 SMALLEST_FETCH_BYTES: Final = 16 * 1024
 LARGEST_FETCH_BYTES: Final = 1024 * 1024
+# Of all partitions together while states are restored. What is fetched is in memory beside the states, some three times
+# over, and larger fetches are no faster.
+RESTORE_FETCH_BYTES: Final = 2 * 1024 * 1024
 
 
 Polled = Mapping[TopicPartition, Sequence[Record]]
@@ -133,6 +136,7 @@ class StreamForecaster:
             champion = self._first_champion(watcher)
             if champion is None:
                 return
+            self._watcher = watcher
             self._succession = Succession(self._settings, watcher)
             self._serve(champion.version, Serving(champion.version, champion.forecaster, self._settings))
             try:
@@ -175,7 +179,14 @@ class StreamForecaster:
         self._lookout = Lookout(
             settings, self._pulse, limit_s or settings.forecaster.stuck_after_s, is_fatal=limit_s is not None
         )
-        self._reader = read_fast(make_consumer(settings, client_id="streamgru-restore", auto_offset_reset="none"))
+        self._reader = read_fast(
+            make_consumer(
+                settings,
+                client_id="streamgru-restore",
+                auto_offset_reset="none",
+                fetch_max_bytes=RESTORE_FETCH_BYTES,
+            )
+        )
         self._close_at_the_end(self._reader.close)
         self._admin = make_admin(settings)
         self._close_at_the_end(self._admin.close)
@@ -403,6 +414,7 @@ class StreamForecaster:
             self._options.reached("restoring")
             self._mind_restoring()
             return
+        self._watcher.let_look()
         for partition in restored.positions.keys() & self._partitions.positions.keys():
             self._succession.take(partition, self._serving, self._partitions.positions[partition])
         self.counters.count_restored(restored.sensors, restored.rebuilt, restored.seconds)

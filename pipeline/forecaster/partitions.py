@@ -1,6 +1,7 @@
 """The partitions of one forecaster: each has arrived, is being restored, or is served."""
 
 import logging
+import time
 from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
@@ -15,6 +16,9 @@ logger = logging.getLogger("streamgru.partitions")
 
 # How long an offset is waited for that another forecaster's open transaction may still change; then others get a turn.
 COMMITTED_TIMEOUT_MS: Final = 200
+# How long one call restores: the other partitions wait so long for their turn, and each turn costs a poll that finds
+# nothing (``loop.BUSY_POLL_MS``).
+SLICE_S: Final = 0.1
 # What the client raises of a partition that its own thread has just given up; the note about that is read next turn.
 _NOT_ASSIGNED: Final = (ValueError, KeyError)
 
@@ -70,6 +74,8 @@ class Partitions:
     def restore(self, serving: Serving) -> Restored | None:
         """Restore what has arrived, for a moment; once that is done, what was restored: it is served from now on.
 
+        The first call of a restore only begins it.
+
         Raises:
             OffsetsLost: see ``changelog.first_position``.
             kafka.errors.KafkaError: ``start_over`` before the next call.
@@ -88,14 +94,19 @@ class Partitions:
                 accept_loss=self._accept_loss,
                 distrusted=self._distrusted,
             )
+            until = 0.0
+        else:
+            until = time.monotonic() + SLICE_S
         try:
-            next(self._job)
+            while True:
+                next(self._job)
+                if time.monotonic() >= until:
+                    return None
         except StopIteration as done:
             self._job = None
             restored: Restored = done.value
             self._serve(restored)
             return restored
-        return None
 
     def read_up_to(self) -> dict[int, int]:
         """Of those served: where the client reads on, behind markers of transactions that it never hands out."""

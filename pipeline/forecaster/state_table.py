@@ -14,8 +14,9 @@ States = NDArray[np.void]  # (B,) of model.state.state_dtype
 Rows = NDArray[np.intp]
 
 _SMALLEST_CAPACITY: Final = 64
-# Growing copies the array, for a moment it is there twice: in small steps the memory at rest stays near what is needed.
-_GROWTH: Final = 1.25
+# In steps this small the memory stays near what is needed. Growing hardly costs: the system moves the pages of a large
+# array instead of copying them (Linux), so it is never there twice.
+_GROWTH: Final = 1.0625
 
 
 class StateTable:
@@ -121,9 +122,8 @@ class StateTable:
     def _grow(self, by: int) -> None:
         before = len(self._states)
         capacity = max(_SMALLEST_CAPACITY, int(before * _GROWTH), before + by)
-        states = np.empty(capacity, self._states.dtype)
-        states[:before] = self._states
-        self._states = states
-        self._partitions = np.resize(self._partitions, capacity) if before else np.zeros(capacity, np.int32)
+        # Nobody else holds these arrays: what leaves this class is a copy.
+        self._states.resize(capacity, refcheck=False)
+        self._partitions.resize(capacity, refcheck=False)
         self._sensors += [""] * (capacity - before)
         self._free += range(capacity - 1, before - 1, -1)  # the lowest row is taken first

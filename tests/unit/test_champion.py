@@ -80,6 +80,7 @@ def test_trouble_is_said_once_and_leaves_the_candidate(
     serving = Candidate(1, "one")  # type: ignore[arg-type]
     source.champion = trouble
     watcher.start(serving)
+    watcher.let_look()
     looks_again(source)
     assert watcher.candidate() == serving
     assert len(errors(caplog)) == 1
@@ -95,6 +96,7 @@ def test_a_model_that_cannot_serve_is_refused_until_the_alias_moves(
     source.champion = 2
     serving = Candidate(1, "one")  # type: ignore[arg-type]
     watcher.start(serving)
+    watcher.let_look()
     looks_again(source)
     assert source.loads == [2]
     assert watcher.candidate() == serving
@@ -120,3 +122,15 @@ def test_a_bug_in_the_thread_is_raised_where_the_candidate_is_asked_for(
         return False
 
     wait_until(fails, 5, "the bug was raised")
+
+
+def test_a_forecaster_that_can_serve_is_left_to_restore_before_the_registry_is_asked(
+    source: FakeSource, watcher: ChampionWatcher
+) -> None:
+    source.champion = 2
+    serving = Candidate(1, "one")  # type: ignore[arg-type]
+    watcher.start(serving)
+    assert watcher.wait(0.2) == serving
+    assert source.looks == 0
+    watcher.let_look()
+    wait_until(lambda: watcher.candidate() != serving, 5, "version 2 is the candidate")

@@ -1,6 +1,7 @@
 """Readings are decoded or rejected with a reason, whatever the bytes; all messages survive the way there and back."""
 
 import math
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -285,6 +286,32 @@ def test_a_damaged_state_is_refused_or_harmless(tag: StateTag, row: bytes, data:
 def test_other_bytes_are_no_state(value: bytes) -> None:
     with pytest.raises(StateError):
         decode_state(value)
+
+
+@given(
+    tag=tags,
+    others=st.lists(tags, max_size=2),
+    rows=st.lists(st.binary(min_size=3, max_size=5), max_size=8),
+    data=st.data(),
+)
+def test_many_states_are_taken_as_each_is_decoded(
+    tag: StateTag, others: list[StateTag], rows: list[bytes], data: Any
+) -> None:
+    values: list[bytes | None] = []
+    for row in rows:
+        value = bytearray(data.draw(st.sampled_from([tag, tag, *others])).encode(row))
+        if data.draw(st.integers(0, 3)) == 0:
+            value[data.draw(st.integers(0, len(value) - 1))] ^= data.draw(st.integers(0, 255))
+        values += [None, bytes(value)]
+    expected = []
+    for place, value in enumerate(values):
+        with suppress(StateError):
+            if value is not None:
+                found, row = decode_state(value)
+                if found == tag and len(row) == 4:
+                    expected.append((place, row))
+    places, packed = tag.take_rows(values, 4)
+    assert list(zip(places, [packed[at : at + 4] for at in range(0, len(packed), 4)], strict=True)) == expected
 
 
 def test_the_schema_names_what_a_reading_and_a_forecast_hold() -> None:
