@@ -39,6 +39,13 @@ WIDTH: Final = 120
     help="Training, validation and test: fractions of the readings, or months of 30 days as 12/4/4.",
 )
 @click.option("--version", type=click.IntRange(min=1), help="Score this registered version instead of training.")
+@click.option(
+    "--model",
+    "report",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Score the model in this folder of an earlier back-test's results instead of training.",
+)
 @click.option("--preset", type=click.Choice(["stateful", "plain"]), help="How to train; by default as in the settings.")
 @click.option("--budget", "budget_s", type=click.FloatRange(min=0, min_open=True), help="Seconds to train for at most.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings.")
@@ -63,6 +70,7 @@ def backtest(
     horizon: int | None,
     split: str,
     version: int | None,
+    report: Path | None,
     standardise: bool,
     metrics: str,
     out: Path | None,
@@ -71,7 +79,8 @@ def backtest(
     """Score a model on the newest part of DATA, CSV or Parquet files, or of the history table.
 
     It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION, and the
-    newest part begins no earlier than the readings end that it was chosen on. Every reading of the newest part is then
+    newest part begins no earlier than the readings end that it was chosen on; or it is the MODEL of an earlier
+    back-test, for which the split must be the same. Every reading of the newest part is then
     forecast from in turn, with the state carried, as in the stream, and scored on the same values as baselines:
     persistence, the seasonal-naive forecast, and an autoregression over 24 steps that recursive least squares fit anew
     with every reading. Features, targets, cadence and season are those of the settings.
@@ -81,10 +90,12 @@ def backtest(
     from deploy.score_tables import interval_table, score_table, sensor_table
     from model.metrics import METRICS
     from pipeline.evaluation.back_test import MODEL, evaluate, split_by, train_on
-    from pipeline.evaluation.report import write_report
+    from pipeline.evaluation.report import Trained, read_trained, write_report
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH)
     wanted = _on_demand(metrics)
+    if version is not None and report is not None:
+        raise click.UsageError("--version and --model each name the model to score: give one of them")
     layout = {key: others[key] for key in ("time_column", "timezone", "sensor_column", "columns_as_sensors")}
     training = {key: others[key] for key in ("preset", "budget_s", "epochs", "seed")}
     settings = _settings(context.settings, horizon, training)
@@ -95,13 +106,14 @@ def backtest(
     with _told_of(source):
         sequences, bounds = split_by(split, sequences)
         _make_folder(folder)  # before the training, whose result would have nowhere to go
-        if version is None:
-            result = train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch)))
-            forecaster = result.forecaster
+        if report is not None:
+            trained = read_trained(report)
+        elif version is not None:
+            trained = Trained(_registered(settings, version))
+            bounds = _unseen(settings, version, trained.forecaster, sequences, bounds)
         else:
-            result, forecaster = None, _registered(settings, version)
-            bounds = _unseen(settings, version, forecaster, sequences, bounds)
-        done = evaluate(forecaster, sequences, bounds, standardise=standardise)
+            trained = Trained.of(train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch))))
+        done = evaluate(trained.forecaster, sequences, bounds, standardise=standardise)
     unit = "standard deviation" if standardise else "mean seasonal difference"
     also: list[Metric] = [name for name in METRICS if name in wanted]
     console.print(score_table(done, name, unit, also))
@@ -110,7 +122,7 @@ def backtest(
     if "sensors" in wanted:
         console.print(sensor_table(done.scores[MODEL]))
     made_with = {"data": source, "split": split, "version": version, **training}
-    write_report(done, result, folder, made_with | {"standardise": standardise})
+    write_report(done, trained, folder, made_with | {"standardise": standardise})
     console.print(f"scores and plots are in {folder}", soft_wrap=True)
 
 

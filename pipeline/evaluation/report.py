@@ -1,26 +1,68 @@
-"""A back-test written down: ``scores.json`` and the plots beside it."""
+"""A back-test written down: ``scores.json``, the model that was scored, and plots."""
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from model.artefact import load_artefact, save_artefact
 from model.backtest import model_predictor
+from model.forecaster import Forecaster
 from model.metrics import METRICS, Metric, Scores, skill
-from model.training import TrainingResult
+from model.training import EpochReport, TrainingResult
+from pipeline.errors import DataFileError
 from pipeline.evaluation.back_test import MODEL, Evaluation
 from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores
 from pipeline.messages import iso_timestamp
 
+SCORES: Final = "scores.json"
+MODEL_FOLDER: Final = "model"
 SKILLS: Final[tuple[Metric, ...]] = ("mse", "mae", "pinball")
 
 
-def write_report(done: Evaluation, training: TrainingResult | None, folder: Path, made_with: Mapping[str, Any]) -> None:
-    """``scores.json`` and the plots, in ``folder``; what was there under these names is replaced."""
+@dataclass(frozen=True)
+class Trained:
+    """A model and, where that is known, how its training went."""
+
+    forecaster: Forecaster
+    training: dict[str, Any] | None = None  # as in ``scores.json``
+
+    @classmethod
+    def of(cls, result: TrainingResult) -> "Trained":
+        """What a training led to."""
+        return cls(
+            result.forecaster,
+            {
+                "device": result.device,
+                "seconds": result.epochs[-1].seconds,
+                "sensor_steps_per_s": result.sensor_steps_per_s,
+                "epochs": [asdict(epoch) for epoch in result.epochs],
+            },
+        )
+
+
+def read_trained(folder: Path) -> Trained:
+    """The model of an earlier report.
+
+    Raises:
+        DataFileError: the folder holds no such report.
+    """
+    try:
+        content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        return Trained(load_artefact(folder / MODEL_FOLDER), content["training"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataFileError(
+            f"{folder} does not hold the results of a back-test ({error}); name the folder that `streamgru backtest` "
+            "says its scores are in"
+        ) from error
+
+
+def write_report(done: Evaluation, trained: Trained, folder: Path, made_with: Mapping[str, Any]) -> None:
+    """``scores.json``, the model and the plots, in ``folder``; what was there under these names is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     test_us = done.split.validation_end_us
     content = {
@@ -30,30 +72,22 @@ def write_report(done: Evaluation, training: TrainingResult | None, folder: Path
         "train_until": iso_timestamp(done.split.train_end_us),
         "validate_until": iso_timestamp(test_us),
         "model": asdict(replace(done.config, sensors=())),
-        "training": _training(training) if training else None,
+        "training": trained.training,
         "scores": {name: scores_content(score) for name, score in done.scores.items()},
         "skill": {name: _skill(done.scores[MODEL], score) for name, score in done.scores.items() if name != MODEL},
     }
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
-    (folder / "scores.json").write_text(text, encoding="utf-8")
     fans = model_predictor(done.forecaster, MODEL)
     figures = {
         "scores.png": draw_scores(done.scores),
         "forecasts.png": draw_forecasts(fans, done.sequences, done.config, done.scores[MODEL], test_us),
     }
-    if training:
-        figures["loss.png"] = draw_loss(training.epochs)
+    if trained.training:
+        figures["loss.png"] = draw_loss([EpochReport(**epoch) for epoch in trained.training["epochs"]])
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120)
-
-
-def _training(training: TrainingResult) -> dict[str, Any]:
-    return {
-        "device": training.device,
-        "seconds": training.epochs[-1].seconds,
-        "sensor_steps_per_s": training.sensor_steps_per_s,
-        "epochs": [asdict(epoch) for epoch in training.epochs],
-    }
+    save_artefact(trained.forecaster, folder / MODEL_FOLDER)
+    (folder / SCORES).write_text(text, encoding="utf-8")  # last: where it is, everything is
 
 
 def scores_content(score: Scores) -> dict[str, Any]:

@@ -109,7 +109,9 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     for words in ("streamgru", "adaptive AR(24)", "seasonal naive", "persistence", "gain"):
         assert words in result.output
     folder = settings.home / "backtests" / "wide-4"
-    assert {file.name for file in folder.iterdir()} == {"scores.json", "scores.png", "forecasts.png", "loss.png"}
+    assert {file.name for file in folder.iterdir()} == {
+        *("scores.json", "scores.png", "forecasts.png", "loss.png", "model")
+    }
     report = json.loads((folder / "scores.json").read_text())
     assert (report["sensors"], report["seed"], report["model"]["horizon_steps"]) == (2, 1, 4)
     assert report["scores"]["seasonal naive"]["scaled"]["mse"] < 1e-9
@@ -121,6 +123,22 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     against = report["skill"]["persistence"]["mae"]
     assert against["all"] == pytest.approx(1 - mine["scaled"]["mae"] / report["scores"]["persistence"]["scaled"]["mae"])
     assert len(against["by_horizon"]) == 4
+    again = [*layout, *options, "--model", str(folder), "--out", str(tmp_path / "again")]
+    result = CliRunner().invoke(backtest, again, obj=alone)
+    assert result.exit_code == 0, result.output
+    assert "epoch 1" not in result.output
+    repeated = json.loads((tmp_path / "again" / "scores.json").read_text())
+    assert (repeated["scores"], repeated["training"]) == (report["scores"], report["training"])
+
+
+def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path):
+    file = tmp_path / "level.csv"
+    rows = (f"{np.datetime64('2024-01-01') + np.timedelta64(hour, 'h')}:00:00Z,{hour % 24}\n" for hour in range(600))
+    file.write_text("time,level\n" + "".join(rows))
+    alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
+    result = CliRunner().invoke(backtest, [str(file), "--model", str(tmp_path)], obj=alone)
+    assert isinstance(result.exception, DataFileError)
+    assert f"{tmp_path} does not hold the results of a back-test" in str(result.exception)
 
 
 def test_an_unknown_metric_is_named_with_those_there_are(settings: Settings):
