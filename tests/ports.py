@@ -2,6 +2,7 @@
 
 import os
 import socket
+from itertools import islice
 
 
 def free_ports(count: int) -> list[int]:
@@ -28,9 +29,14 @@ def is_free(port: int) -> bool:
 
 
 def steady_port() -> int:
-    """A port that stays free while its server is away, though clients go on trying to connect.
+    """One of ``steady_ports``."""
+    return steady_ports(1)[0]
+
+
+def steady_ports(count: int) -> list[int]:
+    """Ports that stay free while their server is away, though clients go on trying to connect.
 
     Those that ``free_ports`` gives are of the range that the system takes a client's own end from: a client that tries
     often enough gets the very port it wants to reach, is connected to itself, and keeps the server from coming back.
     """
-    return next(port for port in range(20_000 + os.getpid() % 5_000, 32_000) if is_free(port))
+    return list(islice((port for port in range(20_000 + os.getpid() % 5_000, 32_000) if is_free(port)), count))

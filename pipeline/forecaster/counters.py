@@ -32,7 +32,7 @@ class Counters:
     quarantined_states: int = 0  # with a number that was not finite, in memory
     restore_s: float = 0.0  # of the last restore
     model_version: int | None = None
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
 
     def add(self, batch: "Counters") -> None:
         """Take in the counts of a batch that was committed."""
@@ -64,7 +64,7 @@ class Counters:
     def content(self) -> dict[str, Any]:
         """All counts by name, ready for JSON; seconds since the start instead of its time."""
         content = asdict(self)
-        content["uptime_s"] = round(time.time() - content.pop("started"), 1)
+        content["uptime_s"] = round(time.monotonic() - content.pop("started"), 1)
         for name in ("swap_pause_s", "restore_s"):
             content[name] = round(content[name], 3)
         return content

@@ -317,9 +317,8 @@ class StreamForecaster:
             self._serving.table.scatter(batch.stepped.rows, batch.stepped.states)
         positions.update(offsets)
         self._partitions.unsaved.difference_update(unsaved)
-        self._quarantine.clear(
-            batch.offsets
-        )  # not what merely saved its rebuilt states: its readings are still to come
+        # Not for what only saved rebuilt states: the readings in question are still to come.
+        self._quarantine.clear(batch.offsets)
         self._succession.follow(batch.accepted)
         self._count(batch)
 

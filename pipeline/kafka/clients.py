@@ -12,6 +12,7 @@ import kafka.errors as client_errors
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from pipeline.errors import BrokerUnreachable, Fenced, KafkaError, TopicError
+from pipeline.kafka.refusal import why_unreachable
 from pipeline.settings import KafkaSettings, Settings
 
 # How long making a client waits for the first broker to answer: a local one takes 0.1 s, and a person waits no longer.
@@ -41,6 +42,11 @@ _FENCED: Final = (
     client_errors.TransactionCoordinatorFencedError,
     client_errors.FencedInstanceIdError,
 )
+_REFUSED: Final = (
+    client_errors.SaslAuthenticationFailedError,
+    client_errors.UnsupportedSaslMechanismError,
+    client_errors.AuthorizationError,
+)
 
 
 def make_consumer(settings: Settings, *, group_id: str | None = None, **overrides: Any) -> KafkaConsumer:
@@ -68,7 +74,7 @@ def make_consumer(settings: Settings, *, group_id: str | None = None, **override
         "request_timeout_ms": _milliseconds(forecaster.request_timeout_s),
         "fetch_max_wait_ms": _milliseconds(min(0.5, forecaster.request_timeout_s / 2)),
     }
-    with translated("connecting a consumer", settings):
+    with _connecting("connecting a consumer", settings):
         return KafkaConsumer(**_connection(settings.kafka), **(options | overrides))
 
 
@@ -104,7 +110,7 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
             "max_block_ms": _milliseconds(forecaster.commit_timeout_s),
             "retry_backoff_ms": TRANSACTION_BACKOFF_MS,
         }
-    with translated("connecting a producer", settings):
+    with _connecting("connecting a producer", settings):
         return KafkaProducer(**_connection(settings.kafka), **(options | overrides))
 
 
@@ -115,7 +121,7 @@ def make_admin(settings: Settings, **overrides: Any) -> KafkaAdminClient:
         BrokerUnreachable: no broker answers.
     """
     options = {"client_id": "streamgru-admin"} | overrides
-    with translated("connecting to look at the topics", settings):
+    with _connecting("connecting to look at the topics", settings):
         return KafkaAdminClient(**(_connection(settings.kafka) | options))
 
 
@@ -157,10 +163,29 @@ def translated(what: str, settings: Settings | None = None) -> Iterator[None]:
         ) from error
     except _FENCED as error:
         raise Fenced(f"another process has taken over the same transactional id ({what}: {error})") from error
+    except _REFUSED as error:
+        address = f" at {settings.kafka.bootstrap_servers}" if settings else ""
+        raise KafkaError(
+            f"the Kafka brokers{address} refuse this login, or what it may do ({what}: {error}); check "
+            "kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password, and the user's rights"
+        ) from error
     except client_errors.UnknownTopicOrPartitionError as error:
         raise TopicError(f"{_missing('a topic')} ({what})") from error
     except client_errors.KafkaError as error:
         raise KafkaError(f"Kafka failed {what}: {error}") from error
+
+
+@contextmanager
+def _connecting(what: str, settings: Settings) -> Iterator[None]:
+    """``translated``, and where an address answers that no broker answers at, a word on why."""
+    try:
+        with translated(what, settings):
+            yield
+    except BrokerUnreachable as error:
+        why = why_unreachable(settings.kafka)
+        if not why:
+            raise
+        raise BrokerUnreachable(f"no Kafka broker can be talked to ({what}): {why}") from error
 
 
 def _missing(topic: str) -> str:

@@ -81,7 +81,7 @@ def test_unusable_records_are_rebuilt_and_counted(
     for sensor, damage in DAMAGE.items():
         record = newest[sensor.encode()]
         producer.send(topic, damage(record.value), record.key, partition=record.partition)
-    # Keys of nobody: one that is no text, one of a sensor without readings, and none, which the topic refuses.
+    # Keys of nobody: one that is no text, and one of a sensor without readings.
     producer.send(topic, newest[b"whole"].value, b"\xff\xfe", partition=0)
     producer.send(topic, b"of nobody", b"stranger", partition=partition_of(settings, "stranger"))
     producer.flush()

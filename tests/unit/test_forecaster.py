@@ -87,3 +87,9 @@ def test_what_was_opened_before_connecting_failed_is_closed(monkeypatch: pytest.
     with pytest.raises(BrokerUnreachable):
         StreamForecaster(Settings(), source, instance).run()
     assert closed == ["reader", "watcher"]
+
+
+def test_the_stream_measures_no_interval_by_a_clock_that_jumps() -> None:
+    for source in Path(module.__file__).parent.glob("*.py"):
+        assert "time.time()" not in source.read_text(encoding="utf-8"), source.name
+        assert "default_factory=time.time)" not in source.read_text(encoding="utf-8"), source.name

@@ -1,0 +1,42 @@
+"""Finds out why no broker could be talked to where its address answers: of a refusal the client only says a timeout."""
+
+import socket
+import ssl
+from contextlib import suppress
+from typing import Final
+
+from pipeline.settings import KafkaSettings
+
+PROBE_TIMEOUT_S: Final = 2.0
+
+
+def why_unreachable(kafka: KafkaSettings) -> str:
+    """A sentence about the first address that accepts connections; empty where none does."""
+    for server in kafka.bootstrap_servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        with suppress(OSError, ValueError), socket.create_connection((host, int(port)), PROBE_TIMEOUT_S) as connection:
+            return f"{server.strip()} accepts connections, {_what_is_wrong(kafka, connection, host)}"
+    return ""
+
+
+def _what_is_wrong(kafka: KafkaSettings, connection: socket.socket, host: str) -> str:
+    protocol = f"kafka.security_protocol = {kafka.security_protocol}"
+    login = (
+        f"it refuses {protocol} with this login: check kafka.sasl_mechanism, kafka.sasl_username and "
+        "kafka.sasl_password, and that the listener is one for it"
+        if kafka.security_protocol.startswith("SASL")
+        else f"it does not speak Kafka to {protocol}: does that listener want TLS, or a login?"
+    )
+    if not kafka.security_protocol.endswith("SSL"):
+        return f"but {login}"
+    try:
+        context = ssl.create_default_context(cafile=None if kafka.ssl_cafile is None else str(kafka.ssl_cafile))
+        if kafka.ssl_certfile is not None:
+            context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile)
+        with context.wrap_socket(connection, server_hostname=host):
+            return f"TLS with it works, but {login}"
+    except (OSError, ValueError) as error:
+        return (
+            f"but TLS with it fails ({error}): check {protocol}, kafka.ssl_cafile, kafka.ssl_certfile and "
+            "kafka.ssl_keyfile, and that the listener is one for TLS"
+        )
