@@ -20,7 +20,7 @@ from flows.retrain_report import RetrainReport, epoch_curves, horizon_curves, pu
 from flows.run_settings import load_run_settings
 from model.artefact import save_artefact
 from model.backtest import Scores, SeasonalNaive, backtest, baselines, model_predictor, seasonal_scale
-from model.config import ModelConfig
+from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
@@ -89,9 +89,9 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     tags = {"settings": settings.fingerprint, "champion": str(champion.version) if champion else "none"}
     with training_run(settings, f"retrain on history {data.training_set.version}", tags) as run:
         run.log_training_set(data.training_set)
-        run.log_params(_params(options, config, data.split, champion if initial else None))
+        run.log_params(_params(options, config, data.split, champion if initial else None, settings.adaptation))
         result = step("train", lambda: _train(config, options, data, initial))
-        scores = step("back-test", lambda: _back_test(result.forecaster, champion, data))
+        scores = step("back-test", lambda: _back_test(settings.adaptation, result.forecaster, champion, data))
         step("log", lambda: _log(run, result, scores, data))
         summary = summarise(scores)
         version = step("register", lambda: _register(registry, run, result.forecaster, summary, data))
@@ -178,7 +178,11 @@ def _initial(
 
 
 def _params(
-    options: TrainingOptions, config: ModelConfig, split: Split, begun_from: _Champion | None
+    options: TrainingOptions,
+    config: ModelConfig,
+    split: Split,
+    begun_from: _Champion | None,
+    adaptation: Adaptation,
 ) -> dict[str, object]:
     return {
         **asdict(options),
@@ -190,6 +194,8 @@ def _params(
         "quantiles": ", ".join(map(str, config.quantiles)),
         "season_steps": config.season_steps,
         "max_gap_steps": config.max_gap_steps,
+        "adaptation": adaptation.level,
+        "calibration": adaptation.calibrated,
         "train_until": iso_timestamp(split.train_end_us),
         VALIDATE_UNTIL: iso_timestamp(split.validation_end_us),
     }
@@ -215,12 +221,17 @@ def _train(config: ModelConfig, options: TrainingOptions, data: _Data, initial: 
     return result
 
 
-def _back_test(forecaster: Forecaster, champion: _Champion | None, data: _Data) -> dict[str, Scores]:
-    """Scores on the held-out tail by name. The baselines may know all that came before it."""
+def _back_test(
+    adaptation: Adaptation, forecaster: Forecaster, champion: _Champion | None, data: _Data
+) -> dict[str, Scores]:
+    """Scores on the held-out tail by name, the models adapted as they are when they serve.
+
+    The baselines may know all that came before it.
+    """
     config, sequences, tail_us = forecaster.config, data.sequences, data.split.validation_end_us
-    models = [model_predictor(forecaster, CHALLENGER)]
+    models = [model_predictor(forecaster, CHALLENGER, adaptation)]
     if champion is not None and champion.forecaster is not None:
-        models.append(model_predictor(champion.forecaster, CHAMPION))
+        models.append(model_predictor(champion.forecaster, CHAMPION, adaptation))
     scale = seasonal_scale(sequences, config, tail_us)
     tell(Progress("back-testing", 0.0))
     with _long_enough(data.training_set, config.horizon_steps):
@@ -234,7 +245,7 @@ def _log(run: TrainingRun, result: TrainingResult, scores: Mapping[str, Scores],
     run.log_params({"device_used": result.device, "sensor_steps_per_s": round(result.sensor_steps_per_s)})
     run.log_figure(draw_loss(result.epochs), "plots/loss.png")
     run.log_figure(draw_scores(scores), "plots/scores.png")
-    predictor = model_predictor(result.forecaster, CHALLENGER)
+    predictor = model_predictor(result.forecaster, CHALLENGER, run.adaptation)
     tail_us = data.split.validation_end_us
     forecasts = draw_forecasts(predictor, data.sequences, result.forecaster.config, scores[CHALLENGER], tail_us)
     run.log_figure(forecasts, "plots/forecasts.png")

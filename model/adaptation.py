@@ -16,18 +16,18 @@ A step without a reading issues no forecast; it moves the signals by the rule of
 reset is blank again. On a model swap what knows nothing of the model is carried over, and the rest is learned from the
 readings replayed into the new model (``carry_over``).
 
-The forecaster does not call this yet: states and forecasts have no place for it before their next schema.
-
 Nothing here mixes sensors: a sensor's results are the same bits whoever shares the call.
 
 Letters: B sensors, K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections, D regressors,
 P learning points, M loss points, A pending forecasts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import calibration, judging, least_squares, mixture, signals
 from .experts import BASES, CORRECTED, MODEL_FREE, STORED_BOUND, AdaptationConfig, Indexes, States, groups
@@ -44,13 +44,29 @@ class Adapted:
     weights: Floats  # (B, K, E) of the experts, averaged over the horizon
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """Steps of A sensors in rounds: the r-th round takes the next step of each of the first ``sizes[r]`` sensors.
+
+    Arrays of M are round by round.
+    """
+
+    sizes: Sequence[int]  # falling, at most A
+    reset: Bools  # (M,) whether the sensor's state begins anew with the step
+    phase: Indexes  # (M,) as in ``advance``
+    values: Floats  # (M, K) likewise
+    hidden: NDArray[np.float32]  # (M, H)
+    forecast: Indexes  # (M,) which of the model's forecasts was issued at the step; -1 where it is no reading
+    quantiles: Floats  # (n, K, Q, h) the model's forecasts
+
+
 def advance(
     config: AdaptationConfig,
     states: States,
     phase: Indexes,
     values: Floats,
     quantiles: Floats,
-    hidden: Floats | None = None,
+    hidden: NDArray[np.floating] | None = None,
 ) -> Adapted:
     """Steps ``states`` in place by one step each, and adapts the forecasts that the model issues at it.
 
@@ -79,6 +95,29 @@ def advance(
     due = np.flatnonzero(begun & (steps % config.stride == 0))
     _keep(config, states, due, issued, unit, experts, bases, regressors, adapted)
     return Adapted(adapted, weights.mean(axis=3))
+
+
+def advance_rounds(config: AdaptationConfig, states: States, rounds: Rounds) -> Adapted:
+    """Steps ``states`` (A,) in place through several rounds; the adapted forecasts are in the order of the model's."""
+    quantiles = np.empty_like(rounds.quantiles)
+    weights = np.empty((*quantiles.shape[:2], len(config.experts)))
+    begin = 0
+    for size in rounds.sizes:
+        these = slice(begin, begin + size)
+        begin += size
+        block = states[:size]
+        fresh = rounds.reset[these]
+        if fresh.any():
+            block[fresh] = np.zeros((), block.dtype)
+        which = rounds.forecast[these]
+        there = which >= 0
+        given = np.full((size, *quantiles.shape[1:]), np.nan)
+        given[there] = rounds.quantiles[which[there]]
+        hidden = rounds.hidden[these] if config.level == "full" else None
+        adapted = advance(config, block, rounds.phase[these], rounds.values[these], given, hidden)
+        quantiles[which[there]] = adapted.quantiles[there]
+        weights[which[there]] = adapted.weights[there]
+    return Adapted(quantiles, weights)
 
 
 def carry_over(config: AdaptationConfig, old: States, new: States) -> States:
@@ -116,7 +155,7 @@ def _experts(
     x: Floats,
     quantiles: Floats,
     unit: Floats,
-    hidden: Floats | None,
+    hidden: NDArray[np.floating] | None,
 ) -> tuple[Floats, Floats | None, dict[str, Floats]]:
     """(B, K, E, h) every expert's forecast; (B, K, 4, h) what corrections start from; the regressors of each group."""
     gru = quantiles[:, :, config.median]

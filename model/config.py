@@ -6,6 +6,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Preset = Literal["stateful", "plain"]
+Level = Literal["off", "light", "full"]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How forecasts adapt between retrainings (``model.adaptation``): the user's choice, whatever the model."""
+
+    level: Level = "off"
+    calibrated: bool = False  # whether intervals are resized until they cover what they say
+
+    @property
+    def active(self) -> bool:
+        """Whether forecasts differ from the model's at all."""
+        return self.level != "off" or self.calibrated
+
+
+NO_ADAPTATION = Adaptation()
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,15 @@ P learning points, M loss points, A pending forecasts.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import signals
-from .config import ModelConfig
+from .config import Adaptation, Level, ModelConfig
 from .signals import Floats, SignalShape
 
-Level = Literal["off", "light", "full"]
 Indexes = NDArray[np.int64]
 States = NDArray[Any]
 
@@ -45,11 +44,11 @@ class AdaptationConfig:
     hidden_size: int
 
     @classmethod
-    def of(cls, config: ModelConfig, level: Level, *, calibrated: bool = True) -> "AdaptationConfig":
+    def of(cls, config: ModelConfig, adaptation: Adaptation) -> "AdaptationConfig":
         """The adaptation of a model's forecasts."""
         return cls(
-            level=level,
-            calibrated=calibrated,
+            level=adaptation.level,
+            calibrated=adaptation.calibrated,
             targets=config.target_count,
             horizon_steps=config.horizon_steps,
             season_steps=config.season_steps,

@@ -17,10 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .adaptation import Rounds, advance_rounds
+from .config import NO_ADAPTATION, Adaptation
+from .experts import AdaptationConfig, States, adaptation_dtype
 from .forecaster import Forecaster
 from .inputs import Past, step_inputs
 from .normaliser import Floats, Trace, Tracks
 from .sequences import Sequences
+from .signals import phase_of
 
 # Rounds that are prepared in one go: bounds the memory of catching up with a long past.
 _ROUNDS: Final = 256
@@ -48,13 +52,15 @@ class _Carried:
     hidden: Tensor  # (L, H)
     tail: Floats  # (C, K) the targets' last values, step by step
     begin: NDArray[np.int64]  # (K,) steps of the tail that lags may reach back over
+    adaptation: States  # one record
 
 
 class ModelPredictor:
     """Forecasts of a model, by the evaluator's protocol; see ``model_predictor``."""
 
-    def __init__(self, forecaster: Forecaster, name: str) -> None:
+    def __init__(self, forecaster: Forecaster, name: str, adaptation: Adaptation = NO_ADAPTATION) -> None:
         self.name = name
+        self._adapting = AdaptationConfig.of(forecaster.config, adaptation)
         self._forecaster = forecaster.eval()
         self._normaliser = forecaster.normaliser()
         self._carried: dict[str, _Carried] = {}
@@ -82,7 +88,9 @@ class ModelPredictor:
             if not len(order):
                 break
             group = [(shown[i], states[i], int(lengths[i])) for i in order]
-            for i, (rows, quantiles) in zip(order, _Rounds(self._forecaster, group).forecasts(), strict=True):
+            for i, (rows, quantiles) in zip(
+                order, _Rounds(self._forecaster, self._adapting, group).forecasts(), strict=True
+            ):
                 found[i][rows] = quantiles
         for one, state in zip(shown, states, strict=True):
             self._carried[one.sensor] = state
@@ -99,12 +107,18 @@ class ModelPredictor:
             hidden=self._forecaster.gru.zeros(1)[:, 0],
             tail=np.zeros((_context(self._forecaster), config.target_count)),
             begin=np.zeros(config.target_count, np.int64),
+            adaptation=np.zeros(1, adaptation_dtype(self._adapting)),
         )
 
 
-def model_predictor(forecaster: Forecaster, name: str = "model") -> ModelPredictor:
-    """A predictor for the evaluator that steps ``forecaster`` through each sensor from its first reading on."""
-    return ModelPredictor(forecaster, name)
+def model_predictor(
+    forecaster: Forecaster, name: str = "model", adaptation: Adaptation = NO_ADAPTATION
+) -> ModelPredictor:
+    """A predictor for the evaluator that steps ``forecaster`` through each sensor from its first reading on.
+
+    With the adaptation that the stream is served with, it forecasts what the stream is told.
+    """
+    return ModelPredictor(forecaster, name, adaptation)
 
 
 def _context(forecaster: Forecaster) -> int:
@@ -115,8 +129,11 @@ def _context(forecaster: Forecaster) -> int:
 class _Rounds:
     """The next steps of several sensors, longest first; round r takes each sensor's r-th."""
 
-    def __init__(self, forecaster: Forecaster, group: list[tuple[Shown, _Carried, int]]) -> None:
+    def __init__(
+        self, forecaster: Forecaster, adapting: AdaptationConfig, group: list[tuple[Shown, _Carried, int]]
+    ) -> None:
         self._forecaster = forecaster
+        self._adapting = adapting
         self._group = group
         self._lengths = np.array([length for _, _, length in group])
         self._T, self._G, self._C = int(self._lengths[0]), len(group), _context(forecaster)
@@ -137,14 +154,10 @@ class _Rounds:
         past = self._past(trace, ~np.isnan(values[:, targets]))
         hidden, h = self._unroll(x, self._spread(trace.steps) == 1)
         level, scale = (self._spread(each[:, targets]) for each in (trace.levels[:, :, 1], trace.scale))
-        answers = []
-        for g, (one, state, length) in enumerate(self._group):
-            first = max(one.lo - state.next, 0)
-            if first >= length:  # only caught up with
-                answers.append(
-                    (slice(0, 0), np.empty((0, config.target_count, len(config.quantiles), config.horizon_steps)))
-                )
-                continue
+        found = []
+        for g, (_, _, length) in enumerate(self._group):
+            # Adaptation learns from every forecast, asked for or only caught up with.
+            first = 0 if self._adapting.active else self._asked(g)
             index = self._place(g) + np.arange(first, length)
             around = past.inputs(
                 index,
@@ -158,10 +171,48 @@ class _Rounds:
             quantiles = raw.cpu().numpy().astype(np.float64)
             quantiles *= scale[first:length, g, :, None, None]
             quantiles += level[first:length, g, :, None, None]
-            start = state.next + first - one.lo
-            answers.append((slice(start, start + len(index)), quantiles))
+            found.append(quantiles)
+        if self._adapting.active:
+            adapted = self._adapt(values[:, targets], hidden, found)
+            found = [each[self._asked(g) :] for g, each in enumerate(adapted)]
+        answers = []
+        for g, (one, state, _) in enumerate(self._group):
+            start = state.next + self._asked(g) - one.lo
+            answers.append((slice(start, start + len(found[g])) if len(found[g]) else slice(0, 0), found[g]))
         self._carry_on(tracks, past, h)
         return answers
+
+    def _asked(self, g: int) -> int:
+        """The sensor's first round that is asked for; those before it are only caught up with."""
+        one, state, length = self._group[g]
+        return min(max(one.lo - state.next, 0), length)
+
+    def _adapt(self, values: Floats, hidden: Tensor, found: Sequence[Floats]) -> list[Floats]:
+        """Each sensor's forecasts ``found``, adapted at its readings; the sensors' records are stepped."""
+        config = self._forecaster.config
+        observed = self._gather("observed")
+        forecast = np.full(len(observed), -1)
+        forecast[observed] = np.arange(int(observed.sum()))
+        quantiles = np.zeros((self._T, self._G, *found[0].shape[1:]))
+        for g, each in enumerate(found):
+            quantiles[: len(each), g] = each
+        flat = quantiles[self._taken]
+        states = np.concatenate([state.adaptation for _, state, _ in self._group])
+        phase = phase_of(self._gather("timestamp_us"), config.cadence_us, config.season_steps)
+        rounds = Rounds(
+            sizes=self._taken.sum(axis=1).tolist(),
+            reset=self._gather("reset"),
+            phase=phase,
+            values=values,
+            hidden=hidden.transpose(0, 1).cpu().numpy()[self._taken],
+            forecast=forecast,
+            quantiles=flat[observed],
+        )
+        flat[observed] = advance_rounds(self._adapting, states, rounds).quantiles
+        for g, (_, state, _) in enumerate(self._group):
+            state.adaptation = states[g : g + 1].copy()
+        adapted = self._spread(flat)
+        return [adapted[: len(each), g] for g, each in enumerate(found)]
 
     def _place(self, g: int) -> int:
         """Where, in the arrays of ``_past``, the sensor's first round stands: behind its context."""

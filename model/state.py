@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig
+from .config import NO_ADAPTATION, Adaptation, ModelConfig
+from .experts import AdaptationConfig, adaptation_dtype
 from .normaliser import TRACK_FIELDS, Tracks
 from .rules import NEVER_US
 
@@ -20,9 +21,15 @@ ANCHORS: Final = 5
 NO_OFFSET: Final = -1
 
 
-def state_dtype(config: ModelConfig) -> np.dtype[Any]:
-    """The record of one sensor: little-endian and packed, so that its bytes mean the same on every machine."""
+def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> np.dtype[Any]:
+    """The record of one sensor: little-endian and packed, so that its bytes mean the same on every machine.
+
+    What adaptation carries is a record within it; where nothing is adapted there is none.
+    """
     tracks = Tracks.blank(config, 0).arrays()
+    adapting: list[Any] = (
+        [("adaptation", adaptation_dtype(AdaptationConfig.of(config, adaptation)))] if adaptation.active else []
+    )
     return np.dtype(
         [
             ("last_us", "<i8"),  # timestamp of the last reading stepped in; ``NEVER_US`` for none
@@ -34,13 +41,14 @@ def state_dtype(config: ModelConfig) -> np.dtype[Any]:
             ("hidden", "<f4", (config.num_layers, config.hidden_size)),
             *((name, "<f8", tracks[name].shape[1:]) for name in TRACK_FIELDS),
             ("lags", "<f8", (config.target_count, config.lag_steps)),  # last values of the targets, newest first
+            *adapting,
         ]
     )
 
 
-def blank_states(config: ModelConfig, rows: int) -> States:
+def blank_states(config: ModelConfig, rows: int, adaptation: Adaptation = NO_ADAPTATION) -> States:
     """States of sensors that have seen nothing yet."""
-    states = np.zeros(rows, state_dtype(config))
+    states = np.zeros(rows, state_dtype(config, adaptation))
     states["last_us"] = NEVER_US
     for name in ("origin", "offset", "anchors"):
         states[name] = NO_OFFSET

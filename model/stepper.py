@@ -6,7 +6,7 @@ of every sensor that has one. What crosses sensors, the matrix products, is comp
 the bit, on one kind of processor.
 
 Letters: B sensors, A of them with readings, n readings, M steps, F features, K targets, Q quantiles, h horizon steps,
-L layers, H hidden, R lags, P slots of the seasonal profile.
+L layers, H hidden, R lags, P slots of the seasonal profile, E experts.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .adaptation import Adapted, Rounds, advance_rounds
 from .cells import TiledGRU, TiledLinear, padded, using_threads
+from .config import NO_ADAPTATION, Adaptation
+from .experts import AdaptationConfig
 from .forecaster import Forecaster
 from .inputs import Past, first_values, step_inputs
 from .normaliser import TRACK_FIELDS, Floats, Trace, Tracks
 from .rules import bridge_gaps
+from .signals import phase_of
 from .state import ANCHOR_SPACING, NO_OFFSET, States, state_dtype
 
 Indexes = NDArray[np.int64]
@@ -36,6 +40,7 @@ class Forecasts:
     origin: Indexes  # (n,) offset of the first reading of the state behind the forecast
     steps: Indexes  # (n,) of that state
     warm: NDArray[np.bool_]  # (n,) whether they reach the model's warm-up length
+    weights: Floats  # (n, K, E) of the experts that were mixed; E is 0 where none were
 
 
 class Stepper:
@@ -43,13 +48,16 @@ class Stepper:
 
     Args:
         forecaster: on the CPU; its weights must not change any more.
+        adaptation: how its forecasts are adapted.
         tile: rows of a matrix product, a multiple of 32. Results of different tiles differ in their last bits.
     """
 
-    def __init__(self, forecaster: Forecaster, tile: int = 128) -> None:
+    def __init__(self, forecaster: Forecaster, adaptation: Adaptation = NO_ADAPTATION, tile: int = 128) -> None:
         self.forecaster = forecaster.eval()
         self.config = forecaster.config
-        self.dtype = state_dtype(forecaster.config)
+        self.adaptation = adaptation
+        self.dtype = state_dtype(forecaster.config, adaptation)
+        self._adapting = AdaptationConfig.of(forecaster.config, adaptation)
         self._tile = tile
         self._normaliser = forecaster.normaliser()
         self._embedding = forecaster.embedding.weight.detach()
@@ -87,7 +95,13 @@ class Stepper:
         K = config.target_count
         none = np.empty(0, np.int64)
         quantiles = np.empty((0, K, len(config.quantiles), config.horizon_steps))
-        return Forecasts(quantiles, np.empty((0, K)), none, none, none.astype(bool))
+        weights = np.empty((0, K, self._mixed))
+        return Forecasts(quantiles, np.empty((0, K)), none, none, none.astype(bool), weights)
+
+    @property
+    def _mixed(self) -> int:
+        """E."""
+        return 0 if self.adaptation.level == "off" else len(self._adapting.experts)
 
     def _advance(
         self,
@@ -112,12 +126,44 @@ class Stepper:
         level, scale = trace.levels[at][:, targets, 1], trace.scale[at][:, targets]
         around = past.inputs(place[plan.step], level, scale, profile[plan.sensor[plan.step]])
         quantiles = self._quantiles(hidden[torch.from_numpy(at)], x[at], around, level, scale)
+        weights = np.empty((*quantiles.shape[:2], 0))
+        if self.adaptation.active:
+            adapted = self._adapt(rows, plan, seen, hidden.numpy(), at, quantiles)
+            quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._mixed]
         rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
         _keep_tracks(rows, tracks)
         origin = _keep_history(rows, plan, timestamp_us, offsets)
         states[plan.slots] = rows
         steps = trace.steps[at]
-        return Forecasts(quantiles, scale, origin, steps, steps >= self.config.warmup_steps)
+        return Forecasts(quantiles, scale, origin, steps, steps >= self.config.warmup_steps, weights)
+
+    def _adapt(
+        self,
+        rows: States,
+        plan: "_Plan",
+        seen: Floats,
+        hidden: NDArray[np.float32],
+        at: Indexes,
+        quantiles: Floats,
+    ) -> Adapted:
+        """The forecasts adapted; ``rows`` get their new records of adaptation."""
+        config = self.config
+        forecast = np.full(len(plan.turn), -1)
+        forecast[at] = np.arange(len(at))
+        timestamp_us = plan.timestamp_us[plan.rounds]
+        rounds = Rounds(
+            sizes=plan.sizes,
+            reset=plan.reset[plan.rounds],
+            phase=phase_of(timestamp_us, config.cadence_us, config.season_steps),
+            values=seen[plan.rounds][:, list(config.target_indices)],
+            hidden=hidden,
+            forecast=forecast,
+            quantiles=quantiles,
+        )
+        block = rows["adaptation"].copy()
+        adapted = advance_rounds(self._adapting, block, rounds)
+        rows["adaptation"] = block
+        return adapted
 
     def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: "_Plan") -> Tensor:
         """(M or more, H) after each step, in the order of the rounds; ``rows`` get their new hidden states."""
@@ -132,7 +178,7 @@ class Stepper:
         carried = rows["hidden"]  # (A, L, H)
         A, L, H = carried.shape
         states = torch.zeros(L, padded(A, self._tile), H)
-        states[:, :A] = torch.from_numpy(np.ascontiguousarray(carried.transpose(1, 0, 2)))
+        states[:, :A] = torch.from_numpy(carried.transpose(1, 0, 2).copy())
         hidden = self._gru.run(inputs, states, plan.sizes, plan.reset[plan.rounds])
         rows["hidden"] = states[:, :A].numpy().transpose(1, 0, 2)
         return hidden
@@ -261,7 +307,7 @@ def _previous(sensor: Indexes, timestamp_us: Indexes, last_us: Indexes) -> Index
 
 
 def _tracks_of(rows: States) -> Tracks:
-    fields = {name: np.ascontiguousarray(rows[name]) for name in TRACK_FIELDS}
+    fields = {name: rows[name].copy() for name in TRACK_FIELDS}
     return Tracks(steps=rows["steps"].copy(), **fields)
 
 

@@ -190,6 +190,10 @@ class Forecast(msgspec.Struct, frozen=True):
     settings: Annotated[str, msgspec.Meta(description="fingerprint of the settings that shape a forecast")]
     input: InputPosition
     state: StateAge
+    weights: Annotated[
+        dict[str, dict[str, float]] | msgspec.UnsetType,
+        msgspec.Meta(description="by target: the share of each expert in the forecast, where it is adapted by any"),
+    ] = msgspec.UNSET
 
 
 def quantile_key(level: float) -> str:
@@ -277,7 +281,7 @@ def _headers_bytes(headers: Headers) -> int:
 
 # --- state records ----------------------------------------------------------------------------------------------------
 
-STATE_SCHEMA_VERSION: Final = 1
+STATE_SCHEMA_VERSION: Final = 2
 # magic, schema version, model version, settings fingerprint, CRC-32 of the payload; then one row of model.state's dtype
 _STATE_HEADER = struct.Struct("<4sHI12sI")
 _STATE_MAGIC = b"SGRU"

@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from model.config import Adaptation
 from pipeline.errors import SettingsError
 
 SETTINGS_FILE_VARIABLE = "STREAMGRU_SETTINGS"
@@ -104,6 +105,12 @@ class ForecasterSettings(_Section):
     )
     start: Literal["earliest", "latest"] = Field(
         default="earliest", description="where a group without committed offsets begins"
+    )
+    adaptation: Literal["off", "light", "full"] = Field(
+        default="light", description="how forecasts adapt from reading to reading between retrainings"
+    )
+    calibration: bool = Field(
+        default=True, description="resize intervals from reading to reading until they cover what they say"
     )
     poll_alias_s: float = Field(default=2.0, gt=0, le=60, description="how often the champion alias is looked up")
     # What the anchors of a state can promise: (ANCHORS - 1) * ANCHOR_SPACING + 1 of ``model.state``, slow to import.
@@ -284,6 +291,11 @@ class Settings(BaseSettings):
         return max(1, round(SECONDS_PER_DAY / self.cadence_s))
 
     @property
+    def adaptation(self) -> Adaptation:
+        """How forecasts adapt, in the stream and in every back-test."""
+        return Adaptation(self.forecaster.adaptation, self.forecaster.calibration)
+
+    @property
     def history_path(self) -> Path:
         """Where the history table lies."""
         return self.history if self.history is not None else self.home / "history"
@@ -298,6 +310,8 @@ class Settings(BaseSettings):
             "horizon_steps": self.horizon_steps,
             "quantiles": self.quantiles,
             "max_gap_steps": self.max_gap_steps,
+            "adaptation": self.forecaster.adaptation,
+            "calibration": self.forecaster.calibration,
         }
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
 

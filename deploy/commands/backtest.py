@@ -49,6 +49,14 @@ WIDTH: Final = 120
 @click.option("--preset", type=click.Choice(["stateful", "plain"]), help="How to train; by default as in the settings.")
 @click.option("--budget", "budget_s", type=click.FloatRange(min=0, min_open=True), help="Seconds to train for at most.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings.")
+@click.option(
+    "--adaptation",
+    type=click.Choice(["off", "light", "full"]),
+    help="How forecasts adapt from reading to reading; by default as in the settings.",
+)
+@click.option(
+    "--calibration/--no-calibration", default=None, help="Whether intervals do; by default as in the settings."
+)
 @click.option("--seed", type=int, help="Seed of everything random; by default as in the settings.")
 @click.option(
     "--standardise",
@@ -80,8 +88,8 @@ def backtest(
 
     It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION, and the
     newest part begins no earlier than the readings end that it was chosen on; or it is the MODEL of an earlier
-    back-test, for which the split must be the same. Every reading of the newest part is then
-    forecast from in turn, with the state carried, as in the stream, and scored on the same values as baselines:
+    back-test, for which the split must be the same. Every reading of the newest part is then forecast from in turn,
+    with the state carried and the forecasts adapted as in the stream, and scored on the same values as baselines:
     persistence, the seasonal-naive forecast, and an autoregression over 24 steps that recursive least squares fit anew
     with every reading. Features, targets, cadence and season are those of the settings.
     """
@@ -98,7 +106,8 @@ def backtest(
         raise click.UsageError("--version and --model each name the model to score: give one of them")
     layout = {key: others[key] for key in ("time_column", "timezone", "sensor_column", "columns_as_sensors")}
     training = {key: others[key] for key in ("preset", "budget_s", "epochs", "seed")}
-    settings = _settings(context.settings, horizon, training)
+    adapting = {key: others[key] for key in ("adaptation", "calibration")}
+    settings = _settings(context.settings, horizon, training, adapting)
     source = ", ".join(str(path) for path in data) or str(settings.history_path)
     name = data[0].name.split(".")[0] if data else "history"
     folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
@@ -113,7 +122,7 @@ def backtest(
             bounds = _unseen(settings, version, trained.forecaster, sequences, bounds)
         else:
             trained = Trained.of(train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch))))
-        done = evaluate(trained.forecaster, sequences, bounds, standardise=standardise)
+        done = evaluate(trained.forecaster, sequences, bounds, settings.adaptation, standardise=standardise)
     unit = "standard deviation" if standardise else "mean seasonal difference"
     also: list[Metric] = [name for name in METRICS if name in wanted]
     console.print(score_table(done, name, unit, also))
@@ -137,10 +146,18 @@ def _on_demand(metrics: str) -> set[str]:
     return set(ON_DEMAND) if "all" in names else names
 
 
-def _settings(settings: "Settings", horizon: int | None, training: dict[str, Any]) -> "Settings":
+def _settings(
+    settings: "Settings", horizon: int | None, training: dict[str, Any], adapting: dict[str, Any]
+) -> "Settings":
     """The settings with what was given on the command line in their place."""
-    given = {name: value for name, value in training.items() if value is not None}
-    changes: dict[str, Any] = {"training": settings.training.model_copy(update=given)}
+
+    def given(options: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if value is not None}
+
+    changes: dict[str, Any] = {
+        "training": settings.training.model_copy(update=given(training)),
+        "forecaster": settings.forecaster.model_copy(update=given(adapting)),
+    }
     if horizon is not None:
         changes["horizon_steps"] = horizon
     return settings.model_copy(update=changes)

@@ -139,6 +139,10 @@ def _print_explanation(settings: "Settings", explanation: "Explanation") -> None
         f"{forecast.state.origin}): {explanation.accepted:,} readings, {explanation.missing_steps:,} skipped points; "
         f"{'warm' if forecast.state.warm else 'not warm yet'}"
     )
+    if forecast.weights:
+        for target, weights in forecast.weights.items():
+            shares = ", ".join(f"{expert} {weight:.3f}" for expert, weight in weights.items())
+            click.echo(f"weights    of {target}: {shares}")
     for target, published, recomputed in zip(
         settings.targets, explanation.published, explanation.recomputed, strict=True
     ):

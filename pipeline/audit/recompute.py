@@ -107,14 +107,14 @@ def recompute(
     forecaster: Forecaster, accepted: AcceptedLog, stretches: Stretches, settings: Settings
 ) -> Iterator[Recomputed]:
     """Step every stretch from a blank state; each of its readings comes up once, in order."""
-    stepper = Stepper(forecaster)
+    stepper = Stepper(forecaster, settings.adaptation)
     config = forecaster.config
     width = config.target_count * len(config.quantiles) * config.horizon_steps
     lengths = stretches.last - stretches.first + 1
     longest_first = np.argsort(-lengths, kind="stable")  # so that those side by side end together
     for begin in range(0, len(stretches), _SIDE_BY_SIDE):
         group = longest_first[begin : begin + _SIDE_BY_SIDE]
-        states = blank_states(config, len(group))
+        states = blank_states(config, len(group), settings.adaptation)
         sensors = [accepted.streams[stream][1] for stream in accepted.stream[stretches.first[group]].tolist()]
         at_once = max(1, _NUMBERS_AT_ONCE // (width * len(group)))
         for done in range(0, int(lengths[group].max()), at_once):

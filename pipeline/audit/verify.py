@@ -199,7 +199,7 @@ def _judge_lineages(
         logger.info("recomputing %d forecasts of version %d", verdict.versions.get(version, 0), version)
         forecaster = load(version)
         rows = np.flatnonzero((made.version == version) & lineage.recomputable)
-        held = states.held(version, state_dtype(forecaster.config))
+        held = states.held(version, state_dtype(forecaster.config, settings.adaptation))
         outcome = recheck(forecaster, settings, accepted, made, lineage, rows, held)
         verdict.recomputed += outcome.recomputed
         verdict.largest_difference = max(verdict.largest_difference, outcome.largest_difference)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.backtest import backtest, baselines, model_predictor, seasonal_scale
-from model.config import ModelConfig
+from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.metrics import Scores
 from model.sequences import Sequences, Split, split_by_time
@@ -122,6 +122,7 @@ class Evaluation:
     sequences: Sequences
     split: Split
     scores: dict[str, Scores]
+    adaptation: Adaptation
 
     @property
     def config(self) -> ModelConfig:
@@ -129,8 +130,12 @@ class Evaluation:
         return self.forecaster.config
 
 
-def evaluate(forecaster: Forecaster, sequences: Sequences, split: Split, *, standardise: bool = False) -> Evaluation:
+def evaluate(
+    forecaster: Forecaster, sequences: Sequences, split: Split, adaptation: Adaptation, *, standardise: bool = False
+) -> Evaluation:
     """Scores of a model and the baselines on the test part; the latter may know all that came before it.
+
+    The model's forecasts are adapted as they are when it is served with ``adaptation``.
 
     Scaled scores are in seasonal differences of each sensor or, to ``standardise``, in standard deviations of its
     training part.
@@ -140,9 +145,10 @@ def evaluate(forecaster: Forecaster, sequences: Sequences, split: Split, *, stan
     """
     config, test_us = forecaster.config, split.validation_end_us
     measure = standard_deviations if standardise else seasonal_scale
-    predictors = [model_predictor(forecaster, MODEL), *baselines(config, sequences, test_us)]
+    predictors = [model_predictor(forecaster, MODEL, adaptation), *baselines(config, sequences, test_us)]
     scale = measure(sequences, config, split.train_end_us)
-    return Evaluation(forecaster, sequences, split, backtest(predictors, sequences, config, test_us, scale=scale))
+    scores = backtest(predictors, sequences, config, test_us, scale=scale)
+    return Evaluation(forecaster, sequences, split, scores, adaptation)
 
 
 def standard_deviations(sequences: Sequences, config: ModelConfig, until_us: int) -> NDArray[np.float64]:

@@ -72,12 +72,13 @@ def write_report(done: Evaluation, trained: Trained, folder: Path, made_with: Ma
         "train_until": iso_timestamp(done.split.train_end_us),
         "validate_until": iso_timestamp(test_us),
         "model": asdict(replace(done.config, sensors=())),
+        "adaptation": asdict(done.adaptation),
         "training": trained.training,
         "scores": {name: scores_content(score) for name, score in done.scores.items()},
         "skill": {name: _skill(done.scores[MODEL], score) for name, score in done.scores.items() if name != MODEL},
     }
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
-    fans = model_predictor(done.forecaster, MODEL)
+    fans = model_predictor(done.forecaster, MODEL, done.adaptation)
     figures = {
         "scores.png": draw_scores(done.scores),
         "forecasts.png": draw_forecasts(fans, done.sequences, done.config, done.scores[MODEL], test_us),

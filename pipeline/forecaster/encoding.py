@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from model.config import ModelConfig
+from model.experts import AdaptationConfig
 from pipeline.errors import ModelUnfit
 from pipeline.kafka.record_batches import encode_varint
 from pipeline.messages import FORECAST_TYPE, ModelId, quantile_key
@@ -27,6 +28,7 @@ SIGNIFICANT_DIGITS: Final = 7
 _MOST_DECIMALS: Final = 60
 
 _FORECAST_HEADERS: Final = 6
+WEIGHT_PARTS: Final = 1_000  # of one: a weight has three decimals
 
 
 class ForecastEncoder:
@@ -42,6 +44,8 @@ class ForecastEncoder:
         )
         self._heads = _Heads()
         self._separators = self._quantile_separators()
+        adapting = AdaptationConfig.of(config, settings.adaptation)
+        self._weights = [] if adapting.level == "off" else _weight_texts(self._targets, adapting.experts)
         self._header_prefix = b"".join(
             _header(name, value)
             for name, value in (
@@ -90,7 +94,12 @@ class ForecastEncoder:
         columns += [repeat(position, count), at]
         columns += [repeat(b'},"state":{"origin":', count), _integers(forecasts.origin)]
         columns += [repeat(b',"steps":', count), _integers(forecasts.steps)]
-        columns.append([b',"warm":true}}' if warm else b',"warm":false}}' for warm in forecasts.warm.tolist()])
+        end = b',"weights":{' if self._weights else b"}"
+        ends = (b',"warm":false}' + end, b',"warm":true}' + end)
+        columns.append([ends[warm] for warm in forecasts.warm.tolist()])
+        if self._weights:
+            parts = np.rint(forecasts.weights * WEIGHT_PARTS).astype(np.int64).reshape(count, len(self._weights))
+            columns += [map(texts.__getitem__, parts[:, at].tolist()) for at, texts in enumerate(self._weights)]
         values = list(map(b"".join, zip(*columns, strict=True)))
         return values, self._headers(f"{topic}-{partition}-", at, times, traceparents)
 
@@ -165,6 +174,19 @@ class _Heads(dict[str, bytes]):
     def __missing__(self, sensor_id: str) -> bytes:
         head = self[sensor_id] = b'{"sensor_id":' + _json(sensor_id) + b',"issued_at":"'
         return head
+
+
+def _weight_texts(targets: Sequence[str], experts: Sequence[str]) -> list[list[bytes]]:
+    """By target and expert, then by parts of ``WEIGHT_PARTS``: what stands in a forecast for that weight."""
+    texts = []
+    for target in targets:
+        for expert in experts:
+            opening = (b"" if target == targets[0] else b",") + _json(target) + b":{" if expert == experts[0] else b","
+            closing = b"}" if expert == experts[-1] else b""
+            closing += b"}}" if closing and target == targets[-1] else b""
+            name = opening + _json(expert) + b":"
+            texts.append([name + _json(part / WEIGHT_PARTS) + closing for part in range(WEIGHT_PARTS + 1)])
+    return texts
 
 
 def _json(value: object) -> bytes:

@@ -51,8 +51,8 @@ CHAMPION_WAIT_S: Final = 0.2
 FIRST_RETRY_S: Final = 0.1
 LONGEST_RETRY_S: Final = 5.0
 _MOST_DOUBLINGS: Final = 16  # long past the limit, and far from what a float cannot hold
-# States written in one transaction after a swap or a rebuild: of about 1 kB each, so far below what a broker takes.
-MOST_UNSAVED_STATES: Final = 20_000
+# States written in one transaction after a swap or a rebuild: far below what a broker takes.
+MOST_UNSAVED_BYTES: Final = 20_000_000
 
 
 TYPICAL_READING_BYTES: Final = 96  # on the wire, with one or a few features
@@ -356,10 +356,11 @@ class StreamForecaster:
     def _next_unsaved(self) -> list[int]:
         """Unsaved partitions whose states go into this transaction: as many as are not too much for one."""
         chosen: list[int] = []
-        states = 0
+        size = 0
         for partition in sorted(self._partitions.unsaved):
-            states += len(self._serving.table.partition_rows(partition)[0])
-            if chosen and states > MOST_UNSAVED_STATES:
+            table = self._serving.table
+            size += len(table.partition_rows(partition)[0]) * table.dtype.itemsize
+            if chosen and size > MOST_UNSAVED_BYTES:
                 break
             chosen.append(partition)
         return chosen

@@ -149,4 +149,5 @@ def _slice(forecasts: Forecasts, start: int, end: int) -> Forecasts:
         origin=forecasts.origin[start:end],
         steps=forecasts.steps[start:end],
         warm=forecasts.warm[start:end],
+        weights=forecasts.weights[start:end],
     )

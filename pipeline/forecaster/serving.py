@@ -36,8 +36,8 @@ class Serving:
         self.version = version
         self.config = forecaster.config
         self.tag = StateTag(version, settings.fingerprint)
-        self.table = StateTable(blank_states(forecaster.config, 1))
-        self._stepper = Stepper(forecaster)
+        self.table = StateTable(blank_states(forecaster.config, 1, settings.adaptation))
+        self._stepper = Stepper(forecaster, settings.adaptation)
 
     def judge(self, readings: Readings) -> NDArray[np.int8]:
         """(n,) accepted, duplicate or late (``model.rules``), by the states and the readings before each."""

@@ -1,5 +1,6 @@
 """What goes into the registry beside the weights, so that a registered model needs nothing of this project."""
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -8,16 +9,18 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Final
 
-from model.config import ModelConfig
+from model.config import Adaptation, ModelConfig
 
-CODE_NOTE: Final = "code.json"  # names the folder of code; pipeline/registry/pyfunc_model.py reads it
+# Names the folder of code, and says how forecasts adapt; pipeline/registry/pyfunc_model.py reads it.
+CODE_NOTE: Final = "code.json"
 PACKAGES: Final = ("mlflow", "torch", "numpy", "polars", "pandas")
 
 
-def bundle_artefact(artefact: Path, target: Path) -> Path:
+def bundle_artefact(artefact: Path, target: Path, adaptation: Adaptation) -> Path:
     """A copy of an artefact with this project's ``model`` package beside it, under a name that holds the code's hash.
 
-    The name keeps it apart from any other package called ``model``, and from the code of other versions.
+    The name keeps it apart from any other package called ``model``, and from the code of other versions. The bundle
+    forecasts with ``adaptation``, as the stream does under the settings of this retraining.
     """
     shutil.copytree(artefact, target)
     files = sorted(Path(inspect.getfile(ModelConfig)).parent.glob("*.py"))
@@ -26,7 +29,8 @@ def bundle_artefact(artefact: Path, target: Path) -> Path:
     (target / package).mkdir()
     for file in files:
         shutil.copy(file, target / package)
-    (target / CODE_NOTE).write_text(json.dumps({"package": package}), encoding="utf-8")
+    note = {"package": package, "adaptation": dataclasses.asdict(adaptation)}
+    (target / CODE_NOTE).write_text(json.dumps(note), encoding="utf-8")
     return target
 
 

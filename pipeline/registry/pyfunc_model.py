@@ -19,7 +19,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 ARTEFACT = "forecaster"
-CODE_NOTE = "code.json"  # names the artefact's folder of code
+CODE_NOTE = "code.json"  # names the artefact's folder of code, and says how its forecasts adapt
 # Readings stepped in one call. Forecasts of all of them are made and only a sensor's last are kept: this bounds them.
 CHUNK_READINGS = 4_096
 
@@ -32,12 +32,16 @@ class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no ty
         artefact = Path(context.artifacts[ARTEFACT])
         self._code = import_code(artefact)
         forecaster = self._module("artefact").load_artefact(artefact)
-        self._stepper = self._module("stepper").Stepper(forecaster)
+        note = json.loads((artefact / CODE_NOTE).read_text(encoding="utf-8"))
+        adaptation = self._module("config").Adaptation(**note["adaptation"])
+        self._stepper = self._module("stepper").Stepper(forecaster, adaptation)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Forecasts from the last reading of each sensor.
+
+        They have adapted to the readings of the frame, as the stream's do: the more of them, the better.
 
         ``model_input`` has the columns ``sensor_id``, ``timestamp`` (ISO 8601, or a date-time; UTC where it has no
         zone) and the features, in any order of rows; a feature that is absent or null is missing. A sensor's second
@@ -48,7 +52,7 @@ class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no ty
         """
         config = self._stepper.config
         sensors, codes, timestamp_us, values = self._readings(model_input, config.features)
-        states = self._module("state").blank_states(config, len(sensors))
+        states = self._module("state").blank_states(config, len(sensors), self._stepper.adaptation)
         last = np.full((len(sensors), len(config.targets), len(config.quantiles), config.horizon_steps), np.nan)
         for start in range(0, len(codes), CHUNK_READINGS):
             part = slice(start, start + CHUNK_READINGS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from model.artefact import CONFIG_FILE
+from model.config import Adaptation
 from pipeline.errors import RegistryError
 from pipeline.registry.bundle import bundle_artefact, pip_requirements
 from pipeline.registry.mlflow_session import MlflowSession, mlflow_error
@@ -32,6 +33,7 @@ class TrainingRun:
     session: MlflowSession
     id: str
     url: str
+    adaptation: Adaptation  # of the forecasts that the registered model makes as a pyfunc
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """What the run was started with."""
@@ -91,7 +93,7 @@ class TrainingRun:
         ):
             import mlflow
 
-            bundle = bundle_artefact(artefact, Path(folder) / ARTEFACT)
+            bundle = bundle_artefact(artefact, Path(folder) / ARTEFACT, self.adaptation)
             config = json.loads((bundle / CONFIG_FILE).read_text(encoding="utf-8"))
             with warnings.catch_warnings(), mlflow.start_run(run_id=self.id):
                 # That no input example is given; the signature says what goes in.
@@ -138,7 +140,7 @@ def training_run(settings: Settings, name: str, tags: Mapping[str, str]) -> Iter
         run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
     url = f"{session.uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
     try:
-        yield TrainingRun(session, run_id, url)
+        yield TrainingRun(session, run_id, url, settings.adaptation)
     except BaseException:
         try:
             _end(session, run_id, "FAILED")

@@ -43,7 +43,9 @@ class Outcome:
 
 
 def measure(base: Settings) -> Section:
-    """The section of the page."""
+    """The section of the page: states of the bare model, without adaptation."""
+    bare = base.forecaster.model_copy(update={"adaptation": "off", "calibration": False})
+    base = base.model_copy(update={"forecaster": bare})
     few = _restore(_prepare(base, FEW), FEW)
     settings = _prepare(base, MANY)
     many = [_restore(settings, MANY) for _ in range(REPEATS)]

@@ -137,7 +137,9 @@ def payload_like(settings: Settings) -> bytes:
     encoder = ForecastEncoder(settings, ModelId(settings.model_name, 1), forecaster.config)
     one = np.zeros(1, np.int64)
     values = np.full((1, len(settings.features)), 12.345)
-    stepped = Stepper(forecaster).advance(blank_states(forecaster.config, 1), ["sensor-00000"], one, one, values, one)
+    states = blank_states(forecaster.config, 1, settings.adaptation)
+    stepper = Stepper(forecaster, settings.adaptation)
+    stepped = stepper.advance(states, ["sensor-00000"], one, one, values, one)
     (value,), _ = encoder.encode(settings.kafka.topics.readings, 0, ["sensor-00000"], one, one, stepped)
     return bytes(len(value))
 

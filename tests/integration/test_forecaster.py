@@ -3,7 +3,9 @@
 import random
 import time
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import pytest
 from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
@@ -51,7 +53,12 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
     return source
 
 
-def test_every_accepted_reading_gets_one_forecast_in_order(settings: Settings, champion: FolderChampion) -> None:
+@pytest.mark.parametrize("level", ["off", "light", "full"])
+def test_every_accepted_reading_gets_one_forecast_in_order(
+    settings: Settings, champion: FolderChampion, level: Literal["off", "light", "full"]
+) -> None:
+    adapting = {"adaptation": level, "calibration": level != "off"}
+    settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update=adapting)})
     generator = random.Random(1)
     messages = list(rounds(settings, SENSORS, range(60)))
     messages += list(rounds(settings, SENSORS[:3], range(63, 70)))  # a gap: missing steps
@@ -64,6 +71,12 @@ def test_every_accepted_reading_gets_one_forecast_in_order(settings: Settings, c
     expected = expected_forecasts(settings, small_forecaster(settings))
     found = wait_for_forecasts(settings, len(expected))
     assert_same(found, expected)
+    for forecast in found:
+        assert ("weights" in msgspec.to_builtins(forecast)) == (level != "off")
+        for weights in forecast.weights.values() if forecast.weights else ():
+            assert sum(weights.values()) == pytest.approx(1.0, abs=0.01)
+            assert {"gru", "persistence", "seasonal"} < weights.keys()
+            assert ("gru+hidden" in weights) == (level == "full")
     counters = forecaster.counters
     assert counters.accepted == counters.forecasts == len(expected)
     assert counters.accepted + counters.duplicates + counters.late == count

@@ -52,7 +52,10 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
 
 def states_written(settings: Settings, forecaster: Forecaster) -> np.ndarray:
     records = read_all(settings, settings.kafka.topics.state)
-    return np.frombuffer(b"".join(decode_state(record.value)[1] for record in records), state_dtype(forecaster.config))
+    return np.frombuffer(
+        b"".join(decode_state(record.value)[1] for record in records),
+        state_dtype(forecaster.config, settings.adaptation),
+    )
 
 
 def test_a_state_that_goes_bad_in_memory_is_rebuilt(

@@ -22,7 +22,7 @@ from deploy.commands.models import models as models_command
 from deploy.commands.models import promote as promote_command
 from deploy.context import Context
 from model.artefact import load_artefact, save_artefact
-from model.config import ModelConfig
+from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.state import blank_states
 from model.stepper import Stepper
@@ -344,12 +344,12 @@ def readings(count: int = 60) -> pd.DataFrame:
     return frame
 
 
-def stepped(folder: Path, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+def stepped(folder: Path, frame: pd.DataFrame, adaptation: Adaptation) -> dict[str, np.ndarray]:
     """Each sensor's last forecast (K, Q, h) by this project's own stepper."""
-    stepper = Stepper(load_artefact(folder))
+    stepper = Stepper(load_artefact(folder), adaptation)
     found = {}
     for sensor, part in frame.groupby("sensor_id"):
-        states = blank_states(stepper.config, 1)
+        states = blank_states(stepper.config, 1, adaptation)
         timestamp_us = part["timestamp"].dt.as_unit("us").astype("int64").to_numpy()
         values = part[["a", "b"]].to_numpy()
         forecasts = stepper.advance(
@@ -394,7 +394,7 @@ def test_any_user_of_mlflow_can_forecast_with_it(settings: Settings, tmp_path: P
         forecasts[column] = pd.to_datetime(forecasts[column])
     assert list(forecasts) == ["sensor_id", "issued_at", "target", "step", "timestamp", "0.1", "0.5", "0.9"]
     assert len(forecasts) == 3 * 1 * 3
-    for sensor, expected in stepped(folder, frame).items():
+    for sensor, expected in stepped(folder, frame, settings.adaptation).items():
         rows = forecasts[forecasts["sensor_id"] == sensor].sort_values("step")
         np.testing.assert_allclose(rows[["0.1", "0.5", "0.9"]].to_numpy().T, expected[0], rtol=1e-9, atol=1e-9)
         assert (rows["issued_at"] == pd.Timestamp(19 * HOUR_US, unit="us", tz="UTC")).all()

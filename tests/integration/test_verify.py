@@ -190,6 +190,7 @@ def test_the_commands_print_counts_and_exit_with_1_for_a_fault(forecast_stream: 
     assert explained.exit_code == 0
     assert "version 2" in explained.output
     assert "equal: the largest difference is 0.0e+00" in explained.output
+    assert "weights    of a: persistence " in explained.output
     with pytest.raises(StreamgruError, match=r"has no forecast issued at .* it has 78 from"):
         run(forecast_stream, explain_command, SENSORS[2], iso_timestamp(START_US + 80 * HOUR_US))
     with pytest.raises(StreamgruError, match="no forecast of sensor 'nobody'"):
@@ -219,7 +220,7 @@ def commit_ends(settings: Settings) -> None:
 def wipe_states(settings: Settings, champion: FolderChampion) -> None:
     """Replace every state by a whole and blank one that only knows its sensor's last timestamp."""
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
-    blank = blank_states(champion.load(1).config, 1)
+    blank = blank_states(champion.load(1).config, 1, settings.adaptation)
     for record in read_all(settings, settings.kafka.topics.state):
         tag, packed = decode_state(record.value)
         blank["last_us"] = np.frombuffer(packed, blank.dtype)["last_us"]
@@ -252,7 +253,7 @@ def plant_state(settings: Settings, champion: FolderChampion, change: Callable[[
     """Write a sensor's last state once more, changed."""
     record = read_all(settings, settings.kafka.topics.state)[-1]
     tag, packed = decode_state(record.value)
-    row = np.frombuffer(packed, state_dtype(champion.load(tag.model_version).config)).copy()
+    row = np.frombuffer(packed, state_dtype(champion.load(tag.model_version).config, settings.adaptation)).copy()
     change(row[0])
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
     value = tag.encode(row.tobytes())

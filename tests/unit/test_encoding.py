@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import ModelConfig
+from model.experts import CORRECTED, HIDDEN, PLAIN
 from pipeline.errors import ModelUnfit
 from pipeline.forecaster.encoding import ForecastEncoder, round_to_scale
 from pipeline.kafka.record_batches import encode_headers
@@ -28,6 +29,7 @@ from pipeline.messages import (
 from pipeline.settings import Settings
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EXPERTS: dict[str, tuple[str, ...]] = {"off": (), "light": PLAIN + CORRECTED, "full": PLAIN + CORRECTED + HIDDEN}
 FEATURES = ("PM2.5", 'odd "name" \\ é', "TEMP")
 
 
@@ -40,18 +42,26 @@ class Forecasts:
     origin: np.ndarray
     steps: np.ndarray
     warm: np.ndarray
+    weights: np.ndarray
 
 
-def make_encoder(target_count: int, levels: tuple[float, ...], horizon_steps: int) -> tuple[ForecastEncoder, Settings]:
+def make_encoder(
+    target_count: int, levels: tuple[float, ...], horizon_steps: int, adaptation: str = "off"
+) -> tuple[ForecastEncoder, Settings]:
     targets = FEATURES[:target_count]
     configured = Settings(
-        features=FEATURES, targets=targets, quantiles=levels, horizon_steps=horizon_steps, cadence_s=0.25
+        features=FEATURES,
+        targets=targets,
+        quantiles=levels,
+        horizon_steps=horizon_steps,
+        cadence_s=0.25,
+        forecaster={"adaptation": adaptation},
     )
     config = ModelConfig(FEATURES, targets, configured.cadence_us, horizon_steps, quantiles=configured.quantiles)
     return ForecastEncoder(configured, ModelId("streamgru", 3), config), configured
 
 
-def make_forecasts(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> Forecasts:
+def make_forecasts(rng: np.random.Generator, shape: tuple[int, int, int, int], experts: int = 0) -> Forecasts:
     count, target_count, _, _ = shape
     magnitude = 10.0 ** rng.integers(-30, 29, (count, target_count))
     return Forecasts(
@@ -60,6 +70,7 @@ def make_forecasts(rng: np.random.Generator, shape: tuple[int, int, int, int]) -
         origin=rng.integers(0, 1 << 40, count),
         steps=rng.integers(1, 1 << 30, count),
         warm=rng.random(count) < 0.5,
+        weights=rng.dirichlet(np.full(max(experts, 1), 0.3), (count, target_count))[:, :, :experts],
     )
 
 
@@ -69,15 +80,17 @@ def make_forecasts(rng: np.random.Generator, shape: tuple[int, int, int, int]) -
     target_count=st.integers(1, 3),
     levels=st.sampled_from([(0.5,), (0.1, 0.5, 0.9), (0.00001, 0.025, 0.5, 0.9999999)]),
     horizon_steps=st.integers(1, 4),
+    level=st.sampled_from(["off", "light", "full"]),
     seed=st.integers(0, 1_000_000),
     data=st.data(),
 )
 def test_bytes_are_those_of_the_message_types(
-    count: int, target_count: int, levels: tuple[float, ...], horizon_steps: int, seed: int, data: Any
+    count: int, target_count: int, levels: tuple[float, ...], horizon_steps: int, level: str, seed: int, data: Any
 ) -> None:
     rng = np.random.default_rng(seed)
-    encoder, configured = make_encoder(target_count, levels, horizon_steps)
-    forecasts = make_forecasts(rng, (count, target_count, len(levels), horizon_steps))
+    encoder, configured = make_encoder(target_count, levels, horizon_steps, level)
+    experts = EXPERTS[level]
+    forecasts = make_forecasts(rng, (count, target_count, len(levels), horizon_steps), len(experts))
     sensors = data.draw(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=count, max_size=count))
     times = data.draw(
         st.lists(st.integers(EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US - 1), min_size=count, max_size=count)
@@ -111,6 +124,14 @@ def test_bytes_are_those_of_the_message_types(
             settings=configured.fingerprint,
             input=InputPosition("readings", 7, int(offsets[i])),
             state=StateAge(int(forecasts.origin[i]), int(forecasts.steps[i]), bool(forecasts.warm[i])),
+            weights={
+                target: {
+                    name: round(float(forecasts.weights[i, k, e]) * 1_000) / 1_000 for e, name in enumerate(experts)
+                }
+                for k, target in enumerate(configured.targets)
+            }
+            if experts
+            else msgspec.UNSET,
         )
         for i in range(count)
     ]

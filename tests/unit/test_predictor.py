@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from model import predictor as predictor_module
-from model.backtest import assert_causal, backtest, model_predictor
-from model.config import ModelConfig
+from model.backtest import Predictor, assert_causal, backtest, model_predictor
+from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.predictor import Shown
 from model.sequences import Sequences
@@ -17,6 +17,7 @@ from model.stepper import Stepper
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 TEST_START_US = 400 * HOUR_US
+ADAPTATIONS = [Adaptation(), Adaptation("light", True), Adaptation("full")]
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +68,16 @@ def test_forecasts_equal_single_steps_of_the_network(season_steps: int, lag_step
 
 
 @pytest.mark.parametrize("rounds", [1, 7, 256])
-def test_any_cut_into_stretches_gives_the_same(forecaster: Forecaster, rounds: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
+def test_any_cut_into_stretches_gives_the_same(
+    forecaster: Forecaster, adaptation: Adaptation, rounds: int, monkeypatch: pytest.MonkeyPatch
+):
     sequences = with_resets(noisy_days(hours=150))
-    whole = [model_predictor(forecaster).forecasts(sequences, s, *sequences.span(s)) for s in range(3)]
+    whole = [
+        model_predictor(forecaster, adaptation=adaptation).forecasts(sequences, s, *sequences.span(s)) for s in range(3)
+    ]
     monkeypatch.setattr(predictor_module, "_ROUNDS", rounds)
-    predictor = model_predictor(forecaster)
+    predictor = model_predictor(forecaster, adaptation=adaptation)
     random = np.random.default_rng(0)
     at = [lo for lo, _ in map(sequences.span, range(3))]
     ends = [hi for _, hi in map(sequences.span, range(3))]
@@ -88,30 +94,35 @@ def test_any_cut_into_stretches_gives_the_same(forecaster: Forecaster, rounds: i
     np.testing.assert_allclose(found, whole[0][30:40], rtol=0, atol=1e-5)
 
 
-def test_forecasts_equal_the_streams(forecaster: Forecaster):
+@pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
+def test_forecasts_equal_the_streams(forecaster: Forecaster, adaptation: Adaptation):
     sequences = noisy_days()
     config = forecaster.config
     read = np.flatnonzero(sequences.observed)
     slots = np.searchsorted(sequences.starts, read, side="right") - 1
     order = np.argsort(sequences.timestamp_us[read], kind="stable")
     read, slots = read[order], slots[order]
-    streamed = Stepper(forecaster, tile=32).advance(
-        blank_states(config, 3),
+    streamed = Stepper(forecaster, adaptation, tile=32).advance(
+        blank_states(config, 3, adaptation),
         sequences.sensors,
         slots,
         sequences.timestamp_us[read],
         sequences.values[read],
         sequences.offset[read],
     )
-    predictor = model_predictor(forecaster)
+    predictor = model_predictor(forecaster, adaptation=adaptation)
     batched = np.concatenate([predictor.forecasts(sequences, s, *sequences.span(s)) for s in range(3)])[read]
     # design.md's measure of equal: 1e-5 of a scale, or of the value where that is larger
     tolerance = 1e-5 * np.maximum(streamed.scale[:, :, None, None], np.abs(batched))
     assert (np.abs(streamed.quantiles - batched) <= tolerance).all()
 
 
-def test_the_model_is_causal(forecaster: Forecaster):
-    assert_causal(lambda s: model_predictor(forecaster), noisy_days(), CONFIG, [330 * HOUR_US], tolerance=1e-5)
+@pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
+def test_the_model_is_causal(forecaster: Forecaster, adaptation: Adaptation):
+    def build(sequences: Sequences) -> Predictor:
+        return model_predictor(forecaster, adaptation=adaptation)
+
+    assert_causal(build, noisy_days(), CONFIG, [330 * HOUR_US], tolerance=1e-5)
 
 
 def test_a_model_is_scored_beside_the_baselines(forecaster: Forecaster):

@@ -114,6 +114,8 @@ def test_the_season_is_a_day_unless_set(cadence_s: float, season_steps: int | No
         {"horizon_steps": 3},
         {"quantiles": (0.5,)},
         {"max_gap_steps": 3},
+        {"forecaster": {"adaptation": "off"}},
+        {"forecaster": {"calibration": False}},
     ],
 )
 def test_the_fingerprint_changes_with_what_shapes_a_forecast(changed: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.config import ModelConfig
+from model.config import Adaptation, ModelConfig
 from model.rules import NEVER_US
 from model.state import ANCHOR_SPACING, ANCHORS, NO_OFFSET, blank_states, replay_start, state_dtype
 
@@ -23,6 +23,16 @@ def test_records_are_packed_and_little_endian() -> None:
     assert dtype.itemsize == sum(dtype[name].itemsize for name in dtype.names or ())
     assert all(dtype[name].base.byteorder in "<=" for name in dtype.names or ())
     assert dtype["last_us"].str == "<i8"
+
+
+def test_without_adaptation_a_state_has_no_room_for_it() -> None:
+    names = state_dtype(CONFIG).names
+    assert names is not None
+    assert "adaptation" not in names
+    for adaptation in (Adaptation("off", True), Adaptation("light"), Adaptation("full", True)):
+        adapted = state_dtype(CONFIG, adaptation)
+        assert adapted.names == (*names, "adaptation")
+        assert not any(blank_states(CONFIG, 2, adaptation)["adaptation"].tobytes())
 
 
 def test_blank_states_have_seen_nothing() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.config import ModelConfig
+from model.config import Adaptation, ModelConfig
+from model.experts import AdaptationConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, build_sequences
 from model.state import ANCHOR_SPACING, ANCHORS, NO_OFFSET, States, blank_states
@@ -101,8 +102,12 @@ def advance(stepper: Stepper, states: States, part: Stream) -> Forecasts:
     return stepper.advance(states, part.sensors, part.slots, part.timestamp_us, part.values, part.offsets)
 
 
+def blank(stepper: Stepper, sensors: int) -> States:
+    return blank_states(stepper.config, sensors, stepper.adaptation)
+
+
 def in_one_go(stepper: Stepper, readings: Stream) -> tuple[Forecasts, States]:
-    states = blank_states(stepper.config, len(readings.sensors))
+    states = blank(stepper, len(readings.sensors))
     return advance(stepper, states, readings), states
 
 
@@ -113,16 +118,23 @@ def assert_same_bits(parts: Sequence[Forecasts], whole: Forecasts) -> None:
 
 
 STEPPER = Stepper(untrained(), tile=32)
+ADAPTING = [
+    STEPPER,
+    *(Stepper(untrained(), adaptation, tile=32) for adaptation in (Adaptation("light", True), Adaptation("full"))),
+]
 
 
+@pytest.mark.parametrize("stepper", ADAPTING, ids=lambda stepper: stepper.adaptation.level)
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**16), sensors=st.integers(1, 20), cuts=st.lists(st.integers(0, 120), max_size=6))
-def test_any_split_into_micro_batches_gives_the_same_bits(seed: int, sensors: int, cuts: list[int]) -> None:
+def test_any_split_into_micro_batches_gives_the_same_bits(
+    stepper: Stepper, seed: int, sensors: int, cuts: list[int]
+) -> None:
     readings = stream(seed, sensors, 120)
-    whole, expected = in_one_go(STEPPER, readings)
-    states = blank_states(STEPPER.config, sensors)
+    whole, expected = in_one_go(stepper, readings)
+    states = blank(stepper, sensors)
     bounds = [0, *sorted(cuts), len(readings)]
-    parts = [advance(STEPPER, states, readings.taken(slice(lo, hi))) for lo, hi in pairwise(bounds)]
+    parts = [advance(stepper, states, readings.taken(slice(lo, hi))) for lo, hi in pairwise(bounds)]
     assert_same_bits(parts, whole)
     assert states.tobytes() == expected.tobytes()
 
@@ -142,17 +154,20 @@ def test_any_interleaving_of_sensors_gives_the_same_bits(seed: int, order_seed: 
     assert states.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("stepper", ADAPTING, ids=lambda stepper: stepper.adaptation.level)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**16), sensor=st.integers(0, 19), place=st.integers(0, 40))
-def test_neither_neighbours_nor_the_place_in_a_tile_change_a_bit(seed: int, sensor: int, place: int) -> None:
+def test_neither_neighbours_nor_the_place_in_a_tile_change_a_bit(
+    stepper: Stepper, seed: int, sensor: int, place: int
+) -> None:
     readings = stream(seed, 20, 300)
-    whole, expected = in_one_go(STEPPER, readings)
+    whole, expected = in_one_go(stepper, readings)
     mine = np.flatnonzero(readings.slots == sensor)
     if not len(mine):
         return
     alone = readings.taken(mine)
-    states = blank_states(STEPPER.config, place + 1)
-    got = STEPPER.advance(
+    states = blank(stepper, place + 1)
+    got = stepper.advance(
         states,
         [*(f"other{n}" for n in range(place)), readings.sensors[sensor]],
         np.full(len(alone), place),
@@ -167,7 +182,7 @@ def test_neither_neighbours_nor_the_place_in_a_tile_change_a_bit(seed: int, sens
 @pytest.mark.parametrize(("hidden", "tile"), [(16, 128), (51, 128), (64, 64), (64, 128), (96, 256)])
 @pytest.mark.parametrize("horizon", [1, 24])
 def test_rows_of_real_tiles_do_not_change_a_bit_either(hidden: int, tile: int, horizon: int) -> None:
-    stepper = Stepper(untrained(hidden_size=hidden, horizon_steps=horizon), tile)
+    stepper = Stepper(untrained(hidden_size=hidden, horizon_steps=horizon), tile=tile)
     readings = stream(1, 300, 2_000)
     whole, expected = in_one_go(stepper, readings)
     states = blank_states(stepper.config, 300)
@@ -307,3 +322,36 @@ def test_the_plain_preset_is_stepped_by_the_same_engine() -> None:
     got, _ = in_one_go(Stepper(forecaster), readings)
     order = np.argsort(readings.slots, kind="stable")
     np.testing.assert_allclose(got.quantiles[order][:50], expected[:50], rtol=1e-5)
+
+
+@pytest.mark.parametrize("stepper", ADAPTING[1:], ids=lambda stepper: stepper.adaptation.level)
+def test_a_reset_forgets_what_was_adapted(stepper: Stepper) -> None:
+    _, states = in_one_go(stepper, steady(300))
+    assert states["adaptation"]["labels"].min() > 0
+    later = steady(60, start=300 + MAX_GAP_STEPS + 2)
+    begun = advance(stepper, states, later)
+    fresh, other = in_one_go(stepper, later)
+    assert_same_bits([begun], fresh)
+    assert states.tobytes() == other.tobytes()
+
+
+def test_adapted_forecasts_say_the_weights_of_their_experts() -> None:
+    for stepper in ADAPTING:
+        forecasts, _ = in_one_go(stepper, stream(4, 3, 200))
+        experts = AdaptationConfig.of(stepper.config, stepper.adaptation).experts
+        if stepper.adaptation.level == "off":
+            assert forecasts.weights.shape == (200, 1, 0)
+        else:
+            assert forecasts.weights.shape == (200, 1, len(experts))
+            np.testing.assert_allclose(forecasts.weights.sum(axis=2), 1.0)
+
+
+def test_a_model_that_is_far_off_is_put_right_from_reading_to_reading() -> None:
+    readings = steady(600)
+    readings.values[:, 1] += 0.1 * np.random.default_rng(3).normal(size=600)
+    errors = []
+    for stepper in ADAPTING:
+        forecasts, _ = in_one_go(stepper, readings)
+        errors.append(np.abs(forecasts.quantiles[300:-1, 0, 1, 0] - readings.values[301:, 1]).mean())
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[2] < 0.5 * errors[0]
