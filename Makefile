@@ -38,7 +38,7 @@ test: setup ## Pass every check and every test
 	@$(MAKE) --no-print-directory --jobs=2 unit integration # the latter mostly waits for servers
 
 unit: check ## Pass every check and the tests that need no server
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit tests/fuzz
 
 integration: setup ## Pass the tests against real servers
 	$(BIN)/pytest tests/integration tests/chaos
@@ -51,6 +51,9 @@ quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ab
 
 chaos: setup ## Kill, stall and rebalance forecasters and brokers for twenty minutes, and check every forecast
 	$(BIN)/python -m tests.chaos --report tests/chaos
+
+fuzz: setup ## Feed the decoder, the states and the model broken bytes and absurd numbers, three minutes each
+	$(BIN)/python -m tests.fuzz --seconds 180
 
 clean: ## Remove the virtual environment and caches (data under .streamgru stays)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

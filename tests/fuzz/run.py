@@ -1,0 +1,30 @@
+"""Runs a target for a while: every case has a seed of its own, which alone makes it again."""
+
+import random
+import time
+import traceback
+from dataclasses import dataclass
+
+from tests.fuzz.targets import Target
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A case that failed."""
+
+    case: int
+    error: str
+
+
+def fuzz(target: Target, seed: int, seconds: float, most: int = 5) -> tuple[int, list[Finding]]:
+    """How many cases were tried within ``seconds``, and those that failed, ``most`` at most."""
+    findings: list[Finding] = []
+    deadline = time.monotonic() + seconds
+    case = 0
+    while time.monotonic() < deadline and len(findings) < most:
+        try:
+            target(random.Random(f"{seed}-{case}"))
+        except Exception:  # noqa: BLE001 - whatever it is, it is the finding
+            findings.append(Finding(case, traceback.format_exc(limit=-4)))
+        case += 1
+    return case, findings

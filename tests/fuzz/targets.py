@@ -1,0 +1,202 @@
+"""What is fuzzed: each target takes a seeded ``Random`` and fails by ``AssertionError`` or any other exception."""
+
+import json
+import random
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from model.rules import ACCEPTED
+from model.state import state_dtype, unsound
+from pipeline.errors import StateError
+from pipeline.forecaster.changelog import _Reading
+from pipeline.forecaster.readings import decode_records
+from pipeline.forecaster.serving import Serving
+from pipeline.kafka.fetched_records import FetchedRecord
+from pipeline.messages import (
+    EARLIEST_TIMESTAMP_US,
+    LARGEST_VALUE,
+    LATEST_TIMESTAMP_US,
+    InputPosition,
+    Reading,
+    ReadingDecoder,
+    Rejected,
+    StateTag,
+    dead_letter,
+    decode_state,
+    encode_reading,
+)
+from pipeline.settings import Settings
+from tests.fuzz.mutation import mutated
+from tests.integration.stream_rig import small_forecaster
+
+FEATURES = ("PM2.5", "TEMP", "é")
+SETTINGS = Settings(features=FEATURES, targets=("PM2.5",), horizon_steps=3, max_gap_steps=5)
+LETTER_LIMIT = 2_000
+
+Target = Callable[[random.Random], None]
+
+
+# --- readings ---------------------------------------------------------------------------------------------------------
+
+_KEYS = (b"aotizhongxin", "é".encode(), b"a" * 1_024, b'quoted "id"', b"\xf0\x9f\x8c\xa1")
+_TIMES: tuple[object, ...] = (
+    "2013-03-01T00:00:00Z",
+    "2013-03-01T00:00:00.123456+05:30",
+    1_362_096_000_000,
+    -2_208_988_800_000,
+    "2199-12-31T23:59:59.999999Z",
+)
+_VALUES: tuple[dict[str, object], ...] = (
+    {"PM2.5": 4.0, "TEMP": -0.7, "é": None},
+    {"PM2.5": 1e30, "stranger": 1},
+    {"TEMP": -1e-300, "a": 0, "b": -0.0},
+    dict.fromkeys((*FEATURES, *map(str, range(40))), 1.5),
+)
+_READINGS = [
+    json.dumps({"sensor_id": key.decode(), "timestamp": time, "values": values}, ensure_ascii=ascii_only).encode()
+    for key in _KEYS
+    for time in _TIMES
+    for values in _VALUES
+    for ascii_only in (True, False)
+]
+_DECODER = ReadingDecoder(FEATURES)
+
+
+def decoder(chance: random.Random) -> None:
+    """Any bytes are a reading within its limits, the same read twice, or rejected with a reason and a dead letter."""
+    value: bytes | None = mutated(chance.choice(_READINGS), _READINGS, chance)
+    key: bytes | None = chance.choice(_KEYS)
+    if chance.random() < 0.3:
+        key = chance.choice((None, b"", mutated(chance.choice(_KEYS), _KEYS, chance)))
+    if chance.random() < 0.01:
+        value = None
+    record = FetchedRecord(key, value, 7, [])
+    together = decode_records(_DECODER, len(FEATURES), 0, [record])
+    try:
+        reading = _DECODER.decode(key, value)
+    except Rejected as rejected:
+        assert rejected.reason in ReadingDecoder.REASONS
+        assert len(together.rejected) == 1 and not len(together.readings)
+        letter = dead_letter(key, value, [], rejected, InputPosition("readings", 0, 7), LETTER_LIMIT)
+        assert len(letter.key or b"") + len(letter.value or b"") <= LETTER_LIMIT
+        return
+    assert len(together.readings) == 1 and not together.rejected
+    _check_reading(reading, key)
+
+
+def _check_reading(reading: Reading, key: bytes | None) -> None:
+    assert reading.sensor_id.encode() == key
+    assert EARLIEST_TIMESTAMP_US <= reading.timestamp_us < LATEST_TIMESTAMP_US
+    assert len(reading.values) == len(FEATURES)
+    known = [value for value in reading.values if value == value]
+    assert known and all(-LARGEST_VALUE <= value <= LARGEST_VALUE for value in known)
+    assert reading.ignored >= 0
+    again = _DECODER.decode(
+        *encode_reading(reading.sensor_id, reading.timestamp_us, dict(zip(FEATURES, reading.values, strict=True)))
+    )
+    assert again.timestamp_us == reading.timestamp_us
+    np.testing.assert_array_equal(again.values, reading.values)
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+_FORECASTER = small_forecaster(SETTINGS, hidden_size=4)
+_DTYPE = state_dtype(_FORECASTER.config)
+_TAG = StateTag(1, SETTINGS.fingerprint)
+
+
+def _states() -> list[bytes]:
+    generator = np.random.default_rng(0)
+    found = []
+    for number in range(8):
+        state = np.zeros(1, _DTYPE)
+        state["offset"] = number
+        state["hidden"] = generator.normal(size=state["hidden"].shape)
+        found.append(_TAG.encode(state.tobytes()))
+    return found
+
+
+_STATES = _states()
+
+
+def state_codec(chance: random.Random) -> None:
+    """Any bytes are refused as a state, or are a state whose row is as it was written."""
+    original = chance.choice(_STATES)
+    value = mutated(original, _STATES, chance)
+    try:
+        tag, row = decode_state(value)
+    except StateError:
+        return
+    assert tag.encode(row) == value
+    if tag == _TAG:
+        assert any(row == decode_state(good)[1] for good in _STATES), "a damaged row passed for a whole one"
+
+
+def restore(chance: random.Random) -> None:
+    """A changelog of broken records restores what is whole, and names every other sensor as one to rebuild."""
+    serving = Serving(1, _FORECASTER, SETTINGS)
+    serving.table.add_partition(0)
+    reading = _Reading(serving, {0: 100}, {0}, 64, {})
+    records, latest = [], {}
+    for number in range(chance.randrange(1, 12)):
+        key = b"s%d" % chance.randrange(5)
+        value: bytes | None = chance.choice(_STATES)
+        if chance.random() < 0.5:
+            value = chance.choice((None, b"", mutated(chance.choice(_STATES), _STATES, chance)))
+        if chance.random() < 0.1:
+            tag, row = decode_state(chance.choice(_STATES))
+            state = np.frombuffer(row, _DTYPE).copy()
+            state["hidden"].flat[0] = chance.choice((np.nan, np.inf))
+            value = chance.choice((tag, msgspec.structs.replace(tag, model_version=9))).encode(state.tobytes())
+        records.append(FetchedRecord(key, value, number, []))
+        latest[key.decode()] = value
+    reading.take(0, records)
+    sensors, rows = serving.table.partition_rows(0)
+    assert not unsound(serving.table.gather(rows)).any()
+    states = dict(zip(sensors, serving.table.gather(rows), strict=True))
+    for sensor, value in latest.items():
+        whole = value in _STATES
+        assert (sensor in reading.foreign[0]) != whole
+        if whole:
+            assert value is not None
+            assert states[sensor].tobytes() == decode_state(value)[1]
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+_ABSURD = (0.0, -0.0, 1e30, -1e30, 1e-300, -5e-324, 1.0, 3.14, 1e9, -1e15, float("nan"))
+
+
+def steps(chance: random.Random) -> None:
+    """Whatever readings are accepted, states and forecasts stay finite, and forecasts do not depend on the batches."""
+    serving, single = Serving(1, _FORECASTER, SETTINGS), Serving(1, _FORECASTER, SETTINGS)
+    for one in (serving, single):
+        one.table.add_partition(0)
+    moment = chance.randrange(EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US)
+    records = []
+    for offset in range(chance.randrange(1, 12)):
+        moment += chance.choice((-HOUR_US, 0, 1, HOUR_US, HOUR_US, HOUR_US, 3 * HOUR_US, 10**6 * HOUR_US))
+        moment = min(max(moment, EARLIEST_TIMESTAMP_US), LATEST_TIMESTAMP_US - 1)
+        values = {name: chance.choice(_ABSURD) for name in FEATURES}
+        key, value = encode_reading(chance.choice("ab"), moment, values)
+        records.append(FetchedRecord(key, value, offset, []))
+    readings = decode_records(_DECODER, len(FEATURES), 0, records).readings
+    accepted = readings.take(serving.judge(readings) == ACCEPTED)
+    if not len(accepted):
+        return
+    stepped = serving.step([accepted])
+    assert not len(stepped.unsound), "an accepted reading led to a number that is not finite"
+    found = []
+    for number in range(len(accepted)):
+        mask = np.arange(len(accepted)) == number
+        alone = single.step([accepted.take(mask)])
+        single.table.scatter(alone.rows, alone.states)
+        found.append(alone.forecasts.quantiles[0])
+    np.testing.assert_array_equal(np.stack(found), stepped.forecasts.quantiles)
+
+
+HOUR_US = 3_600_000_000
+
+TARGETS: dict[str, Target] = {"decoder": decoder, "state-codec": state_codec, "restore": restore, "steps": steps}

@@ -1,0 +1,39 @@
+"""A second of each fuzz target; ``python -m tests.fuzz --seconds 180`` is the long one."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fuzz import targets
+from tests.fuzz.run import fuzz
+
+SEED = 20_261_123
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_nothing_is_found_in_a_second(name: str) -> None:
+    cases, findings = fuzz(targets.TARGETS[name], SEED, 1.0)
+    assert not findings, f"case {findings[0].case}:\n{findings[0].error}"
+    assert cases > 10
+
+
+def test_a_decoder_that_lets_something_through_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else finding nothing would say nothing."""
+    monkeypatch.setattr("pipeline.messages.LARGEST_VALUE", float("inf"))
+    _, findings = fuzz(targets.decoder, SEED, 20.0, most=1)
+    assert findings
+
+
+def test_a_state_codec_without_its_checksum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.messages.zlib.crc32", lambda row: 0)
+    monkeypatch.setattr(targets, "_STATES", targets._states())
+    _, findings = fuzz(targets.state_codec, SEED, 20.0, most=1)
+    assert findings
