@@ -66,6 +66,10 @@ class Predictor(Protocol):
 class TogetherPredictor(Protocol):
     """A predictor that is faster over many sensors at once; the evaluator then asks it so."""
 
+    @property
+    def name(self) -> str:
+        """As ``Predictor.name``."""
+
     def forecasts_together(self, shown: Sequence[Shown]) -> list[Floats]:
         """As ``forecasts``, for a stretch of each of several sensors."""
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from deploy.context import Context
 from pipeline.errors import DataFileError
 
 if TYPE_CHECKING:
+    from model.config import Level
     from model.forecaster import Forecaster
     from model.metrics import Metric
     from model.sequences import Sequences, Split
@@ -51,8 +53,10 @@ WIDTH: Final = 120
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings.")
 @click.option(
     "--adaptation",
+    "levels",
+    multiple=True,
     type=click.Choice(["off", "light", "full"]),
-    help="How forecasts adapt from reading to reading; by default as in the settings.",
+    help="How forecasts adapt from reading to reading; by default as in the settings. More than one: scored beside it.",
 )
 @click.option(
     "--calibration/--no-calibration", default=None, help="Whether intervals do; by default as in the settings."
@@ -81,6 +85,7 @@ def backtest(
     report: Path | None,
     standardise: bool,
     metrics: str,
+    levels: tuple["Level", ...],
     out: Path | None,
     **others: Any,
 ) -> None:
@@ -106,7 +111,7 @@ def backtest(
         raise click.UsageError("--version and --model each name the model to score: give one of them")
     layout = {key: others[key] for key in ("time_column", "timezone", "sensor_column", "columns_as_sensors")}
     training = {key: others[key] for key in ("preset", "budget_s", "epochs", "seed")}
-    adapting = {key: others[key] for key in ("adaptation", "calibration")}
+    adapting = {"adaptation": levels[0] if levels else None, "calibration": others["calibration"]}
     settings = _settings(context.settings, horizon, training, adapting)
     source = ", ".join(str(path) for path in data) or str(settings.history_path)
     name = data[0].name.split(".")[0] if data else "history"
@@ -122,10 +127,11 @@ def backtest(
             bounds = _unseen(settings, version, trained.forecaster, sequences, bounds)
         else:
             trained = Trained.of(train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch))))
-        done = evaluate(trained.forecaster, sequences, bounds, settings.adaptation, standardise=standardise)
+        also = [replace(settings.adaptation, level=level) for level in dict.fromkeys(levels[1:]) if level != levels[0]]
+        done = evaluate(trained.forecaster, sequences, bounds, settings.adaptation, also=also, standardise=standardise)
     unit = "standard deviation" if standardise else "mean seasonal difference"
-    also: list[Metric] = [name for name in METRICS if name in wanted]
-    console.print(score_table(done, name, unit, also))
+    more: list[Metric] = [name for name in METRICS if name in wanted]
+    console.print(score_table(done, name, unit, more))
     if "coverage" in wanted:
         console.print(interval_table(done.scores))
     if "sensors" in wanted:

@@ -1,7 +1,7 @@
 """A back-test on data of one's own: split it, train on the oldest part, score the newest, write down what came out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -131,11 +131,18 @@ class Evaluation:
 
 
 def evaluate(
-    forecaster: Forecaster, sequences: Sequences, split: Split, adaptation: Adaptation, *, standardise: bool = False
+    forecaster: Forecaster,
+    sequences: Sequences,
+    split: Split,
+    adaptation: Adaptation,
+    *,
+    also: Sequence[Adaptation] = (),
+    standardise: bool = False,
 ) -> Evaluation:
     """Scores of a model and the baselines on the test part; the latter may know all that came before it.
 
-    The model's forecasts are adapted as they are when it is served with ``adaptation``.
+    The model's forecasts are adapted as they are when it is served with ``adaptation``; its scores with other
+    adaptations, ``also``, stand beside, under names that say which.
 
     Scaled scores are in seasonal differences of each sensor or, to ``standardise``, in standard deviations of its
     training part.
@@ -145,7 +152,9 @@ def evaluate(
     """
     config, test_us = forecaster.config, split.validation_end_us
     measure = standard_deviations if standardise else seasonal_scale
-    predictors = [model_predictor(forecaster, MODEL, adaptation), *baselines(config, sequences, test_us)]
+    models = [model_predictor(forecaster, MODEL, adaptation)]
+    models += [model_predictor(forecaster, f"{MODEL}, {other.level}", other) for other in also]
+    predictors = [*models, *baselines(config, sequences, test_us)]
     scale = measure(sequences, config, split.train_end_us)
     scores = backtest(predictors, sequences, config, test_us, scale=scale)
     return Evaluation(forecaster, sequences, split, scores, adaptation)

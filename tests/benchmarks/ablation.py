@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from model.artefact import load_artefact, save_artefact
 from model.backtest import backtest, model_predictor
-from model.config import ModelConfig
+from model.config import NO_ADAPTATION, Adaptation, ModelConfig
 from model.metrics import Metric
 from model.sequences import Sequences, Split
 from model.training import TrainingOptions, train
@@ -35,10 +36,19 @@ class Variant:
     config: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     calendar: bool = True
+    adaptation: Adaptation = NO_ADAPTATION
+
+    @property
+    def trained_as_default(self) -> bool:
+        """Whether only what happens after the training differs."""
+        return not self.config and not self.options and self.calendar
 
 
 VARIANTS: Final = (
     Variant("default"),
+    Variant("default, adaptation light", adaptation=Adaptation("light", True)),
+    Variant("default, adaptation full", adaptation=Adaptation("full", True)),
+    Variant("default, only calibrated", adaptation=Adaptation("off", True)),
     Variant("no lags", config={"lag_steps": 0}),
     Variant("no seasonal profile", config={"profile_slots": 0}),
     Variant("no lags, no profile", config={"lag_steps": 0, "profile_slots": 0}),
@@ -67,7 +77,7 @@ def run_all(data: Path, seed: int, runs: Path, budget_s: float | None) -> None:
         print(f"ablation: {variant.name}, seed {seed}", flush=True)
         options = TrainingOptions(seed=seed)
         options = replace(options, **{**variant.options, **({"budget_s": budget_s} if budget_s else {})})
-        found = _scores(variant, model_config(settings), options, sequences, split)
+        found = _scores(variant, model_config(settings), options, sequences, split, runs / NAME / f"default-seed{seed}")
         result.parent.mkdir(parents=True, exist_ok=True)
         result.write_text(json.dumps(found, indent=2), encoding="utf-8")
 
@@ -78,24 +88,35 @@ def result_path(runs: Path, variant: Variant, seed: int) -> Path:
 
 
 def _scores(
-    variant: Variant, config: ModelConfig, options: TrainingOptions, sequences: Sequences, split: Split
+    variant: Variant,
+    config: ModelConfig,
+    options: TrainingOptions,
+    sequences: Sequences,
+    split: Split,
+    default: Path,
 ) -> dict[str, Any]:
+    """Of one variant; the default's model is kept in the folder ``default`` for those that only adapt it."""
     config = replace(config, **variant.config)
     if not variant.calendar:
         config, sequences, split = _without_calendar(config, sequences, split)
     began = time.monotonic()
-    seen = sequences.slice_time(None, split.validation_end_us)
-    result = train(config, options, seen, split)
+    if variant.trained_as_default and default.exists():
+        forecaster = load_artefact(default)
+    else:
+        seen = sequences.slice_time(None, split.validation_end_us)
+        forecaster = train(config, options, seen, split).forecaster
     seconds = time.monotonic() - began
+    if variant.trained_as_default:
+        save_artefact(forecaster, default)
     scale = standard_deviations(sequences, config, split.train_end_us)
     parts = {
         "validation": (split.train_end_us, split.validation_end_us),
         "test": (split.validation_end_us, None),
     }
-    found: dict[str, Any] = {"seconds": seconds, "epochs": len(result.epochs)}
+    found: dict[str, Any] = {"seconds": seconds}
     for part, bounds in parts.items():
-        predictor = model_predictor(result.forecaster, "model")
-        scores = backtest([predictor], sequences, result.forecaster.config, *bounds, scale=scale)["model"]
+        predictor = model_predictor(forecaster, "model", variant.adaptation)
+        scores = backtest([predictor], sequences, forecaster.config, *bounds, scale=scale)["model"]
         found[part] = {metric: scores.mean(metric) for metric in METRICS}
     return found
 

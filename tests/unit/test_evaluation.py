@@ -101,6 +101,7 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     wide.write_csv(tmp_path / "wide.csv", datetime_format="%Y-%m-%d %H:%M:%S")
     layout = [str(tmp_path / "wide.csv"), "--columns-as-sensors", "--timezone", "UTC"]
     options = ["--standardise", "--split", "0.6,0.2,0.2", "--horizon", "4", "--seed", "1", "--metrics", "all"]
+    options += ["--adaptation", "light", "--adaptation", "off"]
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
     result = CliRunner().invoke(backtest, [*layout, *options], obj=alone)
     assert result.exit_code == 0, result.output
@@ -115,6 +116,7 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     report = json.loads((folder / "scores.json").read_text())
     assert (report["sensors"], report["seed"], report["model"]["horizon_steps"]) == (2, 1, 4)
     assert report["scores"]["seasonal naive"]["scaled"]["mse"] < 1e-9
+    assert list(report["scores"])[:2] == ["streamgru", "streamgru, off"]
     mine = report["scores"]["streamgru"]
     assert math.isfinite(mine["scaled"]["pinball"])
     assert len(mine["by_horizon"]["level"]["mae"]) == 4

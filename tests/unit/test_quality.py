@@ -69,8 +69,9 @@ def test_the_page_names_data_as_anyone_would(tmp_path: Path):
 
 
 def test_ablations_are_listed_with_both_parts(tmp_path: Path):
+    (variant,) = (variant for variant in ablation.VARIANTS if variant.name == "no lags")
     for seed in (0, 1):
-        path = ablation.result_path(tmp_path, ablation.VARIANTS[1], seed)
+        path = ablation.result_path(tmp_path, variant, seed)
         path.parent.mkdir(exist_ok=True)
         scores = dict.fromkeys(ablation.METRICS, 0.1 + seed)
         path.write_text(json.dumps({"seconds": 3.0, "validation": scores, "test": scores}))
