@@ -23,11 +23,12 @@ from model.backtest import Scores, SeasonalNaive, backtest, baselines, model_pre
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
+from model.state_age import loss_of_restarts
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
 from pipeline.errors import HistoryError, ModelUnfit, SettingsError
 from pipeline.evaluation.back_test import model_config, training_options
 from pipeline.evaluation.gate import Decision, decide
-from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores
+from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores, draw_state_age
 from pipeline.exclusive import exclusive
 from pipeline.history.table import History
 from pipeline.messages import iso_timestamp
@@ -245,10 +246,14 @@ def _log(run: TrainingRun, result: TrainingResult, scores: Mapping[str, Scores],
     run.log_params({"device_used": result.device, "sensor_steps_per_s": round(result.sensor_steps_per_s)})
     run.log_figure(draw_loss(result.epochs), "plots/loss.png")
     run.log_figure(draw_scores(scores), "plots/scores.png")
-    predictor = model_predictor(result.forecaster, CHALLENGER, run.adaptation)
-    tail_us = data.split.validation_end_us
-    forecasts = draw_forecasts(predictor, data.sequences, result.forecaster.config, scores[CHALLENGER], tail_us)
+    forecaster, config = result.forecaster, result.forecaster.config
+    predictor = model_predictor(forecaster, CHALLENGER, run.adaptation)
+    sequences, tail_us, ours = data.sequences, data.split.validation_end_us, scores[CHALLENGER]
+    naive = SeasonalNaive(config).fit(sequences, tail_us)
+    forecasts = draw_forecasts(predictor, sequences, config, ours, tail_us, [naive])
     run.log_figure(forecasts, "plots/forecasts.png")
+    by_age = loss_of_restarts(forecaster, run.adaptation, sequences, tail_us, ours.scale)
+    run.log_figure(draw_state_age(by_age, config.warmup_steps), "plots/state_age.png")
 
 
 def _register(

@@ -10,13 +10,14 @@ import matplotlib.dates
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from model.backtest import Predictor
 from model.config import ModelConfig
 from model.metrics import Scores
 from model.sequences import Sequences
+from model.state_age import LossByAge
 from model.training import EpochReport
 
 _dates: Any = matplotlib.dates  # ships no types
@@ -27,6 +28,7 @@ _MARKERS: Final = ("o", "s", "^", "D", "v", "P")
 _INK: Final = "#333333"
 _ROW_IN: Final = 3.2
 _WIDTH_IN: Final = 9.0
+_POINTS_OFF: Final = 20.0  # of coverage, that are shown on both sides of what it should be
 # What is shown of the past before a forecast, in horizons, and at least in seasons.
 _PAST_HORIZONS: Final = 1
 _PAST_SEASONS: Final = 2
@@ -65,16 +67,39 @@ def draw_scores(scores: Mapping[str, Scores]) -> Figure:
             style = _series(number, markers=len(ahead) <= 48)
             error.plot(ahead, score.by_horizon("mae")[row], **style, label=name)
             coverage.plot(ahead, 100.0 * score.by_horizon("coverage")[row], **style, label=name)
-            calibration.plot(score.quantiles, score.calibration()[row], **_series(number), label=name)
-        coverage.axhline(100.0 * first.nominal_coverage, color=_INK, lw=0.8, ls=":")
-        coverage.set_ylim(0.0, 105.0)
-        calibration.plot([0.0, 1.0], [0.0, 1.0], color=_INK, lw=0.8, ls=":")
-        calibration.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0), aspect="equal")
+            off = 100.0 * (score.calibration()[row] - np.array(score.quantiles))
+            calibration.plot(score.quantiles, off, **_series(number), label=name)
+        nominal = 100.0 * first.nominal_coverage
+        coverage.axhline(nominal, color=_INK, lw=0.8, ls=":")
+        # At least as far on both sides, so that a point off looks the same in every plot; further where it is needed.
+        lowest, highest = coverage.get_ylim()
+        coverage.set_ylim(min(lowest, nominal - _POINTS_OFF), max(highest, min(nominal + _POINTS_OFF, 101.0)))
+        calibration.axhline(0.0, color=_INK, lw=0.8, ls=":")
+        lowest, highest = calibration.get_ylim()
+        calibration.set(xlim=(0.0, 1.0), ylim=(min(lowest, -_POINTS_OFF / 2), max(highest, _POINTS_OFF / 2)))
         error.set_ylim(bottom=0.0)
         _label(error, f"{target}: error", "steps ahead", f"mean absolute error ({target}'s unit)")
         _label(coverage, f"{target}: {first.nominal_coverage:.0%} interval", "steps ahead", "values within it (%)")
-        _label(calibration, f"{target}: calibration", "quantile level", "share of values below")
-    grid[0, 0].legend(frameon=False)
+        _label(calibration, f"{target}: calibration", "quantile level", "values below it, less the level (points)")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def draw_state_age(losses: LossByAge, warmup_steps: int) -> Figure:
+    """Loss by steps since the state was begun, beside that of states that were carried on all the time."""
+    figure = Figure(figsize=(_WIDTH_IN, 3.6), layout="constrained")
+    axes = figure.subplots()
+    curves = {"state begun anew": losses.restarted}
+    curves |= {f"{name}, carried on": curve for name, curve in losses.carried.items()}
+    for number, (name, curve) in enumerate(curves.items()):
+        axes.plot(losses.ages, curve, **_series(number), label=name)
+    axes.axvline(warmup_steps, color=_INK, lw=0.8, ls=":", label="counts as warm")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_ylim(bottom=0.0)
+    _label(axes, "Loss by age of the state, at the same readings", "steps since it was begun", "pinball loss (scaled)")
+    axes.legend(frameon=False)
     return figure
 
 
@@ -84,11 +109,12 @@ def draw_forecasts(
     config: ModelConfig,
     scores: Scores,
     start_us: int,
-    end_us: int | None = None,
+    beside: Sequence[Predictor] = (),
 ) -> Figure:
     """Fans beside what came true, for the sensors forecast worst, in the middle and best; a row per target.
 
-    Each is issued half-way through [``start_us``, ``end_us``), with its whole horizon in it.
+    Each is issued half-way through what comes from ``start_us`` on, with its whole horizon in it. Of the predictors
+    ``beside`` the medians are drawn.
     """
     chosen = _worst_middle_best(scores)
     rows, columns = len(config.targets), max(len(chosen), 1)
@@ -98,18 +124,27 @@ def draw_forecasts(
         step = _middle_step(sequences, config, sensor, start_us)
         past = sequences.past(sensor, step + 1)
         fan = predictor.forecasts(past, 0, len(past) - 1, len(past))[0]
+        others = {one.name: one.forecasts(past, 0, len(past) - 1, len(past))[0] for one in beside}
         for row, target in enumerate(config.targets):
-            _draw_fan(grid[row, column], sequences, config, sensor, step, fan[row], row)
+            medians = {name: found[row, config.median_index] for name, found in others.items()}
+            _draw_fan(grid[row, column], sequences, config, sensor, step, fan[row], medians, row)
             title = f"{sequences.sensors[sensor]} ({rank})" if rank else sequences.sensors[sensor]
             _label(grid[row, column], title, "UTC", target if column == 0 else "")
     if chosen:
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
 def _draw_fan(
-    axes: Axes, sequences: Sequences, config: ModelConfig, sensor: int, step: int, fan: NDArray[np.float64], row: int
+    axes: Axes,
+    sequences: Sequences,
+    config: ModelConfig,
+    sensor: int,
+    step: int,
+    fan: NDArray[np.float64],
+    medians: Mapping[str, NDArray[np.float64]],
+    row: int,
 ) -> None:
     """One target's quantiles (Q, h) issued after ``step``, between what was read before and after."""
     issued_us = int(sequences.timestamp_us[step])
@@ -128,9 +163,14 @@ def _draw_fan(
         if above > median:
             label = f"{config.quantiles[below]:g} to {config.quantiles[above]:g}"
             axes.fill_between(ahead, fan[below], fan[above], color=_COLOURS[0], alpha=0.22, lw=0, label=label)
-    axes.plot(ahead, fan[median], color=_COLOURS[0], lw=1.6, ls="--", label="median forecast")
+    single: dict[str, Any] = {"marker": "o", "ms": 4} if len(ahead) == 1 else {}  # a line through one point is none
+    for number, (name, values) in enumerate(medians.items(), start=1):
+        style: dict[str, Any] = {"color": _COLOURS[number], "ls": _DASHES[number], "lw": 1.0}
+        axes.plot(ahead, values, **style, **single, label=name)
+    axes.plot(ahead, fan[median], color=_COLOURS[0], lw=1.6, ls="--", **single, label="median forecast")
     axes.axvline(_moments(np.array([issued_us]))[0], color=_INK, lw=0.8, ls=":", label="issued")
-    locator = _dates.AutoDateLocator(maxticks=6)
+    # With these two there is an interval for every length of time; with fewer ticks some lengths have none.
+    locator = _dates.AutoDateLocator(minticks=3, maxticks=7)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(_dates.ConciseDateFormatter(locator))
 

@@ -10,13 +10,15 @@ from typing import Any, Final
 import numpy as np
 
 from model.artefact import load_artefact, save_artefact
-from model.backtest import model_predictor
+from model.autoregression import Autoregression
+from model.backtest import SeasonalNaive, model_predictor
 from model.forecaster import Forecaster
 from model.metrics import METRICS, Metric, Scores, skill
+from model.state_age import loss_of_restarts
 from model.training import EpochReport, TrainingResult
 from pipeline.errors import DataFileError
 from pipeline.evaluation.back_test import MODEL, Evaluation
-from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores
+from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores, draw_state_age
 from pipeline.messages import iso_timestamp
 
 SCORES: Final = "scores.json"
@@ -79,9 +81,14 @@ def write_report(done: Evaluation, trained: Trained, folder: Path, made_with: Ma
     }
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
     fans = model_predictor(done.forecaster, MODEL, done.adaptation)
+    naive = SeasonalNaive(done.config).fit(done.sequences, test_us)
+    adaptive = Autoregression(done.config).fit(done.sequences, test_us)
+    scale = done.scores[MODEL].scale
+    by_age = loss_of_restarts(done.forecaster, done.adaptation, done.sequences, test_us, scale, beside=[adaptive])
     figures = {
         "scores.png": draw_scores(done.scores),
-        "forecasts.png": draw_forecasts(fans, done.sequences, done.config, done.scores[MODEL], test_us),
+        "forecasts.png": draw_forecasts(fans, done.sequences, done.config, done.scores[MODEL], test_us, [naive]),
+        "state_age.png": draw_state_age(by_age, done.config.warmup_steps),
     }
     if trained.training:
         figures["loss.png"] = draw_loss([EpochReport(**epoch) for epoch in trained.training["epochs"]])

@@ -145,7 +145,9 @@ def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -
     assert run.data.params["seed"] == "0"
     assert run.data.params["device_used"] in ("cpu", "cuda")
     assert {"train_loss", "validation_loss", "challenger/pinball", "naive/mae/a"} <= set(run.data.metrics)
-    assert artifacts(settings, report, "plots") == {"plots/loss.png", "plots/scores.png", "plots/forecasts.png"}
+    assert artifacts(settings, report, "plots") == {
+        f"plots/{name}.png" for name in ("loss", "scores", "forecasts", "state_age")
+    }
     (data,) = run.inputs.dataset_inputs
     source = json.loads(data.dataset.source)
     assert source["version"] == History(settings.history_path, settings.features).version

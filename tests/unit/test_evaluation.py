@@ -111,7 +111,7 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
         assert words in result.output
     folder = settings.home / "backtests" / "wide-4"
     assert {file.name for file in folder.iterdir()} == {
-        *("scores.json", "scores.png", "forecasts.png", "loss.png", "model")
+        *("scores.json", "scores.png", "forecasts.png", "state_age.png", "loss.png", "model")
     }
     report = json.loads((folder / "scores.json").read_text())
     assert (report["sensors"], report["seed"], report["model"]["horizon_steps"]) == (2, 1, 4)

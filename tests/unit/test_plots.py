@@ -1,14 +1,18 @@
 """Plots: labelled, with every series in them, and no trace in matplotlib's global state."""
 
 import io
+import warnings
+from dataclasses import replace
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from model.backtest import Persistence, Scores, SeasonalNaive, backtest
+from model.state_age import LossByAge
 from model.training import EpochReport
-from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores
+from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores, draw_state_age
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 TRAIN_END_US = 300 * HOUR_US
@@ -51,6 +55,34 @@ def test_forecasts_show_the_worst_middle_and_best_sensor(scores: dict[str, Score
     for words in ("(worst)", "(median)", "(best)", "0.1 to 0.9", "median forecast", "issued", "level"):
         assert words in text
     assert len(figure.axes) == 3
+
+
+def test_the_medians_of_others_stand_beside_a_fan(scores: dict[str, Scores]):
+    sequences = noisy_days(sensors=4)
+    predictor, other = (kind(CONFIG).fit(sequences, TRAIN_END_US) for kind in (SeasonalNaive, Persistence))
+    figure = draw_forecasts(predictor, sequences, CONFIG, scores["seasonal naive"], TEST_START_US, [other])
+    assert "persistence" in written(figure)
+
+
+def test_the_state_age_shows_both_states_and_when_they_are_warm():
+    losses = LossByAge(np.array([1, 2, 4, 8]), np.ones(3, np.int64), np.array([3.0, 2.0, 1.0]), {"mine": np.ones(3)})
+    text = written(draw_state_age(losses, warmup_steps=5))
+    for words in ("state begun anew", "mine, carried on", "counts as warm", "steps since it was begun"):
+        assert words in text
+
+
+@pytest.mark.parametrize("cadence_us", [1_000_000, 60_000_000, HOUR_US, 24 * HOUR_US])
+@pytest.mark.parametrize("horizon", [1, 6, 60])
+def test_times_are_labelled_without_a_warning_whatever_their_length(cadence_us: int, horizon: int):
+    config = replace(CONFIG, cadence_us=cadence_us, horizon_steps=horizon)
+    days = noisy_days(sensors=1)
+    sequences = replace(days, timestamp_us=days.timestamp_us // HOUR_US * cadence_us, cadence_us=cadence_us)
+    start_us = 300 * cadence_us
+    predictor = Persistence(config).fit(sequences, start_us)
+    alone = backtest([predictor], sequences, config, start_us)["persistence"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        written(draw_forecasts(predictor, sequences, config, alone, start_us))
 
 
 def test_one_sensor_is_shown_without_a_rank():

@@ -1,0 +1,124 @@
+"""What a carried state is worth: forecasts by steps since the state was begun, beside those of the state carried on.
+
+A state that began ``a`` steps ago has seen what a window of ``a`` steps holds, replayed. So where the carried state's
+errors lie no higher than the restarted one's at any age, carrying is no worse than replaying a window of any length.
+
+Letters: S sensors, n steps, K targets, h horizon steps, A ages.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backtest import TogetherPredictor
+from .config import Adaptation, ModelConfig
+from .forecaster import Forecaster
+from .metrics import quantile_losses
+from .predictor import Shown, model_predictor
+from .sequences import Sequences
+
+Floats = NDArray[np.float64]
+Indexes = NDArray[np.int64]
+
+# Enough to average over, few enough to take seconds.
+MOST_SENSORS: Final = 12
+MOST_STEPS: Final = 2_048
+RESTARTS: Final = 4
+
+
+@dataclass(frozen=True)
+class LossByAge:
+    """Mean scaled pinball losses at the same forecasts, by steps since the restart: bin i is [edges[i], edges[i+1])."""
+
+    edges: Indexes  # (A+1,) from 1 on
+    count: Indexes  # (A,) labels
+    restarted: Floats  # (A,) of a state begun at the restart
+    carried: dict[str, Floats]  # each (A,), of predictors that were never restarted, by name
+
+    @property
+    def ages(self) -> Floats:
+        """(A,) the middle of each bin."""
+        middles: Floats = np.sqrt(self.edges[:-1] * np.maximum(self.edges[1:] - 1, 1.0))
+        return middles
+
+
+def loss_of_restarts(
+    forecaster: Forecaster,
+    adaptation: Adaptation,
+    sequences: Sequences,
+    start_us: int,
+    scale: Floats,
+    *,
+    beside: Sequence[TogetherPredictor] = (),
+) -> LossByAge:
+    """Of a model: ``RESTARTS`` times from ``start_us`` on, with the same time to forecast in after each.
+
+    Args:
+        scale: (S, K) that losses are divided by; beside: other predictors to carry on.
+    """
+    config = forecaster.config
+    steps = max((int(sequences.timestamp_us.max(initial=start_us)) + 1 - start_us) // config.cadence_us, 1)
+    restarts_us = [start_us + int(part) * config.cadence_us for part in np.arange(RESTARTS) * steps // RESTARTS]
+
+    def build() -> TogetherPredictor:
+        return model_predictor(forecaster, "model", adaptation)
+
+    return loss_by_age(build, [build(), *beside], sequences, config, restarts_us, scale)
+
+
+def loss_by_age(
+    build: Callable[[], TogetherPredictor],
+    carried: Sequence[TogetherPredictor],
+    sequences: Sequences,
+    config: ModelConfig,
+    restarts_us: Sequence[int],
+    scale: Floats,
+) -> LossByAge:
+    """Losses after restarts at these moments, in ascending order, each followed until the next one.
+
+    Args:
+        build: makes the predictor whose state is begun anew at every restart.
+        carried: predictors that go on; new ones, or such that have not been asked beyond the first restart.
+        scale: (S, K) that losses are divided by.
+    """
+    h, cadence_us = config.horizon_steps, config.cadence_us
+    last_us = int(sequences.timestamp_us.max()) + 1
+    spacing = min(np.diff([*restarts_us, last_us]).tolist()) // cadence_us
+    steps = int(min(max(spacing, 1), MOST_STEPS))
+    edges = np.unique(np.rint(2.0 ** np.arange(0.0, np.log2(steps + 1) + 0.5, 0.5)).astype(np.int64))
+    bins = len(edges) - 1
+    count = np.zeros(bins, np.int64)
+    names = ["", *(predictor.name for predictor in carried)]
+    totals = {name: np.zeros(bins) for name in names}
+    sensors = range(0, len(sequences.sensors), max(1, -(-len(sequences.sensors) // MOST_SENSORS)))
+    columns, ahead = sequences.columns(config.targets), np.arange(1, h + 1)
+    for restart_us in restarts_us:
+        part = sequences.slice_time(restart_us, restart_us + steps * cadence_us)
+        spans = {sensor: part.span(sensor) for sensor in sensors}
+        spans = {sensor: (lo, hi) for sensor, (lo, hi) in spans.items() if hi > lo}
+        whole = {
+            sensor: sequences.span(sensor, int(part.timestamp_us[lo]), int(part.timestamp_us[hi - 1]) + 1)
+            for sensor, (lo, hi) in spans.items()
+        }
+        cold = build().forecasts_together([Shown(part.past(sensor, hi), 0) for sensor, (_, hi) in spans.items()])
+        shown = [
+            Shown(sequences.past(sensor, hi), lo - int(sequences.starts[sensor])) for sensor, (lo, hi) in whole.items()
+        ]
+        answers = dict(zip(names, [cold, *(predictor.forecasts_together(shown) for predictor in carried)], strict=True))
+        for number, (sensor, (lo, hi)) in enumerate(whole.items()):
+            labels = sequences.labels(lo, hi, ahead, columns)
+            labels[~sequences.observed[lo:hi]] = np.nan
+            known = ~np.isnan(labels)
+            place = np.searchsorted(edges, np.arange(1, hi - lo + 1), side="right") - 1
+            within = (place >= 0) & (place < bins)
+            count += np.bincount(place[within], known.sum(axis=(1, 2))[within], bins).astype(np.int64)
+            for name, found in answers.items():
+                losses = quantile_losses(found[number], labels, config.quantiles).mean(axis=2)
+                losses = np.nansum(losses / scale[sensor][:, None], axis=(1, 2))
+                totals[name] += np.bincount(place[within], losses[within], bins)
+    with np.errstate(invalid="ignore"):  # no label of that age: not a number
+        means = {name: total / count for name, total in totals.items()}
+    return LossByAge(edges, count, means.pop(""), means)

@@ -1,0 +1,45 @@
+"""What carrying a state is worth: the same forecasts by states begun anew and by one carried on."""
+
+import numpy as np
+import pytest
+
+from model.autoregression import Autoregression
+from model.config import Adaptation
+from model.sequences import Split
+from model.state_age import loss_by_age, loss_of_restarts
+from model.training import TrainingOptions, train
+from tests.series import CONFIG, HOUR_US, noisy_days
+
+SCALE = np.ones((3, 1))
+
+
+def test_from_the_first_reading_on_a_state_begun_anew_is_the_one_carried_on():
+    sequences = noisy_days()
+    found = loss_by_age(
+        lambda: Autoregression(CONFIG), [Autoregression(CONFIG)], sequences, CONFIG, [0, 250 * HOUR_US], SCALE
+    )
+    alone = loss_by_age(lambda: Autoregression(CONFIG), [Autoregression(CONFIG)], sequences, CONFIG, [0], SCALE)
+    np.testing.assert_allclose(alone.restarted, alone.carried["adaptive AR(24)"])
+    young = found.edges[:-1] >= 32
+    assert (found.restarted[young] > found.carried["adaptive AR(24)"][young]).mean() > 0.7
+
+
+def test_every_label_counts_once_by_the_steps_since_the_restart():
+    sequences = noisy_days(sensors=1)
+    found = loss_by_age(lambda: Autoregression(CONFIG), [], sequences, CONFIG, [0], SCALE)
+    lo, hi = sequences.span(0)
+    labels = sequences.labels(lo, hi, np.arange(1, 7), [0])
+    known = (~np.isnan(labels[sequences.observed[lo:hi]])).sum()
+    assert found.count.sum() == known
+    assert found.edges[0] == 1
+    assert found.edges[-1] > hi - lo
+
+
+def test_a_trained_model_is_restarted_within_the_test_part():
+    sequences = noisy_days()
+    options = TrainingOptions(hidden_size=4, epochs=1, updates_per_epoch=4, device="cpu")
+    forecaster = train(CONFIG, options, sequences, Split(300 * HOUR_US, 350 * HOUR_US)).forecaster
+    found = loss_of_restarts(forecaster, Adaptation("light", True), sequences, 350 * HOUR_US, SCALE)
+    assert np.isfinite(found.restarted).all()
+    assert found.edges[-1] - 1 == pytest.approx(37, abs=9)  # a quarter of the 150 hours, to the next power of a root
+    assert set(found.carried) == {"model"}
