@@ -69,7 +69,7 @@ def demo(
     options = DemoOptions(Amounts(sensors, history_days, live_days), live_seconds, keep)
     result = run_demo(settings, options, console)
     _print_result(result, console)
-    if not result.audit.exactly_once:
+    if not (result.audit.exactly_once and result.agreement.holds):
         click.get_current_context().exit(1)
 
 
@@ -138,6 +138,13 @@ def _print_result(result: "DemoResult", console: "Console") -> None:
         for step in steps:
             table.add_row(f"{target} +{step}", *(f"{error[row, step - 1]:.3g}" for error in errors.values()))
     console.print(table)
+    agreed = result.agreement
+    colour = "green" if agreed.holds else "red"
+    say(
+        f"the evaluator on the same readings: [bold {colour}]{agreed.different:,} of {agreed.compared:,} forecasts "
+        f"different[/] (largest difference {agreed.largest:.1g} standard deviations), mean absolute errors within "
+        f"a part of {agreed.largest_mae:.1g}"
+    )
     held = ", ".join(f"{target} {share:.1%}" for target, share in coverage_by_target(result.scores[FORECAST]).items())
     say(f"coverage of the {result.scores[FORECAST].nominal_coverage:.0%} interval: {held}")
     for swap in result.swaps:

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from rich.console import Console
 
+from deploy.demo.agreement import Agreement, agreement
 from deploy.demo.children import Child, Children
 from deploy.demo.data import FIRST_PART, REPLAY_OPTIONS, Amounts, DemoData, prepare, read_bundled
 from deploy.demo.home import alone, emptied, terminated_like_interrupted
@@ -60,6 +61,7 @@ class DemoResult:
 
     audit: Audit
     scores: Mapping[str, Scores]
+    agreement: Agreement
     swaps: list[Swap]
     report: Path
 
@@ -209,6 +211,11 @@ class Demo:
             telling("scoring")
             recorded = lay_out(readings, forecasts, self._settings)
             scores = score(recorded, self._settings)
+            telling("forecasting the same with the evaluator")
+            models = self._settings.home / "models"
+            agreed = agreement(
+                recorded, readings, forecasts, lambda version: self._registry.load(version, models), self._settings
+            )
             swaps = find_swaps(live.arrivals)
             telling("drawing")
             report = self._settings.home / "report.html"
@@ -224,6 +231,7 @@ class Demo:
                 history_readings=data.history_readings,
                 faults=data.live,
                 scores=scores,
+                agreement=agreed,
                 traces=self._traces(data, recorded),
                 seconds=by_second(live.arrivals),
                 swaps=swaps,
@@ -233,7 +241,7 @@ class Demo:
             ),
             report,
         )
-        return DemoResult(counts, scores, swaps, report)
+        return DemoResult(counts, scores, agreed, swaps, report)
 
     def _traces(self, data: DemoData, recorded: Recorded) -> list[Trace]:
         """Some sensors over some days: one around its outage, the others in the middle of the live readings."""

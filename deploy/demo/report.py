@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from deploy.demo.agreement import Agreement
 from deploy.demo.data import LiveReadings
 from deploy.demo.figures import draw_coverage, draw_errors, draw_run, draw_traces
 from deploy.demo.scores import FORECAST, Trace
@@ -72,6 +73,7 @@ class Outcome:
     history_readings: int
     faults: LiveReadings
     scores: Mapping[str, Scores]
+    agreement: Agreement
     traces: Sequence[Trace]
     seconds: Seconds
     swaps: Sequence[Swap]
@@ -103,7 +105,7 @@ def render(outcome: Outcome) -> str:
             "Error by hours ahead",
             "Mean absolute error of the median over every forecast on the topic, against two forecasts that cost "
             "nothing, over exactly the same times of issue and the same labels.",
-            draw_errors(outcome.scores) + _error_table(outcome.scores),
+            draw_errors(outcome.scores) + _error_table(outcome.scores) + _agreement(outcome.agreement),
         ),
         _section(
             "Do the intervals hold?",
@@ -163,6 +165,14 @@ def _error_table(scores: Mapping[str, Scores]) -> str:
         cells = "".join(f"<td>{error[row, step - 1]:.3g}</td>" for row in range(len(targets)) for step in shown)
         rows += f"<tr{' class=ours' if name == FORECAST else ''}><td>{escape(name)}</td>{cells}</tr>"
     return f"<table><tr><th></th>{heads}</tr>{rows}</table>"
+
+
+def _agreement(agreed: Agreement) -> str:
+    return (
+        f"<p class='note'>The evaluator, over the same readings, gives {agreed.different:,} different forecasts of "
+        f"{agreed.compared:,}; the largest difference is {agreed.largest:.1g} standard deviations of the sensor, and "
+        f"its mean absolute errors are within a part of {agreed.largest_mae:.1g} of these.</p>"
+    )
 
 
 def coverage_by_target(scores: Scores) -> dict[str, float]:

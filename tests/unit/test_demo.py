@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,12 +16,17 @@ import psutil
 import pytest
 
 from deploy.commands.demo import PORT_VARIABLES, _demo_settings
+from deploy.demo.agreement import Agreement, agreement
 from deploy.demo.data import LIVE_FROM, Amounts, disturb, prepare
 from deploy.demo.report import Outcome, Step, Version, coverage_by_target, render
 from deploy.demo.scores import FORECAST, Recorded, Stretch, lay_out, score, trace
 from deploy.demo.timeline import Arrivals, by_second, find_swaps
+from model.forecaster import Forecaster
 from model.rules import classify
+from model.state import blank_states
+from model.stepper import Stepper
 from pipeline.audit.findings import ACCEPTED, ForecastLog, ReadingLog, audit
+from pipeline.evaluation.back_test import model_config
 from pipeline.messages import microseconds
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings
 from tests.ports import free_ports
@@ -146,6 +152,48 @@ def test_baselines_are_scored_over_the_same_forecasts_and_labels():
     assert scores["seasonal naive"].by_horizon("mae").max() < scores["persistence"].by_horizon("mae").min()
 
 
+def streamed(forecaster: Forecaster) -> ForecastLog:
+    """What the stream says with ``forecaster``: of the first sensor by one state, of the other by two versions'."""
+    readings = readings_log()
+    log = forecasts_log(readings, 0.0)
+    second = log.sensor == 0
+    version = np.where(second & (log.input_offset >= 300), 2, 1)
+    origin = np.where(second, np.where(version == 2, 240, 200), 10)
+    quantiles = np.empty((len(log), 1, 3, 3), np.float32)
+    stepper = Stepper(forecaster, SETTINGS.adaptation)
+    for begin, number in ((10, 0), (200, 1), (240, 1)):
+        offsets = np.flatnonzero((readings.sensor == number) & (readings.offset >= begin))
+        forecasts = stepper.advance(
+            blank_states(forecaster.config, 1, SETTINGS.adaptation),
+            [SENSORS[number]],
+            np.zeros(len(offsets), np.int64),
+            readings.timestamp_us[offsets],
+            readings.values[offsets],
+            readings.offset[offsets],
+        )
+        rows = np.flatnonzero((log.sensor == 1 - number) & (origin == begin))
+        quantiles[rows] = forecasts.quantiles[np.searchsorted(offsets, log.input_offset[rows])]
+    return replace(log, version=version, origin=origin, quantiles=quantiles)
+
+
+def test_the_stream_says_what_the_evaluator_says_and_what_it_does_not_is_found():
+    forecaster = Forecaster(replace(model_config(SETTINGS), hidden_size=4, sensors=SENSORS[:1]))
+    readings, log = readings_log(), streamed(forecaster)
+    assert log.quantiles is not None
+
+    def compared(log: ForecastLog) -> Agreement:
+        return agreement(lay_out(readings, log, SETTINGS), readings, log, lambda version: forecaster, SETTINGS)
+
+    agreed = compared(log)
+    assert (agreed.compared, agreed.different, agreed.holds) == (len(log), 0, True)
+    assert agreed.largest_mae < 1e-5
+    other = log.quantiles.copy()
+    other[7, 0, 1, 2] += 0.01
+    found = compared(replace(log, quantiles=other))
+    assert (found.different, found.holds) == (1, False)
+    assert found.largest == pytest.approx(0.01 / np.std(readings.values[:HOURS, 0]), rel=0.5)
+
+
 def test_a_trace_has_gaps_where_nothing_was_measured_or_issued():
     middle_us = microseconds(LIVE_FROM) + 100 * HOUR_US
     found = trace(recorded(error=0.0), SETTINGS, Stretch("two", "a", middle_us, steps=20, lead_steps=2), [])
@@ -217,6 +265,7 @@ def outcome() -> Outcome:
         history_readings=3_000,
         faults=disturb(hourly(days=60), seed=1),
         scores=score(recorded(), SETTINGS),
+        agreement=Agreement(compared=300, different=0, largest=2e-7, largest_mae=3e-8),
         traces=[trace(recorded(), SETTINGS, Stretch("two", "a", middle_us, 96, 2), silent)],
         seconds=by_second(arrivals(0.5)),
         swaps=find_swaps(arrivals(0.5)),
@@ -234,6 +283,7 @@ def test_the_report_is_one_page_that_needs_no_network():
     assert "Start &lt;everything&gt;" in page and "up &amp; running" in page
     assert "<script" not in page
     assert "mean pinball loss 0.5; seasonal naive 0.6" in page
+    assert "gives 0 different forecasts of 300" in page
 
 
 # --- its processes ----------------------------------------------------------------------------------------------------
