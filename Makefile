@@ -43,7 +43,7 @@ unit: check ## Pass every check and the tests that need no server
 integration: setup ## Pass the tests against real servers
 	$(BIN)/pytest tests/integration tests/chaos
 
-bench: setup ## Measure speed against plain clients on the same broker
+bench: setup ## Measure throughput, latency, takeover, restore and more, into tests/benchmarks/SPEED.md
 	$(BIN)/python -m tests.benchmarks
 
 quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ablations, for hours; what is done is kept

@@ -25,7 +25,7 @@ from tests.ports import free_ports
 
 REPORT = Path(__file__).with_name("SPEED.md")
 # In the order of the page, each a module of this folder. The first comes before MLflow, whose start takes a core.
-SECTIONS = ("rates", "restore", "extras")
+SECTIONS = ("rates", "latency", "takeover", "swap", "restore", "changelog", "extras")
 
 
 def main() -> None:

@@ -8,20 +8,23 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from model.state import state_dtype
 from pipeline.settings import Settings
 from tests.benchmarks import sides
 from tests.benchmarks.command import named
 from tests.benchmarks.page import Figure, Section
+from tests.integration.stream_rig import small_forecaster
 
 SENSORS, STEPS = 200, 300
 PARTITIONS = 4
-ROUNDS = 5
+ROUNDS = 3
 QUANTILES = (0.1, 0.5, 0.9)
 HOW = (
     f"{SENSORS} sensors, {SENSORS * STEPS:,} readings of {len(sides.FEATURES)} features, one target, hidden size "
     f"{sides.HIDDEN_SIZE}, {PARTITIONS} partitions; the sides take turns. The pass-through sends a value as long as a "
     "forecast at horizon 1, one transaction with the offsets per poll, and no headers, decoding or states; its clients "
-    "are set up like the forecaster's (by default they wait 100 ms per commit)."
+    "are set up like the forecaster's (by default they wait 100 ms per commit). Forecasts have three quantiles; with "
+    "adaptation off there is no calibration either."
 )
 
 
@@ -35,23 +38,30 @@ class Promise:
     least: float
 
 
-POLL, PASS, SHORT, LONG, INGEST = (
-    "plain poll",
-    "transactional pass-through with `send`",
-    "forecaster, horizon 1",
-    f"forecaster, horizon 24, {len(QUANTILES)} quantiles",
-    "ingest into the history table",
-)
+POLL, PASS, INGEST = ("plain poll", "transactional pass-through with `send`", "ingest into the history table")
+HORIZONS = (1, 24)
+
+
+def _side(horizon_steps: int, level: str) -> str:
+    return f"forecaster, horizon {horizon_steps}, adaptation {level}"
+
+
 PROMISES = (
-    Promise("forecaster at horizon 1 : pass-through", SHORT, PASS, 1.5),
-    Promise("forecaster at horizon 24 : pass-through", LONG, PASS, 0.0),
+    Promise("forecaster at horizon 1, adaptation off : pass-through", _side(1, "off"), PASS, 1.5),
+    *(
+        Promise(f"... at horizon {horizon}, {level}", _side(horizon, level), PASS, 0.0)
+        for horizon in HORIZONS
+        for level in sides.ADAPTATIONS
+        if (horizon, level) != (1, "off")
+    ),
     Promise("ingest : plain poll", INGEST, POLL, 1 / 3),
 )
 
 
 def measure(base: Settings) -> Section:
     """The section of the page."""
-    rates = _measure_rates(named(base, "rates", kafka={"partitions": PARTITIONS}))
+    base = named(base, "rates", kafka={"partitions": PARTITIONS})
+    rates = _measure_rates(base)
     table = [
         f"| side | readings a second, median of {ROUNDS} | all rounds |",
         "|---|---|---|",
@@ -60,18 +70,31 @@ def measure(base: Settings) -> Section:
             for side, found in rates.items()
         ),
     ]
-    return Section("rates", "Throughput", [_figure(rates, promise) for promise in PROMISES], HOW, "\n".join(table))
+    figures = [_figure(rates, promise) for promise in PROMISES]
+    figures += [
+        Figure(
+            f"a sensor's state, horizon {horizon}, adaptation {level}", f"{_state_bytes(base, horizon, level):,} bytes"
+        )
+        for horizon in HORIZONS
+        for level in sides.ADAPTATIONS
+    ]
+    return Section("rates", "Throughput", figures, HOW, "\n".join(table))
 
 
 def _measure_rates(settings: Settings) -> dict[str, list[float]]:
     """Readings a second of each side, one figure per round, the sides taking turns."""
     source = sides.fill(settings, SENSORS, STEPS)
-    payload = sides.payload_like(settings.model_copy(update={"horizon_steps": 1}))
+    bare = sides.adapting(settings, "off").model_copy(update={"horizon_steps": 1})
+    payload = sides.payload_like(bare)
+
+    def turn_of(horizon_steps: int, level: str) -> Callable[[], float]:
+        adapted = sides.Input(sides.adapting(settings, level), source.readings)
+        return lambda: sides.forecast(adapted, horizon_steps, QUANTILES)
+
     turns: dict[str, Callable[[], float]] = {
         POLL: lambda: sides.poll(source),
         PASS: lambda: sides.pass_through(source, payload),
-        SHORT: lambda: sides.forecast(source, 1, QUANTILES),
-        LONG: lambda: sides.forecast(source, 24, QUANTILES),
+        **{_side(horizon, level): turn_of(horizon, level) for horizon in HORIZONS for level in sides.ADAPTATIONS},
         INGEST: lambda: sides.ingest_all(source),
     }
     rates: dict[str, list[float]] = {side: [] for side in turns}
@@ -80,6 +103,11 @@ def _measure_rates(settings: Settings) -> dict[str, list[float]]:
             rates[side].append(turn())
             print(f"round {number + 1}: {side}: {rates[side][-1]:,.0f} readings/s", flush=True)
     return rates
+
+
+def _state_bytes(settings: Settings, horizon_steps: int, level: str) -> int:
+    chosen = sides.adapting(settings, level).model_copy(update={"horizon_steps": horizon_steps})
+    return state_dtype(small_forecaster(chosen, hidden_size=sides.HIDDEN_SIZE).config, chosen.adaptation).itemsize
 
 
 def _ratio(rates: dict[str, list[float]], promise: Promise) -> float:

@@ -22,7 +22,7 @@ from pipeline.messages import StateTag
 from pipeline.settings import Settings
 from tests.benchmarks.command import ForecastCommand, Memory, named, promote, register
 from tests.benchmarks.page import Figure, Section
-from tests.benchmarks.sides import HIDDEN_SIZE
+from tests.benchmarks.sides import HIDDEN_SIZE, adapting
 from tests.integration.stream_rig import START_US, partition_of, publish, rounds, small_forecaster
 
 MANY, FEW = 100_000, 100
@@ -44,8 +44,7 @@ class Outcome:
 
 def measure(base: Settings) -> Section:
     """The section of the page: states of the bare model, without adaptation."""
-    bare = base.forecaster.model_copy(update={"adaptation": "off", "calibration": False})
-    base = base.model_copy(update={"forecaster": bare})
+    base = adapting(base, "off")
     few = _restore(_prepare(base, FEW), FEW)
     settings = _prepare(base, MANY)
     many = [_restore(settings, MANY) for _ in range(REPEATS)]

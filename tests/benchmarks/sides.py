@@ -26,6 +26,7 @@ from tests.integration.stream_rig import FolderChampion, publish, rounds, small_
 
 HIDDEN_SIZE = 64
 FEATURES = ("a", "b", "c")
+ADAPTATIONS = ("off", "light", "full")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ def fill(base: Settings, sensors: int, steps: int) -> Input:
     ensure_topics(base)
     names = [f"sensor-{number:05d}" for number in range(sensors)]
     return Input(base, publish(base, rounds(base, names, range(steps))))
+
+
+def adapting(base: Settings, level: str) -> Settings:
+    """The base with that much adaptation; "off" is the bare model, without calibration."""
+    chosen = {"adaptation": level, "calibration": level != "off"}
+    return base.model_copy(update={"forecaster": base.forecaster.model_copy(update=chosen)})
 
 
 def again(settings: Settings, **overrides: Any) -> Settings:
