@@ -15,7 +15,7 @@ import orjson
 from model.config import ModelConfig
 from model.experts import AdaptationConfig
 from pipeline.errors import ModelUnfit
-from pipeline.kafka.record_batches import encode_varint
+from pipeline.kafka.record_batches import Varints, encode_varint
 from pipeline.messages import FORECAST_TYPE, ModelId, quantile_key
 from pipeline.settings import Settings
 
@@ -43,6 +43,7 @@ class ForecastEncoder:
             b']}},"model":' + _json(model) + b',"settings":' + _json(settings.fingerprint) + b',"input":{"topic":'
         )
         self._heads = _Heads()
+        self._varints = Varints()
         self._separators = self._quantile_separators()
         adapting = AdaptationConfig.of(config, settings.adaptation)
         self._weights = [] if adapting.level == "off" else _weight_texts(self._targets, adapting.experts)
@@ -109,14 +110,13 @@ class ForecastEncoder:
         """Header blocks as ``messages.forecast_headers`` lays them out: the constant ones first."""
         before, after = source.encode(), f"-{self._model.version}".encode()
         around = len(before) + len(after)
-        lengths = {length: encode_varint(length) for length in range(around, around + 32)}
         time_starts = {length: _header_start("ce_time", length) for length in set(map(len, times))}
         name = encode_varint(len("ce_id")) + b"ce_id"
         untraced = encode_varint(_FORECAST_HEADERS) + self._header_prefix + name
         traced = encode_varint(_FORECAST_HEADERS + 1) + self._header_prefix + name
         count = len(times)
         columns: list[Iterable[bytes]] = [
-            [lengths[around + len(offset)] for offset in offsets],
+            [self._varints[around + len(offset)] for offset in offsets],
             repeat(before, count),
             offsets,
             repeat(after, count),

@@ -47,7 +47,7 @@ def encode_varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-class _Varints(dict[int, bytes]):
+class Varints(dict[int, bytes]):
     """Varints of lengths and offsets, worked out once each: a stream has few different ones."""
 
     def __missing__(self, value: int) -> bytes:
@@ -102,7 +102,7 @@ class BatchAppender:
         self._sender = producer._sender
         self._transactions = producer._transaction_manager
         self._partitions: dict[str, frozenset[int]] = {}
-        self._varints = _Varints()
+        self._varints = Varints()
         # The client splits a batch that the broker finds too large, and moves each record's future to its half. One
         # future for all records cannot follow both halves, so such a batch fails instead, and says why.
         self._sender._can_split = lambda batch, error: False
