@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test unit integration check bench quality chaos clean
+.PHONY: help setup lock demo test unit integration check bench quality chaos fuzz clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'

@@ -336,6 +336,8 @@ def decode_state(value: bytes) -> tuple[StateTag, bytes]:
     if schema != STATE_SCHEMA_VERSION:
         raise StateError(f"state schema {schema}, and this program reads {STATE_SCHEMA_VERSION}")
     row = value[_STATE_HEADER.size :]
+    if not row:  # whose checksum is 0, as that of a record cut off there may well be
+        raise StateError("the state record is damaged: it ends behind its header")
     if zlib.crc32(row) != checksum:
         raise StateError("the state record is damaged: its checksum differs")
     try:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from model.rules import ACCEPTED
-from model.state import state_dtype, unsound
+from model.state import unsound
 from pipeline.errors import StateError
 from pipeline.forecaster.changelog import _Reading
 from pipeline.forecaster.readings import decode_records
@@ -103,7 +103,7 @@ def _check_reading(reading: Reading, key: bytes | None) -> None:
 # --- states -----------------------------------------------------------------------------------------------------------
 
 _FORECASTER = small_forecaster(SETTINGS, hidden_size=4)
-_DTYPE = state_dtype(_FORECASTER.config)
+_DTYPE = Serving(1, _FORECASTER, SETTINGS).table.dtype
 _TAG = StateTag(1, SETTINGS.fingerprint)
 
 

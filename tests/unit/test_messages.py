@@ -263,7 +263,7 @@ def test_what_a_dead_letter_takes_from_its_original_keeps_to_the_limit(
 tags = st.builds(StateTag, st.integers(0, 2**32 - 1), st.text("0123456789abcdef", min_size=12, max_size=12))
 
 
-@given(tag=tags, row=st.binary(max_size=200))
+@given(tag=tags, row=st.binary(min_size=1, max_size=200))
 def test_a_state_comes_back_as_it_was_encoded(tag: StateTag, row: bytes) -> None:
     assert decode_state(tag.encode(row)) == (tag, row)
 
@@ -280,6 +280,12 @@ def test_a_damaged_state_is_refused_or_harmless(tag: StateTag, row: bytes, data:
     # The tag is outside the checksum: another model or other settings, which the reader compares anyway.
     assert found_row == row
     assert found_tag != tag
+
+
+def test_a_header_alone_is_no_state() -> None:
+    """It passes its checksum: that of nothing is 0."""
+    with pytest.raises(StateError, match="ends behind its header"):
+        decode_state(StateTag(1, "0123456789ab").encode(b""))
 
 
 @given(value=st.binary(max_size=60))
