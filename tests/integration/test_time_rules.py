@@ -1,0 +1,92 @@
+"""Time that runs backwards in a file of real readings' shape: replayed in the file's order, nothing is stepped twice.
+
+The shape is that of machine_temperature_system_failure.csv of the Numenta Anomaly Benchmark: one reading every five
+minutes, and where summer time ended a jump back by 55 minutes, after which 12 timestamps come a second time.
+"""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from deploy.commands.replay import replay
+from deploy.context import Context
+from pipeline.forecaster.counters import Counters
+from pipeline.forecaster.serving import Serving
+from pipeline.kafka.topics import ensure_topics
+from pipeline.messages import Forecast, decode_state
+from pipeline.settings import Settings
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import (
+    FolderChampion,
+    assert_same,
+    expected_forecasts,
+    read_all,
+    read_forecasts,
+    running,
+    small_forecaster,
+)
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+FIVE_MINUTES = timedelta(minutes=5)
+REPEATED = 12
+
+
+@pytest.fixture
+def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
+    made = fresh_settings(cadence_s=300, horizon_steps=3)
+    ensure_topics(made)
+    return made
+
+
+def machine_temperatures(path: Path, before: int = 250, after: int = 400) -> int:
+    """Write a file of that shape; how many rows it has."""
+    start = datetime(2014, 1, 6, 6, 10)  # noqa: DTZ001 - the file's times have no zone
+    rows = [start + FIVE_MINUTES * row for row in range(before)]
+    rows += [rows[-1] - timedelta(minutes=55) + FIVE_MINUTES * row for row in range(REPEATED + after)]
+    values = 80 + 10 * np.sin(np.arange(len(rows)) / 40)
+    lines = [f"{moment},{value:.6f}" for moment, value in zip(rows, values, strict=True)]
+    path.write_text("timestamp,value\n" + "\n".join(lines) + "\n")
+    return len(rows)
+
+
+def forecast_file(settings: Settings, path: Path, rows: int, models: Path) -> tuple[Counters, list[Forecast]]:
+    """Replay a file in its own order through a forecaster, and hold what came out against an offline pass."""
+    champion = FolderChampion(models, settings)
+    champion.promote(1, small_forecaster(settings))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.restore_s > 0, 60, "it serves")
+        done = CliRunner().invoke(
+            replay, [str(path), "--order", "file", "--timezone", "UTC"], obj=Context(lambda: settings)
+        )
+        assert done.exit_code == 0, done.output
+        wait_until(lambda: forecaster.counters.readings == rows, 240, "all readings were processed")
+    found = read_forecasts(settings)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+    return forecaster.counters, found
+
+
+def double_updates(settings: Settings, accepted: int) -> int:
+    """Steps that the final state has beyond one for each accepted reading."""
+    dtype = Serving(1, small_forecaster(settings), settings).table.dtype
+    newest = read_all(settings, settings.kafka.topics.state)[-1]
+    (state,) = np.frombuffer(decode_state(newest.value)[1], dtype)
+    assert state["accepted"] == accepted
+    return int(state["steps"]) - accepted
+
+
+def test_a_jump_back_in_a_file_steps_nothing_twice(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "machine_temperature.csv"
+    rows = machine_temperatures(path)
+    counters, found = forecast_file(settings, path, rows, tmp_path / "champion")
+    assert (counters.readings, counters.accepted, counters.forecasts) == (rows, rows - REPEATED, rows - REPEATED)
+    assert (counters.duplicates, counters.late) == (
+        1,
+        REPEATED - 1,
+    )  # the last of them is as old as the newest accepted
+    assert double_updates(settings, counters.accepted) == 0
+    assert len({forecast.issued_at for forecast in found}) == len(found)
