@@ -22,6 +22,7 @@ from kafka.protocol.consumer import OffsetSpec
 
 from model.state import unsound
 from pipeline.errors import OffsetsLost, StateError
+from pipeline.forecaster.orphans import end_orphans
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer, known_of_state
 from pipeline.forecaster.serving import Serving
@@ -32,6 +33,8 @@ logger = logging.getLogger("streamgru.changelog")
 
 # Each poll's records are in memory beside the table: few enough not to show beside it, enough to be worth a round.
 POLL_RECORDS: Final = 2_000
+# An open transaction that is waited for so long may be a dead forecaster's: a live one's takes milliseconds.
+ORPHAN_INTERVAL_S: Final = 1.0
 PROGRESS_INTERVAL_S: Final = 2.0  # how often a long restore says how far it is
 
 
@@ -146,12 +149,15 @@ class Changelog:
 
     def _log(self, partition: int, committed: Callable[[int], int | None]) -> Generator[None, None, Log]:
         """Where a partition of the readings topic begins and ends, and where the group goes on."""
-        began = said = time.monotonic()
+        began = said = looked = time.monotonic()
         while True:
             try:
                 offset = committed(partition)
                 break
             except KafkaTimeoutError:
+                if time.monotonic() - looked > ORPHAN_INTERVAL_S:
+                    end_orphans(self._settings, self._admin)
+                    looked = time.monotonic()
                 if time.monotonic() - said > PROGRESS_INTERVAL_S:
                     said = time.monotonic()
                     logger.info(

@@ -11,12 +11,15 @@ import socket
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from pipeline.errors import StreamgruError
 from pipeline.settings import Settings
 
 _SLOTS = 10_000  # more forecasters than that on one host is a mistake
+
+
+CLIENT_PREFIX: Final = "streamgru-"  # before the name, in what the consumer group calls its members
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Instance:
     def transactional_id(self, settings: Settings) -> str:
         """What the brokers fence predecessors by."""
         return f"{settings.forecaster.group_id}-{self.name}"
+
+    @property
+    def client_id(self) -> str:
+        """What the consumer group knows this forecaster by."""
+        return f"{CLIENT_PREFIX}{self.name}"
 
     def release(self) -> None:
         """Give the name back."""

@@ -197,7 +197,7 @@ class StreamForecaster:
         consumer = make_consumer(
             settings,
             group_id=settings.forecaster.group_id,
-            client_id=f"streamgru-{self._instance.name}",
+            client_id=self._instance.client_id,
             group_instance_id=self._instance.name if settings.forecaster.static_membership else None,
             partition_assignment_strategy=(CooperativeStickyAssignor,),
             max_partition_fetch_bytes=_fetch_bytes(settings),

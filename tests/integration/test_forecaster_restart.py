@@ -195,3 +195,18 @@ def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Setting
             count += publish(settings, rounds(settings, SENSORS, range(30, 40)))
             found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+
+
+def test_what_a_dead_forecaster_left_open_is_ended_by_its_successor(
+    settings: Settings, champion: FolderChampion, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under another name. The broker alone would take the transaction timeout and up to 10 s more."""
+    caplog.set_level("INFO", logger="streamgru")
+    count = publish(settings, rounds(settings, SENSORS, range(20)))
+    with ForecasterProcess(settings, tmp_path / "champion", "dead", die_at="offsets-sent", times=2) as process:
+        assert process.exit_code(60) == -signal.SIGKILL, process.said
+    with running(settings, champion, "successor") as forecaster:
+        found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+    assert any("left open: dead" in message for message in caplog.messages)
+    assert forecaster.counters.aborted == 0
