@@ -1,0 +1,118 @@
+"""Partitions that move while something else goes on, and forecasters that have none."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline.kafka.topics import ensure_topics
+from pipeline.settings import Settings
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import (
+    FolderChampion,
+    assert_same,
+    expected_forecasts,
+    publish,
+    rounds,
+    running,
+    small_forecaster,
+    wait_for_forecasts,
+)
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+SENSORS = [f"sensor-{number}" for number in range(10)]
+POLL_INTERVAL_S = 7.0
+
+
+@pytest.fixture(params=[False, True], ids=["dynamic", "static"])
+def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.FixtureRequest) -> Settings:
+    made = fresh_settings(
+        features=["a"],
+        targets=["a"],
+        horizon_steps=1,
+        forecaster={
+            "poll_alias_s": 0.2,
+            "static_membership": request.param,
+            "transaction_timeout_s": 6.5,
+            "poll_interval_s": POLL_INTERVAL_S,
+        },
+    )
+    ensure_topics(made)
+    return made
+
+
+@pytest.fixture
+def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
+    source = FolderChampion(tmp_path / "champion", settings)
+    source.promote(1, small_forecaster(settings))
+    return source
+
+
+class Hold:
+    """Makes a forecaster wait, once, where it passes a point."""
+
+    def __init__(self, point: str) -> None:
+        self._point = point
+        self.is_held = threading.Event()
+        self.let_go = threading.Event()
+
+    def reached(self, point: str) -> None:
+        if point == self._point and not self.is_held.is_set():
+            self.is_held.set()
+            assert self.let_go.wait(60)
+
+
+def test_one_more_forecaster_than_partitions_waits_and_steps_in(settings: Settings, champion: FolderChampion) -> None:
+    count = publish(settings, rounds(settings, SENSORS, range(5)))
+    with running(settings, champion, "last") as last:
+        wait_until(lambda: last.counters.forecasts == count, 60, "the last did all while it was alone")
+        with running(settings, champion, "first") as first, running(settings, champion, "second") as second:
+            members = (first, second, last)
+
+            def shares() -> list[int]:
+                return sorted(len(member._partitions.positions) for member in members if hasattr(member, "_partitions"))
+
+            wait_until(lambda: shares() == [0, 1, 1], 60, "two have a partition each, and one has none")
+            count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
+            wait_for_forecasts(settings, count)
+            lookouts = [member._lookout for member in members]
+            wait_until(lambda: {one.state for one in lookouts if one} == {"serving"}, 20, "to wait is no trouble")
+        count += publish(settings, rounds(settings, SENSORS, range(10, 15)))
+        found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+
+
+def test_partitions_that_leave_while_they_are_restored(settings: Settings, champion: FolderChampion) -> None:
+    count = publish(settings, rounds(settings, SENSORS, range(5)))
+    with running(settings, champion, "before") as before:
+        wait_until(lambda: before.counters.forecasts == count, 60, "there are states to restore")
+    hold = Hold("restoring")
+    with running(settings, champion, "first", reached=hold.reached):
+        assert hold.is_held.wait(60)
+        with running(settings, champion, "second") as second:
+            # Only the first's next poll lets the group go on; it then stands in the middle of its restore.
+            wait_until(lambda: hasattr(second, "_consumer"), 30, "the second joins")
+            hold.let_go.set()
+            wait_until(lambda: second.counters.restored_sensors > 0, 60, "the second has a partition")
+            count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
+            found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+
+
+def test_a_revocation_that_outlasts_the_poll_interval(settings: Settings, champion: FolderChampion) -> None:
+    """Whoever takes that long is put out of the group: all it had goes to the other, and it begins anew."""
+    count = publish(settings, rounds(settings, SENSORS, range(5)))
+    hold = Hold("revoked")
+    with running(settings, champion, "slow", reached=hold.reached) as slow:
+        wait_until(lambda: slow.counters.forecasts == count, 60, "the slow one did what there was")
+        with running(settings, champion, "quick") as quick:
+            assert hold.is_held.wait(60)
+            count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
+            wait_until(lambda: len(quick._partitions.positions) == 2, 60, "the quick one has all partitions")
+            wait_for_forecasts(settings, count)
+            hold.let_go.set()
+            count += publish(settings, rounds(settings, SENSORS, range(10, 15)))
+            found = wait_for_forecasts(settings, count)
+    assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
