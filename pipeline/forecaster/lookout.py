@@ -28,6 +28,8 @@ logger = logging.getLogger("streamgru.lookout")
 LOOK_S: Final = 2.0
 # A broker that has just come back may not know all topics yet: only so many looks in a row that miss one count.
 TOPIC_LOOKS: Final = 3
+# Looks further apart than this, and than work may wait, are of a process that was stopped in between.
+STOOD_STILL_S: Final = 5.0
 # How long the loop, which looks for a failure several times a second, may take to find it.
 GRACE_S: Final = 10.0
 
@@ -69,14 +71,19 @@ class Judge:
         self._limit_s = limit_s
         self._poll_interval_s = poll_interval_s
         self._since: float | None = None  # the first of the looks in a row that found work
+        self._looked: float | None = None
 
     def state(self, pulse: Pulse, ends: Mapping[int, int] | None, now: float) -> State:
         """What a look found. ``ends`` are those of the partitions' logs; none: no broker answered."""
+        before, self._looked = self._looked, now
         if pulse.polled is None:
             return State.STARTING
         if ends is None:
             self._since = None  # waiting is right, for as long as it takes
             return State.WAITING
+        if before is not None and now - before > max(self._limit_s, STOOD_STILL_S):
+            self._since = None  # the whole process stood still: the loop has had no time to do anything, either
+            return State.RESTORING if pulse.is_restoring else State.SERVING
         if now - pulse.polled > self._poll_interval_s:
             return State.STUCK
         if not pulse.is_restoring and not any(lag_of(pulse, ends).values()):

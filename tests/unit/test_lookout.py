@@ -46,9 +46,19 @@ def test_work_that_was_done_in_between_begins_the_count_anew() -> None:
 def test_who_gets_on_is_not_stuck_however_far_behind(restoring: bool) -> None:
     looking = judge()
     expected = State.RESTORING if restoring else State.SERVING
-    for now in (0.0, 20.0, 40.0):
+    for now in (0.0, 8.0, 16.0, 24.0, 32.0, 40.0):
         assert looking.state(pulse(5, progressed=now - 1, polled=now, restoring=restoring), {0: 10**6}, now) is expected
     assert looking.state(pulse(5, progressed=39.0, polled=49.0, restoring=restoring), {0: 10**6}, 49.0) is State.STUCK
+
+
+def test_a_process_that_was_stopped_gets_time_to_go_on() -> None:
+    looking = judge()
+    assert looking.state(pulse(5, polled=0.0), {0: 6}, 0.0) is State.SERVING
+    assert looking.state(pulse(5, polled=0.0), {0: 9}, 300.0) is State.SERVING  # SIGCONT, before the loop's first poll
+    assert looking.state(pulse(9, polled=302.0), {0: 9}, 302.0) is State.SERVING
+    assert looking.state(pulse(9, polled=302.0), {0: 10}, 304.0) is State.SERVING
+    assert looking.state(pulse(9, polled=312.0), {0: 10}, 312.0) is State.SERVING
+    assert looking.state(pulse(9, polled=314.0), {0: 10}, 314.0) is State.STUCK
 
 
 def test_a_broker_that_is_away_is_waited_for() -> None:
@@ -59,7 +69,9 @@ def test_a_broker_that_is_away_is_waited_for() -> None:
 
 
 def test_a_loop_that_does_not_turn_is_stuck_whatever_there_is_to_do() -> None:
-    assert judge().state(pulse(5, polled=0.0), {0: 5}, POLL_INTERVAL_S + 1) is State.STUCK
+    looking = judge()
+    assert looking.state(pulse(5, polled=0.0), {0: 5}, POLL_INTERVAL_S - 2) is State.SERVING
+    assert looking.state(pulse(5, polled=0.0), {0: 5}, POLL_INTERVAL_S + 1) is State.STUCK
 
 
 def test_the_lag_is_of_what_is_served_here() -> None:
