@@ -1,7 +1,8 @@
 """The retrain flow: a challenger from the history, scored against the champion, and the gate's word on it.
 
 Everything that a run depends on is in MLflow with it: the version of the history table, its Kafka offsets, settings,
-seed. The champion alias moves last; killed anywhere before, a run has changed nothing that a forecaster follows.
+seed. The champion alias moves last; killed anywhere before, a run has changed nothing that a forecaster follows, and
+one on the same version of the history goes on with its training.
 """
 
 import tempfile
@@ -91,11 +92,13 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     with training_run(settings, f"retrain on history {data.training_set.version}", tags) as run:
         run.log_training_set(data.training_set)
         run.log_params(_params(options, config, data.split, champion if initial else None, settings.adaptation))
-        result = step("train", lambda: _train(config, options, data, initial))
+        checkpoint = settings.home / "checkpoints" / "retrain.pt"
+        result = step("train", lambda: _train(config, options, data, initial, checkpoint))
         scores = step("back-test", lambda: _back_test(settings.adaptation, result.forecaster, champion, data))
         step("log", lambda: _log(run, result, scores, data))
         summary = summarise(scores)
         version = step("register", lambda: _register(registry, run, result.forecaster, summary, data))
+        checkpoint.unlink(missing_ok=True)  # the result is safe
         decision = _decide(registry, settings, champion, scores)
         gate = {"gate.decision": "promoted" if decision.promote else "declined", "gate.reason": decision.reason}
         registry.tag(version, gate)
@@ -202,7 +205,9 @@ def _params(
     }
 
 
-def _train(config: ModelConfig, options: TrainingOptions, data: _Data, initial: Forecaster | None) -> TrainingResult:
+def _train(
+    config: ModelConfig, options: TrainingOptions, data: _Data, initial: Forecaster | None, checkpoint: Path
+) -> TrainingResult:
     log = get_run_logger()
 
     def report(epoch: EpochReport) -> None:
@@ -217,7 +222,9 @@ def _train(config: ModelConfig, options: TrainingOptions, data: _Data, initial: 
 
     tell(Progress("training", 0.0, 1.0))
     with _long_enough(data.training_set, config.horizon_steps):
-        result = train(config, options, data.sequences, data.split, initial=initial, report=report)
+        result = train(
+            config, options, data.sequences, data.split, initial=initial, report=report, checkpoint=checkpoint
+        )
     tell(Progress("training", 1.0, 1.0, f"{len(result.epochs)} epochs on {result.device}"))
     return result
 

@@ -61,13 +61,19 @@ class Chunk:
         )
 
 
-def chunks(lanes: list[Lane], steps: int, stride: int = 1) -> Iterator[Chunk]:
+def chunk_count(lanes: list[Lane], steps: int) -> int:
+    """How many chunks ``chunks`` walks in."""
+    return -(-max(lane.hi - lane.lo for lane in lanes) // steps)
+
+
+def chunks(lanes: list[Lane], steps: int, stride: int = 1, first: int = 0) -> Iterator[Chunk]:
     """Walks B lanes side by side, ``steps`` at a time; the caller carries the state from one chunk to the next.
 
-    Every ``stride``-th step is scored, or the last one of a chunk that is shorter.
+    Every ``stride``-th step is scored, or the last one of a chunk that is shorter. ``first`` is how many chunks have
+    been walked already.
     """
     longest = max(lane.hi - lane.lo for lane in lanes)
-    for begin in range(0, longest, steps):
+    for begin in range(first * steps, longest, steps):
         T = min(steps, longest - begin)
         yield _chunk(lanes, begin, T, slice(min(stride, T) - 1, None, stride))
 

@@ -13,8 +13,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .cells import using_threads
+from .checkpoint import Checkpoint, fingerprint
 from .config import ModelConfig, Preset
 from .forecaster import Forecaster
 from .inputs import Prepared, fit_spread
-from .lanes import Chunk, LanePool, chunks, evaluation_lanes
+from .lanes import Chunk, LanePool, chunk_count, chunks, evaluation_lanes
 from .objective import fit_intervals, pinball, pinball_of, squared_error
 from .sequences import Sequences, Split
 
@@ -112,11 +114,15 @@ def train(
     *,
     initial: Forecaster | None = None,
     report: Callable[[EpochReport], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> TrainingResult:
     """A forecaster trained on the steps before ``split.train_end_us``, its best epoch chosen on validation.
 
     The weights of ``initial``, a model of the same shape, are where training begins; by default they are random. Runs
     of equal arguments repeat bit for bit on a CPU with the same number of threads, unless the budget cuts them short.
+
+    With a file for a ``checkpoint``, every epoch is kept there: killed, a call with equal arguments goes on behind the
+    last one, to the same weights. Whoever calls removes it when the result is safe.
 
     Raises:
         ValueError: the training or validation part has no labels to learn from (the targets are all missing, or
@@ -135,7 +141,11 @@ def train(
         else:
             forecaster.adopt(initial)
         run = _Run(forecaster.to(device), options, forecaster.prepare(sequences), split, device)
-        epochs = run.train(began, report)
+        if checkpoint is None:
+            epochs = run.train(began, report)
+        else:
+            key = fingerprint(sequences, initial, config.to_json(), str(options), str(split), str(device))
+            epochs = run.train(began, report, Checkpoint(checkpoint, key))
     if options.preset == "plain":
         fit_intervals(run.best, run.validation)
     return TrainingResult(run.best.cpu().eval(), epochs, str(device), run.sensor_steps / max(run.seconds, 1e-9))
@@ -174,9 +184,8 @@ class _Run:
         self._optimiser: torch.optim.Optimizer
         if self._plain:
             self._optimiser = torch.optim.Adam(forecaster.parameters(), lr=PLAIN_LEARNING_RATE)
-            ends = self._window_ends()
-            self._epoch_updates = -(-len(ends) // options.batch_lanes)
-            self._chunks = self._along_windows(ends)
+            self._ends = self._window_ends()
+            self._epoch_updates = -(-len(self._ends) // options.batch_lanes)
         else:
             if not self._pool.has_labels(options.chunk_steps):
                 raise self._nothing_to_learn()
@@ -184,7 +193,9 @@ class _Run:
                 forecaster.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
             )
             self._epoch_updates = options.updates_per_epoch
-            self._chunks = self._along_lanes()
+        self._chunks = self._walk(0)
+        self._hidden = forecaster.gru.zeros(1)
+        self._taken = 0  # chunks
         self._updates = 0
 
     @property
@@ -192,16 +203,25 @@ class _Run:
         """Of which steps the loss is taken."""
         return max(1, self._forecaster.config.horizon_steps // self._options.labels_per_step)
 
-    def train(self, began: float, report: Callable[[EpochReport], None] | None) -> list[EpochReport]:
+    def train(
+        self, began: float, report: Callable[[EpochReport], None] | None, checkpoint: Checkpoint | None = None
+    ) -> list[EpochReport]:
         """Trains until the epochs, the budget or the patience (of which plain has no end) are used up.
 
         ``best`` is then the model to keep.
         """
         options = self._options
         patience = math.inf if self._plain else options.patience_epochs
-        deadline = began + options.budget_s if self._plain else math.inf
         reports: list[EpochReport] = []
-        best_loss, planned = float("inf"), options.epochs
+        planned = options.epochs
+        kept = checkpoint.read() if checkpoint else None
+        if kept is not None:
+            reports = [EpochReport(**epoch) for epoch in kept["epochs"]]
+            planned = kept["planned"]
+            began -= reports[-1].seconds  # the budget counts what was trained before
+            self._restore(kept)
+        best_loss = min((epoch.validation_loss for epoch in reports), default=math.inf)
+        deadline = began + options.budget_s if self._plain else math.inf
         while len(reports) < planned and _epochs_since_best(reports) < patience:
             started = time.monotonic()
             train_loss = self._epoch(planned * self._epoch_updates, deadline)
@@ -218,11 +238,45 @@ class _Run:
             # What an epoch takes is known now: plan for as many as the budget holds, so that the rate can fall in time.
             affordable = len(reports) + int((began + options.budget_s - now) / (now - started))
             planned = min(planned, max(affordable, len(reports)))
+            if checkpoint:
+                epochs = [asdict(epoch) for epoch in reports]
+                checkpoint.write({"epochs": epochs, "planned": planned, **self._kept()})
         if best_loss == float("inf"):
             raise ValueError(
                 "training did not lead to a finite loss on the validation part; are its targets all missing?"
             )
         return reports
+
+    def _kept(self) -> dict[str, Any]:
+        """All that the next epoch depends on."""
+        cuda = self._device.type == "cuda"
+        return {
+            "forecaster": self._forecaster.state_dict(),
+            "averaged": self._averaged.state_dict(),
+            "best": self.best.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "hidden": self._hidden,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self._device) if cuda else None,
+            "taken": self._taken,
+            "updates": self._updates,
+            "sensor_steps": self.sensor_steps,
+            "seconds": self.seconds,
+        }
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        """Makes ``_kept`` of an equal training this one's."""
+        self._forecaster.load_state_dict(kept["forecaster"])
+        self._averaged.load_state_dict(kept["averaged"])
+        self.best.load_state_dict(kept["best"])
+        self._optimiser.load_state_dict(kept["optimiser"])
+        self._hidden = kept["hidden"].to(self._device)
+        torch.set_rng_state(kept["random"])
+        if kept["random_cuda"] is not None:
+            torch.cuda.set_rng_state(kept["random_cuda"], self._device)
+        self._taken, self._updates = kept["taken"], kept["updates"]
+        self.sensor_steps, self.seconds = kept["sensor_steps"], kept["seconds"]
+        self._chunks = self._walk(self._taken)
 
     def _window_ends(self) -> NDArray[np.int64]:
         """The last steps of all windows of the training part that there is a label for."""
@@ -240,18 +294,22 @@ class _Run:
             f"there is nothing to learn from: the targets ({targets}) are all missing or constant in the training part"
         )
 
-    def _along_windows(self, ends: NDArray[np.int64]) -> Iterator[tuple[Chunk, bool]]:
-        """Batches of windows, for ever, each from a zero state (True)."""
-        steps = self._options.window_steps
-        for windows in self._pool.windows(ends, self._options.batch_lanes, steps):
-            for chunk in chunks(windows, steps):
-                yield chunk, True
+    def _walk(self, taken: int) -> Iterator[tuple[Chunk, bool]]:
+        """Chunks to step through, for ever, and whether each begins from a zero state; without the first ``taken``.
 
-    def _along_lanes(self) -> Iterator[tuple[Chunk, bool]]:
-        """Chunks to step through, for ever, and whether each begins from a zero state."""
+        The pool deals the same lanes in every run, so those already walked are dealt and put aside.
+        """
         options = self._options
-        for lanes in self._pool.passes(options.batch_lanes, options.chunk_steps, options.unknown_part):
-            for number, chunk in enumerate(chunks(lanes, options.chunk_steps, self._stride)):
+        if self._plain:
+            steps, stride = options.window_steps, 1  # a window is one chunk
+            groups = self._pool.windows(self._ends, options.batch_lanes, steps)
+        else:
+            steps, stride = options.chunk_steps, self._stride
+            groups = self._pool.passes(options.batch_lanes, steps, options.unknown_part)
+        for lanes in groups:
+            first = min(taken, chunk_count(lanes, steps))
+            taken -= first
+            for number, chunk in enumerate(chunks(lanes, steps, stride, first), start=first):
                 yield chunk, number == 0
 
     def _epoch(self, planned_updates: int, deadline: float) -> float:
@@ -261,6 +319,7 @@ class _Run:
         updates = 0
         while updates < self._epoch_updates and (updates == 0 or time.monotonic() < deadline):
             chunk, fresh = next(self._chunks)
+            self._taken += 1
             loss = self._update(chunk.to(self._device), fresh, self._updates / planned_updates)
             self.sensor_steps += chunk.steps
             if loss is not None:

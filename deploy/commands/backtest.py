@@ -116,6 +116,7 @@ def backtest(
     source = ", ".join(str(path) for path in data) or str(settings.history_path)
     name = data[0].name.split(".")[0] if data else "history"
     folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
+    checkpoint = folder / "training.pt"
     sequences = _sequences(settings, data, layout)
     with _told_of(source):
         sequences, bounds = split_by(split, sequences)
@@ -126,7 +127,8 @@ def backtest(
             trained = Trained(_registered(settings, version))
             bounds = _unseen(settings, version, trained.forecaster, sequences, bounds)
         else:
-            trained = Trained.of(train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch))))
+            result = train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch)), checkpoint)
+            trained = Trained.of(result)
         also = [replace(settings.adaptation, level=level) for level in dict.fromkeys(levels[1:]) if level != levels[0]]
         done = evaluate(trained.forecaster, sequences, bounds, settings.adaptation, also=also, standardise=standardise)
     unit = "standard deviation" if standardise else "mean seasonal difference"
@@ -138,6 +140,7 @@ def backtest(
         console.print(sensor_table(done.scores[MODEL]))
     made_with = {"data": source, "split": split, "version": version, **training}
     write_report(done, trained, folder, made_with | {"standardise": standardise})
+    checkpoint.unlink(missing_ok=True)  # the result is safe
     console.print(f"scores and plots are in {folder}", soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -103,7 +104,11 @@ def training_options(training: TrainingSettings) -> TrainingOptions:
 
 
 def train_on(
-    settings: Settings, sequences: Sequences, split: Split, report: Callable[[EpochReport], None] | None = None
+    settings: Settings,
+    sequences: Sequences,
+    split: Split,
+    report: Callable[[EpochReport], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> TrainingResult:
     """A model trained by the settings on the training part; it is not shown the test part.
 
@@ -111,7 +116,8 @@ def train_on(
         ValueError: a part has too few readings, or no target that could be learned.
     """
     seen = sequences.slice_time(None, split.validation_end_us)
-    return train(model_config(settings), training_options(settings.training), seen, split, report=report)
+    config, options = model_config(settings), training_options(settings.training)
+    return train(config, options, seen, split, report=report, checkpoint=checkpoint)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from model.config import ModelConfig
+from model.config import ModelConfig, Preset
 from model.forecaster import Forecaster
 from model.lanes import LanePool, chunks, scaled_labels
 from model.sequences import Sequences, Split, build_sequences
@@ -93,6 +94,54 @@ def test_seeded_runs_repeat_bit_for_bit(result: TrainingResult) -> None:
     assert weights(first.forecaster) == weights(again.forecaster)
     other = train(config(), replace(cpu, seed=1), sequences(), SPLIT)
     assert weights(other.forecaster) != weights(first.forecaster)
+
+
+class Killed(Exception):
+    """As if the process had ended."""
+
+
+@pytest.mark.parametrize("preset", ["stateful", "plain"])
+def test_a_killed_training_goes_on_to_the_same_weights(preset: Preset, tmp_path: Path) -> None:
+    options = replace(QUICK, preset=preset, device="cpu")
+    whole = train(config(), options, sequences(), SPLIT)
+    checkpoint = tmp_path / "new" / "training.pt"
+
+    def kill_in_the_second(epoch: EpochReport) -> None:
+        if epoch.epoch == 2:
+            raise Killed  # before the epoch is kept
+
+    with pytest.raises(Killed):
+        train(config(), options, sequences(), SPLIT, report=kill_in_the_second, checkpoint=checkpoint)
+    told: list[int] = []
+    rest = train(
+        config(), options, sequences(), SPLIT, report=lambda epoch: told.append(epoch.epoch), checkpoint=checkpoint
+    )
+    assert told == [2, 3]
+    assert weights(rest.forecaster) == weights(whole.forecaster)
+    assert [epoch.validation_loss for epoch in rest.epochs] == [epoch.validation_loss for epoch in whole.epochs]
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+    told.clear()  # finished, but its result was not made safe: nothing is trained again
+    done = train(config(), options, sequences(), SPLIT, report=lambda epoch: told.append(1), checkpoint=checkpoint)
+    assert weights(done.forecaster) == weights(whole.forecaster)
+    assert told == []
+
+
+@pytest.mark.parametrize("damage", ["other data", "cut off", "no such folder"])
+def test_a_checkpoint_that_does_not_fit_is_left_aside(damage: str, tmp_path: Path) -> None:
+    options = replace(QUICK, device="cpu", epochs=1)
+    checkpoint = tmp_path / "training.pt"
+    train(config(), options, sequences(), SPLIT, checkpoint=checkpoint)
+    data = sequences()
+    if damage == "other data":
+        data = sequences(sensors=2)
+    elif damage == "cut off":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    else:
+        (tmp_path / "file").touch()
+        checkpoint = tmp_path / "file" / "training.pt"
+    told: list[int] = []
+    train(config(), options, data, SPLIT, report=lambda epoch: told.append(epoch.epoch), checkpoint=checkpoint)
+    assert told == [1]
 
 
 def test_training_leaves_the_callers_randomness_and_threads_alone() -> None:
