@@ -41,7 +41,7 @@ def end_orphans(settings: Settings, admin: KafkaAdminClient) -> list[str]:
             finally:
                 producer.close(timeout=1)
     except (client_errors.KafkaError, StreamgruError) as error:
-        logger.debug("cannot end the open transactions of others: %s", error)
+        logger.info("cannot end what others left open; their timeout will: %s: %s", type(error).__name__, error)
         return []
     names = [transactional_id.removeprefix(f"{settings.forecaster.group_id}-") for transactional_id in orphans]
     if names:

@@ -42,7 +42,7 @@ class StateLog:
     """Restores nothing but positions."""
 
     def restore(
-        self, serving: Any, wanted: set[int], committed: Callable[[int], int | None], *, accept_loss: bool
+        self, serving: Any, wanted: set[int], committed: Callable[[int], int | None], **_: Any
     ) -> Generator[None, None, Restored]:
         positions = {}
         for partition in sorted(wanted):
