@@ -20,6 +20,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from pipeline.errors import BrokerUnreachable, ModelUnfit, OffsetsLost
+from pipeline.forecaster.batch_size import BatchSize
 from pipeline.forecaster.champion import Candidate, ChampionSource, ChampionWatcher
 from pipeline.forecaster.changelog import Changelog
 from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Transport, Work
@@ -106,6 +107,7 @@ class StreamForecaster:
         self._pulse = Pulse()
         self._lookout: Lookout | None = None
         self._quarantine = Quarantine()
+        self._batch_size = BatchSize(settings.forecaster.max_batch_readings, settings.forecaster.poll_interval_s)
         self._started = self._reported = self._shown = time.monotonic()
         self._stopping = False
         self._stats_are_written = True
@@ -278,7 +280,7 @@ class StreamForecaster:
         try:
             polled: Polled = self._consumer.poll(
                 timeout_ms=BUSY_POLL_MS if busy else POLL_MS,
-                max_records=self._settings.forecaster.max_batch_readings,
+                max_records=self._batch_size.readings,
             )
             return polled
         except client_errors.OffsetOutOfRangeError as error:
@@ -298,7 +300,9 @@ class StreamForecaster:
     def _process(self, polled: Polled, membership: Any) -> None:
         """One micro-batch, from records to durable states."""
         unsaved = self._next_unsaved()
+        began = time.monotonic()
         batch = self._maker.make(polled, unsaved)
+        self._batch_size.note(sum(map(len, polled.values())), time.monotonic() - began)
         if batch.unsound:
             self._treat(batch.unsound)
             polled = self._served(polled)

@@ -163,7 +163,7 @@ def test_a_broker_that_goes_away_is_waited_for_and_said(
     champion = FolderChampion(tmp_path / "champion", own_broker)
     champion.promote(1, small_forecaster(own_broker))
     count = publish(own_broker, rounds(own_broker, SENSORS, range(3)))
-    with running(own_broker, champion, health_port=port, max_idle_s=2.0) as forecaster:
+    with running(own_broker, champion, health_port=port, max_idle_s=30.0) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == count, 30, "it did what there was")
         stack = Stack(own_broker)
         pid = stack.status()[0].pid

@@ -1,0 +1,41 @@
+"""How the size of a batch follows what batches take."""
+
+from pipeline.forecaster.batch_size import BUDGET_S, FIRST, SMALLEST, BatchSize
+
+
+def test_full_batches_that_are_quick_grow_up_to_the_limit() -> None:
+    size = BatchSize(20_000, 60.0)
+    seen = [size.readings]
+    for _ in range(8):
+        size.note(size.readings, 0.1)
+        seen.append(size.readings)
+    assert seen[:3] == [FIRST, 2 * FIRST, 4 * FIRST]
+    assert seen[-1] == 20_000
+
+
+def test_small_batches_say_nothing_about_large_ones() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.note(10, 0.001)
+    assert size.readings == FIRST
+
+
+def test_a_batch_that_took_too_long_is_followed_by_one_that_fits() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.note(1_000, 10 * BUDGET_S)
+    assert size.readings == 100
+    size.note(100, 100 * BUDGET_S)
+    assert size.readings == SMALLEST
+
+
+def test_the_budget_lies_far_below_a_short_poll_interval() -> None:
+    size = BatchSize(20_000, 7.0)
+    size.note(1_000, 1.4)
+    assert size.readings == 500
+
+
+def test_the_settings_limit_holds_however_small() -> None:
+    size = BatchSize(10, 60.0)
+    assert size.readings == 10
+    size.note(10, 0.001)
+    size.note(10, 100.0)
+    assert size.readings == 10
