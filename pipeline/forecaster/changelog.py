@@ -186,10 +186,17 @@ class Changelog:
         self._reader.assign(remaining)
         self._reader.seek_to_beginning(*remaining)
         total = sum(ends.values())
-        said = time.monotonic()
+        said = got = time.monotonic()
         read = 0
         while remaining:
-            for where, records in self._reader.poll(timeout_ms=POLL_MS, max_records=POLL_RECORDS).items():
+            polled = self._reader.poll(timeout_ms=POLL_MS, max_records=POLL_RECORDS)
+            if polled:
+                got = time.monotonic()
+            elif time.monotonic() - got > ORPHAN_INTERVAL_S:
+                # What is left to read lies in, or behind, a transaction that is open.
+                end_orphans(self._settings, self._admin)
+                got = time.monotonic()
+            for where, records in polled.items():
                 reading.take(where.partition, records)
                 read += len(records)
             remaining = [where for where in remaining if (self._reader.position(where) or 0) < ends[where]]

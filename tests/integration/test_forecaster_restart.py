@@ -197,13 +197,14 @@ def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Setting
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
 
 
+@pytest.mark.parametrize("point", ["flushed", "offsets-sent"])
 def test_what_a_dead_forecaster_left_open_is_ended_by_its_successor(
-    settings: Settings, champion: FolderChampion, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    settings: Settings, champion: FolderChampion, tmp_path: Path, caplog: pytest.LogCaptureFixture, point: str
 ) -> None:
     """Under another name. The broker alone would take the transaction timeout and up to 10 s more."""
     caplog.set_level("INFO", logger="streamgru")
     count = publish(settings, rounds(settings, SENSORS, range(20)))
-    with ForecasterProcess(settings, tmp_path / "champion", "dead", die_at="offsets-sent", times=2) as process:
+    with ForecasterProcess(settings, tmp_path / "champion", "dead", die_at=point, times=2) as process:
         assert process.exit_code(60) == -signal.SIGKILL, process.said
     with running(settings, champion, "successor") as forecaster:
         found = wait_for_forecasts(settings, count)
