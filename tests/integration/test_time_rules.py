@@ -1,7 +1,9 @@
 """Time that runs backwards in a file of real readings' shape: replayed in the file's order, nothing is stepped twice.
 
 The shape is that of machine_temperature_system_failure.csv of the Numenta Anomaly Benchmark: one reading every five
-minutes, and where summer time ended a jump back by 55 minutes, after which 12 timestamps come a second time.
+minutes, and in the middle a jump back by 55 minutes, after which 12 timestamps come a second time. The file itself:
+
+    streamgru replay machine_temperature_system_failure.csv --order file --timezone UTC
 """
 
 from datetime import datetime, timedelta
