@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,9 @@ from deploy.context import Context
 from pipeline.errors import DataFileError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from model.backtest import Predictor
     from model.config import Level
     from model.forecaster import Forecaster
     from model.metrics import Metric
@@ -61,6 +65,17 @@ WIDTH: Final = 120
 @click.option(
     "--calibration/--no-calibration", default=None, help="Whether intervals do; by default as in the settings."
 )
+@click.option(
+    "--baseline",
+    type=click.Choice(["plain"]),
+    help="Train the plain preset too, in as much time again, and score it beside.",
+)
+@click.option(
+    "--retrain-every",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="DAYS",
+    help="Also score the model retrained so often in the test part, from its weights, on what was read by then.",
+)
 @click.option("--seed", type=int, help="Seed of everything random; by default as in the settings.")
 @click.option(
     "--standardise",
@@ -86,6 +101,8 @@ def backtest(
     standardise: bool,
     metrics: str,
     levels: tuple["Level", ...],
+    baseline: str | None,
+    retrain_every: float | None,
     out: Path | None,
     **others: Any,
 ) -> None:
@@ -102,7 +119,14 @@ def backtest(
 
     from deploy.score_tables import interval_table, score_table, sensor_table
     from model.metrics import METRICS
-    from pipeline.evaluation.back_test import MODEL, evaluate, split_by, train_on
+    from pipeline.evaluation.back_test import (
+        MODEL,
+        evaluate,
+        plain_predictor,
+        retrained_predictor,
+        split_by,
+        train_on,
+    )
     from pipeline.evaluation.report import Trained, read_trained, write_report
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH)
@@ -130,7 +154,23 @@ def backtest(
             result = train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch)), checkpoint)
             trained = Trained.of(result)
         also = [replace(settings.adaptation, level=level) for level in dict.fromkeys(levels[1:]) if level != levels[0]]
-        done = evaluate(trained.forecaster, sequences, bounds, settings.adaptation, also=also, standardise=standardise)
+        beside: list[Predictor] = []
+        if retrain_every is not None:
+            told = partial(_tell_retraining, console)
+            beside.append(retrained_predictor(settings, trained.forecaster, sequences, bounds, retrain_every, told))
+        if baseline is not None:
+            beside.append(
+                plain_predictor(settings, sequences, bounds, lambda epoch: console.print(f"plain, {_line(epoch)}"))
+            )
+        done = evaluate(
+            trained.forecaster,
+            sequences,
+            bounds,
+            settings.adaptation,
+            also=also,
+            beside=beside,
+            standardise=standardise,
+        )
     unit = "standard deviation" if standardise else "mean seasonal difference"
     more: list[Metric] = [name for name in METRICS if name in wanted]
     console.print(score_table(done, name, unit, more))
@@ -138,7 +178,7 @@ def backtest(
         console.print(interval_table(done.scores))
     if "sensors" in wanted:
         console.print(sensor_table(done.scores[MODEL]))
-    made_with = {"data": source, "split": split, "version": version, **training}
+    made_with = {"data": source, "split": split, "version": version, **training, "retrain_every": retrain_every}
     write_report(done, trained, folder, made_with | {"standardise": standardise})
     checkpoint.unlink(missing_ok=True)  # the result is safe
     console.print(f"scores and plots are in {folder}", soft_wrap=True)
@@ -236,6 +276,12 @@ def _told_of(source: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise DataFileError(f"{source} cannot be back-tested on: {error}") from error
+
+
+def _tell_retraining(console: "Console", moment_us: int, epoch: "EpochReport") -> None:
+    from pipeline.messages import iso_timestamp
+
+    console.print(f"retrained at {iso_timestamp(moment_us)}, {_line(epoch)}")
 
 
 def _line(epoch: "EpochReport") -> str:

@@ -10,17 +10,20 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.backtest import backtest, baselines, model_predictor, seasonal_scale
+from model.backtest import Predictor, backtest, baselines, model_predictor, seasonal_scale
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.metrics import Scores
+from model.retraining import RetrainedPredictor, retrain_every
 from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, train
 from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings, TrainingSettings
 
 MODEL: Final = "streamgru"
-_MONTH_US: Final = 30 * 86_400_000_000  # the literature's months, in which splits such as 12/4/4 are given
+PLAIN: Final = "plain GRU"
+_DAY_US: Final = 86_400_000_000
+_MONTH_US: Final = 30 * _DAY_US  # the literature's months, in which splits such as 12/4/4 are given
 
 
 def split_by(text: str, sequences: Sequences) -> tuple[Sequences, Split]:
@@ -120,6 +123,29 @@ def train_on(
     return train(config, options, seen, split, report=report, checkpoint=checkpoint)
 
 
+def plain_predictor(
+    settings: Settings, sequences: Sequences, split: Split, report: Callable[[EpochReport], None]
+) -> Predictor:
+    """The plain preset, trained by the same settings otherwise, as one more thing to beat."""
+    plain = settings.training.model_copy(update={"preset": "plain"})
+    result = train_on(settings.model_copy(update={"training": plain}), sequences, split, report)
+    return model_predictor(result.forecaster, PLAIN)
+
+
+def retrained_predictor(
+    settings: Settings,
+    first: Forecaster,
+    sequences: Sequences,
+    split: Split,
+    every_days: float,
+    report: Callable[[int, EpochReport], None],
+) -> Predictor:
+    """The model, retrained (warm) every so many days of the test part on what had been read by then."""
+    options = training_options(settings.training)
+    models = list(retrain_every(round(every_days * _DAY_US), first, options, sequences, split, report))
+    return RetrainedPredictor(models, f"{MODEL}, every {every_days:g} days", settings.adaptation)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What a back-test found; ``scores`` by name, the model's under ``MODEL``."""
@@ -143,12 +169,13 @@ def evaluate(
     adaptation: Adaptation,
     *,
     also: Sequence[Adaptation] = (),
+    beside: Sequence[Predictor] = (),
     standardise: bool = False,
 ) -> Evaluation:
     """Scores of a model and the baselines on the test part; the latter may know all that came before it.
 
     The model's forecasts are adapted as they are when it is served with ``adaptation``; its scores with other
-    adaptations, ``also``, stand beside, under names that say which.
+    adaptations, ``also``, stand beside, under names that say which, and so do those of other predictors, ``beside``.
 
     Scaled scores are in seasonal differences of each sensor or, to ``standardise``, in standard deviations of its
     training part.
@@ -160,7 +187,7 @@ def evaluate(
     measure = standard_deviations if standardise else seasonal_scale
     models = [model_predictor(forecaster, MODEL, adaptation)]
     models += [model_predictor(forecaster, f"{MODEL}, {other.level}", other) for other in also]
-    predictors = [*models, *baselines(config, sequences, test_us)]
+    predictors = [*models, *beside, *baselines(config, sequences, test_us)]
     scale = measure(sequences, config, split.train_end_us)
     scores = backtest(predictors, sequences, config, test_us, scale=scale)
     return Evaluation(forecaster, sequences, split, scores, adaptation)

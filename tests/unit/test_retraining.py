@@ -1,0 +1,62 @@
+"""Periodic retraining: each model serves its time, and none has seen what came after it was made."""
+
+import numpy as np
+import pytest
+
+from model.backtest import assert_causal, backtest, model_predictor
+from model.config import Adaptation
+from model.forecaster import Forecaster
+from model.retraining import RetrainedPredictor, Retraining, retrain_every
+from model.sequences import Sequences, Split
+from model.training import TrainingOptions, train
+from tests.series import CONFIG, HOUR_US, noisy_days
+
+SPLIT = Split(250 * HOUR_US, 300 * HOUR_US)
+EVERY_US = 80 * HOUR_US
+OPTIONS = TrainingOptions(hidden_size=4, epochs=1, updates_per_epoch=2, device="cpu", threads=1)
+ADAPTATION = Adaptation("light", True)
+
+
+def first_model(sequences: Sequences) -> Forecaster:
+    return train(CONFIG, OPTIONS, sequences.slice_time(None, SPLIT.validation_end_us), SPLIT).forecaster
+
+
+def predictor(sequences: Sequences) -> RetrainedPredictor:
+    models = list(retrain_every(EVERY_US, first_model(sequences), OPTIONS, sequences, SPLIT))
+    return RetrainedPredictor(models, "retrained", ADAPTATION)
+
+
+def test_a_model_is_made_after_each_period_of_the_test_part():
+    sequences = noisy_days()
+    told: list[int] = []
+    models = list(
+        retrain_every(EVERY_US, first_model(sequences), OPTIONS, sequences, SPLIT, lambda at, _: told.append(at))
+    )
+    assert [model.from_us // HOUR_US for model in models][1:] == [380, 460]
+    assert told == [380 * HOUR_US, 460 * HOUR_US]
+
+
+def test_each_model_forecasts_from_its_moment_on():
+    sequences = noisy_days()
+    models = list(retrain_every(EVERY_US, first_model(sequences), OPTIONS, sequences, SPLIT))
+    lo, hi = sequences.span(1)
+    found = RetrainedPredictor(models, "retrained", ADAPTATION).forecasts(sequences, 1, lo, hi)
+    for model, until_us in zip(models, [380 * HOUR_US, 460 * HOUR_US, None], strict=True):
+        a, b = sequences.span(1, model.from_us, until_us)
+        alone = model_predictor(model.forecaster, "alone", ADAPTATION).forecasts(sequences, 1, lo, hi)
+        np.testing.assert_allclose(found[a - lo : b - lo], alone[a - lo : b - lo], rtol=0, atol=1e-5)
+
+
+def test_nothing_of_the_future_is_in_a_retrained_model():
+    assert_causal(predictor, noisy_days(), CONFIG, [400 * HOUR_US], tolerance=1e-5)
+
+
+def test_it_is_scored_like_any_other():
+    sequences = noisy_days()
+    same = [Retraining(0, first_model(sequences)), Retraining(400 * HOUR_US, first_model(sequences))]
+    predictors = [
+        RetrainedPredictor(same, "retrained", ADAPTATION),
+        model_predictor(same[0].forecaster, "one", ADAPTATION),
+    ]
+    scores = backtest(predictors, sequences, CONFIG, 350 * HOUR_US)
+    assert scores["retrained"].mean("pinball") == pytest.approx(scores["one"].mean("pinball"))
