@@ -103,7 +103,8 @@ class Killed(Exception):
 @pytest.mark.parametrize("preset", ["stateful", "plain"])
 def test_a_killed_training_goes_on_to_the_same_weights(preset: Preset, tmp_path: Path) -> None:
     options = replace(QUICK, preset=preset, device="cpu")
-    whole = train(config(), options, sequences(), SPLIT)
+    data = sequences(sensors=1)
+    whole = train(config(), options, data, SPLIT)
     checkpoint = tmp_path / "new" / "training.pt"
 
     def kill_in_the_second(epoch: EpochReport) -> None:
@@ -111,17 +112,15 @@ def test_a_killed_training_goes_on_to_the_same_weights(preset: Preset, tmp_path:
             raise Killed  # before the epoch is kept
 
     with pytest.raises(Killed):
-        train(config(), options, sequences(), SPLIT, report=kill_in_the_second, checkpoint=checkpoint)
+        train(config(), options, data, SPLIT, report=kill_in_the_second, checkpoint=checkpoint)
     told: list[int] = []
-    rest = train(
-        config(), options, sequences(), SPLIT, report=lambda epoch: told.append(epoch.epoch), checkpoint=checkpoint
-    )
+    rest = train(config(), options, data, SPLIT, report=lambda epoch: told.append(epoch.epoch), checkpoint=checkpoint)
     assert told == [2, 3]
     assert weights(rest.forecaster) == weights(whole.forecaster)
     assert [epoch.validation_loss for epoch in rest.epochs] == [epoch.validation_loss for epoch in whole.epochs]
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
     told.clear()  # finished, but its result was not made safe: nothing is trained again
-    done = train(config(), options, sequences(), SPLIT, report=lambda epoch: told.append(1), checkpoint=checkpoint)
+    done = train(config(), options, data, SPLIT, report=lambda epoch: told.append(1), checkpoint=checkpoint)
     assert weights(done.forecaster) == weights(whole.forecaster)
     assert told == []
 
