@@ -1,9 +1,11 @@
 """Periodic retraining: each model serves its time, and none has seen what came after it was made."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from model.backtest import assert_causal, backtest, model_predictor
+from model.backtest import Leak, assert_causal, backtest, model_predictor
 from model.config import Adaptation
 from model.forecaster import Forecaster
 from model.retraining import RetrainedPredictor, Retraining, retrain_every
@@ -13,7 +15,7 @@ from tests.series import CONFIG, HOUR_US, noisy_days
 
 SPLIT = Split(250 * HOUR_US, 300 * HOUR_US)
 EVERY_US = 80 * HOUR_US
-OPTIONS = TrainingOptions(hidden_size=4, epochs=1, updates_per_epoch=2, device="cpu", threads=1)
+OPTIONS = TrainingOptions(hidden_size=4, epochs=1, updates_per_epoch=8, device="cpu", threads=1)
 ADAPTATION = Adaptation("light", True)
 
 
@@ -21,8 +23,10 @@ def first_model(sequences: Sequences) -> Forecaster:
     return train(CONFIG, OPTIONS, sequences.slice_time(None, SPLIT.validation_end_us), SPLIT).forecaster
 
 
-def predictor(sequences: Sequences) -> RetrainedPredictor:
+def predictor(sequences: Sequences, early_us: int = 0) -> RetrainedPredictor:
+    """By ``early_us`` > 0 each model is used that much before its moment: a leak."""
     models = list(retrain_every(EVERY_US, first_model(sequences), OPTIONS, sequences, SPLIT))
+    models[1:] = [replace(model, from_us=model.from_us - early_us) for model in models[1:]]
     return RetrainedPredictor(models, "retrained", ADAPTATION)
 
 
@@ -47,8 +51,19 @@ def test_each_model_forecasts_from_its_moment_on():
         np.testing.assert_allclose(found[a - lo : b - lo], alone[a - lo : b - lo], rtol=0, atol=1e-5)
 
 
+def assert_no_leak(early_us: int) -> None:
+    """Cut within the training part of the second model, which ends at hour 330, the validation part at 380."""
+    sequences = noisy_days(sensors=1, hours=420)
+    assert_causal(lambda s: predictor(s, early_us), sequences, CONFIG, [320 * HOUR_US], tolerance=1e-5)
+
+
 def test_nothing_of_the_future_is_in_a_retrained_model():
-    assert_causal(predictor, noisy_days(), CONFIG, [400 * HOUR_US], tolerance=1e-5)
+    assert_no_leak(0)
+
+
+def test_a_model_used_before_its_readings_were_there_is_found():
+    with pytest.raises(Leak, match="retrained: the forecast for sensor"):
+        assert_no_leak(early_us=70 * HOUR_US)
 
 
 def test_it_is_scored_like_any_other():
