@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from . import least_squares
 from .baselines import mean_levels
 from .config import ModelConfig
+from .kernel import REGRESSOR_BOUND, SCALE_RATE, VALUE_BOUND
 from .predictor import Shown
 from .sequences import Sequences
-from .signals import REGRESSOR_BOUND, SCALE_RATE, VALUE_BOUND
 
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]

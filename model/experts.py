@@ -1,7 +1,7 @@
-"""The experts that adaptation mixes, and the record of what is carried for them.
+"""What adaptation mixes and carries: the experts' names, the sizes that follow from a choice, and a sensor's record.
 
-Letters: B sensors, K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections, D regressors,
-P learning points, M loss points, A pending forecasts.
+Letters: K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections of a group, D regressors,
+P learning points, L loss points, S steps of a season, A pending forecasts.
 """
 
 import math
@@ -12,23 +12,25 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from . import signals
 from .config import Adaptation, Level, ModelConfig
-from .signals import Floats, SignalShape
 
+Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 States = NDArray[Any]
 
 PENDING: Final = 8  # forecasts awaiting their labels, at most
 LEARN_POINTS: Final = 24
 LOSS_POINTS: Final = 8
+REGRESSORS: Final = 10
 HIDDEN_REGRESSORS: Final = 16  # projections of the last layer's hidden state; 32 brought nothing more
-STORED_BOUND: Final = 1e6  # scales; of what a pending forecast keeps in float32
 
 PLAIN: Final = ("persistence", "seasonal", "gru")
 CORRECTED: Final = ("persistence+", "profile+", "quick_profile+", "gru+")
 HIDDEN: Final = ("profile+hidden", "gru+hidden")
-MODEL_FREE: Final = ("persistence", "seasonal", "persistence+", "profile+", "quick_profile+")
+BASES: Final = ("persistence", "profile", "quick_profile", "gru")  # what corrections start from
+# Where the base of each correction stands among these, by group of corrections: the plain ones, and those that see the
+# hidden state. A group shares its regressors, and with them one covariance.
+CORRECTED_BASES: Final = ((0, 1, 2, 3), (1, 3))
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,20 @@ class AdaptationConfig:
             return ("gru",)
         return PLAIN + CORRECTED + (HIDDEN if self.level == "full" else ())
 
-    @cached_property
-    def signals(self) -> SignalShape:
-        """Sizes of the carried signals."""
-        return SignalShape(self.season_steps, self.horizon_steps)
+    @property
+    def groups(self) -> int:
+        """How many groups of corrections there are."""
+        return ("off", "light", "full").index(self.level)
+
+    @property
+    def hidden_regressors(self) -> int:
+        """What the second group's regressors have on top of the first's."""
+        return min(HIDDEN_REGRESSORS, self.hidden_size - 1) if self.level == "full" else 0
+
+    @property
+    def remembered(self) -> int:
+        """Last values that are carried: the labels of the longest pending forecast, and one season."""
+        return max(self.horizon_steps, self.season_steps)
 
     @cached_property
     def stride(self) -> int:
@@ -89,12 +101,16 @@ class AdaptationConfig:
     @cached_property
     def learn_points(self) -> Indexes:
         """(P,) horizon steps, counted from 0, at which corrections are learned."""
-        return _spread_points(self.horizon_steps, LEARN_POINTS)
+        h = self.horizon_steps
+        return np.unique(np.rint(np.linspace(0, h - 1, min(h, LEARN_POINTS)))).astype(np.int64)
 
     @cached_property
     def loss_points(self) -> Indexes:
-        """(M,) horizon steps, counted from 0, at which losses are kept: dense where forecasts differ most."""
-        return _dense_start_points(self.horizon_steps, LOSS_POINTS)
+        """(L,) horizon steps, counted from 0, at which losses are kept: dense where forecasts differ most."""
+        h = self.horizon_steps
+        if h <= LOSS_POINTS:
+            return np.arange(h, dtype=np.int64)
+        return np.unique(np.rint(h ** np.linspace(0.0, 1.0, LOSS_POINTS)).astype(np.int64) - 1)
 
     @property
     def median(self) -> int:
@@ -112,73 +128,60 @@ class AdaptationConfig:
 
     @cached_property
     def projection(self) -> Floats:
-        """(H, 16 at most) orthonormal rows of a cosine transform: fixed, and the same wherever it is computed."""
+        """(H, hidden regressors) orthonormal rows of a cosine transform: fixed, and the same wherever computed."""
         H = self.hidden_size
-        order = np.arange(1, min(HIDDEN_REGRESSORS, H - 1) + 1)
+        order = np.arange(1, self.hidden_regressors + 1)
         angles = np.pi * (np.arange(H)[:, None] + 0.5) * order[None, :] / H
         rows: Floats = math.sqrt(2.0 / H) * np.cos(angles)
         return rows
 
+    @cached_property
+    def fields(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        """Name, type and shape of every field of a sensor's record: those of one type side by side, the widest first.
 
-def _spread_points(horizon: int, most: int) -> Indexes:
-    return np.unique(np.rint(np.linspace(0, horizon - 1, min(horizon, most)))).astype(np.int64)
-
-
-def _dense_start_points(horizon: int, most: int) -> Indexes:
-    if horizon <= most:
-        return np.arange(horizon, dtype=np.int64)
-    return np.unique(np.rint(horizon ** np.linspace(0.0, 1.0, most)).astype(np.int64) - 1)
+        "Pending" fields are of forecasts that await their labels; their numbers are less the value of then, in the unit
+        of then.
+        """
+        K, A, E, Q = self.targets, self.slots, len(self.experts), len(self.levels)
+        P, L, S = len(self.learn_points), len(self.loss_points), self.season_steps
+        D = (REGRESSORS, REGRESSORS + self.hidden_regressors)
+        fields: list[tuple[str, str, tuple[int, ...]]] = [
+            ("steps", "<i8", ()),
+            ("pending_step", "<i8", (A,)),  # the step that issued it, counted from 1; 0 for none
+            ("values", "<f8", (K, self.remembered)),  # newest last, replaced where missing
+            ("change", "<f8", (K,)),  # last value less the one before
+            ("scale", "<f8", (K,)),  # running mean |change|
+            ("levels", "<f8", (K, 2)),  # running means over a quarter of a season, and a season
+            ("deviation", "<f8", (K, 2)),  # of the last value from each profile
+            ("drift", "<f8", (K, 2)),  # running means of the deviation from the slow profile
+            ("profiles", "<f8", (K, 2, S)),  # a slow and a quick mean by phase of the season
+            ("pending_value", "<f8", (A, K)),
+            ("pending_unit", "<f8", (A, K)),
+            ("losses", "<f4", (K, E, L)),  # discounted means
+            ("spreads", "<f4", (K, 2, L)),  # running mean |error| of the mixture and of the GRU
+            ("factors", "<f4", (K, Q, L)),  # logarithms
+            ("pending_experts", "<f4", (A, K, E, L)),
+            ("pending_quantiles", "<f4", (A, K, Q, L)),
+        ]
+        if self.groups:
+            fields.append(("pending_bases", "<f4", (A, K, len(BASES) - 1, P)))  # but persistence, which is zero here
+        for group, name in list(enumerate(("plain", "hidden")))[: self.groups]:
+            R = len(CORRECTED_BASES[group])
+            fields += [
+                (f"{name}_root", "<f4", (K, D[group], D[group])),  # of the covariance of a correction's weights
+                (f"{name}_weights", "<f4", (K, R, D[group], P)),
+                (f"{name}_errors", "<f4", (K, R, P)),  # running mean |error|
+                (f"{name}_pending_x", "<f4", (A, K, D[group])),
+            ]
+        fields += [
+            ("labels", "<i4", (K,)),  # forecasts learned from
+            ("observed", "<i4", (K,)),  # values that were there
+            ("seen", "u1", (K, self.horizon_steps)),  # whether a value was there, newest last
+        ]
+        used = sum(math.prod(shape) * np.dtype(kind).itemsize for _, kind, shape in fields)
+        return (*fields, ("filler", "u1", (-used % 8,)))
 
 
 def adaptation_dtype(config: AdaptationConfig) -> np.dtype[Any]:
-    """The record of one sensor: packed and little-endian. All zeros is the blank state."""
-    K, A, E = config.targets, config.slots, len(config.experts)
-    P, M, Q = len(config.learn_points), len(config.loss_points), len(config.levels)
-    if not config.active:
-        return np.dtype([])
-    fields: list[Any] = [
-        ("steps", "<i8"),
-        ("labels", "<i4", (K,)),  # forecasts learned from, up to ``signals.COUNT_BOUND``
-        *config.signals.fields(K),
-        ("losses", "<f4", (K, E, M)),
-        ("spreads", "<f4", (K, 2, M)),  # running mean |error| of the mixture and of the GRU
-        ("factors", "<f4", (K, Q, M)),  # logarithms
-        # Forecasts that await their labels. Numbers are in the unit of then, less the value of then.
-        ("pending_step", "<i8", (A,)),  # the step that issued it, counted from 1; 0 for none
-        ("pending_value", "<f8", (A, K)),
-        ("pending_unit", "<f8", (A, K)),
-        ("pending_experts", "<f4", (A, K, E, M)),
-        ("pending_quantiles", "<f4", (A, K, Q, M)),
-    ]
-    for group in groups(config):
-        D, R = group.regressors, len(group.bases)
-        fields += [
-            (f"{group.name}_root", "<f4", (K, D, D)),
-            (f"{group.name}_weights", "<f4", (K, R, D, P)),
-            (f"{group.name}_errors", "<f4", (K, R, P)),  # running mean |error|
-            (f"{group.name}_pending_x", "<f4", (A, K, D)),
-        ]
-    if config.level != "off":
-        fields.append(("pending_bases", "<f4", (A, K, len(BASES), P)))
-    return np.dtype(fields)
-
-
-BASES: Final = ("slow", "quick", "gru")  # besides persistence, which is zero in a pending forecast's numbers
-
-
-@dataclass(frozen=True)
-class Group:
-    """Corrections that share regressors, and with them one covariance."""
-
-    name: str
-    regressors: int
-    bases: tuple[int, ...]  # which base each corrects: 0 persistence, then ``BASES``
-
-
-def groups(config: AdaptationConfig) -> list[Group]:
-    if config.level == "off":
-        return []
-    groups = [Group("plain", signals.REGRESSORS, (0, 1, 2, 3))]
-    if config.level == "full":
-        groups.append(Group("hidden", signals.REGRESSORS + config.projection.shape[1], (1, 3)))
-    return groups
+    """The record of one sensor: packed and little-endian, a multiple of 8 bytes. All zeros is the blank state."""
+    return np.dtype(list(config.fields) if config.active else [])

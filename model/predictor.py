@@ -17,14 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .adaptation import Rounds, advance_rounds
+from .adaptation import Rounds, advance, phase_of
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig, States, adaptation_dtype
 from .forecaster import Forecaster
 from .inputs import Past, step_inputs
 from .normaliser import Floats, Trace, Tracks
 from .sequences import Sequences
-from .signals import phase_of
 
 # Rounds that are prepared in one go: bounds the memory of catching up with a long past.
 _ROUNDS: Final = 256
@@ -208,7 +207,7 @@ class _Rounds:
             forecast=forecast,
             quantiles=flat[observed],
         )
-        flat[observed] = advance_rounds(self._adapting, states, rounds).quantiles
+        flat[observed] = advance(self._adapting, states, rounds).quantiles
         for g, (_, state, _) in enumerate(self._group):
             state.adaptation = states[g : g + 1].copy()
         adapted = self._spread(flat)

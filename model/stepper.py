@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .adaptation import Adapted, Rounds, advance_rounds
+from .adaptation import Adapted, Rounds, advance, phase_of, prepare
 from .cells import TiledGRU, TiledLinear, padded, using_threads
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig
@@ -25,7 +25,6 @@ from .forecaster import Forecaster
 from .inputs import Past, first_values, step_inputs
 from .normaliser import TRACK_FIELDS, Floats, Trace, Tracks
 from .rules import bridge_gaps
-from .signals import phase_of
 from .state import ANCHOR_SPACING, NO_OFFSET, States, state_dtype
 
 Indexes = NDArray[np.int64]
@@ -58,6 +57,8 @@ class Stepper:
         self.adaptation = adaptation
         self.dtype = state_dtype(forecaster.config, adaptation)
         self._adapting = AdaptationConfig.of(forecaster.config, adaptation)
+        if adaptation.active:
+            prepare(self._adapting)
         self._tile = tile
         self._normaliser = forecaster.normaliser()
         self._embedding = forecaster.embedding.weight.detach()
@@ -161,7 +162,7 @@ class Stepper:
             quantiles=quantiles,
         )
         block = rows["adaptation"].copy()
-        adapted = advance_rounds(self._adapting, block, rounds)
+        adapted = advance(self._adapting, block, rounds)
         rows["adaptation"] = block
         return adapted
 

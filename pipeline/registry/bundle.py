@@ -13,7 +13,7 @@ from model.config import Adaptation, ModelConfig
 
 # Names the folder of code, and says how forecasts adapt; pipeline/registry/pyfunc_model.py reads it.
 CODE_NOTE: Final = "code.json"
-PACKAGES: Final = ("mlflow", "torch", "numpy", "polars", "pandas")
+PACKAGES: Final = ("mlflow", "torch", "numpy", "numba", "polars", "pandas")
 
 
 def bundle_artefact(artefact: Path, target: Path, adaptation: Adaptation) -> Path:

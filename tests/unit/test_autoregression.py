@@ -12,8 +12,8 @@ from model.autoregression import FORGETTING, LAGS, Autoregression
 from model.backtest import assert_causal, backtest
 from model.baselines import Persistence
 from model.config import ModelConfig
+from model.kernel import REGRESSOR_BOUND, SCALE_RATE
 from model.sequences import Sequences, build_sequences
-from model.signals import REGRESSOR_BOUND, SCALE_RATE
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 NAN = float("nan")

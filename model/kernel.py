@@ -1,0 +1,774 @@
+"""The compiled core of adaptation: what one step of one sensor does to its record, written out number by number.
+
+A sensor's steps are taken one after the other, by itself, so its results are the same bits whoever shares the call.
+Everything compiled stands in this one file, with its constants: what numba keeps on disk is renewed when the file of
+the function changes, and only then.
+
+Per target of a sensor, in this order (``_step``):
+
+1. *Release*. A forecast whose last step has been seen is judged, learned from and calibrated on (``_judge``,
+   ``_learn``).
+2. *Experts*. Persistence, seasonal naive, the GRU, and corrections learned by recursive least squares.
+3. *Mixture*. Weights fall exponentially with an expert's discounted past loss ("exponentially weighted average
+   forecaster"; such a mixture is never much worse than its best expert: Cesa-Bianchi and Lugosi, "Prediction, Learning,
+   and Games", 2006, ch. 2). Losses are measured in units of the best expert's mean loss, so neither the sensor's unit
+   nor its predictability matters.
+4. *Quantiles*. The mixture's median; the GRU's spread around it, resized by the mixture's errors against the GRU's, and
+   calibrated: one factor per quantile level and loss point is moved in its logarithm, up when a label fell outside,
+   down when inside, in the proportion that is at rest at the nominal coverage (adaptive conformal inference, Gibbs and
+   Candès, 2021, as quantile tracking: Angelopoulos, Candès and Tibshirani, 2023). The long-run coverage comes out right
+   for any sequence of labels as long as factors do not rest on their bounds.
+5. *Keep*. Every ``stride``-th forecast is kept until its labels are in.
+
+Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections of
+a group, D regressors, P learning points, L loss points, S steps of a season.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Numbers = NDArray[Any]  # of the type that the text beside it says; float64 by default
+
+# --- signals
+REGRESSORS: Final = 10
+REGRESSOR_BOUND: Final = 30.0  # scales; a wilder value would swing the weights of everything learned before it
+VALUE_BOUND: Final = 1e100  # so that no square of anything overflows
+SCALE_RATE: Final = 0.005  # of the running mean |change|: an average over some 200 steps
+SLOW_PROFILE_RATE: Final = 0.04  # per season: a mean over some 25
+QUICK_PROFILE_RATE: Final = 0.15  # over some 7
+LEVEL_RATE_BOUND: Final = 0.5  # a series without a season (one step) still has a recent past
+COUNT_BOUND: Final = 2**31 - 1
+
+# --- corrections
+PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regressors of order one, and bound for ever
+FORGETTING: Final = 0.9995  # per step: a memory of some 2,000 steps
+ERROR_RATE: Final = 0.01  # of a running mean |error|
+ERROR_BOUND: Final = 3.0  # mean errors; beyond it an error teaches no more (Huber), which draws means towards medians
+OUTLIER_ERROR: Final = 10.0  # mean errors; a larger error counts as that in the mean
+WEIGHT_BOUND: Final = 1e4  # scales; a larger one was learned while a series was all but constant, and is unlearned
+UNPRACTISED: Final = 20  # labels before a mean |error| is taken as the measure of an outlier
+STORED_BOUND: Final = 1e6  # scales; of what a pending forecast keeps in float32
+
+# --- mixture: chosen on the validation parts of ETTh1 and of the Beijing set
+RATE: Final = 0.1
+DISCOUNT: Final = 0.995  # per step
+LEAST_LOSS: Final = 1e-30  # an expert that never erred: all others then have no weight
+OUTLIER_LOSS: Final = 20.0  # a loss counts as at most this many times the best expert's mean: one must not decide
+OUTLIER_LABELS: Final = 10  # before so many there is no measure of an outlier
+
+# --- quantiles: steps chosen on validation parts among 0.003-0.03
+SPREAD_PRIOR: Final = 10.0  # labels' worth of "the mixture errs as the GRU does"
+# Change of a log factor per label that falls outside: large at first, to come out of a badly wrong spread, then small,
+# since every move widens or narrows by chance too (Angelopoulos, Barber and Bates, 2024); never zero, for what drifts.
+FACTOR_STEP: Final = 0.01  # times the root of the steps that a label stands for
+FIRST_FACTOR_STEP: Final = 0.05
+FACTOR_STEP_LABELS: Final = 10.0  # the step falls as this over the number of labels so far
+FACTOR_BOUND: Final = 5.0  # of a log factor: within 1/148 and 148, bounded yet room for a badly wrong spread
+# Within this of a quantile, in scales, a label is outside in part: a jump would turn a last bit into a visible step.
+EDGE: Final = 1e-3
+
+
+class Sizes(NamedTuple):
+    """How much of everything there is."""
+
+    targets: int  # K
+    horizon: int  # h
+    season: int  # S
+    remembered: int  # last values: the labels of the longest pending forecast, and one season
+    quantiles: int  # Q
+    median: int  # where it stands among the quantiles
+    experts: int  # E
+    gru: int  # where it stands among the experts
+    learn_points: int  # P
+    loss_points: int  # L
+    slots: int  # pending forecasts
+    stride: int  # steps from one kept forecast to the next
+    groups: int  # of corrections: 0 none, 1 light, 2 full
+    hidden_regressors: int  # projections of the hidden state
+    calibrated: bool
+    quick_rate: float  # of the level over a quarter of a season
+    season_rate: float  # of the level over a season
+
+
+class Places(NamedTuple):
+    """Where each field of a record begins, in numbers of its own type."""
+
+    steps: int  # int64
+    pending_step: int
+    values: int  # float64
+    change: int
+    scale: int
+    levels: int
+    deviation: int
+    drift: int
+    profiles: int
+    pending_value: int
+    pending_unit: int
+    losses: int  # float32
+    spreads: int
+    factors: int
+    pending_experts: int
+    pending_quantiles: int
+    pending_bases: int
+    plain_root: int
+    plain_weights: int
+    plain_errors: int
+    plain_pending_x: int
+    hidden_root: int
+    hidden_weights: int
+    hidden_errors: int
+    hidden_pending_x: int
+    labels: int  # int32
+    observed: int
+    seen: int  # bytes
+
+
+class Tables(NamedTuple):
+    """Constant arrays."""
+
+    levels: Numbers  # (Q,) of the quantiles
+    prior: Numbers  # (E,) weights before any label
+    projection: Numbers  # (H, hidden regressors)
+    loss_points: Numbers  # (L,) int64: horizon steps, from 0
+    learn_points: Numbers  # (P,) int64
+    loss_left: Numbers  # (h,) int64: the point at or before each horizon step, for interpolating
+    loss_share: Numbers  # (h,) of the next point
+    learn_left: Numbers  # int64
+    learn_share: Numbers
+    bases: Numbers  # (2, 4) int64: by group: which base each of its corrections starts from, -1 for no more
+
+
+class Record(NamedTuple):
+    """One sensor's record, seen as numbers of each type."""
+
+    i8: Numbers  # int64, float64, float32, int32, uint8
+    f8: Numbers
+    f4: Numbers
+    i4: Numbers
+    u1: Numbers
+
+
+class Scratch(NamedTuple):
+    """Room for what a step computes on the way."""
+
+    x: Numbers  # (D at most,)
+    projected: Numbers  # (hidden regressors,)
+    bases: Numbers  # (4, h): persistence, the slow and the quick profile, the GRU
+    experts: Numbers  # (E, h)
+    correction: Numbers  # (P,)
+    weights: Numbers  # (E, L)
+    factors: Numbers  # (Q, L)
+    median: Numbers  # (h,)
+    labels: Numbers  # (h,)
+    past_x: Numbers  # (D at most,)
+    root: Numbers  # (D, D)
+    f: Numbers  # (D,)
+    gain: Numbers  # (D,)
+    errors: Numbers  # (4, P)
+
+
+def scratch(size: Sizes) -> Scratch:
+    """Room for ``run``."""
+    most = REGRESSORS + size.hidden_regressors
+    h, E, L, P, Q = size.horizon, size.experts, size.loss_points, size.learn_points, size.quantiles
+    return Scratch(
+        x=np.empty(most),
+        projected=np.empty(size.hidden_regressors),
+        bases=np.empty((4, h)),
+        experts=np.empty((E, h)),
+        correction=np.empty(P),
+        weights=np.empty((E, L)),
+        factors=np.empty((Q, L)),
+        median=np.empty(h),
+        labels=np.empty(h),
+        past_x=np.empty(most),
+        root=np.empty((most, most)),
+        f=np.empty(most),
+        gain=np.empty(most),
+        errors=np.empty((4, P)),
+    )
+
+
+def _inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A function that only compiled ones call: without the wrappers for Python it compiles in a fraction of the time."""
+    make: Any = cast(Any, numba.njit)(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return cast(Callable[Arguments, Result], make(function))
+
+
+def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function as machine code, kept on disk beside this file or in the user's cache, where one can be written."""
+    compile_it = cast(Any, numba.njit)
+    try:
+        made = compile_it(cache=True, error_model="numpy")(function)
+    except RuntimeError:  # neither can be written: it is compiled anew in each process
+        made = compile_it(error_model="numpy")(function)
+    return cast(Callable[Arguments, Result], made)
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@_inner
+def _clip(value: float, bound: float) -> float:
+    return min(max(value, -bound), bound)
+
+
+@_inner
+def _shift(numbers: Numbers, newest: float) -> None:
+    """One place down, the newest last."""
+    for i in range(len(numbers) - 1):
+        numbers[i] = numbers[i + 1]
+    numbers[-1] = newest
+
+
+@_inner
+def _copy(numbers: Numbers, to: Numbers) -> None:
+    # An assignment of slices would allocate: numba cannot know that they do not overlap.
+    for i in range(len(numbers)):
+        to[i] = numbers[i]
+
+
+@_inner
+def _unit(at: Places, record: Record, k: int) -> float:
+    """The scale, held above what rounding of the value makes: a constant series has a unit too."""
+    floor = max(1e-9 * abs(record.f8[at.levels + 2 * k]), 1e-50)
+    return float(max(record.f8[at.scale + k], floor))
+
+
+@_inner
+def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value: float, x: Numbers) -> None:
+    """Moves a target's signals by one step; ``x`` gets the regressors, in scales.
+
+    A missing value is replaced: by the slow profile plus the last deviation from it, which fades; before a first season
+    is over, by the last value. A replaced value moves no level, scale or profile, and is never a label.
+    """
+    f8, S = record.f8, size.season
+    values = f8[at.values + k * size.remembered : at.values + (k + 1) * size.remembered]
+    levels, drift = f8[at.levels + 2 * k : at.levels + 2 * k + 2], f8[at.drift + 2 * k : at.drift + 2 * k + 2]
+    deviation = f8[at.deviation + 2 * k : at.deviation + 2 * k + 2]
+    slow = f8[at.profiles + 2 * k * S : at.profiles + (2 * k + 1) * S]
+    quick = f8[at.profiles + (2 * k + 1) * S : at.profiles + (2 * k + 2) * S]
+    seen = record.u1[at.seen + k * size.horizon : at.seen + (k + 1) * size.horizon]
+    observed = np.int64(record.i4[at.observed + k])
+    there = math.isfinite(value)
+    first = there and observed == 0
+    seasoned = observed >= S
+    previous = _clip(value if first else values[-1], VALUE_BOUND)
+    expected_slow, expected_quick = slow[phase], quick[phase]
+    if there:
+        y = _clip(value, VALUE_BOUND)
+    elif seasoned:
+        y = expected_slow + deviation[0] * (1.0 - size.quick_rate)
+    else:
+        y = previous
+    change, older = y - previous, 0.0 if first else f8[at.change + k]
+    # Running means start as plain means: a constant rate would take seasons to forget the start.
+    count: Any = min(observed + there, COUNT_BOUND)
+    mean_rate = 1.0 / max(count, 1)
+    quick_rate, season_rate = max(size.quick_rate, mean_rate), max(size.season_rate, mean_rate)
+    if first:
+        values[:] = y
+        levels[:] = y
+        slow[:] = y
+        quick[:] = y
+    else:
+        _shift(values, y)
+    if there:
+        levels[0] += quick_rate * (y - levels[0])
+        levels[1] += season_rate * (y - levels[1])
+        if count > 1:
+            scale = f8[at.scale + k]
+            f8[at.scale + k] = scale + max(SCALE_RATE, 1.0 / (count - 1)) * (abs(change) - scale)
+        if not first:
+            visit_rate = 1.0 / (observed // S + 1)
+            slow[phase] += max(SLOW_PROFILE_RATE, visit_rate) * (y - expected_slow)
+            quick[phase] += max(QUICK_PROFILE_RATE, visit_rate) * (y - expected_quick)
+    # In its first season a profile knows nothing of the phases ahead: deviations are zero, and the bases persistence.
+    older_deviation = deviation[0]
+    deviation[0] = y - expected_slow if seasoned else 0.0
+    deviation[1] = y - expected_quick if seasoned else 0.0
+    drift[0] += quick_rate * (deviation[0] - drift[0])
+    drift[1] += season_rate * (deviation[0] - drift[1])
+    f8[at.change + k] = change
+    record.i4[at.observed + k] = count
+    _shift(seen, there)
+
+    x[0], x[1] = change, older
+    x[2], x[3] = y - levels[0], y - levels[1]
+    x[4], x[5] = deviation[0], older_deviation
+    x[6], x[7] = drift[0], drift[1]
+    x[8] = deviation[1]
+    unit = _unit(at, record, k)
+    for i in range(9):
+        x[i] = _clip(x[i] / unit, REGRESSOR_BOUND)
+    x[9] = 1.0
+
+
+# --- judging and learning ---------------------------------------------------------------------------------------------
+
+
+@_inner
+def _release(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, to: Scratch) -> None:
+    """Judges and learns from a forecast that is due, whose labels are the last h values."""
+    pending = slot * size.targets + k
+    unit = record.f8[at.pending_unit + pending]
+    if unit == 0.0:
+        return  # it was issued before the target's first value, hence without a unit
+    # Where the sensor's changes have grown since, everything is counted in the larger unit: the first values of a
+    # series, or a series that was constant, would else leave losses that dwarf all that come later.
+    shrunk = unit / max(unit, _unit(at, record, k))
+    value = record.f8[at.pending_value + pending]
+    values = at.values + (k + 1) * size.remembered - size.horizon
+    labelled = False
+    for j in range(size.horizon):
+        if record.u1[at.seen + k * size.horizon + j]:
+            to.labels[j] = _clip((record.f8[values + j] - value) / unit, STORED_BOUND) * shrunk
+            labelled = True
+        else:
+            to.labels[j] = np.nan
+    count: Any = np.int64(record.i4[at.labels + k])
+    _judge(size, at, table, record, k, pending, count, shrunk, to)
+    for group in range(size.groups):
+        _learn(size, at, table, record, k, pending, count, shrunk, group, to)
+    if labelled:
+        record.i4[at.labels + k] = min(count, COUNT_BOUND - 1) + 1
+
+
+@_inner
+def _judge(
+    size: Sizes,
+    at: Places,
+    table: Tables,
+    record: Record,
+    k: int,
+    pending: int,
+    count: Any,
+    shrunk: float,
+    to: Scratch,
+) -> None:
+    """The experts' losses, the size of errors, and the calibration."""
+    f4, E, L, Q = record.f4, size.experts, size.loss_points, size.quantiles
+    discount = DISCOUNT**size.stride
+    loss_rate = (1.0 - discount) / (1.0 - discount ** (count + 1.0))
+    error_rate = max(ERROR_RATE, 1.0 / (count + 1.0))
+    step = max(FACTOR_STEP * math.sqrt(size.stride), min(FIRST_FACTOR_STEP, FACTOR_STEP_LABELS / (count + 1.0)))
+    losses, experts = at.losses + k * E * L, at.pending_experts + pending * E * L
+    quantiles, factors = at.pending_quantiles + pending * Q * L, at.factors + k * Q * L
+    spreads = at.spreads + k * 2 * L
+    for m in range(L):
+        label = to.labels[table.loss_points[m]]
+        if math.isnan(label):
+            continue
+        least_mean, least = np.inf, np.inf
+        for e in range(E):
+            error = abs(label - f4[experts + e * L + m] * shrunk)
+            least = min(least, error * math.sqrt(error))
+            least_mean = min(least_mean, np.float64(f4[losses + e * L + m]))
+        bound = max(OUTLIER_LOSS * least_mean, least) if count >= OUTLIER_LABELS and least_mean > 0.0 else np.inf
+        for e in range(E):
+            error = abs(label - f4[experts + e * L + m] * shrunk)
+            # |e|^1.5: between the absolute loss (its weights serve the MAE) and the squared one (the MSE).
+            loss = min(error * math.sqrt(error), bound)
+            mean = np.float64(f4[losses + e * L + m])
+            f4[losses + e * L + m] = mean + loss_rate * (loss - mean)
+        ours = abs(label - f4[quantiles + size.median * L + m] * shrunk)
+        models = abs(label - f4[experts + size.gru * L + m] * shrunk)
+        f4[spreads + m] += error_rate * (ours - f4[spreads + m])
+        f4[spreads + L + m] += error_rate * (models - f4[spreads + L + m])
+        if not size.calibrated:
+            continue
+        for q in range(Q):
+            if q == size.median:
+                continue
+            level = table.levels[q]
+            beyond = (label - f4[quantiles + q * L + m] * shrunk) * (1.0 if level > 0.5 else -1.0)
+            outside = min(max(beyond / EDGE, 0.0), 1.0)
+            factor = f4[factors + q * L + m] + step * (outside - min(level, 1.0 - level))
+            f4[factors + q * L + m] = _clip(factor, FACTOR_BOUND)
+
+
+@_inner
+def _learn(
+    size: Sizes,
+    at: Places,
+    table: Tables,
+    record: Record,
+    k: int,
+    pending: int,
+    count: Any,
+    shrunk: float,
+    group: int,
+    to: Scratch,
+) -> None:
+    """One more label for a group's corrections."""
+    f4, P = record.f4, size.learn_points
+    D = REGRESSORS + group * size.hidden_regressors
+    R = 4 - 2 * group
+    root = (at.hidden_root if group else at.plain_root) + k * D * D
+    weights = (at.hidden_weights if group else at.plain_weights) + k * R * D * P
+    means = (at.hidden_errors if group else at.plain_errors) + k * R * P
+    past_x = (at.hidden_pending_x if group else at.plain_pending_x) + pending * D
+    if count == 0:
+        for i in range(D):
+            f4[root + i * D + i] = math.sqrt(PRIOR_VARIANCE)
+    for i in range(D):
+        to.past_x[i] = f4[past_x + i] * shrunk
+    rate, labelled = max(ERROR_RATE, 1.0 / (count + 1.0)), False
+    for r in range(R):
+        base = table.bases[group, r]
+        errors = to.errors[r]
+        _predict(f4, weights + r * D * P, to.past_x, D, P, errors)
+        for p in range(P):
+            label = to.labels[table.learn_points[p]]
+            if math.isnan(label):
+                errors[p] = 0.0
+                continue
+            labelled = True
+            start = 0.0 if base == 0 else f4[at.pending_bases + (pending * 3 + base - 1) * P + p] * shrunk
+            error = label - start - errors[p]
+            mean = np.float64(f4[means + r * P + p])
+            early = count < UNPRACTISED
+            bound = REGRESSOR_BOUND if early else min(ERROR_BOUND * mean, STORED_BOUND)
+            errors[p] = _clip(error, bound)
+            counted = abs(error) if early else min(abs(error), OUTLIER_ERROR * mean)
+            f4[means + r * P + p] = mean + rate * (counted - mean)
+    if labelled:
+        sound = _update(f4, root, weights, D, R, P, FORGETTING**size.stride, to)
+        if not sound:
+            # A learner that has left all bounds begins anew rather than carry that for ever.
+            for i in range(D * D):
+                f4[root + i] = 0.0
+            for i in range(D):
+                f4[root + i * D + i] = math.sqrt(PRIOR_VARIANCE)
+            for i in range(R * D * P):
+                f4[weights + i] = 0.0
+
+
+@_inner
+def _predict(f4: Numbers, weights: int, x: Numbers, D: int, P: int, to: Numbers) -> None:
+    """The correction at P points: regressors times weights (D, P)."""
+    to[:P] = 0.0
+    for i in range(D):
+        row = f4[weights + i * P : weights + (i + 1) * P]
+        for p in range(P):
+            to[p] += x[i] * row[p]
+
+
+@_inner
+def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forgetting: float, to: Scratch) -> bool:
+    """Recursive least squares with what stands in ``to.past_x`` and ``to.errors``; whether the outcome is sound.
+
+    The covariance of the weights is held as a root, root @ rootᵀ, which is positive semi-definite whatever is rounded
+    away, so float32 is enough to store it (the covariance itself in float32 loses that property and diverges). The
+    update is Potter's (Bierman, "Factorization Methods for Discrete Sequential Estimation", 1977, ch. V). Without
+    excitation, forgetting alone would let it grow until it overflows ("wind-up"). Each weight's variance is therefore
+    held at the prior's: its row of the root is shrunk.
+    """
+    x, f, gain = to.past_x, to.f, to.gain
+    f[:D] = 0.0
+    for i in range(D):
+        row = f4[root + i * D : root + (i + 1) * D]
+        for j in range(D):
+            f[j] += x[i] * row[j]
+    power = 0.0
+    for j in range(D):
+        power += f[j] * f[j]
+    a = 1.0 / (forgetting + power)
+    shrink = a / (1.0 + math.sqrt(forgetting * a))
+    growth = 1.0 / math.sqrt(forgetting)
+    sound = True
+    for i in range(D):
+        row = f4[root + i * D : root + (i + 1) * D]
+        gain[i] = 0.0
+        for j in range(D):
+            gain[i] += row[j] * f[j]
+        variance = 0.0
+        for j in range(D):
+            number = (row[j] - gain[i] * shrink * f[j]) * growth
+            to.root[i, j] = number
+            variance += number * number
+        sound = sound and math.isfinite(variance)
+        scale = min(1.0, math.sqrt(PRIOR_VARIANCE / max(variance, PRIOR_VARIANCE)))
+        for j in range(D):
+            row[j] = to.root[i, j] * scale
+    for r in range(R):
+        for i in range(D):
+            row = f4[weights + (r * D + i) * P : weights + (r * D + i + 1) * P]
+            for p in range(P):
+                number = row[p] + gain[i] * a * to.errors[r, p]
+                sound = sound and abs(number) < WEIGHT_BOUND
+                row[p] = number
+    return sound
+
+
+# --- experts and their mixture ----------------------------------------------------------------------------------------
+
+
+@_inner
+def _forecast_experts(
+    size: Sizes, at: Places, table: Tables, record: Record, k: int, phase: int, gru: Numbers, to: Scratch
+) -> None:
+    """Every expert's forecast, and what corrections start from."""
+    h, S, P = size.horizon, size.season, size.learn_points
+    _copy(gru, to.experts[size.gru])
+    if not size.groups:
+        return
+    values = record.f8[at.values + k * size.remembered : at.values + (k + 1) * size.remembered]
+    last, unit = values[-1], _unit(at, record, k)
+    seasoned = record.i4[at.observed + k] >= S
+    slow, quick = at.profiles + 2 * k * S, at.profiles + (2 * k + 1) * S
+    ahead, back = phase, size.remembered - S - 1
+    for j in range(h):
+        ahead = ahead + 1 if ahead + 1 < S else 0
+        to.bases[0, j] = last
+        to.bases[1, j] = record.f8[slow + ahead] if seasoned else last
+        to.bases[2, j] = record.f8[quick + ahead] if seasoned else last
+        to.bases[3, j] = gru[j]
+        to.experts[0, j] = last
+        back = back + 1 if back + 1 < size.remembered else size.remembered - S
+        to.experts[1, j] = values[back]
+    expert = 3
+    for group in range(size.groups):
+        D = REGRESSORS + group * size.hidden_regressors
+        R = 4 - 2 * group
+        weights = (at.hidden_weights if group else at.plain_weights) + k * R * D * P
+        for r in range(R):
+            _predict(record.f4, weights + r * D * P, to.x, D, P, to.correction)
+            base = table.bases[group, r]
+            for j in range(h):
+                left, share = table.learn_left[j], table.learn_share[j]
+                between = to.correction[left]
+                if share > 0.0:
+                    between = between * (1.0 - share) + to.correction[left + 1] * share
+                to.experts[expert, j] = to.bases[base, j] + between * unit
+            expert += 1
+
+
+@_inner
+def _weigh(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
+    """The experts' weights at every loss point, which sum to one; the prior's influence fades as labels come in."""
+    E, L = size.experts, size.loss_points
+    losses = at.losses + k * E * L
+    discount = DISCOUNT**size.stride
+    # The steps that the discounted mean of the labels so far stands for.
+    steps = size.stride * (1.0 - discount ** np.float64(record.i4[at.labels + k])) / (1.0 - discount)
+    left = 1.0 - steps * (1.0 - DISCOUNT)
+    for m in range(L):
+        best = np.inf
+        for e in range(E):
+            best = min(best, np.float64(record.f4[losses + e * L + m]))
+        highest = -np.inf
+        for e in range(E):
+            excess = (record.f4[losses + e * L + m] - best) / max(best, LEAST_LOSS)
+            logit = math.log(table.prior[e]) * left - RATE * steps * excess
+            to.weights[e, m] = logit
+            highest = max(highest, logit)
+        total = 0.0
+        for e in range(E):
+            to.weights[e, m] = math.exp(to.weights[e, m] - highest)
+            total += to.weights[e, m]
+        for e in range(E):
+            to.weights[e, m] /= total
+
+
+@_inner
+def _mix(size: Sizes, table: Tables, to: Scratch) -> None:
+    """The weighted mean of the experts."""
+    for j in range(size.horizon):
+        left, share = table.loss_left[j], table.loss_share[j]
+        total = 0.0
+        for e in range(size.experts):
+            weight = to.weights[e, left]
+            if share > 0.0:
+                weight = weight * (1.0 - share) + to.weights[e, left + 1] * share
+            total += weight * to.experts[e, j]
+        to.median[j] = total
+
+
+@_inner
+def _spread(
+    size: Sizes,
+    at: Places,
+    table: Tables,
+    record: Record,
+    k: int,
+    model: Numbers,
+    to: Scratch,
+    out: Numbers,
+) -> None:
+    """The quantiles around the median: each at least as far out as its inner neighbour, so they never cross."""
+    Q, L, f4 = size.quantiles, size.loss_points, record.f4
+    labels = min(np.float64(record.i4[at.labels + k]), 1.0 / ERROR_RATE)
+    weight = labels / (labels + SPREAD_PRIOR)
+    for m in range(L):
+        ours, models = f4[at.spreads + k * 2 * L + m], f4[at.spreads + (k * 2 + 1) * L + m]
+        ratio = ours / models if models > 0.0 else 1.0
+        ratio = 1.0 + weight * (min(max(ratio, 1e-2), 1e2) - 1.0)
+        for q in range(Q):
+            to.factors[q, m] = math.exp(np.float64(f4[at.factors + (k * Q + q) * L + m])) * ratio
+    for j in range(size.horizon):
+        left, share, centre = table.loss_left[j], table.loss_share[j], to.median[j]
+        out[size.median, j] = centre
+        for side in (1, -1):
+            reach = 0.0
+            q = size.median + side
+            while 0 <= q < Q:
+                factor = to.factors[q, left]
+                if share > 0.0:
+                    factor = factor * (1.0 - share) + to.factors[q, left + 1] * share
+                reach = max(reach, abs(model[q, j] - model[size.median, j]) * factor)
+                out[q, j] = centre + side * reach
+                q += side
+
+
+@_inner
+def _stored(number: float, value: float, unit: float) -> float:
+    relative = _clip((number - value) / unit, STORED_BOUND)
+    return relative if math.isfinite(relative) else 0.0
+
+
+@_inner
+def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, out: Numbers, to: Scratch) -> None:
+    """Keeps a forecast until its labels are in: relative to the value of now, in the unit of now."""
+    f4, E, L, P, Q = record.f4, size.experts, size.loss_points, size.learn_points, size.quantiles
+    pending = slot * size.targets + k
+    value, unit = record.f8[at.values + (k + 1) * size.remembered - 1], _unit(at, record, k)
+    record.f8[at.pending_value + pending] = value
+    # Before a target's first value there is no unit: such a forecast is not judged.
+    record.f8[at.pending_unit + pending] = unit if record.i4[at.observed + k] > 0 else 0.0
+    for m in range(L):
+        j = table.loss_points[m]
+        for e in range(E):
+            f4[at.pending_experts + (pending * E + e) * L + m] = _stored(to.experts[e, j], value, unit)
+        for q in range(Q):
+            f4[at.pending_quantiles + (pending * Q + q) * L + m] = _stored(out[q, j], value, unit)
+    for group in range(size.groups):
+        D = REGRESSORS + group * size.hidden_regressors
+        past_x = (at.hidden_pending_x if group else at.plain_pending_x) + pending * D
+        for i in range(D):
+            f4[past_x + i] = to.x[i]
+    if size.groups:
+        for base in range(3):
+            for p in range(P):
+                number = _stored(to.bases[1 + base, table.learn_points[p]], value, unit)
+                f4[at.pending_bases + (pending * 3 + base) * P + p] = number
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+@_inner
+def _step(
+    size: Sizes,
+    at: Places,
+    table: Tables,
+    record: Record,
+    phase: int,
+    values: Numbers,
+    hidden: Numbers,
+    issued: bool,
+    model: Numbers,
+    out: Numbers,
+    weights: Numbers,
+    to: Scratch,
+) -> None:
+    """One step of one sensor; ``model`` (K, Q, h) and what it becomes, ``out`` and ``weights``, only where issued."""
+    begun = False
+    for k in range(size.targets):
+        begun = begun or record.i4[at.observed + k] > 0 or math.isfinite(values[k])
+    # A target without any value yet has no scale, unit or phase: its sensor's steps count from the first value on.
+    steps = record.i8[at.steps]
+    issue = steps - size.horizon
+    due = issue >= 0 and issue % size.stride == 0
+    due_slot = (issue // size.stride) % size.slots if due else 0
+    due = due and record.i8[at.pending_step + due_slot] == issue + 1
+    keep = begun and steps % size.stride == 0
+    slot = (steps // size.stride) % size.slots
+    if size.groups == 2 and issued:
+        for i in range(size.hidden_regressors):
+            total = 0.0
+            for unit in range(len(hidden)):
+                total += hidden[unit] * table.projection[unit, i]
+            to.projected[i] = total
+    for k in range(size.targets):
+        _observe(size, at, record, k, phase, values[k], to.x)
+        if due:
+            _release(size, at, table, record, k, due_slot, to)
+        if not issued:
+            continue
+        _copy(to.projected, to.x[REGRESSORS:])
+        _forecast_experts(size, at, table, record, k, phase, model[k, size.median], to)
+        _weigh(size, at, table, record, k, to)
+        if record.i4[at.observed + k] > 0:
+            _mix(size, table, to)
+        else:  # a target without any value yet has nothing to adapt to: the model's forecast stands
+            _copy(model[k, size.median], to.median)
+        _spread(size, at, table, record, k, model[k], to, out[k])
+        for e in range(size.experts):
+            weights[k, e] = to.weights[e].mean()
+        if keep:
+            _keep(size, at, table, record, k, slot, out[k], to)
+    if begun:
+        record.i8[at.steps] = steps + 1
+    if keep:
+        record.i8[at.pending_step + slot] = steps + 1 if issued else 0
+
+
+@compiled
+def run(
+    size: Sizes,
+    at: Places,
+    table: Tables,
+    records: Record,
+    begins: Numbers,
+    lengths: Numbers,
+    reset: Numbers,
+    phase: Numbers,
+    values: Numbers,
+    hidden: Numbers,
+    forecast: Numbers,
+    model: Numbers,
+    out: Numbers,
+    weights: Numbers,
+    to: Scratch,
+) -> None:
+    """Takes all steps of A sensors.
+
+    Args:
+        records: of A sensors, each field (A, numbers).
+        begins: (rounds,) the step with which each round begins; lengths: (rounds,) sensors in it.
+        reset: (M,); phase: (M,); values: (M, K); hidden: (M, H), or (M, 0) where nothing uses it.
+        forecast: (M,) the forecast issued at each step, -1 for none; model: (n, K, Q, h).
+        out: (n, K, Q, h) and weights: (n, K, E) are filled.
+    """
+    for a in range(len(records.f8)):
+        record = Record(records.i8[a], records.f8[a], records.f4[a], records.i4[a], records.u1[a])
+        for r in range(len(begins)):
+            if a >= lengths[r]:
+                break
+            i = begins[r] + a
+            if reset[i]:
+                record.u1[:] = 0
+            n = forecast[i]
+            there = max(n, 0)
+            _step(
+                size,
+                at,
+                table,
+                record,
+                phase[i],
+                values[i],
+                hidden[i],
+                n >= 0,
+                model[there],
+                out[there],
+                weights[there],
+                to,
+            )
