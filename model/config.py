@@ -3,10 +3,12 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Preset = Literal["stateful", "plain"]
 Level = Literal["off", "light", "full"]
+
+ANCHORS: Final = 5  # offsets that a state keeps to be replayed from
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,16 @@ class Adaptation:
     def active(self) -> bool:
         """Whether forecasts differ from the model's at all."""
         return self.level != "off" or self.calibrated
+
+    @property
+    def replay_steps(self) -> int:
+        """Readings after which a state that began blank forecasts all but as well as one that was never interrupted."""
+        return 1_024 if self.active else 256
+
+    @property
+    def anchor_spacing(self) -> int:
+        """Accepted readings from one anchor of a state to the next (``model.state``): they reach that far back."""
+        return self.replay_steps // (ANCHORS - 1)
 
 
 NO_ADAPTATION = Adaptation()

@@ -197,7 +197,7 @@ def scratch(size: Sizes) -> Scratch:
 
 
 def _inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function that only compiled ones call: without the wrappers for Python it compiles in a fraction of the time."""
+    """A function that only compiled ones call: without wrappers for Python it compiles in a fraction of the time."""
     make: Any = cast(Any, numba.njit)(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
     return cast(Callable[Arguments, Result], make(function))
 

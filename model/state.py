@@ -8,16 +8,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import NO_ADAPTATION, Adaptation, ModelConfig
+from .config import ANCHORS, NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, adaptation_dtype
 from .normaliser import TRACK_FIELDS, Tracks
 from .rules import NEVER_US
 
 States = NDArray[Any]  # records of ``state_dtype``
 
-# Accepted readings from one anchor to the next. A replay begins at an anchor, so it reads at most so many too many.
-ANCHOR_SPACING: Final = 64
-ANCHORS: Final = 5
 NO_OFFSET: Final = -1
 
 
@@ -37,7 +34,7 @@ def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
             ("offset", "<i8"),  # offset of the last
             ("steps", "<i8"),  # since the origin, missing ones included
             ("accepted", "<i8"),  # readings since the origin
-            ("anchors", "<i8", (ANCHORS,)),  # offsets of every ``ANCHOR_SPACING``-th reading, newest last; -1 for none
+            ("anchors", "<i8", (ANCHORS,)),  # offsets of every so many readings, newest last; -1 for none
             ("hidden", "<f4", (config.num_layers, config.hidden_size)),
             *((name, "<f8", tracks[name].shape[1:]) for name in TRACK_FIELDS),
             ("lags", "<f8", (config.target_count, config.lag_steps)),  # last values of the targets, newest first
@@ -65,16 +62,19 @@ def unsound(states: States) -> NDArray[np.bool_]:
     return bad
 
 
-def replay_start(state: Any, steps: int) -> int:
+def replay_start(state: Any, steps: int, spacing: int) -> int:
     """The offset to replay from so that at least ``steps`` accepted readings are stepped in.
 
     It is that of a reading accepted into this state (the newest anchor that is far enough back, else the oldest known),
-    so a replay that applies the rule of acceptance from there accepts what the state itself accepted. -1 for a blank
-    state.
+    so a replay that applies the rule of acceptance from there accepts what the state itself accepted, and reads at most
+    ``spacing`` too many. -1 for a blank state.
+
+    Args:
+        spacing: ``Adaptation.anchor_spacing`` of the settings that the state was made under.
     """
     anchors = [int(offset) for offset in state["anchors"] if offset != NO_OFFSET]
-    since = (int(state["accepted"]) - 1) % ANCHOR_SPACING + 1  # readings from the newest anchor on, itself included
+    since = (int(state["accepted"]) - 1) % spacing + 1  # readings from the newest anchor on, itself included
     for back, offset in enumerate(reversed(anchors)):
-        if since + back * ANCHOR_SPACING >= steps:
+        if since + back * spacing >= steps:
             return offset
     return anchors[0] if anchors else NO_OFFSET

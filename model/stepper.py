@@ -25,7 +25,7 @@ from .forecaster import Forecaster
 from .inputs import Past, first_values, step_inputs
 from .normaliser import TRACK_FIELDS, Floats, Trace, Tracks
 from .rules import bridge_gaps
-from .state import ANCHOR_SPACING, NO_OFFSET, States, state_dtype
+from .state import NO_OFFSET, States, state_dtype
 
 Indexes = NDArray[np.int64]
 
@@ -133,7 +133,7 @@ class Stepper:
             quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._mixed]
         rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
         _keep_tracks(rows, tracks)
-        origin = _keep_history(rows, plan, timestamp_us, offsets)
+        origin = _keep_history(rows, plan, timestamp_us, offsets, self.adaptation.anchor_spacing)
         states[plan.slots] = rows
         steps = trace.steps[at]
         return Forecasts(quantiles, scale, origin, steps, steps >= self.config.warmup_steps, weights)
@@ -318,7 +318,7 @@ def _keep_tracks(rows: States, tracks: Tracks) -> None:
         rows[name] = array
 
 
-def _keep_history(rows: States, plan: _Plan, timestamp_us: Indexes, offsets: Indexes) -> Indexes:
+def _keep_history(rows: States, plan: _Plan, timestamp_us: Indexes, offsets: Indexes, spacing: int) -> Indexes:
     """Notes in ``rows`` which readings were stepped in; returns the origin (n,) of the state behind each forecast."""
     order = plan.order
     whose = plan.sensor[plan.step[order]]
@@ -334,7 +334,7 @@ def _keep_history(rows: States, plan: _Plan, timestamp_us: Indexes, offsets: Ind
     earlier = np.where(fresh, 0, rows["accepted"][whose])
     accepted = earlier + np.arange(len(order)) - begin + 1
     origin = np.where(fresh, offset[begin], rows["origin"][whose])
-    for at in np.flatnonzero((accepted - 1) % ANCHOR_SPACING == 0).tolist():
+    for at in np.flatnonzero((accepted - 1) % spacing == 0).tolist():
         anchors = rows["anchors"][whose[at]]
         if accepted[at] == 1:
             anchors[:] = NO_OFFSET

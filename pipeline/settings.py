@@ -113,12 +113,11 @@ class ForecasterSettings(_Section):
         default=True, description="resize intervals from reading to reading until they cover what they say"
     )
     poll_alias_s: float = Field(default=2.0, gt=0, le=60, description="how often the champion alias is looked up")
-    # What the anchors of a state can promise: (ANCHORS - 1) * ANCHOR_SPACING + 1 of ``model.state``, slow to import.
-    rewarm_steps: int = Field(
-        default=256,
+    rewarm_steps: int | None = Field(
+        default=None,
         ge=1,
-        le=257,
-        description="accepted readings replayed per sensor into a new model, at least; a state remembers no more",
+        description="accepted readings replayed per sensor into a new model, at least; by default what costs next to "
+        "nothing: 256, or 1024 where forecasts adapt. A state remembers no more than that and one",
     )
     rewarm_max_readings: int = Field(
         default=2_000_000, ge=1, description="readings re-read per partition at most to rebuild or re-warm states"
@@ -276,7 +275,15 @@ class Settings(BaseSettings):
             raise ValueError(f"targets must be among the features; these are not: {', '.join(strangers)}")
         if round(self.cadence_s * 1_000_000) < 1:
             raise ValueError("cadence_s is below a microsecond")
+        most = self.adaptation.replay_steps + 1
+        if self.rewarm_steps > most:
+            raise ValueError(f"forecaster.rewarm_steps is at most {most:,}: the state of a sensor remembers no more")
         return self
+
+    @property
+    def rewarm_steps(self) -> int:
+        """Accepted readings replayed per sensor into a new model, at least."""
+        return self.forecaster.rewarm_steps or self.adaptation.replay_steps
 
     @property
     def cadence_us(self) -> int:

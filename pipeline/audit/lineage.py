@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.state import ANCHOR_SPACING, ANCHORS
 from pipeline.audit.findings import ForecastLog, ReadingLog
 from pipeline.audit.recompute import AcceptedLog
 from pipeline.settings import Settings
@@ -70,9 +69,6 @@ def log_starts(readings: ReadingLog, highest_partition: int) -> Indexes:
 
 def _readings_due(accepted: AcceptedLog, at: Indexes, settings: Settings) -> Indexes:
     """How many accepted readings a state must hold at least, after the readings at these places."""
-    forecaster = settings.forecaster
-    # What the anchors of a state promise to find again; ``pipeline.forecaster.replay`` may find more.
-    replayed = min(forecaster.rewarm_steps, (ANCHORS - 1) * ANCHOR_SPACING + 1)
     there = at - accepted.begun[at] + 1
-    near = accepted.offset[at] - accepted.offset[accepted.begun[at]] < forecaster.rewarm_max_readings
-    return np.where(near, np.minimum(there, replayed), 1)
+    near = accepted.offset[at] - accepted.offset[accepted.begun[at]] < settings.forecaster.rewarm_max_readings
+    return np.where(near, np.minimum(there, settings.rewarm_steps), 1)

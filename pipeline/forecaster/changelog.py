@@ -127,7 +127,7 @@ class Changelog:
                 restored.positions[partition] = first_position(self._settings, partition, log, accept_loss=accept_loss)
                 if log.committed != restored.positions[partition]:
                     restored.unsaved.add(partition)
-        reading = _Reading(serving, restored.positions, wanted, self._settings.forecaster.rewarm_steps, distrusted)
+        reading = _Reading(serving, restored.positions, wanted, self._settings, distrusted)
         for partition in wanted:
             serving.table.add_partition(partition)
         yield from self._read(reading, sorted(wanted))
@@ -243,13 +243,13 @@ class _Reading:
         serving: Serving,
         positions: dict[int, int],
         wanted: set[int],
-        rewarm_steps: int,
+        settings: Settings,
         distrusted: Mapping[int, Collection[str]],
     ) -> None:
         self._serving = serving
         self._positions = positions
         self._wanted = wanted
-        self._rewarm_steps = rewarm_steps
+        self._settings = settings
         self._distrusted = distrusted
         self._prefix = _prefix(serving.table.dtype)
         self.foreign: dict[int, dict[str, Known | None]] = {partition: {} for partition in positions}
@@ -317,7 +317,7 @@ class _Reading:
         state = np.frombuffer(row[: self._prefix.itemsize], self._prefix, 1)[0]
         if int(state["offset"]) >= self._positions[partition]:
             return None  # likewise undone
-        return known_of_state(state, self._rewarm_steps)
+        return known_of_state(state, self._settings)
 
 
 def _prefix(dtype: np.dtype[Any]) -> np.dtype[Any]:

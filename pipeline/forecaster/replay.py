@@ -18,7 +18,7 @@ from kafka import KafkaConsumer, TopicPartition
 from numpy.typing import NDArray
 
 from model.rules import NEVER_US
-from model.state import ANCHOR_SPACING, replay_start
+from model.state import replay_start
 from pipeline.forecaster.readings import Record, decode_records
 from pipeline.forecaster.serving import Serving
 from pipeline.messages import ReadingDecoder, Rejected
@@ -54,9 +54,9 @@ class Rebuilt:
         return Rebuilt(self.sensors + other.sensors, self.readings + other.readings, self.cold + other.cold)
 
 
-def known_of_state(state: np.void, rewarm_steps: int) -> Known:
+def known_of_state(state: np.void, settings: Settings) -> Known:
     """What a state, of whatever model version, says of its sensor's past."""
-    best = int(replay_start(state, rewarm_steps))
+    best = int(replay_start(state, settings.rewarm_steps, settings.adaptation.anchor_spacing))
     later = sorted(int(anchor) for anchor in state["anchors"] if anchor > best)
     return Known((best, *later) if best >= 0 else (), int(state["last_us"]))
 
@@ -155,7 +155,7 @@ class Replayer:
         self, partition: int, wanted: set[str] | None, floor: int, end: int, *, knows_all: bool
     ) -> Generator[None, None, dict[str, Known]]:
         """Where each sensor's last ``rewarm_steps`` accepted readings begin, by judging all since ``floor``."""
-        learner = _Learner(self._settings.forecaster.rewarm_steps, 0 if knows_all else floor + (end - floor) // 2)
+        learner = _Learner(self._settings, 0 if knows_all else floor + (end - floor) // 2)
         for run in read_range(self._reader, self._topic, partition, floor, end):
             if not self._alive(partition):
                 break
@@ -176,9 +176,10 @@ class Replayer:
 class _Learner:
     """Anchors of every sensor, from its readings one by one."""
 
-    def __init__(self, rewarm_steps: int, trusted_from: int) -> None:
+    def __init__(self, settings: Settings, trusted_from: int) -> None:
         self._trusted_from = trusted_from
-        self._anchors_kept = -(-rewarm_steps // ANCHOR_SPACING) + 1
+        self._spacing = settings.adaptation.anchor_spacing
+        self._anchors_kept = -(-settings.rewarm_steps // self._spacing) + 1
         self._seen: dict[str, list[Any]] = {}  # latest timestamp, accepted readings that count, anchors
 
     def add(self, sensor: str, timestamp_us: int, offset: int) -> None:
@@ -189,7 +190,7 @@ class _Learner:
             return
         seen[0] = timestamp_us
         if offset >= self._trusted_from:
-            if seen[1] % ANCHOR_SPACING == 0:
+            if seen[1] % self._spacing == 0:
                 seen[2].append(offset)
             seen[1] += 1
 
@@ -197,6 +198,6 @@ class _Learner:
         return {sensor: Known(tuple(anchors), last_us) for sensor, (last_us, _, anchors) in self._seen.items()}
 
 
-def known_of_states(sensors: Sequence[str], states: NDArray[np.void], rewarm_steps: int) -> dict[str, Known]:
+def known_of_states(sensors: Sequence[str], states: NDArray[np.void], settings: Settings) -> dict[str, Known]:
     """``known_of_state`` for several sensors."""
-    return {sensor: known_of_state(state, rewarm_steps) for sensor, state in zip(sensors, states, strict=True)}
+    return {sensor: known_of_state(state, settings) for sensor, state in zip(sensors, states, strict=True)}

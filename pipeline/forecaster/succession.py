@@ -63,7 +63,7 @@ class Succession:
             self._caught_up = None
             sensors, rows = serving.table.partition_rows(partition)
             states = serving.table.gather(rows)
-            known = known_of_states(sensors, states, self._settings.forecaster.rewarm_steps)
+            known = known_of_states(sensors, states, self._settings)
             self._rewarm.take(partition, known, position)
 
     def drop(self, partitions: Iterable[int]) -> None:

@@ -37,7 +37,7 @@ def measure(base: Settings) -> Section:
         figures.append(Figure("... for so long the stream paused", f"{pause_s:.2f} s"))
     how = (
         f"{SENSORS:,} sensors with {STEPS} readings each, at {RATE:g} readings a second; the last "
-        f"{base.forecaster.rewarm_steps} readings or more of each sensor are replayed. The alias is looked up every "
+        f"{base.rewarm_steps} readings or more of each sensor are replayed. The alias is looked up every "
         f"{base.forecaster.poll_alias_s:g} s, and the model comes from MLflow: both are part of the time."
     )
     return Section("swap", f"A promotion with {SENSORS:,} sensors", figures, how)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 import deploy
-from model.state import ANCHOR_SPACING, ANCHORS
+from model.config import ANCHORS, Adaptation
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings, load_settings
 
@@ -76,7 +76,10 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
         ("[forecaster]\nsession_timeout_s = 9", "session_timeout_s (9) must be below transaction_timeout_s (8)"),
         ("[forecaster]\npoll_interval_s = 7.5", "transaction_timeout_s (8) must be below poll_interval_s (7.5)"),
         ("[forecaster]\nsession_timeout_s = 3", "session_timeout_s: Input should be greater than or equal to 6"),
-        ("[forecaster]\nrewarm_steps = 258", "forecaster.rewarm_steps: Input should be less than or equal to 257"),
+        (
+            '[forecaster]\nadaptation = "off"\ncalibration = false\nrewarm_steps = 258',
+            "forecaster.rewarm_steps is at most 257",
+        ),
         ("[schedules.ingest]\n", "a schedule has either cron or interval_s"),
         ('[schedules.ingest]\ncron = "* * * * *"\ninterval_s = 5', "a schedule has either cron or interval_s"),
         ('[training]\npreset = "deep"', "training.preset: Input should be 'stateful' or 'plain'"),
@@ -141,9 +144,20 @@ def test_the_servers_are_the_local_stacks_unless_set() -> None:
     assert Settings(kafka={"bootstrap_servers": "b:9"}, stack={"kafka_port": 1}).kafka.bootstrap_servers == "b:9"
 
 
-def test_a_warm_up_is_asked_for_no_more_than_the_anchors_of_a_state_promise() -> None:
-    promised = (ANCHORS - 1) * ANCHOR_SPACING + 1
-    assert Settings().forecaster.rewarm_steps <= promised
-    assert Settings(forecaster={"rewarm_steps": promised}).forecaster.rewarm_steps == promised
+@pytest.mark.parametrize("adaptation", [Adaptation(), Adaptation("off", True), Adaptation("light"), Adaptation("full")])
+def test_a_warm_up_is_asked_for_no_more_than_the_anchors_of_a_state_promise(adaptation: Adaptation) -> None:
+    promised = (ANCHORS - 1) * adaptation.anchor_spacing + 1
+
+    def asked_for(steps: int | None) -> Settings:
+        return Settings(
+            forecaster={
+                "adaptation": adaptation.level,
+                "calibration": adaptation.calibrated,
+                "rewarm_steps": steps,
+            }
+        )
+
+    assert asked_for(None).rewarm_steps == adaptation.replay_steps <= promised
+    assert asked_for(promised).rewarm_steps == promised
     with pytest.raises(ValidationError, match="rewarm_steps"):
-        Settings(forecaster={"rewarm_steps": promised + 1})
+        asked_for(promised + 1)

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.config import Adaptation, ModelConfig
+from model.config import ANCHORS, Adaptation, ModelConfig
 from model.rules import NEVER_US
-from model.state import ANCHOR_SPACING, ANCHORS, NO_OFFSET, blank_states, replay_start, state_dtype
+from model.state import NO_OFFSET, blank_states, replay_start, state_dtype
+
+ANCHOR_SPACING = 64
 
 CONFIG = ModelConfig(
     features=("load", "heat", "wind"), targets=("heat",), cadence_us=3_600_000_000, horizon_steps=24, hidden_size=64
@@ -62,7 +64,7 @@ def state_after(readings: int) -> np.void:
 
 @given(readings=st.integers(1, 2_000), steps=st.integers(1, 400))
 def test_a_replay_begins_far_enough_back_and_not_much_further(readings: int, steps: int) -> None:
-    first = (replay_start(state_after(readings), steps) - 1_000) // 10
+    first = (replay_start(state_after(readings), steps, ANCHOR_SPACING) - 1_000) // 10
     replayed = readings - first
     oldest = max(0, (readings - 1) // ANCHOR_SPACING - ANCHORS + 1) * ANCHOR_SPACING
     assert replayed >= steps or first == oldest
@@ -71,8 +73,8 @@ def test_a_replay_begins_far_enough_back_and_not_much_further(readings: int, ste
 
 @pytest.mark.parametrize("readings", [1, 63, 64, 65])
 def test_a_young_state_is_replayed_from_its_origin(readings: int) -> None:
-    assert replay_start(state_after(readings), 320) == 1_000
+    assert replay_start(state_after(readings), 320, ANCHOR_SPACING) == 1_000
 
 
 def test_a_blank_state_has_nothing_to_replay() -> None:
-    assert replay_start(blank_states(CONFIG, 1)[0], 10) == NO_OFFSET
+    assert replay_start(blank_states(CONFIG, 1)[0], 10, ANCHOR_SPACING) == NO_OFFSET

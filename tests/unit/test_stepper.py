@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.config import Adaptation, ModelConfig
+from model.config import ANCHORS, NO_ADAPTATION, Adaptation, ModelConfig
 from model.experts import AdaptationConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, build_sequences
-from model.state import ANCHOR_SPACING, ANCHORS, NO_OFFSET, States, blank_states
+from model.state import NO_OFFSET, States, blank_states
 from model.stepper import Forecasts, Stepper
 from model.training import TrainingOptions, train
 
 HOUR_US = 3_600_000_000
 MAX_GAP_STEPS = 12
+ANCHOR_SPACING = NO_ADAPTATION.anchor_spacing
 
 
 def config(**changes: object) -> ModelConfig:
