@@ -1,0 +1,63 @@
+"""What adaptation costs: bytes in a sensor's state, and microseconds a reading.
+
+    python -m tests.benchmarks.adapting
+
+prints a table; the README's figures are from a quiet machine.
+"""
+
+import time
+from typing import Final
+
+import numpy as np
+
+from model.adaptation import Rounds, advance
+from model.config import Level
+from model.experts import AdaptationConfig, adaptation_dtype
+
+LEVELS: Final[tuple[Level, ...]] = ("off", "light", "full")
+SHAPES: Final = ((1, 1), (2, 24))  # targets and steps ahead
+SENSORS: Final = (200, 2_000)
+REPEATS: Final = 20
+
+
+def rounds(config: AdaptationConfig, sensors: int, steps: int, random: np.random.Generator) -> Rounds:
+    """A reading of every sensor at each of some steps, and forecasts of no particular worth."""
+    n, K, Q = sensors * steps, config.targets, len(config.levels)
+    return Rounds(
+        sizes=[sensors] * steps,
+        reset=np.zeros(n, bool),
+        phase=np.repeat(np.arange(steps) % config.season_steps, sensors),
+        values=random.standard_normal((n, K)),
+        hidden=random.standard_normal((n, config.hidden_size)).astype(np.float32),
+        forecast=np.arange(n),
+        quantiles=np.sort(random.standard_normal((n, K, Q, config.horizon_steps)), axis=2),
+    )
+
+
+def measure(level: Level, targets: int, horizon: int, sensors: int) -> tuple[int, float]:
+    """Bytes a sensor, and the least microseconds a reading among some rounds of one reading of every sensor."""
+    config = AdaptationConfig(level, True, targets, horizon, 24, (0.1, 0.5, 0.9), 64)
+    random = np.random.default_rng(0)
+    states = np.zeros(sensors, adaptation_dtype(config))
+    advance(config, states, rounds(config, sensors, 2 * horizon + 10, random))  # so that every round has labels
+    least = float("inf")
+    one = rounds(config, sensors, 1, random)
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        advance(config, states, one)
+        least = min(least, time.perf_counter() - began)
+    return states.dtype.itemsize, least / sensors * 1e6
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{'level':<8}{'targets':>8}{'steps':>6}{'bytes':>8}" + "".join(f"{f'µs, {n:,}':>12}" for n in SENSORS))
+    for level in LEVELS:
+        for targets, horizon in SHAPES:
+            measured = [measure(level, targets, horizon, sensors) for sensors in SENSORS]
+            times = "".join(f"{us:>12.1f}" for _, us in measured)
+            print(f"{level:<8}{targets:>8}{horizon:>6}{measured[0][0]:>8,}{times}")
+
+
+if __name__ == "__main__":
+    main()
