@@ -62,7 +62,7 @@ def phase_of(timestamp_us: Indexes, cadence_us: int, season_steps: int) -> Index
 
 
 def advance(config: AdaptationConfig, states: States, rounds: Rounds) -> Adapted:
-    """Steps ``states`` in place, and adapts the forecasts issued on the way.
+    """Steps ``states`` in place, and adapts the forecasts issued on the way; NaN where the model gave no finite ones.
 
     Args:
         states: (A,) of ``adaptation_dtype``, contiguous.
@@ -91,6 +91,8 @@ def advance(config: AdaptationConfig, states: States, rounds: Rounds) -> Adapted
         weights,
         kernel.scratch(size),
     )
+    # A model that gives no number is at fault: nothing that is mixed in may hide it.
+    quantiles[~np.isfinite(rounds.quantiles).all(axis=(1, 2, 3))] = np.nan
     return Adapted(quantiles, weights)
 
 
