@@ -138,7 +138,7 @@ def restore(chance: random.Random) -> None:
     """A changelog of broken records restores what is whole, and names every other sensor as one to rebuild."""
     serving = Serving(1, _FORECASTER, SETTINGS)
     serving.table.add_partition(0)
-    reading = _Reading(serving, {0: 100}, {0}, 64, {})
+    reading = _Reading(serving, {0: 100}, {0}, SETTINGS, {})
     records, latest = [], {}
     for number in range(chance.randrange(1, 12)):
         key = b"s%d" % chance.randrange(5)
