@@ -109,7 +109,7 @@ class FolderChampion:
         return Candidate(int(note.read_text()), self.load(int(note.read_text()))) if note.exists() else None
 
     def remember(self, version: int) -> None:
-        partial = self._folder / "remembered.partial"
+        partial = self._folder / f"remembered.{threading.get_ident()}"  # forecasters share a process here
         partial.write_text(str(version))
         partial.replace(self._folder / "remembered")
 
