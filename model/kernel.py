@@ -71,8 +71,9 @@ FACTOR_STEP: Final = 0.01  # times the root of the steps that a label stands for
 FIRST_FACTOR_STEP: Final = 0.05
 FACTOR_STEP_LABELS: Final = 10.0  # the step falls as this over the number of labels so far
 FACTOR_BOUND: Final = 5.0  # of a log factor: within 1/148 and 148, bounded yet room for a badly wrong spread
-# Within this of a quantile, in scales, a label is outside in part: a jump would turn a last bit into a visible step.
-EDGE: Final = 1e-3
+# Around a quantile, so wide in scales, a label is outside in part: a jump, or a steep slope, would turn a last bit into a
+# visible step. Half of it on either side, so that what is counted in part evens out.
+EDGE: Final = 0.2
 
 
 class Sizes(NamedTuple):
@@ -389,7 +390,7 @@ def _judge(
                 continue
             level = table.levels[q]
             beyond = (label - f4[quantiles + q * L + m] * shrunk) * (1.0 if level > 0.5 else -1.0)
-            outside = min(max(beyond / EDGE, 0.0), 1.0)
+            outside = min(max(0.5 + beyond / EDGE, 0.0), 1.0)
             factor = f4[factors + q * L + m] + step * (outside - min(level, 1.0 - level))
             f4[factors + q * L + m] = _clip(factor, FACTOR_BOUND)
 
