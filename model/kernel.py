@@ -71,8 +71,8 @@ FACTOR_STEP: Final = 0.01  # times the root of the steps that a label stands for
 FIRST_FACTOR_STEP: Final = 0.05
 FACTOR_STEP_LABELS: Final = 10.0  # the step falls as this over the number of labels so far
 FACTOR_BOUND: Final = 5.0  # of a log factor: within 1/148 and 148, bounded yet room for a badly wrong spread
-# Around a quantile, so wide in scales, a label is outside in part: a jump, or a steep slope, would turn a last bit into a
-# visible step. Half of it on either side, so that what is counted in part evens out.
+# Around a quantile, so wide in scales, a label is outside in part: a jump, or a steep slope, would turn a last bit into
+# a visible step. Half of it on either side, so that what is counted in part evens out.
 EDGE: Final = 0.2
 
 
