@@ -40,9 +40,11 @@ STREAMED: Final = {1: Target("< .235", "< .216"), 24: Target("< .734", "< .651")
 INTRODUCTION: Final = """\
 Written by `make quality DATA=ETTh1.csv`. Every figure is the mean over the seeds, ± the standard deviation between
 them. All of it is prequential: each forecast is made from the readings before it and scored afterwards, the state
-carried. Weights come from the training part, the epoch kept was the best on the validation part by pinball loss, and
-the test part took no part in any choice. Code and settings are the defaults, apart from the features, horizon and split
-in the commands."""
+carried. Weights come from the training part, and the epoch kept was the best on the validation part by pinball loss.
+Scores of the test parts were seen while the design was explored, and the points at which corrections are learned were
+picked with them in view: treat both data sets as seen. Code and settings are the defaults, apart from the features,
+horizon and split in the commands. What was wanted of a model that is trained once and frozen is the row "streamgru,
+off". Times of training are those of a machine that did other work too."""
 PUBLISHED: Final = """| as published, MSE/MAE at 96 · 192 · 336 · 720 | |
 |---|---|
 | SegRNN, look-back 720 | .351/.392 · .392/.414 · .423/.433 · .466/.472 |
