@@ -115,6 +115,7 @@ def prepare(config: AdaptationConfig) -> None:
 def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places, kernel.Tables]:
     """What the compiled core is told of a configuration."""
     season = config.season_steps
+    learnt_steps = kernel.LEARNT_STEPS * max(1.0, config.horizon_steps / kernel.LEARNT_HORIZON)
     size = kernel.Sizes(
         targets=config.targets,
         horizon=config.horizon_steps,
@@ -133,6 +134,7 @@ def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places
         calibrated=config.calibrated,
         quick_rate=min(kernel.LEVEL_RATE_BOUND, 4.0 / season),
         season_rate=min(kernel.LEVEL_RATE_BOUND, 1.0 / season),
+        forgetting=(1.0 - 1.0 / learnt_steps) ** config.stride,
     )
     begins, place = {}, 0
     for name, kind, shape in config.fields:
@@ -143,13 +145,16 @@ def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places
     bases = np.full((len(CORRECTED_BASES), len(BASES)), -1, np.int64)
     for group, chosen in enumerate(CORRECTED_BASES):
         bases[group, : len(chosen)] = chosen
+    log_discounts, rates = _weighing(config)
     loss_left, loss_share = _between(config.loss_points, config.horizon_steps)
     learn_left, learn_share = _between(config.learn_points, config.horizon_steps)
     tables = kernel.Tables(
         levels=np.array(config.levels),
-        prior=config.prior,
+        log_prior=np.log(config.prior),
         projection=config.projection,
         loss_points=config.loss_points,
+        log_discounts=log_discounts,
+        rates=rates,
         learn_points=config.learn_points,
         loss_left=loss_left,
         loss_share=loss_share,
@@ -158,6 +163,14 @@ def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places
         bases=bases,
     )
     return size, places, tables
+
+
+def _weighing(config: AdaptationConfig) -> tuple[Floats, Floats]:
+    """(L,) ``log_discounts`` and ``rates`` of the compiled core's tables."""
+    independent_steps = np.maximum((config.loss_points + 1) / kernel.INDEPENDENT_PART, 1.0)
+    log_discounts = config.stride * np.log1p(-1.0 / (kernel.MEMORY_LABELS * independent_steps))
+    labels = config.stride / -np.expm1(log_discounts) / independent_steps  # independent ones in a full memory
+    return log_discounts, kernel.RATE * labels
 
 
 def _between(points: Indexes, horizon: int) -> tuple[Indexes, Floats]:

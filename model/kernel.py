@@ -12,7 +12,8 @@ Per target of a sensor, in this order (``_step``):
 3. *Mixture*. Weights fall exponentially with an expert's discounted past loss ("exponentially weighted average
    forecaster"; such a mixture is never much worse than its best expert: Cesa-Bianchi and Lugosi, "Prediction, Learning,
    and Games", 2006, ch. 2). Losses are measured in units of the best expert's mean loss, so neither the sensor's unit
-   nor its predictability matters.
+   nor its predictability matters; and they count by how many independent labels they rest on, so that far ahead, where
+   a year holds few, weights stay near the prior's rather than follow chance.
 4. *Quantiles*. The mixture's median; the GRU's spread around it, resized by the mixture's errors against the GRU's, and
    calibrated: one factor per quantile level and loss point is moved in its logarithm, up when a label fell outside,
    down when inside, in the proportion that is at rest at the nominal coverage (adaptive conformal inference, Gibbs and
@@ -48,7 +49,8 @@ COUNT_BOUND: Final = 2**31 - 1
 
 # --- corrections
 PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regressors of order one, and bound for ever
-FORGETTING: Final = 0.9995  # per step: a memory of some 2,000 steps
+LEARNT_STEPS: Final = 2_000.0  # a correction's memory, up to LEARNT_HORIZON steps ahead; longer in proportion beyond it
+LEARNT_HORIZON: Final = 24.0
 ERROR_RATE: Final = 0.01  # of a running mean |error|
 ERROR_BOUND: Final = 3.0  # mean errors; beyond it an error teaches no more (Huber), which draws means towards medians
 OUTLIER_ERROR: Final = 10.0  # mean errors; a larger error counts as that in the mean
@@ -57,8 +59,11 @@ UNPRACTISED: Final = 20  # labels before a mean |error| is taken as the measure 
 STORED_BOUND: Final = 1e6  # scales; of what a pending forecast keeps in float32
 
 # --- mixture: chosen on the validation parts of ETTh1 and of the Beijing set
-RATE: Final = 0.1
-DISCOUNT: Final = 0.995  # per step
+RATE: Final = 0.1  # per independent label
+# Two forecasts that reach farther ahead than they lie apart share most of their future, and are wrong together: of
+# those that reach n steps ahead, only one in n / INDEPENDENT_PART steps counts as a new label.
+INDEPENDENT_PART: Final = 8.0
+MEMORY_LABELS: Final = 200.0  # independent ones
 LEAST_LOSS: Final = 1e-30  # an expert that never erred: all others then have no weight
 OUTLIER_LOSS: Final = 20.0  # a loss counts as at most this many times the best expert's mean: one must not decide
 OUTLIER_LABELS: Final = 10  # before so many there is no measure of an outlier
@@ -96,6 +101,7 @@ class Sizes(NamedTuple):
     calibrated: bool
     quick_rate: float  # of the level over a quarter of a season
     season_rate: float  # of the level over a season
+    forgetting: float  # per label, of corrections
 
 
 class Places(NamedTuple):
@@ -135,9 +141,11 @@ class Tables(NamedTuple):
     """Constant arrays."""
 
     levels: Numbers  # (Q,) of the quantiles
-    prior: Numbers  # (E,) weights before any label
+    log_prior: Numbers  # (E,) of the weights before any label
     projection: Numbers  # (H, hidden regressors)
     loss_points: Numbers  # (L,) int64: horizon steps, from 0
+    log_discounts: Numbers  # (L,) per label, of the experts' losses
+    rates: Numbers  # (L,) by which weights fall with excess losses, once there are labels to fill the memory
     learn_points: Numbers  # (P,) int64
     loss_left: Numbers  # (h,) int64: the point at or before each horizon step, for interpolating
     loss_share: Numbers  # (h,) of the next point
@@ -356,8 +364,6 @@ def _judge(
 ) -> None:
     """The experts' losses, the size of errors, and the calibration."""
     f4, E, L, Q = record.f4, size.experts, size.loss_points, size.quantiles
-    discount = DISCOUNT**size.stride
-    loss_rate = (1.0 - discount) / (1.0 - discount ** (count + 1.0))
     error_rate = max(ERROR_RATE, 1.0 / (count + 1.0))
     step = max(FACTOR_STEP * math.sqrt(size.stride), min(FIRST_FACTOR_STEP, FACTOR_STEP_LABELS / (count + 1.0)))
     losses, experts = at.losses + k * E * L, at.pending_experts + pending * E * L
@@ -372,6 +378,8 @@ def _judge(
             error = abs(label - f4[experts + e * L + m] * shrunk)
             least = min(least, error * math.sqrt(error))
             least_mean = min(least_mean, np.float64(f4[losses + e * L + m]))
+        log_discount = table.log_discounts[m]
+        loss_rate = math.expm1(log_discount) / math.expm1(log_discount * (count + 1.0))
         bound = max(OUTLIER_LOSS * least_mean, least) if count >= OUTLIER_LABELS and least_mean > 0.0 else np.inf
         for e in range(E):
             error = abs(label - f4[experts + e * L + m] * shrunk)
@@ -441,7 +449,7 @@ def _learn(
             counted = abs(error) if early else min(abs(error), OUTLIER_ERROR * mean)
             f4[means + r * P + p] = mean + rate * (counted - mean)
     if labelled:
-        sound = _update(f4, root, weights, D, R, P, FORGETTING**size.stride, to)
+        sound = _update(f4, root, weights, D, R, P, size.forgetting, to)
         if not sound:
             # A learner that has left all bounds begins anew rather than carry that for ever.
             for i in range(D * D):
@@ -554,21 +562,19 @@ def _forecast_experts(
 
 @_inner
 def _weigh(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
-    """The experts' weights at every loss point, which sum to one; the prior's influence fades as labels come in."""
+    """The experts' weights at every loss point, which sum to one."""
     E, L = size.experts, size.loss_points
     losses = at.losses + k * E * L
-    discount = DISCOUNT**size.stride
-    # The steps that the discounted mean of the labels so far stands for.
-    steps = size.stride * (1.0 - discount ** np.float64(record.i4[at.labels + k])) / (1.0 - discount)
-    left = 1.0 - steps * (1.0 - DISCOUNT)
+    labels = np.float64(record.i4[at.labels + k])
     for m in range(L):
+        rate = -table.rates[m] * math.expm1(table.log_discounts[m] * labels)
         best = np.inf
         for e in range(E):
             best = min(best, np.float64(record.f4[losses + e * L + m]))
         highest = -np.inf
         for e in range(E):
             excess = (record.f4[losses + e * L + m] - best) / max(best, LEAST_LOSS)
-            logit = math.log(table.prior[e]) * left - RATE * steps * excess
+            logit = table.log_prior[e] - rate * excess
             to.weights[e, m] = logit
             highest = max(highest, logit)
         total = 0.0
