@@ -33,6 +33,13 @@ BASES: Final = ("persistence", "profile", "quick_profile", "gru")  # what correc
 CORRECTED_BASES: Final = ((0, 1, 2, 3), (1, 3))
 
 
+def experts_of(level: Level) -> tuple[str, ...]:
+    """The experts' names, in the order of the weights."""
+    if level == "off":
+        return ("gru",)
+    return PLAIN + CORRECTED + (HIDDEN if level == "full" else ())
+
+
 @dataclass(frozen=True)
 class AdaptationConfig:
     """What is adapted, and the sizes that follow."""
@@ -66,9 +73,7 @@ class AdaptationConfig:
     @property
     def experts(self) -> tuple[str, ...]:
         """Their names, in the order of the weights."""
-        if self.level == "off":
-            return ("gru",)
-        return PLAIN + CORRECTED + (HIDDEN if self.level == "full" else ())
+        return experts_of(self.level)
 
     @property
     def groups(self) -> int:

@@ -124,6 +124,7 @@ def explain(ctx: click.Context, sensor: str, timestamp: int) -> None:
 
 
 def _print_explanation(settings: "Settings", explanation: "Explanation") -> None:
+    from model.experts import experts_of
     from pipeline.messages import iso_timestamp, microseconds
 
     forecast = explanation.forecast
@@ -141,8 +142,12 @@ def _print_explanation(settings: "Settings", explanation: "Explanation") -> None
     )
     if forecast.weights:
         for target, weights in forecast.weights.items():
-            shares = ", ".join(f"{expert} {weight:.3f}" for expert, weight in weights.items())
-            click.echo(f"weights    of {target}: {shares}")
+            click.echo(f"weights    of {target}: {_shares(weights)}")
+    if not explanation.weights_agree:
+        experts = experts_of(settings.adaptation.level)
+        for target, shares in zip(settings.targets, explanation.weights.tolist(), strict=True):
+            mixed = _shares(dict(zip(experts, shares, strict=False)))  # of none, where nothing is mixed
+            click.echo(f"  recomputed, of {target}: {mixed or 'none'}")
     for target, published, recomputed in zip(
         settings.targets, explanation.published, explanation.recomputed, strict=True
     ):
@@ -151,7 +156,12 @@ def _print_explanation(settings: "Settings", explanation: "Explanation") -> None
             click.echo(f"  published   {_numbers(row.tolist())}")
             click.echo(f"  recomputed  {_numbers(again.tolist())}")
     word = "equal" if explanation.is_equal else "DIFFERENT"
-    click.echo(f"{word}: the largest difference is {explanation.difference:.1e} of the sensor's scale")
+    beside = "" if explanation.weights_agree else ", and the weights differ"
+    click.echo(f"{word}: the largest difference is {explanation.difference:.1e} of the sensor's scale{beside}")
+
+
+def _shares(weights: dict[str, float]) -> str:
+    return ", ".join(f"{expert} {weight:.3f}" for expert, weight in weights.items())
 
 
 def _numbers(values: list[float]) -> str:

@@ -206,7 +206,7 @@ class Demo:
         with self._step("Audit the topics, score the forecasts, write the report") as telling:
             telling("reading the topics")
             readings = read_readings(self._settings)
-            forecasts = read_forecasts(self._settings, quantiles=True)
+            forecasts = read_forecasts(self._settings, numbers=True)
             counts = audit(readings, forecasts, starts)
             telling("scoring")
             recorded = lay_out(readings, forecasts, self._settings)

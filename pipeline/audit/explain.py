@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.experts import experts_of
 from pipeline.audit.findings import ReadingLog
 from pipeline.audit.recheck import TOLERANCE, relative_differences
 from pipeline.audit.recompute import AcceptedLog, Stretches, accepted_log, recompute
 from pipeline.audit.topic_logs import read_range, read_readings
 from pipeline.audit.verify import LoadModel
+from pipeline.audit.weights import published_weights, weights_agree
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.encoding import round_to_scale
 from pipeline.messages import Forecast, decode_forecast, iso_timestamp, microseconds, quantile_key
@@ -27,12 +29,16 @@ class Explanation:
     begun_us: int  # timestamp of the first reading in the state
     published: NDArray[np.float64]  # (K, Q, h), as they were published
     recomputed: NDArray[np.float64]  # (K, Q, h)
-    difference: float  # the largest, as a part of the sensor's scale or of the value where that is larger
+    weights: NDArray[np.float64]  # (K, E) recomputed, of the experts; E is 0 where none are mixed
+    weights_agree: bool  # with the published ones
+    difference: (
+        float  # of the quantiles, the largest, as a part of the sensor's scale or of the value where that is larger
+    )
 
     @property
     def is_equal(self) -> bool:
         """Whether the recomputed forecast is the published one."""
-        return self.difference <= TOLERANCE
+        return self.difference <= TOLERANCE and self.weights_agree
 
 
 def explain(settings: Settings, load: LoadModel, sensor: str, timestamp_us: int) -> list[Explanation]:
@@ -92,6 +98,8 @@ def _explain(
     expected, scale = again.forecasts.quantiles[-1:], again.forecasts.scale[-1:]
     levels = [quantile_key(level) for level in settings.quantiles]
     published = np.array([[forecast.quantiles[target][level] for level in levels] for target in settings.targets])
+    weights = again.forecasts.weights[-1:]
+    named = published_weights(forecast, settings.targets, experts_of(settings.adaptation.level))
     differences = relative_differences(published[None].astype(np.float32), expected, scale)
     return Explanation(
         forecast=forecast,
@@ -101,5 +109,7 @@ def _explain(
         begun_us=int(accepted.timestamp_us[first]),
         published=published,
         recomputed=round_to_scale(expected, scale)[0],
+        weights=weights[0],
+        weights_agree=bool(weights_agree(named[None], weights)[0]),
         difference=float(differences.max()),
     )

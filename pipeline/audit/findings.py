@@ -59,6 +59,7 @@ class ForecastLog:
     origin: NDArray[np.int64] | None = None  # of the state behind it, and its steps; where they were read
     steps: NDArray[np.int64] | None = None
     quantiles: NDArray[np.float32] | None = None  # (n, targets, levels, horizon), where asked for
+    weights: NDArray[np.float64] | None = None  # (n, targets, experts), likewise; see audit.weights
 
     def __len__(self) -> int:
         return len(self.offset)

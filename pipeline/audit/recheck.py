@@ -12,6 +12,7 @@ from pipeline.audit.findings import ForecastLog
 from pipeline.audit.lineage import Lineage
 from pipeline.audit.recompute import AcceptedLog, Recomputed, Stretches, recompute
 from pipeline.audit.state_audit import state_differences
+from pipeline.audit.weights import weights_agree
 from pipeline.forecaster.encoding import round_to_scale
 from pipeline.settings import Settings
 
@@ -84,12 +85,14 @@ def recheck(
 
 def _compare(outcome: Recheck, forecasts: ForecastLog, rows: Indexes, done: Recomputed, there: Indexes) -> None:
     """Forecasts at ``rows`` against the recomputed ones at ``there``."""
-    assert forecasts.quantiles is not None and forecasts.origin is not None and forecasts.steps is not None
+    assert forecasts.quantiles is not None and forecasts.weights is not None
+    assert forecasts.origin is not None and forecasts.steps is not None
     expected, scale = done.forecasts.quantiles[there], done.forecasts.scale[there]
     differences = relative_differences(forecasts.quantiles[rows], expected, scale)
     largest = differences.reshape(len(rows), -1).max(axis=1, initial=0.0)
     wrong = (
         (largest > TOLERANCE)
+        | ~weights_agree(forecasts.weights[rows], done.forecasts.weights[there])
         | (forecasts.origin[rows] != done.forecasts.origin[there])
         | (forecasts.steps[rows] != done.forecasts.steps[there])
         | (forecasts.warm[rows] != done.forecasts.warm[there])

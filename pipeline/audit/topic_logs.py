@@ -12,8 +12,10 @@ import numpy as np
 from kafka import TopicPartition
 from numpy.typing import NDArray
 
+from model.experts import experts_of
 from model.rules import classify
 from pipeline.audit.findings import REJECTED, ForecastLog, Offsets, ReadingLog
+from pipeline.audit.weights import published_weights
 from pipeline.errors import BrokerUnreachable, KafkaError
 from pipeline.kafka.clients import make_admin, make_consumer, partition_count, translated
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
@@ -141,22 +143,25 @@ def _verdicts(sensor: NDArray[np.int64], timestamp_us: NDArray[np.int64]) -> NDA
     return verdict
 
 
-def read_forecasts(settings: Settings, ends: Offsets | None = None, *, quantiles: bool = False) -> ForecastLog:
-    """The committed forecasts from the topic's beginning to ``ends``, on request with their quantiles.
+def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: bool = False) -> ForecastLog:
+    """The committed forecasts from the topic's beginning to ``ends``, on request with their quantiles and weights.
 
     Raises:
         KafkaError: no broker answers, the topic is missing, the records stop coming, or one is no forecast.
     """
     sensors: dict[str, int] = {}
     columns: list[tuple[int, ...]] = []
-    found: list[NDArray[np.float32]] = []
+    quantiles: list[NDArray[np.float32]] = []
+    weights: list[NDArray[np.float64]] = []
+    experts = experts_of(settings.adaptation.level)
     levels = [quantile_key(level) for level in settings.quantiles]
     for record in read_range(settings, settings.kafka.topics.forecasts, {}, ends):
         try:
             forecast = decode_forecast(record.value)
-            if quantiles:
+            if numbers:
                 by_target = [[forecast.quantiles[target][level] for level in levels] for target in settings.targets]
-                found.append(np.array(by_target, dtype=np.float32))
+                quantiles.append(np.array(by_target, dtype=np.float32))
+                weights.append(published_weights(forecast, settings.targets, experts))
         except (ValueError, KeyError, TypeError) as error:
             raise KafkaError(
                 f"the record at offset {record.offset} of {record.topic}, partition {record.partition}, is no forecast "
@@ -194,7 +199,8 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, quantiles
         sent_ms=table[:, 8],
         origin=table[:, 9],
         steps=table[:, 10],
-        quantiles=np.array(found, dtype=np.float32).reshape(-1, *shape)[order] if quantiles else None,
+        quantiles=np.array(quantiles, dtype=np.float32).reshape(-1, *shape)[order] if numbers else None,
+        weights=np.array(weights).reshape(-1, len(settings.targets), len(experts))[order] if numbers else None,
     )
 
 

@@ -127,7 +127,7 @@ def gather(settings: Settings, span: Span) -> Evidence:
         )
     logger.info("reading states, forecasts, dead letters and readings")
     states = read_states(settings)
-    forecasts = read_forecasts(settings, quantiles=True)
+    forecasts = read_forecasts(settings, numbers=True)
     letters = _read_letters(settings)
     return Evidence(
         readings=read_readings(settings),

@@ -123,6 +123,11 @@ def test_a_planted_number_is_found(forecast_stream: Settings, champion: FolderCh
     assert verdict.largest_difference > 1e-5
 
 
+def test_a_planted_weight_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+    plant_forecast(forecast_stream, other_weights)
+    assert verify(forecast_stream, champion.load).faults == {"twice": 1, "out of order": 1, "different": 1}
+
+
 def test_a_planted_wrong_state_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
     def touch(row: Any) -> None:
         row["hidden"][0, 0] += 1e-3
@@ -206,6 +211,14 @@ def test_the_commands_print_counts_and_exit_with_1_for_a_fault(forecast_stream: 
     assert doubled.exit_code == 1
     assert "the reading has 2 forecasts" in doubled.stderr
     assert "DIFFERENT" in doubled.output
+    assert "the weights differ" not in doubled.output
+
+    plant_forecast(forecast_stream, other_weights)
+    *_, forecast = [found for found in read_forecasts(forecast_stream) if found.sensor_id == SENSORS[0]]
+    weighed = run(forecast_stream, explain_command, SENSORS[0], forecast.issued_at.isoformat())
+    assert weighed.exit_code == 1
+    assert "  recomputed, of a: persistence " in weighed.output
+    assert "and the weights differ" in weighed.output
 
 
 def commit_ends(settings: Settings) -> None:
@@ -232,6 +245,16 @@ def shifted(forecast: Forecast) -> Forecast:
     """A forecast whose numbers are a little too large."""
     quantiles = {"a": {level: [value + 0.1 for value in row] for level, row in forecast.quantiles["a"].items()}}
     return msgspec.structs.replace(forecast, quantiles=quantiles)
+
+
+def other_weights(forecast: Forecast) -> Forecast:
+    """A forecast that says of its two largest weights that each is the other's."""
+    assert forecast.weights is not msgspec.UNSET
+    shares = forecast.weights["a"]
+    first, second = sorted(shares, key=shares.__getitem__, reverse=True)[:2]
+    assert shares[first] > shares[second]
+    swapped = {**shares, first: shares[second], second: shares[first]}
+    return msgspec.structs.replace(forecast, weights={"a": swapped})
 
 
 def plant_forecast(settings: Settings, change: Callable[[Forecast], Forecast]) -> None:

@@ -103,7 +103,7 @@ def test_the_audit_agrees_with_what_was_sent(stream: Settings) -> None:
         ],
     )
     wait_for_forecasts(stream, len(SENSORS) * STEPS + 1)
-    readings, forecasts = read_readings(stream), read_forecasts(stream, quantiles=True)
+    readings, forecasts = read_readings(stream), read_forecasts(stream, numbers=True)
     counts = audit(readings, forecasts, {})
     assert counts.exactly_once
     assert (counts.accepted, counts.late, counts.duplicates, counts.rejected) == (19, 1, 1, 1)

@@ -11,7 +11,7 @@ from model.forecaster import Forecaster
 from pipeline.audit.findings import ACCEPTED, REJECTED, ForecastLog, ReadingLog
 from pipeline.audit.state_audit import LastState
 from pipeline.audit.verify import Evidence, judge
-from pipeline.forecaster.encoding import round_to_scale
+from pipeline.forecaster.encoding import WEIGHT_PARTS, round_to_scale
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.serving import Serving
 from pipeline.messages import decode_state
@@ -61,8 +61,12 @@ def evidence() -> Evidence:
         made = stepped.forecasts
         quantiles = round_to_scale(made.quantiles, made.scale).astype(np.float32)
         return serving, {
-            "quantiles": quantiles, "origin": made.origin, "steps": made.steps, "warm": made.warm
-        }  # fmt: skip
+            "quantiles": quantiles,
+            "weights": np.rint(made.weights * WEIGHT_PARTS) / WEIGHT_PARTS,
+            "origin": made.origin,
+            "steps": made.steps,
+            "warm": made.warm,
+        }
 
     _, before = step(1, 0, SWAP_AT)
     serving, after = step(2, 2 * HOURS.index(50), n)  # a replay from the last beginning is as far back as there is
@@ -122,6 +126,7 @@ def test_a_missing_forecast_is_found(evidence: Evidence) -> None:
     ("name", "value", "found"),
     [
         ("quantiles", 12.5, {"different": 1}),
+        ("weights", np.nan, {"different": 1}),  # none are named
         ("steps", 3, {"different": 1}),
         ("warm", False, {"different": 1}),
         ("origin", 1, {"different": 1}),  # the other sensor's
@@ -132,6 +137,15 @@ def test_a_wrong_field_of_one_forecast_is_found(
     evidence: Evidence, name: str, value: Any, found: dict[str, int]
 ) -> None:
     assert faults(with_forecasts(evidence, lambda log: changed(log, name, 120, value))) == found
+
+
+def test_a_weight_that_is_one_digit_off_is_found(evidence: Evidence) -> None:
+    weights = evidence.forecasts.weights
+    assert weights is not None
+    for wrong in (weights[120] + 1 / WEIGHT_PARTS, np.roll(weights[120], 1, axis=1)):
+        assert faults(with_forecasts(evidence, lambda log, to=wrong: changed(log, "weights", 120, to))) == {
+            "different": 1
+        }
 
 
 def test_a_state_that_begins_later_than_it_must_is_found(evidence: Evidence) -> None:
@@ -147,6 +161,7 @@ def test_a_state_that_begins_later_than_it_must_is_found(evidence: Evidence) -> 
     made = evidence.forecasts
     for column, value in (
         ("quantiles", round_to_scale(stepped.forecasts.quantiles, stepped.forecasts.scale)[0]),
+        ("weights", np.rint(stepped.forecasts.weights[0] * WEIGHT_PARTS) / WEIGHT_PARTS),
         ("origin", last),
         ("steps", 1),
         ("warm", False),
