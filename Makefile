@@ -42,7 +42,7 @@ unit: check ## Pass every check and the tests that need no server
 	$(BIN)/pytest tests/unit tests/fuzz
 
 integration: setup ## Pass the tests against real servers
-	$(BIN)/pytest tests/integration tests/chaos
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/chaos tests/integration # the longest first
 
 bench: setup ## Measure throughput, latency, takeover, restore and more, into tests/benchmarks/SPEED.md
 	$(BIN)/python -m tests.benchmarks

@@ -1,5 +1,6 @@
 """One Kafka, one MLflow and one Prefect for the whole test run, started only if a collected test asks for them."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -21,17 +22,39 @@ SettingsFactory = Callable[..., Settings]
 
 
 class Servers:
-    """The run's own stack, in a folder of its own, on ports that were free."""
+    """The run's own stack, in a folder of its own, on ports that were free.
 
-    def __init__(self) -> None:
-        kafka, mlflow, prefect = free_ports(3)
-        self.home = Path(tempfile.mkdtemp(prefix="streamgru-tests-"))
-        self.settings = Settings(
-            home=self.home, stack={"kafka_port": kafka, "mlflow_port": mlflow, "prefect_port": prefect}
-        )
-        self._stack = Stack(self.settings)
+    The processes that pytest-xdist spreads the tests over share it: whichever is first starts a service, and the others
+    wait for it. They are told where it is by the process that started them, which stops it at the end.
+    """
+
+    def __init__(self, settings: Settings, *, shared: bool) -> None:
+        self.settings = settings
+        self._shared = shared
+        self._stack = Stack(settings)
         self._pool = ThreadPoolExecutor(len(SERVICE_OF_FIXTURE))
         self._starts: dict[str, Future[None]] = {}
+
+    @classmethod
+    def own(cls) -> "Servers":
+        """A stack that this process stops in the end."""
+        kafka, mlflow, prefect = free_ports(3)
+        return cls(
+            Settings(
+                home=Path(tempfile.mkdtemp(prefix="streamgru-tests-")),
+                stack={"kafka_port": kafka, "mlflow_port": mlflow, "prefect_port": prefect},
+            ),
+            shared=False,
+        )
+
+    @classmethod
+    def of(cls, description: str) -> "Servers":
+        """Another process's, from its ``description``."""
+        return cls(Settings(**json.loads(description)), shared=True)
+
+    @property
+    def description(self) -> str:
+        return self.settings.model_dump_json(exclude_unset=True)
 
     def start(self, service: str) -> None:
         """Begin to start a service; ``wait_for`` returns once it answers."""
@@ -45,8 +68,9 @@ class Servers:
     def stop(self) -> None:
         """Stop by process id what was started, also what a failed start left, and remove the folder."""
         self._pool.shutdown(wait=True)
-        self._stack.down()
-        shutil.rmtree(self.home, ignore_errors=True)
+        if not self._shared:
+            self._stack.down()
+            shutil.rmtree(self.settings.home, ignore_errors=True)
 
 
 SERVERS = pytest.StashKey[Servers]()
@@ -56,7 +80,14 @@ def pytest_configure(config: pytest.Config) -> None:
     # A developer's own STREAMGRU_ variables must not lead the tests to other servers.
     for variable in [name for name in os.environ if name.startswith("STREAMGRU_")]:
         del os.environ[variable]
-    config.stash[SERVERS] = Servers()
+    workerinput = getattr(config, "workerinput", None)  # what a process of pytest-xdist was told
+    config.stash[SERVERS] = Servers.own() if workerinput is None else Servers.of(workerinput["servers"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process of pytest-xdist, before it begins, where the servers are."""
+    node.workerinput["servers"] = node.config.stash[SERVERS].description
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -4,6 +4,8 @@ import os
 import socket
 from itertools import islice
 
+_APART = 97  # ports; more than one process takes, and without a common divisor with their number
+
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, all different."""
@@ -38,5 +40,7 @@ def steady_ports(count: int) -> list[int]:
 
     Those that ``free_ports`` gives are of the range that the system takes a client's own end from: a client that tries
     often enough gets the very port it wants to reach, is connected to itself, and keeps the server from coming back.
+    Processes that test side by side, whose numbers follow on each other, begin to look far apart.
     """
-    return list(islice((port for port in range(20_000 + os.getpid() % 5_000, 32_000) if is_free(port)), count))
+    first = 20_000 + os.getpid() * _APART % 10_000
+    return list(islice((port for port in range(first, 32_000) if is_free(port)), count))
