@@ -6,6 +6,7 @@ does the thread end the process.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -64,7 +65,8 @@ class Judge:
 
     Stuck is who had work before it at two looks in a row or more, and for ``limit_s`` of that time neither committed
     nor restored anything; or who has not polled for ``poll_interval_s``, after which the group has given it up. One
-    look would not do: a reading that has just arrived is work, too.
+    look would not do: a reading that has just arrived is work, too. Time in which no broker answers does not count: a
+    commit under way waits for them.
     """
 
     def __init__(self, limit_s: float, poll_interval_s: float) -> None:
@@ -72,6 +74,7 @@ class Judge:
         self._poll_interval_s = poll_interval_s
         self._since: float | None = None  # the first of the looks in a row that found work
         self._looked: float | None = None
+        self._waited = -math.inf  # the last look that found no broker
 
     def state(self, pulse: Pulse, ends: Mapping[int, int] | None, now: float) -> State:
         """What a look found. ``ends`` are those of the partitions' logs; none: no broker answered."""
@@ -80,11 +83,12 @@ class Judge:
             return State.STARTING
         if ends is None:
             self._since = None  # waiting is right, for as long as it takes
+            self._waited = now
             return State.WAITING
         if before is not None and now - before > max(self._limit_s, STOOD_STILL_S):
             self._since = None  # the whole process stood still: the loop has had no time to do anything, either
             return State.RESTORING if pulse.is_restoring else State.SERVING
-        if now - pulse.polled > self._poll_interval_s:
+        if now - max(pulse.polled, self._waited) > self._poll_interval_s:
             return State.STUCK
         if not pulse.is_restoring and not any(lag_of(pulse, ends).values()):
             self._since = None

@@ -27,7 +27,7 @@ from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Trans
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.health import HealthServer, describe
 from pipeline.forecaster.instance import Instance
-from pipeline.forecaster.lookout import Lookout, Pulse
+from pipeline.forecaster.lookout import Lookout, Pulse, State
 from pipeline.forecaster.membership import Rebalances, Standing, is_member
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.forecaster.partitions import Partitions, listed
@@ -175,7 +175,7 @@ class StreamForecaster:
 
     def _connect(self) -> None:
         settings = self._settings
-        self._watchdog = Watchdog(settings.forecaster.commit_timeout_s)
+        self._watchdog = Watchdog(settings.forecaster.commit_timeout_s, is_excused=self._waits_for_broker)
         self._close_at_the_end(self._watchdog.close)
         limit_s = self._options.max_idle_s
         self._lookout = Lookout(
@@ -231,6 +231,9 @@ class StreamForecaster:
         transactional_id = self._instance.transactional_id(self._settings)
         producer = make_producer(self._settings, transactional_id=transactional_id)
         return KafkaTransport(producer, self._readings_topic)
+
+    def _waits_for_broker(self) -> bool:
+        return self._lookout is not None and self._lookout.state is State.WAITING
 
     def _disconnect(self) -> None:
         """Close what was opened, the last first: the group is left at once, so that others take over meanwhile."""

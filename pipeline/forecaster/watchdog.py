@@ -2,8 +2,10 @@
 
 kafka-python waits without limit for a commit, an abort and the offsets of a transaction. A forecaster that hangs there
 would keep its partitions (heartbeats go on) and forecast nothing; ended, a successor takes over within seconds.
+While no broker answers there is nobody to take over, nor anything to take: such time is not counted.
 """
 
+import math
 import os
 import sys
 import threading
@@ -30,14 +32,20 @@ class Watchdog:
     """Watches one call at a time, made by one thread.
 
     Args:
-        limit_s: how long a watched call may take.
+        limit_s: how long a watched call may take, not counting the time in which it is excused.
         end: what to do with the message when it took longer; by default print it and exit with ``EXIT_CODE``.
+        is_excused: whether no call could return now; asked at every check, and so not to wait for anything.
     """
 
     def __init__(
-        self, limit_s: float, end: Callable[[str], None] = end_process, check_interval_s: float = CHECK_INTERVAL_S
+        self,
+        limit_s: float,
+        end: Callable[[str], None] = end_process,
+        check_interval_s: float = CHECK_INTERVAL_S,
+        is_excused: Callable[[], bool] = lambda: False,
     ) -> None:
         self._limit_s = limit_s
+        self._is_excused = is_excused
         self._end = end
         self._interval_s = check_interval_s
         self._watched: tuple[str, float] | None = None  # what, and when it began
@@ -62,9 +70,12 @@ class Watchdog:
     def _watch(self) -> None:
         overdue: tuple[str, float] | None = None
         checks = 0
+        excused = -math.inf  # until then
         while not self._closed.wait(self._interval_s):
+            if self._is_excused():
+                excused = time.monotonic()
             watched = self._watched
-            if watched is None or time.monotonic() - watched[1] < self._limit_s:
+            if watched is None or time.monotonic() - max(watched[1], excused) < self._limit_s:
                 overdue = None
                 continue
             checks = checks + 1 if watched is overdue else 1

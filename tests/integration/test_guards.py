@@ -4,6 +4,7 @@ The counter-tests take a guard away in this process and show the harm: were a gu
 beside it would fail the same way.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -23,9 +24,8 @@ from pipeline.forecaster.watchdog import EXIT_CODE, Watchdog
 from pipeline.kafka.clients import make_consumer, make_producer
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
-from tests.chaos.fleet import Fleet
-from tests.chaos.gauge import STOP
 from tests.conftest import SettingsFactory
+from tests.integration.forecaster_process import run
 from tests.integration.stream_rig import (
     FolderChampion,
     expected_forecasts,
@@ -338,29 +338,32 @@ def test_a_transaction_that_was_open_when_the_broker_died_ends(own_broker: Setti
     producer._sender.force_close()
 
 
-def test_a_commit_that_hangs_ends_the_process_with_a_message(own_broker: Settings, tmp_path: Path) -> None:
-    settings = with_group(own_broker, "hanging")
-    champion = FolderChampion(tmp_path / "models", settings)
-    champion.promote(1, small_forecaster(settings))
+def hang_in_commit(settings: Settings, models: Path, log: Path) -> None:
+    """A forecaster whose client does not return from a commit, for a process of its own."""
+    KafkaTransport.commit = lambda self: threading.Event().wait()
+    run(settings, models, "hanging", None, 0, log)
+
+
+def test_a_commit_that_hangs_though_brokers_answer_ends_the_process_with_a_message(
+    broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path
+) -> None:
+    settings = fresh_settings(features=["a"], targets=["a"], horizon_steps=1, forecaster=TIMEOUTS)
+    ensure_topics(settings)
+    FolderChampion(tmp_path / "models", settings).promote(1, small_forecaster(settings))
     publish(settings, rounds(settings, SENSORS, range(3)))
-    fleet = Fleet(settings, tmp_path / "models", tmp_path / "forecasters", ("hanging",))
-    fleet.want(1)
-    (forecaster,) = fleet.members
-    forecaster.gauge.arm("offsets-sent", STOP)
+    log = tmp_path / "log"
+    log.touch()
+    process = multiprocessing.get_context("forkserver").Process(
+        target=hang_in_commit, args=(settings, tmp_path / "models", log), daemon=True
+    )
+    process.start()
     try:
-        fleet.tend()
-        process = forecaster.process
-        assert process is not None and process.pid is not None
-        wait_until(lambda: forecaster.gauge.has_fired, 30, "it stands right before its commit")
-        with stopped(settings):
-            os.kill(process.pid, signal.SIGCONT)
-            process.join(settings.forecaster.commit_timeout_s + 10)
-        assert process.exitcode == EXIT_CODE
+        process.join(60)
+        assert process.exitcode == EXIT_CODE, log.read_text()
     finally:
-        fleet.end(5)
-    said = (tmp_path / "forecasters" / "hanging" / "log").read_text()
-    assert "has not returned for 3 s" in said, said
-    assert "Traceback" not in said
+        process.kill()
+    assert "has not returned for 3 s" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 # --- what is read, and how long is waited -----------------------------------------------------------------------------

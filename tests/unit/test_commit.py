@@ -173,6 +173,18 @@ def test_a_commit_that_hangs_ends_the_process_with_a_message() -> None:
     assert "a commit has not returned" in messages[0]
 
 
+def test_a_commit_that_hangs_while_no_broker_answers_is_waited_for() -> None:
+    ended = threading.Event()
+    excused = threading.Event()
+    excused.set()
+    watchdog = Watchdog(0.1, lambda message: ended.set(), check_interval_s=0.02, is_excused=excused.is_set)
+    with watchdog.watching("a commit"):
+        assert not ended.wait(0.5)
+        excused.clear()
+        assert ended.wait(5)
+    watchdog.close()
+
+
 def test_a_commit_in_time_leaves_the_process_alone() -> None:
     ended = threading.Event()
     watchdog = Watchdog(0.2, lambda message: ended.set(), check_interval_s=0.02)

@@ -68,6 +68,16 @@ def test_a_broker_that_is_away_is_waited_for() -> None:
     assert looking.state(pulse(5, polled=501.0), {0: 6}, 501.0) is State.SERVING
 
 
+def test_a_loop_that_waited_for_a_broker_within_a_commit_gets_time_to_poll() -> None:
+    looking = judge()
+    for now in range(0, 501, 2):
+        looking.state(pulse(5, polled=0.0), None, float(now))
+    assert looking.state(pulse(5, polled=0.0), {0: 5}, 502.0) is State.SERVING
+    for now in range(504, 560, 2):
+        assert looking.state(pulse(5, polled=0.0), {0: 5}, float(now)) is State.SERVING
+    assert looking.state(pulse(5, polled=0.0), {0: 5}, 561.0) is State.STUCK
+
+
 def test_a_loop_that_does_not_turn_is_stuck_whatever_there_is_to_do() -> None:
     looking = judge()
     assert looking.state(pulse(5, polled=0.0), {0: 5}, POLL_INTERVAL_S - 2) is State.SERVING
