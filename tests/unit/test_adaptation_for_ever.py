@@ -1,0 +1,117 @@
+"""Adaptation over a million steps and in every regime: finite, and never much worse than the best it is mixed from."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model.autoregression import Autoregression
+from model.config import Level, ModelConfig
+from model.sequences import build_sequences
+from tests.unit.test_adaptation import config, errors, gru_like, naive, run
+
+Floats = NDArray[np.float64]
+SEASON = 12
+HOUR_US = 3_600_000_000
+# How much worse than the best, at most, by horizon: the further ahead, the fewer labels that do not overlap.
+MUCH_WORSE = {1: 1.05, 24: 1.1, 96: 1.15}
+# A regime of 1,000 steps has ten of those at 96 steps ahead: too few to leave soon what was right and no longer is.
+CHANGED_TOO_SOON = {("regime_change", 96): 1.4}
+
+
+def noise(T: int, B: int, seed: int) -> Floats:
+    return np.random.default_rng(seed).standard_normal((T, B, 1))
+
+
+def days(T: int, phase: float = 0.0) -> Floats:
+    return np.sin(2 * np.pi * np.arange(T) / SEASON + phase)[:, None, None]
+
+
+def level_shifts(T: int, B: int) -> Floats:
+    """White noise whose level jumps every 400 steps."""
+    return noise(T, B, 1) + np.repeat(8.0 * noise(-(-T // 400), B, 2), 400, axis=0)[:T]
+
+
+def seasonal(T: int, B: int) -> Floats:
+    return 5.0 * days(T) + noise(T, B, 3)
+
+
+def random_walk(T: int, B: int) -> Floats:
+    return noise(T, B, 4).cumsum(axis=0)
+
+
+def trend(T: int, B: int) -> Floats:
+    return 0.05 * np.arange(T)[:, None, None] + noise(T, B, 5)
+
+
+def regime_change(T: int, B: int) -> Floats:
+    """Zero with noise, which the model knows; a random walk; days, on the level that the walk has led to."""
+    third = T // 3
+    walk = noise(third, B, 7).cumsum(axis=0)
+    rest = T - 2 * third
+    return np.concatenate([noise(third, B, 6), walk, walk[-1:] + 6.0 * days(rest) + noise(rest, B, 8)])
+
+
+REGIMES: dict[str, Callable[[int, int], Floats]] = {
+    regime.__name__: regime for regime in (level_shifts, seasonal, random_walk, trend, regime_change)
+}
+
+
+def autoregression(values: Floats, horizon: int) -> Floats:
+    """(T, B, K, h) of the adaptive autoregression, as in the back-test."""
+    T, B, _ = values.shape
+    shape = ModelConfig(("value",), ("value",), HOUR_US, horizon, season_steps=SEASON)
+    sequences = build_sequences(
+        [str(sensor) for sensor in range(B)],
+        np.arange(B + 1) * T,
+        np.tile(np.arange(T) * HOUR_US, B),
+        values.transpose(1, 0, 2).reshape(-1, 1),
+        np.arange(T * B),
+        features=("value",),
+        cadence_us=HOUR_US,
+        max_gap_steps=SEASON,
+    )
+    rule = Autoregression(shape).fit(sequences, HOUR_US)
+    found = [rule.forecasts(sequences, sensor, sensor * T, (sensor + 1) * T)[:, :, 1] for sensor in range(B)]
+    return np.stack(found, axis=1)
+
+
+@pytest.mark.parametrize("horizon", MUCH_WORSE)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_is_never_much_worse_than_the_best_of_all_that_people_use(horizon: int, regime: str) -> None:
+    values = REGIMES[regime](3_000, 2)
+    forecasts = run(config(horizon=horizon), values).quantiles[:, :, :, 1]
+    others = {
+        "persistence": naive(values, horizon, 1),
+        "seasonal": naive(values, horizon, SEASON),
+        "model": gru_like(values, horizon)[:, :, :, 1],
+        "autoregression": autoregression(values, horizon),
+    }
+    found = {name: float(np.abs(errors(values, other, 600)).mean()) for name, other in others.items()}
+    most = CHANGED_TOO_SOON.get((regime, horizon), MUCH_WORSE[horizon]) * min(found.values())
+    assert np.abs(errors(values, forecasts, 600)).mean() < most, found
+
+
+T = 100_000  # ``test_adaptation`` goes on to a million with the constant, the missing and the wild
+FOR_EVER: dict[str, Callable[[np.random.Generator], Floats]] = {
+    "constant": lambda rng: np.full(T, -4.2e5),
+    "missing": lambda rng: np.where(rng.random(T) < 0.98, np.nan, rng.standard_normal(T)),
+    "wildly scaled": lambda rng: rng.choice([-1.0, 1.0], T) * 10.0 ** rng.uniform(-150, 150, T),
+    "random": lambda rng: rng.standard_normal(T),
+    "random walk": lambda rng: rng.standard_normal(T).cumsum(),
+}
+
+
+@pytest.mark.parametrize(("level", "horizon"), [("full", 1), ("light", 24)])
+def test_whatever_is_read_a_hundred_thousand_times_leaves_everything_finite(level: Level, horizon: int) -> None:
+    random = np.random.default_rng(0)
+    values = np.stack([make(random) for make in FOR_EVER.values()], axis=1)[:, :, None]
+    states, length = None, 10_000
+    for begin in range(0, T, length):
+        got = run(config(level, horizon=horizon), values[begin : begin + length], states=states, start=begin)
+        states = got.states
+        assert np.isfinite(got.quantiles).all()
+        assert (np.diff(got.quantiles, axis=3) >= 0.0).all()
+    for field in got.states.dtype.names or ():
+        assert np.isfinite(got.states[field]).all(), field
