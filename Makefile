@@ -48,7 +48,7 @@ bench: setup ## Measure throughput, latency, takeover, restore and more, into te
 	$(BIN)/python -m tests.benchmarks
 
 quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ablations, for hours; what is done is kept
-	$(BIN)/python -m tests.benchmarks.quality $(if $(DATA),--etth1 $(DATA))
+	$(BIN)/python -m tests.benchmarks.quality $(if $(DATA),--etth1 $(DATA)) $(if $(NAB),--nab $(NAB))
 
 chaos: setup ## Kill, stall and rebalance forecasters and brokers for twenty minutes, and check every forecast
 	$(BIN)/python -m tests.chaos --report tests/chaos

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.settings import ForecasterSettings
-from tests.benchmarks import ablation, quality_report
+from tests.benchmarks import ablation, carrying, quality_report
 
 REPORT: Final = Path(__file__).with_name("QUALITY.md")
 BEIJING: Final = Path("deploy/data/beijing.parquet")
@@ -43,8 +43,8 @@ class Run:
         return ["streamgru", *chosen, "backtest", *arguments]
 
 
-def back_tests(etth1: Path | None, beijing: Path) -> Iterator[Run]:
-    """All there are."""
+def back_tests(etth1: Path | None, beijing: Path, nab: Path | None = None) -> Iterator[Run]:
+    """All there are of these files."""
     if etth1 is not None:
         wide = ("--columns-as-sensors", "--timezone", "UTC", "--standardise")
         for horizon in (96, 192, 336, 720):
@@ -54,11 +54,13 @@ def back_tests(etth1: Path | None, beijing: Path) -> Iterator[Run]:
     stations = ("--sensor-column", "station", "--timezone", "Asia/Shanghai", "--budget", str(BEIJING_BUDGET_S))
     for horizon in (1, 24):
         yield Run(f"beijing-{horizon}", beijing, (*stations, "--horizon", str(horizon)), Path("deploy/beijing.toml"))
+    if nab is not None:
+        yield Run("nab-24", nab, ("--timezone", "UTC", "--horizon", "24"))
 
 
 def main() -> None:
     options = _options()
-    runs = list(back_tests(options.etth1, options.beijing))
+    runs = list(back_tests(options.etth1, options.beijing, options.nab))
     more = ("--budget", str(options.budget)) if options.budget else ()
     failed = []
     for seed in options.seeds:
@@ -71,6 +73,8 @@ def main() -> None:
                     failed.append(out.name)
         if options.etth1 is not None and options.only in ablation.NAME and not options.report:
             ablation.run_all(options.etth1, seed, options.runs, options.budget)
+    if options.only in carrying.NAME and not options.report:
+        carrying.run_all(runs, options.seeds, options.runs)
     REPORT.write_text(quality_report.written(options.runs, runs, options.seeds), encoding="utf-8")
     print(f"the tables are in {os.path.relpath(REPORT)}")
     if failed:
@@ -81,6 +85,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Back-test every data set, horizon and seed, and write the tables.")
     parser.add_argument("--etth1", type=Path, help="ETTh1.csv of the ETDataset repository; without it, not run")
     parser.add_argument("--beijing", type=Path, default=BEIJING)
+    parser.add_argument("--nab", type=Path, help="ambient_temperature_system_failure.csv of NAB; without it, not run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path(".streamgru/quality"), help="folder of the runs' results")
     parser.add_argument("--only", default="", help=f"part of the names of what to run, e.g. beijing or {ablation.NAME}")

@@ -1,7 +1,6 @@
 """QUALITY.md out of the results of ``make quality``: means over seeds and how far these lie apart."""
 
 import json
-import math
 import platform
 import shlex
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from tests.benchmarks import ablation
+from tests.benchmarks import ablation, carrying_report
+from tests.benchmarks.markdown import mean, spread, table
 
 if TYPE_CHECKING:
     from tests.benchmarks.quality import Run
@@ -45,6 +45,7 @@ Scores of the test parts were seen while the design was explored, and the points
 picked with them in view: treat both data sets as seen. Code and settings are the defaults, apart from the features,
 horizon and split in the commands. What was wanted of a model that is trained once and frozen is the row "streamgru,
 off". Times of training are those of a machine that did other work too."""
+NAB: Final = "NAB ambient temperature: one sensor, 11 months, pauses of up to 7 days"
 PUBLISHED: Final = """| as published, MSE/MAE at 96 · 192 · 336 · 720 | |
 |---|---|
 | SegRNN, look-back 720 | .351/.392 · .392/.414 · .423/.433 · .466/.472 |
@@ -64,8 +65,10 @@ def written(runs: Path, back_tests: Sequence["Run"], seeds: Sequence[int]) -> st
     ]
     parts += _etth1(results, "etth1-", FROZEN, "ETTh1, 12/4/4 months, trained once", PUBLISHED)
     parts += _etth1(results, "etth1-stream-", STREAMED, "ETTh1 streaming, 4/1/15 months, trained once", "")
-    parts += _beijing(results)
+    parts += _in_units(results, "beijing-", (1, 24), "Beijing, 12 stations, the last fifth of four years")
+    parts += _in_units(results, "nab-", (24,), NAB)
     parts += _intervals(results)
+    parts += carrying_report.sections(runs, seeds)
     parts += _ablations(runs, seeds)
     commands = "\n".join(shlex.join(_anywhere(run).command(seeds[0])) for run in back_tests)
     others = f" (and with `--seed` {', '.join(map(str, seeds[1:]))})" if seeds[1:] else ""
@@ -98,8 +101,8 @@ def _etth1(
                 [
                     str(horizon) if first else "",
                     name,
-                    _spread([one["scores"][name]["scaled"]["mse"] for one in done], model),
-                    _spread([one["scores"][name]["scaled"]["mae"] for one in done], model),
+                    spread([one["scores"][name]["scaled"]["mse"] for one in done], model),
+                    spread([one["scores"][name]["scaled"]["mae"] for one in done], model),
                     target.most if first else "",
                     target.aim if first else "",
                     _seconds(done) if first else "",
@@ -113,13 +116,13 @@ def _etth1(
         "Each column of the file is a sensor; errors in standard deviations of its training part. The model is trained "
         f"once; `{MODEL}` adapts by default between readings, and the level beside it says what else was tried."
     )
-    return [f"## {title}", intro, _table(header, rows), *([below] if below else [])]
+    return [f"## {title}", intro, table(header, rows), *([below] if below else [])]
 
 
-def _beijing(results: dict[str, list[Scores]]) -> list[str]:
+def _in_units(results: dict[str, list[Scores]], prefix: str, horizons: Sequence[int], title: str) -> list[str]:
     rows = []
-    for horizon in (1, 24):
-        done = results.get(f"beijing-{horizon}", [])
+    for horizon in horizons:
+        done = results.get(f"{prefix}{horizon}", [])
         for target in done[0]["model"]["targets"] if done else []:
             for number, name in enumerate(_forecasts(done)):
                 first = number == 0
@@ -129,8 +132,8 @@ def _beijing(results: dict[str, list[Scores]]) -> list[str]:
                         target if first else "",
                         name,
                         *(
-                            _spread(
-                                [_mean(one["scores"][name]["by_horizon"][target][metric]) for one in done],
+                            spread(
+                                [mean(one["scores"][name]["by_horizon"][target][metric]) for one in done],
                                 name.startswith(MODEL),
                             )
                             for metric in ("mae", "crps")
@@ -146,7 +149,7 @@ def _beijing(results: dict[str, list[Scores]]) -> list[str]:
         "Means over all steps up to the horizon, in the target's unit. Wanted: below every baseline in both. The CRPS "
         "is that of the quantiles, each standing for the levels nearest to it."
     )
-    return ["## Beijing, 12 stations, the last fifth of four years", intro, _table(header, rows)]
+    return [f"## {title}", intro, table(header, rows)]
 
 
 def _intervals(results: dict[str, list[Scores]]) -> list[str]:
@@ -164,14 +167,14 @@ def _intervals(results: dict[str, list[Scores]]) -> list[str]:
                         f"{nominal['nominal']:.0%}",
                         _points([one["overall"] - one["nominal"] for one in interval]),
                         _points([one["worst_off"] for one in interval]),
-                        _spread([one["scores"][name]["scaled"]["winkler"] for one in done], True),
+                        spread([one["scores"][name]["scaled"]["winkler"] for one in done], True),
                     ]
                 )
     if not rows:
         return []
     header = ["run", "forecast", "interval", "held, points off", "worst sensor, points off", "Winkler"]
     intro = "Wanted: within 2 points overall, within 4 for the worst sensor. The Winkler score is of the outermost."
-    return ["## Intervals", intro, _table(header, rows)]
+    return ["## Intervals", intro, table(header, rows)]
 
 
 def _ablations(runs: Path, seeds: Sequence[int]) -> list[str]:
@@ -183,10 +186,10 @@ def _ablations(runs: Path, seeds: Sequence[int]) -> list[str]:
             continue
 
         def column(part: str, metric: str, done: list[Scores] = done) -> str:
-            return _spread([one[part][metric] for one in done], True)
+            return spread([one[part][metric] for one in done], True)
 
         scores = [column(part, metric) for part in ("validation", "test") for metric in ablation.METRICS]
-        seconds = _mean([one["seconds"] for one in done])
+        seconds = mean([one["seconds"] for one in done])
         rows.append([variant.name, *scores, f"{seconds:.0f} s" if seconds >= 1.0 else "", str(len(done))])
     if not rows:
         return []
@@ -197,41 +200,22 @@ def _ablations(runs: Path, seeds: Sequence[int]) -> list[str]:
         "changed at a time. "
         "What is chosen is chosen by the validation columns."
     )
-    return ["## Ablations", intro, _table([*header, "time", "seeds"], rows)]
+    return ["## Ablations", intro, table([*header, "time", "seeds"], rows)]
 
 
 def _forecasts(done: list[Scores]) -> list[str]:
     return list(done[0]["scores"]) if done else []
 
 
-def _spread(values: Sequence[float], model: bool) -> str:
-    """The mean, with the spread where seeds differ (they change nothing for a baseline)."""
-    mean = _mean(values)
-    text = f"{mean:.3f}" if abs(mean) < 10 else f"{mean:.2f}"
-    if len(values) < 2 or not model:
-        return text
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{text} ± {deviation:.3f}"
-
-
 def _points(shares: Sequence[float]) -> str:
-    return f"{100 * _mean(shares):+.1f}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return f"{100 * mean(shares):+.1f}"
 
 
 def _seconds(done: list[Scores]) -> str:
     if not done[0]["training"]:
         return ""
-    seconds = _mean([one["training"]["seconds"] for one in done])
+    seconds = mean([one["training"]["seconds"] for one in done])
     return f"{seconds:.0f} s"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
 def _machine() -> str:

@@ -1,0 +1,71 @@
+"""What carrying a state for ever is worth, by the models that the back-tests of ``make quality`` have left.
+
+Each study takes a trained model and its data, steps states through them as the stream would, and leaves a JSON file in
+the runs' folder; one that is there is not made again.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from model.config import NO_ADAPTATION, Adaptation
+from pipeline.evaluation.report import SCORES
+from pipeline.settings import ForecasterSettings
+from tests.benchmarks.case import Case, Result
+from tests.benchmarks.disturbances import gaps, rescaled, swap
+from tests.benchmarks.long_run import tiled, windows
+
+if TYPE_CHECKING:
+    from tests.benchmarks.quality import Run
+
+NAME: Final = "carrying"
+DEFAULT: Final = Adaptation(ForecasterSettings().adaptation, ForecasterSettings().calibration)
+ADAPTATIONS: Final = {adaptation.level: adaptation for adaptation in (NO_ADAPTATION, DEFAULT)}
+_ALONE: Final[dict[str, Callable[[Case, Adaptation], Result]]] = {
+    "windows": windows,
+    "tiled": tiled,
+    "rescaled": rescaled,
+    "gaps": gaps,
+}
+SWAP: Final = "swap"
+# Which runs each study is made with.
+STUDIES: Final[dict[str, tuple[str, ...]]] = {
+    "windows": ("etth1-96", "etth1-stream-24", "beijing-24"),
+    "tiled": ("etth1-96",),
+    "rescaled": ("etth1-96", "etth1-stream-24"),
+    SWAP: ("etth1-96", "etth1-stream-24", "beijing-24"),
+    "gaps": ("beijing-24",),
+}
+
+
+def run_all(back_tests: Sequence["Run"], seeds: Sequence[int], runs: Path) -> None:
+    """Makes every study whose result is not there yet and whose models are."""
+    named = {run.name: run for run in back_tests}
+    for seed, level, (study, names) in product(seeds, ADAPTATIONS, STUDIES.items()):
+        for name in [name for name in names if name in named]:
+            trained = [other for other in seeds if (_folder(runs, name, other) / SCORES).exists()]
+            others = [other for other in trained if other != seed]
+            out = result_path(runs, study, name, level, seed)
+            if out.exists() or seed not in trained or (study == SWAP and not others):
+                continue
+            print(f"{study}: {name}, adaptation {level}, seed {seed}", flush=True)
+            case = Case.read(named[name], _folder(runs, name, seed), seed)
+            if study == SWAP:
+                old = Case.read(named[name], _folder(runs, name, others[0]), seed)
+                found = swap(case, old, ADAPTATIONS[level])
+            else:
+                found = _ALONE[study](case, ADAPTATIONS[level])
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def result_path(runs: Path, study: str, run: str, level: str, seed: int) -> Path:
+    """Where a study's result is kept."""
+    return runs / NAME / f"{study}-{run}-{level}-seed{seed}.json"
+
+
+def _folder(runs: Path, run: str, seed: int) -> Path:
+    """Where a back-test's results are kept."""
+    return runs / f"{run}-seed{seed}"

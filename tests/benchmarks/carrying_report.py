@@ -1,0 +1,255 @@
+"""The sections of QUALITY.md on carried states, out of what the studies of ``tests.benchmarks.carrying`` left."""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from tests.benchmarks.carrying import ADAPTATIONS, STUDIES, SWAP, result_path
+from tests.benchmarks.long_run import FACTOR, OFFSET, TILED_STEPS
+from tests.benchmarks.markdown import mean, spread, table
+
+# A cost below this, of a swap or of a change of unit, counts as none.
+RECOVERED: Final = 1.05
+NAIVE: Final = ("seasonal naive", "persistence")
+
+Found = dict[tuple[str, str], list[dict[str, Any]]]  # by run and level, each seed's
+
+
+def sections(runs: Path, seeds: Sequence[int]) -> list[str]:
+    """What there is of them."""
+    makers: dict[str, Callable[[Found], list[str]]] = {
+        "windows": _windows,
+        "tiled": _tiled,
+        "rescaled": _rescaled,
+        SWAP: _swap,
+        "gaps": _gaps,
+    }
+    parts: list[str] = []
+    for study, make in makers.items():
+        found: Found = {}
+        for run in STUDIES[study]:
+            for level in ADAPTATIONS:
+                paths = [result_path(runs, study, run, level, seed) for seed in seeds]
+                done = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+                if done:
+                    found[run, level] = done
+        if found:
+            parts += make(found)
+    return parts
+
+
+def metric_of(run: str) -> str:
+    """What errors are given in: as in the data set's own table."""
+    return "mse" if run.startswith("etth1") else "mae"
+
+
+def _heading(found: Found) -> list[str]:
+    return [f"{run}, {level}, {metric_of(run).upper()}" for run, level in found]
+
+
+def _windows(found: Found) -> list[str]:
+    def row(name: str, take: Callable[[dict[str, Any]], Any]) -> list[str]:
+        cells = []
+        for (run, _), done in found.items():
+            scores = [take(one) for one in done]
+            cells.append("" if None in scores else spread([score[metric_of(run)] for score in scores]))
+        return [name, *cells]
+
+    first = next(iter(found.values()))[0]
+    rows = [row(f"the last {length}", lambda one, n=length: one["replayed"].get(n)) for length in first["replayed"]]
+    rows.append(row("**all: carried**", lambda one: one["carried"]))
+    rows += [row(name, lambda one, name=name: one["naive"][name]) for name in NAIVE]
+    strange = [row(f"{length}", lambda one, n=length: one["stranger"].get(n)) for length in first["stranger"]]
+    cold = ", ".join(str(length) for length in first["cold"])
+    parts = [
+        "## States carried beside windows replayed",
+        (
+            f"The same forecasts of the test part ({first['moments']} moments by seed, all sensors, the whole "
+            "horizon), made from states that have seen no more than the last so many readings, and from the state "
+            "carried from the first reading on. Wanted: carried no worse than any window, and the first forecasts of a "
+            f"new sensor sane. Forecasts after {cold} readings are marked cold (`warm: false`)."
+        ),
+        table(["readings seen", *_heading(found)], rows),
+        (
+            "The same for a sensor that training did not know, in a unit that it did not know (values times "
+            f"{FACTOR:,.0f} + {OFFSET:,.0f}; errors in the unit of before):"
+        ),
+        table(["readings seen", *_heading(found)], [row for row in strange if any(row[1:])]),
+    ]
+    ages = []
+    for (run, level), done in found.items():
+        metric = metric_of(run)
+        for part, here in enumerate(done[0]["by_age"]):
+
+            def cell(name: str, part: int = part, done: Any = done, metric: str = metric) -> float:
+                return mean([one["by_age"][part][name][metric] for one in done])
+
+            norm = [mean([one["by_age"][part]["norm"][layer] for one in done]) for layer in range(len(here["norm"]))]
+            ages.append(
+                [
+                    f"{run}, {level}" if not part else "",
+                    f"{here['steps'][0]:,} to {here['steps'][1]:,}",
+                    f"{cell('carried'):.3f}",
+                    f"{cell('replayed'):.3f}",
+                    f"{cell('carried') / cell('replayed') - 1.0:+.1%}",
+                    " · ".join(f"{size:.2f}" for size in norm),
+                ]
+            )
+    longest = list(first["replayed"])[-1]
+    header = ["run", "steps carried", "carried", f"the last {longest}", "difference", "hidden state"]
+    parts += [
+        (
+            "By age of the carried state, to the data's length. Errors differ from part to part as the data do: what "
+            f"counts is the difference from states that have seen the last {longest} readings only. The hidden state's "
+            "size is the root mean square of layer 1 · layer 2."
+        ),
+        table(header, ages),
+    ]
+    return parts
+
+
+def _tiled(found: Found) -> list[str]:
+    rows = []
+    for (run, level), done in found.items():
+        metric, tiles = metric_of(run), done[0]["tiles"]
+        reference = mean([one["tiles"][1][metric] for one in done])
+        for number in sorted({0, 1, 2, 4, 9, 19, len(tiles) - 1} & set(range(len(tiles)))):
+            here = [one["tiles"][number] for one in done]
+            error = mean([one[metric] for one in here])
+            sizes, largest = (
+                " · ".join(f"{mean([one[key][layer] for one in here]):.3f}" for layer in range(len(here[0][key])))
+                for key in ("norm", "largest_norm")
+            )
+            name = f"{run}, {level}" if not number else ""
+            rows.append(
+                [name, f"{here[0]['steps']:,}", f"{error:.4f}", f"{error / reference - 1:+.2%}", sizes, largest]
+            )
+    steps = f"{TILED_STEPS:,}"
+    return [
+        f"## Carried for {steps} steps",
+        (
+            "The test part of ETTh1, in whole weeks, over and over; each tile's last week fades into the week before "
+            "its first reading, so that no seam jumps. The readings are the same each time: any difference from the "
+            "second tile is the state's age. Wanted: errors and hidden states that stay."
+        ),
+        table(["run", "steps, until", "MSE", "from the second tile", "hidden state", "largest in a week"], rows),
+    ]
+
+
+def _rescaled(found: Found) -> list[str]:
+    changes = [name for name in next(iter(found.values()))[0]["errors"] if name != "none"]
+    parts, rows = [], []
+    for (run, level), done in found.items():
+        metric, steps = metric_of(run), done[0]["steps"]
+        ratios = {
+            name: [
+                mean([one["errors"][name][stage][metric] for one in done])
+                / mean([one["errors"]["none"][stage][metric] for one in done])
+                for stage in range(len(steps))
+            ]
+            for name in changes
+        }
+        for stage, end in enumerate(steps):
+            begin = steps[stage - 1] + 1 if stage else 1
+            span = f"{begin:,} to {end:,}" if end > begin else f"{end:,}"
+            rows.append(
+                [f"{run}, {level}" if not stage else "", span, *(_times(ratios[name][stage]) for name in changes)]
+            )
+        told = []
+        for name in changes:
+            late = [stage for stage, ratio in enumerate(ratios[name]) if ratio > RECOVERED]
+            end = steps[late[-1]] if late else 0
+            told.append(f"{name}: " + ("not within what was measured" if end == steps[-1] else f"after {end:,} steps"))
+        parts.append(f"{run}, {level} - {'; '.join(told)}.")
+    return [
+        "## A sensor whose unit changes",
+        (
+            "While a sensor is forecast, all its values are from one reading on multiplied, divided, or lifted by 100 "
+            "standard deviations. Squared errors in the new unit, as a multiple of those without the change. "
+            f"Recovered (for good below {RECOVERED:g}): " + " ".join(parts)
+        ),
+        table(["run", "steps since", *changes], rows),
+    ]
+
+
+def _swap(found: Found) -> list[str]:
+    kinds = ("warmed up again", "the old model's states", "blank", "the old model")
+    rows = []
+    for (run, level), done in found.items():
+        metric = metric_of(run)
+
+        def first(one: dict[str, Any], kind: str, upto: int, metric: str = metric) -> float:
+            """The mean over the first stages, each by its length."""
+            ends = [0, *one["steps"]][: upto + 1]
+            lengths = [after - before for before, after in pairwise(ends)]
+            stages = one["errors"][kind][:upto]
+            return sum(n * stage[metric] for n, stage in zip(lengths, stages, strict=True)) / sum(lengths)
+
+        for upto, end in enumerate(done[0]["steps"], start=1):
+            whole = [first(one, "never interrupted", upto) for one in done]
+            costs = [
+                mean([first(one, kind, upto) / base - 1.0 for one, base in zip(done, whole, strict=True)])
+                for kind in kinds
+            ]
+            rows.append(
+                [
+                    f"{run}, {level}" if upto == 1 else "",
+                    str(end),
+                    f"{metric.upper()} {mean(whole):.3f}",
+                    *(f"{cost:+.1%}" for cost in costs),
+                ]
+            )
+    replayed = ", ".join(f"{level}: {done[0]['replayed']:,}" for (_, level), done in found.items())
+    replayed = ", ".join(dict.fromkeys(replayed.split(", ")))
+    return [
+        "## A model takes over from another",
+        (
+            "A model trained with another seed takes over in the middle of the test part. Its errors over the first "
+            "forecasts, beside those of the same model had it never been interrupted: warmed up again by a replay of "
+            f"the last readings (as the stream does; {replayed}), fed the old model's states as they are, begun blank; "
+            "and what the old model would have come to. Wanted: at most 2 % over the first 50, warmed up again."
+        ),
+        table(["run", "first forecasts", "never interrupted", *kinds], rows),
+    ]
+
+
+def _gaps(found: Found) -> list[str]:
+    parts = []
+    for (run, level), done in found.items():
+        metric = metric_of(run)
+        rows = []
+        names = list(done[0]["by_gap"]["0"])
+        for gap, here in done[0]["by_gap"].items():
+
+            def cell(name: str, stage: int, gap: str = gap, done: Any = done, metric: str = metric) -> float:
+                return mean([one["by_gap"][gap][name][stage][metric] for one in done])
+
+            cells = [gap if gap != "0" else "none"]
+            for name in names:
+                for stage in range(len(here[name])):
+                    base = mean([one["by_gap"]["0"][name][stage][metric] for one in done])
+                    change = f" ({cell(name, stage) / base - 1.0:+.0%})" if gap != "0" else ""
+                    if name == "model" or not stage:
+                        cells.append(f"{cell(name, stage):.3f}{change}")
+            rows.append(cells)
+        steps = done[0]["steps"]
+        spans = ["1st", *(f"{before + 1} to {after}" for before, after in pairwise(steps))]
+        header = ["hours left out", *(f"{span} forecast after" for span in spans)]
+        header += [f"{name}, 1st" for name in names if name != "model"]
+        parts += [f"{run}, adaptation {level}:", table(header, rows)]
+    return [
+        "## Gaps",
+        (
+            "Blocks of readings of the Beijing set left out by seed (of all stations at once), and the mean absolute "
+            "errors of the forecasts after them, in mean seasonal differences; in brackets, against the same forecasts "
+            "without the gap. Gaps of up to 168 hours are stepped as missing; after a longer one the state begins "
+            "anew, marked cold."
+        ),
+        *parts,
+    ]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.3f}" if ratio < 10 else f"{ratio:,.0f}"

@@ -1,0 +1,142 @@
+"""What disturbs a carried state: another unit, another model, readings that stay away.
+
+Letters: S sensors, M moments, K targets, h horizon steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from model.backtest import Persistence, SeasonalNaive
+from model.config import Adaptation
+from model.state import States
+from model.stepper import Stepper
+from tests.benchmarks.case import Case, Result, by_sensor, carried, medians_by_rule, scored, side_by_side
+from tests.benchmarks.panel import Floats, Indexes, Walk
+
+# Disturbed are the states of all sensors at so many moments.
+MOMENTS: Final = 24
+AFTER_CHANGE: Final = (1, 6, 24, 48, 96, 168, 336, 504, 672, 1_008)
+AFTER_SWAP: Final = (1, 10, 50)
+GAPS: Final = (1, 3, 6, 12, 24, 48, 96, 168, 343)
+AFTER_GAP: Final = (1, 6, 24)
+
+
+def rescaled(case: Case, adaptation: Adaptation) -> Result:
+    """Errors after all values of a sensor have changed their unit, by steps since then."""
+    stepper = Stepper(case.forecaster, adaptation)
+    moments = case.moments(MOMENTS, after=AFTER_CHANGE[-1])
+    states = carried_at(case, adaptation, moments)
+    unit = np.tile(case.scale[:, :1], (len(moments), 1))[:, :, None]  # (M·S, 1, 1)
+    changes = {
+        "none": (1.0, 0.0 * unit),
+        "times 1,000": (1_000.0, 0.0 * unit),
+        "by 1,000": (0.001, 0.0 * unit),
+        "plus 100 deviations": (1.0, 100.0 * unit),
+    }
+    found = {}
+    for name, (factor, offset) in changes.items():
+        names, times, values = side_by_side(case.panel, moments + 1, moments + 1 + AFTER_CHANGE[-1])
+        walk = Walk(stepper, names, states.copy())
+        found[name] = stages(case, walk, moments + 1, times, values, AFTER_CHANGE, factor, offset)
+    return {"steps": AFTER_CHANGE, "errors": found}
+
+
+def swap(case: Case, old: Case, adaptation: Adaptation) -> Result:
+    """Errors of a model's first forecasts in another's place, by what its states were made of."""
+    stepper, olds = Stepper(case.forecaster, adaptation), Stepper(old.forecaster, adaptation)
+    replay = adaptation.replay_steps
+    moments = case.moments(MOMENTS, after=AFTER_SWAP[-1])
+    names, times, values = side_by_side(case.panel, moments + 1, moments + 1 + AFTER_SWAP[-1])
+    rewarmed = Walk.blank(stepper, names)
+    rewarmed.go(*side_by_side(case.panel, moments + 1 - replay, moments + 1)[1:], [])
+    before = carried_at(old, adaptation, moments)
+    walks = {
+        "never interrupted": Walk(stepper, names, carried_at(case, adaptation, moments)),
+        "warmed up again": rewarmed,
+        "the old model's states": Walk(stepper, names, before.copy()),
+        "blank": Walk.blank(stepper, names),
+        "the old model": Walk(olds, names, before),
+    }
+    found = {name: stages(case, walk, moments + 1, times, values, AFTER_SWAP) for name, walk in walks.items()}
+    return {"steps": AFTER_SWAP, "replayed": replay, "errors": found}
+
+
+def gaps(case: Case, adaptation: Adaptation) -> Result:
+    """Errors of the first forecasts after blocks of readings that were left out, and without the gap."""
+    stepper, last = Stepper(case.forecaster, adaptation), AFTER_GAP[-1]
+    moments = case.moments(MOMENTS, after=last)  # of the first reading after the gap
+    starts = {length: moments - length - 1 for length in (0, *GAPS)}
+    at = carried(case, adaptation, np.concatenate(list(starts.values())).tolist())
+    names, times, values = side_by_side(case.panel, moments, moments + last)
+    found: Result = {"steps": AFTER_GAP, "by_gap": {}}
+    for length, befores in starts.items():
+        states = np.concatenate([at[before] for before in befores.tolist()])
+        walk = Walk(stepper, names, states)
+        rows = {"model": stages(case, walk, moments, times, values, AFTER_GAP)}
+        if not adaptation.active:
+            rows |= _naive_after(case, moments, length)
+        found["by_gap"][str(length)] = rows
+    return found
+
+
+def carried_at(case: Case, adaptation: Adaptation, moments: Indexes) -> States:
+    """(M·S,) the states carried from the first reading on, after these, as ``side_by_side`` lays them out."""
+    at = carried(case, adaptation, moments.tolist())
+    return np.concatenate([at[moment] for moment in moments.tolist()])
+
+
+def stages(
+    case: Case,
+    walk: Walk,
+    begins: Indexes,
+    times: Indexes,
+    values: Floats,
+    ends: Sequence[int],
+    factor: float = 1.0,
+    offset: Floats | float = 0.0,
+) -> list[Result]:
+    """Scores of the forecasts up to each of ``ends`` steps on, from the end before it.
+
+    Args:
+        begins: (M,) readings that the steps begin with; times, values: as ``side_by_side`` gives them.
+        factor, offset: of the unit that the sensors are read in; errors are in that of the data.
+    """
+    found, begin = [], 0
+    for end in ends:
+        part = slice(begin, end)
+        medians = walk.go(times[:, part], values[:, part] * factor + offset, range(end - begin))
+        medians = by_sensor((medians - np.asarray(offset)[..., None]) / factor, len(begins))
+        errors = [
+            case.errors(medians[:, number], case.labels(range(first + begin, first + end)))
+            for number, first in enumerate(begins.tolist())
+        ]
+        found.append(scored(np.stack(errors)))
+        begin = end
+    return found
+
+
+def _naive_after(case: Case, moments: Indexes, gap: int) -> dict[str, list[Result]]:
+    """What forecasts by rule come to where so many readings before these moments were left out."""
+    season = case.forecaster.config.season_steps
+    last, before = AFTER_GAP[-1], GAPS[-1] + 2 * season
+    found: dict[str, list[Floats]] = {}
+    for moment in moments.tolist():
+        around = case.sequences.slice_time(
+            int(case.panel.timestamp_us[moment - before]), int(case.panel.timestamp_us[moment + last])
+        )
+        left_out = np.zeros((len(case.panel.sensors), before + last), bool)
+        left_out[:, before - gap : before] = True
+        known = replace(
+            around,
+            values=np.where(left_out.reshape(-1, 1), np.nan, around.values),
+            observed=around.observed & ~left_out.ravel(),
+        )
+        labels = case.labels(range(moment, moment + last))
+        for rule in (Persistence(case.forecaster.config), SeasonalNaive(case.forecaster.config)):
+            medians = medians_by_rule(rule, known, np.arange(before, before + last))
+            found.setdefault(rule.name, []).append(case.errors(medians, labels))
+    spans = list(zip((0, *AFTER_GAP), AFTER_GAP, strict=False))
+    return {name: [scored(np.stack(errors)[:, :, lo:hi]) for lo, hi in spans] for name, errors in found.items()}
