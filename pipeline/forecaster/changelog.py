@@ -34,7 +34,7 @@ logger = logging.getLogger("streamgru.changelog")
 # Each poll's records are in memory beside the table: few enough not to show beside it, enough to be worth a round.
 POLL_RECORDS: Final = 2_000
 # An open transaction that is waited for so long may be a dead forecaster's: a live one's takes milliseconds.
-ORPHAN_INTERVAL_S: Final = 1.0
+ORPHAN_INTERVAL_S: Final = 0.5
 PROGRESS_INTERVAL_S: Final = 2.0  # how often a long restore says how far it is
 
 
