@@ -60,7 +60,7 @@ class ForecastEncoder:
     def encode(
         self,
         topic: str,
-        partition: int,
+        partitions: Sequence[int],
         sensor_ids: Sequence[str],
         timestamp_us: np.ndarray,
         offsets: np.ndarray,
@@ -71,7 +71,7 @@ class ForecastEncoder:
 
         Args:
             topic: where the readings came from.
-            partition: likewise.
+            partitions: likewise, n of them.
             sensor_ids: n of them, one per reading.
             timestamp_us: (n,) int64, the readings' timestamps.
             offsets: (n,) int64, the readings' offsets.
@@ -88,11 +88,12 @@ class ForecastEncoder:
         per_record = len(self._separators)
         times = _times(timestamp_us)
         at = _integers(offsets)
-        position = self._after_quantiles + _json(topic) + b',"partition":' + _json(partition) + b',"offset":'
+        before = self._after_quantiles + _json(topic) + b',"partition":'
+        positions = {partition: before + _json(partition) + b',"offset":' for partition in set(partitions)}
         columns: list[Iterable[bytes]] = [map(self._heads.__getitem__, sensor_ids), times]
         for index, separator in enumerate(self._separators):
             columns += [repeat(separator, count), bodies[index::per_record]]
-        columns += [repeat(position, count), at]
+        columns += [map(positions.__getitem__, partitions), at]
         columns += [repeat(b'},"state":{"origin":', count), _integers(forecasts.origin)]
         columns += [repeat(b',"steps":', count), _integers(forecasts.steps)]
         end = b',"weights":{' if self._weights else b"}"
@@ -102,22 +103,30 @@ class ForecastEncoder:
             parts = np.rint(forecasts.weights * WEIGHT_PARTS).astype(np.int64).reshape(count, len(self._weights))
             columns += [map(texts.__getitem__, parts[:, at].tolist()) for at, texts in enumerate(self._weights)]
         values = list(map(b"".join, zip(*columns, strict=True)))
-        return values, self._headers(f"{topic}-{partition}-", at, times, traceparents)
+        sources = {partition: f"{topic}-{partition}-".encode() for partition in positions}
+        return values, self._headers(list(map(sources.__getitem__, partitions)), at, times, traceparents)
 
     def _headers(
-        self, source: str, offsets: list[bytes], times: list[bytes], traceparents: Sequence[bytes | None] | None
+        self,
+        sources: Sequence[bytes],
+        offsets: Sequence[bytes],
+        times: Sequence[bytes],
+        traceparents: Sequence[bytes | None] | None,
     ) -> list[bytes]:
         """Header blocks as ``messages.forecast_headers`` lays them out: the constant ones first."""
-        before, after = source.encode(), f"-{self._model.version}".encode()
-        around = len(before) + len(after)
+        after = f"-{self._model.version}".encode()
+        around = len(after)
         time_starts = {length: _header_start("ce_time", length) for length in set(map(len, times))}
         name = encode_varint(len("ce_id")) + b"ce_id"
         untraced = encode_varint(_FORECAST_HEADERS) + self._header_prefix + name
         traced = encode_varint(_FORECAST_HEADERS + 1) + self._header_prefix + name
         count = len(times)
         columns: list[Iterable[bytes]] = [
-            [self._varints[around + len(offset)] for offset in offsets],
-            repeat(before, count),
+            [
+                self._varints[len(source) + len(offset) + around]
+                for source, offset in zip(sources, offsets, strict=True)
+            ],
+            sources,
             offsets,
             repeat(after, count),
             [time_starts[len(time)] for time in times],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,10 @@ class MicroBatchMaker:
         accepted: list[Readings] = []
         outgoing: list[Records] = []
         offsets: dict[int, int] = {}
-        for where, records in polled.items():
-            decoded = decode_records(self._decoder, len(self._settings.features), where.partition, records)
-            verdicts = self._serving.judge(decoded.readings)
+        features = len(self._settings.features)
+        parts = [decode_records(self._decoder, features, at.partition, records) for at, records in polled.items()]
+        judged = self._serving.judge_all([decoded.readings for decoded in parts])
+        for (where, records), decoded, verdicts in zip(polled.items(), parts, judged, strict=True):
             mine = decoded.readings.take(verdicts == ACCEPTED)
             if len(mine):
                 accepted.append(mine)
@@ -79,33 +81,40 @@ class MicroBatchMaker:
         return MicroBatch(accepted, stepped, outgoing, offsets, counts, {})
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
+        # All at once: what encoding costs is mostly what a call of it costs.
+        sizes = [len(readings) for readings in accepted]
+        traced = any(readings.traceparents is not None for readings in accepted)
+        parents = [readings.traceparents or [None] * len(readings) for readings in accepted]
+        values, headers = self._encoder.encode(
+            self._topics.readings,
+            [readings.partition for readings in accepted for _ in readings.keys],
+            list(chain.from_iterable(readings.sensors for readings in accepted)),
+            np.concatenate([readings.timestamp_us for readings in accepted]),
+            np.concatenate([readings.offsets for readings in accepted]),
+            forecasts,
+            list(chain.from_iterable(parents)) if traced else None,
+        )
         records = []
-        start = 0
-        for readings in accepted:
-            end = start + len(readings)
-            values, headers = self._encoder.encode(
-                self._topics.readings,
-                readings.partition,
-                readings.sensors,
-                readings.timestamp_us,
-                readings.offsets,
-                _slice(forecasts, start, end),
-                readings.traceparents,
+        for readings, end in zip(accepted, accumulate(sizes), strict=True):
+            mine = slice(end - len(readings), end)
+            records.append(
+                Records(self._topics.forecasts, readings.partition, readings.keys, values[mine], headers[mine])
             )
-            records.append(Records(self._topics.forecasts, readings.partition, readings.keys, values, headers))
-            start = end
         return records
 
     def _states(self, stepped: Stepped | None, unsaved: Sequence[int]) -> list[Records]:
         """One record per changed sensor; in unsaved partitions one per sensor."""
         table = self._serving.table
+        topic = self._topics.state
         records = []
         if stepped is not None:
-            partitions = table.partitions_at(stepped.rows)
-            for partition in np.unique(partitions).tolist():
-                if partition not in unsaved:
-                    chosen = partitions == partition
-                    records.append(self._state_records(partition, stepped.rows[chosen], stepped.states[chosen]))
+            changed: dict[int, tuple[list[bytes], list[bytes]]] = {}
+            partitions = table.partitions_at(stepped.rows).tolist()
+            for partition, key, value in zip(partitions, *self._encoded(stepped.rows, stepped.states), strict=True):
+                keys, values = changed.setdefault(partition, ([], []))
+                keys.append(key)
+                values.append(value)
+            records += [Records(topic, each, *changed[each]) for each in sorted(changed) if each not in unsaved]
         for partition in unsaved:
             _, rows = table.partition_rows(partition)
             states = table.gather(rows)
@@ -113,16 +122,16 @@ class MicroBatchMaker:
                 _, here, there = np.intersect1d(rows, stepped.rows, return_indices=True)
                 states[here] = stepped.states[there]
             if len(rows):
-                records.append(self._state_records(partition, rows, states))
+                records.append(Records(topic, partition, *self._encoded(rows, states)))
         return records
 
-    def _state_records(self, partition: int, rows: Rows, states: States) -> Records:
+    def _encoded(self, rows: Rows, states: States) -> tuple[list[bytes], list[bytes]]:
+        """Keys and values of the records of some states."""
         encode = self._serving.tag.encode
         size = states.dtype.itemsize
         packed = states.tobytes()
         values = [encode(packed[start : start + size]) for start in range(0, len(packed), size)]
-        keys = [sensor.encode() for sensor in self._serving.table.sensors_at(rows.tolist())]
-        return Records(self._topics.state, partition, keys, values)
+        return [sensor.encode() for sensor in self._serving.table.sensors_at(rows.tolist())], values
 
     def _dead_letters(self, partition: int, rejected: Sequence[tuple[Any, Rejected]]) -> Records:
         limit = self._settings.kafka.max_reading_bytes  # the topic has room for our own headers on top of it
@@ -140,14 +149,3 @@ class MicroBatchMaker:
             [letter.value for letter in letters],
             [encode_headers(letter.headers) for letter in letters],
         )
-
-
-def _slice(forecasts: Forecasts, start: int, end: int) -> Forecasts:
-    return Forecasts(
-        quantiles=forecasts.quantiles[start:end],
-        scale=forecasts.scale[start:end],
-        origin=forecasts.origin[start:end],
-        steps=forecasts.steps[start:end],
-        warm=forecasts.warm[start:end],
-        weights=forecasts.weights[start:end],
-    )

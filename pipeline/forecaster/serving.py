@@ -41,11 +41,17 @@ class Serving:
 
     def judge(self, readings: Readings) -> NDArray[np.int8]:
         """(n,) accepted, duplicate or late (``model.rules``), by the states and the readings before each."""
-        if not len(readings):
-            return np.empty(0, np.int8)
-        rows = self.table.rows(readings.partition, readings.sensors)
+        return self.judge_all([readings])[0]
+
+    def judge_all(self, parts: Sequence[Readings]) -> list[NDArray[np.int8]]:
+        """``judge`` of readings of several partitions at once, each partition named once: several times as fast."""
+        if not sum(map(len, parts)):
+            return [np.empty(0, np.int8) for _ in parts]
+        rows = np.concatenate([self.table.rows(part.partition, part.sensors) for part in parts])
         distinct, codes = np.unique(rows, return_inverse=True)
-        return classify(codes, readings.timestamp_us, self.table.field("last_us", distinct))
+        timestamp_us = np.concatenate([part.timestamp_us for part in parts])
+        verdicts = classify(codes, timestamp_us, self.table.field("last_us", distinct))
+        return np.split(verdicts, np.cumsum([len(part) for part in parts[:-1]], dtype=np.intp))
 
     def accept(self, readings: Readings) -> Readings:
         """The accepted ones."""

@@ -147,7 +147,7 @@ def payload_like(settings: Settings) -> bytes:
     states = blank_states(forecaster.config, 1, settings.adaptation)
     stepper = Stepper(forecaster, settings.adaptation)
     stepped = stepper.advance(states, ["sensor-00000"], one, one, values, one)
-    (value,), _ = encoder.encode(settings.kafka.topics.readings, 0, ["sensor-00000"], one, one, stepped)
+    (value,), _ = encoder.encode(settings.kafka.topics.readings, [0], ["sensor-00000"], one, one, stepped)
     return bytes(len(value))
 
 

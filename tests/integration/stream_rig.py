@@ -233,7 +233,7 @@ def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int 
         serving.table.scatter(stepped.rows, stepped.states)
         (value,), _ = encoder.encode(
             settings.kafka.topics.readings,
-            record.partition,
+            [record.partition],
             accepted.sensors,
             accepted.timestamp_us,
             accepted.offsets,

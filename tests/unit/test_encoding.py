@@ -99,10 +99,11 @@ def test_bytes_are_those_of_the_message_types(
         st.one_of(st.none(), st.lists(st.one_of(st.none(), st.binary(max_size=80)), min_size=count, max_size=count))
     )
     offsets = rng.integers(0, 1 << 50, count)
+    partitions = rng.integers(0, 200, count).tolist()
 
     values, headers = encoder.encode(
         "readings",
-        7,
+        partitions,
         sensors,
         np.array(times, dtype=np.int64),
         offsets,
@@ -122,7 +123,7 @@ def test_bytes_are_those_of_the_message_types(
             },
             model=ModelId("streamgru", 3),
             settings=configured.fingerprint,
-            input=InputPosition("readings", 7, int(offsets[i])),
+            input=InputPosition("readings", partitions[i], int(offsets[i])),
             state=StateAge(int(forecasts.origin[i]), int(forecasts.steps[i]), bool(forecasts.warm[i])),
             weights={
                 target: {
@@ -175,4 +176,4 @@ def test_a_forecast_that_is_no_number_is_refused() -> None:
     forecasts = make_forecasts(np.random.default_rng(0), (3, 1, 1, 2))
     forecasts.quantiles[1, 0, 0, 1] = np.nan
     with pytest.raises(ModelUnfit, match=r"version 3 .* \(sensor b, offset 11\)"):
-        encoder.encode("readings", 0, ["a", "b", "c"], np.zeros(3, np.int64), np.array([10, 11, 12]), forecasts)  # type: ignore[arg-type]
+        encoder.encode("readings", [0, 1, 0], ["a", "b", "c"], np.zeros(3, np.int64), np.array([10, 11, 12]), forecasts)  # type: ignore[arg-type]
