@@ -175,7 +175,7 @@ def _rescaled(found: Found) -> list[str]:
 
 
 def _swap(found: Found) -> list[str]:
-    kinds = ("warmed up again", "the old model's states", "blank", "the old model")
+    kinds = [name for name in next(iter(found.values()))[0]["errors"] if name != "never interrupted"]
     rows = []
     for (run, level), done in found.items():
         metric = metric_of(run)
@@ -208,8 +208,9 @@ def _swap(found: Found) -> list[str]:
         (
             "A model trained with another seed takes over in the middle of the test part. Its errors over the first "
             "forecasts, beside those of the same model had it never been interrupted: warmed up again by a replay of "
-            f"the last readings (as the stream does; {replayed}), fed the old model's states as they are, begun blank; "
-            "and what the old model would have come to. Wanted: at most 2 % over the first 50, warmed up again."
+            f"the last readings (the stream replays at least so many: {replayed}), fed the old model's states as they "
+            "are, or begun blank; and what the old model would have come to. Wanted: at most 2 % over the first 50, "
+            "warmed up again."
         ),
         table(["run", "first forecasts", "never interrupted", *kinds], rows),
     ]
@@ -235,8 +236,8 @@ def _gaps(found: Found) -> list[str]:
                         cells.append(f"{cell(name, stage):.3f}{change}")
             rows.append(cells)
         steps = done[0]["steps"]
-        spans = ["1st", *(f"{before + 1} to {after}" for before, after in pairwise(steps))]
-        header = ["hours left out", *(f"{span} forecast after" for span in spans)]
+        spans = [f"forecasts {before + 1} to {after}" for before, after in pairwise(steps)]
+        header = ["hours left out", "1st forecast after", *spans]
         header += [f"{name}, 1st" for name in names if name != "model"]
         parts += [f"{run}, adaptation {level}:", table(header, rows)]
     return [

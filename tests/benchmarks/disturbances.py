@@ -20,6 +20,7 @@ from tests.benchmarks.panel import Floats, Indexes, Walk
 MOMENTS: Final = 24
 AFTER_CHANGE: Final = (1, 6, 24, 48, 96, 168, 336, 504, 672, 1_008)
 AFTER_SWAP: Final = (1, 10, 50)
+REPLAYS: Final = (256, 512, 1_024)
 GAPS: Final = (1, 3, 6, 12, 24, 48, 96, 168, 343)
 AFTER_GAP: Final = (1, 6, 24)
 
@@ -33,7 +34,7 @@ def rescaled(case: Case, adaptation: Adaptation) -> Result:
     changes = {
         "none": (1.0, 0.0 * unit),
         "times 1,000": (1_000.0, 0.0 * unit),
-        "by 1,000": (0.001, 0.0 * unit),
+        "divided by 1,000": (0.001, 0.0 * unit),
         "plus 100 deviations": (1.0, 100.0 * unit),
     }
     found = {}
@@ -47,21 +48,18 @@ def rescaled(case: Case, adaptation: Adaptation) -> Result:
 def swap(case: Case, old: Case, adaptation: Adaptation) -> Result:
     """Errors of a model's first forecasts in another's place, by what its states were made of."""
     stepper, olds = Stepper(case.forecaster, adaptation), Stepper(old.forecaster, adaptation)
-    replay = adaptation.replay_steps
     moments = case.moments(MOMENTS, after=AFTER_SWAP[-1])
     names, times, values = side_by_side(case.panel, moments + 1, moments + 1 + AFTER_SWAP[-1])
-    rewarmed = Walk.blank(stepper, names)
-    rewarmed.go(*side_by_side(case.panel, moments + 1 - replay, moments + 1)[1:], [])
     before = carried_at(old, adaptation, moments)
-    walks = {
-        "never interrupted": Walk(stepper, names, carried_at(case, adaptation, moments)),
-        "warmed up again": rewarmed,
-        "the old model's states": Walk(stepper, names, before.copy()),
-        "blank": Walk.blank(stepper, names),
-        "the old model": Walk(olds, names, before),
-    }
+    walks = {"never interrupted": Walk(stepper, names, carried_at(case, adaptation, moments))}
+    for replayed in REPLAYS:
+        walks[f"{replayed:,} replayed"] = Walk.blank(stepper, names)
+        walks[f"{replayed:,} replayed"].go(*side_by_side(case.panel, moments + 1 - replayed, moments + 1)[1:], [])
+    walks["the old model's states"] = Walk(stepper, names, before.copy())
+    walks["blank"] = Walk.blank(stepper, names)
+    walks["the old model"] = Walk(olds, names, before)
     found = {name: stages(case, walk, moments + 1, times, values, AFTER_SWAP) for name, walk in walks.items()}
-    return {"steps": AFTER_SWAP, "replayed": replay, "errors": found}
+    return {"steps": AFTER_SWAP, "replayed": adaptation.replay_steps, "errors": found}
 
 
 def gaps(case: Case, adaptation: Adaptation) -> Result:
