@@ -26,7 +26,7 @@ class Adaptation:
     @property
     def replay_steps(self) -> int:
         """Readings after which a state that began blank forecasts all but as well as one that was never interrupted."""
-        return 1_024 if self.active else 256
+        return 1_024 if self.active else 512
 
     @property
     def anchor_spacing(self) -> int:

@@ -77,8 +77,8 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
         ("[forecaster]\npoll_interval_s = 7.5", "transaction_timeout_s (8) must be below poll_interval_s (7.5)"),
         ("[forecaster]\nsession_timeout_s = 3", "session_timeout_s: Input should be greater than or equal to 6"),
         (
-            '[forecaster]\nadaptation = "off"\ncalibration = false\nrewarm_steps = 258',
-            "forecaster.rewarm_steps is at most 257",
+            '[forecaster]\nadaptation = "off"\ncalibration = false\nrewarm_steps = 514',
+            "forecaster.rewarm_steps is at most 513",
         ),
         ("[schedules.ingest]\n", "a schedule has either cron or interval_s"),
         ('[schedules.ingest]\ncron = "* * * * *"\ninterval_s = 5', "a schedule has either cron or interval_s"),
