@@ -1,0 +1,209 @@
+"""The reorder buffer: which readings are accepted, and in which order they are stepped, where gaps are waited for.
+
+By offset order, per sensor. A reading is *held* while a cadence point between its sensor's last step and it is missing:
+a stream in order is never delayed, and neither is a sensor's first reading. Held readings are released in order of
+time, each as soon as the gap before it is filled or has been waited for: until the sensor's newest reading is
+``wait_us`` later than the one behind the gap, or a held one has ``offsets`` offsets behind it. What is no later than
+the last step, or falls between two readings without a missing cadence point, is late; what has the time of another, a
+duplicate. A gap too long to be bridged is waited for as any other.
+
+Two things follow that recovery rests on. Held readings judged once more, in the order of their offsets, are held again:
+the buffer's content is known from the last step and the readings alone. And what becomes of readings later than one
+that was accepted depends on none before it: so a replay may begin with any reading, if all that are stepped after it
+have higher offsets.
+
+Letters: n readings, m of them accepted, S sensors.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rules import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify, missing_steps
+
+HELD: Final = 3  # a verdict beside those of ``model.rules``
+
+# A sensor that falls silent behind a gap would be waited for without end. This bounds what is in memory and what a
+# restart reads again (seconds), and a partition of 100,000 sensors still waits for five readings of each.
+MOST_OFFSETS: Final = 500_000
+
+
+@dataclass(frozen=True)
+class Grace:
+    """How long a gap is waited for; not at all where ``wait_us`` is 0."""
+
+    cadence_us: int
+    wait_us: int
+    offsets: int = MOST_OFFSETS
+
+    @property
+    def is_on(self) -> bool:
+        """Whether gaps are waited for."""
+        return self.wait_us > 0
+
+    def leaves_gap(self, elapsed_us: int) -> bool:
+        """``missing_steps(...) > 0`` for one number."""
+        return 2 * elapsed_us > 3 * self.cadence_us
+
+
+class Released(NamedTuple):
+    """A reading whose turn has come."""
+
+    name: int
+    timestamp_us: int
+    begins: bool  # whether a replay may begin with it: all that are stepped after it have higher offsets
+
+
+class _Held(NamedTuple):
+    timestamp_us: int
+    offset: int
+    name: int
+
+
+class Waiting:
+    """The readings of one sensor that wait, and the last that was stepped."""
+
+    def __init__(self, grace: Grace, last_us: int = NEVER_US) -> None:
+        self._grace = grace
+        self._last_us = last_us
+        self._held: list[_Held] = []  # in order of time
+
+    def pass_on(self, timestamp_us: int) -> bool:
+        """Whether a reading is stepped as it arrives, since none is held and it leaves no gap; most are."""
+        last_us = self._last_us
+        if self._held or timestamp_us <= last_us:
+            return False
+        if last_us != NEVER_US and self._grace.leaves_gap(timestamp_us - last_us):
+            return False
+        self._last_us = timestamp_us
+        return True
+
+    def arrive(self, timestamp_us: int, offset: int, name: int) -> tuple[int, list[Released]]:
+        """``HELD`` (if only for a moment), ``DUPLICATE`` or ``LATE``; and whose turn has come, in order of time."""
+        released = self.release(offset)
+        verdict = self._place(_Held(timestamp_us, offset, name))
+        if verdict == HELD:
+            released += self.release(offset)
+        return verdict, released
+
+    def release(self, offset: int) -> list[Released]:
+        """Whose turn has come as of an offset, in order of time."""
+        held = self._held
+        released: list[Released] = []
+        while held and (self._is_next(held[0]) or self._is_overdue(offset)):
+            first = held.pop(0)
+            self._last_us = first.timestamp_us
+            begins = all(reading.offset > first.offset for reading in held)
+            released.append(Released(first.name, first.timestamp_us, begins))
+        return released
+
+    def _place(self, reading: _Held) -> int:
+        if reading.timestamp_us <= self._last_us:
+            return DUPLICATE if reading.timestamp_us == self._last_us else LATE
+        held = self._held
+        at = bisect_left(held, (reading.timestamp_us,))
+        if at < len(held):
+            later_us = held[at].timestamp_us
+            if later_us == reading.timestamp_us:
+                return DUPLICATE
+            earlier_us = held[at - 1].timestamp_us if at else self._last_us
+            if not self._grace.leaves_gap(later_us - earlier_us):
+                return LATE
+        held.insert(at, reading)
+        return HELD
+
+    def _is_next(self, reading: _Held) -> bool:
+        return self._last_us == NEVER_US or not self._grace.leaves_gap(reading.timestamp_us - self._last_us)
+
+    def _is_overdue(self, offset: int) -> bool:
+        held, grace = self._held, self._grace
+        return (
+            held[-1].timestamp_us - held[0].timestamp_us >= grace.wait_us
+            or offset - min(reading.offset for reading in held) >= grace.offsets
+        )
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What becomes of n readings."""
+
+    verdicts: NDArray[np.int8]  # (n,) accepted, duplicate, late or held
+    order: NDArray[np.intp]  # (m,) the accepted ones as they are stepped: each sensor's in order of time
+    begins: NDArray[np.bool_]  # (m,) see ``Released``
+
+
+def settle(
+    sensor_codes: NDArray[np.integer],
+    timestamp_us: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    grace: Grace,
+    last_us: NDArray[np.int64] | None = None,
+    end: int | None = None,
+) -> Settled:
+    """``model.rules.classify`` where gaps are waited for.
+
+    A stream may be cut anywhere: the readings held so far, in the order of their offsets, come before the new ones.
+
+    Args:
+        sensor_codes: (n,) the sensor of each reading, in the order of offsets; sensors may interleave.
+        timestamp_us: (n,) when it was taken; offsets: (n,) ascending for each sensor.
+        last_us: (S,) by sensor code, the timestamp stepped last before these readings; ``NEVER_US`` for none.
+        end: the offset up to which the partition was read; not given, no reading is released by its age at the end.
+    """
+    verdicts = classify(sensor_codes, timestamp_us, last_us)
+    accepted = np.flatnonzero(verdicts == ACCEPTED)
+    disordered = _sensors_with_gaps(sensor_codes[accepted], timestamp_us[accepted], grace.cadence_us, last_us)
+    if not len(disordered):  # without a gap nothing is held, and the rule is that of ``classify``
+        return Settled(verdicts, accepted, np.ones(len(accepted), bool))
+    slow = np.flatnonzero(np.isin(sensor_codes, disordered))
+    waiting = {
+        code: Waiting(grace, NEVER_US if last_us is None else int(last_us[code])) for code in disordered.tolist()
+    }
+    turns: list[tuple[int, Released]] = []  # by the place of the reading that released it
+    found = np.full(len(slow), ACCEPTED, np.int8)
+    arrivals: Iterable[tuple[int, int, int, int]] = zip(
+        slow.tolist(),
+        sensor_codes[slow].tolist(),
+        timestamp_us[slow].tolist(),
+        offsets[slow].tolist(),
+        strict=True,
+    )
+    for number, (place, code, moment_us, offset) in enumerate(arrivals):
+        queue = waiting[code]
+        if not queue.pass_on(moment_us):
+            found[number], released = queue.arrive(moment_us, offset, place)
+            turns += [(place, one) for one in released]
+    if end is not None:
+        turns += [(len(verdicts), one) for queue in waiting.values() for one in queue.release(end)]
+    verdicts[slow] = found
+    quick = np.flatnonzero(verdicts == ACCEPTED)  # each in its own turn
+    names = np.fromiter((one.name for _, one in turns), np.intp, len(turns))
+    verdicts[names] = ACCEPTED
+    turn = np.concatenate([quick, np.fromiter((place for place, _ in turns), np.intp, len(turns))])
+    by_turn = np.argsort(turn, kind="stable")
+    begins = np.fromiter((one.begins for _, one in turns), bool, len(turns))
+    return Settled(
+        verdicts,
+        np.concatenate([quick, names])[by_turn],
+        np.concatenate([np.ones(len(quick), bool), begins])[by_turn],
+    )
+
+
+def _sensors_with_gaps(
+    codes: NDArray[np.integer], timestamp_us: NDArray[np.int64], cadence_us: int, last_us: NDArray[np.int64] | None
+) -> NDArray[np.integer]:
+    """The sensors among whose readings, each later than the one before it, a cadence point is missing."""
+    by_sensor = np.argsort(codes, kind="stable")
+    grouped, moments = codes[by_sensor], timestamp_us[by_sensor]
+    first = np.ones(len(grouped), bool)
+    first[1:] = grouped[1:] != grouped[:-1]
+    before = np.empty_like(moments)
+    before[1:] = moments[:-1]
+    before[first] = NEVER_US if last_us is None else last_us[grouped[first]]
+    known = before != NEVER_US
+    gap = known & (missing_steps(moments - np.where(known, before, moments), cadence_us) > 0)
+    return np.unique(grouped[gap])

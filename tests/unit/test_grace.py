@@ -1,0 +1,171 @@
+"""The reorder buffer, held to a brute-force reading of its rule, and to what recovery rests on."""
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.grace import HELD, Grace, settle
+from model.rules import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify
+
+CADENCE_US = 10
+SENSORS = 3
+# (sensor, timestamp, offsets skipped before it): dense enough for held, late and repeated ones, off the grid too
+streams = st.lists(
+    st.tuples(st.integers(0, SENSORS - 1), st.integers(0, 30).map(lambda half: half * 5), st.sampled_from([0, 0, 3])),
+    max_size=40,
+)
+graces = st.builds(
+    lambda wait, offsets: Grace(CADENCE_US, wait, offsets),
+    st.sampled_from([5, 10, 20, 25, 60, 1_000]),
+    st.sampled_from([2, 5, 12, 10_000]),
+)
+
+
+def arrays(stream):
+    codes = np.array([sensor for sensor, _, _ in stream], np.int64)
+    moments = np.array([moment for _, moment, _ in stream], np.int64)
+    offsets = np.cumsum([1 + skipped for _, _, skipped in stream]).astype(np.int64)
+    return codes, moments, offsets
+
+
+def by_hand(readings, grace, end):
+    """The rule as it is written, for one sensor's (timestamp, offset): verdicts, and the offsets in step order."""
+    verdicts, steps = {}, []
+    last, held = None, {}  # held: timestamp -> offset
+
+    def release(now):
+        nonlocal last
+        while held:
+            earliest, newest = min(held), max(held)
+            filled = last is None or earliest - last <= 1.5 * CADENCE_US
+            waited = newest - earliest >= grace.wait_us
+            aged = any(now - offset >= grace.offsets for offset in held.values())
+            if not (filled or waited or aged):
+                return
+            last = earliest
+            steps.append(held.pop(earliest))
+            verdicts[steps[-1]] = ACCEPTED
+
+    for moment, offset in readings:
+        release(offset)
+        around = sorted(held if last is None else [last, *held])
+        earlier = [other for other in around if other < moment]
+        later = [other for other in around if other > moment]
+        adjacent = earlier and later and later[0] - earlier[-1] <= 1.5 * CADENCE_US
+        if moment in around:
+            verdicts[offset] = DUPLICATE
+        elif (later and not earlier) or adjacent:
+            verdicts[offset] = LATE
+        else:
+            verdicts[offset] = HELD
+            held[moment] = offset
+        release(offset)
+    release(end)
+    return verdicts, steps
+
+
+@settings(deadline=None)
+@given(streams, graces, st.integers(0, 20))
+def test_readings_are_settled_by_the_rule(stream, grace, beyond):
+    codes, moments, offsets = arrays(stream)
+    end = int(offsets[-1]) + 1 + beyond if len(stream) else 0
+    settled = settle(codes, moments, offsets, grace, end=end)
+    for sensor in range(SENSORS):
+        mine = codes == sensor
+        verdicts, steps = by_hand(zip(moments[mine].tolist(), offsets[mine].tolist(), strict=True), grace, end)
+        assert settled.verdicts[mine].tolist() == list(verdicts.values())
+        assert offsets[settled.order][codes[settled.order] == sensor].tolist() == steps
+
+
+@settings(deadline=None)
+@given(streams, graces, st.lists(st.integers(0, 40), max_size=5))
+def test_any_cutting_of_the_offsets_gives_the_same(stream, grace, cuts):
+    codes, moments, offsets = arrays(stream)
+    end = int(offsets[-1]) + 1 if len(stream) else 0
+    whole = settle(codes, moments, offsets, grace, end=end)
+    last_us = np.full(SENSORS, NEVER_US)
+    held = np.empty(0, np.intp)
+    verdicts = np.full(len(stream), -1, np.int8)
+    order, begins = [], []
+    bounds = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    for low, high in pairwise(bounds):
+        rows = np.concatenate([held, np.arange(low, high)])
+        part = settle(codes[rows], moments[rows], offsets[rows], grace, last_us, int(offsets[high - 1]) + 1)
+        again = part.verdicts[: len(held)]
+        assert np.isin(again, [HELD, ACCEPTED]).all(), "what was held is held again, or its turn has come"
+        verdicts[rows] = part.verdicts
+        stepped = rows[part.order]
+        np.maximum.at(last_us, codes[stepped], moments[stepped])
+        order += stepped.tolist()
+        begins += part.begins.tolist()
+        held = rows[part.verdicts == HELD]
+    assert verdicts.tolist() == whole.verdicts.tolist()
+    for sensor in range(SENSORS):
+        mine = [i for i in order if codes[i] == sensor]
+        assert mine == [i for i in whole.order.tolist() if codes[i] == sensor]
+    assert dict(zip(order, begins, strict=True)) == dict(zip(whole.order.tolist(), whole.begins.tolist(), strict=True))
+
+
+@settings(deadline=None)
+@given(streams, graces, st.integers(0, 20))
+def test_a_replay_from_a_reading_that_it_may_begin_with_steps_all_that_come_after_it(stream, grace, beyond):
+    stream = [(0, moment, skipped) for _, moment, skipped in stream]
+    codes, moments, offsets = arrays(stream)
+    end = int(offsets[-1]) + 1 + beyond if len(stream) else 0
+    whole = settle(codes, moments, offsets, grace, end=end)
+    steps = offsets[whole.order].tolist()
+    for number in np.flatnonzero(whole.begins).tolist():
+        rows = offsets >= steps[number]
+        again = settle(codes[rows], moments[rows], offsets[rows], grace, end=end)
+        assert offsets[rows][again.order].tolist() == steps[number:]
+    later = np.append(offsets[whole.order], offsets[whole.verdicts == HELD])  # held ones are stepped last
+    assert whole.begins.tolist() == [later[at] == later[at:].min() for at in range(len(steps))]
+
+
+@settings(deadline=None)
+@given(streams)
+def test_without_grace_the_rule_is_that_of_classify(stream):
+    codes, moments, offsets = arrays(stream)
+    settled = settle(codes, moments, offsets, Grace(CADENCE_US, 0))
+    assert settled.verdicts.tolist() == classify(codes, moments).tolist()
+    assert settled.order.tolist() == np.flatnonzero(settled.verdicts == ACCEPTED).tolist()
+    assert settled.begins.all()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, SENSORS - 1), max_size=60), st.integers(1, 5), st.randoms())
+def test_readings_shuffled_within_grace_are_stepped_in_order_and_none_is_late(sensors, grace_steps, random):
+    """A reading is passed by readings at most so many cadences newer: that is what within grace means."""
+    taken = [0] * SENSORS
+    stream = []
+    for sensor in sensors:
+        first = taken[sensor] == 0
+        delay = -1 if first else random.uniform(0, grace_steps)  # the first of a sensor stays the first
+        stream.append((taken[sensor] + delay, sensor, taken[sensor] * CADENCE_US, 0))
+        taken[sensor] += 1
+    stream = [row[1:] for row in sorted(stream)]
+    codes, moments, offsets = arrays(stream)
+    settled = settle(codes, moments, offsets, Grace(CADENCE_US, grace_steps * CADENCE_US))
+    assert (settled.verdicts == ACCEPTED).all()
+    for sensor in range(SENSORS):
+        mine = moments[settled.order][codes[settled.order] == sensor]
+        assert mine.tolist() == [step * CADENCE_US for step in range(taken[sensor])]
+
+
+def test_a_gap_is_waited_for_until_the_newest_reading_is_so_much_later():
+    grace = Grace(CADENCE_US, 2 * CADENCE_US)
+    moments = np.array([0, 20, 30, 40, 10])
+    settled = settle(np.zeros(5, int), moments, np.arange(5), grace)
+    assert settled.verdicts.tolist() == [ACCEPTED] * 4 + [LATE]
+    assert settle(np.zeros(3, int), moments[:3], np.arange(3), grace).verdicts.tolist() == [ACCEPTED, HELD, HELD]
+    filled = settle(np.zeros(4, int), moments[[0, 1, 2, 4]], np.arange(4), grace)
+    assert moments[[0, 1, 2, 4]][filled.order].tolist() == [0, 10, 20, 30]
+
+
+def test_a_silent_sensor_is_waited_for_no_more_than_so_many_offsets():
+    grace = Grace(CADENCE_US, 1_000, offsets=100)
+    codes, moments, offsets = np.zeros(2, int), np.array([0, 50]), np.array([0, 1])
+    assert settle(codes, moments, offsets, grace, end=100).verdicts.tolist() == [ACCEPTED, HELD]
+    assert settle(codes, moments, offsets, grace, end=101).verdicts.tolist() == [ACCEPTED, ACCEPTED]
