@@ -34,7 +34,9 @@ def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
             ("offset", "<i8"),  # offset of the last
             ("steps", "<i8"),  # since the origin, missing ones included
             ("accepted", "<i8"),  # readings since the origin
-            ("anchors", "<i8", (ANCHORS,)),  # offsets of every so many readings, newest last; -1 for none
+            # Offsets of every so many readings, newest last; -1 for none. Where a replay may not begin with the reading
+            # that is due (model.grace), that of the first one after it with which it may.
+            ("anchors", "<i8", (ANCHORS,)),
             ("hidden", "<f4", (config.num_layers, config.hidden_size)),
             *((name, "<f8", tracks[name].shape[1:]) for name in TRACK_FIELDS),
             ("lags", "<f8", (config.target_count, config.lag_steps)),  # last values of the targets, newest first
@@ -65,6 +67,8 @@ def unsound(states: States) -> NDArray[np.bool_]:
 def replay_start(state: Any, steps: int, spacing: int) -> int:
     """The offset to replay from so that at least ``steps`` accepted readings are stepped in.
 
+    (A few less, where it is that of a reading later than the one that was due.)
+
     It is that of a reading accepted into this state (the newest anchor that is far enough back, else the oldest known),
     so a replay that applies the rule of acceptance from there accepts what the state itself accepted, and reads at most
     ``spacing`` too many. -1 for a blank state.
@@ -72,9 +76,9 @@ def replay_start(state: Any, steps: int, spacing: int) -> int:
     Args:
         spacing: ``Adaptation.anchor_spacing`` of the settings that the state was made under.
     """
-    anchors = [int(offset) for offset in state["anchors"] if offset != NO_OFFSET]
+    anchors = [int(offset) for offset in state["anchors"]]
     since = (int(state["accepted"]) - 1) % spacing + 1  # readings from the newest anchor on, itself included
     for back, offset in enumerate(reversed(anchors)):
-        if since + back * spacing >= steps:
+        if offset != NO_OFFSET and since + back * spacing >= steps:
             return offset
-    return anchors[0] if anchors else NO_OFFSET
+    return next((offset for offset in anchors if offset != NO_OFFSET), NO_OFFSET)

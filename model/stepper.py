@@ -77,19 +77,21 @@ class Stepper:
         timestamp_us: Indexes,
         values: Floats,
         offsets: Indexes,
+        begins: NDArray[np.bool_] | None = None,
     ) -> Forecasts:
         """Steps ``states`` in place through accepted readings, and forecasts after each of them.
 
         Args:
             states: (B,) of ``state_dtype``; sensors: their B ids.
             slots: (n,) the state that each reading belongs to. Sensors may interleave; each one's readings are in
-                order of offset, and later than what its state has seen.
+                order of time, and later than what its state has seen.
             timestamp_us: (n,); values: (n, F), NaN where missing; offsets: (n,).
+            begins: (n,) whether a replay may begin with each reading (``model.grace``); by default with any.
         """
         if not len(slots):
             return self._nothing()
         with torch.inference_mode(), using_threads(1):
-            return self._advance(states, sensors, slots, timestamp_us, values, offsets)
+            return self._advance(states, sensors, slots, timestamp_us, values, offsets, begins)
 
     def _nothing(self) -> Forecasts:
         config = self.config
@@ -112,6 +114,7 @@ class Stepper:
         timestamp_us: Indexes,
         values: Floats,
         offsets: Indexes,
+        begins: NDArray[np.bool_] | None,
     ) -> Forecasts:
         plan = _Plan.make(states, slots, timestamp_us, self.config.cadence_us, self.config.max_gap_steps)
         rows = states[plan.slots]
@@ -133,7 +136,7 @@ class Stepper:
             quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._mixed]
         rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
         _keep_tracks(rows, tracks)
-        origin = _keep_history(rows, plan, timestamp_us, offsets, self.adaptation.anchor_spacing)
+        origin = _keep_history(rows, plan, timestamp_us, offsets, begins, self.adaptation.anchor_spacing)
         states[plan.slots] = rows
         steps = trace.steps[at]
         return Forecasts(quantiles, scale, origin, steps, steps >= self.config.warmup_steps, weights)
@@ -318,7 +321,14 @@ def _keep_tracks(rows: States, tracks: Tracks) -> None:
         rows[name] = array
 
 
-def _keep_history(rows: States, plan: _Plan, timestamp_us: Indexes, offsets: Indexes, spacing: int) -> Indexes:
+def _keep_history(
+    rows: States,
+    plan: _Plan,
+    timestamp_us: Indexes,
+    offsets: Indexes,
+    begins: NDArray[np.bool_] | None,
+    spacing: int,
+) -> Indexes:
     """Notes in ``rows`` which readings were stepped in; returns the origin (n,) of the state behind each forecast."""
     order = plan.order
     whose = plan.sensor[plan.step[order]]
@@ -334,12 +344,22 @@ def _keep_history(rows: States, plan: _Plan, timestamp_us: Indexes, offsets: Ind
     earlier = np.where(fresh, 0, rows["accepted"][whose])
     accepted = earlier + np.arange(len(order)) - begin + 1
     origin = np.where(fresh, offset[begin], rows["origin"][whose])
-    for at in np.flatnonzero((accepted - 1) % spacing == 0).tolist():
+    due = (accepted - 1) % spacing == 0
+    noted = due
+    if begins is not None:
+        fit = begins[order]
+        wanting = (rows["anchors"][:, -1] == NO_OFFSET) & (rows["accepted"] > 0)  # one was due, and none fit since
+        wanting[whose[~fit]] = True
+        noted = due | fit & wanting[whose]
+    for at in np.flatnonzero(noted).tolist():
         anchors = rows["anchors"][whose[at]]
-        if accepted[at] == 1:
-            anchors[:] = NO_OFFSET
-        anchors[:-1] = anchors[1:].copy()
-        anchors[-1] = offset[at]
+        if due[at]:
+            if accepted[at] == 1:
+                anchors[:] = NO_OFFSET
+            anchors[:-1] = anchors[1:].copy()
+            anchors[-1] = NO_OFFSET
+        if anchors[-1] == NO_OFFSET and (begins is None or begins[order[at]]):
+            anchors[-1] = offset[at]
     rows["origin"] = origin[final]
     rows["accepted"] = accepted[final]
     rows["offset"] = offset[final]

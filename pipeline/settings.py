@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.config import Adaptation
+from model.grace import Grace
 from pipeline.errors import SettingsError
 
 SETTINGS_FILE_VARIABLE = "STREAMGRU_SETTINGS"
@@ -244,6 +245,13 @@ class Settings(BaseSettings):
         default=None, ge=1, description="season of the seasonal-naive forecast; by default a day, else one step"
     )
     max_gap_steps: int = Field(default=168, ge=0, description="longer gaps reset a sensor's state")
+    grace_steps: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=10_000,
+        description="readings behind a gap are held until it is filled, or their sensor's newest one is so many "
+        "cadences later (0: not at all); what is held when this is changed may get no forecast",
+    )
     history: Path | None = Field(default=None, description="the Delta table; by default HOME/history")
     model_name: str = "streamgru"
     # Before what follows from it: the servers' addresses are the local stack's unless they are set.
@@ -291,6 +299,11 @@ class Settings(BaseSettings):
         return round(self.cadence_s * 1_000_000)
 
     @property
+    def grace(self) -> Grace:
+        """How long gaps are waited for, in the stream and wherever its readings are judged again."""
+        return Grace(self.cadence_us, round(self.grace_steps * self.cadence_us))
+
+    @property
     def season(self) -> int:
         """Steps after which the seasonal-naive forecast repeats: a day's worth, or 1 where a day has less than two."""
         if self.season_steps is not None:
@@ -320,6 +333,8 @@ class Settings(BaseSettings):
             "adaptation": self.forecaster.adaptation,
             "calibration": self.forecaster.calibration,
         }
+        if self.grace.is_on:
+            shaping["grace_us"] = self.grace.wait_us
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod

@@ -6,12 +6,13 @@ time into its place. Nothing is resampled and no overlapping windows are made; a
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from model.grace import Grace, settle
 from model.rules import accepted_mask
 from model.sequences import Sequences, build_sequences
 from pipeline.errors import HistoryError
@@ -40,7 +41,7 @@ def load_sequences(history: History, settings: Settings, version: int | None = N
         )
     readings = history.scan(version)
     sequences = sequences_from_readings(
-        readings, settings.features, cadence_us=settings.cadence_us, max_gap_steps=settings.max_gap_steps
+        readings, settings.features, grace=settings.grace, max_gap_steps=settings.max_gap_steps
     )
     if not len(sequences):
         raise HistoryError(f"the history table {history.path} holds no readings yet; run `streamgru ingest`")
@@ -59,15 +60,17 @@ def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
     return sequences_from_readings(
         frame.lazy().with_columns(**absent),
         settings.features,
-        cadence_us=settings.cadence_us,
+        grace=settings.grace,
         max_gap_steps=settings.max_gap_steps,
     )
 
 
 def sequences_from_readings(
-    readings: pl.LazyFrame, features: Sequence[str], *, cadence_us: int, max_gap_steps: int
+    readings: pl.LazyFrame, features: Sequence[str], *, grace: Grace, max_gap_steps: int
 ) -> Sequences:
     """The steps for readings in a frame with the history's columns; its rows may stand in any order.
+
+    What is held at its end has not been stepped.
 
     Where there is no ``offset`` column (a file), rows count as offsets of one partition. The frame is scanned several
     times and must give its rows in the same order each time, as files do.
@@ -83,7 +86,11 @@ def sequences_from_readings(
     order = _offset_order(readings, sensor_codes)
     codes = sensor_codes[order]
     timestamp_us = _column(readings, pl.col("timestamp"), np.int64)[order]
-    accepted = accepted_mask(codes, timestamp_us)
+    accepted: NDArray[Any]  # rows in the order of steps: each sensor's readings stand together
+    if grace.is_on:
+        accepted = settle(codes, timestamp_us, _column(readings, pl.col("offset"), np.int64)[order], grace).order
+    else:
+        accepted = accepted_mask(codes, timestamp_us)
     starts = np.searchsorted(codes[accepted], np.arange(len(ids) + 1)).astype(np.int64)
     order = order[accepted]
     timestamp_us = timestamp_us[accepted]
@@ -97,7 +104,7 @@ def sequences_from_readings(
         np.empty((len(order), 0)),
         _column(readings, pl.col("offset"), np.int64)[order],
         features=(),
-        cadence_us=cadence_us,
+        cadence_us=grace.cadence_us,
         max_gap_steps=max_gap_steps,
     )
     del timestamp_us, starts

@@ -73,7 +73,7 @@ def _print(verdict: "Verdict") -> None:
     counts = verdict.audit
     notes = {
         "accepted": f"of {counts.readings:,} readings; {counts.duplicates:,} duplicates, {counts.late:,} late, "
-        f"{counts.rejected:,} rejected",
+        f"{counts.rejected:,} rejected" + (f", {counts.held:,} held" if counts.held else ""),
         "forecasts": _versions(verdict),
         "different": f"of {verdict.recomputed:,} recomputed; the largest difference is "
         f"{verdict.largest_difference:.1e} of the sensor's scale",

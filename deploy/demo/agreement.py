@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from deploy.demo.scores import FORECAST, Recorded, score
 from model.backtest import model_predictor
 from model.forecaster import Forecaster
+from model.rules import ACCEPTED
 from model.sequences import build_sequences
-from pipeline.audit.findings import ACCEPTED, ForecastLog, ReadingLog
+from pipeline.audit.findings import ForecastLog, ReadingLog
 from pipeline.settings import Settings
 
 # Of a sensor's spread, or of the number itself where that is larger: the evaluator's matrix products have other shapes,
@@ -80,14 +81,19 @@ def _evaluated(
             of_sensor = of_version & (forecasts.sensor == number)
             for origin in np.unique(forecasts.origin[of_sensor]):
                 rows = np.flatnonzero(of_sensor & (forecasts.origin == origin))
-                until = forecasts.input_offset[rows].max()
-                behind = mine.take((mine.offset >= origin) & (mine.offset <= until))
+                begun_us = mine.timestamp_us[mine.offset == origin].min(initial=np.iinfo(np.int64).max)
+                behind = np.flatnonzero(
+                    (mine.timestamp_us >= begun_us) & (mine.timestamp_us <= forecasts.issued_us[rows].max())
+                )
+                behind = behind[np.argsort(mine.timestamp_us[behind])]
+                if not len(behind):
+                    continue
                 sequences = build_sequences(
                     (sensor,),
                     np.array([0, len(behind)]),
-                    behind.timestamp_us,
-                    behind.values,
-                    behind.offset,
+                    mine.timestamp_us[behind],
+                    mine.values[behind],
+                    mine.offset[behind],
                     features=settings.features,
                     cadence_us=settings.cadence_us,
                     max_gap_steps=settings.max_gap_steps,

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from model.baselines import Persistence, SeasonalNaive
 from model.metrics import Scores
+from model.rules import ACCEPTED
 from model.sequences import Sequences, build_sequences
-from pipeline.audit.findings import ACCEPTED, ForecastLog, ReadingLog
+from pipeline.audit.findings import ForecastLog, ReadingLog
 from pipeline.evaluation.back_test import model_config
 from pipeline.settings import Settings
 
@@ -53,7 +54,7 @@ def lay_out(readings: ReadingLog, forecasts: ForecastLog, settings: Settings) ->
     """The accepted readings as sequences, and with them the first forecast of each."""
     assert forecasts.quantiles is not None
     accepted = np.flatnonzero(readings.verdict == ACCEPTED)
-    by_sensor = accepted[np.argsort(readings.sensor[accepted], kind="stable")]  # stays in offset order within
+    by_sensor = accepted[np.lexsort((readings.timestamp_us[accepted], readings.sensor[accepted]))]
     counts = np.bincount(readings.sensor[by_sensor], minlength=len(readings.sensors))
     sequences = build_sequences(
         readings.sensors,

@@ -10,10 +10,10 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-ACCEPTED: Final = 0
-DUPLICATE: Final = 1
-LATE: Final = 2
-REJECTED: Final = 3
+from model.grace import HELD, Grace, settle
+from model.rules import ACCEPTED, DUPLICATE, LATE, classify
+
+REJECTED: Final = 4  # a verdict beside those of the rules
 
 _EXAMPLES: Final = 5  # positions named per kind of fault: enough to look at, few enough to print
 
@@ -31,7 +31,7 @@ class ReadingLog:
     timestamp_us: NDArray[np.int64]
     values: NDArray[np.float64]  # (n, features), NaN where missing
     sent_ms: NDArray[np.int64]  # the record's timestamp: when it was sent
-    verdict: NDArray[np.int8]  # ACCEPTED, DUPLICATE, LATE or REJECTED
+    verdict: NDArray[np.int8]  # ACCEPTED, DUPLICATE, LATE, HELD or REJECTED
     reasons: dict[str, int] = field(default_factory=dict)  # rejected readings by reason
 
     def __len__(self) -> int:
@@ -88,6 +88,7 @@ class Audit:
     duplicates: int
     late: int
     rejected: int
+    held: int  # waiting for earlier ones
     forecasts: int
     lost: int
     twice: int
@@ -99,6 +100,24 @@ class Audit:
     def exactly_once(self) -> bool:
         """Whether every accepted reading has exactly one forecast, in order, and there are no others."""
         return self.lost == self.twice == self.out_of_order == self.unexpected == 0
+
+
+def judged(readings: ReadingLog, grace: Grace, ends: Offsets) -> NDArray[np.int8]:
+    """(n,) the verdict on each reading, by the rules that the stream itself uses.
+
+    Args:
+        ends: by partition, how far the stream has come, for what it holds no longer than so many offsets.
+    """
+    verdict = np.full(len(readings), REJECTED, np.int8)
+    decoded = readings.sensor >= 0
+    if not grace.is_on:
+        verdict[decoded] = classify(readings.sensor[decoded], readings.timestamp_us[decoded])
+        return verdict
+    for partition in np.unique(readings.partition).tolist():
+        rows = np.flatnonzero(decoded & (readings.partition == partition))
+        sensor, timestamp_us, offset = readings.sensor[rows], readings.timestamp_us[rows], readings.offset[rows]
+        verdict[rows] = settle(sensor, timestamp_us, offset, grace, end=ends.get(partition)).verdicts
+    return verdict
 
 
 def audit(readings: ReadingLog, forecasts: ForecastLog, starts: Offsets) -> Audit:
@@ -131,6 +150,7 @@ def audit(readings: ReadingLog, forecasts: ForecastLog, starts: Offsets) -> Audi
         duplicates=int((due & (readings.verdict == DUPLICATE)).sum()),
         late=int((due & (readings.verdict == LATE)).sum()),
         rejected=int((due & (readings.verdict == REJECTED)).sum()),
+        held=int((due & (readings.verdict == HELD)).sum()),
         forecasts=int(counted.sum()),
         lost=int(lost.sum()),
         twice=int((times[repeated] - 1).sum()),
@@ -180,14 +200,14 @@ def translation(names: Sequence[str], into: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _out_of_order(forecasts: ForecastLog) -> NDArray[np.bool_]:
-    """Which forecasts follow, within their sensor and partition, one of a later reading."""
+    """Which forecasts follow, within their sensor and partition, one of a later step."""
     order = np.lexsort((forecasts.offset, forecasts.partition, forecasts.sensor))
     sensor, partition = forecasts.sensor[order], forecasts.partition[order]
     begins = np.flatnonzero((np.diff(sensor, prepend=-1) != 0) | (np.diff(partition, prepend=-1) != 0))
     disordered = np.zeros(len(forecasts), dtype=np.bool_)
     for rows in np.split(order, begins):
-        inputs = forecasts.input_offset[rows]
-        disordered[rows] = inputs < np.maximum.accumulate(inputs)
+        issued_us = forecasts.issued_us[rows]
+        disordered[rows] = issued_us < np.maximum.accumulate(issued_us)
     return disordered
 
 

@@ -54,7 +54,7 @@ def trace_states(readings: ReadingLog, forecasts: ForecastLog, accepted: Accepte
         goes_on[1:] = (accepted.begun[at[1:]] == accepted.begun[at[:-1]]) & (version[1:] == version[:-1])
         moved = np.ones(len(rows), bool)
         moved[1:] = since[1:] != since[:-1]
-        begun_anew[rows] = moved & (at - since + 1 < _readings_due(accepted, at, settings))
+        begun_anew[rows] = moved & (since > _latest_origin(accepted, at, settings))
         rebuilt[rows] = moved & goes_on
     return Lineage(place, origin, out_of_reach, begun_anew, rebuilt)
 
@@ -67,8 +67,14 @@ def log_starts(readings: ReadingLog, highest_partition: int) -> Indexes:
     return starts
 
 
-def _readings_due(accepted: AcceptedLog, at: Indexes, settings: Settings) -> Indexes:
-    """How many accepted readings a state must hold at least, after the readings at these places."""
-    there = at - accepted.begun[at] + 1
-    near = accepted.offset[at] - accepted.offset[accepted.begun[at]] < settings.forecaster.rewarm_max_readings
-    return np.where(near, np.minimum(there, settings.rewarm_steps), 1)
+def _latest_origin(accepted: AcceptedLog, at: Indexes, settings: Settings) -> Indexes:
+    """The place where states must have begun that the readings at these places were stepped into, or before it.
+
+    It is so many readings back, or the first one from there on that a replay may begin with (``model.grace``).
+    """
+    begun = accepted.begun[at]
+    near = accepted.offset[at] - accepted.offset[begun] < settings.forecaster.rewarm_max_readings
+    due = np.where(near, np.maximum(begun, at - settings.rewarm_steps + 1), at)
+    may_begin = np.append(np.flatnonzero(accepted.begins), len(accepted))
+    latest: Indexes = np.minimum(at, may_begin[np.searchsorted(may_begin, due)])
+    return latest

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.forecaster import Forecaster
-from model.rules import NEVER_US, bridge_gaps
+from model.grace import HELD
+from model.rules import ACCEPTED, NEVER_US, bridge_gaps
 from model.state import States, blank_states
 from model.stepper import Forecasts, Stepper
-from pipeline.audit.findings import ACCEPTED, ReadingLog, find
+from pipeline.audit.findings import ReadingLog, find
 from pipeline.settings import Settings
 
 Indexes = NDArray[np.int64]
@@ -27,13 +28,14 @@ _NUMBERS_AT_ONCE: Final = 4_000_000  # of forecasts, in float64: 32 MB
 
 @dataclass(frozen=True)
 class AcceptedLog:
-    """The accepted readings, sensor by sensor ("stream": a sensor in a partition), each in the order of offsets."""
+    """The accepted readings, sensor by sensor ("stream": a sensor in a partition), each in the order of its steps."""
 
     streams: tuple[tuple[int, str], ...]  # partition and sensor
     starts: Indexes  # (streams + 1,) stream s is the places [starts[s], starts[s + 1])
     row: Indexes  # (n,) of the reading log
     stream: Indexes  # (n,)
     offset: Indexes  # (n,)
+    begins: NDArray[np.bool_]  # (n,) see ``model.grace.Released``
     timestamp_us: Indexes  # (n,)
     values: NDArray[np.float64]  # (n, F)
     begun: (
@@ -56,7 +58,7 @@ class AcceptedLog:
 def accepted_log(readings: ReadingLog, settings: Settings) -> AcceptedLog:
     """The accepted readings of a log, arranged for recomputing."""
     accepted = np.flatnonzero(readings.verdict == ACCEPTED)
-    order = np.lexsort((readings.offset[accepted], readings.sensor[accepted], readings.partition[accepted]))
+    order = np.lexsort((readings.timestamp_us[accepted], readings.sensor[accepted], readings.partition[accepted]))
     row = accepted[order]
     partition, sensor = readings.partition[row], readings.sensor[row]
     fresh = np.ones(len(row), bool)
@@ -75,10 +77,26 @@ def accepted_log(readings: ReadingLog, settings: Settings) -> AcceptedLog:
         row=row,
         stream=np.cumsum(fresh) - 1,
         offset=readings.offset[row],
+        begins=_begins(readings, row),
         timestamp_us=timestamp_us,
         values=readings.values[row],
         begun=np.maximum.accumulate(np.where(gaps.reset, np.arange(len(row)), 0)) if len(row) else row,
     )
+
+
+def _begins(readings: ReadingLog, row: Indexes) -> NDArray[np.bool_]:
+    """Whether all of its sensor that come after an accepted reading, or wait for that, have higher offsets."""
+    later = np.concatenate([row, np.flatnonzero(readings.verdict == HELD)])
+    later = later[np.lexsort((readings.timestamp_us[later], readings.sensor[later], readings.partition[later]))]
+    partition, sensor = readings.partition[later], readings.sensor[later]
+    last = np.append((partition[1:] != partition[:-1]) | (sensor[1:] != sensor[:-1]), True)[: len(later)]
+    stream = np.cumsum(last) - last
+    # Streams lie one behind the other, and far apart: so one pass from the end serves all.
+    apart = int(readings.offset.max(initial=0)) + 1
+    lowest = np.minimum.accumulate((readings.offset[later] + stream * apart)[::-1])[::-1] - stream * apart
+    found = np.zeros(len(readings), bool)
+    found[later] = readings.offset[later] == lowest
+    return found[row]
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,7 @@ def recompute(
                 accepted.timestamp_us[place],
                 accepted.values[place],
                 accepted.offset[place],
+                accepted.begins[place],
             )
             ended = np.flatnonzero((count > 0) & (lengths[group] <= done + at_once))
             yield Recomputed(group[slots], place, forecasts, group[ended], states[ended])

@@ -1,10 +1,11 @@
 """Reads whole topics into columns, with a reader of its own: read_committed and no group, so nobody's offsets move.
 
-Readings are decoded and judged by the rules that the stream itself uses (``ReadingDecoder``, ``model.rules.classify``).
+Readings are decoded and judged by the rules that the stream itself uses (``ReadingDecoder``, ``findings.judged``).
 """
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import kafka.errors as client_errors
@@ -13,10 +14,10 @@ from kafka import TopicPartition
 from numpy.typing import NDArray
 
 from model.experts import experts_of
-from model.rules import classify
-from pipeline.audit.findings import REJECTED, ForecastLog, Offsets, ReadingLog
+from pipeline.audit.findings import REJECTED, ForecastLog, Offsets, ReadingLog, judged
 from pipeline.audit.weights import published_weights
 from pipeline.errors import BrokerUnreachable, KafkaError
+from pipeline.forecaster.position import Position
 from pipeline.kafka.clients import make_admin, make_consumer, partition_count, translated
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.settings import Settings
@@ -77,9 +78,9 @@ def offsets_at(settings: Settings, topic: str, moment_us: int) -> dict[int, int]
 
 
 def committed_offsets(settings: Settings) -> dict[int, int]:
-    """The forecasters' committed offset of each partition of the readings topic; partitions without one are absent.
+    """The next offset of each partition of the readings topic, as committed; partitions without one are absent.
 
-    While the broker prepares to look after groups, which is after its start, there are none.
+    What is held lies before. While the broker prepares to look after groups, which is after its start, there are none.
 
     Raises:
         KafkaError: no broker answers.
@@ -93,7 +94,7 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
             return {}
         finally:
             admin.close()
-    return {tp.partition: at.offset for tp, at in found.items() if tp.topic == topic and at.offset >= 0}
+    return {tp.partition: Position.of(at).next for tp, at in found.items() if tp.topic == topic and at.offset >= 0}
 
 
 def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog:
@@ -123,7 +124,7 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
     measured = np.array(values, dtype=np.float64).reshape(-1, len(settings.features))
     order = np.lexsort((table[:, 1], table[:, 0]))
     table, measured = table[order], measured[order]
-    return ReadingLog(
+    log = ReadingLog(
         sensors=tuple(sensors),
         partition=table[:, 0].astype(np.int32),
         offset=table[:, 1],
@@ -131,16 +132,11 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
         timestamp_us=table[:, 3],
         values=measured,
         sent_ms=table[:, 4],
-        verdict=_verdicts(table[:, 2], table[:, 3]),
+        verdict=np.full(len(table), REJECTED, np.int8),
         reasons=reasons,
     )
-
-
-def _verdicts(sensor: NDArray[np.int64], timestamp_us: NDArray[np.int64]) -> NDArray[np.int8]:
-    verdict = np.full(len(sensor), REJECTED, dtype=np.int8)
-    decoded = sensor >= 0
-    verdict[decoded] = classify(sensor[decoded], timestamp_us[decoded])
-    return verdict
+    limits = ends if ends is not None else {partition: offset + 1 for partition, offset in table[:, :2].tolist()}
+    return replace(log, verdict=judged(log, settings.grace, limits))
 
 
 def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: bool = False) -> ForecastLog:

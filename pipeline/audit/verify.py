@@ -9,16 +9,18 @@ On a stream at rest the outcome is exact. On a running one, what is not committe
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.forecaster import Forecaster
+from model.grace import HELD
+from model.rules import ACCEPTED
 from model.state import state_dtype
 from pipeline.audit.dead_letters import DeadLetter
-from pipeline.audit.findings import REJECTED, Audit, ForecastLog, Offsets, ReadingLog, audit
+from pipeline.audit.findings import REJECTED, Audit, ForecastLog, Offsets, ReadingLog, audit, find, judged
 from pipeline.audit.lineage import log_starts, trace_states
 from pipeline.audit.recheck import HeldState, recheck
 from pipeline.audit.recompute import AcceptedLog, accepted_log
@@ -154,18 +156,32 @@ def first_forecast_inputs(settings: Settings) -> dict[int, int]:
 
 def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     """The verdict on what was read."""
-    readings, starts, ends = evidence.readings, evidence.starts, evidence.ends
+    starts, ends = evidence.starts, evidence.ends
+    readings = evidence.readings
     due = readings.take(_is_before(readings.partition, readings.offset, ends))
+    if settings.grace.is_on:
+        readings = replace(readings, verdict=judged(readings, settings.grace, ends))
+        due = replace(due, verdict=judged(due, settings.grace, ends))
+        evidence = replace(evidence, readings=readings)
     made = evidence.forecasts
-    made = made.take(_is_before(made.input_partition, made.input_offset, ends))
+    made = made.take(_is_before(made.input_partition, made.input_offset, ends) & ~_follows(made, due, readings))
     verdict = Verdict(audit(due, made, starts), waiting=len(readings) - len(due))
     verdict.examples.update({_FAULT.get(kind, kind): found for kind, found in verdict.audit.examples.items()})
     _judge_letters(verdict, due, evidence)
     made = made.take(~_is_before(made.input_partition, made.input_offset, starts))
     versions, counts = np.unique(made.version, return_counts=True)
     verdict.versions = dict(zip(versions.tolist(), counts.tolist(), strict=True))
-    _judge_lineages(verdict, evidence, made, settings, load)
+    _judge_lineages(verdict, evidence, due, made, settings, load)
     return verdict
+
+
+def _follows(made: ForecastLog, due: ReadingLog, readings: ReadingLog) -> NDArray[np.bool_]:
+    """Which forecasts are of readings that are held as of the end of the audited ones, and accepted after it."""
+    row, found = find(due, made.input_partition, made.input_offset)
+    later, known = find(readings, made.input_partition, made.input_offset)
+    found &= known
+    found[found] = (due.verdict[row[found]] == HELD) & (readings.verdict[later[found]] == ACCEPTED)
+    return found
 
 
 _FAULT: Final = {"lost": "missing"}  # how an audit's word reads here
@@ -184,7 +200,7 @@ def _judge_letters(verdict: Verdict, due: ReadingLog, evidence: Evidence) -> Non
 
 
 def _judge_lineages(
-    verdict: Verdict, evidence: Evidence, made: ForecastLog, settings: Settings, load: LoadModel
+    verdict: Verdict, evidence: Evidence, due: ReadingLog, made: ForecastLog, settings: Settings, load: LoadModel
 ) -> None:
     """Whether every state goes back far enough, and forecasts and states are what the readings make of them."""
     readings = evidence.readings
@@ -194,7 +210,7 @@ def _judge_lineages(
     verdict.rebuilt = int(lineage.rebuilt.sum())
     verdict.begun_anew = int(lineage.begun_anew.sum())
     different = np.flatnonzero((lineage.place >= 0) & ~lineage.recomputable & ~lineage.out_of_reach).tolist()
-    states = _StateCheck(verdict, evidence, accepted)
+    states = _StateCheck(verdict, evidence, due, accepted)
     for version in sorted({*verdict.versions, *states.versions}):
         logger.info("recomputing %d forecasts of version %d", verdict.versions.get(version, 0), version)
         forecaster = load(version)
@@ -215,12 +231,16 @@ def _judge_lineages(
 class _StateCheck:
     """Sorts the changelog's last states: those to recompute, by version, and those that are wrong at sight."""
 
-    def __init__(self, verdict: Verdict, evidence: Evidence, accepted: AcceptedLog) -> None:
+    def __init__(self, verdict: Verdict, evidence: Evidence, due: ReadingLog, accepted: AcceptedLog) -> None:
         self._verdict = verdict
         self._accepted = accepted
+        self._by_offset = np.lexsort((accepted.offset, accepted.stream))  # places: streams stay where they are
+        self._offsets = accepted.offset[self._by_offset]
         self._starts = log_starts(evidence.readings, max(evidence.ends, default=0))
         self._found: dict[int, LastState] = {}  # by stream
-        before_end = _is_before(evidence.readings.partition[accepted.row], accepted.offset, evidence.ends)
+        row, found = find(due, evidence.readings.partition[accepted.row], accepted.offset)
+        before_end = found.copy()
+        before_end[found] = due.verdict[row[found]] == ACCEPTED
         self._last = np.full(len(accepted.streams), -1)  # by stream, the place of the last reading that is audited
         np.maximum.at(self._last, accepted.stream[before_end], np.flatnonzero(before_end))
         for stream in np.flatnonzero(self._last >= 0).tolist():
@@ -268,8 +288,8 @@ class _StateCheck:
 
     def _place(self, stream: int, offset: int) -> int | None:
         low, high = self._accepted.starts[stream], self._accepted.starts[stream + 1]
-        place = int(low + np.searchsorted(self._accepted.offset[low:high], offset))
-        return place if place < high and self._accepted.offset[place] == offset else None
+        at = int(low + np.searchsorted(self._offsets[low:high], offset))
+        return int(self._by_offset[at]) if at < high and self._offsets[at] == offset else None
 
 
 def _read_letters(settings: Settings) -> dict[tuple[int, int], int]:

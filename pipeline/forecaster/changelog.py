@@ -3,7 +3,7 @@
 A partition's states are restored, as of its committed offset, before its first reading is processed. The changelog is
 read to the end that it has *after* the committed offset is known, open transactions included: a committed transaction
 whose markers are still being written is waited for. A state is used only if it is whole, of the model version that
-serves, of the same settings, and not ahead of the committed offset. Any other sensor is rebuilt by ``Replayer``.
+serves, of the same settings, and not ahead of the group's position. Any other sensor is rebuilt by ``Replayer``.
 """
 
 import logging
@@ -23,7 +23,8 @@ from kafka.protocol.consumer import OffsetSpec
 from model.state import unsound
 from pipeline.errors import OffsetsLost, StateError
 from pipeline.forecaster.orphans import end_orphans
-from pipeline.forecaster.readings import Record
+from pipeline.forecaster.position import Position
+from pipeline.forecaster.readings import Readings, Record
 from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer, known_of_state
 from pipeline.forecaster.serving import Serving
 from pipeline.messages import decode_state
@@ -44,7 +45,7 @@ class Log:
 
     start: int
     end: int
-    committed: int | None
+    committed: Position | None
 
 
 @dataclass
@@ -57,10 +58,11 @@ class Restored:
     # Partitions where states were rebuilt or the position is not what is committed: one transaction is due at once,
     # so that the next restart has less to do and begins at the same reading.
     unsaved: set[int] = field(default_factory=set)
+    held: dict[int, Readings] = field(default_factory=dict)  # by partition, the readings that wait for earlier ones
     seconds: float = 0.0
 
 
-def first_position(settings: Settings, partition: int, log: Log, *, accept_loss: bool) -> int:
+def first_position(settings: Settings, partition: int, log: Log, *, accept_loss: bool) -> Position:
     """Where to go on in a partition.
 
     Raises:
@@ -68,21 +70,26 @@ def first_position(settings: Settings, partition: int, log: Log, *, accept_loss:
     """
     topic = settings.kafka.topics.readings
     if log.committed is None:
-        return log.start if settings.forecaster.start == "earliest" else log.end
-    if log.start <= log.committed <= log.end:
-        return log.committed
-    if log.committed < log.start:
-        lost = f"{log.start - log.committed} readings were deleted by retention before they were forecast"
-    else:
+        return Position(log.start if settings.forecaster.start == "earliest" else log.end)
+    reached, held_from = log.committed.next, log.committed.held_from
+    on_from = Position(log.start)
+    if reached > log.end:
         lost = "the topic was deleted and made anew"
+    elif reached < log.start:
+        lost = f"{log.start - reached} readings were deleted by retention before they were forecast"
+    elif held_from is not None and held_from < log.start:
+        lost = f"of readings held since offset {held_from}, some were deleted by retention before they were forecast"
+        on_from = Position(reached, log.start)
+    else:
+        return log.committed
     message = (
-        f"group {settings.forecaster.group_id} is to go on at offset {log.committed} of {topic}, partition {partition} "
+        f"group {settings.forecaster.group_id} is to go on at offset {reached} of {topic}, partition {partition} "
         f"and the log has offsets {log.start} to {log.end}: {lost}"
     )
     if not accept_loss:
-        raise OffsetsLost(f"{message}. To go on from offset {log.start}, start the forecaster with --accept-loss")
-    logger.error("%s; going on from offset %d", message, log.start)
-    return log.start
+        raise OffsetsLost(f"{message}. To go on from offset {on_from.next}, start the forecaster with --accept-loss")
+    logger.error("%s; going on from offset %d", message, on_from.next)
+    return on_from
 
 
 class Changelog:
@@ -102,7 +109,7 @@ class Changelog:
         self,
         serving: Serving,
         wanted: set[int],
-        committed: Callable[[int], int | None],
+        committed: Callable[[int], Position | None],
         *,
         accept_loss: bool = False,
         distrusted: Mapping[int, Collection[str]] = MappingProxyType({}),
@@ -111,7 +118,7 @@ class Changelog:
 
         Args:
             wanted: partitions; the caller may discard one while this runs, and it is left out from then on.
-            committed: the group's offset in a partition, None where there is none. It raises ``KafkaTimeoutError``
+            committed: the group's position in a partition, None where there is none. It raises ``KafkaTimeoutError``
                 while a transaction that may still change it is open, and is asked again.
             accept_loss: go on from the start of the log where it has lost what was to come next.
             distrusted: by partition, sensors whose states are rebuilt whatever the changelog has of them.
@@ -121,11 +128,15 @@ class Changelog:
         """
         began = time.monotonic()
         restored = Restored()
+        held_from: dict[int, int] = {}
         for partition in sorted(wanted):
             log = yield from self._log(partition, committed)
             if partition in wanted:
-                restored.positions[partition] = first_position(self._settings, partition, log, accept_loss=accept_loss)
-                if log.committed != restored.positions[partition]:
+                position = first_position(self._settings, partition, log, accept_loss=accept_loss)
+                restored.positions[partition] = position.next
+                if position.held_from is not None:
+                    held_from[partition] = position.held_from
+                if log.committed != position:
                     restored.unsaved.add(partition)
         reading = _Reading(serving, restored.positions, wanted, self._settings, distrusted)
         for partition in wanted:
@@ -142,17 +153,23 @@ class Changelog:
             restored.rebuilt += rebuilt
             if rebuilt.sensors or rebuilt.cold:
                 restored.unsaved.add(partition)
+            if partition in held_from and partition in wanted:
+                replayer = Replayer(self._settings, self._reader, serving, alive=wanted.__contains__)
+                held = yield from replayer.hold(partition, held_from[partition], restored.positions[partition])
+                if len(held):
+                    restored.held[partition] = held
         restored.positions = {partition: restored.positions[partition] for partition in wanted}
+        restored.held = {partition: held for partition, held in restored.held.items() if partition in wanted}
         restored.unsaved &= wanted
         restored.seconds = time.monotonic() - began
         return restored
 
-    def _log(self, partition: int, committed: Callable[[int], int | None]) -> Generator[None, None, Log]:
+    def _log(self, partition: int, committed: Callable[[int], Position | None]) -> Generator[None, None, Log]:
         """Where a partition of the readings topic begins and ends, and where the group goes on."""
         began = said = looked = time.monotonic()
         while True:
             try:
-                offset = committed(partition)
+                position = committed(partition)
                 break
             except KafkaTimeoutError:
                 if time.monotonic() - looked > ORPHAN_INTERVAL_S:
@@ -169,7 +186,7 @@ class Changelog:
         where = TopicPartition(self._settings.kafka.topics.readings, partition)
         start = self._reader.beginning_offsets([where])[where]
         # The last stable offset: the group never commits beyond it, and "latest" does not wait for what is open.
-        return Log(start, self._reader.end_offsets([where])[where], offset)
+        return Log(start, self._reader.end_offsets([where])[where], position)
 
     def _read(self, reading: "_Reading", partitions: Sequence[int]) -> Generator[None, None, None]:
         """Every record of the partitions' changelogs, in order, up to their present ends."""

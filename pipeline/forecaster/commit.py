@@ -24,10 +24,10 @@ from typing import Any, Final, Protocol
 
 import kafka.errors as client_errors
 from kafka import KafkaProducer, TopicPartition
-from kafka.structs import OffsetAndMetadata
 
 from pipeline.errors import Fenced, KafkaError
 from pipeline.forecaster.membership import is_member
+from pipeline.forecaster.position import Position
 from pipeline.forecaster.watchdog import Watchdog
 from pipeline.kafka.record_batches import NO_HEADERS, BatchAppender, check_delivered
 
@@ -59,7 +59,7 @@ class Work:
     """What one transaction makes durable. Every transaction carries offsets: they are what the broker fences by."""
 
     records: Sequence[Records]
-    offsets: Mapping[int, int]  # next offset of the readings topic by partition
+    offsets: Mapping[int, Position]  # of the readings topic, by partition
     membership: Any  # kafka.structs.ConsumerGroupMetadata, of the poll that fetched the readings
 
 
@@ -82,7 +82,7 @@ class Transport(Protocol):
     def check(self) -> None:
         """Raise the first failure among the records."""
 
-    def send_offsets(self, offsets: Mapping[int, int], membership: Any) -> None:
+    def send_offsets(self, offsets: Mapping[int, Position], membership: Any) -> None:
         """Add offsets of the readings topic."""
 
     def commit(self) -> None:
@@ -128,12 +128,12 @@ class KafkaTransport:
         """Raise the first failure among the records."""
         check_delivered(self._futures)
 
-    def send_offsets(self, offsets: Mapping[int, int], membership: Any) -> None:
+    def send_offsets(self, offsets: Mapping[int, Position], membership: Any) -> None:
         """Add offsets of the readings topic."""
         self._producer.send_offsets_to_transaction(
             {
-                TopicPartition(self._readings_topic, partition): OffsetAndMetadata(offset, "", -1)
-                for partition, offset in offsets.items()
+                TopicPartition(self._readings_topic, partition): position.to_commit()
+                for partition, position in offsets.items()
             },
             membership,
         )

@@ -13,12 +13,13 @@ from pipeline.forecaster.replay import Rebuilt
 
 @dataclass
 class Counters:
-    """Counts since the start. Only what was committed counts, except ``aborted``."""
+    """Counts since the start, and ``held``: now. Only what was committed counts, except ``aborted``."""
 
     readings: int = 0  # records of the readings topic, whatever became of them
     accepted: int = 0
     duplicates: int = 0
     late: int = 0
+    held: int = 0  # readings that wait for earlier ones; each counts as accepted once it is stepped
     ignored_features: int = 0
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
     forecasts: int = 0

@@ -31,6 +31,7 @@ from pipeline.forecaster.lookout import Lookout, Pulse, State
 from pipeline.forecaster.membership import Rebalances, Standing, is_member
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.forecaster.partitions import Partitions, listed
+from pipeline.forecaster.position import Position
 from pipeline.forecaster.quarantine import Quarantine, Sensors
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.serving import Serving
@@ -305,7 +306,8 @@ class StreamForecaster:
         """One micro-batch, from records to durable states."""
         unsaved = self._next_unsaved()
         began = time.monotonic()
-        batch = self._maker.make(polled, unsaved)
+        held = self._partitions.held
+        batch = self._maker.make(polled, unsaved, held)
         self._batch_size.note(sum(map(len, polled.values())), time.monotonic() - began)
         if batch.unsound:
             self._treat(batch.unsound)
@@ -315,8 +317,14 @@ class StreamForecaster:
             return
         positions = self._partitions.positions
         offsets = {partition: positions[partition] for partition in unsaved} | dict(batch.offsets)
+        held = {partition: readings for partition, readings in held.items() if partition not in batch.offsets}
+        held |= batch.held
+        reached = {
+            partition: Position(offset, int(held[partition].offsets[0]) if partition in held else None)
+            for partition, offset in offsets.items()
+        }
         try:
-            self._committer.commit(Work(batch.records, offsets, membership))
+            self._committer.commit(Work(batch.records, reached, membership))
         except Aborted as aborted:
             self._start_over(str(aborted))
             return
@@ -324,6 +332,7 @@ class StreamForecaster:
         if batch.stepped is not None:
             self._serving.table.scatter(batch.stepped.rows, batch.stepped.states)
         positions.update(offsets)
+        self._partitions.held = held
         self._partitions.unsaved.difference_update(unsaved)
         # Not for what only saved rebuilt states: the readings in question are still to come.
         self._quarantine.clear(batch.offsets)
@@ -377,6 +386,7 @@ class StreamForecaster:
         if batch.counts.forecasts and not self.counters.forecasts:
             logger.info("first forecasts %.1f s after the start", time.monotonic() - self._started)
         self.counters.add(batch.counts)
+        self.counters.held = sum(map(len, self._partitions.held.values()))
         self._failures = 0
         self._pulse.progressed = self._pulse.committed = time.monotonic()
         if self._swap_began is not None:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from kafka import TopicPartition
 
-from model.rules import ACCEPTED, DUPLICATE, LATE
 from model.stepper import Forecasts
 from pipeline.forecaster.commit import Records
 from pipeline.forecaster.counters import Counters
@@ -25,10 +25,11 @@ from pipeline.settings import Settings
 class MicroBatch:
     """The outcome of one poll, to be committed together."""
 
-    accepted: Sequence[Readings]  # one per partition that has any
+    accepted: Sequence[Readings]  # one per partition that has any, in the order in which they were stepped
     stepped: Stepped | None  # none: nothing was accepted
     records: Sequence[Records]
     offsets: Mapping[int, int]
+    held: Mapping[int, Readings]  # of the partitions in ``offsets``, those that hold any
     counts: Counters
     unsound: Mapping[int, Sequence[str]]  # by partition, sensors whose new state or forecast is not finite
 
@@ -43,42 +44,49 @@ class MicroBatchMaker:
         self._decoder = ReadingDecoder(settings.features)
         self._encoder = ForecastEncoder(settings, ModelId(settings.model_name, serving.version), serving.config)
 
-    def make(self, polled: Mapping[TopicPartition, Sequence[Record]], unsaved: Sequence[int] = ()) -> MicroBatch:
+    def make(
+        self,
+        polled: Mapping[TopicPartition, Sequence[Record]],
+        unsaved: Sequence[int] = (),
+        held: Mapping[int, Readings] = MappingProxyType({}),
+    ) -> MicroBatch:
         """The micro-batch of some records.
 
         Args:
             polled: records by partition, in the order of their offsets; each has at least one.
             unsaved: partitions whose states all go into the changelog, changed or not.
+            held: by partition, the readings that wait since earlier batches.
         """
         counts = Counters()
         accepted: list[Readings] = []
         outgoing: list[Records] = []
-        offsets: dict[int, int] = {}
+        still_held: dict[int, Readings] = {}
         features = len(self._settings.features)
         parts = [decode_records(self._decoder, features, at.partition, records) for at, records in polled.items()]
-        judged = self._serving.judge_all([decoded.readings for decoded in parts])
-        for (where, records), decoded, verdicts in zip(polled.items(), parts, judged, strict=True):
-            mine = decoded.readings.take(verdicts == ACCEPTED)
-            if len(mine):
-                accepted.append(mine)
+        offsets = {where.partition: records[-1].offset + 1 for where, records in polled.items()}
+        verdicts = self._serving.judge_all([decoded.readings for decoded in parts], held, offsets)
+        for (where, records), decoded, judged in zip(polled.items(), parts, verdicts, strict=True):
+            if len(judged.accepted):
+                accepted.append(judged.accepted)
+            if judged.held is not None:
+                still_held[where.partition] = judged.held
             counts.readings += len(records)
-            counts.accepted += len(mine)
-            counts.duplicates += int(np.count_nonzero(verdicts == DUPLICATE))
-            counts.late += int(np.count_nonzero(verdicts == LATE))
+            counts.accepted += len(judged.accepted)
+            counts.duplicates += judged.duplicates
+            counts.late += judged.late
             counts.ignored_features += decoded.ignored_features
             counts.dead_letters.update(reason.reason for _, reason in decoded.rejected)
             if decoded.rejected:
                 outgoing.append(self._dead_letters(where.partition, decoded.rejected))
-            offsets[where.partition] = records[-1].offset + 1
         stepped = self._serving.step(accepted) if accepted else None
         if stepped is not None and len(stepped.unsound):
-            return MicroBatch(accepted, stepped, [], {}, counts, self._serving.table.named(stepped.unsound))
+            return MicroBatch(accepted, stepped, [], {}, {}, counts, self._serving.table.named(stepped.unsound))
         if stepped is not None:
             outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
         counts.transactions = 1
         outgoing += self._states(stepped, unsaved)
-        return MicroBatch(accepted, stepped, outgoing, offsets, counts, {})
+        return MicroBatch(accepted, stepped, outgoing, offsets, still_held, counts, {})
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
         # All at once: what encoding costs is mostly what a call of it costs.

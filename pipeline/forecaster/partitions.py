@@ -10,6 +10,8 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from pipeline.forecaster.changelog import Changelog, Restored
+from pipeline.forecaster.position import Position
+from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.serving import Serving
 
 logger = logging.getLogger("streamgru.partitions")
@@ -35,6 +37,7 @@ class Partitions:
 
     def __init__(self, consumer: KafkaConsumer, topic: str, changelog: Changelog, *, accept_loss: bool) -> None:
         self.positions: dict[int, int] = {}  # of those served: the offset of the next reading
+        self.held: dict[int, Readings] = {}  # of those served, where any are: the readings that wait for earlier ones
         self.unsaved: set[int] = set()  # of those served: all states of these must be written once
         self._consumer = consumer
         self._topic = topic
@@ -68,6 +71,7 @@ class Partitions:
             self._distrusted.pop(partition, None)
             self._restoring.discard(partition)
             self.positions.pop(partition, None)
+            self.held.pop(partition, None)
             self.unsaved.discard(partition)
             serving.table.drop_partition(partition)
 
@@ -137,10 +141,11 @@ class Partitions:
             self._consumer.pause(TopicPartition(self._topic, partition))
         serving.table.drop_partition(partition)
         self.positions.pop(partition, None)
+        self.held.pop(partition, None)
         self.unsaved.discard(partition)
 
-    def _committed(self, partition: int) -> int | None:
-        """The group's offset, as of a question that this job asked.
+    def _committed(self, partition: int) -> Position | None:
+        """The group's position, as of a question that this job asked.
 
         kafka-python 3.0.12 keeps a question that timed out, also while the partition is another member's, and gives its
         answer to whoever asks next. What an earlier job left is therefore waited for and thrown away.
@@ -153,10 +158,10 @@ class Partitions:
         self._unanswered.discard(partition)
         return committed
 
-    def _ask(self, partition: int) -> int | None:
+    def _ask(self, partition: int) -> Position | None:
         where = TopicPartition(self._topic, partition)
-        committed: int | None = self._consumer.committed(where, timeout_ms=COMMITTED_TIMEOUT_MS)
-        return committed
+        committed = self._consumer.committed(where, metadata=True, timeout_ms=COMMITTED_TIMEOUT_MS)
+        return None if committed is None else Position.of(committed)
 
     def _serve(self, restored: Restored) -> None:
         self._restoring = set()
@@ -166,6 +171,8 @@ class Partitions:
                 self._consumer.seek(where, position)
                 self._consumer.resume(where)
                 self.positions[partition] = position
+                if partition in restored.held:
+                    self.held[partition] = restored.held[partition]
             self._distrusted.pop(partition, None)
         self.unsaved |= restored.unsaved & self.positions.keys()
         logger.info(

@@ -22,7 +22,7 @@ LONGEST_TRACEPARENT_BYTES: Final = 256
 
 @dataclass(frozen=True)
 class Readings:
-    """n readings of one partition, in the order of their offsets."""
+    """n readings of one partition, in the order of their offsets; accepted ones in the order of their steps."""
 
     partition: int
     keys: list[bytes]  # the sensor ids in UTF-8
@@ -31,24 +31,42 @@ class Readings:
     values: NDArray[np.float64]  # (n, F), NaN where missing
     offsets: NDArray[np.int64]  # (n,)
     traceparents: list[bytes | None] | None = None  # none of the readings has one: None
+    begins: NDArray[np.bool_] | None = None  # (n,) of accepted ones, see ``model.grace.Released``; None: all
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, mask: NDArray[np.bool_]) -> "Readings":
         """Those where ``mask`` (n,) is true; itself where all are."""
-        if mask.all():
-            return self
-        chosen = np.flatnonzero(mask).tolist()
+        return self if mask.all() else self.pick(np.flatnonzero(mask))
+
+    def pick(self, places: NDArray[np.intp]) -> "Readings":
+        """Those at ``places``, in that order."""
+        chosen = places.tolist()
         traceparents = self.traceparents
         return Readings(
             self.partition,
             [self.keys[index] for index in chosen],
             [self.sensors[index] for index in chosen],
-            self.timestamp_us[mask],
-            self.values[mask],
-            self.offsets[mask],
+            self.timestamp_us[places],
+            self.values[places],
+            self.offsets[places],
             None if traceparents is None else [traceparents[index] for index in chosen],
+        )
+
+    def followed_by(self, others: "Readings") -> "Readings":
+        """These and then others of the same partition."""
+        traceparents = None
+        if self.traceparents is not None or others.traceparents is not None:
+            traceparents = [*(self.traceparents or [None] * len(self)), *(others.traceparents or [None] * len(others))]
+        return Readings(
+            self.partition,
+            self.keys + others.keys,
+            self.sensors + others.sensors,
+            np.concatenate([self.timestamp_us, others.timestamp_us]),
+            np.concatenate([self.values, others.values]),
+            np.concatenate([self.offsets, others.offsets]),
+            traceparents,
         )
 
 

@@ -1,9 +1,10 @@
 """Rebuilds sensors' states by stepping their recent readings of the input topic through a model once more.
 
 Used where a state is of another model version, damaged, or gone, and to warm up a new model while the old one serves.
-A replay must begin with a reading that was accepted, or late ones would be taken for news. Where an earlier state of
-the sensor is known, its anchors say such offsets. Where nothing is known, a first pass over the readings learns them:
-from the start of the log all is known; else the first half of the pass only learns each sensor's latest timestamp.
+A replay must begin with a reading that was accepted, or late ones would be taken for news, and where gaps are waited
+for, with one that all stepped after it came behind (``model.grace``). Where an earlier state of the sensor is known,
+its anchors say such offsets. Where nothing is known, a first pass over the readings learns them: from the start of the
+log all is known; else the first half of the pass only learns each sensor's latest timestamp.
 
 All functions are generators that yield after every poll, so that the caller can go on polling its own consumer.
 """
@@ -17,9 +18,10 @@ import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 from numpy.typing import NDArray
 
+from model.grace import Waiting
 from model.rules import NEVER_US
 from model.state import replay_start
-from pipeline.forecaster.readings import Record, decode_records
+from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.serving import Serving
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
@@ -35,7 +37,7 @@ Work = Generator[None, None, "Rebuilt"]
 class Known:
     """What is known of a sensor's past: enough to find where to replay from, and to go on judging its readings.
 
-    ``anchors`` are offsets of accepted readings, ascending, the best one to start from first; empty: none is known.
+    ``anchors`` are offsets of readings that a replay may begin with, ascending, the best one first; empty: none known.
     """
 
     anchors: tuple[int, ...]
@@ -130,17 +132,41 @@ class Replayer:
         first: dict[bytes | None, int] = {sensor.encode(): start for sensor, start in starts.items()}
         features = len(self._settings.features)
         stepped = 0
+        held: Readings | None = None
         for run in read_range(self._reader, self._topic, partition, min(starts.values()), end):
             if not self._alive(partition):
                 break
             due = [record for record in run if first.get(record.key, _NOWHERE) <= record.offset]
             if due:
                 readings = decode_records(self._decoder, features, partition, due).readings
-                accepted = self._serving.accept(readings)
-                self._serving.replay([accepted])
-                stepped += len(accepted)
+                judged = self._serving.judge(readings, held)
+                held = judged.held
+                self._serving.replay([judged.accepted])
+                stepped += len(judged.accepted)
             yield
+        if held is not None:  # whose turn comes at the end, since it has been held for so many offsets
+            judged = self._serving.judge(held, end=end)
+            self._serving.replay([judged.accepted])
+            stepped += len(judged.accepted)
         return stepped
+
+    def hold(self, partition: int, start: int, end: int) -> Generator[None, None, Readings]:
+        """The readings of [start, end) that wait for earlier ones, in the order of their offsets, by states as of end.
+
+        What was stepped, late or a duplicate is not later than its sensor's state, or is so again.
+        """
+        features = len(self._settings.features)
+        held = decode_records(self._decoder, features, partition, []).readings
+        for run in read_range(self._reader, self._topic, partition, start, end):
+            if not self._alive(partition):
+                break
+            if run:
+                judged = self._serving.judge(decode_records(self._decoder, features, partition, run).readings, held)
+                held = judged.accepted if judged.held is None else judged.held.followed_by(judged.accepted)
+                # What is accepted here belongs to a state that was lost: it gets its forecast with the next batch.
+                held = held.pick(np.argsort(held.offsets))
+            yield
+        return held
 
     def _keep_timestamps(self, partition: int, past: Mapping[str, Known]) -> None:
         """Whatever was or was not replayed, a reading that came too late before is too late now."""
@@ -178,24 +204,39 @@ class _Learner:
 
     def __init__(self, settings: Settings, trusted_from: int) -> None:
         self._trusted_from = trusted_from
+        self._grace = settings.grace
         self._spacing = settings.adaptation.anchor_spacing
         self._anchors_kept = -(-settings.rewarm_steps // self._spacing) + 1
-        self._seen: dict[str, list[Any]] = {}  # latest timestamp, accepted readings that count, anchors
+        # Latest timestamp, accepted readings that count, anchors, and whether one is due.
+        self._seen: dict[str, list[Any]] = {}
+        self._waiting: dict[str, Waiting] = {}
 
     def add(self, sensor: str, timestamp_us: int, offset: int) -> None:
+        if not self._grace.is_on:
+            self._note(sensor, timestamp_us, offset)
+            return
+        waiting = self._waiting.get(sensor)
+        if waiting is None:
+            waiting = self._waiting[sensor] = Waiting(self._grace)
+        for released in waiting.arrive(timestamp_us, offset, offset)[1]:
+            self._note(sensor, released.timestamp_us, released.name, begins=released.begins)
+
+    def _note(self, sensor: str, timestamp_us: int, offset: int, *, begins: bool = True) -> None:
         seen = self._seen.get(sensor)
         if seen is None:
-            seen = self._seen[sensor] = [NEVER_US, 0, deque(maxlen=self._anchors_kept)]
+            seen = self._seen[sensor] = [NEVER_US, 0, deque(maxlen=self._anchors_kept), False]
         if timestamp_us <= seen[0]:
             return
         seen[0] = timestamp_us
         if offset >= self._trusted_from:
-            if seen[1] % self._spacing == 0:
+            seen[3] |= seen[1] % self._spacing == 0
+            if seen[3] and begins:
                 seen[2].append(offset)
+                seen[3] = False
             seen[1] += 1
 
     def known(self) -> dict[str, Known]:
-        return {sensor: Known(tuple(anchors), last_us) for sensor, (last_us, _, anchors) in self._seen.items()}
+        return {sensor: Known(tuple(anchors), last_us) for sensor, (last_us, _, anchors, _) in self._seen.items()}
 
 
 def known_of_states(sensors: Sequence[str], states: NDArray[np.void], settings: Settings) -> dict[str, Known]:

@@ -1,14 +1,16 @@
 """One model version with all the states it has made: what the stream is served with until another takes its place."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.forecaster import Forecaster
-from model.rules import ACCEPTED, NEVER_US, classify
+from model.grace import HELD, settle
+from model.rules import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify
 from model.state import blank_states, unsound
 from model.stepper import Forecasts, Stepper
 from pipeline.forecaster.readings import Readings
@@ -17,6 +19,16 @@ from pipeline.messages import StateTag
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.serving")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What becomes of readings of one partition, by the states and the readings before each."""
+
+    accepted: Readings  # in the order in which they are stepped
+    held: Readings | None  # those that wait for earlier ones, in the order of their offsets
+    duplicates: int
+    late: int
 
 
 @dataclass(frozen=True)
@@ -38,27 +50,58 @@ class Serving:
         self.tag = StateTag(version, settings.fingerprint)
         self.table = StateTable(blank_states(forecaster.config, 1, settings.adaptation))
         self._stepper = Stepper(forecaster, settings.adaptation)
+        self._grace = settings.grace
 
-    def judge(self, readings: Readings) -> NDArray[np.int8]:
-        """(n,) accepted, duplicate or late (``model.rules``), by the states and the readings before each."""
-        return self.judge_all([readings])[0]
+    def judge(self, readings: Readings, held: Readings | None = None, end: int | None = None) -> Judged:
+        """Which readings are accepted (``model.rules``, ``model.grace``); nothing is stepped.
 
-    def judge_all(self, parts: Sequence[Readings]) -> list[NDArray[np.int8]]:
+        Args:
+            readings: of one partition, in the order of their offsets.
+            held: what is held of it so far.
+            end: the offset up to which the partition was read.
+        """
+        partition = readings.partition
+        [judged] = self.judge_all(
+            [readings], {} if held is None else {partition: held}, {} if end is None else {partition: end}
+        )
+        return judged
+
+    def judge_all(
+        self,
+        parts: Sequence[Readings],
+        held: Mapping[int, Readings] = MappingProxyType({}),
+        ends: Mapping[int, int] = MappingProxyType({}),
+    ) -> list[Judged]:
         """``judge`` of readings of several partitions at once, each partition named once: several times as fast."""
+        if held:
+            parts = [held[part.partition].followed_by(part) if part.partition in held else part for part in parts]
+        if self._grace.is_on:
+            return [self._settle(part, ends.get(part.partition)) for part in parts]
         if not sum(map(len, parts)):
-            return [np.empty(0, np.int8) for _ in parts]
+            return [Judged(part, None, 0, 0) for part in parts]
         rows = np.concatenate([self.table.rows(part.partition, part.sensors) for part in parts])
         distinct, codes = np.unique(rows, return_inverse=True)
         timestamp_us = np.concatenate([part.timestamp_us for part in parts])
         verdicts = classify(codes, timestamp_us, self.table.field("last_us", distinct))
-        return np.split(verdicts, np.cumsum([len(part) for part in parts[:-1]], dtype=np.intp))
+        split = np.split(verdicts, np.cumsum([len(part) for part in parts[:-1]], dtype=np.intp))
+        return [_judged(part.take(mine == ACCEPTED), None, mine) for part, mine in zip(parts, split, strict=True)]
 
-    def accept(self, readings: Readings) -> Readings:
-        """The accepted ones."""
-        return readings.take(self.judge(readings) == ACCEPTED)
+    def _settle(self, readings: Readings, end: int | None) -> Judged:
+        """``judge`` where gaps are waited for; what was held so far comes first."""
+        if not len(readings):
+            return Judged(readings, None, 0, 0)
+        distinct, codes = np.unique(self.table.rows(readings.partition, readings.sensors), return_inverse=True)
+        last_us = self.table.field("last_us", distinct)
+        settled = settle(codes, readings.timestamp_us, readings.offsets, self._grace, last_us, end)
+        waits = settled.verdicts == HELD
+        accepted = replace(readings.pick(settled.order), begins=settled.begins)
+        return _judged(accepted, readings.take(waits) if waits.any() else None, settled.verdicts)
 
     def step(self, accepted: Sequence[Readings]) -> Stepped:
-        """Step accepted readings of several partitions, each partition named once, into copies of their states."""
+        """Step accepted readings of several partitions, each partition named once, into copies of their states.
+
+        Each sensor's are in order of time; across sensors any order gives the same.
+        """
         table = self.table
         rows = np.concatenate([table.rows(part.partition, part.sensors) for part in accepted])
         distinct, slots = np.unique(rows, return_inverse=True)
@@ -72,6 +115,7 @@ class Serving:
             np.concatenate([part.timestamp_us for part in accepted]),
             np.concatenate([part.values for part in accepted]),
             np.concatenate([part.offsets for part in accepted]),
+            _begins(accepted),
         )
         bad = unsound(states)
         broken = ~np.isfinite(forecasts.quantiles).reshape(len(slots), -1).all(axis=1)
@@ -99,3 +143,14 @@ class Serving:
                     partition,
                 )
                 self.begin_anew(partition, sensors)
+
+
+def _judged(accepted: Readings, held: Readings | None, verdicts: NDArray[np.int8]) -> Judged:
+    duplicates, late = (int(np.count_nonzero(verdicts == verdict)) for verdict in (DUPLICATE, LATE))
+    return Judged(accepted, held, duplicates, late)
+
+
+def _begins(accepted: Sequence[Readings]) -> NDArray[np.bool_] | None:
+    parts = [part.begins for part in accepted if part.begins is not None]
+    assert len(parts) in (0, len(accepted)), "gaps are waited for in all partitions or in none"
+    return np.concatenate(parts) if parts else None

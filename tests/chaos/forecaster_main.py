@@ -16,6 +16,7 @@ from pipeline.forecaster.champion import Candidate
 from pipeline.forecaster.commit import KafkaTransport
 from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
+from pipeline.forecaster.position import Position
 from pipeline.settings import Settings
 from tests.chaos.gauge import KILL, Gauge
 from tests.chaos.guards import GUARDS
@@ -101,7 +102,7 @@ def _watch_transactions(gauge: Gauge) -> None:
             gauge.in_transaction = True
             super().begin()
 
-        def send_offsets(self, offsets: Mapping[int, int], membership: Any) -> None:
+        def send_offsets(self, offsets: Mapping[int, Position], membership: Any) -> None:
             super().send_offsets(offsets, membership)
             self._partitions = list(offsets)
 

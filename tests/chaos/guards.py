@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final
 
 from kafka import TopicPartition
-from kafka.structs import OffsetAndMetadata
 
 import pipeline.forecaster.commit
 import pipeline.forecaster.loop
 from pipeline.forecaster.changelog import Changelog, Restored
 from pipeline.forecaster.commit import KafkaTransport
 from pipeline.forecaster.membership import Standing
+from pipeline.forecaster.position import Position
 from pipeline.forecaster.serving import Serving
 from pipeline.kafka.clients import make_consumer
 
@@ -35,7 +35,7 @@ def without_membership() -> None:
     _keep_consumers()
     send_offsets = KafkaTransport.send_offsets
 
-    def send_live(self: KafkaTransport, offsets: Mapping[int, int], membership: Any) -> None:
+    def send_live(self: KafkaTransport, offsets: Mapping[int, Position], membership: Any) -> None:
         send_offsets(self, offsets, _consumers[-1].group_metadata())
 
     KafkaTransport.send_offsets = send_live  # type: ignore[method-assign]
@@ -53,9 +53,9 @@ def without_offsets_in_transaction() -> None:
     commit = KafkaTransport.commit
     pending: list[dict[Any, Any]] = []
 
-    def keep(self: KafkaTransport, offsets: Mapping[int, int], membership: Any) -> None:
+    def keep(self: KafkaTransport, offsets: Mapping[int, Position], membership: Any) -> None:
         topic = self._readings_topic
-        pending.append({TopicPartition(topic, p): OffsetAndMetadata(o, "", -1) for p, o in offsets.items()})
+        pending.append({TopicPartition(topic, p): position.to_commit() for p, position in offsets.items()})
 
     def commit_both(self: KafkaTransport) -> None:
         commit(self)
@@ -69,12 +69,12 @@ def without_restore() -> None:
     """Serves partitions from their committed offsets with blank states."""
 
     def restore(
-        self: Changelog, serving: Serving, wanted: set[int], committed: Callable[[int], int | None], **_: Any
+        self: Changelog, serving: Serving, wanted: set[int], committed: Callable[[int], Position | None], **_: Any
     ) -> Generator[None, None, Restored]:
         restored = Restored()
         for partition in sorted(wanted):
             log = yield from self._log(partition, committed)
-            restored.positions[partition] = log.start if log.committed is None else log.committed
+            restored.positions[partition] = log.start if log.committed is None else log.committed.next
             serving.table.add_partition(partition)
         return restored
 

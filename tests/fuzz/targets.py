@@ -7,7 +7,6 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from model.rules import ACCEPTED
 from model.state import unsound
 from pipeline.errors import StateError
 from pipeline.forecaster.changelog import _Reading
@@ -183,7 +182,7 @@ def steps(chance: random.Random) -> None:
         key, value = encode_reading(chance.choice("ab"), moment, values)
         records.append(FetchedRecord(key, value, offset, []))
     readings = decode_records(_DECODER, len(FEATURES), 0, records).readings
-    accepted = readings.take(serving.judge(readings) == ACCEPTED)
+    accepted = serving.judge(readings).accepted
     if not len(accepted):
         return
     stepped = serving.step([accepted])

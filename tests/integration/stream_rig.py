@@ -26,7 +26,7 @@ from pipeline.forecaster.champion import Candidate, fit_differences
 from pipeline.forecaster.encoding import ForecastEncoder
 from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
-from pipeline.forecaster.readings import decode_records
+from pipeline.forecaster.readings import Readings, decode_records
 from pipeline.forecaster.serving import Serving
 from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
 from pipeline.settings import Settings
@@ -224,22 +224,24 @@ def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int 
     for partition in range(settings.kafka.partitions):
         serving.table.add_partition(partition)
     expected = []
+    held: dict[int, Readings | None] = {}
     for record in read_all(settings, settings.kafka.topics.readings):
         one = decode_records(decoder, len(settings.features), record.partition, [record])
-        accepted = serving.accept(one.readings)
-        if not len(accepted):
-            continue
-        stepped = serving.step([accepted])
-        serving.table.scatter(stepped.rows, stepped.states)
-        (value,), _ = encoder.encode(
-            settings.kafka.topics.readings,
-            [record.partition],
-            accepted.sensors,
-            accepted.timestamp_us,
-            accepted.offsets,
-            stepped.forecasts,
-        )
-        expected.append(decode_forecast(value))
+        judged = serving.judge(one.readings, held.get(record.partition))
+        held[record.partition] = judged.held
+        for place in range(len(judged.accepted)):
+            accepted = judged.accepted.pick(np.array([place]))
+            stepped = serving.step([accepted])
+            serving.table.scatter(stepped.rows, stepped.states)
+            (value,), _ = encoder.encode(
+                settings.kafka.topics.readings,
+                [record.partition],
+                accepted.sensors,
+                accepted.timestamp_us,
+                accepted.offsets,
+                stepped.forecasts,
+            )
+            expected.append(decode_forecast(value))
     return expected
 
 

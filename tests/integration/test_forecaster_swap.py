@@ -101,7 +101,7 @@ def assert_replay_explains(settings: Settings, models: dict[int, Forecaster], fo
                 for (where, offset), record in records.items()
                 if where == partition and offset >= origin and record.key == sensor.encode()
             ]
-            accepted = serving.accept(decode_records(decoder, 1, partition, mine).readings)
+            accepted = serving.judge(decode_records(decoder, 1, partition, mine).readings).accepted
             stepped = serving.step([accepted])
             medians = stepped.forecasts.quantiles[:, 0, settings.quantiles.index(0.5), 0]
             replayed[key] = dict(zip(accepted.offsets.tolist(), medians.tolist(), strict=True))

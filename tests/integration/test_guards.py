@@ -20,6 +20,7 @@ from kafka import KafkaConsumer, TopicPartition
 from deploy.stack import Stack
 from pipeline.audit.topic_logs import committed_offsets
 from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Records, Work
+from pipeline.forecaster.position import Position
 from pipeline.forecaster.watchdog import EXIT_CODE, Watchdog
 from pipeline.kafka.clients import make_consumer, make_producer
 from pipeline.kafka.topics import ensure_topics
@@ -119,7 +120,9 @@ class Zombie:
 def zombie(one_partition: Settings) -> Iterator[Zombie]:
     zombie = Zombie(one_partition)
     with committing(one_partition, "successor") as committer:
-        committer.commit(Work([forecast_of(one_partition, b"successor's")], {0: 7}, zombie.successor.group_metadata()))
+        committer.commit(
+            Work([forecast_of(one_partition, b"successor's")], {0: Position(7)}, zombie.successor.group_metadata())
+        )
     yield zombie
     zombie.close()
 
@@ -128,10 +131,10 @@ def test_a_zombie_cannot_commit_over_its_successor(zombie: Zombie) -> None:
     work = [forecast_of(zombie.settings, b"zombie's")]
     with committing(zombie.settings, "zombie") as committer:
         with pytest.raises(Aborted, match=r"CommitFailed|IllegalGeneration|UnknownMember"):
-            committer.commit(Work(work, {0: 3}, zombie.snapshot))
+            committer.commit(Work(work, {0: Position(3)}, zombie.snapshot))
         committer.open()
         with pytest.raises(Aborted, match="not a member"):
-            committer.commit(Work(work, {0: 3}, zombie.consumer.group_metadata()))
+            committer.commit(Work(work, {0: Position(3)}, zombie.consumer.group_metadata()))
     assert values(zombie.settings) == [b"successor's"]
     assert committed_offsets(zombie.settings) == {0: 7}
 
@@ -141,7 +144,9 @@ def test_without_the_snapshot_and_the_refusal_the_broker_takes_a_zombies_commit(
 ) -> None:
     monkeypatch.setattr("pipeline.forecaster.commit.is_member", lambda membership: True)
     with committing(zombie.settings, "zombie") as committer:
-        committer.commit(Work([forecast_of(zombie.settings, b"zombie's")], {0: 3}, zombie.consumer.group_metadata()))
+        committer.commit(
+            Work([forecast_of(zombie.settings, b"zombie's")], {0: Position(3)}, zombie.consumer.group_metadata())
+        )
     assert values(zombie.settings) == [b"successor's", b"zombie's"]
     assert committed_offsets(zombie.settings) == {0: 3}
 
@@ -292,7 +297,7 @@ def commit_late(settings: Settings, consumer: KafkaConsumer) -> None:
     committer = Committer(lambda: LateTransport(settings), watchdog, exclusive=True)
     committer.open()
     try:
-        committer.commit(Work([], {0: 1}, consumer.group_metadata()))
+        committer.commit(Work([], {0: Position(1)}, consumer.group_metadata()))
     finally:
         committer.close()
         watchdog.close()

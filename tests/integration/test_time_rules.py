@@ -38,9 +38,9 @@ FIVE_MINUTES = timedelta(minutes=5)
 REPEATED = 12
 
 
-@pytest.fixture
-def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
-    made = fresh_settings(cadence_s=300, horizon_steps=3)
+@pytest.fixture(params=[0, 12], ids="grace {}".format)
+def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.FixtureRequest) -> Settings:
+    made = fresh_settings(cadence_s=300, horizon_steps=3, grace_steps=request.param)
     ensure_topics(made)
     return made
 
@@ -82,6 +82,7 @@ def double_updates(settings: Settings, accepted: int) -> int:
 
 
 def test_a_jump_back_in_a_file_steps_nothing_twice(settings: Settings, tmp_path: Path) -> None:
+    """Grace changes nothing: no gap is left that the repeated readings could fill."""
     path = tmp_path / "machine_temperature.csv"
     rows = machine_temperatures(path)
     counters, found = forecast_file(settings, path, rows, tmp_path / "champion")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.audit.findings import ACCEPTED, DUPLICATE, LATE, REJECTED, Audit, ForecastLog, ReadingLog, audit
+from model.rules import ACCEPTED, DUPLICATE, LATE
+from pipeline.audit.findings import REJECTED, Audit, ForecastLog, ReadingLog, audit
 
 SENSORS = ("a", "b", "c")
 # (partition, offset, sensor, timestamp_us, verdict)

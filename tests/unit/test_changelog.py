@@ -1,9 +1,11 @@
 """Where a forecaster goes on, and which state records it believes."""
 
 import pytest
+from kafka.structs import OffsetAndMetadata
 
 from pipeline.errors import OffsetsLost
 from pipeline.forecaster.changelog import Log, first_position
+from pipeline.forecaster.position import Position
 from pipeline.settings import Settings
 
 
@@ -13,19 +15,40 @@ def settings(start: str = "earliest") -> Settings:
 
 @pytest.mark.parametrize(("start", "position"), [("earliest", 10), ("latest", 90)])
 def test_without_a_committed_offset_the_setting_decides(start: str, position: int) -> None:
-    assert first_position(settings(start), 0, Log(10, 90, None), accept_loss=False) == position
+    assert first_position(settings(start), 0, Log(10, 90, None), accept_loss=False) == Position(position)
 
 
-@pytest.mark.parametrize("committed", [10, 50, 90])
-def test_a_committed_offset_within_the_log_is_gone_on_from(committed: int) -> None:
+@pytest.mark.parametrize("committed", [Position(10), Position(50), Position(90), Position(90, 10)])
+def test_a_committed_offset_within_the_log_is_gone_on_from(committed: Position) -> None:
     assert first_position(settings("latest"), 0, Log(10, 90, committed), accept_loss=False) == committed
 
 
 @pytest.mark.parametrize(("committed", "why"), [(9, "1 readings were deleted"), (91, "made anew")])
 def test_a_committed_offset_outside_the_log_needs_consent(committed: int, why: str) -> None:
-    log = Log(10, 90, committed)
+    log = Log(10, 90, Position(committed))
     with pytest.raises(OffsetsLost, match=why) as raised:
         first_position(settings(), 3, log, accept_loss=False)
     assert "partition 3" in str(raised.value)
     assert "--accept-loss" in str(raised.value)
-    assert first_position(settings(), 3, log, accept_loss=True) == 10
+    assert first_position(settings(), 3, log, accept_loss=True) == Position(10)
+
+
+def test_held_readings_that_retention_deleted_need_consent_and_nothing_is_read_twice() -> None:
+    log = Log(10, 90, Position(50, 9))
+    with pytest.raises(OffsetsLost, match="of readings held since offset 9, some were deleted"):
+        first_position(settings(), 3, log, accept_loss=False)
+    assert first_position(settings(), 3, log, accept_loss=True) == Position(50, 10)
+
+
+@pytest.mark.parametrize("position", [Position(7), Position(7, 3)])
+def test_a_position_is_committed_and_read_back(position: Position) -> None:
+    assert Position.of(position.to_commit()) == position
+
+
+def test_while_nothing_is_held_what_is_committed_is_an_offset_and_nothing_else() -> None:
+    assert Position(7).to_commit() == OffsetAndMetadata(7, "", -1)
+
+
+@pytest.mark.parametrize("metadata", ["", "mine", "reached=", "reached=-9", "reached=2", "reached=9x"])
+def test_metadata_that_is_not_ours_says_nothing(metadata: str) -> None:
+    assert Position.of(OffsetAndMetadata(3, metadata, -1)) == Position(3)

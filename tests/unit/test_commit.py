@@ -11,6 +11,7 @@ from kafka.structs import ConsumerGroupMetadata
 
 from pipeline.errors import Fenced, KafkaError
 from pipeline.forecaster.commit import Aborted, Committer, Records, Work
+from pipeline.forecaster.position import Position
 from pipeline.forecaster.watchdog import Watchdog
 
 MEMBER = ConsumerGroupMetadata(group_id="g", generation_id=3, member_id="m", group_instance_id=None, state=None)
@@ -43,7 +44,7 @@ class FakeTransport:
     def check(self) -> None:
         self._do("check")
 
-    def send_offsets(self, offsets: Mapping[int, int], membership: Any) -> None:
+    def send_offsets(self, offsets: Mapping[int, Position], membership: Any) -> None:
         self._do("send_offsets")
 
     def commit(self) -> None:
@@ -58,7 +59,7 @@ class FakeTransport:
         self._do("close")
 
 
-WORK = Work([Records("forecasts", 0, [b"a"], [b"1"])], {0: 1}, MEMBER)
+WORK = Work([Records("forecasts", 0, [b"a"], [b"1"])], {0: Position(1)}, MEMBER)
 
 
 def committer(transport: FakeTransport, **options: Any) -> Committer:

@@ -22,10 +22,10 @@ from deploy.demo.report import Outcome, Step, Version, coverage_by_target, rende
 from deploy.demo.scores import FORECAST, Recorded, Stretch, lay_out, score, trace
 from deploy.demo.timeline import Arrivals, by_second, find_swaps
 from model.forecaster import Forecaster
-from model.rules import classify
+from model.rules import ACCEPTED, classify
 from model.state import blank_states
 from model.stepper import Stepper
-from pipeline.audit.findings import ACCEPTED, ForecastLog, ReadingLog, audit
+from pipeline.audit.findings import ForecastLog, ReadingLog, audit
 from pipeline.evaluation.back_test import model_config
 from pipeline.messages import microseconds
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings

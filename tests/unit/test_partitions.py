@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError
+from kafka.structs import OffsetAndMetadata
 
 from pipeline.forecaster.changelog import Restored
 from pipeline.forecaster.partitions import Partitions
+from pipeline.forecaster.position import Position
 
 
 class Client:
@@ -21,12 +23,13 @@ class Client:
         self.positions: dict[int, int] = {}
         self._asked: dict[int, int | None] = {}
 
-    def committed(self, where: TopicPartition, timeout_ms: int) -> int | None:
+    def committed(self, where: TopicPartition, *, metadata: bool, timeout_ms: int) -> OffsetAndMetadata | None:
+        assert metadata
         answer = self._asked.setdefault(where.partition, self.offset)
         if self.is_slow:
             raise KafkaTimeoutError(f"no answer in {timeout_ms} ms")
         del self._asked[where.partition]
-        return answer
+        return None if answer is None else OffsetAndMetadata(answer, "", -1)
 
     def pause(self, where: TopicPartition) -> None:
         self.paused.add(where.partition)
@@ -42,13 +45,14 @@ class StateLog:
     """Restores nothing but positions."""
 
     def restore(
-        self, serving: Any, wanted: set[int], committed: Callable[[int], int | None], **_: Any
+        self, serving: Any, wanted: set[int], committed: Callable[[int], Position | None], **_: Any
     ) -> Generator[None, None, Restored]:
         positions = {}
         for partition in sorted(wanted):
             while partition not in positions:
                 try:
-                    positions[partition] = committed(partition) or 0
+                    position = committed(partition)
+                    positions[partition] = position.next if position is not None else 0
                 except KafkaTimeoutError:
                     yield
         return Restored({partition: positions[partition] for partition in wanted})

@@ -58,3 +58,14 @@ def test_a_traceparent_of_a_length_that_none_has_is_ignored() -> None:
     assert decode_records(DECODER, 2, 0, [long]).readings.traceparents is None
     fits = record(2, a=1.0, headers=[("traceparent", b"t" * 256)])
     assert decode_records(DECODER, 2, 0, [long, fits]).readings.traceparents == [None, b"t" * 256]
+
+
+def test_readings_that_follow_others_and_are_picked_keep_all_columns_together() -> None:
+    held = decode_records(DECODER, 2, 0, [record(1, "x", a=1.0), record(2, "y", a=2.0)]).readings
+    new = decode_records(DECODER, 2, 0, [record(7, "z", a=7.0, headers=[("traceparent", b"t")])]).readings
+    picked = held.followed_by(new).pick(np.array([2, 0, 1]))
+    assert picked.offsets.tolist() == [7, 1, 2]
+    assert (picked.keys, picked.sensors) == ([b"z", b"x", b"y"], ["z", "x", "y"])
+    assert picked.timestamp_us.tolist() == [7_000_000, 1_000_000, 2_000_000]
+    assert picked.values[:, 0].tolist() == [7.0, 1.0, 2.0]
+    assert picked.traceparents == [b"t", None, None]

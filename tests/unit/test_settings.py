@@ -117,12 +117,23 @@ def test_the_season_is_a_day_unless_set(cadence_s: float, season_steps: int | No
         {"horizon_steps": 3},
         {"quantiles": (0.5,)},
         {"max_gap_steps": 3},
+        {"grace_steps": 1.5},
         {"forecaster": {"adaptation": "off"}},
         {"forecaster": {"calibration": False}},
     ],
 )
 def test_the_fingerprint_changes_with_what_shapes_a_forecast(changed: dict[str, Any]) -> None:
     assert Settings(**changed).fingerprint != Settings().fingerprint
+
+
+def test_no_grace_leaves_states_of_before_there_was_any_usable() -> None:
+    assert Settings(grace_steps=0).fingerprint == Settings().fingerprint == "8c532b8b8e35"
+
+
+@pytest.mark.parametrize("steps", [-1, float("nan"), float("inf")])
+def test_grace_is_a_number_of_cadences(steps: float) -> None:
+    with pytest.raises(ValidationError, match="grace_steps"):
+        Settings(grace_steps=steps)
 
 
 def test_the_fingerprint_leaves_out_the_rest() -> None:

@@ -15,7 +15,7 @@ from model.config import ANCHORS, NO_ADAPTATION, Adaptation, ModelConfig
 from model.experts import AdaptationConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, build_sequences
-from model.state import NO_OFFSET, States, blank_states
+from model.state import NO_OFFSET, States, blank_states, replay_start
 from model.stepper import Forecasts, Stepper
 from model.training import TrainingOptions, train
 
@@ -356,3 +356,25 @@ def test_a_model_that_is_far_off_is_put_right_from_reading_to_reading() -> None:
         errors.append(np.abs(forecasts.quantiles[300:-1, 0, 1, 0] - readings.values[301:, 1]).mean())
     assert errors[1] < 0.5 * errors[0]
     assert errors[2] < 0.5 * errors[0]
+
+
+def test_where_a_replay_may_not_begin_the_next_reading_that_it_may_begin_with_is_the_anchor() -> None:
+    readings = steady(2 * ANCHOR_SPACING + 10)
+    begins = np.ones(len(readings), bool)
+    begins[ANCHOR_SPACING : ANCHOR_SPACING + 3] = False
+    for cut in (0, ANCHOR_SPACING, ANCHOR_SPACING + 2):
+        states = blank_states(STEPPER.config, 1)
+        for part in (slice(0, cut), slice(cut, len(readings))):
+            given = readings.taken(part)
+            STEPPER.advance(
+                states, given.sensors, given.slots, given.timestamp_us, given.values, given.offsets, begins[part]
+            )
+        np.testing.assert_array_equal(
+            states["anchors"][0][-3:], 100 + np.array([0, ANCHOR_SPACING + 3, 2 * ANCHOR_SPACING])
+        )
+    states = blank_states(STEPPER.config, 1)
+    given = readings.taken(slice(0, ANCHOR_SPACING + 2))
+    STEPPER.advance(
+        states, given.sensors, given.slots, given.timestamp_us, given.values, given.offsets, begins[: len(given)]
+    )
+    assert replay_start(states[0], 1, ANCHOR_SPACING) == 100, "while one is wanting, the one before it serves"

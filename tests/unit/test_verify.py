@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from model.forecaster import Forecaster
-from pipeline.audit.findings import ACCEPTED, REJECTED, ForecastLog, ReadingLog
+from model.rules import ACCEPTED
+from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog
 from pipeline.audit.state_audit import LastState
 from pipeline.audit.verify import Evidence, judge
 from pipeline.forecaster.encoding import WEIGHT_PARTS, round_to_scale
@@ -200,3 +201,51 @@ def test_forecasts_whose_readings_were_deleted_are_counted_and_not_blamed(eviden
     verdict = judge(cut, SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.out_of_reach == verdict.audit.forecasts == len(evidence.forecasts) - SWAP_AT - 20
+
+
+def test_readings_that_are_held_at_the_end_are_due_no_forecast_and_may_have_got_one_since() -> None:
+    """The stream goes on while it is audited; and what is held at the end of everything must have none."""
+    settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
+    hours = np.array([0, 1, 3, 4, 2, 5, 7])  # 3 and 4 are held until 2 comes, 7 still is
+    n = len(hours)
+    timestamp_us, values = START_US + hours * HOUR_US, np.arange(n, dtype=float)[:, None]
+    serving = Serving(1, MODELS[1], settings)
+    serving.table.add_partition(0)
+    judged = serving.judge(Readings(0, [b"s"] * n, ["s"] * n, timestamp_us, values, np.arange(n)))
+    assert judged.held is not None
+    assert judged.held.offsets.tolist() == [6]
+    accepted = judged.accepted
+    assert accepted.offsets.tolist() == [0, 1, 4, 2, 3, 5]
+    stepped = serving.step([accepted])
+    made, m = stepped.forecasts, len(accepted)
+    forecasts = ForecastLog(
+        sensors=("s",),
+        partition=np.zeros(m, np.int32),
+        offset=np.arange(m),
+        sensor=np.zeros(m, np.int64),
+        issued_us=accepted.timestamp_us,
+        input_offset=accepted.offsets,
+        input_partition=np.zeros(m, np.int32),
+        version=np.ones(m, np.int64),
+        warm=made.warm,
+        sent_ms=np.zeros(m, np.int64),
+        origin=made.origin,
+        steps=made.steps,
+        quantiles=round_to_scale(made.quantiles, made.scale).astype(np.float32),
+        weights=np.rint(made.weights * WEIGHT_PARTS) / WEIGHT_PARTS,
+    )
+    zeros = np.zeros(n, np.int64)
+    verdict = np.zeros(n, np.int8)
+    readings = ReadingLog(("s",), zeros.astype(np.int32), np.arange(n), zeros, timestamp_us, values, zeros, verdict)
+    states = {(0, "s"): LastState(1, stepped.states.tobytes())}
+    for end, due, held in ((n, 6, 1), (5, 5, 0), (4, 2, 2)):
+        outcome = judge(Evidence(readings, forecasts, states, {}, {}, {0: end}), settings, load)
+        assert outcome.faults == {}
+        assert (outcome.audit.accepted, outcome.audit.held, outcome.recomputed) == (due, held, due)
+
+    swapped = forecasts.take(np.ones(m, bool))
+    swapped.offset[[2, 3]] = swapped.offset[[3, 2]]
+    found = judge(Evidence(readings, swapped, states, {}, {}, {0: n}), settings, load)
+    assert found.faults == {"out of order": 1}
+    lost = judge(Evidence(readings, forecasts.take(np.arange(m) != 3), states, {}, {}, {0: n}), settings, load)
+    assert lost.faults == {"missing": 1}

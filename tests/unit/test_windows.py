@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.grace import Grace, settle
 from model.sequences import Sequences
 from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
@@ -41,9 +42,9 @@ def frame_of(stream: list[tuple[int, int]]) -> pl.DataFrame:
     )
 
 
-def load(frame: pl.DataFrame) -> Sequences:
+def load(frame: pl.DataFrame, wait_us: int = 0) -> Sequences:
     return sequences_from_readings(
-        frame.lazy(), ["sensor", "place"], cadence_us=CADENCE_US, max_gap_steps=MAX_GAP_STEPS
+        frame.lazy(), ["sensor", "place"], grace=Grace(CADENCE_US, wait_us), max_gap_steps=MAX_GAP_STEPS
     )
 
 
@@ -83,6 +84,23 @@ def test_steps_are_the_streams_whatever_the_order_of_rows(stream, random):
     sequences = load(frame[order])
     for number, sensor_id in enumerate(SENSORS):
         assert steps_of(sequences, sensor_id) == step_through(stream, number)
+
+
+@given(streams, st.randoms())
+def test_where_gaps_are_waited_for_steps_are_those_of_the_accepted_in_order_of_time(stream, random):
+    frame = frame_of(stream)
+    grace = Grace(CADENCE_US, 3 * CADENCE_US)
+    sequences = load(frame.sample(fraction=1, shuffle=True, seed=random.randrange(99)), grace.wait_us)
+    codes, moments = (frame[name].to_numpy().astype(np.int64) for name in ("partition", "timestamp"))
+    order = settle(codes, moments, np.arange(len(stream)), grace).order.tolist()
+    for number, sensor_id in enumerate(SENSORS):
+        mine = [place for place in order if codes[place] == number]
+        accepted = [stream[place] for place in mine]
+        expected = [
+            (moment, mine[place] if place >= 0 else -1, elapsed, reset)
+            for moment, place, elapsed, reset in step_through(accepted, number)
+        ]
+        assert steps_of(sequences, sensor_id) == expected
 
 
 @given(streams)

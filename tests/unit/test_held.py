@@ -1,0 +1,251 @@
+"""What is held survives a crash by offsets alone, and a change of models: on a log in memory, at any moment."""
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from kafka import TopicPartition
+
+from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog
+from pipeline.audit.state_audit import LastState
+from pipeline.audit.verify import Evidence, judge
+from pipeline.forecaster.micro_batch import MicroBatchMaker
+from pipeline.forecaster.position import Position
+from pipeline.forecaster.readings import Readings
+from pipeline.forecaster.replay import Replayer, known_of_states
+from pipeline.forecaster.serving import Serving
+from pipeline.kafka.fetched_records import FetchedRecord
+from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, encode_reading, microseconds
+from pipeline.settings import Settings
+from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster
+
+SETTINGS = Settings(
+    horizon_steps=1,
+    max_gap_steps=5,
+    grace_steps=3,
+    forecaster={"adaptation": "off", "calibration": False, "rewarm_steps": 20},
+)
+MODELS = {version: small_forecaster(SETTINGS, seed=version, hidden_size=4) for version in (1, 2)}
+WHERE = TopicPartition(SETTINGS.kafka.topics.readings, 0)
+SENSORS = ("a", "b", "c")
+
+
+class Log:
+    """The records of one partition, as the replayer's reader sees them."""
+
+    def __init__(self, records: list[FetchedRecord]) -> None:
+        self._records = records
+        self._at = 0
+
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        assert partitions == [WHERE]
+
+    def seek(self, where: TopicPartition, offset: int) -> None:
+        self._at = offset
+
+    def position(self, where: TopicPartition) -> int:
+        return self._at
+
+    def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 0)
+
+    def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[FetchedRecord]]:
+        polled = self._records[self._at : self._at + 7]
+        self._at += len(polled)
+        return {WHERE: polled} if polled else {}
+
+
+def stream(seed: int, steps: int) -> list[FetchedRecord]:
+    """Delayed within grace and beyond, left out, repeated, off the grid, and poison."""
+    chance = random.Random(seed)
+    sent: list[tuple[float, bytes, bytes]] = []
+    for sensor in SENSORS:
+        moment, left_out = 0.0, 0
+        for step in range(steps):
+            moment += chance.choice([1.0, 1.0, 1.0, 1.0, 0.4, 1.3])
+            left_out = chance.randint(1, 8) if chance.random() < 0.05 else left_out - 1
+            if left_out > 0 and step:
+                continue
+            timestamp_us = START_US + round(moment * HOUR_US)
+            key, value = encode_reading(sensor, timestamp_us, {"value": math.sin(step / 4) + chance.random()})
+            delay = chance.choice([0, 0, chance.uniform(0, 3), chance.uniform(0, 6)]) if step else 0
+            sent.append((moment + delay, key, value))
+            if chance.random() < 0.05:
+                sent.append((moment + chance.uniform(0, 6), key, value))
+            if chance.random() < 0.03:
+                sent.append((moment + delay, key, b"rubbish"))
+    return [FetchedRecord(key, value, offset, []) for offset, (_, key, value) in enumerate(sorted(sent))]
+
+
+def exhausted(generator: Any) -> Any:
+    try:
+        while True:
+            next(generator)
+    except StopIteration as done:
+        return done.value
+
+
+@dataclass
+class Stream:
+    """A forecaster without its Kafka: what is durable, and what is in memory."""
+
+    records: list[FetchedRecord]
+    version: int = 1
+    committed: Position = field(default_factory=lambda: Position(0))
+    states: dict[str, bytes] = field(default_factory=dict)
+    state_versions: dict[str, int] = field(default_factory=dict)
+    forecasts: list[Any] = field(default_factory=list)
+    letters: list[int] = field(default_factory=list)
+    held: dict[int, Readings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.serving = self._serving_of(1)
+
+    def _serving_of(self, version: int) -> Serving:
+        serving = Serving(version, MODELS[version], SETTINGS)
+        serving.table.add_partition(0)
+        return serving
+
+    def take(self, count: int) -> None:
+        start = self.committed.next
+        polled = self.records[start : start + count]
+        if not polled:
+            return
+        batch = MicroBatchMaker(SETTINGS, self.serving).make({WHERE: polled}, held=self.held)
+        for records in batch.records:
+            if records.topic == SETTINGS.kafka.topics.forecasts:
+                self.forecasts += [decode_forecast(value) for value in records.values if value is not None]
+            if records.topic == SETTINGS.kafka.topics.dead_letters:
+                self.letters += records.values
+        if batch.stepped is not None:
+            self.serving.table.scatter(batch.stepped.rows, batch.stepped.states)
+        self.held = dict(batch.held)
+        position = Position(batch.offsets[0], int(self.held[0].offsets[0]) if self.held else None)
+        self.committed = Position.of(position.to_commit())
+        sensors, rows = self.serving.table.partition_rows(0)
+        self.states = {
+            sensor: state.tobytes()
+            for sensor, state in zip(sensors, self.serving.table.gather(rows), strict=True)
+            if state["accepted"]
+        }
+        self.state_versions = dict.fromkeys(self.states, self.version)
+
+    def crash(self) -> None:
+        self.serving = self._serving_of(self.version)
+        table = self.serving.table
+        for sensor, state in self.states.items():
+            table.scatter(table.rows(0, [sensor]), np.frombuffer(state, table.dtype))
+        self._restore_held()
+
+    def lose_changelog(self) -> None:
+        self.serving = self._serving_of(self.version)
+        exhausted(self._replayer().rebuild(0, None, self.committed.next))
+        self._restore_held()
+
+    def _restore_held(self) -> None:
+        self.held = {}
+        if self.committed.held_from is not None:
+            held = exhausted(self._replayer().hold(0, self.committed.held_from, self.committed.next))
+            self.held = {0: held} if len(held) else {}
+
+    def swap(self) -> None:
+        self.version = 3 - self.version
+        sensors, rows = self.serving.table.partition_rows(0)
+        known = known_of_states(sensors, self.serving.table.gather(rows), SETTINGS)
+        self.serving = self._serving_of(self.version)
+        exhausted(self._replayer().rebuild(0, known, self.committed.next))
+
+    def _replayer(self) -> Replayer:
+        log: Any = Log(self.records)
+        return Replayer(SETTINGS, log, self.serving)
+
+
+def by_sensor(forecasts: list[Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for forecast in forecasts:
+        found.setdefault(forecast.sensor_id, []).append(forecast)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_stream_that_is_cut_and_crashes_anywhere_forecasts_as_if_nothing_had_been(seed: int) -> None:
+    records = stream(seed, 60)
+    whole, broken = Stream(records), Stream(records)
+    whole.take(len(records))
+    chance = random.Random(seed)
+    met = 0
+    while broken.committed.next < len(records):
+        broken.take(chance.randint(1, 12))
+        before = {number: held.offsets.tolist() for number, held in broken.held.items()}
+        met += bool(before)
+        chance.choice([broken.crash, broken.crash, broken.lose_changelog])()
+        assert {number: held.offsets.tolist() for number, held in broken.held.items()} == before
+    assert met > 3
+    assert by_sensor(broken.forecasts) == by_sensor(whole.forecasts)
+    assert broken.letters == whole.letters
+    assert broken.states == whole.states
+    assert broken.committed == whole.committed
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_model_that_takes_over_while_readings_are_held_goes_on_from_the_same_steps(seed: int) -> None:
+    """The audit follows every forecast and every state to where it began, and recomputes it from there."""
+    records = stream(seed, 150)
+    live = Stream(records)
+    chance = random.Random(seed)
+    while live.committed.next < len(records):
+        live.take(chance.randint(1, 40))
+        live.swap()
+    verdict = judge(evidence(live), SETTINGS, MODELS.__getitem__)
+    assert verdict.faults == {}, verdict.examples
+    assert verdict.recomputed == len(live.forecasts)
+    assert set(verdict.versions) == {1, 2}
+
+
+def evidence(live: Stream) -> Evidence:
+    decoder = ReadingDecoder(SETTINGS.features)
+    code = {name: number for number, name in enumerate(SENSORS)}
+    rows: list[tuple[int, int, float]] = []
+    for record in live.records:
+        try:
+            one = decoder.decode(record.key, record.value)
+            rows.append((code[one.sensor_id], one.timestamp_us, one.values[0]))
+        except Rejected:
+            rows.append((-1, 0, np.nan))
+    sensor, timestamp_us, value = zip(*rows, strict=True)
+    n, m = len(rows), len(live.forecasts)
+    readings = ReadingLog(
+        sensors=SENSORS,
+        partition=np.zeros(n, np.int32),
+        offset=np.arange(n),
+        sensor=np.array(sensor),
+        timestamp_us=np.array(timestamp_us),
+        values=np.array(value)[:, None],
+        sent_ms=np.zeros(n, np.int64),
+        verdict=np.full(n, REJECTED, np.int8),
+    )
+    made = live.forecasts
+    forecasts = ForecastLog(
+        sensors=SENSORS,
+        partition=np.zeros(m, np.int32),
+        offset=np.arange(m),
+        sensor=np.array([code[one.sensor_id] for one in made]),
+        issued_us=np.array([microseconds(one.issued_at) for one in made]),
+        input_offset=np.array([one.input.offset for one in made]),
+        input_partition=np.zeros(m, np.int32),
+        version=np.array([one.model.version for one in made]),
+        warm=np.array([one.state.warm for one in made]),
+        sent_ms=np.zeros(m, np.int64),
+        origin=np.array([one.state.origin for one in made]),
+        steps=np.array([one.state.steps for one in made]),
+        weights=np.full((m, 1, 1), np.nan),  # nothing is mixed
+        quantiles=np.array(
+            [[[one.quantiles["value"][level] for level in ("0.1", "0.5", "0.9")]] for one in made], "f4"
+        ),
+    )
+    states = {(0, name): LastState(live.state_versions[name], state) for name, state in live.states.items()}
+    letters = {(0, row): 1 for row in range(n) if rows[row][0] < 0}
+    return Evidence(readings, forecasts, states, letters, {}, {0: live.committed.next})
