@@ -143,7 +143,7 @@ def _print_explanation(settings: "Settings", explanation: "Explanation") -> None
     if forecast.weights:
         for target, weights in forecast.weights.items():
             click.echo(f"weights    of {target}: {_shares(weights)}")
-    if not explanation.weights_agree:
+    if not explanation.has_same_weights:
         experts = experts_of(settings.adaptation.level)
         for target, shares in zip(settings.targets, explanation.weights.tolist(), strict=True):
             mixed = _shares(dict(zip(experts, shares, strict=False)))  # of none, where nothing is mixed
@@ -156,7 +156,7 @@ def _print_explanation(settings: "Settings", explanation: "Explanation") -> None
             click.echo(f"  published   {_numbers(row.tolist())}")
             click.echo(f"  recomputed  {_numbers(again.tolist())}")
     word = "equal" if explanation.is_equal else "DIFFERENT"
-    beside = "" if explanation.weights_agree else ", and the weights differ"
+    beside = "" if explanation.has_same_weights else ", and the weights differ"
     click.echo(f"{word}: the largest difference is {explanation.difference:.1e} of the sensor's scale{beside}")
 
 

@@ -30,15 +30,13 @@ class Explanation:
     published: NDArray[np.float64]  # (K, Q, h), as they were published
     recomputed: NDArray[np.float64]  # (K, Q, h)
     weights: NDArray[np.float64]  # (K, E) recomputed, of the experts; E is 0 where none are mixed
-    weights_agree: bool  # with the published ones
-    difference: (
-        float  # of the quantiles, the largest, as a part of the sensor's scale or of the value where that is larger
-    )
+    has_same_weights: bool  # published and recomputed
+    difference: float  # of the quantiles, the largest: parts of the sensor's scale, or of the value if that is larger
 
     @property
     def is_equal(self) -> bool:
         """Whether the recomputed forecast is the published one."""
-        return self.difference <= TOLERANCE and self.weights_agree
+        return self.difference <= TOLERANCE and self.has_same_weights
 
 
 def explain(settings: Settings, load: LoadModel, sensor: str, timestamp_us: int) -> list[Explanation]:
@@ -110,6 +108,6 @@ def _explain(
         published=published,
         recomputed=round_to_scale(expected, scale)[0],
         weights=weights[0],
-        weights_agree=bool(weights_agree(named[None], weights)[0]),
+        has_same_weights=bool(weights_agree(named[None], weights)[0]),
         difference=float(differences.max()),
     )

@@ -205,7 +205,8 @@ class Committer:
 
         Raises:
             Aborted: nothing of it happened. The producer is closed: ``open`` before the next commit.
-            Fenced: likewise, and a successor has taken over: this process must stop.
+            Fenced: likewise, and a successor has taken over: this process must stop. Not where the brokers were away
+                during the commit: who really has a successor is fenced again at the next.
         """
         transport = self._transport
         assert transport is not None, "commit before open"
@@ -213,7 +214,7 @@ class Committer:
             self.close()
             raise Aborted("this forecaster is not a member of its consumer group any more")
         try:
-            with self._watchdog.watching("a commit"):
+            with self._watchdog.watching("a commit") as call:
                 transport.begin()  # 2
                 for records in work.records:  # 3
                     transport.append(records)
@@ -226,7 +227,8 @@ class Committer:
                 transport.commit()  # 7
         except (client_errors.KafkaError, KafkaError) as error:
             self._abort(transport)
-            if _is_fencing(error) and not self._exclusive:
+            # The brokers themselves fence whoever was cut off from them for longer than the transaction timeout.
+            if _is_fencing(error) and not self._exclusive and not call.excused_s:
                 raise Fenced(
                     "another process has taken over this forecaster's transactional id (or its transaction timed out "
                     "while it was stalled); nothing of the last batch was committed. Give each forecaster a name of "

@@ -31,6 +31,8 @@ LOOK_S: Final = 2.0
 TOPIC_LOOKS: Final = 3
 # Looks further apart than this, and than work may wait, are of a process that was stopped in between.
 STOOD_STILL_S: Final = 5.0
+# A look takes some 20 s at the most, with new clients for it: what is older says nothing of now.
+RECENT_S: Final = 30.0
 # How long the loop, which looks for a failure several times a second, may take to find it.
 GRACE_S: Final = 10.0
 
@@ -127,6 +129,7 @@ class Lookout:
         self._interval_s = min(interval_s, limit_s)
         self._judge = Judge(limit_s, settings.forecaster.poll_interval_s)
         self._topic_looks = 0
+        self._seen_at = 0.0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
 
@@ -137,6 +140,11 @@ class Lookout:
     def close(self) -> None:
         """Stop looking; a look under way is left to end by itself."""
         self._closed.set()
+
+    @property
+    def waits_for_brokers(self) -> bool:
+        """Whether the last look, a recent one, found no broker."""
+        return self.state is State.WAITING and time.monotonic() - self._seen_at < RECENT_S
 
     def _run(self) -> None:
         while not self._closed.is_set():
@@ -165,7 +173,7 @@ class Lookout:
             check_topics(self._settings, admin)
             self._topic_looks = 0
             with translated(f"looking up the ends of {topic}", self._settings):
-                ends = consumer.end_offsets(where) if where else {}
+                ends = consumer.end_offsets(where, timeout_ms=self._request_timeout_ms) if where else {}
         except TopicError as error:
             self._miss_topics(error)
             return
@@ -190,7 +198,8 @@ class Lookout:
             logger.warning("the brokers can be reached again")
         self.trouble = trouble
         self.lag = {} if ends is None else lag_of(self._pulse, ends)
-        self.state = self._judge.state(self._pulse, ends, time.monotonic())
+        self._seen_at = time.monotonic()
+        self.state = self._judge.state(self._pulse, ends, self._seen_at)
         if self.state is State.STUCK and self._is_fatal:
             self.failure = StreamgruError(
                 f"no transaction for {self._limit_s:g} s (--max-idle) though there is work: lag by partition "

@@ -27,7 +27,7 @@ from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Trans
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.health import HealthServer, describe
 from pipeline.forecaster.instance import Instance
-from pipeline.forecaster.lookout import Lookout, Pulse, State
+from pipeline.forecaster.lookout import Lookout, Pulse
 from pipeline.forecaster.membership import Rebalances, Standing, is_member
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.forecaster.partitions import Partitions, listed
@@ -235,7 +235,7 @@ class StreamForecaster:
         return KafkaTransport(producer, self._readings_topic)
 
     def _waits_for_broker(self) -> bool:
-        return self._lookout is not None and self._lookout.state is State.WAITING
+        return self._lookout is not None and self._lookout.waits_for_brokers
 
     def _disconnect(self) -> None:
         """Close what was opened, the last first: the group is left at once, so that others take over meanwhile."""

@@ -2,16 +2,16 @@
 
 kafka-python waits without limit for a commit, an abort and the offsets of a transaction. A forecaster that hangs there
 would keep its partitions (heartbeats go on) and forecast nothing; ended, a successor takes over within seconds.
-While no broker answers there is nobody to take over, nor anything to take: such time is not counted.
+While no broker answers nothing could return: such time is not counted.
 """
 
-import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 EXIT_CODE: Final = 70  # EX_SOFTWARE in sysexits.h
@@ -26,6 +26,15 @@ def end_process(message: str) -> None:
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
     os._exit(EXIT_CODE)  # an exception would never reach the thread that hangs
+
+
+@dataclass
+class Call:
+    """A watched call under way."""
+
+    what: str
+    began: float  # of the monotonic clock
+    excused_s: float = 0.0  # of its time so far
 
 
 class Watchdog:
@@ -48,17 +57,17 @@ class Watchdog:
         self._is_excused = is_excused
         self._end = end
         self._interval_s = check_interval_s
-        self._watched: tuple[str, float] | None = None  # what, and when it began
+        self._watched: Call | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     @contextmanager
-    def watching(self, what: str) -> Iterator[None]:
+    def watching(self, what: str) -> Iterator[Call]:
         """Let the body take ``limit_s`` at most. ``what`` completes the sentence "… has not returned"."""
-        self._watched = (what, time.monotonic())
+        self._watched = call = Call(what, time.monotonic())
         try:
-            yield
+            yield call
         finally:
             self._watched = None
 
@@ -68,21 +77,22 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        overdue: tuple[str, float] | None = None
+        overdue: Call | None = None
         checks = 0
-        excused = -math.inf  # until then
+        before = time.monotonic()
         while not self._closed.wait(self._interval_s):
-            if self._is_excused():
-                excused = time.monotonic()
-            watched = self._watched
-            if watched is None or time.monotonic() - max(watched[1], excused) < self._limit_s:
+            now, watched = time.monotonic(), self._watched
+            if watched is not None and self._is_excused():
+                watched.excused_s += now - max(before, watched.began)
+            before = now
+            if watched is None or now - watched.began - watched.excused_s < self._limit_s:
                 overdue = None
                 continue
             checks = checks + 1 if watched is overdue else 1
             overdue = watched
             if checks >= _OVERDUE_CHECKS:
                 self._end(
-                    f"{watched[0]} has not returned for {self._limit_s:g} s (forecaster.commit_timeout_s); this "
+                    f"{watched.what} has not returned for {self._limit_s:g} s (forecaster.commit_timeout_s); this "
                     "process ends so that another can take over. Nothing is lost: start it again, it goes on where the "
                     "last transaction ended. Check that the brokers answer"
                 )

@@ -5,7 +5,7 @@ one or two readings of the first milliseconds, and lies in the client until the 
 whatever arrives meanwhile is asked for only then, and comes another batch later. So at 1,000 readings a second a
 reading waits for up to two batches before its own. Here a poll that follows a small batch asks first, and brings all
 that has arrived. Behind a large batch the client fetches ahead as ever: then there is a backlog, and what counts is
-that fetching and stepping go on side by side.
+that fetching and stepping go on side by side. (Where batches are kept small none is large, and each costs a fetch.)
 
 What it leans on inside kafka-python (pinned to one minor line; a test counts the fetches): ``KafkaConsumer._fetcher``,
 whose ``fetch_records`` calls ``fetched_records`` and then ``send_fetches``, on the thread that polls.

@@ -1,5 +1,6 @@
 """The steps of a transaction, with a transport that fails where it is told to."""
 
+import itertools
 import re
 import threading
 from collections.abc import Mapping
@@ -184,6 +185,31 @@ def test_a_commit_that_hangs_while_no_broker_answers_is_waited_for() -> None:
         excused.clear()
         assert ended.wait(5)
     watchdog.close()
+
+
+def test_a_commit_that_hangs_is_ended_though_no_broker_answers_now_and_then() -> None:
+    ended = threading.Event()
+    checks = itertools.count()
+    watchdog = Watchdog(
+        0.2, lambda message: ended.set(), check_interval_s=0.02, is_excused=lambda: next(checks) % 5 == 0
+    )
+    with watchdog.watching("a commit") as call:
+        assert ended.wait(5)
+    watchdog.close()
+    assert call.excused_s > 0.0
+
+
+def test_who_was_cut_off_from_the_brokers_during_a_commit_is_not_taken_for_overtaken() -> None:
+    """They end a transaction that has timed out, and fence its producer as if another had its name."""
+    transport = FakeTransport({"commit": client_errors.ProducerFencedError("timed out")})
+    transport.hang = threading.Event()
+    away = threading.Event()
+    away.set()
+    made = Committer(lambda: transport, Watchdog(60, check_interval_s=0.02, is_excused=away.is_set))
+    made.open()
+    threading.Timer(0.2, transport.hang.set).start()
+    with pytest.raises(Aborted, match="timed out"):
+        made.commit(WORK)
 
 
 def test_a_commit_in_time_leaves_the_process_alone() -> None:
