@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.config import Adaptation
+from model.experts import RULE as ADAPTATION_RULE
 from model.grace import Grace
 from pipeline.errors import SettingsError
 
@@ -333,6 +334,8 @@ class Settings(BaseSettings):
             "adaptation": self.forecaster.adaptation,
             "calibration": self.forecaster.calibration,
         }
+        if self.adaptation.active:
+            shaping["adaptation_rule"] = ADAPTATION_RULE
         if self.grace.is_on:
             shaping["grace_us"] = self.grace.wait_us
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
