@@ -140,8 +140,7 @@ class BatchAppender:
         self._check_sizes(topic, partition, keys, values, headers)
         now_ms = int(time.time() * 1_000) if timestamp_ms is None else timestamp_ms
         where = TopicPartition(topic, partition)
-        in_transaction = self._transactions is not None and self._transactions.is_transactional()
-        if in_transaction:
+        if self._transactions is not None and self._transactions.is_transactional():
             self._transactions.maybe_add_partition_to_transaction(where)
         # Counted, so that a forced close of the producer waits for this append before it fails what is queued.
         self._accumulator._appends_in_progress.increment()
@@ -152,10 +151,7 @@ class BatchAppender:
                 futures = self._append_locked(where, _Records(keys, values, headers, now_ms))
         finally:
             self._accumulator._appends_in_progress.decrement()
-        # In a transaction the flush wakes it. Woken by the first append, it would add that one's partition to the
-        # transaction in a request of its own, and send the others' records behind a second one.
-        if not in_transaction:
-            self._sender.wakeup()
+        self._sender.wakeup()
         return futures
 
     def _append_locked(self, where: TopicPartition, records: _Records) -> list[FutureRecordMetadata]:

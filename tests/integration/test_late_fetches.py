@@ -82,7 +82,10 @@ def test_behind_a_large_batch_the_client_fetches_ahead(
 def test_an_idle_consumer_has_asked_already(
     consumer: KafkaConsumer, producer: KafkaProducer, where: TopicPartition
 ) -> None:
-    assert consumer.poll(timeout_ms=100) == {}
-    assert consumer._fetcher.in_flight_fetches()
+    def has_asked() -> bool:  # not before it knows the partition's leader
+        assert consumer.poll(timeout_ms=20) == {}
+        return bool(consumer._fetcher.in_flight_fetches())
+
+    wait_until(has_asked, 30, "a fetch is on its way")
     send(producer, where, 1)
     assert poll(consumer, where) == 1
