@@ -16,6 +16,7 @@ Letters: n readings, m of them accepted, S sensors.
 """
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -71,6 +72,7 @@ class Waiting:
         self._grace = grace
         self._last_us = last_us
         self._held: list[_Held] = []  # in order of time
+        self._by_offset: deque[_Held] = deque()  # the same, after each ``release``
 
     def pass_on(self, timestamp_us: int) -> bool:
         """Whether a reading is stepped as it arrives, since none is held and it leaves no gap; most are."""
@@ -92,13 +94,17 @@ class Waiting:
 
     def release(self, offset: int) -> list[Released]:
         """Whose turn has come as of an offset, in order of time."""
-        held = self._held
+        held, by_offset = self._held, self._by_offset
         released: list[Released] = []
-        while held and (self._is_next(held[0]) or self._is_overdue(offset)):
-            first = held.pop(0)
+        for first in held:
+            if not (self._is_next(first) or self._is_overdue(first, offset)):
+                break
             self._last_us = first.timestamp_us
-            begins = all(reading.offset > first.offset for reading in held)
+            while by_offset and by_offset[0].timestamp_us <= self._last_us:  # released, this one or others before it
+                by_offset.popleft()
+            begins = not by_offset or by_offset[0].offset > first.offset
             released.append(Released(first.name, first.timestamp_us, begins))
+        del held[: len(released)]
         return released
 
     def _place(self, reading: _Held) -> int:
@@ -114,16 +120,17 @@ class Waiting:
             if not self._grace.leaves_gap(later_us - earlier_us):
                 return LATE
         held.insert(at, reading)
+        self._by_offset.append(reading)
         return HELD
 
     def _is_next(self, reading: _Held) -> bool:
         return self._last_us == NEVER_US or not self._grace.leaves_gap(reading.timestamp_us - self._last_us)
 
-    def _is_overdue(self, offset: int) -> bool:
-        held, grace = self._held, self._grace
+    def _is_overdue(self, first: _Held, offset: int) -> bool:
+        """Whether the first of those held in order of time, none of them released so far, is waited for no longer."""
         return (
-            held[-1].timestamp_us - held[0].timestamp_us >= grace.wait_us
-            or offset - min(reading.offset for reading in held) >= grace.offsets
+            self._held[-1].timestamp_us - first.timestamp_us >= self._grace.wait_us
+            or offset - self._by_offset[0].offset >= self._grace.offsets
         )
 
 
@@ -191,6 +198,34 @@ def settle(
         np.concatenate([quick, names])[by_turn],
         np.concatenate([np.ones(len(quick), bool), begins])[by_turn],
     )
+
+
+def turns_come(
+    sensor_codes: NDArray[np.integer],
+    timestamp_us: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    grace: Grace,
+    last_us: NDArray[np.int64],
+    end: int | None = None,
+) -> NDArray[np.bool_]:
+    """(S,) whether ``settle`` would release any of the readings held of a sensor, though no new one has come of it.
+
+    Of other sensors nothing needs to be settled, however many readings of them are held.
+
+    Args:
+        sensor_codes: (n,) the sensor of each reading that is held; each code below S occurs.
+        timestamp_us, offsets, last_us, end: see ``settle``.
+    """
+    earliest_us = np.full(len(last_us), np.iinfo(np.int64).max)
+    np.minimum.at(earliest_us, sensor_codes, timestamp_us)
+    newest_us = np.full(len(last_us), NEVER_US)
+    np.maximum.at(newest_us, sensor_codes, timestamp_us)
+    known = last_us != NEVER_US
+    behind_gap = known & (missing_steps(earliest_us - np.where(known, last_us, earliest_us), grace.cadence_us) > 0)
+    come: NDArray[np.bool_] = ~behind_gap | (newest_us - earliest_us >= grace.wait_us)
+    if end is not None:
+        come[sensor_codes[end - offsets >= grace.offsets]] = True
+    return come
 
 
 def _sensors_with_gaps(

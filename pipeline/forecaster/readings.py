@@ -69,6 +69,11 @@ class Readings:
             traceparents,
         )
 
+    def merged_with(self, others: "Readings") -> "Readings":
+        """These and others of the same partition, in the order of their offsets."""
+        both = self.followed_by(others)
+        return both.pick(np.argsort(both.offsets)) if (np.diff(both.offsets) < 0).any() else both
+
 
 @dataclass(frozen=True)
 class Decoded:

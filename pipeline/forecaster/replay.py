@@ -11,7 +11,7 @@ All functions are generators that yield after every poll, so that the caller can
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -162,8 +162,9 @@ class Replayer:
                 break
             if run:
                 judged = self._serving.judge(decode_records(self._decoder, features, partition, run).readings, held)
-                held = judged.accepted if judged.held is None else judged.held.followed_by(judged.accepted)
                 # What is accepted here belongs to a state that was lost: it gets its forecast with the next batch.
+                accepted = replace(judged.accepted, begins=None)
+                held = accepted if judged.held is None else judged.held.followed_by(accepted)
                 held = held.pick(np.argsort(held.offsets))
             yield
         return held

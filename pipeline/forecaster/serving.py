@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.forecaster import Forecaster
-from model.grace import HELD, settle
+from model.grace import HELD, settle, turns_come
 from model.rules import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify
 from model.state import blank_states, unsound
 from model.stepper import Forecasts, Stepper
@@ -73,10 +73,10 @@ class Serving:
         ends: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Judged]:
         """``judge`` of readings of several partitions at once, each partition named once: several times as fast."""
+        if self._grace.is_on:
+            return [self._settle(part, held.get(part.partition), ends.get(part.partition)) for part in parts]
         if held:
             parts = [held[part.partition].followed_by(part) if part.partition in held else part for part in parts]
-        if self._grace.is_on:
-            return [self._settle(part, ends.get(part.partition)) for part in parts]
         if not sum(map(len, parts)):
             return [Judged(part, None, 0, 0) for part in parts]
         rows = np.concatenate([self.table.rows(part.partition, part.sensors) for part in parts])
@@ -86,16 +86,32 @@ class Serving:
         split = np.split(verdicts, np.cumsum([len(part) for part in parts[:-1]], dtype=np.intp))
         return [_judged(part.take(mine == ACCEPTED), None, mine) for part, mine in zip(parts, split, strict=True)]
 
-    def _settle(self, readings: Readings, end: int | None) -> Judged:
+    def _settle(self, new: Readings, held: Readings | None, end: int | None) -> Judged:
         """``judge`` where gaps are waited for; what was held so far comes first."""
+        readings, still = new, None
+        if held is not None:
+            may_move = self._may_move(held, new, end)
+            readings, still = held.take(may_move).followed_by(new), held.take(~may_move)
         if not len(readings):
-            return Judged(readings, None, 0, 0)
+            return Judged(readings, held, 0, 0)
         distinct, codes = np.unique(self.table.rows(readings.partition, readings.sensors), return_inverse=True)
         last_us = self.table.field("last_us", distinct)
         settled = settle(codes, readings.timestamp_us, readings.offsets, self._grace, last_us, end)
-        waits = settled.verdicts == HELD
+        waiting = readings.pick(np.flatnonzero(settled.verdicts == HELD))
+        still = waiting if still is None else still.merged_with(waiting)
         accepted = replace(readings.pick(settled.order), begins=settled.begins)
-        return _judged(accepted, readings.take(waits) if waits.any() else None, settled.verdicts)
+        return _judged(accepted, still if len(still) else None, settled.verdicts)
+
+    def _may_move(self, held: Readings, new: Readings, end: int | None) -> NDArray[np.bool_]:
+        """(n,) of what is held, all of the sensors that have a new reading, or one whose turn has come without it.
+
+        The others are not looked at one by one: after an outage there may be very many.
+        """
+        distinct, codes = np.unique(self.table.rows(held.partition, held.sensors), return_inverse=True)
+        last_us = self.table.field("last_us", distinct)
+        come = turns_come(codes, held.timestamp_us, held.offsets, self._grace, last_us, end)
+        moving: NDArray[np.bool_] = come | np.isin(distinct, self.table.rows(new.partition, new.sensors))
+        return moving[codes]
 
     def step(self, accepted: Sequence[Readings]) -> Stepped:
         """Step accepted readings of several partitions, each partition named once, into copies of their states.

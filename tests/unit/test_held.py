@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from kafka import TopicPartition
 
+from model.grace import MOST_OFFSETS, settle
 from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog
 from pipeline.audit.state_audit import LastState
 from pipeline.audit.verify import Evidence, judge
+from pipeline.forecaster import serving as serving_module
 from pipeline.forecaster.micro_batch import MicroBatchMaker
 from pipeline.forecaster.position import Position
 from pipeline.forecaster.readings import Readings
@@ -203,6 +205,43 @@ def test_a_model_that_takes_over_while_readings_are_held_goes_on_from_the_same_s
     assert verdict.faults == {}, verdict.examples
     assert verdict.recomputed == len(live.forecasts)
     assert set(verdict.versions) == {1, 2}
+
+
+def test_what_is_held_of_sensors_without_a_new_reading_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an outage all sensors may wait, and a batch is of few of them."""
+    handed: list[list[int]] = []
+
+    def counting(codes: Any, timestamp_us: Any, offsets: Any, *rest: Any) -> Any:
+        handed.append(offsets.tolist())
+        return settle(codes, timestamp_us, offsets, *rest)
+
+    monkeypatch.setattr(serving_module, "settle", counting)
+    serving = Serving(1, MODELS[1], SETTINGS)
+    serving.table.add_partition(0)
+    names = [f"s{number}" for number in range(1_000)]
+
+    def readings(sensors: list[str], step: int, first: int) -> Readings:
+        moments = np.full(len(sensors), START_US + step * HOUR_US)
+        keys = [name.encode() for name in sensors]
+        return Readings(0, keys, sensors, moments, np.zeros((len(keys), 1)), np.arange(first, first + len(keys)))
+
+    serving.replay([serving.judge(readings(names, 0, 0), end=1_000).accepted])
+    held = serving.judge(readings(names, 2, 1_000), end=2_000).held
+    assert held is not None
+    assert len(held) == 1_000
+    handed.clear()
+    judged = serving.judge(readings(names[500:550], 3, 2_000), held, 2_050)
+    assert handed == [[*range(1_500, 1_550), *range(2_000, 2_050)]]
+    assert judged.held is not None
+    assert judged.held.offsets.tolist() == list(range(1_000, 2_050))
+    handed.clear()
+    nothing_new = readings([], 0, 0)
+    waiting = serving.judge(nothing_new, judged.held, 2_051).held
+    assert waiting is not None
+    assert (handed, waiting.offsets.tolist()) == ([], list(range(1_000, 2_050)))
+    aged = serving.judge(nothing_new, judged.held, 1_502 + MOST_OFFSETS)
+    assert sorted(aged.accepted.offsets.tolist()) == [*range(1_000, 1_503), *range(2_000, 2_003)]
+    assert handed == [[*range(1_000, 1_503), *range(2_000, 2_003)]]
 
 
 def evidence(live: Stream) -> Evidence:
