@@ -149,7 +149,8 @@ class Changelog:
             restored.sensors += sum(sensor not in foreign for sensor in serving.table.partition_rows(partition)[0])
             # An empty changelog does not say which sensors there are: whatever the readings have is rebuilt.
             known = foreign if reading.seen[partition] else None
-            rebuilt = yield from self._rebuild(serving, partition, known, restored.positions[partition], wanted)
+            position = Position(restored.positions[partition], held_from.get(partition))
+            rebuilt = yield from self._rebuild(serving, partition, known, position, wanted)
             restored.rebuilt += rebuilt
             if rebuilt.sensors or rebuilt.cold:
                 restored.unsaved.add(partition)
@@ -224,14 +225,19 @@ class Changelog:
             yield
 
     def _rebuild(
-        self, serving: Serving, partition: int, known: dict[str, Known | None] | None, end: int, wanted: set[int]
+        self,
+        serving: Serving,
+        partition: int,
+        known: dict[str, Known | None] | None,
+        position: Position,
+        wanted: set[int],
     ) -> Generator[None, None, Rebuilt]:
         topic = self._settings.kafka.topics.readings
         if known is not None and not known:
             return Rebuilt()
         replayer = Replayer(self._settings, self._reader, serving, alive=wanted.__contains__)
         began = time.monotonic()
-        rebuilt = yield from replayer.rebuild(partition, known, end)
+        rebuilt = yield from replayer.rebuild(partition, known, position.next, position.held_from)
         if rebuilt.sensors or rebuilt.cold:
             logger.warning(
                 "partition %d: the states of %d sensors %s; rebuilt by replaying %d readings of %s in %.1f s",

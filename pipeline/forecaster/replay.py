@@ -93,15 +93,20 @@ class Replayer:
         self._alive = alive
         self._decoder = ReadingDecoder(settings.features)
 
-    def rebuild(self, partition: int, known: Mapping[str, Known | None] | None, end: int) -> Work:
+    def rebuild(
+        self, partition: int, known: Mapping[str, Known | None] | None, end: int, held_from: int | None = None
+    ) -> Work:
         """States as of ``end`` (the offset of the next reading to be served) for the sensors given.
 
         Args:
             known: by sensor, None where nothing is known of one; None in all: whatever sensors there are.
+            held_from: of the first reading that is held as of ``end``; none is: None. What lies behind it is judged
+                once more by these states (``hold``), so they are learned from as far before it as else before ``end``.
         """
         where = TopicPartition(self._topic, partition)
         log_start = self._reader.beginning_offsets([where])[where]
-        floor = max(log_start, end - self._settings.forecaster.rewarm_max_readings)
+        judged_from = end if held_from is None else held_from
+        floor = max(log_start, judged_from - self._settings.forecaster.rewarm_max_readings)
         strangers = None if known is None else {sensor for sensor, what in known.items() if what is None}
         past: dict[str, Known] = {sensor: what for sensor, what in (known or {}).items() if what is not None}
         if strangers is None or strangers:

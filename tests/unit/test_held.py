@@ -38,21 +38,23 @@ SENSORS = ("a", "b", "c")
 class Log:
     """The records of one partition, as the replayer's reader sees them."""
 
-    def __init__(self, records: list[FetchedRecord]) -> None:
+    def __init__(self, records: list[FetchedRecord], start: int = 0) -> None:
         self._records = records
-        self._at = 0
+        self._start = start
+        self._at = start
 
     def assign(self, partitions: list[TopicPartition]) -> None:
         assert partitions == [WHERE]
 
     def seek(self, where: TopicPartition, offset: int) -> None:
+        assert offset >= self._start
         self._at = offset
 
     def position(self, where: TopicPartition) -> int:
         return self._at
 
     def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, 0)
+        return dict.fromkeys(partitions, self._start)
 
     def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[FetchedRecord]]:
         polled = self._records[self._at : self._at + 7]
@@ -95,6 +97,8 @@ class Stream:
     """A forecaster without its Kafka: what is durable, and what is in memory."""
 
     records: list[FetchedRecord]
+    settings: Settings = SETTINGS
+    log_start: int = 0
     version: int = 1
     committed: Position = field(default_factory=lambda: Position(0))
     states: dict[str, bytes] = field(default_factory=dict)
@@ -107,7 +111,7 @@ class Stream:
         self.serving = self._serving_of(1)
 
     def _serving_of(self, version: int) -> Serving:
-        serving = Serving(version, MODELS[version], SETTINGS)
+        serving = Serving(version, MODELS[version], self.settings)
         serving.table.add_partition(0)
         return serving
 
@@ -116,7 +120,7 @@ class Stream:
         polled = self.records[start : start + count]
         if not polled:
             return
-        batch = MicroBatchMaker(SETTINGS, self.serving).make({WHERE: polled}, held=self.held)
+        batch = MicroBatchMaker(self.settings, self.serving).make({WHERE: polled}, held=self.held)
         for records in batch.records:
             if records.topic == SETTINGS.kafka.topics.forecasts:
                 self.forecasts += [decode_forecast(value) for value in records.values if value is not None]
@@ -144,7 +148,7 @@ class Stream:
 
     def lose_changelog(self) -> None:
         self.serving = self._serving_of(self.version)
-        exhausted(self._replayer().rebuild(0, None, self.committed.next))
+        exhausted(self._replayer().rebuild(0, None, self.committed.next, self.committed.held_from))
         self._restore_held()
 
     def _restore_held(self) -> None:
@@ -156,13 +160,13 @@ class Stream:
     def swap(self) -> None:
         self.version = 3 - self.version
         sensors, rows = self.serving.table.partition_rows(0)
-        known = known_of_states(sensors, self.serving.table.gather(rows), SETTINGS)
+        known = known_of_states(sensors, self.serving.table.gather(rows), self.settings)
         self.serving = self._serving_of(self.version)
         exhausted(self._replayer().rebuild(0, known, self.committed.next))
 
     def _replayer(self) -> Replayer:
-        log: Any = Log(self.records)
-        return Replayer(SETTINGS, log, self.serving)
+        log: Any = Log(self.records, self.log_start)
+        return Replayer(self.settings, log, self.serving)
 
 
 def by_sensor(forecasts: list[Any]) -> dict[str, list[Any]]:
@@ -242,6 +246,24 @@ def test_what_is_held_of_sensors_without_a_new_reading_is_not_judged_again(monke
     aged = serving.judge(nothing_new, judged.held, 1_502 + MOST_OFFSETS)
     assert sorted(aged.accepted.offsets.tolist()) == [*range(1_000, 1_503), *range(2_000, 2_003)]
     assert handed == [[*range(1_000, 1_503), *range(2_000, 2_003)]]
+
+
+def sent(sensor: str, step: float, offset: int) -> FetchedRecord:
+    key, value = encode_reading(sensor, START_US + round(step * HOUR_US), {"value": step})
+    return FetchedRecord(key, value, offset, [])
+
+
+def test_states_are_learned_from_before_what_is_held_however_few_readings_a_rebuild_may_read() -> None:
+    """Or the last readings of ``b``, forecast long ago, would be taken for its first, and forecast once more."""
+    few = SETTINGS.model_copy(update={"forecaster": SETTINGS.forecaster.model_copy(update={"rewarm_max_readings": 30})})
+    steps = [("b", 0), ("a", 0), ("c", 0), ("c", 2), ("b", 1), ("b", 2), *(("a", step) for step in range(1, 60))]
+    live = Stream([sent(sensor, step, offset) for offset, (sensor, step) in enumerate(steps)], few)
+    live.take(50)
+    assert live.committed == Position(50, 3)
+    live.lose_changelog()
+    assert {number: held.offsets.tolist() for number, held in live.held.items()} == {0: [3]}
+    live.take(50)
+    assert sorted(one.input.offset for one in live.forecasts) == [offset for offset in range(len(steps)) if offset != 3]
 
 
 def evidence(live: Stream) -> Evidence:
