@@ -255,6 +255,15 @@ class Changelog:
                 len(rebuilt.cold),
                 ", ".join(rebuilt.cold[:5]),
             )
+        if rebuilt.doubtful:
+            logger.error(
+                "partition %d: of %d sensors nothing is left from before offset %d, that of the first reading held; if "
+                "the first one left of such a sensor was held too, it gets no forecast: %s",
+                partition,
+                len(rebuilt.doubtful),
+                position.held_from,
+                ", ".join(rebuilt.doubtful[:5]),
+            )
         return rebuilt
 
 

@@ -51,9 +51,17 @@ class Rebuilt:
     sensors: int = 0
     readings: int = 0
     cold: list[str] = field(default_factory=list)  # no reading to start from was left: they start at their next one
+    # Taken to have had their first reading on arrival; had it been held, what it came behind being gone, it has been
+    # passed over. The other way round, most would be forecast twice.
+    doubtful: list[str] = field(default_factory=list)
 
     def __add__(self, other: "Rebuilt") -> "Rebuilt":
-        return Rebuilt(self.sensors + other.sensors, self.readings + other.readings, self.cold + other.cold)
+        return Rebuilt(
+            self.sensors + other.sensors,
+            self.readings + other.readings,
+            self.cold + other.cold,
+            self.doubtful + other.doubtful,
+        )
 
 
 def known_of_state(state: np.void, settings: Settings) -> Known:
@@ -109,11 +117,14 @@ class Replayer:
         floor = max(log_start, judged_from - self._settings.forecaster.rewarm_max_readings)
         strangers = None if known is None else {sensor for sensor, what in known.items() if what is None}
         past: dict[str, Known] = {sensor: what for sensor, what in (known or {}).items() if what is not None}
+        doubtful: list[str] = []
         if strangers is None or strangers:
-            learned = yield from self._learn(partition, strangers, floor, end, knows_all=floor == log_start)
+            learner = _Learner(self._settings, 0 if floor == log_start else floor + (end - floor) // 2, held_from)
+            yield from self._learn(partition, strangers, floor, end, learner)
             if not self._alive(partition):
                 return Rebuilt()
-            past.update(learned)
+            past.update(learner.known())
+            doubtful = learner.doubtful if floor else []  # from the first offset on, there was nothing before
             past.update({sensor: Known((), NEVER_US) for sensor in (strangers or ()) if sensor not in past})
         starts = {
             sensor: next((anchor for anchor in what.anchors if anchor >= floor), None) for sensor, what in past.items()
@@ -124,7 +135,8 @@ class Replayer:
         if not self._alive(partition):
             return Rebuilt()
         self._keep_timestamps(partition, past)
-        return Rebuilt(len(warm), replayed, [sensor for sensor, start in starts.items() if start is None])
+        cold = [sensor for sensor, start in starts.items() if start is None]
+        return Rebuilt(len(warm), replayed, cold, doubtful)
 
     def _blank(self, partition: int, past: Mapping[str, Known]) -> None:
         table = self._serving.table
@@ -184,16 +196,14 @@ class Replayer:
         table.scatter(rows, states)
 
     def _learn(
-        self, partition: int, wanted: set[str] | None, floor: int, end: int, *, knows_all: bool
-    ) -> Generator[None, None, dict[str, Known]]:
+        self, partition: int, wanted: set[str] | None, floor: int, end: int, learner: "_Learner"
+    ) -> Generator[None, None, None]:
         """Where each sensor's last ``rewarm_steps`` accepted readings begin, by judging all since ``floor``."""
-        learner = _Learner(self._settings, 0 if knows_all else floor + (end - floor) // 2)
         for run in read_range(self._reader, self._topic, partition, floor, end):
             if not self._alive(partition):
                 break
             self._judge(run, wanted, learner)
             yield
-        return learner.known()
 
     def _judge(self, run: Sequence[Record], wanted: set[str] | None, learner: "_Learner") -> None:
         for record in run:
@@ -206,10 +216,20 @@ class Replayer:
 
 
 class _Learner:
-    """Anchors of every sensor, from its readings one by one."""
+    """Anchors of every sensor, from its readings one by one.
 
-    def __init__(self, settings: Settings, trusted_from: int) -> None:
+    Args:
+        trusted_from: the offset from which on readings count; from those before only the latest timestamps are learned.
+        held_from: of the first reading that is held at the end; none is: None.
+    """
+
+    def __init__(self, settings: Settings, trusted_from: int, held_from: int | None) -> None:
         self._trusted_from = trusted_from
+        self._held_from = held_from
+        # The first reading held, where what it came behind is not there any more: it would pass for its sensor's first.
+        # Nothing as late has been stepped, and a replay cannot begin before it.
+        self._cut_off: dict[str, int] = {}  # sensor -> time
+        self.doubtful: list[str] = []  # sensors without a reading from before the first one held
         self._grace = settings.grace
         self._spacing = settings.adaptation.anchor_spacing
         self._anchors_kept = -(-settings.rewarm_steps // self._spacing) + 1
@@ -221,11 +241,19 @@ class _Learner:
         if not self._grace.is_on:
             self._note(sensor, timestamp_us, offset)
             return
+        if offset == self._held_from and sensor not in self._waiting:
+            self._cut_off[sensor] = timestamp_us
+        cut_off_us = self._cut_off.get(sensor)
+        if cut_off_us is not None and timestamp_us >= cut_off_us:
+            return
         waiting = self._waiting.get(sensor)
         if waiting is None:
             waiting = self._waiting[sensor] = Waiting(self._grace)
+            if self._held_from is not None and offset > self._held_from:
+                self.doubtful.append(sensor)
         for released in waiting.arrive(timestamp_us, offset, offset)[1]:
-            self._note(sensor, released.timestamp_us, released.name, begins=released.begins)
+            begins = released.begins and cut_off_us is None
+            self._note(sensor, released.timestamp_us, released.name, begins=begins)
 
     def _note(self, sensor: str, timestamp_us: int, offset: int, *, begins: bool = True) -> None:
         seen = self._seen.get(sensor)

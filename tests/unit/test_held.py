@@ -17,7 +17,7 @@ from pipeline.forecaster import serving as serving_module
 from pipeline.forecaster.micro_batch import MicroBatchMaker
 from pipeline.forecaster.position import Position
 from pipeline.forecaster.readings import Readings
-from pipeline.forecaster.replay import Replayer, known_of_states
+from pipeline.forecaster.replay import Rebuilt, Replayer, known_of_states
 from pipeline.forecaster.serving import Serving
 from pipeline.kafka.fetched_records import FetchedRecord
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, encode_reading, microseconds
@@ -146,10 +146,11 @@ class Stream:
             table.scatter(table.rows(0, [sensor]), np.frombuffer(state, table.dtype))
         self._restore_held()
 
-    def lose_changelog(self) -> None:
+    def lose_changelog(self) -> Rebuilt:
         self.serving = self._serving_of(self.version)
-        exhausted(self._replayer().rebuild(0, None, self.committed.next, self.committed.held_from))
+        rebuilt: Rebuilt = exhausted(self._replayer().rebuild(0, None, self.committed.next, self.committed.held_from))
         self._restore_held()
+        return rebuilt
 
     def _restore_held(self) -> None:
         self.held = {}
@@ -264,6 +265,43 @@ def test_states_are_learned_from_before_what_is_held_however_few_readings_a_rebu
     assert {number: held.offsets.tolist() for number, held in live.held.items()} == {0: [3]}
     live.take(50)
     assert sorted(one.input.offset for one in live.forecasts) == [offset for offset in range(len(steps)) if offset != 3]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([("a", 0), ("a", 2)], []),
+        ([("a", 0), ("a", 2)], [("a", 1)]),
+        ([("a", 0), ("a", 5), ("a", 1), ("a", 6)], [("a", 3), ("a", 2), ("a", 4)]),
+        ([("a", 0), ("a", 5), ("a", 6)], [("a", 9)]),
+    ],
+)
+def test_a_held_reading_is_forecast_though_all_that_was_known_of_its_sensor_is_lost(
+    before: list[tuple[str, int]], after: list[tuple[str, int]]
+) -> None:
+    """Neither its state nor the reading it came behind is there any more: it is not its sensor's first one."""
+    steps = [*before, *(("b", step) for step in range(25)), *after, *(("b", step) for step in range(25, 50))]
+    live = Stream([sent(sensor, step, offset) for offset, (sensor, step) in enumerate(steps)])
+    live.take(len(before) + 25)
+    assert live.committed == Position(len(before) + 25, 1)
+    held = live.held[0].offsets.tolist()
+    live.log_start = 1
+    live.lose_changelog()
+    assert live.held[0].offsets.tolist() == held
+    live.take(len(steps))
+    forecast = [one.input.offset for one in live.forecasts]
+    assert len(forecast) == len(set(forecast))
+    assert set(held) <= set(forecast)
+
+
+def test_a_rebuild_names_the_sensors_whose_first_reading_may_have_been_held() -> None:
+    steps = [("a", 0), ("a", 2), ("b", 0), ("c", 0), ("b", 1), ("b", 2)]
+    live = Stream([sent(sensor, step, offset) for offset, (sensor, step) in enumerate(steps)])
+    live.take(6)
+    for start, doubtful in ((0, []), (1, ["b", "c"])):
+        live.log_start = start
+        assert live.lose_changelog().doubtful == doubtful
+        assert live.held[0].offsets.tolist() == [1], "and the others have had their forecasts"
 
 
 def evidence(live: Stream) -> Evidence:
