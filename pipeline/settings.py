@@ -251,7 +251,8 @@ class Settings(BaseSettings):
         ge=0.0,
         le=10_000,
         description="readings behind a gap are held until it is filled, or their sensor's newest one is so many "
-        "cadences later (0: not at all); what is held when this is changed may get no forecast",
+        "cadences later (0: not at all); what is held when this is changed, or deleted by retention before a restart, "
+        "may get no forecast",
     )
     history: Path | None = Field(default=None, description="the Delta table; by default HOME/history")
     model_name: str = "streamgru"

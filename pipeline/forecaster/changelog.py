@@ -59,6 +59,7 @@ class Restored:
     # so that the next restart has less to do and begins at the same reading.
     unsaved: set[int] = field(default_factory=set)
     held: dict[int, Readings] = field(default_factory=dict)  # by partition, the readings that wait for earlier ones
+    held_lost: int = 0  # offsets deleted by retention where readings were held
     seconds: float = 0.0
 
 
@@ -71,15 +72,11 @@ def first_position(settings: Settings, partition: int, log: Log, *, accept_loss:
     topic = settings.kafka.topics.readings
     if log.committed is None:
         return Position(log.start if settings.forecaster.start == "earliest" else log.end)
-    reached, held_from = log.committed.next, log.committed.held_from
-    on_from = Position(log.start)
+    reached = log.committed.next
     if reached > log.end:
         lost = "the topic was deleted and made anew"
     elif reached < log.start:
         lost = f"{log.start - reached} readings were deleted by retention before they were forecast"
-    elif held_from is not None and held_from < log.start:
-        lost = f"of readings held since offset {held_from}, some were deleted by retention before they were forecast"
-        on_from = Position(reached, log.start)
     else:
         return log.committed
     message = (
@@ -87,9 +84,29 @@ def first_position(settings: Settings, partition: int, log: Log, *, accept_loss:
         f"and the log has offsets {log.start} to {log.end}: {lost}"
     )
     if not accept_loss:
-        raise OffsetsLost(f"{message}. To go on from offset {on_from.next}, start the forecaster with --accept-loss")
-    logger.error("%s; going on from offset %d", message, on_from.next)
-    return on_from
+        raise OffsetsLost(f"{message}. To go on from offset {log.start}, start the forecaster with --accept-loss")
+    logger.error("%s; going on from offset %d", message, log.start)
+    return Position(log.start)
+
+
+def held_lost(settings: Settings, partition: int, position: Position, start: int) -> int:
+    """How many offsets retention has taken from the first held reading on; what was held there gets no forecast.
+
+    It is logged and no reason to stop: one sensor that fell silent may hold a reading for longer than retention lasts.
+    """
+    if position.held_from is None or position.held_from >= start:
+        return 0
+    lost = start - position.held_from
+    logger.error(
+        "partition %d: retention has deleted offsets %d to %d of %s, of which the first and maybe more were readings "
+        "held behind a gap; they get no forecast, and the stream goes on. To keep such readings, set a longer "
+        "kafka.retention_s",
+        partition,
+        position.held_from,
+        start - 1,
+        settings.kafka.topics.readings,
+    )
+    return lost
 
 
 class Changelog:
@@ -129,6 +146,7 @@ class Changelog:
         began = time.monotonic()
         restored = Restored()
         held_from: dict[int, int] = {}
+        log_starts: dict[int, int] = {}
         for partition in sorted(wanted):
             log = yield from self._log(partition, committed)
             if partition in wanted:
@@ -136,7 +154,10 @@ class Changelog:
                 restored.positions[partition] = position.next
                 if position.held_from is not None:
                     held_from[partition] = position.held_from
-                if log.committed != position:
+                    log_starts[partition] = log.start
+                lost = held_lost(self._settings, partition, position, log.start)
+                restored.held_lost += lost
+                if lost or log.committed != position:
                     restored.unsaved.add(partition)
         reading = _Reading(serving, restored.positions, wanted, self._settings, distrusted)
         for partition in wanted:
@@ -156,7 +177,8 @@ class Changelog:
                 restored.unsaved.add(partition)
             if partition in held_from and partition in wanted:
                 replayer = Replayer(self._settings, self._reader, serving, alive=wanted.__contains__)
-                held = yield from replayer.hold(partition, held_from[partition], restored.positions[partition])
+                start = max(held_from[partition], log_starts[partition])
+                held = yield from replayer.hold(partition, start, restored.positions[partition])
                 if len(held):
                     restored.held[partition] = held
         restored.positions = {partition: restored.positions[partition] for partition in wanted}

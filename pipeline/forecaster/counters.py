@@ -20,6 +20,9 @@ class Counters:
     duplicates: int = 0
     late: int = 0
     held: int = 0  # readings that wait for earlier ones; each counts as accepted once it is stepped
+    # Offsets from the first held reading on that retention had deleted at a restore: so many held readings at most, and
+    # one at least, got no forecast.
+    held_lost: int = 0
     ignored_features: int = 0
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
     forecasts: int = 0
@@ -41,11 +44,12 @@ class Counters:
             setattr(self, name, getattr(self, name) + getattr(batch, name))
         self.dead_letters = self.dead_letters + batch.dead_letters  # another thread may be reading the one before
 
-    def count_restored(self, sensors: int, rebuilt: Rebuilt, seconds: float) -> None:
+    def count_restored(self, sensors: int, rebuilt: Rebuilt, held_lost: int, seconds: float) -> None:
         """Take in what restoring partitions came to."""
         self.restored_sensors += sensors
         self.rebuilt_sensors += rebuilt.sensors
         self.cold_sensors += len(rebuilt.cold)
+        self.held_lost += held_lost
         self.restore_s = seconds
 
     def line(self) -> str:

@@ -435,7 +435,7 @@ class StreamForecaster:
         self._watcher.let_look()
         for partition in restored.positions.keys() & self._partitions.positions.keys():
             self._succession.take(partition, self._serving, self._partitions.positions[partition])
-        self.counters.count_restored(restored.sensors, restored.rebuilt, restored.seconds)
+        self.counters.count_restored(restored.sensors, restored.rebuilt, restored.held_lost, restored.seconds)
         self._pulse.progressed = time.monotonic()
 
     def _mind_restoring(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kafka import TopicPartition
 
 from model.grace import MOST_OFFSETS
 from pipeline.audit.verify import Span, Verdict, verify
@@ -197,6 +198,30 @@ def test_a_kill_while_readings_are_held_loses_none_and_repeats_none(
     assert verdict.audit.held == 0
     assert verdict.audit.rejected > 1
     assert verdict.audit.late > 0
+
+
+def test_held_readings_that_retention_took_are_counted_and_all_others_are_forecast(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    sensor = SENSORS[0]
+    partition = partition_of(settings, sensor)
+    count = publish(settings, [reading(settings, sensor, 0), reading(settings, sensor, 2)])
+    count += publish(settings, [reading(settings, one, step) for step in range(9) for one in SENSORS[1:]])
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == count, 60, "the readings were processed")
+    reached = committed(settings)[partition]
+    assert reached.held_from == 1
+    admin = make_admin(settings)
+    admin.delete_records({TopicPartition(settings.kafka.topics.readings, partition): 3})
+    admin.close()
+    with running(settings, champion) as forecaster:
+        wait_until(
+            lambda: committed(settings)[partition] == Position(reached.next), 60, "it is not waited for any more"
+        )
+        count += publish(settings, [reading(settings, one, 9) for one in SENSORS[1:]])
+        wait_until(partial(is_processed, settings, count), 60, "the stream goes on")
+        assert forecaster.counters.held_lost == 2, "offsets 1 and 2"
+    assert len(read_forecasts(settings)) == count - 1
 
 
 def test_models_change_and_states_are_rebuilt_while_readings_are_held(

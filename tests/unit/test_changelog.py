@@ -4,7 +4,7 @@ import pytest
 from kafka.structs import OffsetAndMetadata
 
 from pipeline.errors import OffsetsLost
-from pipeline.forecaster.changelog import Log, first_position
+from pipeline.forecaster.changelog import Log, first_position, held_lost
 from pipeline.forecaster.position import Position
 from pipeline.settings import Settings
 
@@ -33,11 +33,16 @@ def test_a_committed_offset_outside_the_log_needs_consent(committed: int, why: s
     assert first_position(settings(), 3, log, accept_loss=True) == Position(10)
 
 
-def test_held_readings_that_retention_deleted_need_consent_and_nothing_is_read_twice() -> None:
-    log = Log(10, 90, Position(50, 9))
-    with pytest.raises(OffsetsLost, match="of readings held since offset 9, some were deleted"):
-        first_position(settings(), 3, log, accept_loss=False)
-    assert first_position(settings(), 3, log, accept_loss=True) == Position(50, 10)
+def test_held_readings_that_retention_deleted_are_counted_and_said_and_the_rest_is_gone_on_with(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = Log(10, 90, Position(50, 7))
+    position = first_position(settings(), 3, log, accept_loss=False)
+    assert position == Position(50, 7)
+    with caplog.at_level("ERROR"):
+        assert held_lost(settings(), 3, position, log.start) == 3
+    assert "partition 3: retention has deleted offsets 7 to 9 of readings" in caplog.text
+    assert held_lost(settings(), 3, Position(50, 10), log.start) == held_lost(settings(), 3, Position(50), 10) == 0
 
 
 @pytest.mark.parametrize("position", [Position(7), Position(7, 3)])
