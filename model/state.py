@@ -65,10 +65,9 @@ def unsound(states: States) -> NDArray[np.bool_]:
 
 
 def replay_start(state: Any, steps: int, spacing: int) -> int:
-    """The offset to replay from so that at least ``steps`` accepted readings are stepped in.
+    """The offset to replay from so that ``steps`` accepted readings or more, or a few less after a gap, are stepped in.
 
-    (A few less, where it is that of a reading later than the one that was due.)
-
+    Less where a replay may not begin with the reading that was due (``model.grace``), but with a later one.
     It is that of a reading accepted into this state (the newest anchor that is far enough back, else the oldest known),
     so a replay that applies the rule of acceptance from there accepts what the state itself accepted, and reads at most
     ``spacing`` too many. -1 for a blank state.

@@ -17,7 +17,7 @@ from pipeline.forecaster import serving as serving_module
 from pipeline.forecaster.micro_batch import MicroBatchMaker
 from pipeline.forecaster.position import Position
 from pipeline.forecaster.readings import Readings
-from pipeline.forecaster.replay import Rebuilt, Replayer, known_of_states
+from pipeline.forecaster.replay import Known, Rebuilt, Replayer, known_of_states
 from pipeline.forecaster.serving import Serving
 from pipeline.kafka.fetched_records import FetchedRecord
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, encode_reading, microseconds
@@ -148,14 +148,14 @@ class Stream:
 
     def lose_changelog(self) -> Rebuilt:
         self.serving = self._serving_of(self.version)
-        rebuilt: Rebuilt = exhausted(self._replayer().rebuild(0, None, self.committed.next, self.committed.held_from))
+        rebuilt: Rebuilt = exhausted(self.replayer().rebuild(0, None, self.committed.next, self.committed.held_from))
         self._restore_held()
         return rebuilt
 
     def _restore_held(self) -> None:
         self.held = {}
         if self.committed.held_from is not None:
-            held = exhausted(self._replayer().hold(0, self.committed.held_from, self.committed.next))
+            held = exhausted(self.replayer().hold(0, self.committed.held_from, self.committed.next))
             self.held = {0: held} if len(held) else {}
 
     def swap(self) -> None:
@@ -163,9 +163,9 @@ class Stream:
         sensors, rows = self.serving.table.partition_rows(0)
         known = known_of_states(sensors, self.serving.table.gather(rows), self.settings)
         self.serving = self._serving_of(self.version)
-        exhausted(self._replayer().rebuild(0, known, self.committed.next))
+        exhausted(self.replayer().rebuild(0, known, self.committed.next))
 
-    def _replayer(self) -> Replayer:
+    def replayer(self) -> Replayer:
         log: Any = Log(self.records, self.log_start)
         return Replayer(self.settings, log, self.serving)
 
@@ -302,6 +302,20 @@ def test_a_rebuild_names_the_sensors_whose_first_reading_may_have_been_held() ->
         live.log_start = start
         assert live.lose_changelog().doubtful == doubtful
         assert live.held[0].offsets.tolist() == [1], "and the others have had their forecasts"
+
+
+@pytest.mark.parametrize("grace_steps", [0.0, 3.0])
+def test_a_rebuild_begins_at_a_later_anchor_where_it_may_not_read_back_to_the_best(grace_steps: float) -> None:
+    """A state that is warm for less is better than one that begins cold."""
+    forecaster = SETTINGS.forecaster.model_copy(update={"rewarm_max_readings": 30})
+    settings = SETTINGS.model_copy(update={"grace_steps": grace_steps, "forecaster": forecaster})
+    live = Stream([sent("a", step, step) for step in range(50)], settings)
+    last_us = START_US + 49 * HOUR_US
+    for anchors, origin in (((5, 40), 40), ((20, 40), 20), ((5, 19), -1)):
+        rebuilt = exhausted(live.replayer().rebuild(0, {"a": Known(anchors, last_us)}, 50))
+        assert (rebuilt.sensors, rebuilt.cold) == ((0, ["a"]) if origin < 0 else (1, []))
+        state = live.serving.table.gather(live.serving.table.rows(0, ["a"]))[0]
+        assert (state["origin"], state["last_us"]) == (origin, last_us)
 
 
 def evidence(live: Stream) -> Evidence:
