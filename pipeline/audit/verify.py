@@ -160,7 +160,8 @@ def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     readings = evidence.readings
     due = readings.take(_is_before(readings.partition, readings.offset, ends))
     if settings.grace.is_on:
-        readings = replace(readings, verdict=judged(readings, settings.grace, ends))
+        read = {number: max(end, _end(readings, number)) for number, end in ends.items()}
+        readings = replace(readings, verdict=judged(readings, settings.grace, read))
         due = replace(due, verdict=judged(due, settings.grace, ends))
         evidence = replace(evidence, readings=readings)
     made = evidence.forecasts
@@ -173,6 +174,11 @@ def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     verdict.versions = dict(zip(versions.tolist(), counts.tolist(), strict=True))
     _judge_lineages(verdict, evidence, due, made, settings, load)
     return verdict
+
+
+def _end(readings: ReadingLog, partition: int) -> int:
+    """The offset behind a partition's last reading."""
+    return int(readings.offset[readings.partition == partition].max(initial=-1)) + 1
 
 
 def _follows(made: ForecastLog, due: ReadingLog, readings: ReadingLog) -> NDArray[np.bool_]:

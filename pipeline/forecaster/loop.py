@@ -386,7 +386,6 @@ class StreamForecaster:
         if batch.counts.forecasts and not self.counters.forecasts:
             logger.info("first forecasts %.1f s after the start", time.monotonic() - self._started)
         self.counters.add(batch.counts)
-        self.counters.held = sum(map(len, self._partitions.held.values()))
         self._failures = 0
         self._pulse.progressed = self._pulse.committed = time.monotonic()
         if self._swap_began is not None:
@@ -474,6 +473,8 @@ class StreamForecaster:
     def _look_around(self) -> None:
         """Show what was done, report, and raise what the lookout found to make going on impossible."""
         now = time.monotonic()
+        # Here, not when a batch is committed: it changes when partitions come and go, too.
+        self.counters.held = sum(map(len, self._partitions.held.values()))
         if now - self._shown > SHOW_INTERVAL_S:
             self._pulse.positions = self._partitions.read_up_to()
             self._pulse.is_restoring = not self._partitions.are_served

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model.forecaster import Forecaster
+from model.grace import MOST_OFFSETS
 from model.rules import ACCEPTED
 from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog
 from pipeline.audit.state_audit import LastState
@@ -203,26 +204,21 @@ def test_forecasts_whose_readings_were_deleted_are_counted_and_not_blamed(eviden
     assert verdict.out_of_reach == verdict.audit.forecasts == len(evidence.forecasts) - SWAP_AT - 20
 
 
-def test_readings_that_are_held_at_the_end_are_due_no_forecast_and_may_have_got_one_since() -> None:
-    """The stream goes on while it is audited; and what is held at the end of everything must have none."""
-    settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
-    hours = np.array([0, 1, 3, 4, 2, 5, 7])  # 3 and 4 are held until 2 comes, 7 still is
-    n = len(hours)
+def waited_for(settings, names, hours, offsets):  # type: ignore[no-untyped-def]
+    """What is on the topics of partition 0 where these readings were all taken at once."""
+    n, sensors = len(hours), tuple(sorted(set(names)))
     timestamp_us, values = START_US + hours * HOUR_US, np.arange(n, dtype=float)[:, None]
     serving = Serving(1, MODELS[1], settings)
     serving.table.add_partition(0)
-    judged = serving.judge(Readings(0, [b"s"] * n, ["s"] * n, timestamp_us, values, np.arange(n)))
-    assert judged.held is not None
-    assert judged.held.offsets.tolist() == [6]
-    accepted = judged.accepted
-    assert accepted.offsets.tolist() == [0, 1, 4, 2, 3, 5]
+    keys = [name.encode() for name in names]
+    accepted = serving.judge(Readings(0, keys, names, timestamp_us, values, offsets), end=int(offsets[-1]) + 1).accepted
     stepped = serving.step([accepted])
     made, m = stepped.forecasts, len(accepted)
     forecasts = ForecastLog(
-        sensors=("s",),
+        sensors=sensors,
         partition=np.zeros(m, np.int32),
         offset=np.arange(m),
-        sensor=np.zeros(m, np.int64),
+        sensor=np.array([sensors.index(name) for name in accepted.sensors]),
         issued_us=accepted.timestamp_us,
         input_offset=accepted.offsets,
         input_partition=np.zeros(m, np.int32),
@@ -234,10 +230,33 @@ def test_readings_that_are_held_at_the_end_are_due_no_forecast_and_may_have_got_
         quantiles=round_to_scale(made.quantiles, made.scale).astype(np.float32),
         weights=np.rint(made.weights * WEIGHT_PARTS) / WEIGHT_PARTS,
     )
-    zeros = np.zeros(n, np.int64)
-    verdict = np.zeros(n, np.int8)
-    readings = ReadingLog(("s",), zeros.astype(np.int32), np.arange(n), zeros, timestamp_us, values, zeros, verdict)
-    states = {(0, "s"): LastState(1, stepped.states.tobytes())}
+    codes, zeros = np.array([sensors.index(name) for name in names]), np.zeros(n, np.int64)
+    readings = ReadingLog(
+        sensors, zeros.astype(np.int32), offsets, codes, timestamp_us, values, zeros, np.zeros(n, np.int8)
+    )
+    found = serving.table.named(stepped.rows)[0]
+    states = {(0, name): LastState(1, state.tobytes()) for name, state in zip(found, stepped.states, strict=True)}
+    return readings, forecasts, states
+
+
+def test_a_reading_held_at_the_end_may_have_got_its_forecast_by_its_age_since() -> None:
+    """What lies behind the audited readings, here one of ``t``, tells how long ``s`` has been waited for."""
+    settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
+    hours, offsets = np.array([0, 2, 0, 1]), np.array([0, 1, 2, 2 + MOST_OFFSETS])
+    readings, forecasts, states = waited_for(settings, ["s", "s", "t", "t"], hours, offsets)
+    assert sorted(forecasts.input_offset.tolist()) == offsets.tolist()
+    outcome = judge(Evidence(readings, forecasts, states, {}, {}, {0: 3}), settings, load)
+    assert outcome.faults == {}
+    assert (outcome.audit.accepted, outcome.audit.held) == (2, 1)
+
+
+def test_readings_that_are_held_at_the_end_are_due_no_forecast_and_may_have_got_one_since() -> None:
+    """The stream goes on while it is audited; and what is held at the end of everything must have none."""
+    settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
+    hours = np.array([0, 1, 3, 4, 2, 5, 7])  # 3 and 4 are held until 2 comes, 7 still is
+    n = len(hours)
+    readings, forecasts, states = waited_for(settings, ["s"] * n, hours, np.arange(n))
+    m = len(forecasts)
     for end, due, held in ((n, 6, 1), (5, 5, 0), (4, 2, 2)):
         outcome = judge(Evidence(readings, forecasts, states, {}, {}, {0: end}), settings, load)
         assert outcome.faults == {}
