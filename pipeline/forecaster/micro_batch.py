@@ -64,8 +64,8 @@ class MicroBatchMaker:
         features = len(self._settings.features)
         parts = [decode_records(self._decoder, features, at.partition, records) for at, records in polled.items()]
         offsets = {where.partition: records[-1].offset + 1 for where, records in polled.items()}
-        verdicts = self._serving.judge_all([decoded.readings for decoded in parts], held, offsets)
-        for (where, records), decoded, judged in zip(polled.items(), parts, verdicts, strict=True):
+        judgements = self._serving.judge_all([decoded.readings for decoded in parts], held, offsets)
+        for (where, records), decoded, judged in zip(polled.items(), parts, judgements, strict=True):
             if len(judged.accepted):
                 accepted.append(judged.accepted)
             if judged.held is not None:

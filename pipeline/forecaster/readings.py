@@ -41,7 +41,8 @@ class Readings:
         return self if mask.all() else self.pick(np.flatnonzero(mask))
 
     def pick(self, places: NDArray[np.intp]) -> "Readings":
-        """Those at ``places``, in that order."""
+        """Those at ``places``, in that order; none of them stepped so far."""
+        assert self.begins is None, "what is picked of accepted readings may begin no replay"
         chosen = places.tolist()
         traceparents = self.traceparents
         return Readings(
@@ -55,7 +56,10 @@ class Readings:
         )
 
     def followed_by(self, others: "Readings") -> "Readings":
-        """These and then others of the same partition."""
+        """These and then others of the same partition; none of them stepped so far."""
+        assert self.begins is None and others.begins is None, (
+            "with which readings a replay may begin is of one judgement"
+        )
         traceparents = None
         if self.traceparents is not None or others.traceparents is not None:
             traceparents = [*(self.traceparents or [None] * len(self)), *(others.traceparents or [None] * len(others))]

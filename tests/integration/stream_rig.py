@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,7 @@ def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int 
         judged = serving.judge(one.readings, held.get(record.partition))
         held[record.partition] = judged.held
         for place in range(len(judged.accepted)):
-            accepted = judged.accepted.pick(np.array([place]))
+            accepted = replace(judged.accepted, begins=None).pick(np.array([place]))
             stepped = serving.step([accepted])
             serving.table.scatter(stepped.rows, stepped.states)
             (value,), _ = encoder.encode(

@@ -1,8 +1,10 @@
 """Records into columns."""
 
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from pipeline.forecaster.readings import decode_records
 from pipeline.messages import ReadingDecoder, encode_reading
@@ -69,3 +71,23 @@ def test_readings_that_follow_others_and_are_picked_keep_all_columns_together() 
     assert picked.timestamp_us.tolist() == [7_000_000, 1_000_000, 2_000_000]
     assert picked.values[:, 0].tolist() == [7.0, 1.0, 2.0]
     assert picked.traceparents == [b"t", None, None]
+
+
+def test_accepted_readings_are_not_picked_from_unnoticed() -> None:
+    """With which of them a replay may begin is of the whole they were judged in."""
+    new = decode_records(DECODER, 2, 0, [record(1, a=1.0), record(2, a=2.0)]).readings
+    accepted = replace(new, begins=np.array([True, False]))
+    for pick in (
+        lambda: accepted.pick(np.array([1])),
+        lambda: accepted.followed_by(new),
+        lambda: new.followed_by(accepted),
+    ):
+        with pytest.raises(AssertionError):
+            pick()
+    assert accepted.take(np.ones(2, bool)) is accepted
+
+
+def test_readings_are_merged_in_the_order_of_their_offsets() -> None:
+    first, second, third = (decode_records(DECODER, 2, 0, [record(number, a=1.0)]).readings for number in (1, 2, 3))
+    assert first.followed_by(third).merged_with(second).offsets.tolist() == [1, 2, 3]
+    assert first.merged_with(second).merged_with(third.pick(np.empty(0, np.intp))).offsets.tolist() == [1, 2]
