@@ -72,7 +72,7 @@ class Waiting:
         self._grace = grace
         self._last_us = last_us
         self._held: list[_Held] = []  # in order of time
-        self._by_offset: deque[_Held] = deque()  # the same, after each ``release``
+        self._by_offset: deque[_Held] = deque()  # in order of arrival; the first is held, later ones may be released
 
     def pass_on(self, timestamp_us: int) -> bool:
         """Whether a reading is stepped as it arrives, since none is held and it leaves no gap; most are."""

@@ -198,7 +198,7 @@ class Replayer:
     def _learn(
         self, partition: int, wanted: set[str] | None, floor: int, end: int, learner: "_Learner"
     ) -> Generator[None, None, None]:
-        """Where each sensor's last ``rewarm_steps`` accepted readings begin, by judging all since ``floor``."""
+        """Show the learner all readings since ``floor`` of the sensors wanted."""
         for run in read_range(self._reader, self._topic, partition, floor, end):
             if not self._alive(partition):
                 break
