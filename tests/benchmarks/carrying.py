@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from model.config import NO_ADAPTATION, Adaptation
-from pipeline.evaluation.report import SCORES
+from pipeline.evaluation.report import MODEL_FOLDER
 from pipeline.settings import ForecasterSettings
 from tests.benchmarks.case import Case, Result
 from tests.benchmarks.disturbances import gaps, rescaled, swap
@@ -45,7 +45,7 @@ def run_all(back_tests: Sequence["Run"], seeds: Sequence[int], runs: Path) -> No
     named = {run.name: run for run in back_tests}
     for seed, level, (study, names) in product(seeds, ADAPTATIONS, STUDIES.items()):
         for name in [name for name in names if name in named]:
-            trained = [other for other in seeds if (_folder(runs, name, other) / SCORES).exists()]
+            trained = [other for other in seeds if (_folder(runs, name, other) / MODEL_FOLDER).exists()]
             others = [other for other in trained if other != seed]
             out = result_path(runs, study, name, level, seed)
             if out.exists() or seed not in trained or (study == SWAP and not others):

@@ -1,8 +1,8 @@
 """``make quality DATA=ETTh1.csv``: how good the forecasts are, by the evaluator that every user has.
 
 Runs ``streamgru backtest`` for every data set, horizon and seed, and the ablations, each once: a run whose results lie
-in the runs' folder is not made again, so a run that was cut off goes on. Writes QUALITY.md beside this file from
-whatever results are there.
+in the runs' folder, or were kept (``quality_results``), is not made again, so a run that was cut off goes on. Writes
+QUALITY.md beside this file from whatever results are there.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.settings import ForecasterSettings
-from tests.benchmarks import ablation, carrying, quality_report
+from tests.benchmarks import ablation, carrying, quality_report, quality_results
 
 REPORT: Final = Path(__file__).with_name("QUALITY.md")
 BEIJING: Final = Path("deploy/data/beijing.parquet")
@@ -62,6 +62,7 @@ def main() -> None:
     options = _options()
     runs = list(back_tests(options.etth1, options.beijing, options.nab))
     more = ("--budget", str(options.budget)) if options.budget else ()
+    quality_results.bring(options.runs)
     failed = []
     for seed in options.seeds:
         for run in runs:
@@ -75,6 +76,8 @@ def main() -> None:
             ablation.run_all(options.etth1, seed, options.runs, options.budget)
     if options.only in carrying.NAME and not options.report:
         carrying.run_all(runs, options.seeds, options.runs)
+    if not options.budget:
+        quality_results.keep(options.runs)
     REPORT.write_text(quality_report.written(options.runs, runs, options.seeds), encoding="utf-8")
     print(f"the tables are in {os.path.relpath(REPORT)}")
     if failed:

@@ -9,7 +9,7 @@ import numpy as np
 from model.backtest import SeasonalNaive, backtest, baselines
 from model.sequences import Split
 from pipeline.evaluation.report import scores_content
-from tests.benchmarks import ablation, quality_report
+from tests.benchmarks import ablation, quality_report, quality_results
 from tests.benchmarks.ablation import _without_calendar
 from tests.benchmarks.quality import BEIJING, back_tests
 from tests.series import CONFIG, HOUR_US, noisy_days
@@ -59,6 +59,15 @@ def test_the_page_holds_means_over_seeds_beside_what_is_wanted(tmp_path: Path):
     assert "| etth1-96 | streamgru | 80% |" in page
     for baseline in ("adaptive AR(24)", "seasonal naive", "persistence"):
         assert f"|  | {baseline} |" in page
+
+
+def test_the_page_is_the_same_from_what_is_kept(tmp_path: Path):
+    runs, kept, elsewhere = tmp_path / "runs", tmp_path / "kept", tmp_path / "elsewhere"
+    runs.mkdir()
+    results(runs, ["etth1-96", "beijing-24"], (0, 1))
+    quality_results.keep(runs, kept)
+    quality_results.bring(elsewhere, kept)
+    assert quality_report.written(elsewhere, RUNS, (0, 1)) == quality_report.written(runs, RUNS, (0, 1))
 
 
 def test_the_page_names_data_as_anyone_would(tmp_path: Path):

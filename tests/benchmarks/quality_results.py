@@ -1,0 +1,53 @@
+"""The results behind QUALITY.md, kept in the folder ``quality`` beside it: a run made once need not be made elsewhere.
+
+Of a back-test's ``scores.json`` that is what the page shows; of ablations and studies all. Whoever changes how models
+are trained, adapted or scored removes the folder, and ``make quality`` runs everything again.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+KEPT: Final = Path(__file__).with_name("quality")
+SCORES: Final = "scores.json"
+METRICS: Final = ("mse", "mae", "winkler")
+METRICS_BY_TARGET: Final = ("mae", "crps")
+
+
+def bring(runs: Path, kept: Path = KEPT) -> None:
+    """Lays kept results into the runs' folder, where it has none of that name."""
+    for path in sorted(kept.rglob("*.json")):
+        there = runs / path.relative_to(kept)
+        if not there.exists():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, there)
+
+
+def keep(runs: Path, kept: Path = KEPT) -> None:
+    """Keeps what the runs' folder holds."""
+    for path in sorted(runs.glob("*/*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        there = kept / path.relative_to(runs)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_text(json.dumps(_needed(content) if path.name == SCORES else content), encoding="utf-8")
+
+
+def _needed(content: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a back-test; metrics by step of the horizon as one step, their mean."""
+
+    def means(metrics: dict[str, list[float]]) -> dict[str, list[float]]:
+        return {metric: [sum(metrics[metric]) / len(metrics[metric])] for metric in METRICS_BY_TARGET}
+
+    return {
+        "model": {"targets": content["model"]["targets"]},
+        "training": {"seconds": content["training"]["seconds"]} if content["training"] else None,
+        "scores": {
+            name: {
+                "scaled": {metric: scores["scaled"][metric] for metric in METRICS},
+                "by_horizon": {target: means(metrics) for target, metrics in scores["by_horizon"].items()},
+                "intervals": scores["intervals"],
+            }
+            for name, scores in content["scores"].items()
+        },
+    }
