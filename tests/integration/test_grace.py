@@ -172,13 +172,17 @@ def test_a_kill_while_readings_are_held_loses_none_and_repeats_none(
     sensor = SENSORS[0]
     messages = shuffled(settings, range(40), seed=2, faults=True)
     halves = messages[: len(messages) // 2], messages[len(messages) // 2 :]
-    publish(settings, [*halves[0], *ahead(settings, sensor, 40)])
-    publish(settings, [Message(b"poison", b"rubbish", partition_of(settings, sensor))])
+    count = publish(settings, [*halves[0], *ahead(settings, sensor, 40)])
+    count += publish(settings, [Message(b"poison", b"rubbish", partition_of(settings, sensor))])
     for times in (2, 3):
         with ForecasterProcess(settings, tmp_path / "champion", die_at=point, times=times) as process:
             assert process.exit_code(60) == -signal.SIGKILL, process.said
     with running(settings, champion) as forecaster:
-        wait_until(lambda: forecaster.counters.held > 0, 60, "readings are held")
+        wait_until(
+            lambda: is_processed(settings, count) and forecaster.counters.held > 0,
+            60,
+            "all was processed, some is held",
+        )
     position = committed(settings)[partition_of(settings, sensor)]
     assert position.held_from is not None
     audited(settings)
