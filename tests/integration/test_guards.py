@@ -94,7 +94,7 @@ class Zombie:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.consumer = self._join(max_poll_interval_ms=1_000)
+        self.consumer = self._join(max_poll_interval_ms=3_000)  # joining takes a busy machine longer than 1 s
         self.snapshot = self.consumer.group_metadata()
         self.successor = self._join()
 
