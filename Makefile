@@ -36,10 +36,11 @@ check: setup ## Lint, layering and types
 	$(BIN)/mypy
 
 test: setup ## Pass every check and every test
-	@$(MAKE) --no-print-directory --jobs=2 unit integration # the latter mostly waits for servers
+	@$(MAKE) --no-print-directory unit # not beside the others, which have deadlines
+	@$(MAKE) --no-print-directory integration
 
 unit: check ## Pass every check and the tests that need no server
-	$(BIN)/pytest tests/unit tests/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile tests/unit tests/fuzz
 
 integration: setup ## Pass the tests against real servers
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/chaos tests/integration # the longest first
