@@ -75,7 +75,7 @@ def test_behind_a_large_batch_the_client_fetches_ahead(
     send(producer, where, 2 * FEW_RECORDS)
     assert poll(consumer, where, FEW_RECORDS) == FEW_RECORDS
     assert not consumer._fetcher.in_flight_fetches()
-    assert poll(consumer, where) == FEW_RECORDS  # to the end of what was at hand
+    assert poll(consumer, where, FEW_RECORDS) == FEW_RECORDS
     assert consumer._fetcher.in_flight_fetches()
 
 
