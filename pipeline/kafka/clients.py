@@ -17,9 +17,6 @@ from pipeline.settings import KafkaSettings, Settings
 
 # How long making a client waits for the first broker to answer: a local one takes 0.1 s, and a person waits no longer.
 BOOTSTRAP_TIMEOUT_MS: Final = 10_000
-# How long a client that found no broker waits at most before it tries again: by default 30 s, which a commit under way
-# when the broker came back would spend as if hung, and every forecaster for nothing.
-RECONNECT_MS: Final = 1_000
 # The client sleeps this long whenever the coordinator is still ending the previous transaction, that is at every commit
 # of a busy forecaster: at the default of 100 a commit takes 106 ms, at 5 it takes 4.8 ms (1 gains 1.6 ms, and spins).
 TRANSACTION_BACKOFF_MS: Final = 5
@@ -214,7 +211,6 @@ def _connection(kafka: KafkaSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
         "bootstrap_servers": servers,
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
-        "reconnect_backoff_max_ms": RECONNECT_MS,
         "security_protocol": kafka.security_protocol,
         "sasl_mechanism": kafka.sasl_mechanism,
         "sasl_plain_username": kafka.sasl_username,
