@@ -43,9 +43,9 @@ them. All of it is prequential: each forecast is made from the readings before i
 carried. Weights come from the training part, and the epoch kept was the best on the validation part by pinball loss.
 Scores of the test parts were seen while the design was explored, and the points at which corrections are learned were
 picked with them in view: treat both data sets as seen. How fast the mixture's weights move was chosen on the validation
-parts. Code and settings are the defaults, apart from the features,
-horizon and split in the commands. What was wanted of a model that is trained once and frozen is the row "streamgru,
-off". Times of training are those of a machine that did other work too."""
+parts. Code and settings are the defaults, apart from the features, horizon and split in the commands. What was wanted
+of a model that is trained once and frozen is the row "streamgru, off". Times of training are those of a machine that
+did other work too."""
 NAB: Final = "NAB ambient temperature: one sensor, 11 months, pauses of up to 7 days"
 PUBLISHED: Final = """| as published, MSE/MAE at 96 · 192 · 336 · 720 | |
 |---|---|
