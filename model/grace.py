@@ -220,8 +220,7 @@ def turns_come(
     np.minimum.at(earliest_us, sensor_codes, timestamp_us)
     newest_us = np.full(len(last_us), NEVER_US)
     np.maximum.at(newest_us, sensor_codes, timestamp_us)
-    known = last_us != NEVER_US
-    behind_gap = known & (missing_steps(earliest_us - np.where(known, last_us, earliest_us), grace.cadence_us) > 0)
+    behind_gap = _leave_gaps(earliest_us, last_us, grace.cadence_us)
     come: NDArray[np.bool_] = ~behind_gap | (newest_us - earliest_us >= grace.wait_us)
     if end is not None:
         come[sensor_codes[end - offsets >= grace.offsets]] = True
@@ -239,6 +238,13 @@ def _sensors_with_gaps(
     before = np.empty_like(moments)
     before[1:] = moments[:-1]
     before[first] = NEVER_US if last_us is None else last_us[grouped[first]]
-    known = before != NEVER_US
-    gap = known & (missing_steps(moments - np.where(known, before, moments), cadence_us) > 0)
-    return np.unique(grouped[gap])
+    return np.unique(grouped[_leave_gaps(moments, before, cadence_us)])
+
+
+def _leave_gaps(timestamp_us: NDArray[np.int64], before_us: NDArray[np.int64], cadence_us: int) -> NDArray[np.bool_]:
+    """Whether a cadence point is missing between each reading and the one before it; not where there is none."""
+    known = before_us != NEVER_US
+    gaps: NDArray[np.bool_] = known & (
+        missing_steps(timestamp_us - np.where(known, before_us, timestamp_us), cadence_us) > 0
+    )
+    return gaps
