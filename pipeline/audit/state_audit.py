@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.topic_logs import read_range
 from pipeline.errors import StateError
+from pipeline.forecaster.position import POSITION_KEY
 from pipeline.messages import decode_state
 from pipeline.settings import Settings
 
@@ -29,7 +30,8 @@ def read_states(settings: Settings) -> dict[tuple[int, str], LastState]:
     """
     values: dict[tuple[int, bytes], bytes | None] = {}
     for record in read_range(settings, settings.kafka.topics.state, {}, None):
-        values[record.partition, record.key or b""] = record.value
+        if record.key != POSITION_KEY:
+            values[record.partition, record.key or b""] = record.value
     return {
         (partition, key.decode(errors="replace")): _decode(value, settings)
         for (partition, key), value in values.items()

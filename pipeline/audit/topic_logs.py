@@ -17,7 +17,7 @@ from model.experts import experts_of
 from pipeline.audit.findings import REJECTED, ForecastLog, Offsets, ReadingLog, judged
 from pipeline.audit.weights import published_weights
 from pipeline.errors import BrokerUnreachable, KafkaError
-from pipeline.forecaster.position import Position
+from pipeline.forecaster.position import Committed
 from pipeline.kafka.clients import make_admin, make_consumer, partition_count, translated
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.settings import Settings
@@ -94,7 +94,9 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
             return {}
         finally:
             admin.close()
-    return {tp.partition: Position.of(at).next for tp, at in found.items() if tp.topic == topic and at.offset >= 0}
+    return {
+        tp.partition: Committed.of(at).position.next for tp, at in found.items() if tp.topic == topic and at.offset >= 0
+    }
 
 
 def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog:

@@ -1,15 +1,19 @@
 """Restores states from the compacted state topic, and from the readings where that does not serve.
 
-A partition's states are restored, as of its committed offset, before its first reading is processed. The changelog is
-read to the end that it has *after* the committed offset is known, open transactions included: a committed transaction
+A partition's states are restored, as of the group's position, before its first reading is processed. The changelog is
+read to the end that it has *after* the group's position is known, open transactions included: a committed transaction
 whose markers are still being written is waited for. A state is used only if it is whole, of the model version that
-serves, of the same settings, and not ahead of the group's position. Any other sensor is rebuilt by ``Replayer``.
+serves, of the same settings, and not ahead of the position. Any other sensor is rebuilt by ``Replayer``.
+
+The changelog has a position of its own, and the two are the same unless the brokers have lost one of them. Where the
+changelog's lies ahead, or the group has none, it is gone on from there, since all before has been forecast; where it
+lies behind, the readings in between are stepped once more. Only an offset that was reset by hand is taken as it is.
 """
 
 import logging
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from types import MappingProxyType
 from typing import Any, Final
@@ -23,7 +27,7 @@ from kafka.protocol.consumer import OffsetSpec
 from model.state import unsound
 from pipeline.errors import OffsetsLost, StateError
 from pipeline.forecaster.orphans import end_orphans
-from pipeline.forecaster.position import Position
+from pipeline.forecaster.position import POSITION_KEY, Committed, Noted, Position
 from pipeline.forecaster.readings import Readings, Record
 from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer, known_of_state
 from pipeline.forecaster.serving import Serving
@@ -43,9 +47,16 @@ PROGRESS_INTERVAL_S: Final = 2.0  # how often a long restore says how far it is
 class Log:
     """Where a partition of the readings topic begins and ends, and where the group goes on."""
 
+    partition: int
     start: int
     end: int
-    committed: Position | None
+    committed: Committed | None
+
+    @property
+    def floor(self) -> int:
+        """The lowest offset that the next reading may turn out to have."""
+        committed = self.committed
+        return self.start if committed is None or committed.position.next > self.end else committed.position.next
 
 
 @dataclass
@@ -63,30 +74,62 @@ class Restored:
     seconds: float = 0.0
 
 
-def first_position(settings: Settings, partition: int, log: Log, *, accept_loss: bool) -> Position:
+def first_position(settings: Settings, log: Log, *, accept_loss: bool) -> Position:
     """Where to go on in a partition.
 
     Raises:
         OffsetsLost: the committed offset lies outside the log, and ``accept_loss`` does not allow for that.
     """
     topic = settings.kafka.topics.readings
-    if log.committed is None:
+    committed = log.committed
+    if committed is None:
         return Position(log.start if settings.forecaster.start == "earliest" else log.end)
-    reached = log.committed.next
+    reached = committed.position.next
     if reached > log.end:
         lost = "the topic was deleted and made anew"
     elif reached < log.start:
         lost = f"{log.start - reached} readings were deleted by retention before they were forecast"
     else:
-        return log.committed
+        return committed.position
     message = (
-        f"group {settings.forecaster.group_id} is to go on at offset {reached} of {topic}, partition {partition} "
+        f"group {settings.forecaster.group_id} is to go on at offset {reached} of {topic}, partition {log.partition} "
         f"and the log has offsets {log.start} to {log.end}: {lost}"
     )
     if not accept_loss:
         raise OffsetsLost(f"{message}. To go on from offset {log.start}, start the forecaster with --accept-loss")
     logger.error("%s; going on from offset %d", message, log.start)
     return Position(log.start)
+
+
+def settled_position(settings: Settings, log: Log, noted: Position | None, *, accept_loss: bool) -> Position:
+    """Where to go on, by what the group says and what the changelog does.
+
+    Raises:
+        OffsetsLost: see ``first_position``.
+    """
+    committed = log.committed
+    if noted is None:
+        pass
+    elif committed is None:
+        logger.warning(
+            "group %s has no offset in partition %d, and the changelog says %d: brokers forget a group that is away "
+            "for long; going on from there. To begin anew, reset the group's offsets",
+            settings.forecaster.group_id,
+            log.partition,
+            noted.next,
+        )
+        committed = Committed(noted)
+    elif committed.is_ours and committed.position.next < noted.next <= log.end:
+        logger.error(
+            "group %s is at offset %d of partition %d, and the changelog at %d: the brokers have lost an offset that "
+            "was committed; going on where the changelog is, since all before has been forecast",
+            settings.forecaster.group_id,
+            committed.position.next,
+            log.partition,
+            noted.next,
+        )
+        committed = Committed(noted)
+    return first_position(settings, replace(log, committed=committed), accept_loss=accept_loss)
 
 
 def held_lost(settings: Settings, partition: int, position: Position, start: int) -> int:
@@ -115,9 +158,11 @@ class Changelog:
     Args:
         reader: a consumer of its own, without a group, of committed records.
         admin: says where a log ends, open transactions included, which a reader of committed records cannot.
+        whose: of the positions that count, see ``position.whose_positions``.
     """
 
-    def __init__(self, settings: Settings, reader: KafkaConsumer, admin: KafkaAdminClient) -> None:
+    def __init__(self, settings: Settings, reader: KafkaConsumer, admin: KafkaAdminClient, whose: str) -> None:
+        self._whose = whose
         self._settings = settings
         self._reader = reader
         self._admin = admin
@@ -126,7 +171,7 @@ class Changelog:
         self,
         serving: Serving,
         wanted: set[int],
-        committed: Callable[[int], Position | None],
+        committed: Callable[[int], Committed | None],
         *,
         accept_loss: bool = False,
         distrusted: Mapping[int, Collection[str]] = MappingProxyType({}),
@@ -135,8 +180,8 @@ class Changelog:
 
         Args:
             wanted: partitions; the caller may discard one while this runs, and it is left out from then on.
-            committed: the group's position in a partition, None where there is none. It raises ``KafkaTimeoutError``
-                while a transaction that may still change it is open, and is asked again.
+            committed: what the group has committed for a partition, None: nothing. It raises ``KafkaTimeoutError``
+                while a transaction that may still change that is open, and is asked again.
             accept_loss: go on from the start of the log where it has lost what was to come next.
             distrusted: by partition, sensors whose states are rebuilt whatever the changelog has of them.
 
@@ -145,54 +190,75 @@ class Changelog:
         """
         began = time.monotonic()
         restored = Restored()
-        held_from: dict[int, int] = {}
-        log_starts: dict[int, int] = {}
+        logs: dict[int, Log] = {}
         for partition in sorted(wanted):
-            log = yield from self._log(partition, committed)
-            if partition in wanted:
-                position = first_position(self._settings, partition, log, accept_loss=accept_loss)
-                restored.positions[partition] = position.next
-                if position.held_from is not None:
-                    held_from[partition] = position.held_from
-                    log_starts[partition] = log.start
-                lost = held_lost(self._settings, partition, position, log.start)
-                restored.held_lost += lost
-                if lost or log.committed != position:
-                    restored.unsaved.add(partition)
-        reading = _Reading(serving, restored.positions, wanted, self._settings, distrusted)
+            logs[partition] = yield from self._log(partition, committed)
+        floors = {partition: log.floor for partition, log in logs.items()}
+        reading = _Reading(serving, floors, wanted, self._settings, distrusted, self._whose)
         for partition in wanted:
             serving.table.add_partition(partition)
         yield from self._read(reading, sorted(wanted))
         for partition in sorted(wanted):
-            if partition not in wanted:
-                continue
-            foreign = reading.foreign[partition]
-            restored.sensors += sum(sensor not in foreign for sensor in serving.table.partition_rows(partition)[0])
-            # An empty changelog does not say which sensors there are: whatever the readings have is rebuilt.
-            known = foreign if reading.seen[partition] else None
-            position = Position(restored.positions[partition], held_from.get(partition))
-            rebuilt = yield from self._rebuild(serving, partition, known, position, wanted)
-            restored.rebuilt += rebuilt
-            if rebuilt.sensors or rebuilt.cold:
-                restored.unsaved.add(partition)
-            if partition in held_from and partition in wanted:
-                replayer = Replayer(self._settings, self._reader, serving, alive=wanted.__contains__)
-                start = max(held_from[partition], log_starts[partition])
-                held = yield from replayer.hold(partition, start, restored.positions[partition])
-                if len(held):
-                    restored.held[partition] = held
+            if partition in wanted:
+                log, noted = logs[partition], reading.noted.get(partition)
+                position = settled_position(self._settings, log, noted, accept_loss=accept_loss)
+                reading.go_to(partition, position.next)
+                yield from self._finish(log, noted, position, reading, restored, wanted)
         restored.positions = {partition: restored.positions[partition] for partition in wanted}
         restored.held = {partition: held for partition, held in restored.held.items() if partition in wanted}
         restored.unsaved &= wanted
         restored.seconds = time.monotonic() - began
         return restored
 
-    def _log(self, partition: int, committed: Callable[[int], Position | None]) -> Generator[None, None, Log]:
+    def _finish(
+        self,
+        log: Log,
+        noted: Position | None,
+        position: Position,
+        reading: "_Reading",
+        restored: Restored,
+        wanted: set[int],
+    ) -> Generator[None, None, None]:
+        """Bring the states of a partition, whose changelog has been read, to its position."""
+        partition, serving = log.partition, reading.serving
+        restored.positions[partition] = position.next
+        replayer = Replayer(self._settings, self._reader, serving, alive=wanted.__contains__)
+        lost = held_lost(self._settings, partition, position, log.start)
+        restored.held_lost += lost
+        is_as_committed = log.committed == Committed(position)
+        if lost or not is_as_committed:
+            restored.unsaved.add(partition)
+        foreign = reading.foreign[partition]
+        restored.sensors += sum(sensor not in foreign for sensor in serving.table.partition_rows(partition)[0])
+        if is_as_committed and noted is not None and noted.next < position.next:
+            logger.error(
+                "partition %d: the changelog says offset %d, and the group is at %d: it has lost what was committed "
+                "in between, and those readings are stepped once more",
+                partition,
+                noted.next,
+                position.next,
+            )
+            restored.unsaved.add(partition)
+            yield from replayer.go_on(partition, max(noted.read_from, log.start), position.next)
+            if partition not in wanted:
+                return
+        # An empty changelog does not say which sensors there are: whatever the readings have is rebuilt.
+        known = foreign if reading.seen[partition] else None
+        rebuilt = yield from self._rebuild(serving, partition, known, position, wanted)
+        restored.rebuilt += rebuilt
+        if rebuilt.sensors or rebuilt.cold:
+            restored.unsaved.add(partition)
+        if position.held_from is not None and partition in wanted:
+            held = yield from replayer.hold(partition, max(position.held_from, log.start), position.next)
+            if len(held):
+                restored.held[partition] = held
+
+    def _log(self, partition: int, committed: Callable[[int], Committed | None]) -> Generator[None, None, Log]:
         """Where a partition of the readings topic begins and ends, and where the group goes on."""
         began = said = looked = time.monotonic()
         while True:
             try:
-                position = committed(partition)
+                found = committed(partition)
                 break
             except KafkaTimeoutError:
                 if time.monotonic() - looked > ORPHAN_INTERVAL_S:
@@ -209,7 +275,7 @@ class Changelog:
         where = TopicPartition(self._settings.kafka.topics.readings, partition)
         start = self._reader.beginning_offsets([where])[where]
         # The last stable offset: the group never commits beyond it, and "latest" does not wait for what is open.
-        return Log(start, self._reader.end_offsets([where])[where], position)
+        return Log(partition, start, self._reader.end_offsets([where])[where], found)
 
     def _read(self, reading: "_Reading", partitions: Sequence[int]) -> Generator[None, None, None]:
         """Every record of the partitions' changelogs, in order, up to their present ends."""
@@ -290,24 +356,33 @@ class Changelog:
 
 
 class _Reading:
-    """Sorts state records into usable ones, which go into the table, and others, of which it notes what they tell."""
+    """Sorts state records into usable ones, which go into the table, and others, of which it notes what they tell.
+
+    Args:
+        floors: by partition, the lowest offset that the next reading may have; what is ahead of it waits for ``go_to``.
+        whose: of the positions that count.
+    """
 
     def __init__(
         self,
         serving: Serving,
-        positions: dict[int, int],
+        floors: dict[int, int],
         wanted: set[int],
         settings: Settings,
         distrusted: Mapping[int, Collection[str]],
+        whose: str,
     ) -> None:
-        self._serving = serving
-        self._positions = positions
+        self.serving = serving
+        self.noted: dict[int, Position] = {}  # by partition, what the changelog says
+        self._whose = whose
+        self._reached = floors
+        self._ahead: dict[int, dict[str, bytes | None]] = {partition: {} for partition in floors}
         self._wanted = wanted
         self._settings = settings
         self._distrusted = distrusted
         self._prefix = _prefix(serving.table.dtype)
-        self.foreign: dict[int, dict[str, Known | None]] = {partition: {} for partition in positions}
-        self.seen: dict[int, bool] = dict.fromkeys(positions, False)
+        self.foreign: dict[int, dict[str, Known | None]] = {partition: {} for partition in floors}
+        self.seen: dict[int, bool] = dict.fromkeys(floors, False)
 
     def take(self, partition: int, records: Iterable[Record]) -> None:
         """Records in the order of the log: a later one of a sensor stands for it."""
@@ -317,18 +392,42 @@ class _Reading:
         for record in records:
             if record.key is None:
                 continue
+            if record.key == POSITION_KEY:
+                self._note(partition, record.value)
+                continue
             try:
                 latest[record.key.decode()] = record.value
             except UnicodeDecodeError:
                 what = record.key[:80]
                 logger.error("partition %d of the state topic has a key that is no sensor id: %r", partition, what)
         self.seen[partition] |= bool(latest)
+        self._sort(partition, latest)
+
+    def go_to(self, partition: int, reached: int) -> None:
+        """Take what is not ahead of the next reading's offset. Whatever still is, is of a future that was undone."""
+        self._reached[partition] = reached
+        ahead, self._ahead[partition] = self._ahead[partition], {}
+        if ahead:
+            self._sort(partition, ahead)
+
+    def _note(self, partition: int, value: bytes | None) -> None:
+        self.noted.pop(partition, None)
+        try:
+            noted = Noted.decode(value)
+        except StateError as error:
+            logger.error("partition %d of the state topic: %s", partition, error)
+        else:
+            if noted.whose == self._whose:
+                self.noted[partition] = noted.position
+
+    def _sort(self, partition: int, latest: Mapping[str, bytes | None]) -> None:
         sensors, values = list(latest), list(latest.values())
         usable = self._keep(partition, sensors, values)
-        foreign = self.foreign[partition]
-        if foreign:
-            for sensor in sensors:
-                foreign.pop(sensor, None)
+        foreign, ahead = self.foreign[partition], self._ahead[partition]
+        for older in (foreign, ahead):
+            if older:
+                for sensor in sensors:
+                    older.pop(sensor, None)
         if len(usable) < len(sensors):
             chosen = set(usable)
             for place, sensor in enumerate(sensors):
@@ -337,11 +436,10 @@ class _Reading:
 
     def _keep(self, partition: int, sensors: Sequence[str], values: Sequence[bytes | None]) -> list[int]:
         """Put the usable ones among the states of some sensors into the table; the places of these."""
-        table = self._serving.table
-        places, packed = self._serving.tag.take_rows(values, table.dtype.itemsize)
+        table = self.serving.table
+        places, packed = self.serving.tag.take_rows(values, table.dtype.itemsize)
         states = np.frombuffer(packed, table.dtype)
-        # What is not before the position is of a future that was undone, by resetting offsets or a topic made anew.
-        good = states["offset"] < self._positions[partition]
+        good = states["offset"] < self._reached[partition]
         bad = unsound(states)
         for place in compress(places, bad.tolist()):
             what = sensors[place]
@@ -364,12 +462,13 @@ class _Reading:
         except StateError as error:
             logger.error("the state of sensor %s, partition %d, cannot be used: %s", sensor, partition, error)
             return None
-        if tag == self._serving.tag and len(row) != self._serving.table.dtype.itemsize:
+        if tag == self.serving.tag and len(row) != self.serving.table.dtype.itemsize:
             logger.error("the state of sensor %s, partition %d, has another size than the model's", sensor, partition)
-        if tag.settings != self._serving.tag.settings or len(row) < self._prefix.itemsize:
+        if tag.settings != self.serving.tag.settings or len(row) < self._prefix.itemsize:
             return None
         state = np.frombuffer(row[: self._prefix.itemsize], self._prefix, 1)[0]
-        if int(state["offset"]) >= self._positions[partition]:
+        if int(state["offset"]) >= self._reached[partition]:
+            self._ahead[partition][sensor] = value
             return None  # likewise undone
         return known_of_state(state, self._settings)
 

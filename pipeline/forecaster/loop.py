@@ -31,7 +31,7 @@ from pipeline.forecaster.lookout import Lookout, Pulse
 from pipeline.forecaster.membership import Rebalances, Standing, is_member
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.forecaster.partitions import Partitions, listed
-from pipeline.forecaster.position import Position
+from pipeline.forecaster.position import whose_positions
 from pipeline.forecaster.quarantine import Quarantine, Sensors
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.serving import Serving
@@ -39,7 +39,7 @@ from pipeline.forecaster.succession import Succession
 from pipeline.forecaster.watchdog import Watchdog
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translated
 from pipeline.kafka.fetched_records import read_fast
-from pipeline.kafka.topics import check_topics
+from pipeline.kafka.topics import check_topics, find_topic_id
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.forecaster")
@@ -133,7 +133,10 @@ class StreamForecaster:
             self._run()
 
     def _run(self) -> None:
-        check_topics(self._settings)
+        with make_admin(self._settings) as admin:
+            check_topics(self._settings, admin)
+            topic_id = find_topic_id(self._settings, admin, self._readings_topic)
+        self._whose = whose_positions(self._settings.forecaster.group_id, topic_id)
         watcher = ChampionWatcher(self._source, self._settings.forecaster.poll_alias_s)
         try:
             champion = self._first_champion(watcher)
@@ -213,7 +216,7 @@ class StreamForecaster:
         self._partitions = Partitions(
             self._consumer,
             self._readings_topic,
-            Changelog(settings, self._reader, self._admin),
+            Changelog(settings, self._reader, self._admin, self._whose),
             accept_loss=self._options.accept_loss,
         )
         self._consumer.subscribe([self._readings_topic], listener=self._rebalances)
@@ -252,7 +255,7 @@ class StreamForecaster:
 
     def _serve(self, version: int, serving: Serving) -> None:
         self._serving = serving
-        self._maker = MicroBatchMaker(self._settings, serving)
+        self._maker = MicroBatchMaker(self._settings, serving, self._whose)
         self.counters.model_version = version
         self._source.remember(version)
 
@@ -305,8 +308,7 @@ class StreamForecaster:
         """One micro-batch, from records to durable states."""
         unsaved = self._next_unsaved()
         began = time.monotonic()
-        held = self._partitions.held
-        batch = self._maker.make(polled, unsaved, held)
+        batch = self._maker.make(polled, unsaved, self._partitions.held)
         self._batch_size.note(sum(map(len, polled.values())), time.monotonic() - began)
         if batch.unsound:
             self._treat(batch.unsound)
@@ -314,27 +316,19 @@ class StreamForecaster:
             if polled:
                 self._process(polled, membership)
             return
-        positions = self._partitions.positions
-        offsets = {partition: positions[partition] for partition in unsaved} | dict(batch.offsets)
-        held = {partition: readings for partition, readings in held.items() if partition not in batch.offsets}
-        held |= batch.held
-        reached = {
-            partition: Position(offset, int(held[partition].offsets[0]) if partition in held else None)
-            for partition, offset in offsets.items()
-        }
         try:
-            self._committer.commit(Work(batch.records, reached, membership))
+            self._committer.commit(Work(batch.records, batch.reached, membership))
         except Aborted as aborted:
             self._start_over(str(aborted))
             return
         # Only now is the new state the state.
         if batch.stepped is not None:
             self._serving.table.scatter(batch.stepped.rows, batch.stepped.states)
-        positions.update(offsets)
-        self._partitions.held = held
+        self._partitions.positions.update((partition, position.next) for partition, position in batch.reached.items())
+        self._partitions.held = dict(batch.held)
         self._partitions.unsaved.difference_update(unsaved)
         # Not for what only saved rebuilt states: the readings in question are still to come.
-        self._quarantine.clear(batch.offsets)
+        self._quarantine.clear(where.partition for where in polled)
         self._succession.follow(batch.accepted)
         self._count(batch)
 
@@ -369,16 +363,16 @@ class StreamForecaster:
         self._succession.drop(remedies.rebuild)
         self._partitions.rebuild(remedies.rebuild, self._serving)
 
-    def _next_unsaved(self) -> list[int]:
-        """Unsaved partitions whose states go into this transaction: as many as are not too much for one."""
-        chosen: list[int] = []
+    def _next_unsaved(self) -> dict[int, int]:
+        """Unsaved partitions whose states go into this transaction, with their positions: not too much for one."""
+        chosen: dict[int, int] = {}
         size = 0
         for partition in sorted(self._partitions.unsaved):
             table = self._serving.table
             size += len(table.partition_rows(partition)[0]) * table.dtype.itemsize
             if chosen and size > MOST_UNSAVED_BYTES:
                 break
-            chosen.append(partition)
+            chosen[partition] = self._partitions.positions[partition]
         return chosen
 
     def _count(self, batch: MicroBatch) -> None:

@@ -1,6 +1,6 @@
 """What one poll brought, turned into the records of one transaction; nothing here touches Kafka or changes a state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from model.stepper import Forecasts
 from pipeline.forecaster.commit import Records
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.encoding import ForecastEncoder
+from pipeline.forecaster.position import POSITION_KEY, Noted, Position
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.serving import Serving, Stepped
 from pipeline.forecaster.state_table import Rows, States
@@ -28,16 +29,21 @@ class MicroBatch:
     accepted: Sequence[Readings]  # one per partition that has any, in the order in which they were stepped
     stepped: Stepped | None  # none: nothing was accepted
     records: Sequence[Records]
-    offsets: Mapping[int, int]
-    held: Mapping[int, Readings]  # of the partitions in ``offsets``, those that hold any
+    reached: Mapping[int, Position]  # by partition, of those polled and those whose states all go into the changelog
+    held: Mapping[int, Readings]  # as they are after it, of all partitions that hold any
     counts: Counters
     unsound: Mapping[int, Sequence[str]]  # by partition, sensors whose new state or forecast is not finite
 
 
 class MicroBatchMaker:
-    """Makes micro-batches with one serving."""
+    """Makes micro-batches with one serving.
 
-    def __init__(self, settings: Settings, serving: Serving) -> None:
+    Args:
+        whose: of the positions that it notes, see ``position.whose_positions``.
+    """
+
+    def __init__(self, settings: Settings, serving: Serving, whose: str) -> None:
+        self._whose = whose
         self._settings = settings
         self._topics = settings.kafka.topics
         self._serving = serving
@@ -47,24 +53,25 @@ class MicroBatchMaker:
     def make(
         self,
         polled: Mapping[TopicPartition, Sequence[Record]],
-        unsaved: Sequence[int] = (),
+        unsaved: Mapping[int, int] = MappingProxyType({}),
         held: Mapping[int, Readings] = MappingProxyType({}),
     ) -> MicroBatch:
         """The micro-batch of some records.
 
         Args:
             polled: records by partition, in the order of their offsets; each has at least one.
-            unsaved: partitions whose states all go into the changelog, changed or not.
+            unsaved: partitions whose states all go into the changelog, changed or not, with the offsets of their next
+                readings so far.
             held: by partition, the readings that wait since earlier batches.
         """
         counts = Counters()
         accepted: list[Readings] = []
         outgoing: list[Records] = []
-        still_held: dict[int, Readings] = {}
         features = len(self._settings.features)
         parts = [decode_records(self._decoder, features, at.partition, records) for at, records in polled.items()]
         offsets = {where.partition: records[-1].offset + 1 for where, records in polled.items()}
         judgements = self._serving.judge_all([decoded.readings for decoded in parts], held, offsets)
+        still_held = {partition: waiting for partition, waiting in held.items() if partition not in offsets}
         for (where, records), decoded, judged in zip(polled.items(), parts, judgements, strict=True):
             if len(judged.accepted):
                 accepted.append(judged.accepted)
@@ -78,6 +85,10 @@ class MicroBatchMaker:
             counts.dead_letters.update(reason.reason for _, reason in decoded.rejected)
             if decoded.rejected:
                 outgoing.append(self._dead_letters(where.partition, decoded.rejected))
+        reached = {
+            partition: Position(next_, int(still_held[partition].offsets[0]) if partition in still_held else None)
+            for partition, next_ in {**unsaved, **offsets}.items()
+        }
         stepped = self._serving.step(accepted) if accepted else None
         if stepped is not None and len(stepped.unsound):
             return MicroBatch(accepted, stepped, [], {}, {}, counts, self._serving.table.named(stepped.unsound))
@@ -85,8 +96,12 @@ class MicroBatchMaker:
             outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
         counts.transactions = 1
+        outgoing += [
+            Records(self._topics.state, partition, [POSITION_KEY], [Noted(position, self._whose).encode()])
+            for partition, position in reached.items()
+        ]
         outgoing += self._states(stepped, unsaved)
-        return MicroBatch(accepted, stepped, outgoing, offsets, still_held, counts, {})
+        return MicroBatch(accepted, stepped, outgoing, reached, still_held, counts, {})
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
         # All at once: what encoding costs is mostly what a call of it costs.
@@ -110,7 +125,7 @@ class MicroBatchMaker:
             )
         return records
 
-    def _states(self, stepped: Stepped | None, unsaved: Sequence[int]) -> list[Records]:
+    def _states(self, stepped: Stepped | None, unsaved: Collection[int]) -> list[Records]:
         """One record per changed sensor; in unsaved partitions one per sensor."""
         table = self._serving.table
         topic = self._topics.state

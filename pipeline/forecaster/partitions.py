@@ -10,7 +10,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from pipeline.forecaster.changelog import Changelog, Restored
-from pipeline.forecaster.position import Position
+from pipeline.forecaster.position import Committed
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.serving import Serving
 
@@ -144,8 +144,8 @@ class Partitions:
         self.held.pop(partition, None)
         self.unsaved.discard(partition)
 
-    def _committed(self, partition: int) -> Position | None:
-        """The group's position, as of a question that this job asked.
+    def _committed(self, partition: int) -> Committed | None:
+        """What the group has committed, as of a question that this job asked.
 
         kafka-python 3.0.12 keeps a question that timed out, also while the partition is another member's, and gives its
         answer to whoever asks next. What an earlier job left is therefore waited for and thrown away.
@@ -158,10 +158,10 @@ class Partitions:
         self._unanswered.discard(partition)
         return committed
 
-    def _ask(self, partition: int) -> Position | None:
+    def _ask(self, partition: int) -> Committed | None:
         where = TopicPartition(self._topic, partition)
         committed = self._consumer.committed(where, metadata=True, timeout_ms=COMMITTED_TIMEOUT_MS)
-        return None if committed is None else Position.of(committed)
+        return None if committed is None else Committed.of(committed)
 
     def _serve(self, restored: Restored) -> None:
         self._restoring = set()

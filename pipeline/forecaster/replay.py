@@ -131,7 +131,7 @@ class Replayer:
         }
         warm = {sensor: start for sensor, start in starts.items() if start is not None}
         self._blank(partition, past)
-        replayed = yield from self._step(partition, warm, end)
+        replayed = yield from self._step_some(partition, warm, end)
         if not self._alive(partition):
             return Rebuilt()
         self._keep_timestamps(partition, past)
@@ -143,17 +143,32 @@ class Replayer:
         sensors = list(past)
         table.scatter(table.rows(partition, sensors), table.blank(len(sensors)))
 
-    def _step(self, partition: int, starts: Mapping[str, int], end: int) -> Generator[None, None, int]:
+    def go_on(self, partition: int, start: int, end: int) -> Generator[None, None, None]:
+        """Step all readings of [start, end) into states that are as of an offset in between; none twice."""
+        yield from self._step(partition, start, end, lambda run: run)
+
+    def _step_some(self, partition: int, starts: Mapping[str, int], end: int) -> Generator[None, None, int]:
+        """Step each sensor's readings from its start on."""
         if not starts:
             return 0
         first: dict[bytes | None, int] = {sensor.encode(): start for sensor, start in starts.items()}
+
+        def due(run: list[Record]) -> list[Record]:
+            return [record for record in run if first.get(record.key, _NOWHERE) <= record.offset]
+
+        stepped = yield from self._step(partition, min(starts.values()), end, due)
+        return stepped
+
+    def _step(
+        self, partition: int, start: int, end: int, choose: Callable[[list[Record]], list[Record]]
+    ) -> Generator[None, None, int]:
         features = len(self._settings.features)
         stepped = 0
         held: Readings | None = None
-        for run in read_range(self._reader, self._topic, partition, min(starts.values()), end):
+        for run in read_range(self._reader, self._topic, partition, start, end):
             if not self._alive(partition):
                 break
-            due = [record for record in run if first.get(record.key, _NOWHERE) <= record.offset]
+            due = choose(run)
             if due:
                 readings = decode_records(self._decoder, features, partition, due).readings
                 judged = self._serving.judge(readings, held)

@@ -170,6 +170,17 @@ def check_topics(settings: Settings, admin: KafkaAdminClient | None = None) -> N
         raise TopicError(_complaint(lines))
 
 
+def find_topic_id(settings: Settings, admin: KafkaAdminClient, topic: str) -> str:
+    """The id that the brokers have given a topic: one of the same name that is made later has another.
+
+    Raises:
+        BrokerUnreachable: no broker answers.
+    """
+    with translated(f"describing topic {topic}", settings):
+        [found] = admin.describe_topics([topic])
+    return str(found["topic_id"])
+
+
 def topic_statuses(settings: Settings) -> list[TopicStatus]:
     """What each of the four topics is like now, and how many records it holds (those replaced by compaction included).
 

@@ -37,7 +37,6 @@ class Member:
     folder: Path
     gauge: Gauge
     process: ForkServerProcess | None = None
-    point: str = "random"  # where it was told to kill itself
     wanted: bool = False
     dead_since: float | None = None
     resume_at: float | None = None  # while it is stopped
@@ -99,7 +98,6 @@ class Fleet:
     def kill(self, member: Member) -> None:
         """SIGKILL from outside, at whatever moment this is."""
         member.gauge.disarm()
-        member.point = "random"
         self._signal(member, signal.SIGKILL)
         if member.process is not None:
             member.process.join(10)
@@ -168,7 +166,8 @@ class Fleet:
         member.dead_since = time.time()
         member.resume_at = None
         if code == -signal.SIGKILL:
-            point = member.point if member.gauge.has_fired else "random"
+            # The gauge's word: an order outlives a process that ends before it has come by.
+            point = member.gauge.fired_at or "random"
             self.kills.append(Kill(time.time(), point, member.gauge.in_transaction, self._partitions_of(member)))
         elif code == GAVE_UP:
             self.given_up[_last_error(member).partition(":")[0]] += 1
@@ -178,7 +177,6 @@ class Fleet:
                 self.given_up["watchdog"] += 1
             else:
                 self.broken.append(f"{member.name} ended with exit code {code}: {_tail(member)}")
-        member.point = "random"
 
     def _partitions_of(self, member: Member) -> tuple[int, ...]:
         """The partitions that nobody committed after this member did."""

@@ -41,13 +41,19 @@ class Gauge:
         self._numbers[_ARMED] = POINTS.index(point) + 1
 
     def disarm(self) -> None:
-        """Take the order back."""
+        """Take the order back, and forget that one was carried out."""
         self._numbers[_ARMED] = 0
+        self._numbers[_FIRED] = 0
 
     @property
     def has_fired(self) -> bool:
         """Whether the last order was carried out."""
         return bool(self._numbers[_FIRED])
+
+    @property
+    def fired_at(self) -> str | None:
+        """The point at which it was; none: not yet."""
+        return POINTS[int(self._numbers[_FIRED]) - 1] if self.has_fired else None
 
     @property
     def in_transaction(self) -> bool:
@@ -69,7 +75,7 @@ class Gauge:
         if numbers[_COUNTDOWN] > 0:
             return 0
         numbers[_ARMED] = 0
-        numbers[_FIRED] = 1
+        numbers[_FIRED] = index + 1
         return int(numbers[_ACTION])
 
     def passings(self) -> dict[str, int]:

@@ -8,12 +8,13 @@ from typing import Any, Final
 
 from kafka import TopicPartition
 
+import pipeline.forecaster.changelog
 import pipeline.forecaster.commit
 import pipeline.forecaster.loop
-from pipeline.forecaster.changelog import Changelog, Restored
+from pipeline.forecaster.changelog import Changelog, Restored, first_position
 from pipeline.forecaster.commit import KafkaTransport
 from pipeline.forecaster.membership import Standing
-from pipeline.forecaster.position import Position
+from pipeline.forecaster.position import Committed, Position
 from pipeline.forecaster.serving import Serving
 from pipeline.kafka.clients import make_consumer
 
@@ -48,8 +49,14 @@ def without_standing() -> None:
 
 
 def without_offsets_in_transaction() -> None:
-    """Commits the offsets by the consumer once the transaction is through: a kill in between repeats it."""
+    """Commits the offsets by the consumer once the transaction is through: a kill in between repeats it.
+
+    The changelog's position, which would tell that, is taken for the group's.
+    """
     _keep_consumers()
+    pipeline.forecaster.changelog.settled_position = (  # type: ignore[assignment]
+        lambda settings, log, noted, *, accept_loss: first_position(settings, log, accept_loss=accept_loss)
+    )
     commit = KafkaTransport.commit
     pending: list[dict[Any, Any]] = []
 
@@ -69,12 +76,12 @@ def without_restore() -> None:
     """Serves partitions from their committed offsets with blank states."""
 
     def restore(
-        self: Changelog, serving: Serving, wanted: set[int], committed: Callable[[int], Position | None], **_: Any
+        self: Changelog, serving: Serving, wanted: set[int], committed: Callable[[int], Committed | None], **_: Any
     ) -> Generator[None, None, Restored]:
         restored = Restored()
         for partition in sorted(wanted):
             log = yield from self._log(partition, committed)
-            restored.positions[partition] = log.start if log.committed is None else log.committed.next
+            restored.positions[partition] = log.start if log.committed is None else log.committed.position.next
             serving.table.add_partition(partition)
         return restored
 

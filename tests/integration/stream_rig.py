@@ -26,6 +26,7 @@ from pipeline.forecaster.champion import Candidate, fit_differences
 from pipeline.forecaster.encoding import ForecastEncoder
 from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
+from pipeline.forecaster.position import POSITION_KEY
 from pipeline.forecaster.readings import Readings, decode_records
 from pipeline.forecaster.serving import Serving
 from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
@@ -189,6 +190,11 @@ def read_all(settings: Settings, topic: str) -> list[Any]:
     wait_until(is_at_end, 30, f"{topic} was read to its end")
     consumer.close()
     return [record for records in found.values() for record in records]
+
+
+def read_states(settings: Settings) -> list[Any]:
+    """The records of all states in the changelog, those replaced by later ones included."""
+    return [record for record in read_all(settings, settings.kafka.topics.state) if record.key != POSITION_KEY]
 
 
 def read_forecasts(settings: Settings) -> list[Forecast]:

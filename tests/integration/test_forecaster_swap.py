@@ -23,6 +23,7 @@ from tests.integration.stream_rig import (
     ForecasterProcess,
     publish,
     read_all,
+    read_states,
     rounds,
     running,
     small_forecaster,
@@ -145,7 +146,7 @@ def test_a_swap_writes_all_states_for_a_restart(settings: Settings, champion: Fo
         before = forecaster.counters.transactions
         champion.promote(2, small_forecaster(settings, 2))
         wait_until(lambda: forecaster.counters.transactions > before, 10, "the states were written")
-    tags = {record.key: decode_state(record.value)[0] for record in read_all(settings, settings.kafka.topics.state)}
+    tags = {record.key: decode_state(record.value)[0] for record in read_states(settings)}
     assert tags == {sensor.encode(): StateTag(2, settings.fingerprint) for sensor in SENSORS}
     with running(settings, champion) as again:
         wait_until(lambda: again.counters.restored_sensors == len(SENSORS), 30, "the states were restored")

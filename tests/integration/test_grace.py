@@ -12,7 +12,7 @@ from kafka import TopicPartition
 
 from model.grace import MOST_OFFSETS
 from pipeline.audit.verify import Span, Verdict, verify
-from pipeline.forecaster.position import Position
+from pipeline.forecaster.position import Committed, Position
 from pipeline.forecaster.readings import decode_records
 from pipeline.forecaster.serving import Serving
 from pipeline.kafka.clients import make_admin
@@ -109,7 +109,9 @@ def audited(settings: Settings) -> Verdict:
 def committed(settings: Settings) -> dict[int, Position]:
     admin = make_admin(settings)
     group = settings.forecaster.group_id
-    found = {at.partition: Position.of(offset) for at, offset in admin.list_group_offsets([group])[group].items()}
+    found = {
+        at.partition: Committed.of(offset).position for at, offset in admin.list_group_offsets([group])[group].items()
+    }
     admin.close()
     return found
 

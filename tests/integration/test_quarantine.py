@@ -21,6 +21,7 @@ from tests.integration.stream_rig import (
     partition_of,
     publish,
     read_all,
+    read_states,
     reading,
     rounds,
     run_until_it_fails,
@@ -51,7 +52,7 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
 
 
 def states_written(settings: Settings, forecaster: Forecaster) -> np.ndarray:
-    records = read_all(settings, settings.kafka.topics.state)
+    records = read_states(settings)
     return np.frombuffer(
         b"".join(decode_state(record.value)[1] for record in records),
         state_dtype(forecaster.config, settings.adaptation),
@@ -81,7 +82,7 @@ def test_a_bad_state_in_the_changelog_is_rebuilt(settings: Settings, champion: F
     count = publish(settings, rounds(settings, SENSORS, range(12)))
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
-    records = read_all(settings, settings.kafka.topics.state)
+    records = read_states(settings)
     last = [record for record in records if record.key == SICK.encode()][-1]
     tag, row = decode_state(last.value)
     state = np.frombuffer(row, forecaster._serving.table.dtype).copy()

@@ -25,8 +25,8 @@ from tests.integration.stream_rig import (
     FolderChampion,
     assert_same,
     expected_forecasts,
-    read_all,
     read_forecasts,
+    read_states,
     running,
     small_forecaster,
 )
@@ -75,7 +75,7 @@ def forecast_file(settings: Settings, path: Path, rows: int, models: Path) -> tu
 def double_updates(settings: Settings, accepted: int) -> int:
     """Steps that the final state has beyond one for each accepted reading."""
     dtype = Serving(1, small_forecaster(settings), settings).table.dtype
-    newest = read_all(settings, settings.kafka.topics.state)[-1]
+    newest = read_states(settings)[-1]
     (state,) = np.frombuffer(decode_state(newest.value)[1], dtype)
     assert state["accepted"] == accepted
     return int(state["steps"]) - accepted

@@ -30,8 +30,8 @@ from tests.integration.stream_rig import (
     FolderChampion,
     Message,
     publish,
-    read_all,
     read_forecasts,
+    read_states,
     reading,
     rounds,
     running,
@@ -234,7 +234,7 @@ def wipe_states(settings: Settings, champion: FolderChampion) -> None:
     """Replace every state by a whole and blank one that only knows its sensor's last timestamp."""
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
     blank = blank_states(champion.load(1).config, 1, settings.adaptation)
-    for record in read_all(settings, settings.kafka.topics.state):
+    for record in read_states(settings):
         tag, packed = decode_state(record.value)
         blank["last_us"] = np.frombuffer(packed, blank.dtype)["last_us"]
         producer.send(settings.kafka.topics.state, tag.encode(blank.tobytes()), record.key, partition=record.partition)
@@ -274,7 +274,7 @@ def plant_forecast(settings: Settings, change: Callable[[Forecast], Forecast]) -
 
 def plant_state(settings: Settings, champion: FolderChampion, change: Callable[[Any], None]) -> None:
     """Write a sensor's last state once more, changed."""
-    record = read_all(settings, settings.kafka.topics.state)[-1]
+    record = read_states(settings)[-1]
     tag, packed = decode_state(record.value)
     row = np.frombuffer(packed, state_dtype(champion.load(tag.model_version).config, settings.adaptation)).copy()
     change(row[0])

@@ -15,7 +15,7 @@ from pipeline.audit.state_audit import LastState
 from pipeline.audit.verify import Evidence, judge
 from pipeline.forecaster import serving as serving_module
 from pipeline.forecaster.micro_batch import MicroBatchMaker
-from pipeline.forecaster.position import Position
+from pipeline.forecaster.position import Committed, Position
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.replay import Known, Rebuilt, Replayer, known_of_states
 from pipeline.forecaster.serving import Serving
@@ -120,7 +120,7 @@ class Stream:
         polled = self.records[start : start + count]
         if not polled:
             return
-        batch = MicroBatchMaker(self.settings, self.serving).make({WHERE: polled}, held=self.held)
+        batch = MicroBatchMaker(self.settings, self.serving, "").make({WHERE: polled}, held=self.held)
         for records in batch.records:
             if records.topic == SETTINGS.kafka.topics.forecasts:
                 self.forecasts += [decode_forecast(value) for value in records.values if value is not None]
@@ -129,8 +129,7 @@ class Stream:
         if batch.stepped is not None:
             self.serving.table.scatter(batch.stepped.rows, batch.stepped.states)
         self.held = dict(batch.held)
-        position = Position(batch.offsets[0], int(self.held[0].offsets[0]) if self.held else None)
-        self.committed = Position.of(position.to_commit())
+        self.committed = Committed.of(batch.reached[0].to_commit()).position
         sensors, rows = self.serving.table.partition_rows(0)
         self.states = {
             sensor: state.tobytes()

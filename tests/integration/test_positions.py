@@ -1,0 +1,170 @@
+"""Brokers that lose one part of a committed transaction: the group's offset, or the newest of the changelog."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from kafka import TopicPartition
+from kafka.admin import KafkaAdminClient
+from kafka.structs import OffsetAndMetadata
+
+from pipeline.audit.topic_logs import committed_offsets
+from pipeline.kafka.clients import make_admin, make_producer
+from pipeline.kafka.topics import ensure_topics
+from pipeline.settings import Settings
+from tests.conftest import SettingsFactory
+from tests.integration.stream_rig import (
+    FolderChampion,
+    Message,
+    assert_same,
+    expected_forecasts,
+    partition_of,
+    publish,
+    read_all,
+    reading,
+    rounds,
+    running,
+    small_forecaster,
+    wait_for_forecasts,
+)
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+SENSORS = [f"sensor-{number}" for number in range(8)]
+Offsets = Mapping[TopicPartition, OffsetAndMetadata]
+
+
+@pytest.fixture(params=[0, 3], ids=["at once", "with grace"])
+def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.FixtureRequest) -> Settings:
+    made = fresh_settings(features=["a"], targets=["a"], horizon_steps=2, grace_steps=request.param)
+    ensure_topics(made)
+    return made
+
+
+@pytest.fixture
+def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
+    source = FolderChampion(tmp_path / "champion", settings)
+    source.promote(1, small_forecaster(settings))
+    return source
+
+
+def some(settings: Settings, start: int) -> list[Message]:
+    """Ten steps of every sensor, a gap and what comes behind it, and poison that nothing comes behind."""
+    readings = [*rounds(settings, SENSORS, range(start, start + 8)), *rounds(settings, SENSORS, [start + 9])]
+    return [*readings, *(Message(sensor.encode(), b"rubbish", partition_of(settings, sensor)) for sensor in SENSORS)]
+
+
+@contextmanager
+def admin_of(settings: Settings) -> Iterator[KafkaAdminClient]:
+    admin = make_admin(settings)
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+def committed(settings: Settings) -> Offsets:
+    group = settings.forecaster.group_id
+    with admin_of(settings) as admin:
+        found: Offsets = admin.list_group_offsets([group])[group]
+    return found
+
+
+def processed(settings: Settings) -> int:
+    return sum(committed_offsets(settings).values())
+
+
+def commit(settings: Settings, offsets: Offsets) -> None:
+    """Set the group's offsets; it has no members."""
+    with admin_of(settings) as admin:
+        admin.alter_group_offsets(settings.forecaster.group_id, offsets)
+    assert committed(settings) == offsets
+
+
+def process(settings: Settings, champion: FolderChampion, messages: list[Message]) -> None:
+    """Publish, and have all that is on the topic dealt with."""
+    publish(settings, messages)
+    count = len(read_all(settings, settings.kafka.topics.readings))
+    with running(settings, champion):
+        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
+
+
+def assert_all_is_as_it_must_be(settings: Settings) -> None:
+    expected = expected_forecasts(settings, small_forecaster(settings))
+    assert_same(wait_for_forecasts(settings, len(expected)), expected)
+    letters = read_all(settings, settings.kafka.topics.dead_letters)
+    rejected = [record for record in read_all(settings, settings.kafka.topics.readings) if record.value == b"rubbish"]
+    assert len(letters) == len(rejected)
+
+
+def test_a_committed_offset_that_was_lost_repeats_nothing(
+    settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture
+) -> None:
+    process(settings, champion, some(settings, 0))
+    before = committed(settings)
+    process(settings, champion, some(settings, 10))
+    commit(settings, before)
+    with running(settings, champion) as forecaster:
+        publish(settings, some(settings, 20))
+        count = len(read_all(settings, settings.kafka.topics.readings))
+        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
+    assert_all_is_as_it_must_be(settings)
+    assert forecaster.counters.rebuilt_sensors == 0
+    assert "the brokers have lost an offset that was committed" in caplog.text
+
+
+def test_a_group_that_the_brokers_forgot_goes_on_where_it_was(settings: Settings, champion: FolderChampion) -> None:
+    settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update={"start": "latest"})})
+    with running(settings, champion):
+        wait_until(lambda: len(committed(settings)) == settings.kafka.partitions, 30, "the stream has begun")
+        count = publish(settings, some(settings, 0))
+        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
+    with admin_of(settings) as admin:
+        admin.delete_group_offsets(settings.forecaster.group_id, list(committed(settings)))
+    assert not processed(settings)
+    count += publish(settings, some(settings, 10))  # while it is away
+    with running(settings, champion):
+        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
+    assert_all_is_as_it_must_be(settings)
+
+
+def test_an_offset_that_was_reset_by_hand_is_obeyed(settings: Settings, champion: FolderChampion) -> None:
+    process(settings, champion, some(settings, 0))
+    before = committed(settings)
+    process(settings, champion, some(settings, 10))
+    commit(settings, {where: OffsetAndMetadata(at.offset, "", -1) for where, at in before.items()})
+    count = len(read_all(settings, settings.kafka.topics.readings))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with once more")
+    assert forecaster.counters.rebuilt_sensors == len(SENSORS)
+    assert forecaster.counters.readings == count - sum(at.offset for at in before.values())
+    with running(settings, champion) as forecaster:  # the changelog has followed
+        wait_until(lambda: forecaster.counters.restored_sensors == len(SENSORS), 30, "the states were restored")
+    assert forecaster.counters.rebuilt_sensors == 0
+
+
+def test_a_changelog_that_lost_its_newest_records_is_caught_up_with(
+    settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture
+) -> None:
+    process(settings, champion, some(settings, 0))
+    topic = settings.kafka.topics.state
+    before = read_all(settings, topic)
+    process(settings, champion, [*some(settings, 10), reading(settings, "newcomer", 10)])
+    with admin_of(settings) as admin:
+        admin.delete_topics([topic])
+        wait_until(lambda: topic not in admin.list_topics(), 10, "the changelog is gone")
+    ensure_topics(settings)
+    producer = make_producer(settings)
+    for record in before:
+        producer.send(topic, record.value, record.key, partition=record.partition)
+    producer.flush()
+    producer.close()
+    with running(settings, champion) as forecaster:
+        publish(settings, [*some(settings, 20), reading(settings, "newcomer", 20)])
+        count = len(read_all(settings, settings.kafka.topics.readings))
+        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
+    assert_all_is_as_it_must_be(settings)
+    assert forecaster.counters.rebuilt_sensors == 0
+    assert "those readings are stepped once more" in caplog.text
