@@ -39,6 +39,7 @@ from pipeline.forecaster.succession import Succession
 from pipeline.forecaster.watchdog import Watchdog
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translated
 from pipeline.kafka.fetched_records import read_fast
+from pipeline.kafka.late_fetches import fetch_late
 from pipeline.kafka.topics import check_topics, find_topic_id
 from pipeline.settings import Settings
 
@@ -209,7 +210,7 @@ class StreamForecaster:
             max_partition_fetch_bytes=_fetch_bytes(settings),
             auto_offset_reset="none",  # a position outside the log is an error with a stated policy, not a jump
         )
-        self._consumer: KafkaConsumer = read_fast(consumer)
+        self._consumer: KafkaConsumer = fetch_late(read_fast(consumer))
         self._close_at_the_end(self._consumer.close)
         self._rebalances = Rebalances(self._consumer)
         self._standing = Standing()
