@@ -106,7 +106,7 @@ class ForecasterSettings(_Section):
         default=20_000, ge=1, le=100_000, description="of one transaction: reached only where readings have piled up"
     )
     start: Literal["earliest", "latest"] = Field(
-        default="earliest", description="where a group without committed offsets begins"
+        default="earliest", description="where a group begins that has no offsets, committed or noted in the changelog"
     )
     adaptation: Literal["off", "light", "full"] = Field(
         default="light", description="how forecasts adapt from reading to reading between retrainings"

@@ -13,7 +13,7 @@ lies behind, the readings in between are stepped once more. Only an offset that 
 import logging
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import compress
 from types import MappingProxyType
 from typing import Any, Final
@@ -25,11 +25,12 @@ from kafka.errors import KafkaTimeoutError
 from kafka.protocol.consumer import OffsetSpec
 
 from model.state import unsound
-from pipeline.errors import OffsetsLost, StateError
+from pipeline.errors import StateError
 from pipeline.forecaster.orphans import end_orphans
 from pipeline.forecaster.position import POSITION_KEY, Committed, Noted, Position
 from pipeline.forecaster.readings import Readings, Record
 from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer, known_of_state
+from pipeline.forecaster.resume_point import Log, held_lost, settle_position
 from pipeline.forecaster.serving import Serving
 from pipeline.messages import decode_state
 from pipeline.settings import Settings
@@ -41,22 +42,6 @@ POLL_RECORDS: Final = 2_000
 # An open transaction that is waited for so long may be a dead forecaster's: a live one's takes milliseconds.
 ORPHAN_INTERVAL_S: Final = 0.5
 PROGRESS_INTERVAL_S: Final = 2.0  # how often a long restore says how far it is
-
-
-@dataclass(frozen=True)
-class Log:
-    """Where a partition of the readings topic begins and ends, and where the group goes on."""
-
-    partition: int
-    start: int
-    end: int
-    committed: Committed | None
-
-    @property
-    def floor(self) -> int:
-        """The lowest offset that the next reading may turn out to have."""
-        committed = self.committed
-        return self.start if committed is None or committed.position.next > self.end else committed.position.next
 
 
 @dataclass
@@ -74,95 +59,17 @@ class Restored:
     seconds: float = 0.0
 
 
-def first_position(settings: Settings, log: Log, *, accept_loss: bool) -> Position:
-    """Where to go on in a partition.
-
-    Raises:
-        OffsetsLost: the committed offset lies outside the log, and ``accept_loss`` does not allow for that.
-    """
-    topic = settings.kafka.topics.readings
-    committed = log.committed
-    if committed is None:
-        return Position(log.start if settings.forecaster.start == "earliest" else log.end)
-    reached = committed.position.next
-    if reached > log.end:
-        lost = "the topic was deleted and made anew"
-    elif reached < log.start:
-        lost = f"{log.start - reached} readings were deleted by retention before they were forecast"
-    else:
-        return committed.position
-    message = (
-        f"group {settings.forecaster.group_id} is to go on at offset {reached} of {topic}, partition {log.partition} "
-        f"and the log has offsets {log.start} to {log.end}: {lost}"
-    )
-    if not accept_loss:
-        raise OffsetsLost(f"{message}. To go on from offset {log.start}, start the forecaster with --accept-loss")
-    logger.error("%s; going on from offset %d", message, log.start)
-    return Position(log.start)
-
-
-def settled_position(settings: Settings, log: Log, noted: Position | None, *, accept_loss: bool) -> Position:
-    """Where to go on, by what the group says and what the changelog does.
-
-    Raises:
-        OffsetsLost: see ``first_position``.
-    """
-    committed = log.committed
-    if noted is None:
-        pass
-    elif committed is None:
-        logger.warning(
-            "group %s has no offset in partition %d, and the changelog says %d: brokers forget a group that is away "
-            "for long; going on from there. To begin anew, reset the group's offsets",
-            settings.forecaster.group_id,
-            log.partition,
-            noted.next,
-        )
-        committed = Committed(noted)
-    elif committed.is_ours and committed.position.next < noted.next <= log.end:
-        logger.error(
-            "group %s is at offset %d of partition %d, and the changelog at %d: the brokers have lost an offset that "
-            "was committed; going on where the changelog is, since all before has been forecast",
-            settings.forecaster.group_id,
-            committed.position.next,
-            log.partition,
-            noted.next,
-        )
-        committed = Committed(noted)
-    return first_position(settings, replace(log, committed=committed), accept_loss=accept_loss)
-
-
-def held_lost(settings: Settings, partition: int, position: Position, start: int) -> int:
-    """How many offsets retention has taken from the first held reading on; what was held there gets no forecast.
-
-    It is logged and no reason to stop: one sensor that fell silent may hold a reading for longer than retention lasts.
-    """
-    if position.held_from is None or position.held_from >= start:
-        return 0
-    lost = start - position.held_from
-    logger.error(
-        "partition %d: retention has deleted offsets %d to %d of %s, of which the first and maybe more were readings "
-        "held behind a gap; they get no forecast, and the stream goes on. To keep such readings, set a longer "
-        "kafka.retention_s",
-        partition,
-        position.held_from,
-        start - 1,
-        settings.kafka.topics.readings,
-    )
-    return lost
-
-
 class Changelog:
     """Reads back what the forecasters wrote.
 
     Args:
         reader: a consumer of its own, without a group, of committed records.
         admin: says where a log ends, open transactions included, which a reader of committed records cannot.
-        whose: of the positions that count, see ``position.whose_positions``.
+        owner: of the positions that count, see ``position.owner_of_positions``.
     """
 
-    def __init__(self, settings: Settings, reader: KafkaConsumer, admin: KafkaAdminClient, whose: str) -> None:
-        self._whose = whose
+    def __init__(self, settings: Settings, reader: KafkaConsumer, admin: KafkaAdminClient, owner: str) -> None:
+        self._owner = owner
         self._settings = settings
         self._reader = reader
         self._admin = admin
@@ -186,24 +93,23 @@ class Changelog:
             distrusted: by partition, sensors whose states are rebuilt whatever the changelog has of them.
 
         Raises:
-            OffsetsLost: see ``first_position``.
+            OffsetsLost: see ``resume_point.first_position``.
         """
         began = time.monotonic()
         restored = Restored()
         logs: dict[int, Log] = {}
         for partition in sorted(wanted):
             logs[partition] = yield from self._log(partition, committed)
-        floors = {partition: log.floor for partition, log in logs.items()}
-        reading = _Reading(serving, floors, wanted, self._settings, distrusted, self._whose)
+        reading = _Reading(serving, logs, self._settings, self._owner, distrusted)
         for partition in wanted:
             serving.table.add_partition(partition)
-        yield from self._read(reading, sorted(wanted))
+        yield from self._read(reading, wanted)
         for partition in sorted(wanted):
             if partition in wanted:
-                log, noted = logs[partition], reading.noted.get(partition)
-                position = settled_position(self._settings, log, noted, accept_loss=accept_loss)
-                reading.go_to(partition, position.next)
-                yield from self._finish(log, noted, position, reading, restored, wanted)
+                noted = reading.noted.get(partition)
+                position = settle_position(self._settings, logs[partition], noted, accept_loss=accept_loss)
+                reading.settle_at(partition, position.next)
+                yield from self._finish(partition, position, reading, restored, wanted)
         restored.positions = {partition: restored.positions[partition] for partition in wanted}
         restored.held = {partition: held for partition, held in restored.held.items() if partition in wanted}
         restored.unsaved &= wanted
@@ -211,44 +117,50 @@ class Changelog:
         return restored
 
     def _finish(
-        self,
-        log: Log,
-        noted: Position | None,
-        position: Position,
-        reading: "_Reading",
-        restored: Restored,
-        wanted: set[int],
+        self, partition: int, position: Position, reading: "_Reading", restored: Restored, wanted: set[int]
     ) -> Generator[None, None, None]:
         """Bring the states of a partition, whose changelog has been read, to its position."""
-        partition, serving = log.partition, reading.serving
-        restored.positions[partition] = position.next
+        serving, log, noted = reading.serving, reading.logs[partition], reading.noted.get(partition)
         replayer = Replayer(self._settings, self._reader, serving, alive=wanted.__contains__)
+        restored.positions[partition] = position.next
         lost = held_lost(self._settings, partition, position, log.start)
         restored.held_lost += lost
         is_as_committed = log.committed == Committed(position)
         if lost or not is_as_committed:
             restored.unsaved.add(partition)
-        foreign = reading.foreign[partition]
-        restored.sensors += sum(sensor not in foreign for sensor in serving.table.partition_rows(partition)[0])
-        if is_as_committed and noted is not None and noted.next < position.next:
-            logger.error(
-                "partition %d: the changelog says offset %d, and the group is at %d: it has lost what was committed "
-                "in between, and those readings are stepped once more",
-                partition,
-                noted.next,
-                position.next,
-            )
-            restored.unsaved.add(partition)
-            yield from replayer.go_on(partition, max(noted.read_from, log.start), position.next)
-            if partition not in wanted:
-                return
         # An empty changelog does not say which sensors there are: whatever the readings have is rebuilt.
-        known = foreign if reading.seen[partition] else None
-        rebuilt = yield from self._rebuild(serving, partition, known, position, wanted)
+        known = reading.foreign[partition] if reading.seen[partition] else None
+        if is_as_committed and noted is not None and noted.next < position.next:
+            restored.unsaved.add(partition)
+            if log.start <= noted.next:
+                logger.error(
+                    "partition %d: the changelog says offset %d, and the group is at %d: states that were committed in "
+                    "between may be lost, and those readings are stepped once more",
+                    partition,
+                    noted.next,
+                    position.next,
+                )
+                yield from replayer.catch_up(partition, max(noted.read_from, log.start), position.next)
+                if partition not in wanted:
+                    return
+            else:
+                logger.error(
+                    "partition %d: the changelog says offset %d, and the group is at %d: states that were committed in "
+                    "between may be lost, and retention has deleted the first %d of those readings",
+                    partition,
+                    noted.next,
+                    position.next,
+                    log.start - noted.next,
+                )
+                known = None
+        rebuilt = yield from self._rebuild(replayer, partition, known, position)
         restored.rebuilt += rebuilt
         if rebuilt.sensors or rebuilt.cold:
             restored.unsaved.add(partition)
-        if position.held_from is not None and partition in wanted:
+        if partition not in wanted:
+            return
+        restored.sensors += len(serving.table.partition_rows(partition)[0]) - rebuilt.sensors - len(rebuilt.cold)
+        if position.held_from is not None:
             held = yield from replayer.hold(partition, max(position.held_from, log.start), position.next)
             if len(held):
                 restored.held[partition] = held
@@ -277,13 +189,13 @@ class Changelog:
         # The last stable offset: the group never commits beyond it, and "latest" does not wait for what is open.
         return Log(partition, start, self._reader.end_offsets([where])[where], found)
 
-    def _read(self, reading: "_Reading", partitions: Sequence[int]) -> Generator[None, None, None]:
+    def _read(self, reading: "_Reading", wanted: set[int]) -> Generator[None, None, None]:
         """Every record of the partitions' changelogs, in order, up to their present ends."""
         topic = self._settings.kafka.topics.state
         ends = {
             where: found.offset
             for where, found in self._admin.list_partition_offsets(
-                {TopicPartition(topic, partition): OffsetSpec.LATEST for partition in partitions}
+                {TopicPartition(topic, partition): OffsetSpec.LATEST for partition in wanted}
             ).items()
         }
         remaining = [where for where, end in ends.items() if end > 0]
@@ -303,7 +215,8 @@ class Changelog:
                 end_orphans(self._settings, self._admin)
                 got = time.monotonic()
             for where, records in polled.items():
-                reading.take(where.partition, records)
+                if where.partition in wanted:
+                    reading.take(where.partition, records)
                 read += len(records)
             remaining = [where for where in remaining if (self._reader.position(where) or 0) < ends[where]]
             if time.monotonic() - said > PROGRESS_INTERVAL_S:
@@ -313,17 +226,11 @@ class Changelog:
             yield
 
     def _rebuild(
-        self,
-        serving: Serving,
-        partition: int,
-        known: dict[str, Known | None] | None,
-        position: Position,
-        wanted: set[int],
+        self, replayer: Replayer, partition: int, known: dict[str, Known | None] | None, position: Position
     ) -> Generator[None, None, Rebuilt]:
         topic = self._settings.kafka.topics.readings
         if known is not None and not known:
             return Rebuilt()
-        replayer = Replayer(self._settings, self._reader, serving, alive=wanted.__contains__)
         began = time.monotonic()
         rebuilt = yield from replayer.rebuild(partition, known, position.next, position.held_from)
         if rebuilt.sensors or rebuilt.cold:
@@ -359,35 +266,32 @@ class _Reading:
     """Sorts state records into usable ones, which go into the table, and others, of which it notes what they tell.
 
     Args:
-        floors: by partition, the lowest offset that the next reading may have; what is ahead of it waits for ``go_to``.
-        whose: of the positions that count.
+        logs: by partition; what is ahead of one's floor waits for ``settle_at``.
+        owner: of the positions that count.
     """
 
     def __init__(
         self,
         serving: Serving,
-        floors: dict[int, int],
-        wanted: set[int],
+        logs: Mapping[int, Log],
         settings: Settings,
-        distrusted: Mapping[int, Collection[str]],
-        whose: str,
+        owner: str,
+        distrusted: Mapping[int, Collection[str]] = MappingProxyType({}),
     ) -> None:
         self.serving = serving
+        self.logs = logs
         self.noted: dict[int, Position] = {}  # by partition, what the changelog says
-        self._whose = whose
-        self._reached = floors
-        self._ahead: dict[int, dict[str, bytes | None]] = {partition: {} for partition in floors}
-        self._wanted = wanted
+        self._owner = owner
+        self._reached = {partition: log.floor for partition, log in logs.items()}
+        self._ahead: dict[int, dict[str, bytes | None]] = {partition: {} for partition in logs}
         self._settings = settings
         self._distrusted = distrusted
         self._prefix = _prefix(serving.table.dtype)
-        self.foreign: dict[int, dict[str, Known | None]] = {partition: {} for partition in floors}
-        self.seen: dict[int, bool] = dict.fromkeys(floors, False)
+        self.foreign: dict[int, dict[str, Known | None]] = {partition: {} for partition in logs}
+        self.seen: dict[int, bool] = dict.fromkeys(logs, False)
 
     def take(self, partition: int, records: Iterable[Record]) -> None:
         """Records in the order of the log: a later one of a sensor stands for it."""
-        if partition not in self._wanted:
-            return
         latest: dict[str, bytes | None] = {}
         for record in records:
             if record.key is None:
@@ -403,7 +307,7 @@ class _Reading:
         self.seen[partition] |= bool(latest)
         self._sort(partition, latest)
 
-    def go_to(self, partition: int, reached: int) -> None:
+    def settle_at(self, partition: int, reached: int) -> None:
         """Take what is not ahead of the next reading's offset. Whatever still is, is of a future that was undone."""
         self._reached[partition] = reached
         ahead, self._ahead[partition] = self._ahead[partition], {}
@@ -417,7 +321,7 @@ class _Reading:
         except StateError as error:
             logger.error("partition %d of the state topic: %s", partition, error)
         else:
-            if noted.whose == self._whose:
+            if noted.owner == self._owner:
                 self.noted[partition] = noted.position
 
     def _sort(self, partition: int, latest: Mapping[str, bytes | None]) -> None:

@@ -31,7 +31,7 @@ from pipeline.forecaster.lookout import Lookout, Pulse
 from pipeline.forecaster.membership import Rebalances, Standing, is_member
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.forecaster.partitions import Partitions, listed
-from pipeline.forecaster.position import whose_positions
+from pipeline.forecaster.position import owner_of_positions
 from pipeline.forecaster.quarantine import Quarantine, Sensors
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.serving import Serving
@@ -137,7 +137,7 @@ class StreamForecaster:
         with make_admin(self._settings) as admin:
             check_topics(self._settings, admin)
             topic_id = find_topic_id(self._settings, admin, self._readings_topic)
-        self._whose = whose_positions(self._settings.forecaster.group_id, topic_id)
+        self._owner = owner_of_positions(self._settings.forecaster.group_id, topic_id)
         watcher = ChampionWatcher(self._source, self._settings.forecaster.poll_alias_s)
         try:
             champion = self._first_champion(watcher)
@@ -217,7 +217,7 @@ class StreamForecaster:
         self._partitions = Partitions(
             self._consumer,
             self._readings_topic,
-            Changelog(settings, self._reader, self._admin, self._whose),
+            Changelog(settings, self._reader, self._admin, self._owner),
             accept_loss=self._options.accept_loss,
         )
         self._consumer.subscribe([self._readings_topic], listener=self._rebalances)
@@ -256,7 +256,7 @@ class StreamForecaster:
 
     def _serve(self, version: int, serving: Serving) -> None:
         self._serving = serving
-        self._maker = MicroBatchMaker(self._settings, serving, self._whose)
+        self._maker = MicroBatchMaker(self._settings, serving, self._owner)
         self.counters.model_version = version
         self._source.remember(version)
 
@@ -327,7 +327,7 @@ class StreamForecaster:
             self._serving.table.scatter(batch.stepped.rows, batch.stepped.states)
         self._partitions.positions.update((partition, position.next) for partition, position in batch.reached.items())
         self._partitions.held = dict(batch.held)
-        self._partitions.unsaved.difference_update(unsaved)
+        self._partitions.saved(unsaved)
         # Not for what only saved rebuilt states: the readings in question are still to come.
         self._quarantine.clear(where.partition for where in polled)
         self._succession.follow(batch.accepted)

@@ -39,11 +39,11 @@ class MicroBatchMaker:
     """Makes micro-batches with one serving.
 
     Args:
-        whose: of the positions that it notes, see ``position.whose_positions``.
+        owner: of the positions that it notes, see ``position.owner_of_positions``.
     """
 
-    def __init__(self, settings: Settings, serving: Serving, whose: str) -> None:
-        self._whose = whose
+    def __init__(self, settings: Settings, serving: Serving, owner: str) -> None:
+        self._owner = owner
         self._settings = settings
         self._topics = settings.kafka.topics
         self._serving = serving
@@ -96,11 +96,12 @@ class MicroBatchMaker:
             outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
         counts.transactions = 1
+        outgoing += self._states(stepped, unsaved)
+        # Behind the states: logs lose what is newest, so where a position is left the states before it are, too.
         outgoing += [
-            Records(self._topics.state, partition, [POSITION_KEY], [Noted(position, self._whose).encode()])
+            Records(self._topics.state, partition, [POSITION_KEY], [Noted(position, self._owner).encode()])
             for partition, position in reached.items()
         ]
-        outgoing += self._states(stepped, unsaved)
         return MicroBatch(accepted, stepped, outgoing, reached, still_held, counts, {})
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:

@@ -38,7 +38,8 @@ class Partitions:
     def __init__(self, consumer: KafkaConsumer, topic: str, changelog: Changelog, *, accept_loss: bool) -> None:
         self.positions: dict[int, int] = {}  # of those served: the offset of the next reading
         self.held: dict[int, Readings] = {}  # of those served, where any are: the readings that wait for earlier ones
-        self.unsaved: set[int] = set()  # of those served: all states of these must be written once
+        # Of those served: all states of these must be written once. Of those that arrived so, nothing is polled before.
+        self.unsaved: set[int] = set()
         self._consumer = consumer
         self._topic = topic
         self._changelog = changelog
@@ -81,7 +82,7 @@ class Partitions:
         The first call of a restore only begins it.
 
         Raises:
-            OffsetsLost: see ``changelog.first_position``.
+            OffsetsLost: see ``resume_point.first_position``.
             kafka.errors.KafkaError: ``start_over`` before the next call.
         """
         if self._job is None:
@@ -129,6 +130,13 @@ class Partitions:
             self._stop_serving(partition, serving)
         self._arrived, self._restoring = mine, set()
 
+    def saved(self, partitions: Iterable[int]) -> None:
+        """All states of these are in the changelog."""
+        for partition in partitions:
+            self.unsaved.discard(partition)
+            with suppress(*_NOT_ASSIGNED):
+                self._consumer.resume(TopicPartition(self._topic, partition))
+
     def rebuild(self, unsound: Mapping[int, Iterable[str]], serving: Serving) -> None:
         """Restore partitions again, the named sensors of each not from the changelog; others are served meanwhile."""
         for partition, sensors in unsound.items():
@@ -169,7 +177,9 @@ class Partitions:
             where = TopicPartition(self._topic, partition)
             with suppress(*_NOT_ASSIGNED):
                 self._consumer.seek(where, position)
-                self._consumer.resume(where)
+                # Else the position in the changelog would pass states there that are behind it.
+                if partition not in restored.unsaved:
+                    self._consumer.resume(where)
                 self.positions[partition] = position
                 if partition in restored.held:
                     self.held[partition] = restored.held[partition]

@@ -44,7 +44,7 @@ class Noted(msgspec.Struct, frozen=True):
     """The changelog's record of a position."""
 
     position: Position
-    whose: str  # see ``whose_positions``
+    owner: str  # see ``owner_of_positions``
 
     def encode(self) -> bytes:
         """The value of the record."""
@@ -66,7 +66,7 @@ class Noted(msgspec.Struct, frozen=True):
         return found
 
 
-def whose_positions(group_id: str, topic_id: str) -> str:
+def owner_of_positions(group_id: str, topic_id: str) -> str:
     """What positions belong to: another group begins anew, and so does a topic that was deleted and made anew."""
     return f"{group_id} in {topic_id}"
 

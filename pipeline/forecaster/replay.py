@@ -143,7 +143,7 @@ class Replayer:
         sensors = list(past)
         table.scatter(table.rows(partition, sensors), table.blank(len(sensors)))
 
-    def go_on(self, partition: int, start: int, end: int) -> Generator[None, None, None]:
+    def catch_up(self, partition: int, start: int, end: int) -> Generator[None, None, None]:
         """Step all readings of [start, end) into states that are as of an offset in between; none twice."""
         yield from self._step(partition, start, end, lambda run: run)
 
@@ -176,7 +176,8 @@ class Replayer:
                 self._serving.replay([judged.accepted])
                 stepped += len(judged.accepted)
             yield
-        if held is not None:  # whose turn comes at the end, since it has been held for so many offsets
+        # Whose turn comes at the end, since it has been held for so many offsets.
+        if held is not None and self._alive(partition):
             judged = self._serving.judge(held, end=end)
             self._serving.replay([judged.accepted])
             stepped += len(judged.accepted)

@@ -13,7 +13,7 @@ whose ``fetch_records`` calls ``fetched_records`` and then ``send_fetches``, on 
 
 from typing import Any, Final
 
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 
 # Readings of a batch behind which nothing is fetched ahead. A fetch takes some 2 ms, stepping as many takes 20.
 FEW_RECORDS: Final = 500
@@ -23,16 +23,20 @@ def fetch_late(consumer: KafkaConsumer) -> KafkaConsumer:
     """Let ``poll`` fetch ahead only behind ``FEW_RECORDS`` or more. For a consumer that one thread polls."""
     fetcher = consumer._fetcher
     hand_out, send = fetcher.fetched_records, fetcher.send_fetches
-    handed_out = 0
+    is_caught_up = False
+
+    def _is_last(where: TopicPartition, offset: int) -> bool:
+        return offset + 1 >= (consumer.highwater(where) or 0)
 
     def fetched_records(*args: Any, **options: Any) -> tuple[Any, bool]:
-        nonlocal handed_out
+        nonlocal is_caught_up
         records, is_partial = hand_out(*args, **options)
-        handed_out = sum(map(len, records.values()))
+        few = 0 < sum(map(len, records.values())) < FEW_RECORDS
+        is_caught_up = few and all(_is_last(where, run[-1].offset) for where, run in records.items())
         return records, is_partial
 
     def send_fetches() -> Any:
-        return [] if 0 < handed_out < FEW_RECORDS else send()
+        return [] if is_caught_up else send()
 
     fetcher.fetched_records, fetcher.send_fetches = fetched_records, send_fetches
     return consumer

@@ -178,6 +178,8 @@ def find_topic_id(settings: Settings, admin: KafkaAdminClient, topic: str) -> st
     """
     with translated(f"describing topic {topic}", settings):
         [found] = admin.describe_topics([topic])
+        if found["error_code"]:
+            raise client_errors.for_code(found["error_code"])(f"topic {topic}")
     return str(found["topic_id"])
 
 

@@ -11,10 +11,11 @@ from kafka import TopicPartition
 import pipeline.forecaster.changelog
 import pipeline.forecaster.commit
 import pipeline.forecaster.loop
-from pipeline.forecaster.changelog import Changelog, Restored, first_position
+from pipeline.forecaster.changelog import Changelog, Restored
 from pipeline.forecaster.commit import KafkaTransport
 from pipeline.forecaster.membership import Standing
 from pipeline.forecaster.position import Committed, Position
+from pipeline.forecaster.resume_point import first_position
 from pipeline.forecaster.serving import Serving
 from pipeline.kafka.clients import make_consumer
 
@@ -54,7 +55,7 @@ def without_offsets_in_transaction() -> None:
     The changelog's position, which would tell that, is taken for the group's.
     """
     _keep_consumers()
-    pipeline.forecaster.changelog.settled_position = (  # type: ignore[assignment]
+    pipeline.forecaster.changelog.settle_position = (  # type: ignore[assignment]
         lambda settings, log, noted, *, accept_loss: first_position(settings, log, accept_loss=accept_loss)
     )
     commit = KafkaTransport.commit

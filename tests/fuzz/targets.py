@@ -10,7 +10,9 @@ import numpy as np
 from model.state import unsound
 from pipeline.errors import StateError
 from pipeline.forecaster.changelog import _Reading
+from pipeline.forecaster.position import Committed, Position
 from pipeline.forecaster.readings import decode_records
+from pipeline.forecaster.resume_point import Log
 from pipeline.forecaster.serving import Serving
 from pipeline.kafka.fetched_records import FetchedRecord
 from pipeline.messages import (
@@ -137,7 +139,7 @@ def restore(chance: random.Random) -> None:
     """A changelog of broken records restores what is whole, and names every other sensor as one to rebuild."""
     serving = Serving(1, _FORECASTER, SETTINGS)
     serving.table.add_partition(0)
-    reading = _Reading(serving, {0: 100}, {0}, SETTINGS, {})
+    reading = _Reading(serving, {0: Log(0, 0, 100, Committed(Position(100)))}, SETTINGS, "")
     records, latest = [], {}
     for number in range(chance.randrange(1, 12)):
         key = b"s%d" % chance.randrange(5)

@@ -9,6 +9,7 @@ from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.structs import OffsetAndMetadata
 
+import pipeline.forecaster.loop
 from pipeline.audit.topic_logs import committed_offsets
 from pipeline.kafka.clients import make_admin, make_producer
 from pipeline.kafka.topics import ensure_topics
@@ -24,6 +25,7 @@ from tests.integration.stream_rig import (
     read_all,
     reading,
     rounds,
+    run_until_it_fails,
     running,
     small_forecaster,
     wait_for_forecasts,
@@ -51,7 +53,7 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
 
 
 def some(settings: Settings, start: int) -> list[Message]:
-    """Ten steps of every sensor, a gap and what comes behind it, and poison that nothing comes behind."""
+    """Nine readings of every sensor, a gap and what comes behind it, and poison that nothing comes behind."""
     readings = [*rounds(settings, SENSORS, range(start, start + 8)), *rounds(settings, SENSORS, [start + 9])]
     return [*readings, *(Message(sensor.encode(), b"rubbish", partition_of(settings, sensor)) for sensor in SENSORS)]
 
@@ -118,7 +120,7 @@ def test_a_committed_offset_that_was_lost_repeats_nothing(
 def test_a_group_that_the_brokers_forgot_goes_on_where_it_was(settings: Settings, champion: FolderChampion) -> None:
     settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update={"start": "latest"})})
     with running(settings, champion):
-        wait_until(lambda: len(committed(settings)) == settings.kafka.partitions, 30, "the stream has begun")
+        wait_until(lambda: len(committed_offsets(settings)) == settings.kafka.partitions, 30, "the stream has begun")
         count = publish(settings, some(settings, 0))
         wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
     with admin_of(settings) as admin:
@@ -145,9 +147,8 @@ def test_an_offset_that_was_reset_by_hand_is_obeyed(settings: Settings, champion
     assert forecaster.counters.rebuilt_sensors == 0
 
 
-def test_a_changelog_that_lost_its_newest_records_is_caught_up_with(
-    settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture
-) -> None:
+def lose_newest_of_changelog(settings: Settings, champion: FolderChampion) -> None:
+    """Have some steps dealt with whose states and positions are gone afterwards."""
     process(settings, champion, some(settings, 0))
     topic = settings.kafka.topics.state
     before = read_all(settings, topic)
@@ -161,6 +162,12 @@ def test_a_changelog_that_lost_its_newest_records_is_caught_up_with(
         producer.send(topic, record.value, record.key, partition=record.partition)
     producer.flush()
     producer.close()
+
+
+def test_a_changelog_that_lost_its_newest_records_is_caught_up_with(
+    settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture
+) -> None:
+    lose_newest_of_changelog(settings, champion)
     with running(settings, champion) as forecaster:
         publish(settings, [*some(settings, 20), reading(settings, "newcomer", 20)])
         count = len(read_all(settings, settings.kafka.topics.readings))
@@ -168,3 +175,43 @@ def test_a_changelog_that_lost_its_newest_records_is_caught_up_with(
     assert_all_is_as_it_must_be(settings)
     assert forecaster.counters.rebuilt_sensors == 0
     assert "those readings are stepped once more" in caplog.text
+
+
+class Died(Exception):
+    """In place of a SIGKILL."""
+
+
+def test_a_kill_while_what_was_caught_up_with_is_being_saved(
+    settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first transaction saves one partition: the others' positions must not move before their states are saved."""
+    lose_newest_of_changelog(settings, champion)
+    publish(settings, some(settings, 20))
+    monkeypatch.setattr(pipeline.forecaster.loop, "MOST_UNSAVED_BYTES", 1)
+
+    def die(point: str) -> None:
+        if point == "committed":
+            raise Died
+
+    with pytest.raises(Died):
+        run_until_it_fails(settings, champion, reached=die)
+    with running(settings, champion):
+        count = len(read_all(settings, settings.kafka.topics.readings))
+        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
+    assert_all_is_as_it_must_be(settings)
+
+
+def test_positions_of_a_topic_that_was_made_anew_count_for_nothing(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    process(settings, champion, some(settings, 0))
+    topic = settings.kafka.topics.readings
+    before = read_all(settings, topic)
+    with admin_of(settings) as admin:
+        admin.delete_topics([topic])
+        wait_until(lambda: topic not in admin.list_topics(), 10, "the readings are gone")
+    ensure_topics(settings)
+    publish(settings, some(settings, 100))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: processed(settings) == len(before), 30, "all readings of the new topic were dealt with")
+    assert forecaster.counters.readings == len(before)

@@ -4,8 +4,8 @@ import pytest
 from kafka.structs import OffsetAndMetadata
 
 from pipeline.errors import OffsetsLost, StateError
-from pipeline.forecaster.changelog import Log, first_position, held_lost, settled_position
 from pipeline.forecaster.position import Committed, Noted, Position
+from pipeline.forecaster.resume_point import Log, first_position, held_lost, settle_position
 from pipeline.settings import Settings
 
 
@@ -63,10 +63,10 @@ def test_metadata_that_is_not_ours_says_nothing(metadata: str) -> None:
         b"",
         b"rubbish",
         b"{}",
-        b'{"position": {"next": -1}, "whose": "ours"}',
-        b'{"position": {"next": 3, "held_from": 4}, "whose": "ours"}',
+        b'{"position": {"next": -1}, "owner": "ours"}',
+        b'{"position": {"next": 3, "held_from": 4}, "owner": "ours"}',
         b'{"position": {"next": 3}}',
-        b'{"position": {"next": "3"}, "whose": "ours"}',
+        b'{"position": {"next": "3"}, "owner": "ours"}',
     ],
 )
 def test_a_record_that_is_no_position_is_refused(value: bytes | None) -> None:
@@ -96,12 +96,12 @@ def test_the_changelog_tells_what_brokers_have_lost(
     committed: Committed | None, noted: Position | None, settled: Position
 ) -> None:
     log = Log(0, 10, 90, committed)
-    assert settled_position(settings("latest"), log, noted, accept_loss=False) == settled
+    assert settle_position(settings("latest"), log, noted, accept_loss=False) == settled
     assert log.floor <= settled.next
 
 
 def test_a_group_that_was_forgotten_for_longer_than_readings_are_kept_needs_consent() -> None:
     log = Log(0, 10, 90, None)
     with pytest.raises(OffsetsLost, match="3 readings were deleted"):
-        settled_position(settings("latest"), log, Position(7), accept_loss=False)
-    assert settled_position(settings("latest"), log, Position(7), accept_loss=True) == Position(10)
+        settle_position(settings("latest"), log, Position(7), accept_loss=False)
+    assert settle_position(settings("latest"), log, Position(7), accept_loss=True) == Position(10)

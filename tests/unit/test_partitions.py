@@ -10,7 +10,7 @@ from kafka.structs import OffsetAndMetadata
 
 from pipeline.forecaster.changelog import Restored
 from pipeline.forecaster.partitions import Partitions
-from pipeline.forecaster.position import Position
+from pipeline.forecaster.position import Committed
 
 
 class Client:
@@ -45,14 +45,14 @@ class StateLog:
     """Restores nothing but positions."""
 
     def restore(
-        self, serving: Any, wanted: set[int], committed: Callable[[int], Position | None], **_: Any
+        self, serving: Any, wanted: set[int], committed: Callable[[int], Committed | None], **_: Any
     ) -> Generator[None, None, Restored]:
         positions = {}
         for partition in sorted(wanted):
             while partition not in positions:
                 try:
-                    position = committed(partition)
-                    positions[partition] = position.next if position is not None else 0
+                    found = committed(partition)
+                    positions[partition] = 0 if found is None else found.position.next
                 except KafkaTimeoutError:
                     yield
         return Restored({partition: positions[partition] for partition in wanted})
