@@ -41,6 +41,7 @@ logger = logging.getLogger("streamgru.changelog")
 POLL_RECORDS: Final = 2_000
 # An open transaction that is waited for so long may be a dead forecaster's: a live one's takes milliseconds.
 ORPHAN_INTERVAL_S: Final = 0.5
+HANGING_S: Final = 30.0  # brokers end what timed out before
 PROGRESS_INTERVAL_S: Final = 2.0  # how often a long restore says how far it is
 
 
@@ -204,12 +205,12 @@ class Changelog:
         self._reader.assign(remaining)
         self._reader.seek_to_beginning(*remaining)
         total = sum(ends.values())
-        said = got = time.monotonic()
+        said = got = moved = time.monotonic()
         read = 0
         while remaining:
             polled = self._reader.poll(timeout_ms=POLL_MS, max_records=POLL_RECORDS)
             if polled:
-                got = time.monotonic()
+                got = moved = time.monotonic()
             elif time.monotonic() - got > ORPHAN_INTERVAL_S:
                 # What is left to read lies in, or behind, a transaction that is open.
                 end_orphans(self._settings, self._admin)
@@ -223,7 +224,17 @@ class Changelog:
                 said = time.monotonic()
                 left = sum(ends[where] - (self._reader.position(where) or 0) for where in remaining)
                 logger.info("restoring: %d state records read, offsets %d of %d", read, total - left, total)
+                if said - moved > HANGING_S:
+                    self._say_what_hangs(remaining)
             yield
+
+    def _say_what_hangs(self, remaining: Sequence[TopicPartition]) -> None:
+        logger.error(
+            "nothing more of %s can be read, in partitions %s: transactions there have neither been committed nor "
+            "aborted. `kafka-transactions.sh find-hanging` names them, and `abort` ends them",
+            self._settings.kafka.topics.state,
+            ", ".join(f"{where.partition} (offset {self._reader.position(where)})" for where in remaining),
+        )
 
     def _rebuild(
         self, replayer: Replayer, partition: int, known: dict[str, Known | None] | None, position: Position
