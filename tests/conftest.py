@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from deploy.stack import Stack
@@ -19,6 +20,12 @@ from tests.ports import free_ports
 SERVICE_OF_FIXTURE = {"broker": "kafka", "mlflow_server": "mlflow", "prefect_server": "prefect"}
 
 SettingsFactory = Callable[..., Settings]
+
+# How fast a case is drawn says how busy the machine is, and nothing about what is tested.
+hypothesis.settings.register_profile(
+    "any machine", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None
+)
+hypothesis.settings.load_profile("any machine")
 
 
 class Servers:

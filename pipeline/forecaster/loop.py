@@ -134,9 +134,8 @@ class StreamForecaster:
             self._run()
 
     def _run(self) -> None:
-        with make_admin(self._settings) as admin:
-            check_topics(self._settings, admin)
-            topic_id = find_topic_id(self._settings, admin, self._readings_topic)
+        check_topics(self._settings)
+        topic_id = find_topic_id(self._settings, self._readings_topic)
         self._owner = owner_of_positions(self._settings.forecaster.group_id, topic_id)
         watcher = ChampionWatcher(self._source, self._settings.forecaster.poll_alias_s)
         try:

@@ -170,13 +170,13 @@ def check_topics(settings: Settings, admin: KafkaAdminClient | None = None) -> N
         raise TopicError(_complaint(lines))
 
 
-def find_topic_id(settings: Settings, admin: KafkaAdminClient, topic: str) -> str:
+def find_topic_id(settings: Settings, topic: str) -> str:
     """The id that the brokers have given a topic: one of the same name that is made later has another.
 
     Raises:
         BrokerUnreachable: no broker answers.
     """
-    with translated(f"describing topic {topic}", settings):
+    with make_admin(settings) as admin, translated(f"describing topic {topic}", settings):
         [found] = admin.describe_topics([topic])
         if found["error_code"]:
             raise client_errors.for_code(found["error_code"])(f"topic {topic}")

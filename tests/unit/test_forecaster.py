@@ -78,6 +78,7 @@ def test_what_was_opened_before_connecting_failed_is_closed(monkeypatch: pytest.
     source: Any = Source()
     instance: Any = Instance()
     monkeypatch.setattr(module, "check_topics", same)
+    monkeypatch.setattr(module, "find_topic_id", same)
     monkeypatch.setattr(module, "ChampionWatcher", Watcher)
     monkeypatch.setattr(module, "Serving", lambda *args: None)
     monkeypatch.setattr(module, "MicroBatchMaker", lambda *args: None)
