@@ -29,7 +29,7 @@ from pipeline.errors import StateError
 from pipeline.forecaster.orphans import end_orphans
 from pipeline.forecaster.position import POSITION_KEY, Committed, Noted, Position
 from pipeline.forecaster.readings import Readings, Record
-from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer, known_of_state
+from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer, known_of_state, known_of_states
 from pipeline.forecaster.resume_point import Log, held_lost, settle_position
 from pipeline.forecaster.serving import Serving
 from pipeline.messages import decode_state
@@ -131,35 +131,31 @@ class Changelog:
             restored.unsaved.add(partition)
         # An empty changelog does not say which sensors there are: whatever the readings have is rebuilt.
         known = reading.foreign[partition] if reading.seen[partition] else None
-        if is_as_committed and noted is not None and noted.next < position.next:
+        past: dict[str, Known] = {}
+        if noted is not None and noted.next != position.next:
             restored.unsaved.add(partition)
-            if log.start <= noted.next:
-                logger.error(
-                    "partition %d: the changelog says offset %d, and the group is at %d: states that were committed in "
-                    "between may be lost, and those readings are stepped once more",
-                    partition,
-                    noted.next,
-                    position.next,
-                )
-                yield from replayer.catch_up(partition, max(noted.read_from, log.start), position.next)
+        if is_as_committed and reading.seen[partition] and (noted is None or noted.next < position.next):
+            restored.unsaved.add(partition)
+            logger.error(
+                "partition %d: the changelog says offset %s, and the group is at %d: states that were committed in "
+                "between may be lost; readings are stepped once more",
+                partition,
+                "nothing of an" if noted is None else noted.next,
+                position.next,
+            )
+            if noted is not None and log.start <= noted.read_from:
+                yield from replayer.catch_up(partition, noted.read_from, position.next)
                 if partition not in wanted:
                     return
-            else:
-                logger.error(
-                    "partition %d: the changelog says offset %d, and the group is at %d: states that were committed in "
-                    "between may be lost, and retention has deleted the first %d of those readings",
-                    partition,
-                    noted.next,
-                    position.next,
-                    log.start - noted.next,
-                )
-                known = None
+            else:  # not all of those readings are there, or known: whatever there is tells the most
+                past, known = reading.past(partition), None
         rebuilt = yield from self._rebuild(replayer, partition, known, position)
         restored.rebuilt += rebuilt
         if rebuilt.sensors or rebuilt.cold:
             restored.unsaved.add(partition)
         if partition not in wanted:
             return
+        replayer.keep_timestamps(partition, past)
         restored.sensors += len(serving.table.partition_rows(partition)[0]) - rebuilt.sensors - len(rebuilt.cold)
         if position.held_from is not None:
             held = yield from replayer.hold(partition, max(position.held_from, log.start), position.next)
@@ -324,6 +320,12 @@ class _Reading:
         ahead, self._ahead[partition] = self._ahead[partition], {}
         if ahead:
             self._sort(partition, ahead)
+
+    def past(self, partition: int) -> dict[str, Known]:
+        """What is known of a partition's sensors by their states, used or not."""
+        sensors, rows = self.serving.table.partition_rows(partition)
+        unused = {sensor: known for sensor, known in self.foreign[partition].items() if known is not None}
+        return known_of_states(sensors, self.serving.table.gather(rows), self._settings) | unused
 
     def _note(self, partition: int, value: bytes | None) -> None:
         self.noted.pop(partition, None)

@@ -134,7 +134,7 @@ class Replayer:
         replayed = yield from self._step_some(partition, warm, end)
         if not self._alive(partition):
             return Rebuilt()
-        self._keep_timestamps(partition, past)
+        self.keep_timestamps(partition, past)
         cold = [sensor for sensor, start in starts.items() if start is None]
         return Rebuilt(len(warm), replayed, cold, doubtful)
 
@@ -202,7 +202,7 @@ class Replayer:
             yield
         return held
 
-    def _keep_timestamps(self, partition: int, past: Mapping[str, Known]) -> None:
+    def keep_timestamps(self, partition: int, past: Mapping[str, Known]) -> None:
         """Whatever was or was not replayed, a reading that came too late before is too late now."""
         table = self._serving.table
         rows = table.rows(partition, list(past))

@@ -79,6 +79,19 @@ def test_behind_a_large_batch_the_client_fetches_ahead(
     assert consumer._fetcher.in_flight_fetches()
 
 
+def test_the_marker_behind_a_transaction_is_no_backlog(
+    broker: Settings, consumer: KafkaConsumer, where: TopicPartition
+) -> None:
+    producer = make_producer(broker, transactional_id=f"late-{where.topic}")
+    producer.init_transactions()
+    producer.begin_transaction()
+    send(producer, where, 2)
+    producer.commit_transaction()
+    producer.close()
+    assert poll(consumer, where) == 2
+    assert not consumer._fetcher.in_flight_fetches()
+
+
 def test_an_idle_consumer_has_asked_already(
     consumer: KafkaConsumer, producer: KafkaProducer, where: TopicPartition
 ) -> None:

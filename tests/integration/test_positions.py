@@ -174,7 +174,21 @@ def test_a_changelog_that_lost_its_newest_records_is_caught_up_with(
         wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
     assert_all_is_as_it_must_be(settings)
     assert forecaster.counters.rebuilt_sensors == 0
-    assert "those readings are stepped once more" in caplog.text
+    assert "readings are stepped once more" in caplog.text
+
+
+def test_where_retention_has_taken_what_was_to_be_caught_up_with_no_time_is_forgotten(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    lose_newest_of_changelog(settings, champion)
+    forecast = len(read_all(settings, settings.kafka.topics.forecasts))
+    with admin_of(settings) as admin:
+        admin.delete_records({where: at.offset - 2 for where, at in committed(settings).items()})
+    publish(settings, rounds(settings, SENSORS, range(8)))  # as old as what the changelog still has
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == 8 * len(SENSORS), 30, "the readings were dealt with")
+    assert forecaster.counters.duplicates + forecaster.counters.late == 8 * len(SENSORS)
+    assert len(read_all(settings, settings.kafka.topics.forecasts)) == forecast
 
 
 class Died(Exception):

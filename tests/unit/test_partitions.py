@@ -125,3 +125,23 @@ def test_the_answer_to_a_question_of_before_starting_over_is_not_used(client: Cl
         assert partitions.restore(serving) is None  # still without an answer
     client.is_slow = False
     assert restored(partitions) == {0: 90, 1: 90}
+
+
+def test_what_is_not_saved_is_not_polled(client: Client) -> None:
+    class Unsaved(StateLog):
+        def restore(self, *_: Any, **__: Any) -> Generator[None, None, Restored]:
+            yield
+            return Restored(positions={0: 5, 1: 7}, unsaved={0})
+
+    log: Any = Unsaved()
+    served: Any = Served()
+    partitions = Partitions(client, "readings", log, accept_loss=False)
+    client.paused = {0, 1}
+    partitions.arrive([0, 1])
+    while partitions.restore(served) is None:
+        pass
+    assert client.paused == {0}
+    assert partitions.positions == client.positions == {0: 5, 1: 7}
+    partitions.saved([0])
+    assert not client.paused
+    assert not partitions.unsaved
