@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final
 
 from kafka import TopicPartition
+from kafka.structs import ConsumerGroupMetadata
 
 import pipeline.forecaster.changelog
 import pipeline.forecaster.commit
@@ -33,14 +34,14 @@ def _keep_consumers() -> None:
 
 
 def without_membership() -> None:
-    """Commits with the group metadata of the moment, a member's or not: a zombie's pass the broker."""
-    _keep_consumers()
+    """Commits in the group's name alone, as clients did before KIP-447: a zombie's offsets pass the broker."""
     send_offsets = KafkaTransport.send_offsets
 
-    def send_live(self: KafkaTransport, offsets: Mapping[int, Position], membership: Any) -> None:
-        send_offsets(self, offsets, _consumers[-1].group_metadata())
+    def send_unfenced(self: KafkaTransport, offsets: Mapping[int, Position], membership: Any) -> None:
+        nobody = ConsumerGroupMetadata(membership.group_id, -1, "", None)
+        send_offsets(self, offsets, nobody)
 
-    KafkaTransport.send_offsets = send_live  # type: ignore[method-assign]
+    KafkaTransport.send_offsets = send_unfenced  # type: ignore[method-assign]
     pipeline.forecaster.commit.is_member = lambda membership: True  # type: ignore[attr-defined]
 
 
@@ -50,7 +51,7 @@ def without_standing() -> None:
 
 
 def without_offsets_in_transaction() -> None:
-    """Commits the offsets by the consumer once the transaction is through: a kill in between repeats it.
+    """Commits the offsets by the consumer when the next transaction is through, as auto-commit may: a kill repeats one.
 
     The changelog's position, which would tell that, is taken for the group's.
     """
@@ -60,6 +61,7 @@ def without_offsets_in_transaction() -> None:
     )
     commit = KafkaTransport.commit
     pending: list[dict[Any, Any]] = []
+    late: list[dict[Any, Any]] = []
 
     def keep(self: KafkaTransport, offsets: Mapping[int, Position], membership: Any) -> None:
         topic = self._readings_topic
@@ -67,7 +69,9 @@ def without_offsets_in_transaction() -> None:
 
     def commit_both(self: KafkaTransport) -> None:
         commit(self)
-        _consumers[-1].commit(pending.pop())
+        if late:
+            _consumers[-1].commit(late.pop())
+        late.append(pending.pop())
 
     KafkaTransport.send_offsets = keep  # type: ignore[method-assign]
     KafkaTransport.commit = commit_both  # type: ignore[method-assign]
