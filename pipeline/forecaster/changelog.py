@@ -12,27 +12,23 @@ lies behind, the readings in between are stepped once more. Only an offset that 
 
 import logging
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError
 from kafka.protocol.consumer import OffsetSpec
 
-from model.state import unsound
-from pipeline.errors import StateError
 from pipeline.forecaster.orphans import end_orphans
-from pipeline.forecaster.position import POSITION_KEY, Committed, Noted, Position
-from pipeline.forecaster.readings import Readings, Record
-from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer, known_of_state, known_of_states
+from pipeline.forecaster.position import Committed, Position
+from pipeline.forecaster.readings import Readings
+from pipeline.forecaster.replay import POLL_MS, Known, Rebuilt, Replayer
 from pipeline.forecaster.resume_point import Log, held_lost, settle_position
 from pipeline.forecaster.serving import Serving
-from pipeline.messages import decode_state
+from pipeline.forecaster.state_records import StateRecords
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.changelog")
@@ -101,16 +97,16 @@ class Changelog:
         logs: dict[int, Log] = {}
         for partition in sorted(wanted):
             logs[partition] = yield from self._log(partition, committed)
-        reading = _Reading(serving, logs, self._settings, self._owner, distrusted)
+        states = StateRecords(serving, logs, self._settings, self._owner, distrusted)
         for partition in wanted:
             serving.table.add_partition(partition)
-        yield from self._read(reading, wanted)
+        yield from self._read(states, wanted)
         for partition in sorted(wanted):
             if partition in wanted:
-                noted = reading.noted.get(partition)
+                noted = states.noted.get(partition)
                 position = settle_position(self._settings, logs[partition], noted, accept_loss=accept_loss)
-                reading.settle_at(partition, position.next)
-                yield from self._finish(partition, position, reading, restored, wanted)
+                states.settle_at(partition, position.next)
+                yield from self._finish(partition, position, states, restored, wanted)
         restored.positions = {partition: restored.positions[partition] for partition in wanted}
         restored.held = {partition: held for partition, held in restored.held.items() if partition in wanted}
         restored.unsaved &= wanted
@@ -118,37 +114,27 @@ class Changelog:
         return restored
 
     def _finish(
-        self, partition: int, position: Position, reading: "_Reading", restored: Restored, wanted: set[int]
+        self, partition: int, position: Position, states: StateRecords, restored: Restored, wanted: set[int]
     ) -> Generator[None, None, None]:
         """Bring the states of a partition, whose changelog has been read, to its position."""
-        serving, log, noted = reading.serving, reading.logs[partition], reading.noted.get(partition)
+        serving, log, noted = states.serving, states.logs[partition], states.noted.get(partition)
         replayer = Replayer(self._settings, self._reader, serving, alive=wanted.__contains__)
         restored.positions[partition] = position.next
         lost = held_lost(self._settings, partition, position, log.start)
         restored.held_lost += lost
         is_as_committed = log.committed == Committed(position)
-        if lost or not is_as_committed:
+        if lost or not is_as_committed or (noted is not None and noted.next != position.next):
             restored.unsaved.add(partition)
         # An empty changelog does not say which sensors there are: whatever the readings have is rebuilt.
-        known = reading.foreign[partition] if reading.seen[partition] else None
+        known = states.foreign[partition] if states.seen[partition] else None
         past: dict[str, Known] = {}
-        if noted is not None and noted.next != position.next:
+        if is_as_committed and states.seen[partition] and (noted is None or noted.next < position.next):
             restored.unsaved.add(partition)
-        if is_as_committed and reading.seen[partition] and (noted is None or noted.next < position.next):
-            restored.unsaved.add(partition)
-            logger.error(
-                "partition %d: the changelog says offset %s, and the group is at %d: states that were committed in "
-                "between may be lost; readings are stepped once more",
-                partition,
-                "nothing of an" if noted is None else noted.next,
-                position.next,
-            )
-            if noted is not None and log.start <= noted.read_from:
-                yield from replayer.catch_up(partition, noted.read_from, position.next)
-                if partition not in wanted:
-                    return
-            else:  # not all of those readings are there, or known: whatever there is tells the most
-                past, known = reading.past(partition), None
+            caught_up = yield from self._catch_up(replayer, log, noted, position)
+            if partition not in wanted:
+                return
+            if not caught_up:  # whatever readings there are tell the most
+                past, known = states.past(partition), None
         rebuilt = yield from self._rebuild(replayer, partition, known, position)
         restored.rebuilt += rebuilt
         if rebuilt.sensors or rebuilt.cold:
@@ -161,6 +147,26 @@ class Changelog:
             held = yield from replayer.hold(partition, max(position.held_from, log.start), position.next)
             if len(held):
                 restored.held[partition] = held
+
+    def _catch_up(
+        self, replayer: Replayer, log: Log, noted: Position | None, position: Position
+    ) -> Generator[None, None, bool]:
+        """Step the readings once more whose states a changelog that lags behind the group has lost.
+
+        Returns:
+            False where those readings are not all there, or which they are is not known; then nothing was stepped.
+        """
+        logger.error(
+            "partition %d: the changelog says offset %s, and the group is at %d: states that were committed in "
+            "between may be lost; readings are stepped once more",
+            log.partition,
+            "nothing of an" if noted is None else noted.next,
+            position.next,
+        )
+        if noted is None or noted.read_from < log.start:
+            return False
+        yield from replayer.catch_up(log.partition, noted.read_from, position.next)
+        return True
 
     def _log(self, partition: int, committed: Callable[[int], Committed | None]) -> Generator[None, None, Log]:
         """Where a partition of the readings topic begins and ends, and where the group goes on."""
@@ -186,7 +192,7 @@ class Changelog:
         # The last stable offset: the group never commits beyond it, and "latest" does not wait for what is open.
         return Log(partition, start, self._reader.end_offsets([where])[where], found)
 
-    def _read(self, reading: "_Reading", wanted: set[int]) -> Generator[None, None, None]:
+    def _read(self, states: StateRecords, wanted: set[int]) -> Generator[None, None, None]:
         """Every record of the partitions' changelogs, in order, up to their present ends."""
         topic = self._settings.kafka.topics.state
         ends = {
@@ -213,7 +219,7 @@ class Changelog:
                 got = time.monotonic()
             for where, records in polled.items():
                 if where.partition in wanted:
-                    reading.take(where.partition, records)
+                    states.take(where.partition, records)
                 read += len(records)
             remaining = [where for where in remaining if (self._reader.position(where) or 0) < ends[where]]
             if time.monotonic() - said > PROGRESS_INTERVAL_S:
@@ -267,131 +273,3 @@ class Changelog:
                 ", ".join(rebuilt.doubtful[:5]),
             )
         return rebuilt
-
-
-class _Reading:
-    """Sorts state records into usable ones, which go into the table, and others, of which it notes what they tell.
-
-    Args:
-        logs: by partition; what is ahead of one's floor waits for ``settle_at``.
-        owner: of the positions that count.
-    """
-
-    def __init__(
-        self,
-        serving: Serving,
-        logs: Mapping[int, Log],
-        settings: Settings,
-        owner: str,
-        distrusted: Mapping[int, Collection[str]] = MappingProxyType({}),
-    ) -> None:
-        self.serving = serving
-        self.logs = logs
-        self.noted: dict[int, Position] = {}  # by partition, what the changelog says
-        self._owner = owner
-        self._reached = {partition: log.floor for partition, log in logs.items()}
-        self._ahead: dict[int, dict[str, bytes | None]] = {partition: {} for partition in logs}
-        self._settings = settings
-        self._distrusted = distrusted
-        self._prefix = _prefix(serving.table.dtype)
-        self.foreign: dict[int, dict[str, Known | None]] = {partition: {} for partition in logs}
-        self.seen: dict[int, bool] = dict.fromkeys(logs, False)
-
-    def take(self, partition: int, records: Iterable[Record]) -> None:
-        """Records in the order of the log: a later one of a sensor stands for it."""
-        latest: dict[str, bytes | None] = {}
-        for record in records:
-            if record.key is None:
-                continue
-            if record.key == POSITION_KEY:
-                self._note(partition, record.value)
-                continue
-            try:
-                latest[record.key.decode()] = record.value
-            except UnicodeDecodeError:
-                what = record.key[:80]
-                logger.error("partition %d of the state topic has a key that is no sensor id: %r", partition, what)
-        self.seen[partition] |= bool(latest)
-        self._sort(partition, latest)
-
-    def settle_at(self, partition: int, reached: int) -> None:
-        """Take what is not ahead of the next reading's offset. Whatever still is, is of a future that was undone."""
-        self._reached[partition] = reached
-        ahead, self._ahead[partition] = self._ahead[partition], {}
-        if ahead:
-            self._sort(partition, ahead)
-
-    def past(self, partition: int) -> dict[str, Known]:
-        """What is known of a partition's sensors by their states, used or not."""
-        sensors, rows = self.serving.table.partition_rows(partition)
-        unused = {sensor: known for sensor, known in self.foreign[partition].items() if known is not None}
-        return known_of_states(sensors, self.serving.table.gather(rows), self._settings) | unused
-
-    def _note(self, partition: int, value: bytes | None) -> None:
-        self.noted.pop(partition, None)
-        try:
-            noted = Noted.decode(value)
-        except StateError as error:
-            logger.error("partition %d of the state topic: %s", partition, error)
-        else:
-            if noted.owner == self._owner:
-                self.noted[partition] = noted.position
-
-    def _sort(self, partition: int, latest: Mapping[str, bytes | None]) -> None:
-        sensors, values = list(latest), list(latest.values())
-        usable = self._keep(partition, sensors, values)
-        foreign, ahead = self.foreign[partition], self._ahead[partition]
-        for older in (foreign, ahead):
-            if older:
-                for sensor in sensors:
-                    older.pop(sensor, None)
-        if len(usable) < len(sensors):
-            chosen = set(usable)
-            for place, sensor in enumerate(sensors):
-                if place not in chosen:
-                    foreign[sensor] = self._known(partition, sensor, values[place])
-
-    def _keep(self, partition: int, sensors: Sequence[str], values: Sequence[bytes | None]) -> list[int]:
-        """Put the usable ones among the states of some sensors into the table; the places of these."""
-        table = self.serving.table
-        places, packed = self.serving.tag.take_rows(values, table.dtype.itemsize)
-        states = np.frombuffer(packed, table.dtype)
-        good = states["offset"] < self._reached[partition]
-        bad = unsound(states)
-        for place in compress(places, bad.tolist()):
-            what = sensors[place]
-            logger.error("the state of sensor %s, partition %d, has a number that is not finite", what, partition)
-        distrusted = self._distrusted.get(partition)
-        if distrusted:
-            bad |= np.array([sensors[place] in distrusted for place in places], bool)
-        good &= ~bad
-        if not good.all():
-            states, places = states[good], list(compress(places, good.tolist()))
-        table.scatter(table.rows(partition, [sensors[place] for place in places]), states)
-        return places
-
-    def _known(self, partition: int, sensor: str, value: bytes | None) -> Known | None:
-        """What an unusable state still tells, where its settings are ours: readings were accepted by the same rules."""
-        if value is None:
-            return None  # deleted by hand: the sensor is rebuilt
-        try:
-            tag, row = decode_state(value)
-        except StateError as error:
-            logger.error("the state of sensor %s, partition %d, cannot be used: %s", sensor, partition, error)
-            return None
-        if tag == self.serving.tag and len(row) != self.serving.table.dtype.itemsize:
-            logger.error("the state of sensor %s, partition %d, has another size than the model's", sensor, partition)
-        if tag.settings != self.serving.tag.settings or len(row) < self._prefix.itemsize:
-            return None
-        state = np.frombuffer(row[: self._prefix.itemsize], self._prefix, 1)[0]
-        if int(state["offset"]) >= self._reached[partition]:
-            self._ahead[partition][sensor] = value
-            return None  # likewise undone
-        return known_of_state(state, self._settings)
-
-
-def _prefix(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The leading fields of a state, which are the same whatever the model: all before the hidden state."""
-    assert dtype.names is not None and dtype.fields is not None
-    names = dtype.names[: dtype.names.index("hidden")]
-    return np.dtype([(name, dtype.fields[name][0]) for name in names])

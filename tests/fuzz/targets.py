@@ -9,11 +9,11 @@ import numpy as np
 
 from model.state import unsound
 from pipeline.errors import StateError
-from pipeline.forecaster.changelog import _Reading
 from pipeline.forecaster.position import Committed, Position
 from pipeline.forecaster.readings import decode_records
 from pipeline.forecaster.resume_point import Log
 from pipeline.forecaster.serving import Serving
+from pipeline.forecaster.state_records import StateRecords
 from pipeline.kafka.fetched_records import FetchedRecord
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
@@ -139,7 +139,7 @@ def restore(chance: random.Random) -> None:
     """A changelog of broken records restores what is whole, and names every other sensor as one to rebuild."""
     serving = Serving(1, _FORECASTER, SETTINGS)
     serving.table.add_partition(0)
-    reading = _Reading(serving, {0: Log(0, 0, 100, Committed(Position(100)))}, SETTINGS, "")
+    found = StateRecords(serving, {0: Log(0, 0, 100, Committed(Position(100)))}, SETTINGS, "")
     records, latest = [], {}
     for number in range(chance.randrange(1, 12)):
         key = b"s%d" % chance.randrange(5)
@@ -153,13 +153,13 @@ def restore(chance: random.Random) -> None:
             value = chance.choice((tag, msgspec.structs.replace(tag, model_version=9))).encode(state.tobytes())
         records.append(FetchedRecord(key, value, number, []))
         latest[key.decode()] = value
-    reading.take(0, records)
+    found.take(0, records)
     sensors, rows = serving.table.partition_rows(0)
     assert not unsound(serving.table.gather(rows)).any()
     states = dict(zip(sensors, serving.table.gather(rows), strict=True))
     for sensor, value in latest.items():
         whole = value in _STATES
-        assert (sensor in reading.foreign[0]) != whole
+        assert (sensor in found.foreign[0]) != whole
         if whole:
             assert value is not None
             assert states[sensor].tobytes() == decode_state(value)[1]

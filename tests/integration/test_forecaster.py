@@ -2,7 +2,6 @@
 
 import random
 import time
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -44,13 +43,6 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
     )
     ensure_topics(made)
     return made
-
-
-@pytest.fixture
-def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
-    source = FolderChampion(tmp_path / "champion", settings)
-    source.promote(1, small_forecaster(settings))
-    return source
 
 
 @pytest.mark.parametrize("level", ["off", "light", "full"])

@@ -40,13 +40,6 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
     return made
 
 
-@pytest.fixture
-def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
-    source = FolderChampion(tmp_path / "champion", settings)
-    source.promote(1, small_forecaster(settings))
-    return source
-
-
 def keeping_partitions(settings: Settings) -> Settings:
     """A successor of the same name need not wait for the group to give up on the one before."""
     return settings.model_copy(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from kafka import TopicPartition
@@ -43,13 +42,6 @@ def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.
     made = fresh_settings(features=["a"], targets=["a"], horizon_steps=2, grace_steps=request.param)
     ensure_topics(made)
     return made
-
-
-@pytest.fixture
-def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
-    source = FolderChampion(tmp_path / "champion", settings)
-    source.promote(1, small_forecaster(settings))
-    return source
 
 
 def some(settings: Settings, start: int) -> list[Message]:

@@ -44,13 +44,6 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
     return made
 
 
-@pytest.fixture
-def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
-    source = FolderChampion(tmp_path / "champion", settings)
-    source.promote(1, small_forecaster(settings))
-    return source
-
-
 def states_written(settings: Settings, forecaster: Forecaster) -> np.ndarray:
     records = read_states(settings)
     return np.frombuffer(

@@ -1,7 +1,6 @@
 """Partitions that move while something else goes on, and forecasters that have none."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -41,13 +40,6 @@ def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.
     )
     ensure_topics(made)
     return made
-
-
-@pytest.fixture
-def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
-    source = FolderChampion(tmp_path / "champion", settings)
-    source.promote(1, small_forecaster(settings))
-    return source
 
 
 class Hold:

@@ -1,7 +1,5 @@
 """What changes under a running forecaster: it waits or ends by a stated policy, and says so."""
 
-from pathlib import Path
-
 import pytest
 from kafka.admin import NewPartitions
 
@@ -11,7 +9,7 @@ from pipeline.kafka.clients import make_admin
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
-from tests.integration.stream_rig import FolderChampion, publish, rounds, running, small_forecaster
+from tests.integration.stream_rig import FolderChampion, publish, rounds, running
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -27,11 +25,9 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
 
 
 @pytest.fixture
-def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
-    source = FolderChampion(tmp_path / "champion", settings)
-    source.promote(1, small_forecaster(settings))
+def champion(settings: Settings, champion: FolderChampion) -> FolderChampion:
     publish(settings, rounds(settings, SENSORS, range(3)))
-    return source
+    return champion
 
 
 def has_ended(forecaster: StreamForecaster) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -55,13 +54,6 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
     )
     ensure_topics(made)
     return made
-
-
-@pytest.fixture
-def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
-    source = FolderChampion(tmp_path / "champion", settings)
-    source.promote(1, small_forecaster(settings))
-    return source
 
 
 @pytest.fixture

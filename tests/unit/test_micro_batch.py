@@ -1,0 +1,85 @@
+"""What one poll becomes: the records of a transaction, and in which order."""
+
+import numpy as np
+import pytest
+from kafka import TopicPartition
+
+from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
+from pipeline.forecaster.position import POSITION_KEY, Noted, Position
+from pipeline.forecaster.serving import Serving
+from pipeline.kafka.fetched_records import FetchedRecord
+from pipeline.messages import encode_reading
+from pipeline.settings import Settings
+from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster
+
+SETTINGS = Settings(horizon_steps=1, forecaster={"adaptation": "off", "calibration": False})
+FORECASTER = small_forecaster(SETTINGS, seed=1, hidden_size=4)
+TOPICS = SETTINGS.kafka.topics
+SENSORS = ("a", "b")
+
+
+@pytest.fixture
+def serving() -> Serving:
+    made = Serving(1, FORECASTER, SETTINGS)
+    for partition in range(3):
+        made.table.add_partition(partition)
+    return made
+
+
+def polled(partition: int, step: int) -> dict[TopicPartition, list[FetchedRecord]]:
+    """One reading of every sensor, and behind them what is none."""
+    sent = [encode_reading(sensor, START_US + step * HOUR_US, {"value": 1.0}) for sensor in SENSORS]
+    records = [*sent, (b"a", b"rubbish")]
+    first = step * len(records)
+    return {
+        TopicPartition(TOPICS.readings, partition): [
+            FetchedRecord(key, value, offset, []) for offset, (key, value) in enumerate(records, first)
+        ]
+    }
+
+
+def changelog(batch: MicroBatch, partition: int) -> list[bytes | None]:
+    """The keys that a batch appends to the changelog of a partition, in order."""
+    return [
+        key
+        for records in batch.records
+        if (records.topic, records.partition) == (TOPICS.state, partition)
+        for key in records.keys
+    ]
+
+
+def test_a_partitions_position_stands_behind_its_states(serving: Serving) -> None:
+    maker = MicroBatchMaker(SETTINGS, serving, "group")
+    batch = maker.make(polled(0, 0) | polled(1, 0))
+    for partition in (0, 1):
+        *states, position = changelog(batch, partition)
+        assert (set(states), position) == ({b"a", b"b"}, POSITION_KEY)
+    assert changelog(batch, 2) == []
+    noted = [records.values[0] for records in batch.records if list(records.keys) == [POSITION_KEY]]
+    assert [Noted.decode(value) for value in noted] == [Noted(Position(3), "group")] * 2
+
+
+def test_an_unsaved_partition_has_its_position_behind_all_its_states(serving: Serving) -> None:
+    maker = MicroBatchMaker(SETTINGS, serving, "group")
+    before = maker.make(polled(0, 0))
+    assert before.stepped is not None
+    serving.table.scatter(before.stepped.rows, before.stepped.states)
+    batch = maker.make(polled(1, 0), unsaved={0: 3})
+    *states, position = changelog(batch, 0)
+    assert (sorted(states), position) == ([b"a", b"b"], POSITION_KEY)
+    assert batch.reached == {0: Position(3), 1: Position(3)}
+
+
+def test_what_holds_no_reading_moves_the_position_alone(serving: Serving) -> None:
+    where = TopicPartition(TOPICS.readings, 0)
+    batch = MicroBatchMaker(SETTINGS, serving, "group").make({where: [FetchedRecord(b"a", b"rubbish", 7, [])]})
+    assert changelog(batch, 0) == [POSITION_KEY]
+    assert {records.topic for records in batch.records} == {TOPICS.dead_letters, TOPICS.state}
+    assert batch.reached == {0: Position(8)}
+
+
+def test_a_batch_changes_no_state(serving: Serving) -> None:
+    maker = MicroBatchMaker(SETTINGS, serving, "group")
+    maker.make(polled(0, 0))
+    _, rows = serving.table.partition_rows(0)
+    assert np.array_equal(serving.table.gather(rows), serving.table.blank(len(rows)))
