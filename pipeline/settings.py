@@ -119,7 +119,7 @@ class ForecasterSettings(_Section):
         default=None,
         ge=1,
         description="accepted readings replayed per sensor into a new model, at least; by default what costs next to "
-        "nothing: 256, or 1024 where forecasts adapt. A state remembers no more than that and one",
+        "nothing: 512, or 1024 where forecasts adapt. A state remembers no more than that and one",
     )
     rewarm_max_readings: int = Field(
         default=2_000_000, ge=1, description="readings re-read per partition at most to rebuild or re-warm states"
@@ -177,6 +177,9 @@ class GateSettings(_Section):
 
     metric: Literal["pinball", "mae", "mse"] = "pinball"
     margin: float = Field(default=0.0, ge=0.0, lt=1.0, description="how much better, as a fraction, it must be")
+    automatic: bool = Field(
+        default=True, description="whether a better one is promoted at once; or else it waits for `streamgru promote`"
+    )
 
 
 class Schedule(_Section):

@@ -54,10 +54,10 @@ def demo(
 
     Starts Kafka, MLflow and Prefect on this machine, replays and ingests three years of hourly readings of Beijing's 12
     air-quality stations, trains a model, starts two forecasters, replays the year that follows live, changes the model
-    in the middle, and checks that every reading had exactly one forecast. Takes 5 minutes on two cores. Its settings
-    are deploy/beijing.toml, whatever --settings or STREAMGRU_SETTINGS name; its data lie in a folder `demo` under
-    STREAMGRU_HOME, and what was there of an earlier demo goes. The exit code is 1 where a forecast is missing or too
-    many.
+    in the middle, and checks that every reading had exactly one forecast. Takes some 8 minutes on two cores. Its
+    settings are deploy/beijing.toml, whatever --settings or STREAMGRU_SETTINGS name; its data lie in a folder `demo`
+    under STREAMGRU_HOME, and what was there of an earlier demo goes. The exit code is 1 where a forecast is missing or
+    too many.
     """
     from rich.console import Console
 

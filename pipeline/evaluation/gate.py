@@ -17,6 +17,8 @@ class Decision:
 def decide(challenger: float, champion: float | None, naive: float, gate: GateSettings) -> Decision:
     """Promote a challenger whose loss is lower than the champion's by the margin; the first one must beat the naive.
 
+    Where ``gate.automatic`` is off, a better one waits for a person.
+
     Args:
         challenger: its mean loss by ``gate.metric``, scaled by sensor, as are the other two.
         champion: none where there is no champion, or none that fits the settings.
@@ -32,9 +34,13 @@ def decide(challenger: float, champion: float | None, naive: float, gate: GateSe
         f"{what} is {challenger:.5g}, against {rival_loss:.5g} of the {rival}{_difference(challenger, rival_loss)}"
     )
     asked = f"at least {gate.margin:.2%} lower" if gate.margin else "lower"
-    if challenger < rival_loss * (1.0 - gate.margin):
-        return Decision(True, f"promoted: {compared}; it had to be {asked}")
-    return Decision(False, f"declined: {compared}; it has to be {asked}")
+    if challenger >= rival_loss * (1.0 - gate.margin):
+        return Decision(False, f"declined: {compared}; it has to be {asked}")
+    if not gate.automatic:
+        return Decision(
+            False, f"declined: left to `streamgru promote` (gate.automatic = false), though better: {compared}"
+        )
+    return Decision(True, f"promoted: {compared}; it had to be {asked}")
 
 
 def _difference(loss: float, other: float) -> str:

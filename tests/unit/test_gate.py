@@ -45,3 +45,13 @@ def test_what_is_not_a_number_never_wins(loss: float) -> None:
     assert not decide(loss, 0.5, 0.5, PINBALL).promote
     assert not decide(loss, None, 0.5, PINBALL).promote
     assert not decide(0.1, loss, 0.5, PINBALL).promote
+
+
+def test_a_better_model_waits_for_a_person_where_the_gate_is_not_automatic() -> None:
+    decision = decide(0.4, 0.5, 0.9, GateSettings(automatic=False))
+    assert not decision.promote
+    assert decision.reason == (
+        "declined: left to `streamgru promote` (gate.automatic = false), though better: "
+        "mean pinball on the held-out tail is 0.4, against 0.5 of the champion, 20.00% lower"
+    )
+    assert decide(0.6, 0.5, 0.9, GateSettings(automatic=False)).reason.startswith("declined: ")

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from deploy.cli import COMMANDS, streamgru
-from pipeline.messages import ReadingDecoder
+from pipeline.messages import ReadingDecoder, decode_forecast
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,6 +38,8 @@ def test_commands_of_the_readme_take_what_they_are_given(
     (tmp_path / "deploy").symlink_to(ROOT / "deploy")
     monkeypatch.chdir(tmp_path)
     _, name, *arguments = shlex.split(command)
+    if name == "--settings":
+        _, name, *arguments = arguments
     parent = click.Context(streamgru)
     found = streamgru.get_command(parent, name)
     assert found is not None, f"there is no command {name}"
@@ -54,7 +56,7 @@ def test_every_command_a_newcomer_needs_is_shown():
 
 
 def test_the_example_message_is_a_reading():
-    (message,) = blocks("json")
+    _, message = blocks("json")
     reading = ReadingDecoder(("temperature", "humidity")).decode(b"roof", message.encode())
     assert (reading.sensor_id, reading.values[0]) == ("roof", 11.5)
     assert json.loads(message)["values"]["humidity"] is None
@@ -75,3 +77,9 @@ def test_files_and_targets_that_are_named_exist():
         re.findall(r"`make (\w+)`", README)
     ):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target}"
+
+
+def test_the_example_forecast_is_one():
+    example, _ = blocks("json")
+    forecast = decode_forecast(example.encode())
+    assert {len(values) for values in forecast.quantiles["PM2.5"].values()} == {2}
