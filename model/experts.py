@@ -20,7 +20,7 @@ States = NDArray[Any]
 
 # Raised whenever equal readings come to be learned from or mixed otherwise: states of another rule are then rebuilt,
 # and forecasts that another rule made are told apart.
-RULE: Final = 2
+RULE: Final = 3
 PENDING: Final = 8  # forecasts awaiting their labels, at most
 LEARN_POINTS: Final = 8  # 24 forecast no better on ETTh1 and the Beijing set, for twice the bytes
 LOSS_POINTS: Final = 8

@@ -18,7 +18,8 @@ Per target of a sensor, in this order (``_step``):
    calibrated: one factor per quantile level and loss point is moved in its logarithm, up when a label fell outside,
    down when inside, in the proportion that is at rest at the nominal coverage (adaptive conformal inference, Gibbs and
    Candès, 2021, as quantile tracking: Angelopoulos, Candès and Tibshirani, 2023). The long-run coverage comes out right
-   for any sequence of labels as long as factors do not rest on their bounds.
+   for any sequence of labels as long as factors do not rest on their bounds, where labels close to a quantile count as
+   outside in part (``EDGE``).
 5. *Keep*. Every ``stride``-th forecast is kept until its labels are in.
 
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections of
@@ -77,8 +78,11 @@ FIRST_FACTOR_STEP: Final = 0.05
 FACTOR_STEP_LABELS: Final = 10.0  # the step falls as this over the number of labels so far
 FACTOR_BOUND: Final = 5.0  # of a log factor: within 1/148 and 148, bounded yet room for a badly wrong spread
 # Around a quantile, so wide in scales, a label is outside in part: a jump, or a steep slope, would turn a last bit into
-# a visible step. Half of it on either side, so that what is counted in part evens out.
+# a visible step. Half of it on either side, so that what is counted in part evens out; and no more than a part of the
+# way from the median, or it would be what sharp forecasts are measured by.
 EDGE: Final = 0.2
+EDGE_PART: Final = 0.5
+LEAST_EDGE: Final = 1e-9
 
 
 class Sizes(NamedTuple):
@@ -397,8 +401,10 @@ def _judge(
             if q == size.median:
                 continue
             level = table.levels[q]
-            beyond = (label - f4[quantiles + q * L + m] * shrunk) * (1.0 if level > 0.5 else -1.0)
-            outside = min(max(0.5 + beyond / EDGE, 0.0), 1.0)
+            quantile = f4[quantiles + q * L + m] * shrunk
+            beyond = (label - quantile) * (1.0 if level > 0.5 else -1.0)
+            edge = max(min(EDGE, EDGE_PART * abs(quantile - f4[quantiles + size.median * L + m] * shrunk)), LEAST_EDGE)
+            outside = min(max(0.5 + beyond / edge, 0.0), 1.0)
             factor = f4[factors + q * L + m] + step * (outside - min(level, 1.0 - level))
             f4[factors + q * L + m] = _clip(factor, FACTOR_BOUND)
 
@@ -443,7 +449,7 @@ def _learn(
             start = 0.0 if base == 0 else f4[at.pending_bases + (pending * 3 + base - 1) * P + p] * shrunk
             error = label - start - errors[p]
             mean = np.float64(f4[means + r * P + p])
-            early = count < UNPRACTISED
+            early = count < UNPRACTISED or mean == 0.0  # a series that has been constant so far gives no measure
             bound = REGRESSOR_BOUND if early else min(ERROR_BOUND * mean, STORED_BOUND)
             errors[p] = _clip(error, bound)
             counted = abs(error) if early else min(abs(error), OUTLIER_ERROR * mean)

@@ -151,8 +151,10 @@ class LanePool:
         self._prepared = prepared
         self._until_us = train_end_us
         self._rows = forecaster.sensor_rows(prepared.sequences.sensors)
-        count = len(prepared.sequences.sensors)
-        self._spans = [prepared.sequences.span(sensor, None, train_end_us) for sensor in range(count)]
+        # From one reset to the next, since no state is served across one.
+        spans = [prepared.sequences.stretches(sensor, None, train_end_us) for sensor in range(len(self._rows))]
+        self._spans = list(itertools.chain.from_iterable(spans))
+        self._span_rows = np.repeat(self._rows, [len(stretches) for stretches in spans])
         self.longest = max((hi - lo for lo, hi in self._spans), default=0)
         self.steps = sum(hi - lo for lo, hi in self._spans)
         self._length = LANE_STEPS
@@ -182,11 +184,13 @@ class LanePool:
         """
         while True:
             lanes = list(self._newborn)
-            for (lo, hi), row in zip(self._spans, self._rows, strict=True):
+            for (lo, hi), row in zip(self._spans, self._span_rows, strict=True):
                 cuts = np.arange(lo - int(self._rng.integers(self._length)), hi, self._length)
+                # What is no longer as a whole warms its state with its first half.
+                warming = min(burn_in, (hi - lo) // 2)
                 for cut in cuts:
                     first, last = max(lo, int(cut)), min(hi, int(cut) + self._length)
-                    if last - first > burn_in:
+                    if last - first > warming:
                         hidden = self._rng.random() < unknown
                         lanes.append(
                             Lane(
@@ -194,7 +198,7 @@ class LanePool:
                                 first,
                                 last,
                                 UNKNOWN_SENSOR if hidden else int(row),
-                                first + burn_in,
+                                first + warming,
                                 self._until_us,
                             )
                         )
@@ -261,14 +265,17 @@ def _taken(sequences: Sequences, index: NDArray[np.int64], starts: NDArray[np.in
 def evaluation_lanes(
     forecaster: Forecaster, prepared: Prepared, start_us: int, end_us: int, most_steps: int
 ) -> list[Lane]:
-    """Every sensor's steps from ``start_us`` up to ``end_us`` behind a run-up; fewer sensors if steps are too many."""
+    """Every sensor's steps from ``start_us`` up to ``end_us``, behind a run-up or their reset; fewer if too many."""
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)
     lanes = []
     for sensor, row in enumerate(rows):
-        lo, hi = sequences.span(sensor, start_us, end_us)
-        if hi > lo:
-            begin = max(int(sequences.starts[sensor]), lo - 2 * forecaster.config.warmup_steps)
-            lanes.append(Lane(prepared, begin, hi, int(row), lo, end_us))
+        lo, _ = sequences.span(sensor, start_us, end_us)
+        run_up = max(int(sequences.starts[sensor]), lo - 2 * forecaster.config.warmup_steps)
+        lanes += [
+            Lane(prepared, max(first, run_up), last, int(row), max(first, lo), end_us)
+            for first, last in sequences.stretches(sensor, None, end_us)
+            if last > lo
+        ]
     steps = sum(lane.hi - lane.lo for lane in lanes)
     return lanes[:: max(1, -(-steps // most_steps))]

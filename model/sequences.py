@@ -3,6 +3,7 @@
 Letters: S sensors, N steps, F features, K targets, h horizon steps.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -42,6 +43,13 @@ class Sequences:
         lo = first if start_us is None else first + int(np.searchsorted(moments, start_us))
         hi = last if end_us is None else first + int(np.searchsorted(moments, end_us))
         return lo, max(lo, hi)
+
+    def stretches(self, sensor: int, start_us: int | None = None, end_us: int | None = None) -> list[tuple[int, int]]:
+        """The bounds of ``span`` cut at every reset, of which the state before it is not carried over."""
+        lo, hi = self.span(sensor, start_us, end_us)
+        cuts = lo + np.flatnonzero(self.reset[lo:hi])
+        edges = [lo, *cuts[cuts > lo].tolist(), hi]
+        return list(itertools.pairwise(edges)) if hi > lo else []
 
     def columns(self, targets: Sequence[str]) -> list[int]:
         """Where the targets stand among the features."""

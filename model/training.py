@@ -129,7 +129,10 @@ def train(
             constant, in it), or ``initial`` has another shape.
     """
     began = time.monotonic()
-    config = replace(config, preset=options.preset, hidden_size=options.hidden_size, sensors=sequences.sensors)
+    # A sensor without a step to learn from is served as an unknown one, not by an embedding that was never trained.
+    spans = (sequences.span(sensor, None, split.train_end_us) for sensor in range(len(sequences.sensors)))
+    known = tuple(sensor for sensor, (lo, hi) in zip(sequences.sensors, spans, strict=True) if hi > lo + 1)
+    config = replace(config, preset=options.preset, hidden_size=options.hidden_size, sensors=known)
     device = choose_device(options.device)
     threads = options.threads or max(1, (os.cpu_count() or 1) // 2)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), using_threads(threads), _no_denormals():

@@ -241,6 +241,22 @@ def test_recovers_from_a_wild_scale_within_a_stated_number_of_steps() -> None:
     assert np.abs(errors(values, forecasts, 1900)).mean() < 1.05 * plain
 
 
+def autoregressive(T: int, B: int, seed: int = 0) -> Floats:
+    """The next value is mostly minus this one: persistence is far from the best."""
+    noise = np.random.default_rng(seed).standard_normal((T, B, 1))
+    for step in range(1, T):
+        noise[step] -= 0.9 * noise[step - 1]
+    return noise
+
+
+@pytest.mark.parametrize("constant_for", [0, 30, 300])
+def test_learns_of_a_series_however_long_it_was_constant(constant_for: int) -> None:
+    values = np.concatenate([np.full((constant_for, 2, 1), 4.0), 4.0 + autoregressive(1500, 2)])
+    forecasts = run(config(horizon=1), values).quantiles[:, :, :, 1]
+    plain = np.abs(errors(values, naive(values, 1, 1), len(values) - 500)).mean()
+    assert np.abs(errors(values, forecasts, len(values) - 500)).mean() < 0.6 * plain
+
+
 @pytest.mark.parametrize("horizon", [1, 24, 96, 720])
 def test_the_state_is_bounded_for_any_horizon(horizon: int) -> None:
     for level in ("light", "full"):
@@ -296,6 +312,15 @@ def test_intervals_cover_what_they_say_however_wrong_the_models_spread(level: Le
         assert covered(values, got.quantiles, 1500) == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.parametrize("believed_scale", [0.003, 0.01, 0.1])
+def test_intervals_are_as_sharp_as_a_smooth_series_allows(believed_scale: float) -> None:
+    rising = np.arange(3000.0)[:, None, None] + np.zeros((1, 4, 1))
+    values = rising + 0.01 * np.random.default_rng(8).standard_normal(rising.shape)
+    quantiles = spread_of(believed_scale, values) + (rising + 1.0)[:, :, :, None, None]
+    got = run(config("off", horizon=1), values, quantiles)
+    assert covered(values, got.quantiles, 1500) == pytest.approx(0.8, abs=0.04)
+
+
 def test_without_calibration_and_labels_the_models_spread_stands() -> None:
     values = random_walk(4, 3)
     model = spread_of(2.0, values, horizon=5)
@@ -309,11 +334,11 @@ def test_a_million_steps_without_news_leave_a_state_that_learns_again() -> None:
     values[: T // 2, 0, 0] = 5.0  # constant, then every kind of trouble a little
     rng = np.random.default_rng(7)
     values[T // 2 : T, 0, 0] = np.where(rng.random(T // 2) < 0.5, np.nan, 10.0 ** rng.uniform(-12, 12, T // 2))
-    values[T:] = random_walk(after, 1)
+    values[T:] = autoregressive(after, 1)
     shape = config("light", horizon=1)
     got = run(shape, values)
     assert np.isfinite(got.quantiles).all()
     for field in got.states.dtype.names or ():
         assert np.isfinite(got.states[field]).all(), field
     plain = np.abs(errors(values[T:], naive(values[T:], 1, 1), after - 2000)).mean()
-    assert np.abs(errors(values[T:], got.quantiles[T:, :, :, 1], after - 2000)).mean() < 1.05 * plain
+    assert np.abs(errors(values[T:], got.quantiles[T:, :, :, 1], after - 2000)).mean() < 0.6 * plain

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from model.config import ModelConfig, Preset
-from model.forecaster import Forecaster
-from model.lanes import LanePool, chunks, scaled_labels
+from model.forecaster import UNKNOWN_SENSOR, Forecaster
+from model.lanes import LanePool, chunks, evaluation_lanes, scaled_labels
 from model.sequences import Sequences, Split, build_sequences
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
 
@@ -327,3 +327,54 @@ def test_some_lanes_are_newborn_and_some_hide_their_sensor() -> None:
     assert newborn
     assert all(lane.prepared.past.steps[lane.lo] == 1 and lane.row == 0 for lane in newborn)
     assert {lane.row for lane in lanes if lane.prepared is prepared} == {0, 1, 2, 3}
+
+
+def paused(sequences: Sequences) -> Sequences:
+    """The same steps; states begin anew at some of them, twice in short succession."""
+    reset = sequences.reset.copy()
+    for first in sequences.starts[:-1]:
+        reset[first + np.array([300, 420, 436])] = True
+    return replace(sequences, reset=reset)
+
+
+def test_no_lane_carries_a_state_over_a_reset() -> None:
+    data = paused(sequences())
+    forecaster = Forecaster(replace(config(), sensors=data.sensors))
+    prepared = forecaster.prepare(data)
+    pool = LanePool(forecaster, prepared, SPLIT.train_end_us, np.random.default_rng(0))
+    groups = pool.passes(100, 24, 0.0)
+    lanes = [lane for _ in range(10) for lane in next(groups)]
+    lanes += evaluation_lanes(forecaster, prepared, 310 * HOUR_US, 500 * HOUR_US, 10**9)
+    for lane in lanes:
+        assert not lane.prepared.sequences.reset[lane.lo + 1 : lane.hi].any()
+        assert lane.lo < lane.hi
+        assert lane.lo <= lane.loss_from < lane.hi
+    starts = set(data.starts[:-1].tolist())
+    short = {lane.lo for lane in lanes if lane.prepared is prepared and lane.hi - lane.lo == 16}
+    assert short == {start + 420 for start in starts}  # also stretches shorter than what warms a longer one
+
+
+def test_validation_scores_every_step_of_its_part_once_whatever_resets_there_are() -> None:
+    forecaster = Forecaster(config())
+    for data in (sequences(), paused(sequences())):
+        lanes = evaluation_lanes(forecaster, forecaster.prepare(data), 310 * HOUR_US, 500 * HOUR_US, 10**9)
+        scored = np.sort(np.concatenate([np.arange(lane.loss_from, lane.hi) for lane in lanes]))
+        wanted = [np.arange(*data.span(sensor, 310 * HOUR_US, 500 * HOUR_US)) for sensor in range(3)]
+        np.testing.assert_array_equal(scored, np.concatenate(wanted))
+
+
+def test_a_sensor_that_training_never_saw_is_served_as_an_unknown_one() -> None:
+    data = sequences()
+    late = sequences(1).slice_time(SPLIT.train_end_us)
+    both = replace(
+        data,
+        sensors=(*data.sensors, "late"),
+        starts=np.append(data.starts, data.starts[-1] + len(late.timestamp_us)),
+        **{
+            name: np.concatenate([getattr(data, name), getattr(late, name)])
+            for name in ("timestamp_us", "values", "elapsed", "reset", "observed", "offset")
+        },
+    )
+    trained = train(config(), replace(QUICK, epochs=1, updates_per_epoch=2), both, SPLIT).forecaster
+    assert trained.config.sensors == data.sensors
+    assert trained.sensor_rows(["s0", "late"]).tolist() == [1, UNKNOWN_SENSOR]
