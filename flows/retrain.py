@@ -286,7 +286,8 @@ def _decide(
         happened = "the champion lost its alias" if now is None else f"version {now} became champion"
         return Decision(False, f"declined: {happened} while this one was trained; retrain to compare")
     loss = {name: score.mean(settings.gate.metric) for name, score in scores.items()}
-    decision = decide(loss[CHALLENGER], loss.get(CHAMPION), loss[SeasonalNaive.name], settings.gate)
+    others = {name: value for name, value in loss.items() if name not in (CHALLENGER, CHAMPION)}
+    decision = decide(loss[CHALLENGER], loss.get(CHAMPION), others, settings.gate)
     if champion is not None and champion.forecaster is None:
         left_out = f"the champion, version {champion.version}, was not compared with: {champion.trouble}"
         return replace(decision, reason=f"{decision.reason}. {left_out}")

@@ -1,6 +1,7 @@
 """The gate: whether a challenger becomes champion, by its loss on the held-out tail of the history."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.settings import GateSettings
@@ -14,17 +15,21 @@ class Decision:
     reason: str
 
 
-def decide(challenger: float, champion: float | None, naive: float, gate: GateSettings) -> Decision:
-    """Promote a challenger whose loss is lower than the champion's by the margin; the first one must beat the naive.
+def decide(challenger: float, champion: float | None, baselines: Mapping[str, float], gate: GateSettings) -> Decision:
+    """Promote a challenger whose loss is lower than the champion's by the margin; the first one's than all baselines'.
 
     Where ``gate.automatic`` is off, a better one waits for a person.
 
     Args:
         challenger: its mean loss by ``gate.metric``, scaled by sensor, as are the other two.
         champion: none where there is no champion, or none that fits the settings.
-        naive: the seasonal-naive forecast's.
+        baselines: at least one, by name.
     """
-    rival, rival_loss = ("seasonal-naive forecast", naive) if champion is None else ("champion", champion)
+    if champion is None:
+        rival, rival_loss = min(baselines.items(), key=lambda item: item[1] if math.isfinite(item[1]) else math.inf)
+        rival += " forecast"
+    else:
+        rival, rival_loss = "champion", champion
     what = f"mean {gate.metric} on the held-out tail"
     if not (math.isfinite(challenger) and math.isfinite(rival_loss)):
         return Decision(
