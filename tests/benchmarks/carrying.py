@@ -48,7 +48,11 @@ def run_all(back_tests: Sequence["Run"], seeds: Sequence[int], runs: Path) -> No
             trained = [other for other in seeds if (_folder(runs, name, other) / MODEL_FOLDER).exists()]
             others = [other for other in trained if other != seed]
             out = result_path(runs, study, name, level, seed)
-            if out.exists() or seed not in trained or (study == SWAP and not others):
+            if out.exists():
+                continue
+            if seed not in trained or (study == SWAP and not others):
+                # Scores are kept with the code, models are not.
+                print(f"{study}: {name}, seed {seed}: left out, {_folder(runs, name, seed)} or another has no model")
                 continue
             print(f"{study}: {name}, adaptation {level}, seed {seed}", flush=True)
             case = Case.read(named[name], _folder(runs, name, seed), seed)

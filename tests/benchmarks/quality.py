@@ -62,24 +62,31 @@ def main() -> None:
     options = _options()
     runs = list(back_tests(options.etth1, options.beijing, options.nab))
     more = ("--budget", str(options.budget)) if options.budget else ()
-    quality_results.bring(options.runs)
+    # What is only tried out must not pass for the defaults.
+    folder, report = options.runs, REPORT
+    if options.budget:
+        folder = options.runs / f"budget-{options.budget:g}"
+        report = folder / REPORT.name
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        quality_results.bring(folder)
     failed = []
     for seed in options.seeds:
         for run in runs:
-            out = options.runs / f"{run.name}-seed{seed}"
+            out = folder / f"{run.name}-seed{seed}"
             if options.only in run.name and not options.report and not (out / "scores.json").exists():
                 command = run.command(seed, (*more, "--out", str(out)))
                 print(shlex.join(command), flush=True)
                 if subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]]).returncode:
                     failed.append(out.name)
         if options.etth1 is not None and options.only in ablation.NAME and not options.report:
-            ablation.run_all(options.etth1, seed, options.runs, options.budget)
+            ablation.run_all(options.etth1, seed, folder, options.budget)
     if options.only in carrying.NAME and not options.report:
-        carrying.run_all(runs, options.seeds, options.runs)
+        carrying.run_all(runs, options.seeds, folder)
     if not options.budget:
-        quality_results.keep(options.runs)
-    REPORT.write_text(quality_report.written(options.runs, runs, options.seeds), encoding="utf-8")
-    print(f"the tables are in {os.path.relpath(REPORT)}")
+        quality_results.keep(folder)
+    report.write_text(quality_report.written(folder, runs, options.seeds), encoding="utf-8")
+    print(f"the tables are in {os.path.relpath(report)}")
     if failed:
         sys.exit(f"these back-tests failed: {', '.join(failed)}")
 
