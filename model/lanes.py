@@ -186,8 +186,7 @@ class LanePool:
             lanes = list(self._newborn)
             for (lo, hi), row in zip(self._spans, self._span_rows, strict=True):
                 cuts = np.arange(lo - int(self._rng.integers(self._length)), hi, self._length)
-                # What is no longer as a whole warms its state with its first half.
-                warming = min(burn_in, (hi - lo) // 2)
+                warming = _warming(lo, hi, burn_in)
                 for cut in cuts:
                     first, last = max(lo, int(cut)), min(hi, int(cut) + self._length)
                     if last - first > warming:
@@ -234,9 +233,17 @@ class LanePool:
     def has_labels(self, burn_in: int) -> bool:
         """Whether ``passes`` come upon a label at all."""
         newborn = (scaled_labels(lane.prepared, lane.lo, lane.hi, self._until_us) for lane in self._newborn)
-        return any(_known(labels).any() for labels in newborn) or any(
-            len(steps) > 0 for steps in self.labelled(burn_in)
+        behind = (
+            scaled_labels(self._prepared, first, min(first + self._length, hi), self._until_us)
+            for lo, hi in self._spans
+            for first in range(lo + _warming(lo, hi, burn_in), hi, self._length)
         )
+        return any(_known(labels).any() for labels in itertools.chain(newborn, behind))
+
+
+def _warming(lo: int, hi: int, burn_in: int) -> int:
+    """Steps that only warm the state of a stretch; what is short as a whole warms it with its first half."""
+    return min(burn_in, (hi - lo) // 2)
 
 
 def _known(labels: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -265,17 +272,20 @@ def _taken(sequences: Sequences, index: NDArray[np.int64], starts: NDArray[np.in
 def evaluation_lanes(
     forecaster: Forecaster, prepared: Prepared, start_us: int, end_us: int, most_steps: int
 ) -> list[Lane]:
-    """Every sensor's steps from ``start_us`` up to ``end_us``, behind a run-up or their reset; fewer if too many."""
+    """Every sensor's steps from ``start_us`` up to ``end_us``, behind a run-up or reset; fewer sensors if too many."""
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)
-    lanes = []
+    lanes: list[list[Lane]] = []
     for sensor, row in enumerate(rows):
         lo, _ = sequences.span(sensor, start_us, end_us)
         run_up = max(int(sequences.starts[sensor]), lo - 2 * forecaster.config.warmup_steps)
-        lanes += [
-            Lane(prepared, max(first, run_up), last, int(row), max(first, lo), end_us)
-            for first, last in sequences.stretches(sensor, None, end_us)
-            if last > lo
-        ]
-    steps = sum(lane.hi - lane.lo for lane in lanes)
-    return lanes[:: max(1, -(-steps // most_steps))]
+        lanes.append(
+            [
+                Lane(prepared, max(first, run_up), last, int(row), max(first, lo), end_us)
+                for first, last in sequences.stretches(sensor, None, end_us)
+                if last > lo
+            ]
+        )
+    lanes = [of_sensor for of_sensor in lanes if of_sensor]
+    steps = sum(lane.hi - lane.lo for of_sensor in lanes for lane in of_sensor)
+    return list(itertools.chain.from_iterable(lanes[:: max(1, -(-steps // most_steps))]))

@@ -106,6 +106,17 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+def _with_labels(sequences: Sequences, config: ModelConfig, until_us: int) -> tuple[str, ...]:
+    """The sensors with something to learn from: any other is served as unknown, not by an embedding never trained."""
+    columns = list(config.target_indices)
+    spans = (sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors)))
+    return tuple(
+        sensor
+        for sensor, (lo, hi) in zip(sequences.sensors, spans, strict=True)
+        if np.isfinite(sequences.values[lo + 2 : hi, columns]).any()
+    )
+
+
 def train(
     config: ModelConfig,
     options: TrainingOptions,
@@ -129,9 +140,7 @@ def train(
             constant, in it), or ``initial`` has another shape.
     """
     began = time.monotonic()
-    # A sensor without a step to learn from is served as an unknown one, not by an embedding that was never trained.
-    spans = (sequences.span(sensor, None, split.train_end_us) for sensor in range(len(sequences.sensors)))
-    known = tuple(sensor for sensor, (lo, hi) in zip(sequences.sensors, spans, strict=True) if hi > lo + 1)
+    known = _with_labels(sequences, config, split.train_end_us)
     config = replace(config, preset=options.preset, hidden_size=options.hidden_size, sensors=known)
     device = choose_device(options.device)
     threads = options.threads or max(1, (os.cpu_count() or 1) // 2)
