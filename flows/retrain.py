@@ -20,16 +20,15 @@ from flows.progress import Progress, tell
 from flows.retrain_report import RetrainReport, epoch_curves, horizon_curves, publish, summarise
 from flows.run_settings import load_run_settings
 from model.artefact import save_artefact
-from model.backtest import Scores, SeasonalNaive, backtest, baselines, model_predictor, seasonal_scale
+from model.backtest import Predictor, Scores, model_predictor
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
-from model.state_age import loss_of_restarts
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
 from pipeline.errors import HistoryError, ModelUnfit, SettingsError
-from pipeline.evaluation.back_test import model_config, training_options
+from pipeline.evaluation.back_test import Evaluation, after_selection, evaluate, model_config, training_options
 from pipeline.evaluation.gate import Decision, decide
-from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores, draw_state_age
+from pipeline.evaluation.report import draw
 from pipeline.exclusive import exclusive
 from pipeline.history.table import History
 from pipeline.messages import iso_timestamp
@@ -69,6 +68,7 @@ class _Champion:
     version: int
     forecaster: Forecaster | None
     trouble: str = ""
+    selected_until: str | None = None  # as its tag has it
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class _Data:
     training_set: TrainingSet
     sequences: Sequences
     split: Split
+    seen: str = ""  # why no part of it can be told the champion has not seen; then it is not compared with
 
 
 def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
@@ -85,7 +86,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     # First what can be told at once: a registry that is away must not cost the training.
     champion = _champion(registry, settings)
     options = _options(settings.training)
-    data = step("read the history", lambda: _read(settings, history_version))
+    data = step("read the history", lambda: _unseen(_read(settings, history_version), champion))
     config = model_config(settings)
     initial = _initial(settings.training, config, options, champion)
     tags = {"settings": settings.fingerprint, "champion": str(champion.version) if champion else "none"}
@@ -94,12 +95,12 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         run.log_params(_params(options, config, data.split, champion if initial else None, settings.adaptation))
         checkpoint = settings.home / "checkpoints" / "retrain.pt"
         result = step("train", lambda: _train(config, options, data, initial, checkpoint))
-        scores = step("back-test", lambda: _back_test(settings.adaptation, result.forecaster, champion, data))
-        step("log", lambda: _log(run, result, scores, data))
-        summary = summarise(scores)
+        done = step("back-test", lambda: _back_test(settings.adaptation, result.forecaster, champion, data))
+        step("log", lambda: _log(run, result, done))
+        summary = summarise(done.scores)
         version = step("register", lambda: _register(registry, run, result.forecaster, summary, data))
         checkpoint.unlink(missing_ok=True)  # the result is safe
-        decision = _decide(registry, settings, champion, scores)
+        decision = _decide(registry, settings, champion, done.scores, data.seen)
         gate = {"gate.decision": "promoted" if decision.promote else "declined", "gate.reason": decision.reason}
         registry.tag(version, gate)
         run.tag(gate)
@@ -107,7 +108,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         if decision.promote:
             registry.set_alias(CHAMPION, version)
         report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url)
-    publish(report, scores)
+    publish(report, done.scores)
     get_run_logger().info("%s", report)
     return report
 
@@ -117,7 +118,8 @@ def _champion(registry: Registry, settings: Settings) -> _Champion | None:
     if version is None:
         return None
     try:
-        return _Champion(version, registry.load(version, settings.home / "models"))
+        forecaster = registry.load(version, settings.home / "models")
+        return _Champion(version, forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
     except ModelUnfit as error:
         get_run_logger().warning("the champion counts as none in this retraining: %s", error)
         return _Champion(version, None, str(error))
@@ -149,6 +151,34 @@ def _read(settings: Settings, version: int | None) -> _Data:
     with _long_enough(training_set, settings.horizon_steps):
         split = split_by_time(sequences, settings.training.validation_fraction, settings.training.test_fraction)
     return _Data(training_set, sequences, split)
+
+
+def _unseen(data: _Data, champion: _Champion | None) -> _Data:
+    """The data with nothing in its held-out tail that the champion was trained or chosen on.
+
+    It would be compared with on what it knows: after a backfill of old readings, say, or with a longer tail.
+    """
+    if champion is None or champion.forecaster is None:
+        return data
+    log = get_run_logger()
+    if champion.selected_until is None:
+        log.warning(
+            "version %d, the champion, has no tag %s: it may have been trained or chosen on readings that it is scored "
+            "on here, which flatters it",
+            *(champion.version, VALIDATE_UNTIL),
+        )
+        return data
+    try:
+        split = after_selection(data.split, data.sequences, champion.forecaster.config, champion.selected_until)
+    except ValueError as error:
+        log.warning("version %d, the champion, will not be compared with: %s", champion.version, error)
+        return replace(data, seen=str(error))
+    if split != data.split:
+        log.info(
+            "version %d, the champion, was trained and chosen on readings until %s: the held-out tail begins there",
+            *(champion.version, champion.selected_until),
+        )
+    return replace(data, split=split)
 
 
 @contextmanager
@@ -229,38 +259,23 @@ def _train(
     return result
 
 
-def _back_test(
-    adaptation: Adaptation, forecaster: Forecaster, champion: _Champion | None, data: _Data
-) -> dict[str, Scores]:
-    """Scores on the held-out tail by name, the models adapted as they are when they serve.
-
-    The baselines may know all that came before it.
-    """
-    config, sequences, tail_us = forecaster.config, data.sequences, data.split.validation_end_us
-    models = [model_predictor(forecaster, CHALLENGER, adaptation)]
-    if champion is not None and champion.forecaster is not None:
-        models.append(model_predictor(champion.forecaster, CHAMPION, adaptation))
-    scale = seasonal_scale(sequences, config, tail_us)
+def _back_test(adaptation: Adaptation, forecaster: Forecaster, champion: _Champion | None, data: _Data) -> Evaluation:
+    """Scores on the held-out tail by name, the models adapted as they are when they serve."""
+    rivals: list[Predictor] = []
+    if champion is not None and champion.forecaster is not None and not data.seen:
+        rivals.append(model_predictor(champion.forecaster, CHAMPION, adaptation))
     tell(Progress("back-testing", 0.0))
-    with _long_enough(data.training_set, config.horizon_steps):
-        scores = backtest([*models, *baselines(config, sequences, tail_us)], sequences, config, tail_us, scale=scale)
+    with _long_enough(data.training_set, forecaster.config.horizon_steps):
+        done = evaluate(forecaster, data.sequences, data.split, adaptation, name=CHALLENGER, beside=rivals)
     tell(Progress("back-testing", 1.0, 1.0))
-    return scores
+    return done
 
 
-def _log(run: TrainingRun, result: TrainingResult, scores: Mapping[str, Scores], data: _Data) -> None:
-    run.log_curves(epoch_curves(result.epochs) | horizon_curves(scores))
+def _log(run: TrainingRun, result: TrainingResult, done: Evaluation) -> None:
+    run.log_curves(epoch_curves(result.epochs) | horizon_curves(done.scores))
     run.log_params({"device_used": result.device, "sensor_steps_per_s": round(result.sensor_steps_per_s)})
-    run.log_figure(draw_loss(result.epochs), "plots/loss.png")
-    run.log_figure(draw_scores(scores), "plots/scores.png")
-    forecaster, config = result.forecaster, result.forecaster.config
-    predictor = model_predictor(forecaster, CHALLENGER, run.adaptation)
-    sequences, tail_us, ours = data.sequences, data.split.validation_end_us, scores[CHALLENGER]
-    naive = SeasonalNaive(config).fit(sequences, tail_us)
-    forecasts = draw_forecasts(predictor, sequences, config, ours, tail_us, [naive])
-    run.log_figure(forecasts, "plots/forecasts.png")
-    by_age = loss_of_restarts(forecaster, run.adaptation, sequences, tail_us, ours.scale)
-    run.log_figure(draw_state_age(by_age, config.warmup_steps), "plots/state_age.png")
+    for file_name, figure in draw(done, result.epochs).items():
+        run.log_figure(figure, f"plots/{file_name}")
 
 
 def _register(
@@ -278,13 +293,19 @@ def _register(
 
 
 def _decide(
-    registry: Registry, settings: Settings, champion: _Champion | None, scores: Mapping[str, Scores]
+    registry: Registry, settings: Settings, champion: _Champion | None, scores: Mapping[str, Scores], seen: str
 ) -> Decision:
     """The gate's decision; a champion that came up while this run trained was not compared with, and stays."""
     now = registry.resolve(CHAMPION)
     if now != (champion.version if champion else None):
         happened = "the champion lost its alias" if now is None else f"version {now} became champion"
         return Decision(False, f"declined: {happened} while this one was trained; retrain to compare")
+    if champion is not None and seen:
+        return Decision(
+            False,
+            f"declined: no fair comparison with the champion, version {champion.version}: {seen}; "
+            "`streamgru promote` puts this one in its place all the same",
+        )
     loss = {name: score.mean(settings.gate.metric) for name, score in scores.items()}
     others = {name: value for name, value in loss.items() if name not in (CHALLENGER, CHAMPION)}
     decision = decide(loss[CHALLENGER], loss.get(CHAMPION), others, settings.gate)

@@ -66,19 +66,22 @@ def after_selection(split: Split, sequences: Sequences, config: ModelConfig, sel
         selected_until: ISO 8601, as in the version's tag.
 
     Raises:
-        ValueError: it is no such time, or nothing is left to test on.
+        ValueError: it is no such time, or less than a horizon is left to test on.
     """
     if not set(config.sensors) & set(sequences.sensors):
         return split
     since_epoch = datetime.fromisoformat(selected_until) - datetime.fromtimestamp(0, UTC)
     selected_until_us = since_epoch // timedelta(microseconds=1)
+    if selected_until_us <= split.validation_end_us:
+        return split
     last_us = int(sequences.timestamp_us.max())
-    if last_us < selected_until_us:
+    if last_us < selected_until_us + (config.horizon_steps - 1) * config.cadence_us:
         raise ValueError(
             f"the model was trained and chosen on readings until {selected_until}, and the last one here is of "
-            f"{iso_timestamp(last_us)}: nothing is left that it has not seen; take newer readings"
+            f"{iso_timestamp(last_us)}: not one forecast is left of which it has not seen the outcome; take newer "
+            "readings"
         )
-    return replace(split, validation_end_us=max(split.validation_end_us, selected_until_us))
+    return replace(split, validation_end_us=selected_until_us)
 
 
 def model_config(settings: Settings) -> ModelConfig:
@@ -148,8 +151,9 @@ def retrained_predictor(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a back-test found; ``scores`` by name, the model's under ``MODEL``."""
+    """What a back-test found; ``scores`` by name, the model's under ``name``."""
 
+    name: str
     forecaster: Forecaster
     sequences: Sequences
     split: Split
@@ -161,6 +165,11 @@ class Evaluation:
         """The model's."""
         return self.forecaster.config
 
+    @property
+    def ours(self) -> Scores:
+        """The model's."""
+        return self.scores[self.name]
+
 
 def evaluate(
     forecaster: Forecaster,
@@ -168,6 +177,7 @@ def evaluate(
     split: Split,
     adaptation: Adaptation,
     *,
+    name: str = MODEL,
     also: Sequence[Adaptation] = (),
     beside: Sequence[Predictor] = (),
     standardise: bool = False,
@@ -185,12 +195,12 @@ def evaluate(
     """
     config, test_us = forecaster.config, split.validation_end_us
     measure = standard_deviations if standardise else seasonal_scale
-    models = [model_predictor(forecaster, MODEL, adaptation)]
-    models += [model_predictor(forecaster, f"{MODEL}, {other.level}", other) for other in also]
+    models = [model_predictor(forecaster, name, adaptation)]
+    models += [model_predictor(forecaster, f"{name}, {other.level}", other) for other in also]
     predictors = [*models, *beside, *baselines(config, sequences, test_us)]
     scale = measure(sequences, config, split.train_end_us)
     scores = backtest(predictors, sequences, config, test_us, scale=scale)
-    return Evaluation(forecaster, sequences, split, scores, adaptation)
+    return Evaluation(name, forecaster, sequences, split, scores, adaptation)
 
 
 def standard_deviations(sequences: Sequences, config: ModelConfig, until_us: int) -> NDArray[np.float64]:

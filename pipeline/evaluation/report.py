@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from model.artefact import load_artefact, save_artefact
 from model.autoregression import Autoregression
@@ -17,7 +18,7 @@ from model.metrics import METRICS, Metric, Scores, skill
 from model.state_age import loss_of_restarts
 from model.training import EpochReport, TrainingResult
 from pipeline.errors import DataFileError
-from pipeline.evaluation.back_test import MODEL, Evaluation
+from pipeline.evaluation.back_test import Evaluation
 from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores, draw_state_age
 from pipeline.messages import iso_timestamp
 
@@ -77,25 +78,31 @@ def write_report(done: Evaluation, trained: Trained, folder: Path, made_with: Ma
         "adaptation": asdict(done.adaptation),
         "training": trained.training,
         "scores": {name: scores_content(score) for name, score in done.scores.items()},
-        "skill": {name: _skill(done.scores[MODEL], score) for name, score in done.scores.items() if name != MODEL},
+        "skill": {name: _skill(done.ours, score) for name, score in done.scores.items() if name != done.name},
     }
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
-    fans = model_predictor(done.forecaster, MODEL, done.adaptation)
-    naive = SeasonalNaive(done.config).fit(done.sequences, test_us)
-    adaptive = Autoregression(done.config).fit(done.sequences, test_us)
-    scale = done.scores[MODEL].scale
-    by_age = loss_of_restarts(done.forecaster, done.adaptation, done.sequences, test_us, scale, beside=[adaptive])
-    figures = {
-        "scores.png": draw_scores(done.scores),
-        "forecasts.png": draw_forecasts(fans, done.sequences, done.config, done.scores[MODEL], test_us, [naive]),
-        "state_age.png": draw_state_age(by_age, done.config.warmup_steps),
-    }
-    if trained.training:
-        figures["loss.png"] = draw_loss([EpochReport(**epoch) for epoch in trained.training["epochs"]])
-    for name, figure in figures.items():
+    epochs = [EpochReport(**epoch) for epoch in trained.training["epochs"]] if trained.training else []
+    for name, figure in draw(done, epochs).items():
         figure.savefig(folder / name, dpi=120)
     save_artefact(trained.forecaster, folder / MODEL_FOLDER)
     (folder / SCORES).write_text(text, encoding="utf-8")  # last: where it is, everything is
+
+
+def draw(done: Evaluation, epochs: Sequence[EpochReport]) -> dict[str, Figure]:
+    """The plots of a back-test by file name; of the training, too, where its epochs are known."""
+    config, sequences, test_us = done.config, done.sequences, done.split.validation_end_us
+    fans = model_predictor(done.forecaster, done.name, done.adaptation)
+    naive = SeasonalNaive(config).fit(sequences, test_us)
+    adaptive = Autoregression(config).fit(sequences, test_us)
+    by_age = loss_of_restarts(done.forecaster, done.adaptation, sequences, test_us, done.ours.scale, beside=[adaptive])
+    figures = {
+        "scores.png": draw_scores(done.scores),
+        "forecasts.png": draw_forecasts(fans, sequences, config, done.ours, test_us, [naive]),
+        "state_age.png": draw_state_age(by_age, config.warmup_steps),
+    }
+    if epochs:
+        figures["loss.png"] = draw_loss(epochs)
+    return figures
 
 
 def scores_content(score: Scores) -> dict[str, Any]:

@@ -194,13 +194,29 @@ def test_a_back_test_of_a_version_leaves_out_what_it_was_chosen_on(settings: Set
     assert scores["validate_until"] == chosen_on
 
 
+def test_a_longer_tail_begins_where_the_champion_was_chosen(settings: Settings, use: Use) -> None:
+    fill_history(settings, 900)
+    retrain(epochs=1)
+    training = settings.training.model_copy(update={"test_fraction": 0.4})
+    use(settings.model_copy(update={"training": training}))
+    report = retrain(epochs=1)
+    first, second = (Registry(settings).version(version).tags["validate_until"] for version in (1, report.version))
+    assert first == second
+    assert "of the champion" in report.decision.reason
+
+
 def test_an_earlier_version_of_the_history_can_be_trained_on(settings: Settings) -> None:
     fill_history(settings, 700)
     version = History(settings.history_path, settings.features).version
-    fill_history(settings, 100, first_hour=700)
+    fill_history(settings, 300, first_hour=700)
+    assert retrain(epochs=1).decision.promote
     report = retrain(history_version=version, epochs=1)
     source = json.loads(mlflow_run(settings, report).inputs.dataset_inputs[0].dataset.source)
     assert (source["version"], source["readings"]) == (version, 700 * SENSORS)
+    # The champion was chosen on readings of until hour 800.
+    assert not report.decision.promote
+    assert "no fair comparison with the champion, version 1" in report.decision.reason
+    assert "pinball.champion" not in Registry(settings).version(report.version).metrics
     with pytest.raises(HistoryError, match="99"):
         retrain(history_version=99)
 

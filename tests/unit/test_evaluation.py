@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from deploy.commands.backtest import backtest
 from deploy.context import Context
+from model.backtest import Persistence
+from model.backtest import backtest as score
 from model.sequences import Sequences, Split
 from pipeline.errors import DataFileError, HistoryError
 from pipeline.evaluation.back_test import after_selection, model_config, split_by
@@ -67,10 +69,21 @@ def test_the_test_part_begins_after_what_a_version_was_chosen_on(days: Sequences
     assert moved == Split(SPLIT.train_end_us, test_from_hour * HOUR_US)
 
 
-def test_a_version_that_has_seen_everything_is_not_scored(days: Sequences):
+# The last of the 420 readings is at hour 419, and the horizon 24 hours.
+@pytest.mark.parametrize("hour", [397, 744])
+def test_a_version_that_has_seen_all_outcomes_is_not_scored(days: Sequences, hour: int):
     trained = replace(model_config(Settings()), sensors=("s1",))
-    with pytest.raises(ValueError, match=r"until 1970-02-01T00:00:00Z, .* nothing is left"):
-        after_selection(SPLIT, days, trained, "1970-02-01T00:00:00Z")
+    until = iso_timestamp(hour * HOUR_US)
+    with pytest.raises(ValueError, match=rf"until {until}, .* not one forecast is left"):
+        after_selection(SPLIT, days, trained, until)
+
+
+def test_a_version_is_scored_on_a_last_forecast(days: Sequences):
+    trained = replace(model_config(Settings()), sensors=("s1",))
+    split = after_selection(SPLIT, days, trained, iso_timestamp(396 * HOUR_US))
+    level = replace(trained, features=days.features, targets=days.features[:1])
+    scores = score([Persistence(level).fit(days, 0)], days, level, split.validation_end_us)
+    assert scores["persistence"].count.max() == 1
 
 
 def test_a_version_has_seen_nothing_of_other_sensors(days: Sequences):
