@@ -6,7 +6,7 @@ time into its place. Nothing is resampled and no overlapping windows are made; a
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import polars as pl
@@ -21,6 +21,8 @@ from pipeline.history.table import History
 from pipeline.settings import Settings
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+USUAL_FACTOR: Final = 1.25  # between the cadence and the usual time from one reading to the next, at most
 
 
 def load_sequences(history: History, settings: Settings, version: int | None = None) -> Sequences:
@@ -63,6 +65,30 @@ def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
         grace=settings.grace,
         max_gap_steps=settings.max_gap_steps,
     )
+
+
+def usual_interval_us(sensor_codes: NDArray[Any], timestamp_us: NDArray[np.int64]) -> int | None:
+    """The median time from one reading of a sensor to its next, over all sensors; none where no sensor has two.
+
+    Args:
+        sensor_codes: (n,) whose each reading is; timestamp_us: (n,). In any order.
+    """
+    order = np.lexsort((timestamp_us, sensor_codes))
+    interval = np.diff(timestamp_us[order])[np.diff(sensor_codes[order].astype(np.int64)) == 0]
+    interval = interval[interval > 0]  # a reading that came twice is one
+    return int(np.median(interval)) if len(interval) else None
+
+
+def odd_interval_us(sequences: Sequences, settings: Settings) -> int | None:
+    """The usual time from one reading to the next, where that is not about the cadence of the settings."""
+    sensor = np.repeat(np.arange(len(sequences.sensors)), np.diff(sequences.starts))
+    usual_us = usual_interval_us(sensor[sequences.observed], sequences.timestamp_us[sequences.observed])
+    return None if usual_us is None or is_about(usual_us, settings.cadence_us) else usual_us
+
+
+def is_about(interval_us: int, cadence_us: int) -> bool:
+    """Whether readings that far apart come once in a cadence, as forecasts assume."""
+    return cadence_us / USUAL_FACTOR <= interval_us <= cadence_us * USUAL_FACTOR
 
 
 def sequences_from_readings(

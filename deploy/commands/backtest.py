@@ -37,6 +37,13 @@ WIDTH: Final = 120
 @click.option("--timezone", metavar="ZONE", help="Zone of times that name none, for example Asia/Shanghai.")
 @click.option("--sensor-column", metavar="NAME", help="Column with the sensor ids; by default each file is one sensor.")
 @click.option("--columns-as-sensors", is_flag=True, help="Take each column of a wide table as a sensor of its own.")
+@click.option(
+    "--cadence",
+    "cadence_s",
+    type=click.FloatRange(min=1e-6),
+    metavar="SECONDS",
+    help="By default as in the settings; where these do not set it, the usual time between two readings in DATA.",
+)
 @click.option("--horizon", type=click.IntRange(min=1), metavar="STEPS", help="By default as in the settings.")
 @click.option(
     "--split",
@@ -94,6 +101,7 @@ def backtest(
     context: Context,
     /,
     data: tuple[Path, ...],
+    cadence_s: float | None,
     horizon: int | None,
     split: str,
     version: int | None,
@@ -128,6 +136,8 @@ def backtest(
         train_on,
     )
     from pipeline.evaluation.report import Trained, read_trained, write_report
+    from pipeline.history.table import History
+    from pipeline.windows import load_sequences
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH)
     wanted = _on_demand(metrics)
@@ -136,12 +146,16 @@ def backtest(
     layout = {key: others[key] for key in ("time_column", "timezone", "sensor_column", "columns_as_sensors")}
     training = {key: others[key] for key in ("preset", "budget_s", "epochs", "seed")}
     adapting = {"adaptation": levels[0] if levels else None, "calibration": others["calibration"]}
-    settings = _settings(context.settings, horizon, training, adapting)
+    settings = _settings(context.settings, cadence_s, horizon, training, adapting)
     source = ", ".join(str(path) for path in data) or str(settings.history_path)
     name = data[0].name.split(".")[0] if data else "history"
     folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
     checkpoint = folder / "training.pt"
-    sequences = _sequences(settings, data, layout)
+    if data:
+        settings, sequences = _from_files(settings, data, layout, keeps_cadence=version is not None)
+    else:
+        sequences = load_sequences(History(settings.history_path, settings.features), settings)
+    _mind_cadence(settings, sequences)
     with _told_of(source):
         sequences, bounds = split_by(split, sequences)
         _make_folder(folder)  # before the training, whose result would have nowhere to go
@@ -196,7 +210,11 @@ def _on_demand(metrics: str) -> set[str]:
 
 
 def _settings(
-    settings: "Settings", horizon: int | None, training: dict[str, Any], adapting: dict[str, Any]
+    settings: "Settings",
+    cadence_s: float | None,
+    horizon: int | None,
+    training: dict[str, Any],
+    adapting: dict[str, Any],
 ) -> "Settings":
     """The settings with what was given on the command line in their place."""
 
@@ -207,23 +225,43 @@ def _settings(
         "training": settings.training.model_copy(update=given(training)),
         "forecaster": settings.forecaster.model_copy(update=given(adapting)),
     }
-    if horizon is not None:
-        changes["horizon_steps"] = horizon
+    changes |= given({"cadence_s": cadence_s, "horizon_steps": horizon})
     return settings.model_copy(update=changes)
 
 
-def _sequences(settings: "Settings", files: tuple[Path, ...], layout: dict[str, Any]) -> "Sequences":
-    """The steps in the files, or in the history where there are none."""
+def _from_files(
+    settings: "Settings", files: tuple[Path, ...], layout: dict[str, Any], *, keeps_cadence: bool
+) -> tuple["Settings", "Sequences"]:
+    """The steps in the files, and the settings, whose cadence is that of the files unless it was set."""
     from pipeline.files.reading_table import FileLayout, read_readings
-    from pipeline.history.table import History
-    from pipeline.windows import load_sequences, sequences_from_table
+    from pipeline.windows import is_about, sequences_from_table, usual_interval_us
 
-    if not files:
-        return load_sequences(History(settings.history_path, settings.features), settings)
     table = read_readings(files, FileLayout(**layout), settings.features)
     for note in table.notes:
         click.echo(f"note: {note}", err=True)
-    return sequences_from_table(table, settings)
+    usual_us = usual_interval_us(table.sensor_codes, table.timestamp_us)
+    is_set = keeps_cadence or "cadence_s" in settings.model_fields_set
+    if usual_us is not None and not is_set and not is_about(usual_us, settings.cadence_us):
+        cadence_s = max(1.0, round(usual_us / 1e6)) if usual_us >= 1_000_000 else usual_us / 1e6
+        settings = settings.model_copy(update={"cadence_s": cadence_s})
+        click.echo(
+            f"note: the cadence is {cadence_s:g} s, the usual time between two readings here, with a season of "
+            f"{settings.season} steps; set it with --cadence, or cadence_s in the settings",
+            err=True,
+        )
+    return settings, sequences_from_table(table, settings)
+
+
+def _mind_cadence(settings: "Settings", sequences: "Sequences") -> None:
+    from pipeline.windows import odd_interval_us
+
+    odd_us = odd_interval_us(sequences, settings)
+    if odd_us is not None:
+        click.echo(
+            f"warning: readings usually come {odd_us / 1e6:g} s apart, and cadence_s is {settings.cadence_s:g}: a "
+            "forecast reaches so many cadences ahead, and is best where readings come once in each",
+            err=True,
+        )
 
 
 def _registered(settings: "Settings", version: int) -> "Forecaster":

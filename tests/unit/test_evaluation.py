@@ -151,6 +151,36 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     assert repeated["scores"] == {name: report["scores"][name] for name in repeated["scores"]}
 
 
+@pytest.fixture
+def half_hourly(tmp_path: Path) -> Path:
+    file = tmp_path / "taxi.csv"
+    times = np.datetime64("2024-01-01") + np.arange(600) * np.timedelta64(30, "m")
+    file.write_text("time,level\n" + "".join(f"{time}:00Z,{number % 48}\n" for number, time in enumerate(times)))
+    return file
+
+
+def run_on(file: Path, settings: Settings, *more: str) -> tuple[str, int]:
+    """What the command told on stderr, and the cadence in microseconds."""
+    command = [str(file), "--horizon", "4", *more]
+    result = CliRunner().invoke(backtest, command, obj=Context(lambda: settings), catch_exceptions=False)
+    report = json.loads((settings.home / "backtests" / "taxi-4" / "scores.json").read_text())
+    return result.stderr, report["model"]["cadence_us"]
+
+
+def test_the_cadence_of_a_file_is_its_own_unless_it_is_set(settings: Settings, half_hourly: Path):
+    settings = settings.model_copy(update={"features": ("level",)})
+    told, cadence_us = run_on(half_hourly, settings)
+    assert cadence_us == HOUR_US // 2
+    assert "note: the cadence is 1800 s, the usual time between two readings here, with a season of 48 steps" in told
+    assert "warning" not in told
+    hourly = settings.model_copy(update={"cadence_s": 3600.0})
+    for chosen, more in ((settings, ("--cadence", "3600")), (hourly, ())):
+        told, cadence_us = run_on(half_hourly, chosen, *more)
+        assert cadence_us == HOUR_US
+        assert "warning: readings usually come 1800 s apart, and cadence_s is 3600" in told
+        assert "note" not in told
+
+
 def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path):
     file = tmp_path / "level.csv"
     rows = (f"{np.datetime64('2024-01-01') + np.timedelta64(hour, 'h')}:00:00Z,{hour % 24}\n" for hour in range(600))

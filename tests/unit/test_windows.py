@@ -16,7 +16,7 @@ from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
 from pipeline.history.table import History
 from pipeline.settings import Settings
-from pipeline.windows import load_sequences, sequences_from_readings, sequences_from_table
+from pipeline.windows import load_sequences, sequences_from_readings, sequences_from_table, usual_interval_us
 
 CADENCE_US = 1_000
 MAX_GAP_STEPS = 3
@@ -217,3 +217,10 @@ def test_memory_stays_in_proportion_to_the_readings(tmp_path: Path):
     steps, peak_bytes = map(int, found.stdout.split())
     assert steps == readings
     assert peak_bytes < 100_000_000 + 140 * readings
+
+
+def test_the_usual_interval_is_the_median_within_sensors():
+    codes = np.array([0, 1, 0, 1, 0, 0, 1])
+    times = np.array([0, 7, 60, 67, 60, 180, 127])  # one twice, one gap
+    assert usual_interval_us(codes, times) == 60
+    assert usual_interval_us(np.array([0, 1]), np.array([0, 60])) is None
