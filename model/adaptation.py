@@ -12,8 +12,9 @@ corrections are learned at no more than ``LEARN_POINTS`` points of the horizon, 
 interpolated between. The state's size is therefore fixed, and grows with the horizon by its labels only (9 bytes a step
 and target).
 
-A step without a reading issues no forecast and replaces the value; a state that is reset is blank again. How each step
-is computed stands in ``model.kernel``; nothing there mixes sensors.
+A step without a reading issues no forecast and replaces the value; a state that is reset is blank again. Time counts by
+the clock: readings that come more often than the cadence are learned from once in each, and between them forecasts are
+mixed with what was learned. How each step is computed stands in ``model.kernel``; nothing there mixes sensors.
 
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts.
 """
@@ -40,7 +41,7 @@ class Rounds:
 
     sizes: Sequence[int]  # falling, at most A
     reset: Bools  # (M,) whether the sensor's state begins anew with the step
-    phase: Indexes  # (M,) the step's place in the season by its timestamp (``phase_of``)
+    timestamp_us: Indexes  # (M,)
     values: Floats  # (M, K) the targets, NaN where missing
     hidden: NDArray[np.float32]  # (M, H) of the last layer after the step
     forecast: Indexes  # (M,) which of the model's forecasts was issued at the step; -1 where it is no reading
@@ -82,14 +83,15 @@ def advance(config: AdaptationConfig, states: States, rounds: Rounds) -> Adapted
         np.cumsum(lengths) - lengths,
         lengths,
         np.ascontiguousarray(rounds.reset),
-        np.ascontiguousarray(rounds.phase),
+        np.ascontiguousarray(rounds.timestamp_us),
+        phase_of(rounds.timestamp_us, config.cadence_us, config.season_steps),
         np.ascontiguousarray(rounds.values),
         np.ascontiguousarray(rounds.hidden),
         np.ascontiguousarray(rounds.forecast),
         np.ascontiguousarray(rounds.quantiles),
         quantiles,
         weights,
-        kernel.scratch(size),
+        kernel.scratch(size, states.dtype.itemsize),
     )
     # A model that gives no number is at fault: nothing that is mixed in may hide it.
     quantiles[~np.isfinite(rounds.quantiles).all(axis=(1, 2, 3))] = np.nan
@@ -102,7 +104,7 @@ def prepare(config: AdaptationConfig) -> None:
     rounds = Rounds(
         sizes=[],
         reset=np.zeros(0, bool),
-        phase=none,
+        timestamp_us=none,
         values=np.zeros((0, config.targets)),
         hidden=np.zeros((0, config.hidden_size), np.float32),
         forecast=none,
@@ -131,6 +133,7 @@ def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places
         stride=config.stride,
         groups=config.groups,
         hidden_regressors=config.hidden_regressors,
+        cadence_us=config.cadence_us,
         calibrated=config.calibrated,
         quick_rate=min(kernel.LEVEL_RATE_BOUND, 4.0 / season),
         season_rate=min(kernel.LEVEL_RATE_BOUND, 1.0 / season),

@@ -20,7 +20,7 @@ States = NDArray[Any]
 
 # Raised whenever equal readings come to be learned from or mixed otherwise: states of another rule are then rebuilt,
 # and forecasts that another rule made are told apart.
-RULE: Final = 3
+RULE: Final = 4
 PENDING: Final = 8  # forecasts awaiting their labels, at most
 LEARN_POINTS: Final = 8  # 24 forecast no better on ETTh1 and the Beijing set, for twice the bytes
 LOSS_POINTS: Final = 8
@@ -54,6 +54,7 @@ class AdaptationConfig:
     season_steps: int
     levels: tuple[float, ...]  # of the quantiles
     hidden_size: int
+    cadence_us: int
 
     @classmethod
     def of(cls, config: ModelConfig, adaptation: Adaptation) -> "AdaptationConfig":
@@ -66,6 +67,7 @@ class AdaptationConfig:
             season_steps=config.season_steps,
             levels=config.quantiles,
             hidden_size=config.hidden_size,
+            cadence_us=config.cadence_us,
         )
 
     @property
@@ -155,6 +157,8 @@ class AdaptationConfig:
         D = (REGRESSORS, REGRESSORS + self.hidden_regressors)
         fields: list[tuple[str, str, tuple[int, ...]]] = [
             ("steps", "<i8", ()),
+            ("points", "<i8", ()),  # of the sensor's grid of cadences, since the state began
+            ("point_us", "<i8", ()),  # when the last of them is
             ("pending_step", "<i8", (A,)),  # the step that issued it, counted from 1; 0 for none
             ("values", "<f8", (K, self.remembered)),  # newest last, replaced where missing
             ("change", "<f8", (K,)),  # last value less the one before

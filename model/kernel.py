@@ -22,6 +22,9 @@ Per target of a sensor, in this order (``_step``):
    outside in part (``EDGE``).
 5. *Keep*. Every ``stride``-th forecast is kept until its labels are in.
 
+Steps stand for points of a grid of cadences, each sensor's own (``_pass``): so many steps later is so many cadences
+later, whenever readings come.
+
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections of
 a group, D regressors, P learning points, L loss points, S steps of a season.
 """
@@ -69,6 +72,9 @@ LEAST_LOSS: Final = 1e-30  # an expert that never erred: all others then have no
 OUTLIER_LOSS: Final = 20.0  # a loss counts as at most this many times the best expert's mean: one must not decide
 OUTLIER_LABELS: Final = 10  # before so many there is no measure of an outlier
 
+# --- time: of how far a reading lies beside its point, the part by which the grid follows: a clock may drift
+GRID_PART: Final = 8
+
 # --- quantiles: steps chosen on validation parts among 0.003-0.03
 SPREAD_PRIOR: Final = 10.0  # labels' worth of "the mixture errs as the GRU does"
 # Change of a log factor per label that falls outside: large at first, to come out of a badly wrong spread, then small,
@@ -102,6 +108,7 @@ class Sizes(NamedTuple):
     stride: int  # steps from one kept forecast to the next
     groups: int  # of corrections: 0 none, 1 light, 2 full
     hidden_regressors: int  # projections of the hidden state
+    cadence_us: int
     calibrated: bool
     quick_rate: float  # of the level over a quarter of a season
     season_rate: float  # of the level over a season
@@ -112,6 +119,8 @@ class Places(NamedTuple):
     """Where each field of a record begins, in numbers of its own type."""
 
     steps: int  # int64
+    points: int
+    point_us: int
     pending_step: int
     values: int  # float64
     change: int
@@ -185,9 +194,11 @@ class Scratch(NamedTuple):
     f: Numbers  # (D,)
     gain: Numbers  # (D,)
     errors: Numbers  # (4, P)
+    nothing: Numbers  # (K,) NaN: the values of a point without a reading
+    record: Numbers  # bytes: a record as it was
 
 
-def scratch(size: Sizes) -> Scratch:
+def scratch(size: Sizes, record_bytes: int) -> Scratch:
     """Room for ``run``."""
     most = REGRESSORS + size.hidden_regressors
     h, E, L, P, Q = size.horizon, size.experts, size.loss_points, size.learn_points, size.quantiles
@@ -206,6 +217,8 @@ def scratch(size: Sizes) -> Scratch:
         f=np.empty(most),
         gain=np.empty(most),
         errors=np.empty((4, P)),
+        nothing=np.full(size.targets, np.nan),
+        record=np.empty(record_bytes, np.uint8),
     )
 
 
@@ -678,6 +691,27 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
 
 
 @_inner
+def _pass(size: Sizes, at: Places, record: Record, timestamp_us: int) -> int:
+    """How many points of the sensor's grid lie behind its last one, up to the one that is nearest to ``timestamp_us``.
+
+    The grid begins with the state, and follows the readings a little. Once in a cadence is one each; a reading between
+    two points passes none, and of readings a little rarer than the cadence some pass two. In whole microseconds.
+    """
+    i8 = record.i8
+    if i8[at.points] == 0:
+        i8[at.points] = 1
+        i8[at.point_us] = timestamp_us
+        return 1
+    since = timestamp_us - i8[at.point_us]
+    passed = (since + size.cadence_us // 2) // size.cadence_us
+    beside = since - passed * size.cadence_us
+    if passed:
+        i8[at.points] += passed
+        i8[at.point_us] += passed * size.cadence_us + beside // GRID_PART
+    return int(passed)
+
+
+@_inner
 def _step(
     size: Sizes,
     at: Places,
@@ -687,12 +721,16 @@ def _step(
     values: Numbers,
     hidden: Numbers,
     issued: bool,
+    counts: bool,
     model: Numbers,
     out: Numbers,
     weights: Numbers,
     to: Scratch,
 ) -> None:
-    """One step of one sensor; ``model`` (K, Q, h) and what it becomes, ``out`` and ``weights``, only where issued."""
+    """One step of one sensor; ``model`` (K, Q, h) and what it becomes, ``out`` and ``weights``, only where issued.
+
+    One that does not count is judged by nothing and keeps nothing: the record is to be as before it.
+    """
     begun = False
     for k in range(size.targets):
         begun = begun or record.i4[at.observed + k] > 0 or math.isfinite(values[k])
@@ -701,8 +739,8 @@ def _step(
     issue = steps - size.horizon
     due = issue >= 0 and issue % size.stride == 0
     due_slot = (issue // size.stride) % size.slots if due else 0
-    due = due and record.i8[at.pending_step + due_slot] == issue + 1
-    keep = begun and steps % size.stride == 0
+    due = counts and due and record.i8[at.pending_step + due_slot] == issue + 1
+    keep = counts and begun and steps % size.stride == 0
     slot = (steps // size.stride) % size.slots
     if size.groups == 2 and issued:
         for i in range(size.hidden_regressors):
@@ -743,6 +781,7 @@ def run(
     begins: Numbers,
     lengths: Numbers,
     reset: Numbers,
+    timestamp_us: Numbers,
     phase: Numbers,
     values: Numbers,
     hidden: Numbers,
@@ -757,7 +796,8 @@ def run(
     Args:
         records: of A sensors, each field (A, numbers).
         begins: (rounds,) the step with which each round begins; lengths: (rounds,) sensors in it.
-        reset: (M,); phase: (M,); values: (M, K); hidden: (M, H), or (M, 0) where nothing uses it.
+        reset: (M,); timestamp_us: (M,), and phase: (M,) its place in the season; values: (M, K); hidden: (M, H), or
+            (M, 0) where nothing uses it.
         forecast: (M,) the forecast issued at each step, -1 for none; model: (n, K, Q, h).
         out: (n, K, Q, h) and weights: (n, K, E) are filled.
     """
@@ -771,17 +811,24 @@ def run(
                 record.u1[:] = 0
             n = forecast[i]
             there = max(n, 0)
-            _step(
-                size,
-                at,
-                table,
-                record,
-                phase[i],
-                values[i],
-                hidden[i],
-                n >= 0,
-                model[there],
-                out[there],
-                weights[there],
-                to,
-            )
+            passed = _pass(size, at, record, timestamp_us[i])
+            if passed == 0:
+                _copy(record.u1, to.record)
+            for back in range(max(passed, 1) - 1, -1, -1):  # points that no step stands for, and the step's own
+                _step(
+                    size,
+                    at,
+                    table,
+                    record,
+                    (phase[i] - back) % size.season if back else phase[i],
+                    to.nothing if back else values[i],
+                    hidden[i],
+                    n >= 0 and back == 0,
+                    passed > 0,
+                    model[there],
+                    out[there],
+                    weights[there],
+                    to,
+                )
+            if passed == 0:
+                _copy(to.record, record.u1)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .adaptation import Rounds, advance, phase_of
+from .adaptation import Rounds, advance
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig, States, adaptation_dtype
 from .forecaster import Forecaster
@@ -188,7 +188,6 @@ class _Rounds:
 
     def _adapt(self, values: Floats, hidden: Tensor, found: Sequence[Floats]) -> list[Floats]:
         """Each sensor's forecasts ``found``, adapted at its readings; the sensors' records are stepped."""
-        config = self._forecaster.config
         observed = self._gather("observed")
         forecast = np.full(len(observed), -1)
         forecast[observed] = np.arange(int(observed.sum()))
@@ -197,11 +196,10 @@ class _Rounds:
             quantiles[: len(each), g] = each
         flat = quantiles[self._taken]
         states = np.concatenate([state.adaptation for _, state, _ in self._group])
-        phase = phase_of(self._gather("timestamp_us"), config.cadence_us, config.season_steps)
         rounds = Rounds(
             sizes=self._taken.sum(axis=1).tolist(),
             reset=self._gather("reset"),
-            phase=phase,
+            timestamp_us=self._gather("timestamp_us"),
             values=values,
             hidden=hidden.transpose(0, 1).cpu().numpy()[self._taken],
             forecast=forecast,

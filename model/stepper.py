@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .adaptation import Adapted, Rounds, advance, phase_of, prepare
+from .adaptation import Adapted, Rounds, advance, prepare
 from .cells import TiledGRU, TiledLinear, padded, using_threads
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig
@@ -154,11 +154,10 @@ class Stepper:
         config = self.config
         forecast = np.full(len(plan.turn), -1)
         forecast[at] = np.arange(len(at))
-        timestamp_us = plan.timestamp_us[plan.rounds]
         rounds = Rounds(
             sizes=plan.sizes,
             reset=plan.reset[plan.rounds],
-            phase=phase_of(timestamp_us, config.cadence_us, config.season_steps),
+            timestamp_us=plan.timestamp_us[plan.rounds],
             values=seen[plan.rounds][:, list(config.target_indices)],
             hidden=hidden,
             forecast=forecast,

@@ -18,15 +18,16 @@ LEVELS: Final[tuple[Level, ...]] = ("off", "light", "full")
 SHAPES: Final = ((1, 1), (2, 24))  # targets and steps ahead
 SENSORS: Final = (200, 2_000)
 REPEATS: Final = 20
+HOUR_US: Final = 3_600_000_000
 
 
-def rounds(config: AdaptationConfig, sensors: int, steps: int, random: np.random.Generator) -> Rounds:
-    """A reading of every sensor at each of some steps, and forecasts of no particular worth."""
+def rounds(config: AdaptationConfig, sensors: int, steps: int, random: np.random.Generator, first: int = 0) -> Rounds:
+    """A reading of every sensor at each of some steps from the first on, and forecasts of no particular worth."""
     n, K, Q = sensors * steps, config.targets, len(config.levels)
     return Rounds(
         sizes=[sensors] * steps,
         reset=np.zeros(n, bool),
-        phase=np.repeat(np.arange(steps) % config.season_steps, sensors),
+        timestamp_us=np.repeat((first + np.arange(steps)) * config.cadence_us, sensors),
         values=random.standard_normal((n, K)),
         hidden=random.standard_normal((n, config.hidden_size)).astype(np.float32),
         forecast=np.arange(n),
@@ -36,13 +37,14 @@ def rounds(config: AdaptationConfig, sensors: int, steps: int, random: np.random
 
 def measure(level: Level, targets: int, horizon: int, sensors: int) -> tuple[int, float]:
     """Bytes a sensor, and the least microseconds a reading among some rounds of one reading of every sensor."""
-    config = AdaptationConfig(level, True, targets, horizon, 24, (0.1, 0.5, 0.9), 64)
+    config = AdaptationConfig(level, True, targets, horizon, 24, (0.1, 0.5, 0.9), 64, HOUR_US)
     random = np.random.default_rng(0)
     states = np.zeros(sensors, adaptation_dtype(config))
-    advance(config, states, rounds(config, sensors, 2 * horizon + 10, random))  # so that every round has labels
+    past = 2 * horizon + 10
+    advance(config, states, rounds(config, sensors, past, random))  # so that every round has labels
     least = float("inf")
-    one = rounds(config, sensors, 1, random)
-    for _ in range(REPEATS):
+    for repeat in range(REPEATS):
+        one = rounds(config, sensors, 1, random, past + repeat)
         began = time.perf_counter()
         advance(config, states, one)
         least = min(least, time.perf_counter() - began)

@@ -14,12 +14,13 @@ from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, AdaptationConfig, 
 
 Floats = NDArray[np.float64]
 SEASON = 12
+HOUR_US = 3_600_000_000
 LEVELS = (0.1, 0.5, 0.9)
 HIDDEN = 20
 
 
 def config(level: Level = "light", *, horizon: int = 3, targets: int = 1, calibrated: bool = True) -> AdaptationConfig:
-    return AdaptationConfig(level, calibrated, targets, horizon, SEASON, LEVELS, HIDDEN)
+    return AdaptationConfig(level, calibrated, targets, horizon, SEASON, LEVELS, HIDDEN, HOUR_US)
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ def run(
     quantiles: Floats | None = None,
     states: States | None = None,
     start: int = 0,
+    times_us: NDArray[np.int64] | None = None,
 ) -> Run:
-    """Steps through values (T, B, K) from step ``start`` on."""
+    """Steps through values (T, B, K) from step ``start`` on, or of these times (T,)."""
     T, B, _ = values.shape
     states = np.zeros(B, adaptation_dtype(shape)) if states is None else states
     quantiles = gru_like(values, shape.horizon_steps) if quantiles is None else quantiles
@@ -56,9 +58,9 @@ def run(
     given = quantiles.reshape(n, K, len(shape.levels), h)
     issued = np.isfinite(given).all(axis=(1, 2, 3))
     forecast = np.where(issued, np.cumsum(issued) - 1, -1)
-    phase = np.repeat((start + np.arange(T)) % SEASON, B)
+    timestamp_us = np.repeat((start + np.arange(T)) * HOUR_US if times_us is None else times_us, B)
     hidden = hidden_of(values).reshape(n, HIDDEN).astype(np.float32)
-    rounds = Rounds([B] * T, np.zeros(n, bool), phase, values.reshape(n, K), hidden, forecast, given[issued])
+    rounds = Rounds([B] * T, np.zeros(n, bool), timestamp_us, values.reshape(n, K), hidden, forecast, given[issued])
     adapted = advance(shape, states, rounds)
     outs, weights = np.full(given.shape, np.nan), np.full((n, K, adapted.weights.shape[2]), np.nan)
     outs[issued], weights[issued] = adapted.quantiles, adapted.weights
@@ -283,6 +285,56 @@ def test_the_phase_goes_by_the_clock_and_forgives_jitter() -> None:
     for jitter_us in (-1_000_000, 0, 1_000_000):
         phase = phase_of(hours * 3_600_000_000 + jitter_us, 3_600_000_000, 24)
         assert phase.tolist() == [23, 0, 5, 0, 7]
+
+
+HORIZON = 4
+
+
+def by_the_clock(every: float, hours: int = 3_000, jitter: float = 0.0) -> tuple[NDArray[np.int64], Floats, Run]:
+    """Times (T,), values (T, B, 1) and forecasts of series with a daily swing, read so often (in cadences)."""
+    random = np.random.default_rng(7)
+    count = int(hours / every)
+    at = np.arange(count) * every + random.uniform(-jitter, jitter, count)
+    times_us = np.rint(at * HOUR_US).astype(np.int64)
+    noise = np.sqrt(every) * 0.2 * random.standard_normal((count, 3)).cumsum(axis=0)
+    values = (np.sin(2 * np.pi * at / SEASON)[:, None] * 2.0 + noise)[:, :, None]
+    return times_us, values, run(config(horizon=HORIZON), values, times_us=times_us)
+
+
+def errors_by_the_clock(times_us: NDArray[np.int64], values: Floats, forecasts: Floats, start: int) -> Floats:
+    """(h,) mean absolute errors of forecasts (T, B, K, h), labels read off between the values around their times."""
+    found = []
+    for j in range(HORIZON):
+        wanted = times_us + (j + 1) * HOUR_US
+        inside = (wanted <= times_us[-1]) & (np.arange(len(times_us)) >= start)
+        for b in range(values.shape[1]):
+            labels = np.interp(wanted[inside], times_us, values[:, b, 0])
+            found.append(np.abs(labels - forecasts[inside, b, 0, j]).mean())
+    return np.array(found).reshape(HORIZON, -1).mean(axis=1)
+
+
+@pytest.mark.parametrize(("every", "jitter"), [(1.0, 0.0), (1.0, 0.3), (0.5, 0.0), (0.2, 0.05), (0.6, 0.0), (1.4, 0.0)])
+def test_steps_are_counted_by_the_clock_however_often_readings_come(every: float, jitter: float) -> None:
+    times_us, values, done = by_the_clock(every, jitter=jitter)
+    start = len(times_us) // 3
+    found = errors_by_the_clock(times_us, values, done.quantiles[..., 1, :], start)
+    held = errors_by_the_clock(times_us, values, np.broadcast_to(values[..., None], (*values.shape, HORIZON)), start)
+    # Of a swing of 2, persistence is off by as much as 1.7 a quarter of a season later.
+    assert (found < [0.9 * held[0], *(0.6 * held[1:])]).all(), (found, held)
+    assert found[-1] < 0.7
+
+
+def test_a_reading_between_two_points_is_forecast_from_and_leaves_nothing_behind() -> None:
+    random = np.random.default_rng(3)
+    values = random.standard_normal((200, 2, 1)).cumsum(axis=0)
+    shape = config()
+    plain = run(shape, values)
+    between = run(shape, np.full((1, 2, 1), 9.0), states=plain.states.copy(), times_us=np.array([199 * HOUR_US + 1]))
+    assert between.states.tobytes() == plain.states.tobytes()
+    assert np.isfinite(between.quantiles).all()
+    assert (between.weights > 0).any(axis=-1).all()
+    lifted = run(shape, np.full((1, 2, 1), 99.0), states=plain.states.copy(), times_us=np.array([199 * HOUR_US + 1]))
+    assert (lifted.quantiles[..., 1, :] != between.quantiles[..., 1, :]).all()
 
 
 def test_nothing_to_adapt_has_no_state() -> None:
