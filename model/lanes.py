@@ -152,7 +152,7 @@ class LanePool:
         self._until_us = train_end_us
         self._rows = forecaster.sensor_rows(prepared.sequences.sensors)
         # From one reset to the next, since no state is served across one.
-        spans = [prepared.sequences.stretches(sensor, None, train_end_us) for sensor in range(len(self._rows))]
+        spans = [prepared.sequences.stretches(sensor, train_end_us) for sensor in range(len(self._rows))]
         self._spans = list(itertools.chain.from_iterable(spans))
         self._span_rows = np.repeat(self._rows, [len(stretches) for stretches in spans])
         self.longest = max((hi - lo for lo, hi in self._spans), default=0)
@@ -275,17 +275,16 @@ def evaluation_lanes(
     """Every sensor's steps from ``start_us`` up to ``end_us``, behind a run-up or reset; fewer sensors if too many."""
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)
-    lanes: list[list[Lane]] = []
+    by_sensor: list[list[Lane]] = []
     for sensor, row in enumerate(rows):
         lo, _ = sequences.span(sensor, start_us, end_us)
         run_up = max(int(sequences.starts[sensor]), lo - 2 * forecaster.config.warmup_steps)
-        lanes.append(
-            [
-                Lane(prepared, max(first, run_up), last, int(row), max(first, lo), end_us)
-                for first, last in sequences.stretches(sensor, None, end_us)
-                if last > lo
-            ]
-        )
-    lanes = [of_sensor for of_sensor in lanes if of_sensor]
-    steps = sum(lane.hi - lane.lo for of_sensor in lanes for lane in of_sensor)
-    return list(itertools.chain.from_iterable(lanes[:: max(1, -(-steps // most_steps))]))
+        lanes = [
+            Lane(prepared, max(first, run_up), last, int(row), max(first, lo), end_us)
+            for first, last in sequences.stretches(sensor, end_us)
+            if last > lo
+        ]
+        if lanes:
+            by_sensor.append(lanes)
+    steps = sum(lane.hi - lane.lo for lanes in by_sensor for lane in lanes)
+    return list(itertools.chain.from_iterable(by_sensor[:: max(1, -(-steps // most_steps))]))

@@ -24,16 +24,6 @@ def blank_root(regressors: int) -> Floats:
     return np.eye(regressors) * math.sqrt(PRIOR_VARIANCE)
 
 
-def predict(weights: NDArray[np.float32], x: Floats) -> Floats:
-    """(n, R, P) of weights (n, R, D, P) and regressors x (n, D).
-
-    In single precision: weights are kept in it, and turning them into doubles costs more than all else.
-    """
-    product = np.matmul(x[:, None, None, :].astype(np.float32), np.ascontiguousarray(weights))
-    predicted: Floats = product[:, :, 0].astype(np.float64)
-    return predicted
-
-
 def update(root: Floats, weights: Floats, x: Floats, errors: Floats, forgetting: float) -> tuple[Floats, Floats]:
     """Root and weights after one more label.
 
@@ -41,7 +31,7 @@ def update(root: Floats, weights: Floats, x: Floats, errors: Floats, forgetting:
     therefore held at the prior's: its row of the root is shrunk, which keeps P positive semi-definite.
 
     Args:
-        root: (n, D, D); weights: (n, R, D, P); x: (n, D); errors: (n, R, P) label less ``predict``, 0 where the label
+        root: (n, D, D); weights: (n, R, D, P); x: (n, D); errors: (n, R, P) label less prediction, 0 where the label
             is missing (that regression then keeps its weights); forgetting: in (0, 1], 1 forgets nothing.
     """
     f = np.matmul(x[:, None, :], root)[:, 0]  # rootᵀ x, (n, D)

@@ -44,9 +44,9 @@ class Sequences:
         hi = last if end_us is None else first + int(np.searchsorted(moments, end_us))
         return lo, max(lo, hi)
 
-    def stretches(self, sensor: int, start_us: int | None = None, end_us: int | None = None) -> list[tuple[int, int]]:
-        """The bounds of ``span`` cut at every reset, of which the state before it is not carried over."""
-        lo, hi = self.span(sensor, start_us, end_us)
+    def stretches(self, sensor: int, end_us: int | None = None) -> list[tuple[int, int]]:
+        """A sensor's steps before ``end_us``, cut at every reset, over which no state is carried."""
+        lo, hi = self.span(sensor, None, end_us)
         cuts = lo + np.flatnonzero(self.reset[lo:hi])
         edges = [lo, *cuts[cuts > lo].tolist(), hi]
         return list(itertools.pairwise(edges)) if hi > lo else []

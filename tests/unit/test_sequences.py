@@ -153,7 +153,7 @@ def test_too_few_readings_to_split_are_an_error():
 def test_stretches_end_where_a_state_is_reset():
     sequences = sequences_of({"a": [0, 100, 200, 5_000, 5_100], "b": [0, 100]})
     assert sequences.stretches(0) == [(0, 3), (3, 5)]
-    assert sequences.stretches(0, 100, 5_100) == [(1, 3), (3, 4)]
-    assert sequences.stretches(0, 5_000) == [(3, 5)]
+    assert sequences.stretches(0, 5_100) == [(0, 3), (3, 4)]
+    assert sequences.stretches(0, 5_000) == [(0, 3)]
     assert sequences.stretches(1) == [(5, 7)]
-    assert sequences.stretches(1, 300) == []
+    assert sequences.stretches(1, 0) == []
