@@ -78,7 +78,7 @@ class _Data:
     training_set: TrainingSet
     sequences: Sequences
     split: Split
-    seen: str = ""  # why no part of it can be told the champion has not seen; then it is not compared with
+    unfair: str = ""  # why the champion is not compared with
 
 
 def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
@@ -88,7 +88,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     options = _options(settings.training)
     data = step("read the history", lambda: _unseen(_read(settings, history_version), champion))
     config = model_config(settings)
-    initial = _initial(settings.training, config, options, champion)
+    initial = _initial(settings.training, config, options, champion, data.unfair)
     tags = {"settings": settings.fingerprint, "champion": str(champion.version) if champion else "none"}
     with training_run(settings, f"retrain on history {data.training_set.version}", tags) as run:
         run.log_training_set(data.training_set)
@@ -100,7 +100,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         summary = summarise(done.scores)
         version = step("register", lambda: _register(registry, run, result.forecaster, summary, data))
         checkpoint.unlink(missing_ok=True)  # the result is safe
-        decision = _decide(registry, settings, champion, done.scores, data.seen)
+        decision = _decide(registry, settings, champion, done.scores, data.unfair)
         gate = {"gate.decision": "promoted" if decision.promote else "declined", "gate.reason": decision.reason}
         registry.tag(version, gate)
         run.tag(gate)
@@ -140,7 +140,7 @@ def _read(settings: Settings, version: int | None) -> _Data:
     version = history.version if version is None else version
     topic = settings.kafka.topics.readings
     sequences = load_sequences(history, settings, version)
-    odd_us = odd_interval_us(sequences, settings)
+    odd_us = odd_interval_us(sequences)
     if odd_us is not None:
         get_run_logger().warning(
             "readings usually come %g s apart, and cadence_s is %g: a forecast reaches so many cadences ahead, and is "
@@ -161,9 +161,10 @@ def _read(settings: Settings, version: int | None) -> _Data:
 
 
 def _unseen(data: _Data, champion: _Champion | None) -> _Data:
-    """The data with nothing in its held-out tail that the champion was trained or chosen on.
+    """The data with nothing in its held-out tail that the champion was trained on, or its epoch chosen on.
 
-    It would be compared with on what it knows: after a backfill of old readings, say, or with a longer tail.
+    It would be compared with on what it knows: after a backfill of old readings, say, or with a longer tail. At least
+    a season has to be left, or chance decides.
     """
     if champion is None or champion.forecaster is None:
         return data
@@ -175,11 +176,12 @@ def _unseen(data: _Data, champion: _Champion | None) -> _Data:
             *(champion.version, VALIDATE_UNTIL),
         )
         return data
+    config = champion.forecaster.config
     try:
-        split = after_selection(data.split, data.sequences, champion.forecaster.config, champion.selected_until)
+        split = after_selection(data.split, data.sequences, config, champion.selected_until, config.season_steps)
     except ValueError as error:
         log.warning("version %d, the champion, will not be compared with: %s", champion.version, error)
-        return replace(data, seen=str(error))
+        return replace(data, unfair=str(error))
     if split != data.split:
         log.info(
             "version %d, the champion, was trained and chosen on readings until %s: the held-out tail begins there",
@@ -203,10 +205,14 @@ def _long_enough(training_set: TrainingSet, horizon_steps: int) -> Iterator[None
 
 
 def _initial(
-    training: TrainingSettings, config: ModelConfig, options: TrainingOptions, champion: _Champion | None
+    training: TrainingSettings, config: ModelConfig, options: TrainingOptions, champion: _Champion | None, unfair: str
 ) -> Forecaster | None:
     """Whose weights training begins from: the champion's where that is asked for and possible."""
     if not training.warm_start or champion is None or champion.forecaster is None:
+        return None
+    if unfair:
+        # What the champion has seen, it would have seen.
+        get_run_logger().warning("no warm start; training begins from random weights: %s", unfair)
         return None
     wanted = replace(config, preset=options.preset, hidden_size=options.hidden_size)
     if replace(champion.forecaster.config, sensors=()) != wanted:
@@ -269,11 +275,19 @@ def _train(
 def _back_test(adaptation: Adaptation, forecaster: Forecaster, champion: _Champion | None, data: _Data) -> Evaluation:
     """Scores on the held-out tail by name, the models adapted as they are when they serve."""
     rivals: list[Predictor] = []
-    if champion is not None and champion.forecaster is not None and not data.seen:
+    if champion is not None and champion.forecaster is not None and not data.unfair:
         rivals.append(model_predictor(champion.forecaster, CHAMPION, adaptation))
     tell(Progress("back-testing", 0.0))
     with _long_enough(data.training_set, forecaster.config.horizon_steps):
-        done = evaluate(forecaster, data.sequences, data.split, adaptation, name=CHALLENGER, beside=rivals)
+        done = evaluate(
+            forecaster,
+            data.sequences,
+            data.split,
+            adaptation,
+            name=CHALLENGER,
+            beside=rivals,
+            scale_until_us=data.split.validation_end_us,  # of sensors that came up lately, too
+        )
     tell(Progress("back-testing", 1.0, 1.0))
     return done
 
@@ -300,17 +314,17 @@ def _register(
 
 
 def _decide(
-    registry: Registry, settings: Settings, champion: _Champion | None, scores: Mapping[str, Scores], seen: str
+    registry: Registry, settings: Settings, champion: _Champion | None, scores: Mapping[str, Scores], unfair: str
 ) -> Decision:
     """The gate's decision; a champion that came up while this run trained was not compared with, and stays."""
     now = registry.resolve(CHAMPION)
     if now != (champion.version if champion else None):
         happened = "the champion lost its alias" if now is None else f"version {now} became champion"
         return Decision(False, f"declined: {happened} while this one was trained; retrain to compare")
-    if champion is not None and seen:
+    if champion is not None and unfair:
         return Decision(
             False,
-            f"declined: no fair comparison with the champion, version {champion.version}: {seen}; "
+            f"declined: no fair comparison with the champion, version {champion.version}: {unfair}; "
             "`streamgru promote` puts this one in its place all the same",
         )
     loss = {name: score.mean(settings.gate.metric) for name, score in scores.items()}

@@ -12,9 +12,9 @@ corrections are learned at no more than ``LEARN_POINTS`` points of the horizon, 
 interpolated between. The state's size is therefore fixed, and grows with the horizon by its labels only (9 bytes a step
 and target).
 
-A step without a reading issues no forecast and replaces the value; a state that is reset is blank again. Time counts by
-the clock: readings that come more often than the cadence are learned from once in each, and between them forecasts are
-mixed with what was learned. How each step is computed stands in ``model.kernel``; nothing there mixes sensors.
+A state that is reset is blank again. Time counts by the clock, in points of a grid of cadences: a point without a value
+replaces it, and of several values at a point the first is learned from, while all are forecast from. How each step is
+computed stands in ``model.kernel``; nothing there mixes sensors.
 
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts.
 """
@@ -56,12 +56,6 @@ class Adapted:
     weights: Floats  # (n, K, E) of the experts, averaged over the horizon
 
 
-def phase_of(timestamp_us: Indexes, cadence_us: int, season_steps: int) -> Indexes:
-    """The place in the season of each timestamp, by the clock: gaps and restarts do not shift it."""
-    phase: Indexes = (timestamp_us + cadence_us // 2) // cadence_us % season_steps
-    return phase
-
-
 def advance(config: AdaptationConfig, states: States, rounds: Rounds) -> Adapted:
     """Steps ``states`` in place, and adapts the forecasts issued on the way; NaN where the model gave no finite ones.
 
@@ -84,7 +78,6 @@ def advance(config: AdaptationConfig, states: States, rounds: Rounds) -> Adapted
         lengths,
         np.ascontiguousarray(rounds.reset),
         np.ascontiguousarray(rounds.timestamp_us),
-        phase_of(rounds.timestamp_us, config.cadence_us, config.season_steps),
         np.ascontiguousarray(rounds.values),
         np.ascontiguousarray(rounds.hidden),
         np.ascontiguousarray(rounds.forecast),

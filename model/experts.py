@@ -161,10 +161,10 @@ class AdaptationConfig:
             ("point_us", "<i8", ()),  # when the last of them is
             ("pending_step", "<i8", (A,)),  # the step that issued it, counted from 1; 0 for none
             ("values", "<f8", (K, self.remembered)),  # newest last, replaced where missing
-            ("change", "<f8", (K,)),  # last value less the one before
+            ("change", "<f8", (K, 2)),  # last value less the one before; that of the one before
             ("scale", "<f8", (K,)),  # running mean |change|
             ("levels", "<f8", (K, 2)),  # running means over a quarter of a season, and a season
-            ("deviation", "<f8", (K, 2)),  # of the last value from each profile
+            ("deviation", "<f8", (K, 3)),  # of the last value from each profile; of the one before from the slow one
             ("drift", "<f8", (K, 2)),  # running means of the deviation from the slow profile
             ("profiles", "<f8", (K, 2, S)),  # a slow and a quick mean by phase of the season
             ("pending_value", "<f8", (A, K)),

@@ -22,8 +22,8 @@ Per target of a sensor, in this order (``_step``):
    outside in part (``EDGE``).
 5. *Keep*. Every ``stride``-th forecast is kept until its labels are in.
 
-Steps stand for points of a grid of cadences, each sensor's own (``_pass``): so many steps later is so many cadences
-later, whenever readings come.
+Steps stand for points of a grid of cadences, each sensor's own (``_points_to``): so many steps later is so many
+cadences later, whenever readings come.
 
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections of
 a group, D regressors, P learning points, L loss points, S steps of a season.
@@ -72,8 +72,10 @@ LEAST_LOSS: Final = 1e-30  # an expert that never erred: all others then have no
 OUTLIER_LOSS: Final = 20.0  # a loss counts as at most this many times the best expert's mean: one must not decide
 OUTLIER_LABELS: Final = 10  # before so many there is no measure of an outlier
 
-# --- time: of how far a reading lies beside its point, the part by which the grid follows: a clock may drift
-GRID_PART: Final = 8
+# --- time
+# The grid follows a running mean, over so many points, of how far readings lie beside them. Over fewer it would run
+# ahead where readings are dense, of which each point's first comes up to half a cadence early.
+GRID_POINTS: Final = 100
 
 # --- quantiles: steps chosen on validation parts among 0.003-0.03
 SPREAD_PRIOR: Final = 10.0  # labels' worth of "the mixture errs as the GRU does"
@@ -269,16 +271,22 @@ def _unit(at: Places, record: Record, k: int) -> float:
 
 
 @_inner
-def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value: float, x: Numbers) -> None:
-    """Moves a target's signals by one step; ``x`` gets the regressors, in scales.
+def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value: float, late: bool, x: Numbers) -> None:
+    """Moves a target's signals by one point; ``x`` gets the regressors, in scales.
 
     A missing value is replaced: by the slow profile plus the last deviation from it, which fades; before a first season
     is over, by the last value. A replaced value moves no level, scale or profile, and is never a label.
+
+    Args:
+        late: the value is that of the last point, which has passed without one.
     """
     f8, S = record.f8, size.season
     values = f8[at.values + k * size.remembered : at.values + (k + 1) * size.remembered]
     levels, drift = f8[at.levels + 2 * k : at.levels + 2 * k + 2], f8[at.drift + 2 * k : at.drift + 2 * k + 2]
-    deviation = f8[at.deviation + 2 * k : at.deviation + 2 * k + 2]
+    deviation, changes = (
+        f8[at.deviation + 3 * k : at.deviation + 3 * k + 3],
+        f8[at.change + 2 * k : at.change + 2 * k + 2],
+    )
     slow = f8[at.profiles + 2 * k * S : at.profiles + (2 * k + 1) * S]
     quick = f8[at.profiles + (2 * k + 1) * S : at.profiles + (2 * k + 2) * S]
     seen = record.u1[at.seen + k * size.horizon : at.seen + (k + 1) * size.horizon]
@@ -286,7 +294,7 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
     there = math.isfinite(value)
     first = there and observed == 0
     seasoned = observed >= S
-    previous = _clip(value if first else values[-1], VALUE_BOUND)
+    previous = _clip(value if first else values[-1] - changes[0] if late else values[-1], VALUE_BOUND)
     expected_slow, expected_quick = slow[phase], quick[phase]
     if there:
         y = _clip(value, VALUE_BOUND)
@@ -294,7 +302,10 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
         y = expected_slow + deviation[0] * (1.0 - size.quick_rate)
     else:
         y = previous
-    change, older = y - previous, 0.0 if first else f8[at.change + k]
+    change = y - previous
+    if not late:
+        changes[1], deviation[2] = 0.0 if first else changes[0], deviation[0]
+    changes[0] = change
     # Running means start as plain means: a constant rate would take seasons to forget the start.
     count: Any = min(observed + there, COUNT_BOUND)
     mean_rate = 1.0 / max(count, 1)
@@ -304,6 +315,8 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
         levels[:] = y
         slow[:] = y
         quick[:] = y
+    elif late:
+        values[-1] = y
     else:
         _shift(values, y)
     if there:
@@ -317,20 +330,34 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
             slow[phase] += max(SLOW_PROFILE_RATE, visit_rate) * (y - expected_slow)
             quick[phase] += max(QUICK_PROFILE_RATE, visit_rate) * (y - expected_quick)
     # In its first season a profile knows nothing of the phases ahead: deviations are zero, and the bases persistence.
-    older_deviation = deviation[0]
+    replaced = deviation[0]
     deviation[0] = y - expected_slow if seasoned else 0.0
     deviation[1] = y - expected_quick if seasoned else 0.0
-    drift[0] += quick_rate * (deviation[0] - drift[0])
-    drift[1] += season_rate * (deviation[0] - drift[1])
-    f8[at.change + k] = change
+    drift[0] += quick_rate * (deviation[0] - (replaced if late else drift[0]))
+    drift[1] += season_rate * (deviation[0] - (replaced if late else drift[1]))
     record.i4[at.observed + k] = count
-    _shift(seen, there)
+    if late:
+        seen[-1] = there
+    else:
+        _shift(seen, there)
+    _regressors(size, at, record, k, y, 0.0, x)
 
-    x[0], x[1] = change, older
+
+@_inner
+def _regressors(size: Sizes, at: Places, record: Record, k: int, y: float, moved: float, x: Numbers) -> None:
+    """What corrections see after a value, in scales; ``moved`` is what lies between it and that of the last point."""
+    f8 = record.f8
+    levels, drift = f8[at.levels + 2 * k : at.levels + 2 * k + 2], f8[at.drift + 2 * k : at.drift + 2 * k + 2]
+    deviation, changes = (
+        f8[at.deviation + 3 * k : at.deviation + 3 * k + 3],
+        f8[at.change + 2 * k : at.change + 2 * k + 2],
+    )
+    beside = moved if record.i4[at.observed + k] > size.season else 0.0
+    x[0], x[1] = changes[0] + moved, changes[1]
     x[2], x[3] = y - levels[0], y - levels[1]
-    x[4], x[5] = deviation[0], older_deviation
+    x[4], x[5] = deviation[0] + beside, deviation[2]
     x[6], x[7] = drift[0], drift[1]
-    x[8] = deviation[1]
+    x[8] = deviation[1] + beside
     unit = _unit(at, record, k)
     for i in range(9):
         x[i] = _clip(x[i] / unit, REGRESSOR_BOUND)
@@ -691,24 +718,33 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
 
 
 @_inner
-def _pass(size: Sizes, at: Places, record: Record, timestamp_us: int) -> int:
+def _points_to(size: Sizes, at: Places, record: Record, timestamp_us: int) -> int:
     """How many points of the sensor's grid lie behind its last one, up to the one that is nearest to ``timestamp_us``.
 
-    The grid begins with the state, and follows the readings a little. Once in a cadence is one each; a reading between
-    two points passes none, and of readings a little rarer than the cadence some pass two. In whole microseconds.
+    The grid begins with the state. Readings about once in a cadence have one each; one between two points has none.
     """
+    if record.i8[at.points] == 0:
+        return 1
+    return int((timestamp_us - record.i8[at.point_us] + size.cadence_us // 2) // size.cadence_us)
+
+
+@_inner
+def _move_on(size: Sizes, at: Places, record: Record, timestamp_us: int) -> None:
+    """One point on; the grid follows the reading that is nearest to it. In whole microseconds."""
     i8 = record.i8
     if i8[at.points] == 0:
-        i8[at.points] = 1
-        i8[at.point_us] = timestamp_us
-        return 1
-    since = timestamp_us - i8[at.point_us]
-    passed = (since + size.cadence_us // 2) // size.cadence_us
-    beside = since - passed * size.cadence_us
-    if passed:
-        i8[at.points] += passed
-        i8[at.point_us] += passed * size.cadence_us + beside // GRID_PART
-    return int(passed)
+        i8[at.point_us] = timestamp_us - size.cadence_us
+    i8[at.points] += 1
+    i8[at.point_us] += size.cadence_us
+    beside = timestamp_us - i8[at.point_us]
+    if abs(beside) <= size.cadence_us // 2:
+        i8[at.point_us] += beside // min(i8[at.points], GRID_POINTS)
+
+
+@_inner
+def _phase(size: Sizes, at: Places, record: Record) -> int:
+    """The last point's place in the season, by the clock: gaps and restarts do not shift it."""
+    return int((record.i8[at.point_us] + size.cadence_us // 2) // size.cadence_us % size.season)
 
 
 @_inner
@@ -727,15 +763,16 @@ def _step(
     weights: Numbers,
     to: Scratch,
 ) -> None:
-    """One step of one sensor; ``model`` (K, Q, h) and what it becomes, ``out`` and ``weights``, only where issued.
+    """One point of one sensor, or a reading behind it, which does not count: only what the point lacks is taken of it.
 
-    One that does not count is judged by nothing and keeps nothing: the record is to be as before it.
+    ``model`` (K, Q, h) and what it becomes, ``out`` and ``weights``, only where a forecast is issued.
     """
     begun = False
     for k in range(size.targets):
         begun = begun or record.i4[at.observed + k] > 0 or math.isfinite(values[k])
     # A target without any value yet has no scale, unit or phase: its sensor's steps count from the first value on.
     steps = record.i8[at.steps]
+    counts = counts or steps == 0
     issue = steps - size.horizon
     due = issue >= 0 and issue % size.stride == 0
     due_slot = (issue // size.stride) % size.slots if due else 0
@@ -749,7 +786,15 @@ def _step(
                 total += hidden[unit] * table.projection[unit, i]
             to.projected[i] = total
     for k in range(size.targets):
-        _observe(size, at, record, k, phase, values[k], to.x)
+        newest, last_seen = at.values + (k + 1) * size.remembered - 1, at.seen + (k + 1) * size.horizon - 1
+        value = record.f8[newest]
+        late = not counts and math.isfinite(values[k]) and record.u1[last_seen] == 0
+        if counts or late:
+            _observe(size, at, record, k, phase, values[k], late, to.x)
+        else:
+            y = _clip(values[k], VALUE_BOUND) if math.isfinite(values[k]) else value
+            record.f8[newest] = y  # until it is forecast from
+            _regressors(size, at, record, k, y, y - value, to.x)
         if due:
             _release(size, at, table, record, k, due_slot, to)
         if not issued:
@@ -766,7 +811,9 @@ def _step(
             weights[k, e] = to.weights[e].mean()
         if keep:
             _keep(size, at, table, record, k, slot, out[k], to)
-    if begun:
+        if not (counts or late):
+            record.f8[newest] = value
+    if begun and counts:
         record.i8[at.steps] = steps + 1
     if keep:
         record.i8[at.pending_step + slot] = steps + 1 if issued else 0
@@ -782,7 +829,6 @@ def run(
     lengths: Numbers,
     reset: Numbers,
     timestamp_us: Numbers,
-    phase: Numbers,
     values: Numbers,
     hidden: Numbers,
     forecast: Numbers,
@@ -796,8 +842,7 @@ def run(
     Args:
         records: of A sensors, each field (A, numbers).
         begins: (rounds,) the step with which each round begins; lengths: (rounds,) sensors in it.
-        reset: (M,); timestamp_us: (M,), and phase: (M,) its place in the season; values: (M, K); hidden: (M, H), or
-            (M, 0) where nothing uses it.
+        reset: (M,); timestamp_us: (M,); values: (M, K); hidden: (M, H), or (M, 0) where nothing uses it.
         forecast: (M,) the forecast issued at each step, -1 for none; model: (n, K, Q, h).
         out: (n, K, Q, h) and weights: (n, K, E) are filled.
     """
@@ -810,25 +855,33 @@ def run(
             if reset[i]:
                 record.u1[:] = 0
             n = forecast[i]
-            there = max(n, 0)
-            passed = _pass(size, at, record, timestamp_us[i])
-            if passed == 0:
-                _copy(record.u1, to.record)
-            for back in range(max(passed, 1) - 1, -1, -1):  # points that no step stands for, and the step's own
+            if n < 0:
+                continue  # what is missing is missing at points of the grid, not where the gap rule has steps for it
+            valued = False
+            for k in range(size.targets):
+                valued = valued or math.isfinite(values[i, k])
+            ahead = _points_to(size, at, record, timestamp_us[i])
+            # Its point stays open for a value, so without one the record is left as it was before it.
+            open_ = ahead > 0 and not valued
+            for back in range(max(ahead, 1) - 1, -1, -1):  # points without a reading, and the reading's own
+                if open_ and back == 0:
+                    _copy(record.u1, to.record)
+                if ahead > 0:
+                    _move_on(size, at, record, timestamp_us[i])
                 _step(
                     size,
                     at,
                     table,
                     record,
-                    (phase[i] - back) % size.season if back else phase[i],
+                    _phase(size, at, record),
                     to.nothing if back else values[i],
                     hidden[i],
-                    n >= 0 and back == 0,
-                    passed > 0,
-                    model[there],
-                    out[there],
-                    weights[there],
+                    back == 0,
+                    ahead > 0,
+                    model[n],
+                    out[n],
+                    weights[n],
                     to,
                 )
-            if passed == 0:
+            if open_:
                 _copy(to.record, record.u1)

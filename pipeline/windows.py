@@ -67,28 +67,21 @@ def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
     )
 
 
-def usual_interval_us(sensor_codes: NDArray[Any], timestamp_us: NDArray[np.int64]) -> int | None:
-    """The median time from one reading of a sensor to its next, over all sensors; none where no sensor has two.
-
-    Args:
-        sensor_codes: (n,) whose each reading is; timestamp_us: (n,). In any order.
-    """
-    order = np.lexsort((timestamp_us, sensor_codes))
-    interval = np.diff(timestamp_us[order])[np.diff(sensor_codes[order].astype(np.int64)) == 0]
+def usual_interval_us(table: ReadingTable) -> int | None:
+    """The median time from one reading of a sensor to its next, over all sensors; none where no sensor has two."""
+    order = np.lexsort((table.timestamp_us, table.sensor_codes))
+    interval = np.diff(table.timestamp_us[order])[np.diff(table.sensor_codes[order]) == 0]
     interval = interval[interval > 0]  # a reading that came twice is one
     return int(np.median(interval)) if len(interval) else None
 
 
-def odd_interval_us(sequences: Sequences, settings: Settings) -> int | None:
-    """The usual time from one reading to the next, where that is not about the cadence of the settings."""
-    sensor = np.repeat(np.arange(len(sequences.sensors)), np.diff(sequences.starts))
-    usual_us = usual_interval_us(sensor[sequences.observed], sequences.timestamp_us[sequences.observed])
-    return None if usual_us is None or is_about(usual_us, settings.cadence_us) else usual_us
-
-
-def is_about(interval_us: int, cadence_us: int) -> bool:
-    """Whether readings that far apart come once in a cadence, as forecasts assume."""
-    return cadence_us / USUAL_FACTOR <= interval_us <= cadence_us * USUAL_FACTOR
+def odd_interval_us(sequences: Sequences) -> int | None:
+    """The median time between readings of the sensor that has most, where that is not about the cadence."""
+    sensor = int(np.argmax(np.diff(sequences.starts)))
+    lo, hi = sequences.span(sensor)
+    interval = np.diff(sequences.timestamp_us[lo:hi][sequences.observed[lo:hi]])
+    usual_us = int(np.median(interval)) if len(interval) else sequences.cadence_us
+    return None if 1 / USUAL_FACTOR <= usual_us / sequences.cadence_us <= USUAL_FACTOR else usual_us
 
 
 def sequences_from_readings(

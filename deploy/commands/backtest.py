@@ -1,5 +1,6 @@
 """``streamgru backtest``: how good a model is on data of your own, beside baselines."""
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ def backtest(
     back-test, for which the split must be the same. Every reading of the newest part is then forecast from in turn,
     with the state carried and the forecasts adapted as in the stream, and scored on the same values as baselines:
     persistence, the seasonal-naive forecast, and an autoregression over 24 steps that recursive least squares fit anew
-    with every reading. Features, targets, cadence and season are those of the settings.
+    with every reading. Features, targets and season are those of the settings.
     """
     from rich.console import Console
 
@@ -151,20 +152,21 @@ def backtest(
     name = data[0].name.split(".")[0] if data else "history"
     folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
     checkpoint = folder / "training.pt"
+    trained = read_trained(report) if report is not None else None
+    if trained is not None:
+        settings = _at_cadence_of(trained.forecaster, settings, cadence_s)
     if data:
         settings, sequences = _from_files(settings, data, layout, keeps_cadence=version is not None)
     else:
         sequences = load_sequences(History(settings.history_path, settings.features), settings)
-    _mind_cadence(settings, sequences)
+    _mind_cadence(sequences)
     with _told_of(source):
         sequences, bounds = split_by(split, sequences)
         _make_folder(folder)  # before the training, whose result would have nowhere to go
-        if report is not None:
-            trained = read_trained(report)
-        elif version is not None:
+        if version is not None:
             trained = Trained(_registered(settings, version))
             bounds = _unseen(settings, version, trained.forecaster, sequences, bounds)
-        else:
+        elif trained is None:
             result = train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch)), checkpoint)
             trained = Trained.of(result)
         also = [replace(settings.adaptation, level=level) for level in dict.fromkeys(levels[1:]) if level != levels[0]]
@@ -225,6 +227,8 @@ def _settings(
         "training": settings.training.model_copy(update=given(training)),
         "forecaster": settings.forecaster.model_copy(update=given(adapting)),
     }
+    if cadence_s is not None and not math.isfinite(cadence_s):
+        raise click.BadParameter("a cadence is a number of seconds", param_hint="--cadence")
     changes |= given({"cadence_s": cadence_s, "horizon_steps": horizon})
     return settings.model_copy(update=changes)
 
@@ -234,15 +238,16 @@ def _from_files(
 ) -> tuple["Settings", "Sequences"]:
     """The steps in the files, and the settings, whose cadence is that of the files unless it was set."""
     from pipeline.files.reading_table import FileLayout, read_readings
-    from pipeline.windows import is_about, sequences_from_table, usual_interval_us
+    from pipeline.windows import sequences_from_table, usual_interval_us
 
     table = read_readings(files, FileLayout(**layout), settings.features)
     for note in table.notes:
         click.echo(f"note: {note}", err=True)
-    usual_us = usual_interval_us(table.sensor_codes, table.timestamp_us)
+    usual_us = usual_interval_us(table)
+    # To the second where that is within the jitter of clocks.
+    cadence_s = None if usual_us is None else usual_us / 1e6 if usual_us < 60_000_000 else float(round(usual_us / 1e6))
     is_set = keeps_cadence or "cadence_s" in settings.model_fields_set
-    if usual_us is not None and not is_set and not is_about(usual_us, settings.cadence_us):
-        cadence_s = max(1.0, round(usual_us / 1e6)) if usual_us >= 1_000_000 else usual_us / 1e6
+    if not is_set and cadence_s not in (None, settings.cadence_s):
         settings = settings.model_copy(update={"cadence_s": cadence_s})
         click.echo(
             f"note: the cadence is {cadence_s:g} s, the usual time between two readings here, with a season of "
@@ -252,14 +257,25 @@ def _from_files(
     return settings, sequences_from_table(table, settings)
 
 
-def _mind_cadence(settings: "Settings", sequences: "Sequences") -> None:
+def _at_cadence_of(forecaster: "Forecaster", settings: "Settings", asked_s: float | None) -> "Settings":
+    cadence_s = forecaster.config.cadence_us / 1e6
+    if asked_s not in (None, cadence_s):
+        raise click.UsageError(
+            f"the model was trained at a cadence of {cadence_s:g} s, which --cadence {asked_s:g} contradicts; leave it "
+            "out"
+        )
+    return settings.model_copy(update={"cadence_s": cadence_s})
+
+
+def _mind_cadence(sequences: "Sequences") -> None:
     from pipeline.windows import odd_interval_us
 
-    odd_us = odd_interval_us(sequences, settings)
+    odd_us = odd_interval_us(sequences)
     if odd_us is not None:
         click.echo(
-            f"warning: readings usually come {odd_us / 1e6:g} s apart, and cadence_s is {settings.cadence_s:g}: a "
-            "forecast reaches so many cadences ahead, and is best where readings come once in each",
+            f"warning: readings usually come {odd_us / 1e6:g} s apart, and the cadence is "
+            f"{sequences.cadence_us / 1e6:g} s: a forecast reaches so many cadences ahead, and is best where readings "
+            "come about once in each",
             err=True,
         )
 

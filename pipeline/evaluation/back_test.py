@@ -56,7 +56,9 @@ def split_by(text: str, sequences: Sequences) -> tuple[Sequences, Split]:
     return sequences.slice_time(None, end_us), Split(train_end_us, validation_end_us)
 
 
-def after_selection(split: Split, sequences: Sequences, config: ModelConfig, selected_until: str) -> Split:
+def after_selection(
+    split: Split, sequences: Sequences, config: ModelConfig, selected_until: str, least_steps: int = 1
+) -> Split:
     """The split, its test part no earlier than ``selected_until``: what came before it took part in making the model.
 
     A model that was made without any of these sensors has seen nothing of them, and the split stays as it is.
@@ -64,21 +66,25 @@ def after_selection(split: Split, sequences: Sequences, config: ModelConfig, sel
     Args:
         config: the model's.
         selected_until: ISO 8601, as in the version's tag.
+        least_steps: cadences to forecast from with their whole horizon.
 
     Raises:
-        ValueError: it is no such time, or less than a horizon is left to test on.
+        ValueError: it is no such time, or less is left to test on.
     """
     if not set(config.sensors) & set(sequences.sensors):
         return split
-    since_epoch = datetime.fromisoformat(selected_until) - datetime.fromtimestamp(0, UTC)
+    try:
+        since_epoch = datetime.fromisoformat(selected_until) - datetime.fromtimestamp(0, UTC)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"until when the model was chosen cannot be read, {selected_until!r}: {error}") from error
     selected_until_us = since_epoch // timedelta(microseconds=1)
     if selected_until_us <= split.validation_end_us:
         return split
     last_us = int(sequences.timestamp_us.max())
-    if last_us < selected_until_us + (config.horizon_steps - 1) * config.cadence_us:
+    if last_us < selected_until_us + (config.horizon_steps + least_steps - 2) * config.cadence_us:
         raise ValueError(
             f"the model was trained and chosen on readings until {selected_until}, and the last one here is of "
-            f"{iso_timestamp(last_us)}: not one forecast is left of which it has not seen the outcome; take newer "
+            f"{iso_timestamp(last_us)}: too few forecasts are left of which it has not seen the outcome; take newer "
             "readings"
         )
     return replace(split, validation_end_us=selected_until_us)
@@ -181,14 +187,15 @@ def evaluate(
     also: Sequence[Adaptation] = (),
     beside: Sequence[Predictor] = (),
     standardise: bool = False,
+    scale_until_us: int | None = None,
 ) -> Evaluation:
     """Scores of a model and the baselines on the test part; the latter may know all that came before it.
 
     The model's forecasts are adapted as they are when it is served with ``adaptation``; its scores with other
     adaptations, ``also``, stand beside, under names that say which, and so do those of other predictors, ``beside``.
 
-    Scaled scores are in seasonal differences of each sensor or, to ``standardise``, in standard deviations of its
-    training part.
+    Scaled scores are in seasonal differences of each sensor or, to ``standardise``, in standard deviations; either is
+    of what lies before ``scale_until_us``, by default the training part.
 
     Raises:
         ValueError: there is nothing to score.
@@ -198,7 +205,7 @@ def evaluate(
     models = [model_predictor(forecaster, name, adaptation)]
     models += [model_predictor(forecaster, f"{name}, {other.level}", other) for other in also]
     predictors = [*models, *beside, *baselines(config, sequences, test_us)]
-    scale = measure(sequences, config, split.train_end_us)
+    scale = measure(sequences, config, split.train_end_us if scale_until_us is None else scale_until_us)
     scores = backtest(predictors, sequences, config, test_us, scale=scale)
     return Evaluation(name, forecaster, sequences, split, scores, adaptation)
 

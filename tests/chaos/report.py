@@ -218,6 +218,7 @@ def _guard_table(results: list[dict[str, Any]]) -> str:
 
 def keep(result: dict[str, Any], folder: Path) -> None:
     """Add a run to ``report.json`` and ``REPORT.md``, in place of one of the same seed and guards."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.json"
     earlier: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 

@@ -210,7 +210,8 @@ def test_an_earlier_version_of_the_history_can_be_trained_on(settings: Settings)
     version = History(settings.history_path, settings.features).version
     fill_history(settings, 300, first_hour=700)
     assert retrain(epochs=1).decision.promote
-    report = retrain(history_version=version, epochs=1)
+    report = retrain(history_version=version, epochs=1, warm_start=True)
+    assert mlflow_run(settings, report).data.params["warm_start_from"] == "random weights"
     source = json.loads(mlflow_run(settings, report).inputs.dataset_inputs[0].dataset.source)
     assert (source["version"], source["readings"]) == (version, 700 * SENSORS)
     # The champion was chosen on readings of until hour 800.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.adaptation import Rounds, advance, phase_of
+from model.adaptation import Rounds, advance
 from model.config import Level
 from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, AdaptationConfig, States, adaptation_dtype
 
@@ -280,13 +280,6 @@ def test_a_long_horizon_adapts_too() -> None:
     )
 
 
-def test_the_phase_goes_by_the_clock_and_forgives_jitter() -> None:
-    hours = np.array([-1, 0, 5, 24, 31])
-    for jitter_us in (-1_000_000, 0, 1_000_000):
-        phase = phase_of(hours * 3_600_000_000 + jitter_us, 3_600_000_000, 24)
-        assert phase.tolist() == [23, 0, 5, 0, 7]
-
-
 HORIZON = 4
 
 
@@ -324,17 +317,69 @@ def test_steps_are_counted_by_the_clock_however_often_readings_come(every: float
     assert found[-1] < 0.7
 
 
-def test_a_reading_between_two_points_is_forecast_from_and_leaves_nothing_behind() -> None:
-    random = np.random.default_rng(3)
-    values = random.standard_normal((200, 2, 1)).cumsum(axis=0)
-    shape = config()
-    plain = run(shape, values)
-    between = run(shape, np.full((1, 2, 1), 9.0), states=plain.states.copy(), times_us=np.array([199 * HOUR_US + 1]))
-    assert between.states.tobytes() == plain.states.tobytes()
-    assert np.isfinite(between.quantiles).all()
-    assert (between.weights > 0).any(axis=-1).all()
-    lifted = run(shape, np.full((1, 2, 1), 99.0), states=plain.states.copy(), times_us=np.array([199 * HOUR_US + 1]))
-    assert (lifted.quantiles[..., 1, :] != between.quantiles[..., 1, :]).all()
+@pytest.mark.parametrize("every", [0.02, 0.1, 0.2, 0.6, 0.95, 1.0, 1.05, 1.4, 1.6, 2.0, 2.5])
+def test_there_are_as_many_points_as_cadences(every: float) -> None:
+    times_us, _, done = by_the_clock(every)
+    elapsed = (times_us[-1] - times_us[0]) / HOUR_US
+    assert done.states["points"] == pytest.approx(elapsed, rel=0.01)
+    np.testing.assert_array_equal(done.states["observed"][:, 0], done.states["observed"][0, 0])
+    assert done.states["observed"][0, 0] == pytest.approx(min(elapsed, len(times_us)), rel=0.01)
+
+
+def test_jitter_costs_no_reading_its_point() -> None:
+    times_us, _, done = by_the_clock(1.0, jitter=0.2)
+    assert len(times_us) - done.states["observed"].min() < 5
+    phases = (times_us + HOUR_US // 2) // HOUR_US
+    assert abs(int(done.states["point_us"][0]) - int(phases[-1]) * HOUR_US) < 0.1 * HOUR_US
+
+
+def patterned(hours: int) -> Floats:
+    """(T, 2, 1): the same numbers every season, without any noise."""
+    pattern = 10.0 * np.random.default_rng(5).standard_normal((SEASON, 2, 1))
+    return np.tile(pattern, (hours // SEASON, 1, 1))
+
+
+def test_a_reading_behind_a_point_is_forecast_from_as_the_point_is_and_leaves_nothing_behind() -> None:
+    values = patterned(600)
+    at_point = run(config(), values)
+    same = run(config(), values[-1:], states=at_point.states.copy(), times_us=np.array([599 * HOUR_US + 1]))
+    assert same.states.tobytes() == at_point.states.tobytes()
+    np.testing.assert_allclose(same.quantiles, at_point.quantiles[-1:], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(same.weights, at_point.weights[-1:])
+
+
+def test_a_newer_value_behind_a_point_is_forecast_from() -> None:
+    values = np.random.default_rng(3).standard_normal((200, 2, 1)).cumsum(axis=0)
+    at_point = run(config(), values)
+    moved = run(config(), values[-1:] + 5.0, states=at_point.states.copy(), times_us=np.array([199 * HOUR_US + 1]))
+    assert moved.states.tobytes() == at_point.states.tobytes()
+    assert (moved.quantiles[0, ..., 1, :] > at_point.quantiles[-1, ..., 1, :] + 2.0).all()
+
+
+def test_a_value_that_comes_behind_its_point_is_learned_from() -> None:
+    values = patterned(360)
+    plain = run(config(), values)
+    # Each point first has a reading of something else, and a moment later the target's.
+    apart = np.repeat(values, 2, axis=0)
+    apart[::2] = np.nan
+    times_us = np.repeat(np.arange(360) * HOUR_US, 2) + np.tile([0, 600_000_000], 360)
+    late = run(config(), apart, times_us=times_us)
+    assert late.states["observed"].tolist() == plain.states["observed"].tolist()
+    assert late.states["labels"].tolist() == plain.states["labels"].tolist()
+    np.testing.assert_allclose(late.quantiles[-1], plain.quantiles[-1])
+
+
+def test_targets_that_come_apart_are_both_learned_from() -> None:
+    shape = config(targets=2)
+    both = np.concatenate([patterned(360), patterned(360)[:, ::-1]], axis=2)
+    apart = np.repeat(both, 2, axis=0)
+    apart[::2, :, 1] = np.nan
+    apart[1::2, :, 0] = np.nan
+    times_us = np.repeat(np.arange(360) * HOUR_US, 2) + np.tile([0, 600_000_000], 360)
+    states = run(shape, apart, times_us=times_us).states
+    np.testing.assert_array_equal(states["values"], run(shape, both).states["values"])
+    assert states["observed"].tolist() == [[360, 360]] * 2
+    assert states["labels"].min() > 300
 
 
 def test_nothing_to_adapt_has_no_state() -> None:

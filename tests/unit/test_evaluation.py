@@ -12,8 +12,10 @@ from click.testing import CliRunner
 
 from deploy.commands.backtest import backtest
 from deploy.context import Context
+from model.artefact import save_artefact
 from model.backtest import Persistence
 from model.backtest import backtest as score
+from model.forecaster import Forecaster
 from model.sequences import Sequences, Split
 from pipeline.errors import DataFileError, HistoryError
 from pipeline.evaluation.back_test import after_selection, model_config, split_by
@@ -74,8 +76,17 @@ def test_the_test_part_begins_after_what_a_version_was_chosen_on(days: Sequences
 def test_a_version_that_has_seen_all_outcomes_is_not_scored(days: Sequences, hour: int):
     trained = replace(model_config(Settings()), sensors=("s1",))
     until = iso_timestamp(hour * HOUR_US)
-    with pytest.raises(ValueError, match=rf"until {until}, .* not one forecast is left"):
+    with pytest.raises(ValueError, match=rf"until {until}, .* too few forecasts are left"):
         after_selection(SPLIT, days, trained, until)
+
+
+def test_as_many_forecasts_are_left_as_are_asked_for(days: Sequences):
+    trained = replace(model_config(Settings()), sensors=("s1",))
+    assert after_selection(SPLIT, days, trained, iso_timestamp(300 * HOUR_US), 97).validation_end_us == 300 * HOUR_US
+    with pytest.raises(ValueError, match="too few forecasts"):
+        after_selection(SPLIT, days, trained, iso_timestamp(300 * HOUR_US), 98)
+    with pytest.raises(ValueError, match="cannot be read, '2024-01-01'"):
+        after_selection(SPLIT, days, trained, "2024-01-01")
 
 
 def test_a_version_is_scored_on_a_last_forecast(days: Sequences):
@@ -177,8 +188,24 @@ def test_the_cadence_of_a_file_is_its_own_unless_it_is_set(settings: Settings, h
     for chosen, more in ((settings, ("--cadence", "3600")), (hourly, ())):
         told, cadence_us = run_on(half_hourly, chosen, *more)
         assert cadence_us == HOUR_US
-        assert "warning: readings usually come 1800 s apart, and cadence_s is 3600" in told
+        assert "warning: readings usually come 1800 s apart, and the cadence is 3600 s" in told
         assert "note" not in told
+    told, cadence_us = run_on(half_hourly, settings, "--model", str(settings.home / "backtests" / "taxi-4"))
+    assert cadence_us == HOUR_US
+    assert "and the cadence is 3600 s" in told
+
+
+def test_a_cadence_that_cannot_be_is_refused(settings: Settings, half_hourly: Path):
+    alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
+    for cadence in ("nan", "inf", "0"):
+        result = CliRunner().invoke(backtest, [str(half_hourly), "--cadence", cadence], obj=alone)
+        assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    save_artefact(Forecaster(model_config(settings)), settings.home / "made" / "model")
+    (settings.home / "made" / "scores.json").write_text('{"training": null}')
+    arguments = [str(half_hourly), "--cadence", "1800", "--model", str(settings.home / "made")]
+    result = CliRunner().invoke(backtest, arguments, obj=alone)
+    assert result.exit_code == 2
+    assert "trained at a cadence of 3600 s, which --cadence 1800 contradicts" in result.output
 
 
 def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path):

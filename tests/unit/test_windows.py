@@ -16,7 +16,13 @@ from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
 from pipeline.history.table import History
 from pipeline.settings import Settings
-from pipeline.windows import load_sequences, sequences_from_readings, sequences_from_table, usual_interval_us
+from pipeline.windows import (
+    load_sequences,
+    odd_interval_us,
+    sequences_from_readings,
+    sequences_from_table,
+    usual_interval_us,
+)
 
 CADENCE_US = 1_000
 MAX_GAP_STEPS = 3
@@ -219,8 +225,22 @@ def test_memory_stays_in_proportion_to_the_readings(tmp_path: Path):
     assert peak_bytes < 100_000_000 + 140 * readings
 
 
+def read(codes: list[int], times: list[int]) -> ReadingTable:
+    return ReadingTable(SENSORS, np.array(codes), np.array(times), {}, [])
+
+
 def test_the_usual_interval_is_the_median_within_sensors():
-    codes = np.array([0, 1, 0, 1, 0, 0, 1])
-    times = np.array([0, 7, 60, 67, 60, 180, 127])  # one twice, one gap
-    assert usual_interval_us(codes, times) == 60
-    assert usual_interval_us(np.array([0, 1]), np.array([0, 60])) is None
+    # One came twice, and there is a gap.
+    assert usual_interval_us(read([0, 1, 0, 1, 0, 0, 1], [0, 7, 60, 67, 60, 180, 127])) == 60
+    assert usual_interval_us(read([0, 1], [0, 60])) is None
+
+
+@pytest.mark.parametrize(
+    ("every_us", "odd_us"), [(500, 500), (800, None), (1_250, None), (1_300, 1_300), (5_000, 5_000)]
+)
+def test_readings_that_do_not_come_once_in_a_cadence_are_told(every_us: int, odd_us: int | None):
+    frame = frame_of([(1, number * every_us) for number in range(20)] + [(0, 5)])
+    sequences = sequences_from_readings(
+        frame.lazy(), ("sensor",), grace=Grace(CADENCE_US, 0), max_gap_steps=MAX_GAP_STEPS
+    )
+    assert odd_interval_us(sequences) == odd_us
