@@ -17,11 +17,20 @@ from typing import Final
 
 from pipeline.settings import ForecasterSettings
 from tests.benchmarks import ablation, carrying, quality_report, quality_results
+from tests.benchmarks.quality_report import OTHER
 
 REPORT: Final = Path(__file__).with_name("QUALITY.md")
 BEIJING: Final = Path("deploy/data/beijing.parquet")
 # The project's promise for this data set is a model within three minutes.
 BEIJING_BUDGET_S: Final = 180
+# Files of ETDataset (``ETT-small``) and of NAB (``data``) that no choice was made on, with horizons.
+OTHERS: Final = {
+    "ETTh2.csv": (96, ("--columns-as-sensors", "--standardise", "--split", "12/4/4")),
+    "nyc_taxi.csv": (48, ()),
+    "occupancy_6005.csv": (12, ()),
+    "Twitter_volume_AAPL.csv": (12, ()),
+    "cpu_utilization_asg_misconfiguration.csv": (12, ()),
+}
 # How forecasts are adapted: the default first, which is what "streamgru" stands for, then the others beside it.
 LEVELS: Final = sorted(("off", "light", "full"), key=lambda level: level != ForecasterSettings().adaptation)
 
@@ -43,8 +52,8 @@ class Run:
         return ["streamgru", *chosen, "backtest", *arguments]
 
 
-def back_tests(etth1: Path | None, beijing: Path, nab: Path | None = None) -> Iterator[Run]:
-    """All there are of these files."""
+def back_tests(etth1: Path | None, beijing: Path, nab: Path | None = None, others: Path | None = None) -> Iterator[Run]:
+    """All there are of these files, and of those in the folder ``others``."""
     if etth1 is not None:
         wide = ("--columns-as-sensors", "--timezone", "UTC", "--standardise")
         for horizon in (96, 192, 336, 720):
@@ -56,11 +65,15 @@ def back_tests(etth1: Path | None, beijing: Path, nab: Path | None = None) -> It
         yield Run(f"beijing-{horizon}", beijing, (*stations, "--horizon", str(horizon)), Path("deploy/beijing.toml"))
     if nab is not None:
         yield Run("nab-24", nab, ("--timezone", "UTC", "--horizon", "24"))
+    if others is not None:
+        for file, (horizon, arguments) in OTHERS.items():
+            name = f"{OTHER}{Path(file).stem}-{horizon}"
+            yield Run(name, others / file, (*arguments, "--timezone", "UTC", "--horizon", str(horizon)))
 
 
 def main() -> None:
     options = _options()
-    runs = list(back_tests(options.etth1, options.beijing, options.nab))
+    runs = list(back_tests(options.etth1, options.beijing, options.nab, options.others))
     more = ("--budget", str(options.budget)) if options.budget else ()
     # What is only tried out must not pass for the defaults.
     folder, report = options.runs, REPORT
@@ -96,6 +109,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--etth1", type=Path, help="ETTh1.csv of the ETDataset repository; without it, not run")
     parser.add_argument("--beijing", type=Path, default=BEIJING)
     parser.add_argument("--nab", type=Path, help="ambient_temperature_system_failure.csv of NAB; without it, not run")
+    parser.add_argument("--others", type=Path, help=f"folder with {', '.join(OTHERS)}; without it, not run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path(".streamgru/quality"), help="folder of the runs' results")
     parser.add_argument("--only", default="", help=f"part of the names of what to run, e.g. beijing or {ablation.NAME}")

@@ -61,6 +61,16 @@ def test_the_page_holds_means_over_seeds_beside_what_is_wanted(tmp_path: Path):
         assert f"|  | {baseline} |" in page
 
 
+def test_data_that_no_choice_was_made_on_have_a_table_of_their_own(tmp_path: Path):
+    runs = list(back_tests(None, BEIJING, others=Path("/somewhere")))
+    results(tmp_path, ["other-nyc_taxi-48"], (0,))
+    page = quality_report.written(tmp_path, runs, (0, 1))
+    (row,) = (line for line in page.splitlines() if line.startswith("| nyc_taxi | 48 | streamgru |"))
+    assert row.endswith("| 10 s |")
+    assert "streamgru backtest nyc_taxi.csv --timezone UTC --horizon 48" in page
+    assert "| other-nyc_taxi" not in page
+
+
 def test_the_page_is_the_same_from_what_is_kept(tmp_path: Path):
     runs, kept, elsewhere = tmp_path / "runs", tmp_path / "kept", tmp_path / "elsewhere"
     runs.mkdir()
