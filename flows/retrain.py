@@ -164,7 +164,7 @@ def _unseen(data: _Data, champion: _Champion | None) -> _Data:
     """The data with nothing in its held-out tail that the champion was trained on, or its epoch chosen on.
 
     It would be compared with on what it knows: after a backfill of old readings, say, or with a longer tail. At least
-    a season has to be left, or chance decides.
+    as many forecasts have to be left as a season has steps, or chance decides.
     """
     if champion is None or champion.forecaster is None:
         return data
@@ -210,9 +210,10 @@ def _initial(
     """Whose weights training begins from: the champion's where that is asked for and possible."""
     if not training.warm_start or champion is None or champion.forecaster is None:
         return None
-    if unfair:
-        # What the champion has seen, it would have seen.
-        get_run_logger().warning("no warm start; training begins from random weights: %s", unfair)
+    if unfair or champion.selected_until is None:
+        # What the champion has seen, it would have seen, and its tag would not say so.
+        why = unfair or f"version {champion.version}, the champion, does not say until when its readings were"
+        get_run_logger().warning("no warm start; training begins from random weights: %s", why)
         return None
     wanted = replace(config, preset=options.preset, hidden_size=options.hidden_size)
     if replace(champion.forecaster.config, sensors=()) != wanted:

@@ -156,10 +156,9 @@ class AdaptationConfig:
         P, L, S = len(self.learn_points), len(self.loss_points), self.season_steps
         D = (REGRESSORS, REGRESSORS + self.hidden_regressors)
         fields: list[tuple[str, str, tuple[int, ...]]] = [
-            ("steps", "<i8", ()),
-            ("points", "<i8", ()),  # of the sensor's grid of cadences, since the state began
-            ("point_us", "<i8", ()),  # when the last of them is
-            ("pending_step", "<i8", (A,)),  # the step that issued it, counted from 1; 0 for none
+            ("steps", "<i8", (K,)),  # points of the target's grid of cadences, since its first value
+            ("point_us", "<i8", (K,)),  # when the last of them is
+            ("pending_step", "<i8", (A, K)),  # the step that issued it, counted from 1; 0 for none
             ("values", "<f8", (K, self.remembered)),  # newest last, replaced where missing
             ("change", "<f8", (K, 2)),  # last value less the one before; that of the one before
             ("scale", "<f8", (K,)),  # running mean |change|
@@ -189,6 +188,7 @@ class AdaptationConfig:
             ("labels", "<i4", (K,)),  # forecasts learned from
             ("observed", "<i4", (K,)),  # values that were there
             ("seen", "u1", (K, self.horizon_steps)),  # whether a value was there, newest last
+            ("crowded", "u1", (K,)),  # whether values came behind the last point, too
         ]
         used = sum(math.prod(shape) * np.dtype(kind).itemsize for _, kind, shape in fields)
         return (*fields, ("filler", "u1", (-used % 8,)))

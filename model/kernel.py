@@ -22,8 +22,8 @@ Per target of a sensor, in this order (``_step``):
    outside in part (``EDGE``).
 5. *Keep*. Every ``stride``-th forecast is kept until its labels are in.
 
-Steps stand for points of a grid of cadences, each sensor's own (``_points_to``): so many steps later is so many
-cadences later, whenever readings come.
+Steps stand for points of a grid of cadences, each target's own (``_points_to``): so many steps later is so many
+cadences later, whenever readings come, and whatever is in them.
 
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections of
 a group, D regressors, P learning points, L loss points, S steps of a season.
@@ -73,9 +73,7 @@ OUTLIER_LOSS: Final = 20.0  # a loss counts as at most this many times the best 
 OUTLIER_LABELS: Final = 10  # before so many there is no measure of an outlier
 
 # --- time
-# The grid follows a running mean, over so many points, of how far readings lie beside them. Over fewer it would run
-# ahead where readings are dense, of which each point's first comes up to half a cadence early.
-GRID_POINTS: Final = 100
+GRID_POINTS: Final = 100  # over which the grid follows a mean of how far values lie beside it
 
 # --- quantiles: steps chosen on validation parts among 0.003-0.03
 SPREAD_PRIOR: Final = 10.0  # labels' worth of "the mixture errs as the GRU does"
@@ -121,7 +119,6 @@ class Places(NamedTuple):
     """Where each field of a record begins, in numbers of its own type."""
 
     steps: int  # int64
-    points: int
     point_us: int
     pending_step: int
     values: int  # float64
@@ -150,6 +147,7 @@ class Places(NamedTuple):
     labels: int  # int32
     observed: int
     seen: int  # bytes
+    crowded: int
 
 
 class Tables(NamedTuple):
@@ -196,7 +194,6 @@ class Scratch(NamedTuple):
     f: Numbers  # (D,)
     gain: Numbers  # (D,)
     errors: Numbers  # (4, P)
-    nothing: Numbers  # (K,) NaN: the values of a point without a reading
     record: Numbers  # bytes: a record as it was
 
 
@@ -219,7 +216,6 @@ def scratch(size: Sizes, record_bytes: int) -> Scratch:
         f=np.empty(most),
         gain=np.empty(most),
         errors=np.empty((4, P)),
-        nothing=np.full(size.targets, np.nan),
         record=np.empty(record_bytes, np.uint8),
     )
 
@@ -271,14 +267,11 @@ def _unit(at: Places, record: Record, k: int) -> float:
 
 
 @_inner
-def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value: float, late: bool, x: Numbers) -> None:
+def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value: float, x: Numbers) -> None:
     """Moves a target's signals by one point; ``x`` gets the regressors, in scales.
 
     A missing value is replaced: by the slow profile plus the last deviation from it, which fades; before a first season
     is over, by the last value. A replaced value moves no level, scale or profile, and is never a label.
-
-    Args:
-        late: the value is that of the last point, which has passed without one.
     """
     f8, S = record.f8, size.season
     values = f8[at.values + k * size.remembered : at.values + (k + 1) * size.remembered]
@@ -294,7 +287,7 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
     there = math.isfinite(value)
     first = there and observed == 0
     seasoned = observed >= S
-    previous = _clip(value if first else values[-1] - changes[0] if late else values[-1], VALUE_BOUND)
+    previous = _clip(value if first else values[-1], VALUE_BOUND)
     expected_slow, expected_quick = slow[phase], quick[phase]
     if there:
         y = _clip(value, VALUE_BOUND)
@@ -303,8 +296,7 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
     else:
         y = previous
     change = y - previous
-    if not late:
-        changes[1], deviation[2] = 0.0 if first else changes[0], deviation[0]
+    changes[1] = 0.0 if first else changes[0]
     changes[0] = change
     # Running means start as plain means: a constant rate would take seasons to forget the start.
     count: Any = min(observed + there, COUNT_BOUND)
@@ -315,8 +307,6 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
         levels[:] = y
         slow[:] = y
         quick[:] = y
-    elif late:
-        values[-1] = y
     else:
         _shift(values, y)
     if there:
@@ -330,16 +320,13 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
             slow[phase] += max(SLOW_PROFILE_RATE, visit_rate) * (y - expected_slow)
             quick[phase] += max(QUICK_PROFILE_RATE, visit_rate) * (y - expected_quick)
     # In its first season a profile knows nothing of the phases ahead: deviations are zero, and the bases persistence.
-    replaced = deviation[0]
+    deviation[2] = deviation[0]
     deviation[0] = y - expected_slow if seasoned else 0.0
     deviation[1] = y - expected_quick if seasoned else 0.0
-    drift[0] += quick_rate * (deviation[0] - (replaced if late else drift[0]))
-    drift[1] += season_rate * (deviation[0] - (replaced if late else drift[1]))
+    drift[0] += quick_rate * (deviation[0] - drift[0])
+    drift[1] += season_rate * (deviation[0] - drift[1])
     record.i4[at.observed + k] = count
-    if late:
-        seen[-1] = there
-    else:
-        _shift(seen, there)
+    _shift(seen, there)
     _regressors(size, at, record, k, y, 0.0, x)
 
 
@@ -718,33 +705,50 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
 
 
 @_inner
-def _points_to(size: Sizes, at: Places, record: Record, timestamp_us: int) -> int:
-    """How many points of the sensor's grid lie behind its last one, up to the one that is nearest to ``timestamp_us``.
+def _points_to(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int) -> int:
+    """How many points of the target's grid lie behind its last one, up to the one that is nearest to ``timestamp_us``.
 
-    The grid begins with the state. Readings about once in a cadence have one each; one between two points has none.
+    The grid begins with the target's first value. What is read once in a cadence has a point each time; what is read
+    within half a cadence of the last point has none. Halves count down, as in the gap rule.
     """
-    if record.i8[at.points] == 0:
+    if record.i8[at.steps + k] == 0:
         return 1
-    return int((timestamp_us - record.i8[at.point_us] + size.cadence_us // 2) // size.cadence_us)
+    since = timestamp_us - record.i8[at.point_us + k]
+    return int((since + (size.cadence_us - 1) // 2) // size.cadence_us)
 
 
 @_inner
-def _move_on(size: Sizes, at: Places, record: Record, timestamp_us: int) -> None:
-    """One point on; the grid follows the reading that is nearest to it. In whole microseconds."""
+def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int, arrives: bool) -> None:
+    """One point on, whose value is read at ``timestamp_us`` where that ``arrives`` there. In whole microseconds.
+
+    The grid follows a running mean of how far values lie beside it, since clocks drift. Not where they are crowded: of
+    those, each point's first comes up to half a cadence early.
+    """
     i8 = record.i8
-    if i8[at.points] == 0:
-        i8[at.point_us] = timestamp_us - size.cadence_us
-    i8[at.points] += 1
-    i8[at.point_us] += size.cadence_us
-    beside = timestamp_us - i8[at.point_us]
-    if abs(beside) <= size.cadence_us // 2:
-        i8[at.point_us] += beside // min(i8[at.points], GRID_POINTS)
+    steps = i8[at.steps + k]
+    if steps == 0:
+        i8[at.point_us + k] = timestamp_us
+        return
+    i8[at.point_us + k] += size.cadence_us
+    if arrives:
+        if record.u1[at.crowded + k] == 0:
+            i8[at.point_us + k] += (timestamp_us - i8[at.point_us + k]) // min(steps + 1, GRID_POINTS)
+        record.u1[at.crowded + k] = 0
 
 
 @_inner
-def _phase(size: Sizes, at: Places, record: Record) -> int:
+def _phase(size: Sizes, at: Places, record: Record, k: int) -> int:
     """The last point's place in the season, by the clock: gaps and restarts do not shift it."""
-    return int((record.i8[at.point_us] + size.cadence_us // 2) // size.cadence_us % size.season)
+    return int((record.i8[at.point_us + k] + size.cadence_us // 2) // size.cadence_us % size.season)
+
+
+@_inner
+def _project(size: Sizes, table: Tables, hidden: Numbers, to: Numbers) -> None:
+    for i in range(size.hidden_regressors):
+        total = 0.0
+        for unit in range(len(hidden)):
+            total += hidden[unit] * table.projection[unit, i]
+        to[i] = total
 
 
 @_inner
@@ -753,70 +757,59 @@ def _step(
     at: Places,
     table: Tables,
     record: Record,
-    phase: int,
-    values: Numbers,
-    hidden: Numbers,
+    k: int,
+    value: float,
     issued: bool,
-    counts: bool,
+    again: bool,
     model: Numbers,
     out: Numbers,
     weights: Numbers,
     to: Scratch,
 ) -> None:
-    """One point of one sensor, or a reading behind it, which does not count: only what the point lacks is taken of it.
+    """A target's last point, or ``again`` a further value behind it.
 
-    ``model`` (K, Q, h) and what it becomes, ``out`` and ``weights``, only where a forecast is issued.
+    The latter is forecast from as if it were the point's, and nothing is learned from it. ``model`` (Q, h) and what it
+    becomes, ``out`` and ``weights``, only where a forecast is issued.
     """
-    begun = False
-    for k in range(size.targets):
-        begun = begun or record.i4[at.observed + k] > 0 or math.isfinite(values[k])
-    # A target without any value yet has no scale, unit or phase: its sensor's steps count from the first value on.
-    steps = record.i8[at.steps]
-    counts = counts or steps == 0
+    i8 = record.i8
+    phase = _phase(size, at, record, k)
+    steps = i8[at.steps + k]
     issue = steps - size.horizon
-    due = issue >= 0 and issue % size.stride == 0
-    due_slot = (issue // size.stride) % size.slots if due else 0
-    due = counts and due and record.i8[at.pending_step + due_slot] == issue + 1
-    keep = counts and begun and steps % size.stride == 0
-    slot = (steps // size.stride) % size.slots
-    if size.groups == 2 and issued:
-        for i in range(size.hidden_regressors):
-            total = 0.0
-            for unit in range(len(hidden)):
-                total += hidden[unit] * table.projection[unit, i]
-            to.projected[i] = total
-    for k in range(size.targets):
-        newest, last_seen = at.values + (k + 1) * size.remembered - 1, at.seen + (k + 1) * size.horizon - 1
-        value = record.f8[newest]
-        late = not counts and math.isfinite(values[k]) and record.u1[last_seen] == 0
-        if counts or late:
-            _observe(size, at, record, k, phase, values[k], late, to.x)
-        else:
-            y = _clip(values[k], VALUE_BOUND) if math.isfinite(values[k]) else value
-            record.f8[newest] = y  # until it is forecast from
-            _regressors(size, at, record, k, y, y - value, to.x)
-        if due:
-            _release(size, at, table, record, k, due_slot, to)
-        if not issued:
-            continue
+    newest = at.values + (k + 1) * size.remembered - 1
+    first = record.f8[newest]
+    if again:
+        y = first
+        if math.isfinite(value):
+            y = _clip(value, VALUE_BOUND)
+            record.u1[at.crowded + k] = 1
+        record.f8[newest] = y  # until it is forecast from
+        _regressors(size, at, record, k, y, y - first, to.x)
+    else:
+        _observe(size, at, record, k, phase, value, to.x)
+        if issue >= 0 and issue % size.stride == 0:
+            due_slot = (issue // size.stride) % size.slots
+            if i8[at.pending_step + due_slot * size.targets + k] == issue + 1:
+                _release(size, at, table, record, k, due_slot, to)
+    if issued:
         _copy(to.projected, to.x[REGRESSORS:])
-        _forecast_experts(size, at, table, record, k, phase, model[k, size.median], to)
+        _forecast_experts(size, at, table, record, k, phase, model[size.median], to)
         _weigh(size, at, table, record, k, to)
         if record.i4[at.observed + k] > 0:
             _mix(size, table, to)
         else:  # a target without any value yet has nothing to adapt to: the model's forecast stands
-            _copy(model[k, size.median], to.median)
-        _spread(size, at, table, record, k, model[k], to, out[k])
+            _copy(model[size.median], to.median)
+        _spread(size, at, table, record, k, model, to, out)
         for e in range(size.experts):
-            weights[k, e] = to.weights[e].mean()
-        if keep:
-            _keep(size, at, table, record, k, slot, out[k], to)
-        if not (counts or late):
-            record.f8[newest] = value
-    if begun and counts:
-        record.i8[at.steps] = steps + 1
-    if keep:
-        record.i8[at.pending_step + slot] = steps + 1 if issued else 0
+            weights[e] = to.weights[e].mean()
+    if again:
+        record.f8[newest] = first
+        return
+    if steps % size.stride == 0:
+        slot = (steps // size.stride) % size.slots
+        if issued:
+            _keep(size, at, table, record, k, slot, out, to)
+        i8[at.pending_step + slot * size.targets + k] = steps + 1 if issued else 0
+    i8[at.steps + k] = steps + 1
 
 
 @compiled
@@ -843,7 +836,7 @@ def run(
         records: of A sensors, each field (A, numbers).
         begins: (rounds,) the step with which each round begins; lengths: (rounds,) sensors in it.
         reset: (M,); timestamp_us: (M,); values: (M, K); hidden: (M, H), or (M, 0) where nothing uses it.
-        forecast: (M,) the forecast issued at each step, -1 for none; model: (n, K, Q, h).
+        forecast: (M,) the forecast issued at each step, -1 for none: nothing is done there; model: (n, K, Q, h).
         out: (n, K, Q, h) and weights: (n, K, E) are filled.
     """
     for a in range(len(records.f8)):
@@ -857,31 +850,32 @@ def run(
             n = forecast[i]
             if n < 0:
                 continue  # what is missing is missing at points of the grid, not where the gap rule has steps for it
-            valued = False
+            if size.groups == 2:
+                _project(size, table, hidden[i], to.projected)
             for k in range(size.targets):
-                valued = valued or math.isfinite(values[i, k])
-            ahead = _points_to(size, at, record, timestamp_us[i])
-            # Its point stays open for a value, so without one the record is left as it was before it.
-            open_ = ahead > 0 and not valued
-            for back in range(max(ahead, 1) - 1, -1, -1):  # points without a reading, and the reading's own
-                if open_ and back == 0:
-                    _copy(record.u1, to.record)
-                if ahead > 0:
-                    _move_on(size, at, record, timestamp_us[i])
-                _step(
-                    size,
-                    at,
-                    table,
-                    record,
-                    _phase(size, at, record),
-                    to.nothing if back else values[i],
-                    hidden[i],
-                    back == 0,
-                    ahead > 0,
-                    model[n],
-                    out[n],
-                    weights[n],
-                    to,
-                )
-            if open_:
-                _copy(to.record, record.u1)
+                value = values[i, k]
+                ahead = _points_to(size, at, record, k, timestamp_us[i])
+                # A point stays open for its value: without it, it is gone through, and the record is as before.
+                is_open = ahead > 0 and not math.isfinite(value)
+                for back in range(max(ahead, 1) - 1, -1, -1):  # points without a reading, and the reading's own
+                    own = back == 0
+                    if own and is_open:
+                        _copy(record.u1, to.record)
+                    if ahead > 0:
+                        _move_on(size, at, record, k, timestamp_us[i], own)
+                    _step(
+                        size,
+                        at,
+                        table,
+                        record,
+                        k,
+                        value if own else math.nan,
+                        own,
+                        ahead <= 0,
+                        model[n, k],
+                        out[n, k],
+                        weights[n, k],
+                        to,
+                    )
+                if is_open:
+                    _copy(to.record, record.u1)

@@ -33,6 +33,8 @@ from pipeline.errors import SettingsError
 
 SETTINGS_FILE_VARIABLE = "STREAMGRU_SETTINGS"
 SECONDS_PER_DAY = 86_400
+# A state holds values and profiles for each step of a season, and is written after every reading.
+MOST_SEASON_STEPS = 10_000
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -246,7 +248,11 @@ class Settings(BaseSettings):
     horizon_steps: int = Field(default=24, ge=1, le=10_000)
     quantiles: QuantileLevels = (0.1, 0.5, 0.9)
     season_steps: int | None = Field(
-        default=None, ge=1, description="season of the seasonal-naive forecast; by default a day, else one step"
+        default=None,
+        ge=1,
+        le=100_000,
+        description="season of the seasonal-naive forecast, and of the profiles that forecasts learn from; by default "
+        "a day where that has 2 to 10,000 steps, else one step",
     )
     max_gap_steps: int = Field(default=168, ge=0, description="longer gaps reset a sensor's state")
     grace_steps: float = Field(
@@ -310,10 +316,11 @@ class Settings(BaseSettings):
 
     @property
     def season(self) -> int:
-        """Steps after which the seasonal-naive forecast repeats: a day's worth, or 1 where a day has less than two."""
+        """Steps after which the seasonal-naive forecast repeats: by default a day's worth, where that is a number."""
         if self.season_steps is not None:
             return self.season_steps
-        return max(1, round(SECONDS_PER_DAY / self.cadence_s))
+        day = round(SECONDS_PER_DAY / self.cadence_s)
+        return day if 1 < day <= MOST_SEASON_STEPS else 1
 
     @property
     def adaptation(self) -> Adaptation:

@@ -71,30 +71,39 @@ def test_the_test_part_begins_after_what_a_version_was_chosen_on(days: Sequences
     assert moved == Split(SPLIT.train_end_us, test_from_hour * HOUR_US)
 
 
-# The last of the 420 readings is at hour 419, and the horizon 24 hours.
+# The last of two sensors' 420 readings is at hour 419, and the horizon 24 hours.
 @pytest.mark.parametrize("hour", [397, 744])
 def test_a_version_that_has_seen_all_outcomes_is_not_scored(days: Sequences, hour: int):
     trained = replace(model_config(Settings()), sensors=("s1",))
     until = iso_timestamp(hour * HOUR_US)
-    with pytest.raises(ValueError, match=rf"until {until}, .* too few forecasts are left"):
+    with pytest.raises(ValueError, match=rf"until {until}, .*: of 0 forecasts it has not seen the outcome"):
         after_selection(SPLIT, days, trained, until)
 
 
 def test_as_many_forecasts_are_left_as_are_asked_for(days: Sequences):
     trained = replace(model_config(Settings()), sensors=("s1",))
-    assert after_selection(SPLIT, days, trained, iso_timestamp(300 * HOUR_US), 97).validation_end_us == 300 * HOUR_US
-    with pytest.raises(ValueError, match="too few forecasts"):
-        after_selection(SPLIT, days, trained, iso_timestamp(300 * HOUR_US), 98)
+    start_us = 300 * HOUR_US
+    whole = replace(days, values=np.ones_like(days.values), observed=np.ones_like(days.observed))
+    level = replace(trained, features=whole.features, targets=whole.features[:1])
+    scores = score([Persistence(level).fit(whole, 0)], whole, level, start_us)
+    left = int(scores["persistence"].count[..., -1].sum())
+    assert after_selection(SPLIT, whole, trained, iso_timestamp(start_us), left).validation_end_us == start_us
+    with pytest.raises(ValueError, match=f"of {left} forecasts .* at least {left + 1} are needed"):
+        after_selection(SPLIT, whole, trained, iso_timestamp(start_us), left + 1)
+
+
+def test_a_clock_that_is_ahead_leaves_no_more_to_forecast(days: Sequences):
+    trained = replace(model_config(Settings()), sensors=("s1",))
+    ahead = days.timestamp_us.copy()
+    ahead[-1] = 100_000 * HOUR_US
+    with pytest.raises(ValueError, match="of 0 forecasts"):
+        after_selection(SPLIT, replace(days, timestamp_us=ahead), trained, iso_timestamp(456 * HOUR_US))
+
+
+def test_a_time_that_is_none_is_named(days: Sequences):
+    trained = replace(model_config(Settings()), sensors=("s1",))
     with pytest.raises(ValueError, match="cannot be read, '2024-01-01'"):
         after_selection(SPLIT, days, trained, "2024-01-01")
-
-
-def test_a_version_is_scored_on_a_last_forecast(days: Sequences):
-    trained = replace(model_config(Settings()), sensors=("s1",))
-    split = after_selection(SPLIT, days, trained, iso_timestamp(396 * HOUR_US))
-    level = replace(trained, features=days.features, targets=days.features[:1])
-    scores = score([Persistence(level).fit(days, 0)], days, level, split.validation_end_us)
-    assert scores["persistence"].count.max() == 1
 
 
 def test_a_version_has_seen_nothing_of_other_sensors(days: Sequences):

@@ -103,7 +103,16 @@ def test_quantiles_are_sorted() -> None:
 
 @pytest.mark.parametrize(
     ("cadence_s", "season_steps", "season"),
-    [(3600, None, 24), (900, None, 96), (86_400, None, 1), (604_800, None, 1), (3600, 7, 7)],
+    [
+        (3600, None, 24),
+        (900, None, 96),
+        (86_400, None, 1),
+        (604_800, None, 1),
+        (3600, 7, 7),
+        (10, None, 8_640),
+        (1, None, 1),
+        (1, 60, 60),
+    ],
 )
 def test_the_season_is_a_day_unless_set(cadence_s: float, season_steps: int | None, season: int) -> None:
     assert Settings(cadence_s=cadence_s, season_steps=season_steps).season == season

@@ -83,11 +83,14 @@ class Stream:
         )
 
 
-def stream(seed: int, sensors: int, readings: int, pauses: float = 0.08) -> Stream:
+PACES = (0.7, 1.0, 1.0, 1.0, 1.0, 1.2, 2.0, 4.4)
+
+
+def stream(seed: int, sensors: int, readings: int, pauses: float = 0.08, paces: Sequence[float] = PACES) -> Stream:
     """Readings with missing values, jitter, gaps that are bridged and (a part ``pauses``) gaps that reset."""
     rng = np.random.default_rng(seed)
     slots = rng.integers(0, sensors, readings)
-    pace = rng.choice([0.7, 1.0, 1.0, 1.0, 1.0, 1.2, 2.0, 4.4], readings)
+    pace = rng.choice(paces, readings)
     pace[rng.random(readings) < pauses] = 40.0
     timestamp_us = np.empty(readings, np.int64)
     for slot in range(sensors):
@@ -123,15 +126,16 @@ ADAPTING = [
     STEPPER,
     *(Stepper(untrained(), adaptation, tile=32) for adaptation in (Adaptation("light", True), Adaptation("full"))),
 ]
+TWO_TARGETS = Stepper(untrained(targets=("load", "heat")), Adaptation("full"), tile=32)
 
 
-@pytest.mark.parametrize("stepper", ADAPTING, ids=lambda stepper: stepper.adaptation.level)
+@pytest.mark.parametrize("stepper", [*ADAPTING, TWO_TARGETS], ids=["off", "light", "full", "two targets"])
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**16), sensors=st.integers(1, 20), cuts=st.lists(st.integers(0, 120), max_size=6))
 def test_any_split_into_micro_batches_gives_the_same_bits(
     stepper: Stepper, seed: int, sensors: int, cuts: list[int]
 ) -> None:
-    readings = stream(seed, sensors, 120)
+    readings = stream(seed, sensors, 120, paces=(*PACES, 0.01, 0.1, 0.5, 1.5))
     whole, expected = in_one_go(stepper, readings)
     states = blank(stepper, sensors)
     bounds = [0, *sorted(cuts), len(readings)]
