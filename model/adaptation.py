@@ -12,9 +12,9 @@ corrections are learned at no more than ``LEARN_POINTS`` points of the horizon, 
 interpolated between. The state's size is therefore fixed, and grows with the horizon by its labels only (9 bytes a step
 and target).
 
-A state that is reset is blank again. Time counts by the clock, in points of a grid of cadences: a point without a value
-replaces it, and of several values at a point the first is learned from, while all are forecast from. How each step is
-computed stands in ``model.kernel``; nothing there mixes sensors.
+A state that is reset is blank again. Time counts by the clock, in points of each target's own grid of cadences: where a
+point has no value one is put in its place, and where it has several the first is learned from, while all are forecast
+from. How each step is computed stands in ``model.kernel``; nothing there mixes sensors or targets.
 
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts.
 """
