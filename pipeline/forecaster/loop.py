@@ -234,7 +234,7 @@ class StreamForecaster:
     def _open_transport(self) -> Transport:
         transactional_id = self._instance.transactional_id(self._settings)
         producer = make_producer(self._settings, transactional_id=transactional_id)
-        return KafkaTransport(producer, self._readings_topic)
+        return KafkaTransport(producer, self._readings_topic, self._settings.kafka.topics.dead_letters)
 
     def _waits_for_broker(self) -> bool:
         return self._lookout is not None and self._lookout.waits_for_brokers

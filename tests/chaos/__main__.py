@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--promotions", type=int, default=full.promotions)
     parser.add_argument("--without", action="append", default=[], choices=sorted(GUARDS), help="take a guard out")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="add the outcome to report.json and REPORT.md")
-    parser.add_argument("--keep", action="store_true", help="leave logs and topics, and say where")
+    parser.add_argument("--keep", action="store_true", help="leave logs and topics also of a run that passes")
     given = parser.parse_args()
     size = replace(
         full,
@@ -55,14 +55,15 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
+    result = None
     try:
         record = Harness(home, size, given.seed, without=tuple(given.without), say=say).run()
+        result = as_json(record)
     finally:
-        if given.keep:
+        if given.keep or result is None or not result["passed"]:
             print(f"logs and topics are in {home}")
         else:
             shutil.rmtree(home, ignore_errors=True)
-    result = as_json(record)
     if given.report is not None:
         keep(result, given.report)
     print(as_markdown([result]))

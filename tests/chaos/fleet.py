@@ -41,6 +41,7 @@ class Member:
     dead_since: float | None = None
     resume_at: float | None = None  # while it is stopped
     away_until: float = 0.0  # it is not started again before
+    is_ending: bool = False  # it was asked to end since it was started
 
     @property
     def is_running(self) -> bool:
@@ -117,6 +118,7 @@ class Fleet:
     def ask_to_end(self, member: Member, away_s: float = 0.0) -> None:
         """SIGTERM; where it is wanted it is started again, after so long."""
         member.away_until = time.time() + away_s
+        member.is_ending = True
         if member.resume_at is not None:
             self.resume(member)
         self._signal(member, signal.SIGTERM)
@@ -156,6 +158,7 @@ class Fleet:
         process.start()
         member.process = process
         member.dead_since = None
+        member.is_ending = False
         self.restarts += 1
 
     def _bury(self, member: Member) -> None:
@@ -171,6 +174,8 @@ class Fleet:
             self.kills.append(Kill(time.time(), point, member.gauge.in_transaction, self._partitions_of(member)))
         elif code == GAVE_UP:
             self.given_up[_last_error(member).partition(":")[0]] += 1
+        elif code == -signal.SIGTERM and member.is_ending:
+            pass  # it was asked to end before it had begun to listen
         elif code != 0:
             watchdog = code != BROKE and _last_error(member)
             if watchdog:

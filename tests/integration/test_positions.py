@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 import pytest
 from kafka import TopicPartition
-from kafka.admin import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.structs import OffsetAndMetadata
 
 import pipeline.forecaster.loop
 from pipeline.audit.topic_logs import committed_offsets
+from pipeline.forecaster.instance import Instance
 from pipeline.kafka.clients import make_admin, make_producer
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
@@ -181,6 +182,40 @@ def test_where_retention_has_taken_what_was_to_be_caught_up_with_no_time_is_forg
         wait_until(lambda: forecaster.counters.readings == 8 * len(SENSORS), 30, "the readings were dealt with")
     assert forecaster.counters.duplicates + forecaster.counters.late == 8 * len(SENSORS)
     assert len(read_all(settings, settings.kafka.topics.forecasts)) == forecast
+
+
+@contextmanager
+def taking_what_no_transaction_has_announced(settings: Settings) -> Iterator[None]:
+    """The broker then also takes records whose partition is in no transaction, and leaves them undecided."""
+    name = "transaction.partition.verification.enable"
+    with admin_of(settings) as admin:
+        (node,) = (str(broker["broker_id"]) for broker in admin.describe_cluster()["brokers"])
+        admin.alter_configs([ConfigResource(ConfigResourceType.BROKER, node, {name: "false"})])
+        try:
+            yield
+        finally:
+            admin.alter_configs([ConfigResource(ConfigResourceType.BROKER, node, {name: "true"})])
+
+
+def test_dead_letters_that_brokers_left_undecided_are_seen_once_their_forecaster_is_back(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    """As where a broker comes back while a transaction's markers are written, and leaves some out."""
+    topics = settings.kafka.topics
+    its_own = Instance("forecaster", exclusive=False).transactional_id(settings)
+    producer = make_producer(settings, transactional_id=its_own)
+    producer.init_transactions()
+    hidden, marked = TopicPartition(topics.dead_letters, 0), TopicPartition(topics.dead_letters, 1)
+    with taking_what_no_transaction_has_announced(settings):
+        producer.begin_transaction()
+        producer._transaction_manager._partitions_in_transaction.add(hidden)
+        producer.send(topics.dead_letters, b"left undecided", partition=hidden.partition)
+        producer.send(topics.dead_letters, b"decided", partition=marked.partition)
+        producer.commit_transaction()
+    producer.close()
+    assert [letter.value for letter in read_all(settings, topics.dead_letters)] == [b"decided"]
+    with running(settings, champion):
+        wait_until(lambda: len(read_all(settings, topics.dead_letters)) == 2, 30, "both can be read")
 
 
 class Died(Exception):
