@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import ModelConfig, Preset
+from model.config import ModelConfig
 from model.forecaster import UNKNOWN_SENSOR, Forecaster
 from model.lanes import LanePool, chunks, evaluation_lanes, scaled_labels
 from model.sequences import Sequences, Split, build_sequences
@@ -100,9 +100,9 @@ class Killed(Exception):
     """As if the process had ended."""
 
 
-@pytest.mark.parametrize("preset", ["stateful", "plain"])
-def test_a_killed_training_goes_on_to_the_same_weights(preset: Preset, tmp_path: Path) -> None:
-    options = replace(QUICK, preset=preset, device="cpu")
+@pytest.mark.parametrize("chosen", [QUICK, PLAIN], ids=["stateful", "plain"])
+def test_a_killed_training_goes_on_to_the_same_weights(chosen: TrainingOptions, tmp_path: Path) -> None:
+    options = replace(chosen, device="cpu")
     data = sequences(sensors=1)
     whole = train(config(), options, data, SPLIT)
     checkpoint = tmp_path / "new" / "training.pt"
