@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from prefect import flow, get_run_logger
 from pydantic import Field
@@ -37,6 +37,8 @@ from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry
 from pipeline.settings import Settings, TrainingSettings
 from pipeline.windows import load_sequences, odd_interval_us
+
+FEWEST_COMPARED: Final = 24  # forecasts of a sensor on which challenger and champion are compared
 
 
 @flow(name="retrain", description="Train a challenger, back-test it, register it, and let the gate decide.")
@@ -163,8 +165,8 @@ def _read(settings: Settings, version: int | None) -> _Data:
 def _unseen(data: _Data, champion: _Champion | None) -> _Data:
     """The data with nothing in its held-out tail that the champion was trained on, or its epoch chosen on.
 
-    It would be compared with on what it knows: after a backfill of old readings, say, or with a longer tail. At least
-    as many forecasts have to be left as a season has steps, or chance decides.
+    It would be compared with on what it knows: after a backfill of old readings, say, or with a longer tail. Where less
+    than a season is left to forecast from, or a few steps, chance would decide.
     """
     if champion is None or champion.forecaster is None:
         return data
@@ -177,8 +179,9 @@ def _unseen(data: _Data, champion: _Champion | None) -> _Data:
         )
         return data
     config = champion.forecaster.config
+    least = max(config.season_steps, FEWEST_COMPARED)
     try:
-        split = after_selection(data.split, data.sequences, config, champion.selected_until, config.season_steps)
+        split = after_selection(data.split, data.sequences, config, champion.selected_until, least)
     except ValueError as error:
         log.warning("version %d, the champion, will not be compared with: %s", champion.version, error)
         return replace(data, unfair=str(error))

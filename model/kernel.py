@@ -73,6 +73,7 @@ OUTLIER_LOSS: Final = 20.0  # a loss counts as at most this many times the best 
 OUTLIER_LABELS: Final = 10  # before so many there is no measure of an outlier
 
 # --- time
+PHASE_SHIFT: Final = 0.382  # of a cadence
 GRID_POINTS: Final = 100  # over which the grid follows a mean of how far values lie beside it
 
 # --- quantiles: steps chosen on validation parts among 0.003-0.03
@@ -722,7 +723,8 @@ def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int,
     """One point on, whose value is read at ``timestamp_us`` where that ``arrives`` there. In whole microseconds.
 
     The grid follows a running mean of how far values lie beside it, since clocks drift. Not where they are crowded: of
-    those, each point's first comes up to half a cadence early.
+    those, each point's first comes up to half a cadence early. (Where they come every 0.5 to 1 cadences, and are
+    crowded at some points only, some 2 points in 1,000 are too many.)
     """
     i8 = record.i8
     steps = i8[at.steps + k]
@@ -738,8 +740,13 @@ def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int,
 
 @_inner
 def _phase(size: Sizes, at: Places, record: Record, k: int) -> int:
-    """The last point's place in the season, by the clock: gaps and restarts do not shift it."""
-    return int((record.i8[at.point_us + k] + size.cadence_us // 2) // size.cadence_us % size.season)
+    """The last point's place in the season, by the clock: gaps and restarts do not shift it.
+
+    Where one phase ends and the next begins lies off the times that clocks are usually read at, full or half cadences
+    and so on: readings a little beside such an edge would fall to either side of it.
+    """
+    shift = int(PHASE_SHIFT * size.cadence_us)
+    return int((record.i8[at.point_us + k] + shift) // size.cadence_us % size.season)
 
 
 @_inner

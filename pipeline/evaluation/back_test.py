@@ -66,7 +66,7 @@ def after_selection(
     Args:
         config: the model's.
         selected_until: ISO 8601, as in the version's tag.
-        least: forecasts of all sensors together whose whole horizon lies behind that and has been read.
+        least: forecasts of one sensor whose whole horizon lies behind that.
 
     Raises:
         ValueError: it is no such time, or less is left to test on.
@@ -80,25 +80,25 @@ def after_selection(
     selected_until_us = since_epoch // timedelta(microseconds=1)
     if selected_until_us <= split.validation_end_us:
         return split
-    left = _forecasts_from(sequences, config, selected_until_us)
+    left = _most_forecasts_from(sequences, config, selected_until_us)
     if left < least:
         raise ValueError(
             f"the model was trained and chosen on readings until {selected_until}, and the last one here is of "
-            f"{iso_timestamp(int(sequences.timestamp_us.max()))}: of {left} forecasts it has not seen the outcome, and "
-            f"at least {least} are needed; take newer readings"
+            f"{iso_timestamp(int(sequences.timestamp_us.max()))}: of {left} forecasts of a sensor, at most, it has not "
+            f"seen the outcome, and at least {least} are needed; take newer readings"
         )
     return replace(split, validation_end_us=selected_until_us)
 
 
-def _forecasts_from(sequences: Sequences, config: ModelConfig, start_us: int) -> int:
-    """Readings that are forecast from when scores start there, each sensor's up to a horizon before its last."""
-    count = 0
+def _most_forecasts_from(sequences: Sequences, config: ModelConfig, start_us: int) -> int:
+    """From how many readings of a sensor forecasts are scored when scores start there: of the one with most."""
+    most = 0
     for sensor in range(len(sequences.sensors)):
         _, end = sequences.span(sensor)
         last_us = int(sequences.timestamp_us[end - 1]) + 1 - config.horizon_steps * config.cadence_us
         lo, hi = sequences.span(sensor, start_us - config.cadence_us, last_us)
-        count += int(sequences.observed[lo:hi].sum())
-    return count
+        most = max(most, int(sequences.observed[lo:hi].sum()))
+    return most
 
 
 def model_config(settings: Settings) -> ModelConfig:

@@ -99,33 +99,22 @@ class KafkaTransport:
     """A transactional kafka-python producer, initialised: its predecessor's open transaction has been aborted.
 
     Args:
-        rarely_written: a topic that few transactions write to; what brokers left undecided in it is committed.
+        settle: called with it then, before anything is written.
     """
 
-    def __init__(self, producer: KafkaProducer, readings_topic: str, rarely_written: str | None = None) -> None:
+    def __init__(
+        self, producer: KafkaProducer, readings_topic: str, settle: Callable[[KafkaProducer], None] = lambda _: None
+    ) -> None:
         self._producer = producer
         self._readings_topic = readings_topic
         self._appender = BatchAppender(producer)
         self._futures: list[Any] = []
         try:
             producer.init_transactions()
-            if rarely_written is not None:
-                self._settle(rarely_written)
+            settle(producer)
         except BaseException:
             self.close()
             raise
-
-    def _settle(self, topic: str) -> None:
-        """Commit what this producer's committed transactions have left undecided in a topic, without a record.
-
-        A broker that comes back while a transaction's markers are being written can leave out partitions that have no
-        leader yet. Where every transaction writes, the next one's marker decides; elsewhere the records, and all behind
-        them, stay hidden, until a transaction that writes there is aborted, and they with it.
-        """
-        self._producer.begin_transaction()
-        for partition in sorted(self._producer.partitions_for(topic)):
-            self._producer._transaction_manager.maybe_add_partition_to_transaction(TopicPartition(topic, partition))
-        self._producer.commit_transaction()
 
     def begin(self) -> None:
         """Begin a transaction."""

@@ -36,6 +36,7 @@ from pipeline.forecaster.quarantine import Quarantine, Sensors
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.succession import Succession
+from pipeline.forecaster.undecided import decide, was_committed
 from pipeline.forecaster.watchdog import Watchdog
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translated
 from pipeline.kafka.fetched_records import read_fast
@@ -233,8 +234,13 @@ class StreamForecaster:
 
     def _open_transport(self) -> Transport:
         transactional_id = self._instance.transactional_id(self._settings)
+        committed = was_committed(self._admin, transactional_id)
+        topics = self._settings.kafka.topics
+        written = (topics.forecasts, topics.state, topics.dead_letters)
         producer = make_producer(self._settings, transactional_id=transactional_id)
-        return KafkaTransport(producer, self._readings_topic, self._settings.kafka.topics.dead_letters)
+        return KafkaTransport(
+            producer, self._readings_topic, lambda made: decide(made, self._admin, written, committed=committed)
+        )
 
     def _waits_for_broker(self) -> bool:
         return self._lookout is not None and self._lookout.waits_for_brokers

@@ -29,6 +29,9 @@ class Kill:
     partitions: tuple[int, ...]  # that it committed last of all
 
 
+ENDED_AS_ASKED: Final = (0, -signal.SIGTERM)  # the latter before it had begun to listen
+
+
 @dataclass
 class Member:
     """One forecaster, through all its restarts."""
@@ -136,7 +139,7 @@ class Fleet:
         return {point: counts[point] for point in ("random", *POINTS)}
 
     def end(self, timeout_s: float) -> bool:
-        """Ask all to end; whether they did in time, each with exit code 0."""
+        """Ask all to end; whether they did in time, and as asked."""
         processes = [member.process for member in self.members if member.process is not None]
         self.want(0)
         deadline = time.monotonic() + timeout_s
@@ -146,7 +149,7 @@ class Fleet:
         for process in processes:
             if process.is_alive():
                 process.kill()
-        return in_time and all(process.exitcode == 0 for process in processes)
+        return in_time and all(process.exitcode in ENDED_AS_ASKED for process in processes)
 
     def _is_due(self, member: Member, now: float) -> bool:
         is_gone = member.process is None and now - (member.dead_since or 0.0) > RESTART_S
@@ -174,9 +177,7 @@ class Fleet:
             self.kills.append(Kill(time.time(), point, member.gauge.in_transaction, self._partitions_of(member)))
         elif code == GAVE_UP:
             self.given_up[_last_error(member).partition(":")[0]] += 1
-        elif code == -signal.SIGTERM and member.is_ending:
-            pass  # it was asked to end before it had begun to listen
-        elif code != 0:
+        elif not (code == 0 or (member.is_ending and code in ENDED_AS_ASKED)):
             watchdog = code != BROKE and _last_error(member)
             if watchdog:
                 self.given_up["watchdog"] += 1

@@ -197,25 +197,37 @@ def taking_what_no_transaction_has_announced(settings: Settings) -> Iterator[Non
             admin.alter_configs([ConfigResource(ConfigResourceType.BROKER, node, {name: "true"})])
 
 
-def test_dead_letters_that_brokers_left_undecided_are_seen_once_their_forecaster_is_back(
-    settings: Settings, champion: FolderChampion
+@pytest.mark.parametrize("committed", [True, False])
+def test_what_brokers_left_undecided_is_decided_as_its_transaction_was(
+    settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture, committed: bool
 ) -> None:
     """As where a broker comes back while a transaction's markers are written, and leaves some out."""
-    topics = settings.kafka.topics
+    letters = settings.kafka.topics.dead_letters
     its_own = Instance("forecaster", exclusive=False).transactional_id(settings)
     producer = make_producer(settings, transactional_id=its_own)
     producer.init_transactions()
-    hidden, marked = TopicPartition(topics.dead_letters, 0), TopicPartition(topics.dead_letters, 1)
+    hidden, marked = TopicPartition(letters, 0), TopicPartition(letters, 1)
     with taking_what_no_transaction_has_announced(settings):
         producer.begin_transaction()
         producer._transaction_manager._partitions_in_transaction.add(hidden)
-        producer.send(topics.dead_letters, b"left undecided", partition=hidden.partition)
-        producer.send(topics.dead_letters, b"decided", partition=marked.partition)
-        producer.commit_transaction()
+        producer.send(letters, b"left undecided", partition=hidden.partition)
+        producer.send(letters, b"decided", partition=marked.partition)
+        producer.flush()
+        if committed:
+            producer.commit_transaction()
+        else:
+            producer.abort_transaction()
     producer.close()
-    assert [letter.value for letter in read_all(settings, topics.dead_letters)] == [b"decided"]
+    others = make_producer(settings)
+    others.send(letters, b"behind it", partition=hidden.partition).get(10)
+    others.close()
+    decided = [b"decided"] if committed else []
+    assert [letter.value for letter in read_all(settings, letters)] == decided
     with running(settings, champion):
-        wait_until(lambda: len(read_all(settings, topics.dead_letters)) == 2, 30, "both can be read")
+        wait_until(lambda: len(read_all(settings, letters)) == len(decided) + 1 + committed, 30, "all can be read")
+    expected = {b"left undecided", b"decided", b"behind it"} if committed else {b"behind it"}
+    assert {letter.value for letter in read_all(settings, letters)} == expected
+    assert f"left the last transaction undecided in {letters}-0" in caplog.text
 
 
 class Died(Exception):

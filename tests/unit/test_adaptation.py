@@ -332,6 +332,15 @@ def test_jitter_costs_no_reading_its_point() -> None:
     assert abs(int(done.states["point_us"][0, 0]) - int(phases[-1]) * HOUR_US) < 0.1 * HOUR_US
 
 
+@pytest.mark.parametrize("minute", [0, 15, 30, 45])
+def test_a_season_keeps_its_phases_whenever_in_the_hour_readings_come(minute: int) -> None:
+    values = patterned(600)
+    jitter_us = np.random.default_rng(9).integers(-30_000_000, 30_000_001, len(values))
+    times_us = np.arange(len(values)) * HOUR_US + minute * 60_000_000 + jitter_us
+    medians = run(config(), values, times_us=times_us).quantiles[..., 1, :]
+    assert np.abs(errors(values, medians, 400)).max() < 0.1
+
+
 def patterned(hours: int) -> Floats:
     """(T, 2, 1): the same numbers every season, without any noise."""
     pattern = 10.0 * np.random.default_rng(5).standard_normal((SEASON, 2, 1))
