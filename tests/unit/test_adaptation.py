@@ -1,5 +1,6 @@
 """Adaptation: never much worse than the best expert, no look ahead, the same bits in any company, safe for ever."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.adaptation import Rounds, advance
 from model.config import Level
-from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, AdaptationConfig, States, adaptation_dtype
+from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, RULE, AdaptationConfig, States, adaptation_dtype
 
 Floats = NDArray[np.float64]
 SEASON = 12
@@ -408,6 +409,12 @@ def test_every_reading_has_its_point_where_cadences_are_skipped_by_halves() -> N
     times_us = np.rint(np.cumsum(elapsed) * HOUR_US).astype(np.int64)
     values = np.random.default_rng(8).standard_normal((len(times_us), 1, 1))
     assert run(config(), values, times_us=times_us).states["observed"].item() == len(times_us)
+
+
+def test_a_record_of_another_layout_is_of_another_rule() -> None:
+    """A state of an older layout can be as long as one of today's, and would be read as numbers that are not there."""
+    layout = hashlib.sha256(repr(config("full", targets=2).fields).encode()).hexdigest()[:12]
+    assert (RULE, layout) == (4, "903303dca539")
 
 
 def test_nothing_to_adapt_has_no_state() -> None:
