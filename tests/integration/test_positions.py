@@ -204,20 +204,27 @@ def test_what_brokers_left_undecided_is_decided_as_its_transaction_was(
     """As where a broker comes back while a transaction's markers are written, and leaves some out."""
     letters = settings.kafka.topics.dead_letters
     its_own = Instance("forecaster", exclusive=False).transactional_id(settings)
-    producer = make_producer(settings, transactional_id=its_own)
-    producer.init_transactions()
     hidden, marked = TopicPartition(letters, 0), TopicPartition(letters, 1)
-    with taking_what_no_transaction_has_announced(settings):
+
+    def leave_undecided() -> bool:
+        producer = make_producer(settings, transactional_id=its_own)
+        producer.init_transactions()
         producer.begin_transaction()
         producer._transaction_manager._partitions_in_transaction.add(hidden)
-        producer.send(letters, b"left undecided", partition=hidden.partition)
-        producer.send(letters, b"decided", partition=marked.partition)
+        arrived = producer.send(letters, b"left undecided", partition=hidden.partition)
         producer.flush()
-        if committed:
-            producer.commit_transaction()
-        else:
-            producer.abort_transaction()
-    producer.close()
+        if arrived.succeeded():
+            producer.send(letters, b"decided", partition=marked.partition)
+            producer.flush()
+            if committed:
+                producer.commit_transaction()
+            else:
+                producer.abort_transaction()
+        producer.close()
+        return bool(arrived.succeeded())
+
+    with taking_what_no_transaction_has_announced(settings):
+        wait_until(leave_undecided, 20, "the broker takes it, soon after it was told to")
     others = make_producer(settings)
     others.send(letters, b"behind it", partition=hidden.partition).get(10)
     others.close()
