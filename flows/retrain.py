@@ -36,7 +36,7 @@ from pipeline.registry.training_run import TrainingRun, training_run
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry
 from pipeline.settings import Settings, TrainingSettings
-from pipeline.windows import load_sequences, odd_interval_us
+from pipeline.windows import cadence_warning, load_sequences
 
 FEWEST_COMPARED: Final = 24  # forecasts of a sensor on which challenger and champion are compared
 
@@ -142,13 +142,8 @@ def _read(settings: Settings, version: int | None) -> _Data:
     version = history.version if version is None else version
     topic = settings.kafka.topics.readings
     sequences = load_sequences(history, settings, version)
-    odd_us = odd_interval_us(sequences)
-    if odd_us is not None:
-        get_run_logger().warning(
-            "readings usually come %g s apart, and cadence_s is %g: a forecast reaches so many cadences ahead, and is "
-            "best where readings come once in each",
-            *(odd_us / 1e6, settings.cadence_s),
-        )
+    if warning := cadence_warning(sequences):
+        get_run_logger().warning("%s", warning)
     training_set = TrainingSet(
         table=str(history.path.resolve()),
         version=version,

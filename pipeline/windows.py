@@ -84,6 +84,17 @@ def odd_interval_us(sequences: Sequences) -> int | None:
     return None if 1 / USUAL_FACTOR <= usual_us / sequences.cadence_us <= USUAL_FACTOR else usual_us
 
 
+def cadence_warning(sequences: Sequences) -> str | None:
+    """What to tell of readings that do not come about once in a cadence; nothing where they do."""
+    odd_us = odd_interval_us(sequences)
+    if odd_us is None:
+        return None
+    return (
+        f"readings usually come {odd_us / 1e6:g} s apart, and the cadence is {sequences.cadence_us / 1e6:g} s: a "
+        "forecast reaches so many cadences ahead, and is best where readings come about once in each"
+    )
+
+
 def sequences_from_readings(
     readings: pl.LazyFrame, features: Sequence[str], *, grace: Grace, max_gap_steps: int
 ) -> Sequences:

@@ -138,7 +138,7 @@ def backtest(
     )
     from pipeline.evaluation.report import Trained, read_trained, write_report
     from pipeline.history.table import History
-    from pipeline.windows import load_sequences
+    from pipeline.windows import cadence_warning, load_sequences
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH)
     wanted = _on_demand(metrics)
@@ -159,7 +159,8 @@ def backtest(
         settings, sequences = _from_files(settings, data, layout, keeps_cadence=version is not None)
     else:
         sequences = load_sequences(History(settings.history_path, settings.features), settings)
-    _mind_cadence(sequences)
+    if warning := cadence_warning(sequences):
+        click.echo(f"warning: {warning}", err=True)
     with _told_of(source):
         sequences, bounds = split_by(split, sequences)
         _make_folder(folder)  # before the training, whose result would have nowhere to go
@@ -265,19 +266,6 @@ def _at_cadence_of(forecaster: "Forecaster", settings: "Settings", asked_s: floa
             "out"
         )
     return settings.model_copy(update={"cadence_s": cadence_s})
-
-
-def _mind_cadence(sequences: "Sequences") -> None:
-    from pipeline.windows import odd_interval_us
-
-    odd_us = odd_interval_us(sequences)
-    if odd_us is not None:
-        click.echo(
-            f"warning: readings usually come {odd_us / 1e6:g} s apart, and the cadence is "
-            f"{sequences.cadence_us / 1e6:g} s: a forecast reaches so many cadences ahead, and is best where readings "
-            "come about once in each",
-            err=True,
-        )
 
 
 def _registered(settings: "Settings", version: int) -> "Forecaster":

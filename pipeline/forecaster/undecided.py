@@ -8,7 +8,7 @@ is looked for when a forecaster's producer is opened, before anything is written
 
 import logging
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import kafka.errors as client_errors
 from kafka import KafkaProducer, TopicPartition
@@ -25,13 +25,10 @@ def was_committed(admin: KafkaAdminClient, transactional_id: str) -> bool:
     False also where that cannot be known.
     """
     try:
-        state: Any = admin.describe_transactions([transactional_id])[transactional_id].state
-    except client_errors.TransactionalIdNotFoundError:
-        return False  # it has not had any
-    except client_errors.KafkaError as error:
+        return admin.describe_transactions([transactional_id])[transactional_id].state in _COMMITTED
+    except client_errors.KafkaError as error:  # among them that the id has had none
         logger.debug("how the last transaction of %s ended cannot be asked: %s", transactional_id, error)
         return False
-    return str(getattr(state, "value", state)) in _COMMITTED
 
 
 def decide(producer: KafkaProducer, admin: KafkaAdminClient, topics: Iterable[str], *, committed: bool) -> None:
