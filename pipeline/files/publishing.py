@@ -1,8 +1,8 @@
 """Publishes a table of readings to the readings topic: flat out, or at a multiple of the speed they were taken at.
 
-A sensor's readings stay in the table's order, on the partition that any Kafka client would choose for its key. Delivery
-is idempotent but not transactional: after an interruption, going on from ``Publication.acknowledged`` repeats at most
-the few readings that were on their way, which the stream recognises as duplicates.
+A sensor's readings stay in the table's order, on the partition that Java clients and kafka-python choose for its key.
+Delivery is idempotent but not transactional: after an interruption, going on from ``Publication.acknowledged`` repeats
+at most the few readings that were on their way, which the stream recognises as duplicates.
 """
 
 import time
