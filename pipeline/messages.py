@@ -275,7 +275,9 @@ def _reason_headers(rejected: Rejected, position: InputPosition) -> list[tuple[s
 
 def _headers_bytes(headers: Headers) -> int:
     """What headers measure in a record, each with the lengths of its name and its value."""
-    parts = [part for name, value in headers for part in (len(name.encode()), len(value or b""))]
+    parts = [
+        part for name, value in headers for part in (len(name.encode(errors="surrogateescape")), len(value or b""))
+    ]
     return sum(part + max(1, -(-(2 * part).bit_length() // 7)) for part in parts)
 
 

@@ -24,6 +24,7 @@ from pipeline.errors import BrokerUnreachable, HistoryError, OffsetsLost, TopicE
 from pipeline.exclusive import exclusive
 from pipeline.history.table import History
 from pipeline.kafka.clients import make_consumer, partition_count, translated
+from pipeline.kafka.fetched_records import read_fast
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
@@ -90,7 +91,8 @@ def ingest(
     with exclusive(lock, f"another ingest is writing to the history table {settings.history_path}"):
         history = History(settings.history_path, settings.features)
         history.create()
-        consumer = make_consumer(settings, auto_offset_reset="none", max_poll_records=min(POLL_RECORDS, chunk_readings))
+        most = min(POLL_RECORDS, chunk_readings)
+        consumer = read_fast(make_consumer(settings, auto_offset_reset="none", max_poll_records=most))
         try:
             bounds = _plan(consumer, settings.kafka.topics.readings, history, accept_loss)
             done = _Run(settings, consumer, history, bounds, chunk_readings, report).run()

@@ -56,10 +56,13 @@ class Varints(dict[int, bytes]):
 
 
 def encode_headers(headers: Iterable[tuple[str, bytes | None]]) -> bytes:
-    """The header block of a record, to be made once and handed to ``BatchAppender.append`` often."""
+    """The header block of a record, to be made once and handed to ``BatchAppender.append`` often.
+
+    Names may hold surrogate escapes, for bytes that are no UTF-8.
+    """
     encoded = [
         encode_varint(len(name)) + name + (_NULL if value is None else encode_varint(len(value)) + value)
-        for name, value in ((name.encode(), value) for name, value in headers)
+        for name, value in ((name.encode(errors="surrogateescape"), value) for name, value in headers)
     ]
     return encode_varint(len(encoded)) + b"".join(encoded)
 

@@ -18,7 +18,7 @@ def fill(settings: Settings, topic: str) -> None:
     admin = make_admin(settings)
     admin.create_topics([NewTopic(topic, 1, 1)])
     admin.close()
-    for round_, compression in enumerate((None, "lz4", "gzip")):
+    for round_, compression in enumerate((None, "lz4", "gzip", "snappy", "zstd")):
         producer = make_producer(settings, transactional_id=f"{topic}-{round_}", compression_type=compression)
         producer.init_transactions()
         for commits in (True, False, True):
@@ -65,5 +65,5 @@ def test_records_and_positions_are_those_of_the_client(
     topic = f"records-{settings.model_name}"
     fill(settings, topic)
     theirs = read(settings, topic, fast=False, isolation_level=isolation_level)
-    assert len(theirs[0]) == (300 if isolation_level == "read_committed" else 450) - 3
+    assert len(theirs[0]) == (500 if isolation_level == "read_committed" else 750) - 3
     assert read(settings, topic, fast=True, isolation_level=isolation_level) == theirs
