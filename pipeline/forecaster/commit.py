@@ -4,7 +4,8 @@ The steps, numbered as in ``Committer.commit``:
 
 1. refuse group metadata that is not a member's: the broker would take it, over a successor's head
 2. begin
-3. append all records
+3. append all records; where these are many megabytes, flush and check now and then, since what is appended must arrive
+   within the delivery timeout
 4. flush
 5. check every future: a batch that expired does not keep a transaction from committing without it
 6. add the offsets, with the group metadata of the poll that fetched the readings: this is what fences a zombie
@@ -36,6 +37,9 @@ logger = logging.getLogger("streamgru.commit")
 # An abort that takes longer is left to the broker: the next producer of the same id ends the open transaction at once.
 ABORT_TIMEOUT_S: Final = 3.0
 
+# Appended at once: takes a slow broker some tenths of a second.
+FLUSH_BYTES: Final = 16_000_000
+
 _FENCING: Final = (
     client_errors.ProducerFencedError,
     client_errors.InvalidProducerEpochError,
@@ -52,6 +56,11 @@ class Records:
     keys: Sequence[bytes | None]
     values: Sequence[bytes | None]
     headers: Sequence[bytes] | bytes = NO_HEADERS
+
+    @property
+    def value_bytes(self) -> int:
+        """What the values measure."""
+        return sum(len(value) for value in self.values if value is not None)
 
 
 @dataclass(frozen=True)
@@ -223,8 +232,7 @@ class Committer:
         try:
             with self._watchdog.watching("a commit") as call:
                 transport.begin()  # 2
-                for records in work.records:  # 3
-                    transport.append(records)
+                self._append(transport, work.records)  # 3
                 self._reached("before-flush")
                 transport.flush()  # 4
                 transport.check()  # 5
@@ -246,6 +254,16 @@ class Committer:
             self._abort(transport)
             raise
         self._reached("committed")
+
+    def _append(self, transport: Transport, records: Sequence[Records]) -> None:
+        waiting = 0
+        for each in records:
+            if waiting > FLUSH_BYTES:
+                transport.flush()
+                transport.check()
+                waiting = 0
+            transport.append(each)
+            waiting += each.value_bytes
 
     def _abort(self, transport: Transport) -> None:
         """Abort as far as the broker can be reached, and drop the producer: one that failed is not used again."""

@@ -262,6 +262,7 @@ class StreamForecaster:
     def _serve(self, version: int, serving: Serving) -> None:
         self._serving = serving
         self._maker = MicroBatchMaker(self._settings, serving, self._owner)
+        self._batch_size.fit(serving.bytes_per_reading)
         self.counters.model_version = version
         self._source.remember(version)
 
@@ -325,6 +326,7 @@ class StreamForecaster:
         try:
             self._committer.commit(Work(batch.records, batch.reached, membership))
         except Aborted as aborted:
+            self._batch_size.shrink()
             self._start_over(str(aborted))
             return
         # Only now is the new state the state.

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from pipeline.messages import StateTag
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.serving")
+
+NUMBER_BYTES: Final = 12  # of a quantile in a forecast's JSON, with its comma
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Serving:
         self.table = StateTable(blank_states(forecaster.config, 1, settings.adaptation))
         self._stepper = Stepper(forecaster, settings.adaptation)
         self._grace = settings.grace
+        config = forecaster.config
+        numbers = len(config.targets) * len(config.quantiles) * config.horizon_steps
+        self.bytes_per_reading = self.table.dtype.itemsize + numbers * NUMBER_BYTES  # that are written, at most
 
     def judge(self, readings: Readings, held: Readings | None = None, end: int | None = None) -> Judged:
         """Which readings are accepted (``model.rules``, ``model.grace``); nothing is stepped.

@@ -1,6 +1,6 @@
 """How the size of a batch follows what batches take."""
 
-from pipeline.forecaster.batch_size import BUDGET_S, FIRST, SMALLEST, BatchSize
+from pipeline.forecaster.batch_size import BUDGET_S, FIRST, MOST_BYTES, SMALLEST, BatchSize
 
 
 def test_full_batches_that_are_quick_grow_up_to_the_limit() -> None:
@@ -39,3 +39,30 @@ def test_the_settings_limit_holds_however_small() -> None:
     size.note(10, 0.001)
     size.note(10, 100.0)
     assert size.readings == 10
+
+
+def test_readings_of_large_states_are_fewer() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.fit(40_000)
+    for _ in range(8):
+        size.note(size.readings, 0.1)
+    assert size.readings == MOST_BYTES // 40_000
+    size.fit(1_000)
+    for _ in range(8):
+        size.note(size.readings, 0.1)
+    assert size.readings == 20_000
+
+
+def test_states_of_any_size_are_written() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.fit(10 * MOST_BYTES)
+    assert size.readings == SMALLEST
+
+
+def test_a_failed_transaction_is_followed_by_a_smaller_one() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.shrink()
+    assert size.readings == FIRST // 2
+    for _ in range(8):
+        size.shrink()
+    assert size.readings == SMALLEST

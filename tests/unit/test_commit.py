@@ -11,7 +11,7 @@ import pytest
 from kafka.structs import ConsumerGroupMetadata
 
 from pipeline.errors import Fenced, KafkaError
-from pipeline.forecaster.commit import Aborted, Committer, Records, Work
+from pipeline.forecaster.commit import FLUSH_BYTES, Aborted, Committer, Records, Work
 from pipeline.forecaster.position import Position
 from pipeline.forecaster.watchdog import Watchdog
 
@@ -153,6 +153,15 @@ def test_fault_points_are_passed_between_the_steps() -> None:
         "commit",
         "committed",
     ]
+
+
+def test_many_megabytes_are_flushed_and_checked_on_the_way() -> None:
+    """Or the last of them would wait behind all others for longer than a batch may take to be delivered."""
+    transport = FakeTransport()
+    half = Records("state", 0, [b"a"] * 2, [b"1" * (FLUSH_BYTES // 2), None])
+    committer(transport).commit(Work([half] * 4, WORK.offsets, MEMBER))
+    pieces = ["append", "append", "append", "flush", "check", "append"]
+    assert transport.calls == ["begin", *pieces, "flush", "check", "send_offsets", "commit"]
 
 
 def test_a_commit_that_hangs_ends_the_process_with_a_message() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_what_was_opened_before_connecting_failed_is_closed(monkeypatch: pytest.
     monkeypatch.setattr(module, "check_topics", same)
     monkeypatch.setattr(module, "find_topic_id", same)
     monkeypatch.setattr(module, "ChampionWatcher", Watcher)
-    monkeypatch.setattr(module, "Serving", lambda *args: None)
+    monkeypatch.setattr(module, "Serving", lambda *args: SimpleNamespace(bytes_per_reading=1_000))
     monkeypatch.setattr(module, "MicroBatchMaker", lambda *args: None)
     monkeypatch.setattr(module, "make_consumer", lambda *args, **options: Reader())
     monkeypatch.setattr(module, "read_fast", same)
