@@ -8,6 +8,7 @@ from typing import Any, Final
 from pipeline.audit.topic_logs import read_range, topic_ends, topic_starts
 from pipeline.errors import KafkaError
 from pipeline.kafka.clients import make_producer, translated
+from pipeline.kafka.record_batches import BatchAppender, check_delivered, encode_headers
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
@@ -148,15 +149,29 @@ def _publish(settings: Settings, letters: Sequence[DeadLetter]) -> None:
         producer = make_producer(settings, transactional_id=f"{settings.forecaster.group_id}-dlq-replay")
         try:
             producer.init_transactions()
+            appender = BatchAppender(producer)
             for start in range(0, len(letters), _TOGETHER):
                 producer.begin_transaction()
-                sent = [
-                    producer.send(topic, letter.value, letter.key, list(letter.headers), partition=letter.partition)
-                    for letter in letters[start : start + _TOGETHER]
-                ]
+                futures = _append(appender, topic, letters[start : start + _TOGETHER])
                 producer.flush()
-                for future in sent:
-                    future.get(timeout=0)  # arrived, by now; a batch that expired would not stop the commit
+                check_delivered(futures)
                 producer.commit_transaction()
         finally:
             producer.close(timeout=1)
+
+
+def _append(appender: BatchAppender, topic: str, letters: Iterable[DeadLetter]) -> list[Any]:
+    """The futures of the originals, each partition's in order. ``send`` would refuse a header whose value is null."""
+    of_partition: dict[int, list[DeadLetter]] = {}
+    for letter in letters:
+        of_partition.setdefault(letter.partition, []).append(letter)
+    futures = []
+    for partition, group in of_partition.items():
+        futures += appender.append(
+            topic,
+            partition,
+            [letter.key for letter in group],
+            [letter.value for letter in group],
+            [encode_headers(letter.headers) for letter in group],
+        )
+    return futures

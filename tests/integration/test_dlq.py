@@ -1,5 +1,6 @@
 """``streamgru dlq`` against a real broker: what was set aside can be seen, and put back once it is a reading."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from deploy.commands.dlq import dlq
 from deploy.context import Context
+from pipeline.audit.dead_letters import DeadLetter, replay_letters
 from pipeline.errors import KafkaError
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
@@ -137,6 +139,35 @@ def test_replay_takes_positions(letters: Settings) -> None:
     assert run(learned, "replay", "--dry-run", chosen).output == (
         f"1 would be published to {letters.kafka.topics.readings} once more\n"
     )
+
+
+def letter_of(message: Message, settings: Settings, **changes: Any) -> DeadLetter:
+    """A letter as if the message, which is a reading by now, had once been set aside."""
+    letter = DeadLetter(
+        at_partition=0,
+        at_offset=0,
+        key=message.key,
+        value=message.value,
+        headers=message.headers,
+        reason="no-feature",
+        detail="",
+        topic=settings.kafka.topics.readings,
+        partition=message.partition,
+        offset=0,
+        set_aside_ms=0,
+    )
+    return replace(letter, **changes)
+
+
+def test_replay_keeps_headers_without_a_value(broker: Settings, fresh_settings: SettingsFactory) -> None:
+    settings = fresh_settings()
+    ensure_topics(settings)
+    headers = (("origin", None), ("trace", b""), ("origin", b"test"))
+    letters = [letter_of(reading(settings, "sensor", step), settings, headers=headers) for step in range(2)]
+    assert replay_letters(settings, letters).published == 2
+    again = read_all(settings, settings.kafka.topics.readings)
+    assert [(record.key, record.value) for record in again] == [(letter.key, letter.value) for letter in letters]
+    assert all(tuple(record.headers) == headers for record in again)
 
 
 def test_an_empty_topic_is_said_to_be_empty(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> None:
