@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pipeline.audit.topic_logs import read_range, topic_ends, topic_starts
-from pipeline.errors import KafkaError
-from pipeline.kafka.clients import make_producer, translated
+from pipeline.errors import KafkaError, TopicError
+from pipeline.kafka.clients import make_admin, make_producer, partition_count, translated
 from pipeline.kafka.record_batches import BatchAppender, check_delivered, encode_headers
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
 _TOGETHER: Final = 1_000  # letters in one transaction, which must not outlast the transaction timeout
+_NAMED: Final = 10  # letters named in a message
 # What a dead letter has behind the original's headers (pipeline.messages); before them, where it was cut, its size.
 HEADER_NAMES: Final = (
     "streamgru-reason",
@@ -118,6 +119,7 @@ def replay_letters(settings: Settings, letters: Iterable[DeadLetter], *, publish
         publish: false only counts what would be done.
 
     Raises:
+        TopicError: letters came from partitions that the topic no longer has; nothing was published.
         KafkaError: no broker answers, or it refused a record.
         Fenced: another replay has begun meanwhile; it goes on, this one does not.
     """
@@ -138,9 +140,33 @@ def replay_letters(settings: Settings, letters: Iterable[DeadLetter], *, publish
         else:
             due.append(letter)
     outcome.published = len(due)
+    _check_partitions(settings, due)
     if publish and due:
         _publish(settings, due)
     return outcome
+
+
+def _check_partitions(settings: Settings, letters: Iterable[DeadLetter]) -> None:
+    """Refuses letters from partitions that the readings topic has not: it was made anew, with fewer."""
+    topic = settings.kafka.topics.readings
+    with make_admin(settings) as admin:
+        partitions = partition_count(admin, topic)
+    named: list[str] = []
+    more = 0
+    for letter in letters:
+        if letter.partition < partitions:
+            continue
+        if len(named) < _NAMED:
+            named.append(f"{letter.at_partition}:{letter.at_offset} (from partition {letter.partition})")
+        else:
+            more += 1
+    if named:
+        raise TopicError(
+            f"dead letters came from partitions that topic {topic} does not have (it has {partitions}): "
+            f"{', '.join(named)}{f' and {more:,} more' if more else ''}. Nothing was published. Replay the others by "
+            "their positions, which `streamgru dlq list` shows; `streamgru dlq show POSITION` shows what is in these, "
+            "to be sent anew"
+        )
 
 
 def _publish(settings: Settings, letters: Sequence[DeadLetter]) -> None:

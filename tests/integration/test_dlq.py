@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from deploy.commands.dlq import dlq
 from deploy.context import Context
 from pipeline.audit.dead_letters import DeadLetter, replay_letters
-from pipeline.errors import KafkaError
+from pipeline.errors import KafkaError, TopicError
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
@@ -168,6 +168,21 @@ def test_replay_keeps_headers_without_a_value(broker: Settings, fresh_settings: 
     again = read_all(settings, settings.kafka.topics.readings)
     assert [(record.key, record.value) for record in again] == [(letter.key, letter.value) for letter in letters]
     assert all(tuple(record.headers) == headers for record in again)
+
+
+@pytest.mark.parametrize("publish", [True, False])
+def test_letters_from_a_partition_that_is_gone_are_named_before_anything_is_published(
+    broker: Settings, fresh_settings: SettingsFactory, publish: bool
+) -> None:
+    settings = fresh_settings()
+    ensure_topics(settings)
+    message = reading(settings, "sensor", 1)
+    gone = [letter_of(message, settings, partition=7, at_partition=1, at_offset=offset) for offset in range(12)]
+    foreign = letter_of(message, settings, partition=9, topic="elsewhere")
+    with pytest.raises(TopicError, match=r"it has 2\): 1:0 \(from partition 7\), 1:1 .* 1:9 .* and 2 more\. "):
+        replay_letters(settings, [letter_of(message, settings), foreign, *gone], publish=publish)
+    assert read_all(settings, settings.kafka.topics.readings) == []
+    assert replay_letters(settings, [letter_of(message, settings), foreign]).published == 1
 
 
 def test_an_empty_topic_is_said_to_be_empty(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> None:
