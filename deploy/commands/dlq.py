@@ -88,8 +88,12 @@ def replay(context: Context, positions: tuple[tuple[int, int], ...], reason: str
     is counted, and goes into the history but not into the sensor's state.
     """
     settings = context.settings
-    letters = [read_letter(settings, *position) for position in positions] if positions else read_letters(settings)
-    outcome = replay_letters(settings, _only(letters, reason), publish=not dry_run)
+
+    def letters() -> Iterator[DeadLetter]:
+        chosen = (read_letter(settings, *position) for position in positions)
+        return _only(chosen if positions else read_letters(settings), reason)
+
+    outcome = replay_letters(settings, letters, publish=not dry_run)
     topic = settings.kafka.topics.readings
     click.echo(f"{outcome.published:,} {'would be' if dry_run else 'were'} published to {topic} once more")
     for why, count in outcome.still_rejected.most_common():

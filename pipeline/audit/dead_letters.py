@@ -1,7 +1,7 @@
 """Records that were set aside: reading them, and putting their originals back on the readings topic."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
 _TOGETHER: Final = 1_000  # letters in one transaction, which must not outlast the transaction timeout
+_TOGETHER_BYTES: Final = 2 * 1024 * 1024  # likewise; at 1 MB/s they arrive before forecaster.delivery_timeout_s is over
 _NAMED: Final = 10  # letters named in a message
 # What a dead letter has behind the original's headers (pipeline.messages); before them, where it was cut, its size.
 HEADER_NAMES: Final = (
@@ -108,14 +109,17 @@ class Replayed:
     foreign: int = 0  # of another topic than the settings' readings
 
 
-def replay_letters(settings: Settings, letters: Iterable[DeadLetter], *, publish: bool = True) -> Replayed:
+def replay_letters(
+    settings: Settings, letters: Callable[[], Iterable[DeadLetter]], *, publish: bool = True
+) -> Replayed:
     """Put originals back on the readings topic, those that are readings under the present settings.
 
     Each goes to the partition it came from, with its own key, value and headers. Doing it twice is harmless: the second
-    time they are duplicates by the rule of acceptance. After a crash none or all of a run of ``_TOGETHER`` are visible.
+    time they are duplicates by the rule of acceptance. A transaction's letters, see ``transactions_of``, are published
+    before the next are read; after a crash all or none of them are visible, and nothing notes which.
 
     Args:
-        letters: dead letters to replay.
+        letters: begins to read the dead letters to replay; called a second time once all of them were found fit.
         publish: false only counts what would be done.
 
     Raises:
@@ -123,9 +127,32 @@ def replay_letters(settings: Settings, letters: Iterable[DeadLetter], *, publish
         KafkaError: no broker answers, or it refused a record.
         Fenced: another replay has begun meanwhile; it goes on, this one does not.
     """
-    decoder = ReadingDecoder(settings.features)
     outcome = Replayed()
-    due: list[DeadLetter] = []
+    _check_partitions(settings, _due(settings, letters(), outcome))
+    if publish and outcome.published:
+        outcome = Replayed()
+        _publish(settings, _due(settings, letters(), outcome))
+    return outcome
+
+
+def transactions_of(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]:
+    """The letters in runs of at most ``_TOGETHER`` and, unless one alone is larger, ``_TOGETHER_BYTES``."""
+    together: list[DeadLetter] = []
+    size = 0
+    for letter in letters:
+        letter_bytes = len(letter.key or b"") + len(letter.value or b"") + len(encode_headers(letter.headers))
+        if together and (len(together) == _TOGETHER or size + letter_bytes > _TOGETHER_BYTES):
+            yield together
+            together, size = [], 0
+        together.append(letter)
+        size += letter_bytes
+    if together:
+        yield together
+
+
+def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Replayed) -> Iterator[DeadLetter]:
+    """The letters that go out again; they and all others are counted in ``outcome`` as they are read."""
+    decoder = ReadingDecoder(settings.features)
     for letter in letters:
         if letter.topic != settings.kafka.topics.readings:
             outcome.foreign += 1
@@ -138,12 +165,8 @@ def replay_letters(settings: Settings, letters: Iterable[DeadLetter], *, publish
         except Rejected as rejected:
             outcome.still_rejected[rejected.reason] += 1
         else:
-            due.append(letter)
-    outcome.published = len(due)
-    _check_partitions(settings, due)
-    if publish and due:
-        _publish(settings, due)
-    return outcome
+            outcome.published += 1
+            yield letter
 
 
 def _check_partitions(settings: Settings, letters: Iterable[DeadLetter]) -> None:
@@ -169,16 +192,16 @@ def _check_partitions(settings: Settings, letters: Iterable[DeadLetter]) -> None
         )
 
 
-def _publish(settings: Settings, letters: Sequence[DeadLetter]) -> None:
+def _publish(settings: Settings, letters: Iterable[DeadLetter]) -> None:
     topic = settings.kafka.topics.readings
     with translated(f"publishing dead letters to {topic} once more", settings):
         producer = make_producer(settings, transactional_id=f"{settings.forecaster.group_id}-dlq-replay")
         try:
             producer.init_transactions()
             appender = BatchAppender(producer)
-            for start in range(0, len(letters), _TOGETHER):
+            for together in transactions_of(letters):  # which reads them: no transaction is open meanwhile
                 producer.begin_transaction()
-                futures = _append(appender, topic, letters[start : start + _TOGETHER])
+                futures = _append(appender, topic, together)
                 producer.flush()
                 check_delivered(futures)
                 producer.commit_transaction()

@@ -1,5 +1,7 @@
 """``streamgru dlq`` against a real broker: what was set aside can be seen, and put back once it is a reading."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,7 +166,7 @@ def test_replay_keeps_headers_without_a_value(broker: Settings, fresh_settings: 
     ensure_topics(settings)
     headers = (("origin", None), ("trace", b""), ("origin", b"test"))
     letters = [letter_of(reading(settings, "sensor", step), settings, headers=headers) for step in range(2)]
-    assert replay_letters(settings, letters).published == 2
+    assert replay_letters(settings, lambda: letters).published == 2
     again = read_all(settings, settings.kafka.topics.readings)
     assert [(record.key, record.value) for record in again] == [(letter.key, letter.value) for letter in letters]
     assert all(tuple(record.headers) == headers for record in again)
@@ -177,12 +179,37 @@ def test_letters_from_a_partition_that_is_gone_are_named_before_anything_is_publ
     settings = fresh_settings()
     ensure_topics(settings)
     message = reading(settings, "sensor", 1)
+    fit = letter_of(message, settings)
     gone = [letter_of(message, settings, partition=7, at_partition=1, at_offset=offset) for offset in range(12)]
     foreign = letter_of(message, settings, partition=9, topic="elsewhere")
     with pytest.raises(TopicError, match=r"it has 2\): 1:0 \(from partition 7\), 1:1 .* 1:9 .* and 2 more\. "):
-        replay_letters(settings, [letter_of(message, settings), foreign, *gone], publish=publish)
+        replay_letters(settings, lambda: [fit, foreign, *gone], publish=publish)
     assert read_all(settings, settings.kafka.topics.readings) == []
-    assert replay_letters(settings, [letter_of(message, settings), foreign]).published == 1
+    assert replay_letters(settings, lambda: [fit, foreign]).published == 1
+
+
+def test_a_replay_that_dies_has_published_whole_transactions_and_can_be_run_again(
+    broker: Settings, fresh_settings: SettingsFactory
+) -> None:
+    settings = fresh_settings()
+    ensure_topics(settings)
+    large = (("padding", bytes(900_000)),)  # two fit into a transaction
+    due = [letter_of(reading(settings, "sensor", step), settings, headers=large) for step in range(7)]
+    starts = itertools.count(1)
+
+    def dying() -> Iterator[DeadLetter]:
+        is_second = next(starts) == 2
+        for number, letter in enumerate(due):
+            if is_second and number == 5:
+                raise KafkaError("the records stop coming")
+            yield letter
+
+    with pytest.raises(KafkaError, match="stop coming"):
+        replay_letters(settings, dying)
+    values = [letter.value for letter in due]
+    assert [record.value for record in read_all(settings, settings.kafka.topics.readings)] == values[:4]
+    assert replay_letters(settings, dying).published == 7
+    assert [record.value for record in read_all(settings, settings.kafka.topics.readings)] == values[:4] + values
 
 
 def test_an_empty_topic_is_said_to_be_empty(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> None:

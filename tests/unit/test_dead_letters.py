@@ -1,0 +1,37 @@
+"""How dead letters are parted into transactions."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from pipeline.audit.dead_letters import DeadLetter, transactions_of
+
+
+def letter(offset: int, value_bytes: int, header_bytes: int = 0) -> DeadLetter:
+    headers = (("padding", bytes(header_bytes)),) if header_bytes else ()
+    return DeadLetter(0, offset, b"sensor", bytes(value_bytes), headers, "no-feature", "", "readings", 0, offset, 0)
+
+
+def test_a_transaction_is_bounded_by_letters() -> None:
+    letters = [letter(offset, 10) for offset in range(2_001)]
+    runs = list(transactions_of(letters))
+    assert [len(run) for run in runs] == [1_000, 1_000, 1]
+    assert [each for run in runs for each in run] == letters
+
+
+def test_a_transaction_is_bounded_by_bytes_and_a_letter_larger_than_that_goes_alone() -> None:
+    letters = [letter(0, 900_000), letter(1, 10, header_bytes=900_000), letter(2, 900_000), letter(3, 9_000_000)]
+    letters += [letter(4, 10), letter(5, 10)]
+    assert [[each.offset for each in run] for run in transactions_of(letters)] == [[0, 1], [2], [3], [4, 5]]
+    assert list(transactions_of([])) == []
+
+
+def test_no_more_is_read_than_a_transaction_takes() -> None:
+    read = []
+
+    def reading() -> Iterator[DeadLetter]:
+        for offset in range(100):
+            read.append(offset)
+            yield letter(offset, 1_000_000)
+
+    assert [len(run) for run in islice(transactions_of(reading()), 2)] == [2, 2]
+    assert len(read) == 5  # the first of the next
