@@ -85,7 +85,9 @@ def replay(context: Context, positions: tuple[tuple[int, int], ...], reason: str
 
     All of them, or those at the positions that `dlq list` shows. Do this after the settings have learned of a feature,
     say. What would be rejected again stays where it is. Where a sensor has moved on since, its reading comes late: it
-    is counted, and goes into the history but not into the sensor's state.
+    is counted, and goes into the history but not into the sensor's state. Published is not forecast: where the changed
+    settings have the states rebuilt, a reading that is not newer than its sensor's state counts as late or as a
+    duplicate, and gets no forecast.
     """
     settings = context.settings
 

@@ -1,8 +1,11 @@
-"""How dead letters are parted into transactions."""
+"""How dead letters are parted into transactions, and what the help of their replay promises."""
 
 from collections.abc import Iterator
 from itertools import islice
 
+from click.testing import CliRunner
+
+from deploy.commands.dlq import dlq
 from pipeline.audit.dead_letters import DeadLetter, transactions_of
 
 
@@ -35,3 +38,8 @@ def test_no_more_is_read_than_a_transaction_takes() -> None:
 
     assert [len(run) for run in islice(transactions_of(reading()), 2)] == [2, 2]
     assert len(read) == 5  # the first of the next
+
+
+def test_the_help_of_replay_does_not_promise_a_forecast() -> None:
+    shown = " ".join(CliRunner().invoke(dlq, ["replay", "--help"]).output.split())
+    assert "not newer than its sensor's state counts as late or as a duplicate, and gets no forecast" in shown
