@@ -9,11 +9,13 @@ either both or neither. A table is for one topic: its readings are put in order 
 """
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, WriterProperties, write_deltalake
@@ -29,6 +31,8 @@ _AFTER_FEATURES: Final = {"partition": "integer", "offset": "long"}
 RESERVED_COLUMNS: Final = frozenset(_BEFORE_FEATURES | _AFTER_FEATURES)
 # Every append leaves a file; a scan opens each of them. Past this many they are merged.
 FRAGMENTED_FILES: Final = 64
+# Delta Lake takes %20 in a path for a space, a backslash for a slash, and fails at the others.
+_UNUSABLE_IN_PATH: Final = re.compile(r"%[0-9A-Fa-f]{2}|[\[\]^|\\\x00-\x1f\x7f]")
 
 
 class History:
@@ -46,6 +50,12 @@ class History:
 
     def exists(self) -> bool:
         """Whether there is a Delta table."""
+        if unusable := _UNUSABLE_IN_PATH.search(str(self.path.resolve())):  # Delta Lake follows links too
+            raise HistoryError(
+                f"there can be no history table at {str(self.path)!r}: Delta Lake does not take the "
+                f"{unusable.group()!r} in its path; point `history` in the settings at a folder whose path has none, "
+                "or rename the folder"
+            )
         with self._translated("looked for"):
             return DeltaTable.is_deltatable(str(self.path))
 
@@ -140,10 +150,18 @@ class History:
         return len(fresh)
 
     def scan(self, version: int | None = None) -> pl.LazyFrame:
-        """All columns of all readings at a version (the newest by default), lazily, files in no promised order."""
+        """All columns of all readings at a version (the newest by default), lazily, files in no promised order.
+
+        A feature that came later than a reading is null in it.
+        """
         table = self._open(version)
         with self._translated("read"):
-            return pl.scan_delta(table)
+            schema = pl.Schema(table.schema())
+            # Not pl.scan_delta: it takes the percent-encoded names in URLs for those of the files.
+            files = [Path(unquote(uri)) for uri in table.file_uris()]
+            if not files:
+                return pl.LazyFrame(schema=schema)
+            return pl.scan_parquet(files, schema=schema, missing_columns="insert", glob=False)
 
     def compact_if_fragmented(self, files: int = FRAGMENTED_FILES) -> bool:
         """Whether the table lay in more than ``files`` files and was merged into fewer.

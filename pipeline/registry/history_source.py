@@ -4,11 +4,13 @@ Imported by ``pipeline.registry.versions`` while it logs a run, and by nobody el
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import polars as pl
 from mlflow.data.dataset_source import DatasetSource
 
+from pipeline.history.table import History
 from pipeline.registry.training_set import TrainingSet
 
 
@@ -24,7 +26,7 @@ class HistorySource(DatasetSource):  # type: ignore[misc]  # MLflow ships no typ
 
     def load(self) -> pl.LazyFrame:
         """The history table as it was."""
-        return pl.scan_delta(self.training_set.table, version=self.training_set.version)
+        return History(Path(self.training_set.table), features=()).scan(self.training_set.version)
 
     @staticmethod
     def _can_resolve(raw_source: Any) -> bool:

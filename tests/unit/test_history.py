@@ -9,6 +9,7 @@ from deltalake import DeltaTable
 
 from pipeline.errors import HistoryError
 from pipeline.history.table import History
+from pipeline.registry.training_set import TrainingSet
 
 TOPIC = "readings"
 HOUR_US = 3_600_000_000
@@ -112,6 +113,40 @@ def test_a_new_feature_becomes_a_column_and_a_dropped_one_stays(history: History
     stored = changed.scan().sort("offset").collect()
     assert stored["value"].to_list() == [1.0, 1.0, None]
     assert stored["level"].to_list() == [None, None, 2.0]
+
+
+@pytest.mark.parametrize("folder", ["My Projects", "a b ü#(1)?", "50% {x}", " *~'\"<>&;=+@:,!$`", "日本"])
+def test_a_table_is_read_whatever_its_path_is_called(tmp_path: Path, folder: str):
+    history = History(tmp_path / folder / "history", ["value"])
+    history.create()
+    empty = history.version
+    assert history.scan().collect().columns == ["sensor_id", "timestamp", "value", "partition", "offset"]
+    history.append(readings(range(3)), {0: 3}, TOPIC)
+    version = history.version
+    wider = History(history.path, ["level", "value"])
+    wider.append(readings(range(3, 5), level=1.0, value=2.0), {0: 5}, TOPIC)
+    assert wider.scan().sort("offset").collect()["level"].to_list() == [None, None, None, 1.0, 1.0]
+    assert history.scan(version).collect().columns == ["sensor_id", "timestamp", "value", "partition", "offset"]
+    assert len(history.scan(empty).collect()) == 0
+    assert wider.compact_if_fragmented(files=1)
+    assert sorted(wider.scan().collect()["offset"]) == list(range(5))
+
+    from pipeline.registry.history_source import HistorySource  # makes MLflow load, which takes seconds
+
+    source = HistorySource(TrainingSet(str(history.path), version, TOPIC, {"0": 3}, readings=3, sensors=1))
+    assert sorted(source.load().collect()["offset"]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("folder", ["a[1]", "b%20c", "d|e", "f^g", "h\\i", "j\tk"])
+def test_a_path_that_delta_lake_does_not_take_is_refused_with_what_to_do(tmp_path: Path, folder: str):
+    (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / folder)
+    for path in (tmp_path / folder, tmp_path / "link"):
+        history = History(path / "history", ["value"])
+        with pytest.raises(HistoryError, match=r"does not take the .*point `history` in the settings at a folder"):
+            history.create()
+        with pytest.raises(HistoryError, match="does not take the"):
+            history.scan()
 
 
 def test_a_table_that_is_no_history_is_named(tmp_path: Path):
