@@ -24,8 +24,10 @@ def monitor(settings_file: Path | None = None) -> list[str]:
     """What is overdue, in sentences. The run fails, named Overdue, when there is anything."""
     settings = load_run_settings(settings_file)
     history = History(settings.history_path, settings.features)
-    appended_at = history.appended_at() if history.exists() else None
-    found = overdue(settings.monitor, datetime.now(UTC), last_trained(settings), appended_at)
+    now = datetime.now(UTC)
+    back_to_s = now.timestamp() - settings.monitor.append_within_s
+    appended_at = history.appended_at(back_to_s) if history.exists() else None
+    found = overdue(settings.monitor, now, last_trained(settings), appended_at)
     for sentence in found:
         get_run_logger().warning("%s", sentence)
     listed = "\n".join(f"- {sentence}" for sentence in found)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 import polars as pl
@@ -92,21 +92,27 @@ class History:
         """By partition of ``topic``, the offset of the next reading to append; partitions never seen are absent."""
         return _next_offsets(self._open(version), topic)
 
-    def appended_at(self) -> datetime | None:
-        """When readings were last appended; none where that is longer ago than the table's log tells.
+    def appended_at(self, back_to_s: float) -> datetime | None:
+        """When readings were last appended; none where they never were.
 
-        Commits of offsets alone do not count: where every record is malformed, no reading has come.
+        Commits of offsets alone do not count: where every record is malformed, no reading has come. The log is not
+        searched much further back than ``back_to_s``, in Unix time: where readings last came before that, or never, the
+        answer may be a later time, itself before ``back_to_s``, since which none came.
         """
-        with self._translated("looked into"):
-            commits = self._open().history(FRAGMENTED_FILES)
-        return next(
-            (
-                datetime.fromtimestamp(commit["timestamp"] / 1_000, UTC)
-                for commit in commits
-                if commit["operation"] == "WRITE" and commit.get("operationMetrics", {}).get("num_added_rows")
-            ),
-            None,
-        )
+        table = self._open()
+        count = FRAGMENTED_FILES
+        while True:
+            with self._translated("looked into"):
+                commits = table.history(count)
+            for commit in commits:
+                if commit["operation"] == "WRITE" and commit.get("operationMetrics", {}).get("num_added_rows"):
+                    return _made_at(commit)
+            if len(commits) < count:
+                return None
+            earliest = _made_at(commits[-1])
+            if earliest.timestamp() < back_to_s:
+                return earliest
+            count *= 4
 
     def append(self, frame: pl.DataFrame, next_offsets: Mapping[int, int], topic: str) -> int:
         """How many readings were appended, in one commit with the offsets to go on from.
@@ -220,6 +226,10 @@ class History:
         except (DeltaError, OSError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise HistoryError(f"the history table {self.path} could not be {done}: {first_line}") from error
+
+
+def _made_at(commit: Mapping[str, Any]) -> datetime:
+    return datetime.fromtimestamp(commit["timestamp"] / 1_000, UTC)
 
 
 def _next_offsets(table: DeltaTable, topic: str) -> dict[int, int]:

@@ -1,6 +1,7 @@
 """The history table: data and offsets together or not at all."""
 
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -8,11 +9,12 @@ import pytest
 from deltalake import DeltaTable
 
 from pipeline.errors import HistoryError
-from pipeline.history.table import History
+from pipeline.history.table import FRAGMENTED_FILES, History
 from pipeline.registry.training_set import TrainingSet
 
 TOPIC = "readings"
 HOUR_US = 3_600_000_000
+LONG_AGO_S = 0.0
 
 
 def readings(offsets: range, partition: int = 0, **features: float) -> pl.DataFrame:
@@ -62,14 +64,35 @@ def test_offsets_advance_where_no_reading_was_any_good(history: History):
 
 
 def test_offsets_alone_do_not_pass_for_readings_that_came(history: History):
-    assert history.appended_at() is None
+    assert history.appended_at(LONG_AGO_S) is None
     history.append(readings(range(0)), {0: 4}, TOPIC)
-    assert history.appended_at() is None
+    assert history.appended_at(LONG_AGO_S) is None
     history.append(readings(range(4, 6)), {0: 6}, TOPIC)
-    came = history.appended_at()
+    came = history.appended_at(LONG_AGO_S)
     assert came is not None
     history.append(readings(range(0)), {0: 9}, TOPIC)
-    assert history.appended_at() == came
+    assert history.appended_at(LONG_AGO_S) == came
+
+
+def test_readings_that_came_are_found_behind_many_commits_of_offsets_alone(history: History):
+    history.append(readings(range(1)), {0: 1}, TOPIC)
+    came = history.appended_at(LONG_AGO_S)
+    for end in range(2, 2 + FRAGMENTED_FILES):
+        history.append(readings(range(0)), {0: end}, TOPIC)
+    assert came is not None
+    assert history.appended_at(LONG_AGO_S) == came
+
+
+def test_readings_are_not_looked_for_further_back_than_asked(history: History):
+    history.append(readings(range(1)), {0: 1}, TOPIC)
+    came = history.appended_at(LONG_AGO_S)
+    for end in range(2, 2 + FRAGMENTED_FILES):
+        history.append(readings(range(0)), {0: end}, TOPIC)
+    now = datetime.now(UTC)
+    since = history.appended_at(now.timestamp())
+    assert came is not None
+    assert since is not None
+    assert came < since < now
 
 
 def test_a_reading_beyond_the_next_offset_is_refused(history: History):
