@@ -53,9 +53,10 @@ class IngestReport:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        if not self.total_offsets:
-            return f"nothing new on topic {self.topic}"
-        text = f"{self.readings:,} readings from topic {self.topic} in {self.seconds:.1f} s, {self.commits} commits"
+        if self.total_offsets:
+            text = f"{self.readings:,} readings from topic {self.topic} in {self.seconds:.1f} s, {self.commits} commits"
+        else:
+            text = f"nothing new on topic {self.topic}"
         if self.rejected:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.rejected.items()))
             text += f"; malformed and left out: {reasons}"

@@ -1,0 +1,11 @@
+"""What an ingest says that it did."""
+
+from pipeline.history.ingest import IngestReport
+
+
+def test_lost_offsets_are_told_even_where_nothing_else_was_new():
+    assert str(IngestReport("readings", 0, 0)) == "nothing new on topic readings"
+    lost = "deleted by the topic's retention before they were read: 1,234 offsets"
+    assert str(IngestReport("readings", 0, 0, lost_offsets=1_234)) == f"nothing new on topic readings; {lost}"
+    done = str(IngestReport("readings", 7, 7, readings=7, lost_offsets=1_234, commits=1))
+    assert done == f"7 readings from topic readings in 0.0 s, 1 commits; {lost}"
