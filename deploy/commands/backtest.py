@@ -244,6 +244,11 @@ def _from_files(
     table = read_readings(files, FileLayout(**layout), settings.features)
     for note in table.notes:
         click.echo(f"note: {note}", err=True)
+    if not len(table):
+        raise DataFileError(
+            f"{', '.join(map(str, files))}: no row has a value of {', '.join(settings.features)}; set features (and "
+            "targets) to columns that hold numbers"
+        )
     usual_us = usual_interval_us(table)
     # To the second where that is within the jitter of clocks.
     cadence_s = None if usual_us is None else usual_us / 1e6 if usual_us < 60_000_000 else float(round(usual_us / 1e6))

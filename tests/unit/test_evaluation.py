@@ -208,6 +208,16 @@ def test_the_cadence_of_a_file_is_its_own_unless_it_is_set(settings: Settings, h
     assert "and the cadence is 3600 s" in told
 
 
+def test_a_file_whose_features_are_all_empty_is_named_with_what_to_do(settings: Settings, tmp_path: Path):
+    file = tmp_path / "empty.csv"
+    for text in ("time,level\n2024-01-01T00:00Z,\n2024-01-01T01:00Z,\n", "time,level\n2024-01-01T00:00Z,nan\n"):
+        file.write_text(text)
+        chosen = settings.model_copy(update={"features": ("level",)})
+        result = CliRunner().invoke(backtest, [str(file)], obj=Context(lambda chosen=chosen: chosen))
+        assert isinstance(result.exception, DataFileError)
+        assert "empty.csv: no row has a value of level; set features (and targets) to" in str(result.exception)
+
+
 def test_a_cadence_that_cannot_be_is_refused(settings: Settings, half_hourly: Path):
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
     for cadence in ("nan", "inf", "0"):
