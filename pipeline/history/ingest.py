@@ -25,6 +25,7 @@ from pipeline.exclusive import exclusive
 from pipeline.history.table import History
 from pipeline.kafka.clients import make_consumer, partition_count, translated
 from pipeline.kafka.fetched_records import read_fast
+from pipeline.kafka.topics import find_topic_id
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
@@ -95,7 +96,7 @@ def ingest(
         most = min(POLL_RECORDS, chunk_readings)
         consumer = read_fast(make_consumer(settings, auto_offset_reset="none", max_poll_records=most))
         try:
-            bounds = _plan(consumer, settings.kafka.topics.readings, history, accept_loss)
+            bounds = _plan(settings, consumer, history, accept_loss)
             done = _Run(settings, consumer, history, bounds, chunk_readings, report).run()
         finally:
             consumer.close()
@@ -108,18 +109,21 @@ class _Bounds:
     """By partition, the offsets to read: from ``start`` up to, not including, ``end``."""
 
     topic: str
+    topic_id: str
     start: dict[int, int]
     end: dict[int, int]
     stored: dict[int, int]  # what the table goes on from so far; partitions never seen are absent
     lost: int
 
 
-def _plan(consumer: KafkaConsumer, topic: str, history: History, accept_loss: bool) -> _Bounds:
+def _plan(settings: Settings, consumer: KafkaConsumer, history: History, accept_loss: bool) -> _Bounds:
     """Where to read from and up to; checks that the topic is the one that the history goes on from."""
+    topic = settings.kafka.topics.readings
     with translated(f"looking up the offsets of topic {topic}"):
         partitions = [TopicPartition(topic, number) for number in range(partition_count(consumer, topic))]
         earliest = {at.partition: offset for at, offset in consumer.beginning_offsets(partitions).items()}
         end = {at.partition: offset for at, offset in consumer.end_offsets(partitions).items()}
+    topic_id = find_topic_id(settings, topic)  # after the ends: made anew in between, it would pass for the old one
     stored = history.next_offsets(topic)
     if not stored and history.is_begun():
         raise HistoryError(
@@ -134,6 +138,12 @@ def _plan(consumer: KafkaConsumer, topic: str, history: History, accept_loss: bo
                 f"{partition}, which {ends}: the topic was deleted and made anew. Their offsets would mix; point "
                 "`history` in the settings at a new folder"
             )
+    if history.is_of_another_topic(topic, topic_id):
+        raise TopicError(
+            f"the history table {history.path} goes on from offsets of another topic {topic} than the present one, "
+            f"whose id is {topic_id}: the topic was deleted and made anew. Their offsets would mix; point `history` in "
+            "the settings at a new folder"
+        )
     lost = {
         partition: earliest[partition] - offset for partition, offset in stored.items() if offset < earliest[partition]
     }
@@ -151,7 +161,7 @@ def _plan(consumer: KafkaConsumer, topic: str, history: History, accept_loss: bo
             "%d offsets of topic %s were deleted before they were ingested: %s", sum(lost.values()), topic, lost
         )
     start = {number: max(stored.get(number, 0), earliest[number]) for number in end}
-    return _Bounds(topic, start, end, stored, sum(lost.values()))
+    return _Bounds(topic, topic_id, start, end, stored, sum(lost.values()))
 
 
 class _Run:
@@ -282,7 +292,8 @@ class _Run:
         fresh = {part: offset for part, offset in self._position.items() if offset > self._committed.get(part, -1)}
         if not fresh:
             return
-        self._appended += self._history.append(self._chunk.frame(), fresh, self._bounds.topic)
+        bounds = self._bounds
+        self._appended += self._history.append(self._chunk.frame(), fresh, bounds.topic, bounds.topic_id)
         self._committed = dict(self._position)
         self._chunk = _Chunk(self._settings.features)
         self._commits += 1

@@ -4,8 +4,10 @@ Columns: ``sensor_id``, ``timestamp`` (UTC, microseconds), one float per feature
 ``offset``. Duplicates and late readings are kept; they are told apart when the table is read (``pipeline.windows``).
 
 Offsets travel in the same commit as the data, as Delta's application transactions: ``TOPIC-PARTITION`` holds the next
-offset to read, ``TOPIC-partitions`` how many partitions have been seen. So after a crash at any point the table holds
-either both or neither. A table is for one topic: its readings are put in order by partition and offset alone.
+offset to read, ``TOPIC-partitions`` how many partitions have been seen, and ``TOPIC-ids`` that the topic's id is known:
+it stands in the name of ``TOPIC-id-ID``, since Delta stores nothing but numbers. So after a crash at any point the
+table holds either both or neither. A table is for one topic: its readings are put in order by partition and offset
+alone. A topic that is made anew has another id.
 """
 
 import logging
@@ -92,6 +94,12 @@ class History:
         """By partition of ``topic``, the offset of the next reading to append; partitions never seen are absent."""
         return _next_offsets(self._open(version), topic)
 
+    def is_of_another_topic(self, topic: str, topic_id: str) -> bool:
+        """Whether the offsets stored for ``topic`` are those of a topic with another id. Not where no id is stored."""
+        table = self._open()
+        known = table.transaction_version(f"{topic}-ids") is not None
+        return known and table.transaction_version(f"{topic}-id-{topic_id}") is None
+
     def appended_at(self, back_to_s: float) -> datetime | None:
         """When readings were last appended; none where they never were.
 
@@ -114,7 +122,9 @@ class History:
                 return earliest
             count *= 4
 
-    def append(self, frame: pl.DataFrame, next_offsets: Mapping[int, int], topic: str) -> int:
+    def append(
+        self, frame: pl.DataFrame, next_offsets: Mapping[int, int], topic: str, topic_id: str | None = None
+    ) -> int:
         """How many readings were appended, in one commit with the offsets to go on from.
 
         Readings below the offsets already stored are skipped, so that a range appended once more changes nothing.
@@ -122,6 +132,8 @@ class History:
         Args:
             frame: the table's columns; ``timestamp`` as UTC datetimes or integer microseconds, NaN counts as missing.
             next_offsets: by partition; every reading of a partition lies below.
+            topic: whose offsets these are.
+            topic_id: the id that the brokers have given it, for ``is_of_another_topic``.
 
         Raises:
             HistoryError: also where another writer appended meanwhile: nothing was written, and reading
@@ -142,6 +154,8 @@ class History:
             return 0
         marks = [Transaction(f"{topic}-{partition}", offset) for partition, offset in sorted(ahead.items())]
         marks.append(Transaction(f"{topic}-partitions", max([*stored, *ahead]) + 1))
+        if topic_id is not None:
+            marks += [Transaction(f"{topic}-ids", 1), Transaction(f"{topic}-id-{topic_id}", 1)]
         with self._translated("appended to"):
             # Not retried on a conflict: `table` is the version that the offsets were read from, and Delta refuses the
             # commit when a later one holds the same application transactions.

@@ -173,19 +173,34 @@ def test_readings_that_a_so_far_empty_partition_lost_are_missed(settings: Settin
         ingest(settings)
 
 
-def test_a_topic_made_anew_is_not_mixed_with_the_old_one(settings: Settings) -> None:
+@pytest.mark.parametrize("records", [14, 140, 280], ids=["shorter", "as-long", "longer"])
+def test_a_topic_made_anew_is_not_mixed_with_the_old_one(settings: Settings, records: int) -> None:
     create_topic(settings)
     publish(settings, 140)
+    ingest(settings)
     ingest(settings)
     admin = make_admin(settings)
     admin.delete_topics([settings.kafka.topics.readings])
     wait_until(lambda: settings.kafka.topics.readings not in admin.list_topics(), 20, "the topic is deleted")
     admin.close()
     create_topic(settings)
-    publish(settings, 14)
+    publish(settings, records)
     with pytest.raises(TopicError, match="deleted and made anew"):
         ingest(settings)
     assert numbers_in_history(settings) == list(range(140))
+
+
+def test_a_table_from_before_ids_were_stored_takes_the_present_one(settings: Settings) -> None:
+    create_topic(settings)
+    publish(settings, 14)
+    history = History(settings.history_path, settings.features)
+    history.create()
+    topic = settings.kafka.topics.readings
+    none = pl.DataFrame({name: [] for name in ("sensor_id", "timestamp", "a", "b", "partition", "offset")})
+    history.append(none, {0: 2}, topic)
+    assert ingest(settings).readings == 12
+    assert history.is_of_another_topic(topic, "another")
+    assert ingest(settings).total_offsets == 0
 
 
 def test_a_table_of_another_topic_is_refused(settings: Settings, fresh_settings: SettingsFactory) -> None:

@@ -95,6 +95,18 @@ def test_readings_are_not_looked_for_further_back_than_asked(history: History):
     assert came < since < now
 
 
+def test_a_topic_is_known_by_its_id_once_that_is_stored(history: History):
+    assert not history.is_of_another_topic(TOPIC, "new")
+    history.append(readings(range(2)), {0: 2}, TOPIC)  # as before ids were stored
+    assert not history.is_of_another_topic(TOPIC, "old")
+    history.append(readings(range(2, 4)), {0: 4}, TOPIC, "old")
+    history.append(readings(range(4, 6)), {0: 6}, TOPIC, "old")
+    assert history.compact_if_fragmented(files=1)
+    assert not history.is_of_another_topic(TOPIC, "old")
+    assert history.is_of_another_topic(TOPIC, "new")
+    assert history.next_offsets(TOPIC) == {0: 6}
+
+
 def test_a_reading_beyond_the_next_offset_is_refused(history: History):
     with pytest.raises(ValueError, match="beyond the next offsets"):
         history.append(readings(range(3)), {0: 2}, TOPIC)
