@@ -32,6 +32,7 @@ class FetchedRecord(NamedTuple):
     value: bytes | None
     offset: int
     headers: Headers  # one list for all records that have none: not to be changed; names with surrogate escapes
+    timestamp: int = -1  # ms since the epoch, as the producer or the broker stamped it
 
 
 def read_fast(consumer: KafkaConsumer) -> KafkaConsumer:
@@ -83,16 +84,16 @@ def read_batch(batch: Any) -> Iterator[FetchedRecord]:
     batch._maybe_uncompress()
     data = bytes(memoryview(batch._buffer)[batch._pos :])
     base_offset = batch.base_offset
+    by_broker = batch.timestamp_type == batch.LOG_APPEND_TIME
+    stamped = batch.max_timestamp if by_broker else batch.first_timestamp
     none: Headers = []
     position = 0
     try:
         for _ in range(batch.records_count):
             length, position = _varint(data, position)
             end = position + length
-            position += 1  # attributes, of which there are none
-            while data[position] > 0x7F:  # the time, which nobody here asks for
-                position += 1
-            delta, position = _varint(data, position + 1)
+            since, position = _varint(data, position + 1)  # behind the attributes, of which there are none
+            delta, position = _varint(data, position)
             size, position = _varint(data, position)
             key = value = None
             if size >= 0:
@@ -109,7 +110,7 @@ def read_batch(batch: Any) -> Iterator[FetchedRecord]:
                 position += 1
             if position != end:
                 raise CorruptRecordError(f"a record near offset {base_offset + delta} has another length than it says")
-            yield FetchedRecord(key, value, base_offset + delta, headers)
+            yield FetchedRecord(key, value, base_offset + delta, headers, stamped if by_broker else stamped + since)
         if position != len(data):
             raise CorruptRecordError(f"the record batch at offset {base_offset} has another length than its records")
     except IndexError as error:

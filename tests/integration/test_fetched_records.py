@@ -48,7 +48,7 @@ def read(settings: Settings, topic: str, *, fast: bool, isolation_level: str) ->
 
     def is_at_end() -> bool:
         polled = consumer.poll(timeout_ms=100, max_records=7).get(where, [])
-        found.extend(FetchedRecord(one.key, one.value, one.offset, one.headers) for one in polled)
+        found.extend(FetchedRecord(one.key, one.value, one.offset, one.headers, one.timestamp) for one in polled)
         return consumer.position(where) >= end
 
     wait_until(is_at_end, 30, "the topic was read")

@@ -40,11 +40,13 @@ def encoded(records: list[Content], compression: int = 0, skip: int = 1) -> byte
     return builder.build()
 
 
-@pytest.mark.parametrize("compression", [0, DefaultRecordBatch.CODEC_GZIP, DefaultRecordBatch.CODEC_LZ4])
+@pytest.mark.parametrize("compression", range(DefaultRecordBatch.CODEC_ZSTD + 1))
 @given(records=contents, skip=st.integers(1, 300))
 def test_records_are_those_of_the_client(records: list[Content], compression: int, skip: int) -> None:
     data = encoded(records, compression, skip)
-    theirs = [FetchedRecord(one.key, one.value, one.offset, one.headers) for one in DefaultRecordBatch(data)]
+    theirs = [
+        FetchedRecord(one.key, one.value, one.offset, one.headers, one.timestamp) for one in DefaultRecordBatch(data)
+    ]
     assert list(read_batch(DefaultRecordBatch(data))) == theirs
 
 
