@@ -6,6 +6,7 @@ turn a column of numbers with one typing error into text.
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,8 @@ def read_frame(path: Path) -> pl.DataFrame:
             raise DataFileError(f"{path}: neither CSV nor Parquet; its name should end in one of {_suffixes()}")
     except OSError as error:
         raise DataFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:
+        raise DataFileError(f"{path} cannot be read, its compression is damaged or cut off: {error}") from error
     except pl.exceptions.NoDataError as error:
         raise DataFileError(f"{path} is empty") from error
     except pl.exceptions.PolarsError as error:

@@ -219,6 +219,14 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path: Path, name: str, text
     assert expected in complaint(write(tmp_path, name, text))
 
 
+@pytest.mark.parametrize("size", [2, 10, 15, 20, None])
+def test_compression_that_is_damaged_or_cut_off_is_named(tmp_path: Path, size: int | None) -> None:
+    path = write(tmp_path, "a.csv.gz", HEADER + GOOD * 100)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:size] if size else whole[:12] + b"\xff" * (len(whole) - 12))
+    assert "a.csv.gz cannot be read, its compression is damaged or cut off: " in complaint(path)
+
+
 def test_other_mistakes_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "time,id,value\n2020-01-01 00:00,,1\n2020-01-01 01:00,b,1\n")
     assert complaint(tmp_path / "none.csv") == f"there is no file {tmp_path / 'none.csv'}"
