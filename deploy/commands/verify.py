@@ -4,7 +4,7 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -16,16 +16,35 @@ if TYPE_CHECKING:
 
 
 def moment_us(text: str) -> int:
-    """Microseconds since the epoch of a time as readings have it: ISO 8601 with a zone, or epoch milliseconds."""
+    """Microseconds since the epoch of a time as readings have it: ISO 8601 with a zone, or epoch milliseconds.
+
+    Raises:
+        BadParameter: it is neither, or outside the years that a reading can be of.
+    """
+    from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US
+
+    found = _moment_us(text)
+    if found is None:
+        raise click.BadParameter(
+            f"{text!r} is no time with a zone, such as 2016-03-01T08:00:00Z, nor epoch milliseconds"
+        )
+    if not EARLIEST_TIMESTAMP_US <= found < LATEST_TIMESTAMP_US:
+        raise click.BadParameter(
+            f"{text} lies outside the years 1900 to 2199; a number is taken as milliseconds since 1970"
+        )
+    return found
+
+
+def _moment_us(text: str) -> int | None:
     from pipeline.messages import microseconds
 
-    if text.lstrip("-").isdigit():
-        return int(text) * 1_000
     with suppress(ValueError):
+        if text.lstrip("-").isdigit():
+            return int(text) * 1_000
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None:
-            return microseconds(moment.astimezone(UTC))
-    raise click.BadParameter(f"{text!r} is no time with a zone, such as 2016-03-01T08:00:00Z, nor epoch milliseconds")
+            return microseconds(moment)
+    return None
 
 
 @click.command()
@@ -93,7 +112,9 @@ def _print(verdict: "Verdict") -> None:
     for fault, count in verdict.faults.items():
         places = "; ".join(verdict.examples.get(fault, []))
         click.echo(f"error: {fault}: {count:,}, such as {places}", err=True)
-    if not verdict.faults:
+    if not verdict.faults and not counts.readings:
+        click.echo("no reading was audited: the forecasters have committed none between --since and --until")
+    elif not verdict.faults:
         click.echo("every accepted reading has one forecast, in order, and each is what the readings make of it")
 
 

@@ -4,9 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from deploy.commands.verify import moment_us
+from deploy.commands.verify import verify as command
+from deploy.context import Context
 from model.forecaster import Forecaster
 from model.grace import MOST_OFFSETS
 from model.rules import ACCEPTED
@@ -268,3 +273,44 @@ def test_readings_that_are_held_at_the_end_are_due_no_forecast_and_may_have_got_
     assert found.faults == {"out of order": 1}
     lost = judge(Evidence(readings, forecasts.take(np.arange(m) != 3), states, {}, {}, {0: n}), settings, load)
     assert lost.faults == {"missing": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2016-03-01T08:00:00+08:00", 1_456_790_400_000_000),
+        ("1456790400000", 1_456_790_400_000_000),
+        ("1900-01-01T00:00:00Z", -2_208_988_800_000_000),
+        ("7258118399999", 7_258_118_399_999_000),
+    ],
+)
+def test_a_moment_is_iso_8601_or_epoch_milliseconds(text: str, moment: int) -> None:
+    assert moment_us(text) == moment
+
+
+@pytest.mark.parametrize("text", ["1456833600000000", "-2208988800001", "7258118400000", "0001-01-01T00:00:00+05:00"])
+def test_a_moment_that_no_reading_can_be_of_is_refused_with_the_unit(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="outside the years 1900 to 2199; a number is taken as milliseconds"):
+        moment_us(text)
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2016-03-01T08:00:00", "--5", "²", "9" * 5_000])
+def test_what_is_no_moment_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no time with a zone"):
+        moment_us(text)
+
+
+def test_an_audit_of_no_reading_does_not_say_that_all_is_well(
+    evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audited = {"all": evidence, "none": replace(evidence, starts=evidence.ends)}
+    told = {}
+    monkeypatch.setattr("deploy.commands.verify._loader", lambda settings: load)
+    for name, found in audited.items():
+        monkeypatch.setattr("pipeline.audit.verify.gather", lambda settings, span, found=found: found)
+        result = CliRunner().invoke(command, [], obj=Context(lambda: SETTINGS), catch_exceptions=False)
+        assert result.exit_code == 0
+        told[name] = result.output
+    assert "every accepted reading has one forecast" in told["all"]
+    assert "no reading was audited: the forecasters have committed none between --since and --until" in told["none"]
+    assert "every accepted reading" not in told["none"]
