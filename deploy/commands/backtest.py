@@ -30,6 +30,17 @@ if TYPE_CHECKING:
 ON_DEMAND: Final = ("mase", "crps", "coverage", "winkler", "width", "sensors")
 # Wide enough for every table where the output is no terminal.
 WIDTH: Final = 120
+LARGEST_SEED: Final = 2**64 - 1  # that torch takes
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without the infinite ones and NaN, which compare as within any range that is open above."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 @click.command()
@@ -41,7 +52,7 @@ WIDTH: Final = 120
 @click.option(
     "--cadence",
     "cadence_s",
-    type=click.FloatRange(min=1e-6),
+    type=FiniteRange(min=1e-6),
     metavar="SECONDS",
     help="By default as in the settings; where these do not set it, the usual time between two readings in DATA.",
 )
@@ -61,7 +72,7 @@ WIDTH: Final = 120
     help="Score the model in this folder of an earlier back-test's results instead of training.",
 )
 @click.option("--preset", type=click.Choice(["stateful", "plain"]), help="How to train; by default as in the settings.")
-@click.option("--budget", "budget_s", type=click.FloatRange(min=0, min_open=True), help="Seconds to train for at most.")
+@click.option("--budget", "budget_s", type=FiniteRange(min=0, min_open=True), help="Seconds to train for at most.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings.")
 @click.option(
     "--adaptation",
@@ -80,11 +91,13 @@ WIDTH: Final = 120
 )
 @click.option(
     "--retrain-every",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="DAYS",
     help="Also score the model retrained so often in the test part, from its weights, on what was read by then.",
 )
-@click.option("--seed", type=int, help="Seed of everything random; by default as in the settings.")
+@click.option(
+    "--seed", type=click.IntRange(0, LARGEST_SEED), help="Seed of everything random; by default as in the settings."
+)
 @click.option(
     "--standardise",
     is_flag=True,
@@ -228,8 +241,6 @@ def _settings(
         "training": settings.training.model_copy(update=given(training)),
         "forecaster": settings.forecaster.model_copy(update=given(adapting)),
     }
-    if cadence_s is not None and not math.isfinite(cadence_s):
-        raise click.BadParameter("a cadence is a number of seconds", param_hint="--cadence")
     changes |= given({"cadence_s": cadence_s, "horizon_steps": horizon})
     return settings.model_copy(update=changes)
 

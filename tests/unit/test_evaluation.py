@@ -231,6 +231,26 @@ def test_a_cadence_that_cannot_be_is_refused(settings: Settings, half_hourly: Pa
     assert "trained at a cadence of 3600 s, which --cadence 1800 contradicts" in result.output
 
 
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--budget", "inf"),
+        ("--budget", "nan"),
+        ("--retrain-every", "inf"),
+        ("--seed", "-1"),
+        ("--seed", str(2**64)),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_the_training(
+    settings: Settings, half_hourly: Path, option: str, value: str
+):
+    alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
+    result = CliRunner().invoke(backtest, [str(half_hourly), option, value], obj=alone)
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert f"Invalid value for '{option}': {value} is not" in result.stderr
+    assert "epoch" not in result.output
+
+
 def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path):
     file = tmp_path / "level.csv"
     rows = (f"{np.datetime64('2024-01-01') + np.timedelta64(hour, 'h')}:00:00Z,{hour % 24}\n" for hour in range(600))
