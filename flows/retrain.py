@@ -5,6 +5,7 @@ seed. The champion alias moves last; killed anywhere before, a run has changed n
 one on the same version of the history goes on with its training.
 """
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
 from pipeline.errors import HistoryError, ModelUnfit, SettingsError
-from pipeline.evaluation.back_test import Evaluation, after_selection, evaluate, model_config, training_options
+from pipeline.evaluation.back_test import Evaluation, Selection, evaluate, model_config, training_options, unseen_part
 from pipeline.evaluation.gate import Decision, decide
 from pipeline.evaluation.report import draw
 from pipeline.exclusive import exclusive
@@ -166,25 +167,16 @@ def _unseen(data: _Data, champion: _Champion | None) -> _Data:
     if champion is None or champion.forecaster is None:
         return data
     log = get_run_logger()
-    if champion.selected_until is None:
-        log.warning(
-            "version %d, the champion, has no tag %s: it may have been trained or chosen on readings that it is scored "
-            "on here, which flatters it",
-            *(champion.version, VALIDATE_UNTIL),
-        )
-        return data
     config = champion.forecaster.config
     least = max(config.season_steps, FEWEST_COMPARED)
+    made = Selection(f"version {champion.version}, the champion,", config, champion.selected_until)
     try:
-        split = after_selection(data.split, data.sequences, config, champion.selected_until, least)
+        split, remark = unseen_part(data.split, data.sequences, made, least)
     except ValueError as error:
         log.warning("version %d, the champion, will not be compared with: %s", champion.version, error)
         return replace(data, unfair=str(error))
-    if split != data.split:
-        log.info(
-            "version %d, the champion, was trained and chosen on readings until %s: the held-out tail begins there",
-            *(champion.version, champion.selected_until),
-        )
+    if remark:
+        log.log(logging.WARNING if split == data.split else logging.INFO, "%s", remark)
     return replace(data, split=split)
 
 

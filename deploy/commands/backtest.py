@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deploy.context import Context
-from pipeline.errors import DataFileError
+from pipeline.errors import DataFileError, ModelUnfit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from model.metrics import Metric
     from model.sequences import Sequences, Split
     from model.training import EpochReport
+    from pipeline.evaluation.report import Trained
     from pipeline.settings import Settings
 
 # Metrics on demand; `coverage` and `sensors` also bring a table of their own.
@@ -130,9 +131,9 @@ def backtest(
 ) -> None:
     """Score a model on the newest part of DATA, CSV or Parquet files, or of the history table.
 
-    It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION, and the
-    newest part begins no earlier than the readings end that it was chosen on; or it is the MODEL of an earlier
-    back-test, for which the split must be the same. Every reading of the newest part is then forecast from in turn,
+    It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION, or the
+    MODEL of an earlier back-test, and the newest part begins no earlier than the readings end that it was chosen on.
+    Every reading of the newest part is then forecast from in turn,
     with the state carried and the forecasts adapted as in the stream, and scored on the same values as baselines:
     persistence, the seasonal-naive forecast, and an autoregression over 24 steps that recursive least squares fit anew
     with every reading. Features, targets and season are those of the settings.
@@ -163,11 +164,14 @@ def backtest(
     settings = _settings(context.settings, cadence_s, horizon, training, adapting)
     source = ", ".join(str(path) for path in data) or str(settings.history_path)
     name = data[0].name.split(".")[0] if data else "history"
-    folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
-    checkpoint = folder / "training.pt"
     trained = read_trained(report) if report is not None else None
-    if trained is not None:
-        settings = _at_cadence_of(trained.forecaster, settings, cadence_s)
+    if report is not None and trained is not None:
+        settings = _at_pace_of(trained.forecaster, settings, cadence_s, horizon)
+        _check_fit(trained.forecaster, settings, report)
+    folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
+    if report is not None and folder.exists() and folder.samefile(report):
+        raise click.UsageError(f"the model's own results are in {folder}; give another folder with --out")
+    checkpoint = folder / "training.pt"
     if data:
         settings, sequences = _from_files(settings, data, layout, keeps_cadence=version is not None)
     else:
@@ -178,11 +182,13 @@ def backtest(
         sequences, bounds = split_by(split, sequences)
         _make_folder(folder)  # before the training, whose result would have nowhere to go
         if version is not None:
-            trained = Trained(_registered(settings, version))
-            bounds = _unseen(settings, version, trained.forecaster, sequences, bounds)
-        elif trained is None:
+            trained = _registered(settings, version)
+        if trained is None:
             result = train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch)), checkpoint)
-            trained = Trained.of(result)
+            trained = Trained.of(result, bounds)
+        else:
+            made_by = f"version {version}" if report is None else f"the model in {report}"
+            bounds = _unseen(trained, made_by, sequences, bounds)
         also = [replace(settings.adaptation, level=level) for level in dict.fromkeys(levels[1:]) if level != levels[0]]
         beside: list[Predictor] = []
         if retrain_every is not None:
@@ -274,45 +280,52 @@ def _from_files(
     return settings, sequences_from_table(table, settings)
 
 
-def _at_cadence_of(forecaster: "Forecaster", settings: "Settings", asked_s: float | None) -> "Settings":
-    cadence_s = forecaster.config.cadence_us / 1e6
+def _at_pace_of(
+    forecaster: "Forecaster", settings: "Settings", asked_s: float | None, asked_steps: int | None
+) -> "Settings":
+    """The settings with the model's cadence and horizon in their place, which options must not contradict."""
+    cadence_s, horizon = forecaster.config.cadence_us / 1e6, forecaster.config.horizon_steps
     if asked_s not in (None, cadence_s):
         raise click.UsageError(
             f"the model was trained at a cadence of {cadence_s:g} s, which --cadence {asked_s:g} contradicts; leave it "
             "out"
         )
-    return settings.model_copy(update={"cadence_s": cadence_s})
+    if asked_steps not in (None, horizon):
+        raise click.UsageError(
+            f"the model forecasts {horizon} steps, which --horizon {asked_steps} contradicts; leave it out"
+        )
+    return settings.model_copy(update={"cadence_s": cadence_s, "horizon_steps": horizon})
 
 
-def _registered(settings: "Settings", version: int) -> "Forecaster":
-    from pipeline.registry.versions import Registry
+def _check_fit(forecaster: "Forecaster", settings: "Settings", folder: Path) -> None:
+    """Refuse a model of other features, say, whose values it would take one for the other."""
+    from pipeline.registry.versions import fit_differences
 
-    return Registry(settings).load(version, settings.home / "models")
+    differences = fit_differences(forecaster.config, settings)
+    if differences:
+        raise ModelUnfit(
+            f"the model in {folder} does not fit the settings: {'; '.join(differences)}. Give the settings that it was "
+            "made with, or leave out --model to train one with these"
+        )
 
 
-def _unseen(
-    settings: "Settings", version: int, forecaster: "Forecaster", sequences: "Sequences", bounds: "Split"
-) -> "Split":
-    """The split with nothing in its test part that the version was trained or chosen on, as far as that is known."""
-    from pipeline.evaluation.back_test import after_selection
-    from pipeline.messages import iso_timestamp
+def _registered(settings: "Settings", version: int) -> "Trained":
+    from pipeline.evaluation.report import Trained
     from pipeline.registry.versions import VALIDATE_UNTIL, Registry
 
-    selected_until = Registry(settings).version(version).tags.get(VALIDATE_UNTIL)
-    if selected_until is None:
-        click.echo(
-            f"warning: version {version} has no tag {VALIDATE_UNTIL}: it may have been trained or chosen on readings "
-            "that it is scored on here, which flatters it",
-            err=True,
-        )
-        return bounds
-    moved = after_selection(bounds, sequences, forecaster.config, selected_until)
-    if moved != bounds:
-        click.echo(
-            f"note: version {version} was trained and chosen on readings until {selected_until}: the test part begins "
-            f"there instead of {iso_timestamp(bounds.validation_end_us)}",
-            err=True,
-        )
+    registry = Registry(settings)
+    forecaster = registry.load(version, settings.home / "models")
+    return Trained(forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
+
+
+def _unseen(trained: "Trained", name: str, sequences: "Sequences", bounds: "Split") -> "Split":
+    """The split with nothing in its test part that the model was trained or chosen on, as far as that is known."""
+    from pipeline.evaluation.back_test import Selection, unseen_part
+
+    made = Selection(name, trained.forecaster.config, trained.selected_until)
+    moved, remark = unseen_part(bounds, sequences, made)
+    if remark:
+        click.echo(f"{'warning' if moved == bounds else 'note'}: {remark}", err=True)
     return moved
 
 

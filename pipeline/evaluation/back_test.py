@@ -56,6 +56,35 @@ def split_by(text: str, sequences: Sequences) -> tuple[Sequences, Split]:
     return sequences.slice_time(None, end_us), Split(train_end_us, validation_end_us)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What a model was made on, as far as that is known."""
+
+    name: str  # of the model, as messages have it
+    config: ModelConfig  # the model's
+    until: str | None  # ISO 8601: readings before this took part in training or choosing it
+
+
+def unseen_part(split: Split, sequences: Sequences, made: Selection, least: int = 1) -> tuple[Split, str]:
+    """The split with nothing in its test part that a model was trained or chosen on, and what there is to say of it.
+
+    That is nothing where the split can stay; where it stays because nothing is known of the model, a warning. The rest
+    is as for ``after_selection``.
+    """
+    if made.until is None:
+        return split, (
+            f"{made.name} does not say until when it was trained and chosen (validate_until): it may be scored here on "
+            "readings that it has seen, which flatters it"
+        )
+    moved = after_selection(split, sequences, made.config, made.until, least)
+    if moved == split:
+        return split, ""
+    return moved, (
+        f"{made.name} was trained and chosen on readings until {made.until}: the test part begins there instead of "
+        f"{iso_timestamp(split.validation_end_us)}"
+    )
+
+
 def after_selection(
     split: Split, sequences: Sequences, config: ModelConfig, selected_until: str, least: int = 1
 ) -> Split:

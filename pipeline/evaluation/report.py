@@ -15,6 +15,7 @@ from model.autoregression import Autoregression
 from model.backtest import SeasonalNaive, model_predictor
 from model.forecaster import Forecaster
 from model.metrics import METRICS, Metric, Scores, skill
+from model.sequences import Split
 from model.state_age import loss_of_restarts
 from model.training import EpochReport, TrainingResult
 from pipeline.errors import DataFileError
@@ -29,13 +30,14 @@ SKILLS: Final[tuple[Metric, ...]] = ("mse", "mae", "pinball")
 
 @dataclass(frozen=True)
 class Trained:
-    """A model and, where that is known, how its training went."""
+    """A model and, where that is known, how its training went and until when it has seen readings."""
 
     forecaster: Forecaster
     training: dict[str, Any] | None = None  # as in ``scores.json``
+    selected_until: str | None = None  # ISO 8601: readings before this took part in training or choosing it
 
     @classmethod
-    def of(cls, result: TrainingResult) -> "Trained":
+    def of(cls, result: TrainingResult, split: Split) -> "Trained":
         """What a training led to."""
         return cls(
             result.forecaster,
@@ -45,6 +47,7 @@ class Trained:
                 "sensor_steps_per_s": result.sensor_steps_per_s,
                 "epochs": [asdict(epoch) for epoch in result.epochs],
             },
+            iso_timestamp(split.validation_end_us),
         )
 
 
@@ -56,8 +59,10 @@ def read_trained(folder: Path) -> Trained:
     """
     try:
         content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-        return Trained(load_artefact(folder / MODEL_FOLDER), content["training"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Reports without it are mostly of models that were trained for them.
+        selected_until = content.get("selected_until", content.get("validate_until"))
+        return Trained(load_artefact(folder / MODEL_FOLDER), content["training"], selected_until)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataFileError(
             f"{folder} does not hold the results of a back-test ({error}); name the folder that `streamgru backtest` "
             "says its scores are in"
@@ -74,6 +79,7 @@ def write_report(done: Evaluation, trained: Trained, folder: Path, made_with: Ma
         "sensors": len(done.sequences.sensors),
         "train_until": iso_timestamp(done.split.train_end_us),
         "validate_until": iso_timestamp(test_us),
+        "selected_until": trained.selected_until,  # earlier than that where the model is scored again
         "model": asdict(replace(done.config, sensors=())),
         "adaptation": asdict(done.adaptation),
         "training": trained.training,

@@ -17,8 +17,9 @@ from model.backtest import Persistence
 from model.backtest import backtest as score
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split
-from pipeline.errors import DataFileError, HistoryError
+from pipeline.errors import DataFileError, HistoryError, ModelUnfit
 from pipeline.evaluation.back_test import after_selection, model_config, split_by
+from pipeline.evaluation.report import read_trained
 from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings
 from tests.series import HOUR_US, noisy_days
@@ -171,6 +172,9 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     assert result.exit_code == 0, result.output
     assert "epoch 1" not in result.output
     repeated = json.loads((tmp_path / "again" / "scores.json").read_text())
+    assert "the test part begins there" not in result.stderr
+    bounds = ("train_until", "validate_until", "selected_until")
+    assert [repeated[name] for name in bounds] == [report[name] for name in bounds]
     assert repeated["training"] == report["training"]
     assert repeated["scores"] == {name: report["scores"][name] for name in repeated["scores"]}
 
@@ -203,9 +207,11 @@ def test_the_cadence_of_a_file_is_its_own_unless_it_is_set(settings: Settings, h
         assert cadence_us == HOUR_US
         assert "warning: readings usually come 1800 s apart, and the cadence is 3600 s" in told
         assert "note" not in told
-    told, cadence_us = run_on(half_hourly, settings, "--model", str(settings.home / "backtests" / "taxi-4"))
-    assert cadence_us == HOUR_US
+    model, out = settings.home / "backtests" / "taxi-4", settings.home / "again"
+    told, _ = run_on(half_hourly, settings, "--model", str(model), "--out", str(out))
+    assert json.loads((out / "scores.json").read_text())["model"]["cadence_us"] == HOUR_US
     assert "and the cadence is 3600 s" in told
+    assert "the test part begins there" not in told
 
 
 def test_a_file_whose_features_are_all_empty_is_named_with_what_to_do(settings: Settings, tmp_path: Path):
@@ -229,6 +235,73 @@ def test_a_cadence_that_cannot_be_is_refused(settings: Settings, half_hourly: Pa
     result = CliRunner().invoke(backtest, arguments, obj=alone)
     assert result.exit_code == 2
     assert "trained at a cadence of 3600 s, which --cadence 1800 contradicts" in result.output
+
+
+def made_before(settings: Settings, name: str = "made", **noted: object) -> Path:
+    """The folder of an earlier back-test of a model for a sensor ``taxi``, with what its scores.json says."""
+    folder = settings.home / name
+    config = replace(model_config(settings), cadence_us=HOUR_US // 2, sensors=("taxi",))
+    save_artefact(Forecaster(config), folder / "model")
+    (folder / "scores.json").write_text(json.dumps({"training": None, **noted}))
+    return folder
+
+
+def test_a_model_that_does_not_fit_the_settings_is_refused(settings: Settings, half_hourly: Path):
+    folder = made_before(settings)
+    swapped = settings.model_copy(update={"features": ("other", "level")})
+    arguments = [str(half_hourly), "--model", str(folder)]
+    result = CliRunner().invoke(backtest, arguments, obj=Context(lambda: swapped))
+    assert isinstance(result.exception, ModelUnfit)
+    for words in (f"the model in {folder} does not fit the settings: ", "made for features", "the settings say"):
+        assert words in str(result.exception)
+
+
+def test_a_horizon_that_is_not_the_model_s_is_refused(settings: Settings, half_hourly: Path):
+    arguments = [str(half_hourly), "--model", str(made_before(settings)), "--horizon", "24"]
+    result = CliRunner().invoke(backtest, arguments, obj=Context(lambda: settings))
+    assert result.exit_code == 2
+    assert "the model forecasts 6 steps, which --horizon 24 contradicts" in result.output
+
+
+def test_a_model_s_own_results_are_not_replaced(settings: Settings, half_hourly: Path):
+    folder = made_before(settings, "backtests/taxi-6")
+    before = (folder / "scores.json").read_text()
+    for more in ([], ["--out", str(folder)], ["--out", str(folder / ".." / "taxi-6")]):
+        arguments = [str(half_hourly), "--model", str(folder), *more]
+        result = CliRunner().invoke(backtest, arguments, obj=Context(lambda: settings))
+        assert result.exit_code == 2
+        assert "give another folder with --out" in result.output
+    assert (folder / "scores.json").read_text() == before
+
+
+# The file's 600 readings, half an hour apart, begin with 2024.
+@pytest.mark.parametrize(
+    "noted, told, validate_until",
+    [
+        ({"validate_until": "2024-01-10T00:00:00Z"}, "note: the model in ", "2024-01-10T00:00:00Z"),
+        (
+            {"validate_until": "2024-01-05T00:00:00Z", "selected_until": "2024-01-10T00:00:00Z"},
+            "note: the model in ",
+            "2024-01-10T00:00:00Z",
+        ),
+        ({"validate_until": "2024-01-05T00:00:00Z"}, "", "2024-01-07T12:00:00Z"),
+        ({}, "warning: the model in ", "2024-01-07T12:00:00Z"),
+    ],
+)
+def test_a_model_is_not_scored_on_what_it_was_chosen_on(
+    settings: Settings, half_hourly: Path, noted: dict[str, object], told: str, validate_until: str
+):
+    settings = settings.model_copy(update={"features": ("level",)})
+    folder, out = made_before(settings, **noted), settings.home / "out"
+    arguments = [str(half_hourly), "--model", str(folder), "--split", "0.3,0.22,0.48", "--out", str(out)]
+    result = CliRunner().invoke(backtest, arguments, obj=Context(lambda: settings), catch_exceptions=False)
+    assert result.exit_code == 0
+    about = [line for line in result.stderr.splitlines() if str(folder) in line]
+    assert len(about) == bool(told)
+    assert all(line.startswith(told) for line in about)
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["validate_until"] == validate_until
+    assert read_trained(out).selected_until == read_trained(folder).selected_until
 
 
 @pytest.mark.parametrize(
