@@ -133,10 +133,10 @@ def backtest(
 
     It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION, or the
     MODEL of an earlier back-test, and the newest part begins no earlier than the readings end that it was chosen on.
-    Every reading of the newest part is then forecast from in turn,
-    with the state carried and the forecasts adapted as in the stream, and scored on the same values as baselines:
-    persistence, the seasonal-naive forecast, and an autoregression over 24 steps that recursive least squares fit anew
-    with every reading. Features, targets and season are those of the settings.
+    Every reading of the newest part is then forecast from in turn, with the state carried and the forecasts adapted as
+    in the stream, and scored on the same values as baselines: persistence, the seasonal-naive forecast, and an
+    autoregression over 24 steps that recursive least squares fit anew with every reading. Features, targets and season
+    are those of the settings.
     """
     from rich.console import Console
 
