@@ -102,6 +102,9 @@ class PrefectServer:
             # Also where the pages look for the API.
             "PREFECT_API_URL": self.address(self.port),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # In memory, as by default, the lease of a run's slot dies with the server, but the slot stays taken in the
+            # database: no later run of that flow would ever start.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         }
         return Launch(command, environment)
 

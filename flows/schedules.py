@@ -17,6 +17,7 @@ from flows.retrain import retrain
 from pipeline.settings import Schedule, Settings
 
 # A run that comes due while the one before it still works is dropped, not queued: the next one does its work too.
+# The slot of a run that was killed is free again when its lease ends (300 s), if the server still knows that lease.
 ONE_AT_A_TIME: Final = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 # How often Prefect is asked what has come due: the most that a run starts late.
 QUERY_S: Final = 5.0

@@ -71,6 +71,9 @@ def schedule(context: Context) -> None:
 
     Each flow runs as a process of its own, at most one of a kind at a time. The schedules stay in Prefect when this
     ends; runs that come due meanwhile wait for the next `streamgru schedule`.
+
+    A run that was killed keeps the next ones of its flow away for up to five minutes. A Prefect server of your own must
+    keep its concurrency leases on disk for that, as deploy/prefect.yaml says; `streamgru up` sees to it.
     """
     settings = context.settings
     connect(settings, console=True)

@@ -1,5 +1,7 @@
 """Schedules on a real Prefect: runs that come by themselves, a clean stop, and the deployments for work pools."""
 
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,13 +13,18 @@ import pytest
 import yaml
 from kafka.admin import NewTopic
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import ConcurrencyOptions, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending
 
+from deploy.processes import DetachedProcess
+from deploy.stack import Stack
+from flows.schedules import ONE_AT_A_TIME
 from pipeline.kafka.clients import make_admin
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.environment import environment
-from tests.ports import free_ports
+from tests.ports import free_ports, steady_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -99,6 +106,51 @@ def test_a_schedule_fires_by_itself_and_survives_a_clean_stop(
         assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
         assert deployment["global_concurrency_limit"]["limit"] == 1
     prefect.request("DELETE", f"/deployments/{deployment['id']}")
+
+
+@pytest.fixture
+def own_prefect(tmp_path: Path) -> Iterator[Settings]:
+    """A Prefect that belongs to one test alone, which kills it."""
+    settings = Settings(home=tmp_path, stack={"prefect_port": steady_port()})
+    yield settings
+    DetachedProcess("prefect", tmp_path).stop()
+
+
+def test_the_slot_of_a_run_that_died_with_its_server_is_free_again(own_prefect: Settings) -> None:
+    """What holds it is a lease, which has to be known to the next server: it frees only what it knows."""
+    stack = Stack(own_prefect)
+    stack.up(("prefect",))
+    leases = own_prefect.home / "prefect" / "concurrency_leases"
+    with (
+        temporary_settings({PREFECT_API_URL: own_prefect.prefect_api_url}),
+        get_client(sync_client=True) as client,
+    ):
+
+        def begin() -> StateType:
+            """A run of the deployment, as far as it needs a slot."""
+            run = client.create_flow_run_from_deployment(deployment)
+            state = client.set_flow_run_state(run.id, Pending()).state
+            assert state is not None
+            return state.type
+
+        deployment = client.create_deployment(
+            flow_id=client.create_flow_from_name("ingest"),
+            name="one",
+            concurrency_limit=ONE_AT_A_TIME.limit,
+            concurrency_options=ConcurrencyOptions(collision_strategy=ONE_AT_A_TIME.collision_strategy),
+        )
+        assert [begin(), begin()] == [StateType.PENDING, StateType.CANCELLED]
+
+        server = DetachedProcess("prefect", own_prefect.home)
+        record = server.running()
+        assert record is not None
+        os.kill(record.pid, signal.SIGKILL)
+        wait_until(lambda: server.running() is None, 30, "the server is dead")
+        for file in leases.glob("*.json"):  # as if it had been away until the lease's end
+            file.write_text(re.sub(r'"20\d\d-', '"2020-', file.read_text()))
+
+        stack.up(("prefect",))
+        wait_until(lambda: begin() == StateType.PENDING, 60, "a new run gets the slot")
 
 
 def test_deployments_for_work_pools_are_made_without_a_question(

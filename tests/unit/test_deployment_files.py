@@ -70,6 +70,16 @@ def test_the_compose_broker_goes_by_the_embedded_one_s_reasons() -> None:
         assert str(environment["KAFKA_" + key.upper().replace(".", "_")]) == str(embedded[key])
 
 
+def test_the_compose_prefect_keeps_its_leases_where_the_local_one_does(tmp_path: Path) -> None:
+    from deploy.servers import PrefectServer
+
+    prefect = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["prefect"]
+    name = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    local = PrefectServer(Settings(home=tmp_path)).prepare(lambda *_, **__: None)
+    assert prefect["environment"][name] == local.environment[name]
+    assert f"prefect:{prefect['environment']['PREFECT_HOME']}" in prefect["volumes"]
+
+
 def test_the_probes_ask_where_the_forecaster_answers() -> None:
     forecaster = load_settings(DEPLOY / "kubernetes" / "settings.toml").forecaster
     manifest = next(yaml.safe_load_all((DEPLOY / "kubernetes" / "forecaster.yaml").read_text()))
