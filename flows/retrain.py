@@ -36,7 +36,7 @@ from pipeline.messages import iso_timestamp
 from pipeline.registry.training_run import TrainingRun, training_run
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry
-from pipeline.settings import Settings, TrainingSettings
+from pipeline.settings import LARGEST_SEED, Settings, TrainingSettings
 from pipeline.windows import cadence_warning, load_sequences
 
 FEWEST_COMPARED: Final = 24  # forecasts of a sensor on which challenger and champion are compared
@@ -48,8 +48,8 @@ def retrain(
     settings_file: Path | None = None,
     history_version: Annotated[int, Field(ge=0)] | None = None,
     epochs: Annotated[int, Field(ge=1)] | None = None,
-    budget_s: Annotated[float, Field(gt=0)] | None = None,
-    seed: int | None = None,
+    budget_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None,
     warm_start: bool | None = None,
 ) -> RetrainReport:
     """The version that was registered, and what the gate said of it.

@@ -248,7 +248,8 @@ class _Run:
             if report is not None:
                 report(reports[-1])
             # What an epoch takes is known now: plan for as many as the budget holds, so that the rate can fall in time.
-            affordable = len(reports) + int((began + options.budget_s - now) / (now - started))
+            left = (began + options.budget_s - now) / (now - started)
+            affordable = len(reports) + int(min(left, planned))
             planned = min(planned, max(affordable, len(reports)))
             if checkpoint:
                 epochs = [asdict(epoch) for epoch in reports]

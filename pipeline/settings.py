@@ -35,6 +35,7 @@ SETTINGS_FILE_VARIABLE = "STREAMGRU_SETTINGS"
 SECONDS_PER_DAY = 86_400
 # A state holds values and profiles for each step of a season, and is written after every reading.
 MOST_SEASON_STEPS = 10_000
+LARGEST_SEED = 2**63 - 1  # that torch and numpy both take, and a JSON parameter of a flow
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -52,7 +53,8 @@ QuantileLevels = Annotated[tuple[float, ...], AfterValidator(_sorted_levels)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # No infinite times: what counts in them, timers and intervals, raises OverflowError.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TopicNames(_Section):
@@ -167,7 +169,7 @@ class TrainingSettings(_Section):
     hidden_size: int = Field(default=64, ge=1, le=4_096)
     epochs: int = Field(default=20, ge=1)
     budget_s: float = Field(default=900.0, gt=0, description="no epoch begins that would end past this")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     device: str = "auto"
     warm_start: bool = Field(default=False, description="begin from the champion's weights")
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
@@ -238,7 +240,12 @@ class Settings(BaseSettings):
     """Everything a user can set. Read it with ``load_settings``."""
 
     model_config = SettingsConfigDict(
-        env_prefix="STREAMGRU_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+        env_prefix="STREAMGRU_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
     home: Path = Path(".streamgru")

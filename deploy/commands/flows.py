@@ -1,7 +1,8 @@
 """``streamgru ingest``, ``retrain`` and ``schedule``: the flows, once now or on their schedules."""
 
+import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -11,8 +12,19 @@ from deploy.context import Context
 from flows.orchestrator import connect
 from flows.progress import Progress as FlowProgress
 from flows.progress import watched
+from pipeline.settings import LARGEST_SEED
 
 R = TypeVar("R")
+
+
+class _Seconds(click.FloatRange):
+    """A range of numbers that neither ``inf`` nor ``nan`` is in, which Python reads as numbers, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{seconds} is not a finite number.", param, ctx)
+        return seconds
 
 
 @click.command()
@@ -38,8 +50,10 @@ def ingest(context: Context, accept_loss: bool) -> None:
     "--history-version", type=click.IntRange(min=0), help="Version of the history table; by default the newest."
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings.")
-@click.option("--budget", "budget_s", type=click.FloatRange(min=0, min_open=True), help="Seconds to train for at most.")
-@click.option("--seed", type=int, help="Seed of everything random; by default as in the settings.")
+@click.option("--budget", "budget_s", type=_Seconds(min=0, min_open=True), help="Seconds to train for at most.")
+@click.option(
+    "--seed", type=click.IntRange(0, LARGEST_SEED), help="Seed of everything random; by default as in the settings."
+)
 @click.option(
     "--warm-start/--no-warm-start", default=None, help="Begin from the champion's weights, or from random ones."
 )

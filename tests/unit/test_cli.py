@@ -98,6 +98,16 @@ def test_wrong_usage_exits_2_and_says_what_was_wrong(arguments: list[str], capsy
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    "option", [("--budget", "inf"), ("--budget", "nan"), ("--budget", "0"), ("--seed", "-1"), ("--seed", str(2**63))]
+)
+def test_a_budget_and_a_seed_that_cannot_be_trained_with_are_wrong_usage(
+    option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("retrain", *option) == 2
+    assert f"Invalid value for '{option[0]}'" in capsys.readouterr().err
+
+
 def test_an_error_is_one_plain_message_on_stderr(probe: list[Context], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("probe", "fenced") == 1
     captured = capsys.readouterr()

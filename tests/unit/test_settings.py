@@ -82,6 +82,11 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
         ),
         ("[schedules.ingest]\n", "a schedule has either cron or interval_s"),
         ('[schedules.ingest]\ncron = "* * * * *"\ninterval_s = 5', "a schedule has either cron or interval_s"),
+        ("[training]\nbudget_s = inf", "training.budget_s: Input should be a finite number"),
+        ("[training]\nseed = -1", "training.seed: Input should be greater than or equal to 0"),
+        ("[training]\nseed = 9223372036854775808", "training.seed: Input should be less than or equal to 92233720"),
+        ("[schedules.ingest]\ninterval_s = inf", "schedules.ingest.interval_s: Input should be a finite number"),
+        ("cadence_s = inf", "cadence_s: Input should be a finite number"),
         ('[training]\npreset = "deep"', "training.preset: Input should be 'stateful' or 'plain'"),
     ],
 )

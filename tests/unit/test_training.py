@@ -188,6 +188,10 @@ def test_the_budget_ends_training_at_an_epoch() -> None:
     assert len(result.epochs) == 1
 
 
+def test_a_budget_without_end_leaves_it_to_the_epochs() -> None:
+    assert len(train(config(), replace(QUICK, epochs=2, budget_s=1e308), sequences(), SPLIT).epochs) == 2
+
+
 def test_a_warm_start_goes_on_from_the_weights_given(result: TrainingResult) -> None:
     barely = replace(QUICK, epochs=1, updates_per_epoch=1, learning_rate=1e-6)
     going_on = train(config(), barely, sequences(sensors=4), SPLIT, initial=result.forecaster)
