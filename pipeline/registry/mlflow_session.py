@@ -94,6 +94,7 @@ def _environment(uri: str, timeout_s: int, retries: int) -> Iterator[None]:
     """MLflow's settings for a few calls."""
     wanted = {
         "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_REGISTRY_URI": uri,  # where `models:/…` is looked up, by default in the one above
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",

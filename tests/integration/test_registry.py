@@ -289,6 +289,16 @@ def test_the_environment_is_left_as_it_was(settings: Settings, monkeypatch: pyte
     assert dict(os.environ) == before
 
 
+def test_a_registry_in_the_environment_leads_nothing_elsewhere(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (nobody,) = free_ports(1)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{nobody}")
+    monkeypatch.setattr("pipeline.registry.mlflow_session.LOGGING_RETRIES", 0)
+    version = registered(settings, artefact(settings, tmp_path))
+    assert Registry(settings).load(version, tmp_path / "models").config.features == ("a", "b")
+
+
 def test_a_run_holds_the_training_set(settings: Settings) -> None:
     training_set = TrainingSet("/somewhere/history", 7, "readings", {"0": 12, "1": 34}, 46, 3)
     with training_run(settings, "a run", {}) as run:
