@@ -4,12 +4,20 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from typing import Final
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final, TypeVar
+
+import httpx
 
 from pipeline.errors import StackError
 from pipeline.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 5.0
+
+R = TypeVar("R")
+
+_results: ContextVar[list[object] | None] = ContextVar("results", default=None)
 
 
 def connect(settings: Settings, *, console: bool) -> None:
@@ -32,6 +40,42 @@ def connect(settings: Settings, *, console: bool) -> None:
         ) from error
     os.environ.update(prefect_environment(settings))
     logging.getLogger("prefect").propagate = console
+
+
+def done(result: object) -> None:
+    """Let ``run_once`` know what a flow's work came to, before Prefect is told that the run has ended."""
+    results = _results.get()
+    if results is not None:
+        results.append(result)
+
+
+def run_once(call: Callable[[], R], settings: Settings) -> R:
+    """The outcome of ``call``, which calls a flow in this process.
+
+    Raises:
+        StackError: Prefect went away meanwhile; the message has what the work came to, if that was done.
+    """
+    results: list[object] = []
+    token = _results.set(results)
+    try:
+        return call()
+    except (httpx.HTTPError, RuntimeError) as error:
+        if not came_of_a_request(error):
+            raise
+        came_to = f"the work is done all the same: {results[-1]}" if results else "the work is not done; run it again"
+        raise StackError(
+            f"Prefect at {settings.prefect_api_url} failed during the run ({error}), whose page there is not complete; "
+            f"{came_to}"
+        ) from error
+    finally:
+        _results.reset(token)
+
+
+def came_of_a_request(error: BaseException | None) -> bool:
+    """Whether a request led to the error; Prefect's clients turn those that they begin with into a ``RuntimeError``."""
+    while error is not None and not isinstance(error, httpx.HTTPError):
+        error = error.__cause__
+    return error is not None
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:

@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Failed
 
+from flows.orchestrator import done
 from pipeline.errors import Busy, StreamgruError
 
 P = ParamSpec("P")
@@ -26,7 +27,9 @@ def plain_outcome(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         logging.getLogger("prefect.flow_runs").addFilter(_tells_news)
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            done(result)
+            return result
         except Busy as error:
             return Cancelled(message=str(error), data=error)  # type: ignore[return-value]  # Prefect unwraps a state
         except StreamgruError as error:

@@ -1,19 +1,24 @@
 """What a retraining tells: curves for MLflow, scores for the version, and a page for Prefect."""
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import httpx
 from prefect.artifacts import create_markdown_artifact
 
+from flows.orchestrator import came_of_a_request
 from model.autoregression import Autoregression
 from model.baselines import Persistence, SeasonalNaive
 from model.metrics import Metric, Scores
 from model.training import EpochReport
 from pipeline.evaluation.gate import Decision
 from pipeline.registry.versions import CHALLENGER, CHAMPION
+
+log = logging.getLogger("streamgru.retrain")
 
 SCORED: Final[tuple[Metric, ...]] = ("pinball", "mae", "mse", "coverage")
 # What is scored, and what it is called in the name of a metric.
@@ -77,7 +82,7 @@ def horizon_curves(scores: Mapping[str, Scores]) -> Curves:
 
 
 def publish(report: RetrainReport, scores: Mapping[str, Scores]) -> None:
-    """The run's page in Prefect: the decision, and the scores it rests on."""
+    """The run's page in Prefect: the decision, and the scores it rests on. A warning where Prefect does not take it."""
     lines = [
         f"## Version {report.version} of {report.model_name}: {'promoted' if report.decision.promote else 'declined'}",
         report.decision.reason,
@@ -87,7 +92,13 @@ def publish(report: RetrainReport, scores: Mapping[str, Scores]) -> None:
         "|---|" + "---|" * len(SCORED),
     ]
     lines[-2:] = ["\n".join([*lines[-2:], *(_row(name, score) for name, score in scores.items())])]
-    create_markdown_artifact("\n\n".join(lines), key="retrain-gate", description=report.decision.reason)
+    try:
+        create_markdown_artifact("\n\n".join(lines), key="retrain-gate", description=report.decision.reason)
+    except (httpx.HTTPError, RuntimeError) as error:
+        if not came_of_a_request(error):
+            raise
+        # By now the champion is who it is to be: a page that is missing must not make that a failure.
+        log.warning("the page of version %d could not be published: Prefect failed: %s", report.version, error)
 
 
 def _row(name: str, score: Scores) -> str:

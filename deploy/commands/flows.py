@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from deploy.context import Context
-from flows.orchestrator import connect
+from flows.orchestrator import connect, run_once
 from flows.progress import Progress as FlowProgress
 from flows.progress import watched
 from pipeline.settings import LARGEST_SEED
@@ -42,7 +42,7 @@ def ingest(context: Context, accept_loss: bool) -> None:
     connect(context.settings, console=context.verbose)
     from flows.ingest import ingest as flow
 
-    click.echo(str(_with_bar(lambda: flow(accept_loss=accept_loss))))
+    click.echo(str(run_once(lambda: _with_bar(lambda: flow(accept_loss=accept_loss)), context.settings)))
 
 
 @click.command()
@@ -70,11 +70,10 @@ def retrain(
     connect(context.settings, console=context.verbose)
     from flows.retrain import retrain as flow
 
-    done = _with_bar(
-        lambda: flow(
-            history_version=history_version, epochs=epochs, budget_s=budget_s, seed=seed, warm_start=warm_start
-        )
-    )
+    def call() -> object:
+        return flow(history_version=history_version, epochs=epochs, budget_s=budget_s, seed=seed, warm_start=warm_start)
+
+    done = run_once(lambda: _with_bar(call), context.settings)
     click.echo(str(done))
 
 
