@@ -57,7 +57,8 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
 
     Reads the topics as any consumer does, recomputes every forecast from its state's first reading on with the model
     version that it names, and counts. By default from the first reading on (where forecaster.start is "latest": from
-    the first one that was forecast) up to what the forecasters have committed.
+    the first one that was forecast) up to what the forecasters have committed. Where the settings that shape forecasts
+    were changed, it begins with the first reading that was forecast under the present ones.
     """
     from pipeline.audit.verify import verify as audit
 
@@ -66,7 +67,7 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
     if as_json:
         click.echo(json.dumps(asdict(verdict) | {"faults": verdict.faults}, indent=2))
     else:
-        _print(verdict)
+        _print(verdict, settings)
     if verdict.faults:
         ctx.exit(1)
 
@@ -88,7 +89,7 @@ def _loader(settings: "Settings") -> "LoadModel":
     return RegistryChampion(settings).load
 
 
-def _print(verdict: "Verdict") -> None:
+def _print(verdict: "Verdict", settings: "Settings") -> None:
     counts = verdict.audit
     notes = {
         "accepted": f"of {counts.readings:,} readings; {counts.duplicates:,} duplicates, {counts.late:,} late, "
@@ -100,6 +101,12 @@ def _print(verdict: "Verdict") -> None:
     }
     for name, count in {"accepted": counts.accepted, "forecasts": counts.forecasts, **verdict.must_be_none}.items():
         click.echo(f"{name:<21}{count:>12,}  {notes.get(name, '')}".rstrip())
+    if verdict.foreign:
+        by_print = ", ".join(f"{count:,} of {fingerprint}" for fingerprint, count in sorted(verdict.foreign.items()))
+        click.echo(
+            f"{sum(verdict.foreign.values()):,} forecasts were made under other settings than the present ones "
+            f"({settings.fingerprint}) and not audited: {by_print}"
+        )
     if verdict.rebuilt:
         click.echo(f"{verdict.rebuilt:,} times a state was replayed from the readings for the version that made it")
     if verdict.out_of_reach:
@@ -130,7 +137,7 @@ def explain(ctx: click.Context, sensor: str, timestamp: int) -> None:
     """Show what one forecast of SENSOR, the one issued at TIMESTAMP, was made of, and recompute it.
 
     TIMESTAMP is the reading's: ISO 8601 with a zone, or epoch milliseconds. The exit code is 1 if the recomputed
-    forecast differs.
+    forecast differs, or was made under other settings than the present ones and cannot be recomputed.
     """
     from pipeline.audit.explain import explain as take_apart
 

@@ -1,5 +1,6 @@
 """One forecast taken apart: the reading it follows, the state behind it, and the same numbers computed once more."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from pipeline.errors import StreamgruError
 from pipeline.forecaster.encoding import round_to_scale
 from pipeline.messages import Forecast, decode_forecast, iso_timestamp, microseconds, quantile_key
 from pipeline.settings import Settings
+
+logger = logging.getLogger("streamgru.explain")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def explain(settings: Settings, load: LoadModel, sensor: str, timestamp_us: int)
     """The forecasts that a sensor's reading of that time got: one, where all is well.
 
     Raises:
-        StreamgruError: there is none; says what there is.
+        StreamgruError: there is none, or only of other settings; says what there is.
         KafkaError: no broker answers, or a topic is missing.
         RegistryError: the version it names cannot be loaded.
     """
@@ -65,7 +68,7 @@ def _forecasts(settings: Settings, sensor: str, timestamp_us: int) -> list[Forec
         if seen[-1] == timestamp_us:
             found.append(forecast)
     if found:
-        return found
+        return _of_present_settings(settings, found, timestamp_us)
     topic, moment = settings.kafka.topics.forecasts, iso_timestamp(timestamp_us)
     if not seen:
         raise StreamgruError(
@@ -76,6 +79,22 @@ def _forecasts(settings: Settings, sensor: str, timestamp_us: int) -> list[Forec
         f"sensor {sensor!r} has no forecast issued at {moment} on {topic}; it has {len(seen):,} from "
         f"{iso_timestamp(min(seen))} to {iso_timestamp(max(seen))}, the nearest at {iso_timestamp(nearest)}"
     )
+
+
+def _of_present_settings(settings: Settings, found: list[Forecast], timestamp_us: int) -> list[Forecast]:
+    """Those that can be recomputed: of what the settings were that made the others, only the fingerprint is left."""
+    present = settings.fingerprint
+    ours = [forecast for forecast in found if forecast.settings == present]
+    others = sorted({forecast.settings for forecast in found} - {present})
+    if not ours:
+        raise StreamgruError(
+            f"the forecast of sensor {found[0].sensor_id!r} issued at {iso_timestamp(timestamp_us)} was made under "
+            f"settings {', '.join(others)}, which are not the present ones ({present}): it can be recomputed only "
+            "with those"
+        )
+    if others:
+        logger.warning("another forecast of this reading was made under other settings: %s", ", ".join(others))
+    return ours
 
 
 def _explain(

@@ -60,12 +60,14 @@ class ForecastLog:
     steps: NDArray[np.int64] | None = None
     quantiles: NDArray[np.float32] | None = None  # (n, targets, levels, horizon), where asked for
     weights: NDArray[np.float64] | None = None  # (n, targets, experts), likewise; see audit.weights
+    foreign: "ForecastLog | None" = None  # those made under other settings, without numbers: not among these
+    fingerprints: Mapping[str, int] = field(default_factory=dict)  # in foreign ones: of their settings, and how many
 
     def __len__(self) -> int:
         return len(self.offset)
 
     def take(self, mask: NDArray[np.bool_]) -> "ForecastLog":
-        """The rows where ``mask`` is true."""
+        """The rows where ``mask`` is true; ``foreign`` stays whole."""
         return _rows_of(self, mask)
 
 
@@ -124,7 +126,8 @@ def audit(readings: ReadingLog, forecasts: ForecastLog, starts: Offsets) -> Audi
     """What became of the readings from ``starts`` on (by partition; 0 where not named).
 
     ``readings`` must reach back to the beginning of the topic, or acceptance (later than every earlier reading of the
-    sensor) could not be told; readings before ``starts`` are not counted, nor are forecasts that follow them.
+    sensor) could not be told; readings before ``starts`` are not counted, nor are forecasts that follow them. Nor are
+    forecasts made under other settings, and readings that have no other.
     """
     due = _at_or_after(readings.partition, readings.offset, starts)
     accepted = readings.verdict == ACCEPTED
@@ -140,6 +143,7 @@ def audit(readings: ReadingLog, forecasts: ForecastLog, starts: Offsets) -> Audi
         & (readings.partition[row[found]] == forecasts.partition[found])
     )
     times = np.bincount(row[fits & counted], minlength=len(readings))
+    due &= (times > 0) | ~is_forecast_elsewhere(readings, forecasts)
     lost = due & accepted & (times == 0)
     repeated = times > 1
     disordered = _out_of_order(forecasts) & fits & counted
@@ -174,6 +178,15 @@ def _at_or_after(partition: NDArray[np.int32], offset: NDArray[np.int64], starts
     for number, start in starts.items():
         first[number] = start
     return np.asarray(offset >= first[partition])
+
+
+def is_forecast_elsewhere(readings: ReadingLog, forecasts: ForecastLog) -> NDArray[np.bool_]:
+    """(n,) whether a forecast made under other settings follows each reading."""
+    follows = np.zeros(len(readings), np.bool_)
+    if forecasts.foreign is not None:
+        row, found = find(readings, forecasts.foreign.input_partition, forecasts.foreign.input_offset)
+        follows[row[found]] = True
+    return follows
 
 
 def find(

@@ -4,7 +4,7 @@ Readings are decoded and judged by the rules that the stream itself uses (``Read
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -144,28 +144,37 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
 def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: bool = False) -> ForecastLog:
     """The committed forecasts from the topic's beginning to ``ends``, on request with their quantiles and weights.
 
+    Those made under other settings have other targets, levels and horizons: they are kept apart, in ``foreign``.
+
     Raises:
         KafkaError: no broker answers, the topic is missing, the records stop coming, or one is no forecast.
     """
     sensors: dict[str, int] = {}
     columns: list[tuple[int, ...]] = []
+    foreign: list[tuple[int, ...]] = []
+    fingerprints: dict[str, int] = {}
     quantiles: list[NDArray[np.float32]] = []
     weights: list[NDArray[np.float64]] = []
     experts = experts_of(settings.adaptation.level)
     levels = [quantile_key(level) for level in settings.quantiles]
+    shape = (len(settings.targets), len(levels), settings.horizon_steps)
+    present = settings.fingerprint
     for record in read_range(settings, settings.kafka.topics.forecasts, {}, ends):
         try:
             forecast = decode_forecast(record.value)
-            if numbers:
+            is_ours = forecast.settings == present
+            if numbers and is_ours:
                 by_target = [[forecast.quantiles[target][level] for level in levels] for target in settings.targets]
-                quantiles.append(np.array(by_target, dtype=np.float32))
+                quantiles.append(np.array(by_target, dtype=np.float32).reshape(shape))
                 weights.append(published_weights(forecast, settings.targets, experts))
         except (ValueError, KeyError, TypeError) as error:
             raise KafkaError(
                 f"the record at offset {record.offset} of {record.topic}, partition {record.partition}, is no forecast "
                 f"for these settings: {error}. Does another program write to this topic?"
             ) from error
-        columns.append(
+        if not is_ours:
+            fingerprints[forecast.settings] = fingerprints.get(forecast.settings, 0) + 1
+        (columns if is_ours else foreign).append(
             (
                 record.partition,
                 record.offset,
@@ -180,11 +189,21 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: 
                 forecast.state.steps,
             )
         )
+    log, order = _in_order(columns, sensors)
+    return replace(
+        log,
+        quantiles=np.array(quantiles, dtype=np.float32).reshape(-1, *shape)[order] if numbers else None,
+        weights=np.array(weights).reshape(-1, len(settings.targets), len(experts))[order] if numbers else None,
+        foreign=replace(_in_order(foreign, sensors)[0], fingerprints=fingerprints),
+    )
+
+
+def _in_order(columns: list[tuple[int, ...]], sensors: Iterable[str]) -> tuple[ForecastLog, NDArray[np.int64]]:
+    """Forecasts in (partition, offset) order, and the order that makes it."""
     table = np.array(columns, dtype=np.int64).reshape(-1, 11)
     order = np.lexsort((table[:, 1], table[:, 0]))
     table = table[order]
-    shape = (len(settings.targets), len(levels), settings.horizon_steps)
-    return ForecastLog(
+    log = ForecastLog(
         sensors=tuple(sensors),
         partition=table[:, 0].astype(np.int32),
         offset=table[:, 1],
@@ -197,9 +216,8 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: 
         sent_ms=table[:, 8],
         origin=table[:, 9],
         steps=table[:, 10],
-        quantiles=np.array(quantiles, dtype=np.float32).reshape(-1, *shape)[order] if numbers else None,
-        weights=np.array(weights).reshape(-1, len(settings.targets), len(experts))[order] if numbers else None,
     )
+    return log, order
 
 
 def read_range(settings: Settings, topic: str, starts: Offsets, ends: Offsets | None) -> Iterator[Any]:

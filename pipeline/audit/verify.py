@@ -2,7 +2,8 @@
 
 On top of the counts of ``audit.findings``, every forecast and every sensor's last state is recomputed from the readings
 with the model version that it names (``audit.recompute``), and every record that is no reading must have been set aside
-exactly once. Nothing here is the forecaster's but its rules: topics are read anew, states begin blank.
+exactly once. Nothing here is the forecaster's but its rules: topics are read anew, states begin blank. Where the
+audit of a partition begins is told by ``audit.reach``.
 
 On a stream at rest the outcome is exact. On a running one, what is not committed when the audit begins is left out.
 """
@@ -20,8 +21,19 @@ from model.grace import HELD
 from model.rules import ACCEPTED
 from model.state import state_dtype
 from pipeline.audit.dead_letters import DeadLetter
-from pipeline.audit.findings import REJECTED, Audit, ForecastLog, Offsets, ReadingLog, audit, find, judged
+from pipeline.audit.findings import (
+    REJECTED,
+    Audit,
+    ForecastLog,
+    Offsets,
+    ReadingLog,
+    audit,
+    find,
+    is_forecast_elsewhere,
+    judged,
+)
 from pipeline.audit.lineage import log_starts, trace_states
+from pipeline.audit.reach import first_due, first_inputs
 from pipeline.audit.recheck import HeldState, recheck
 from pipeline.audit.recompute import AcceptedLog, accepted_log
 from pipeline.audit.state_audit import LastState, read_states
@@ -40,7 +52,10 @@ Indexes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Span:
-    """The readings to audit, by partition: from ``starts`` (0 where not named) up to ``ends`` (committed, likewise)."""
+    """The readings to audit, by partition: from ``starts`` (0 where not named) up to ``ends`` (committed, likewise).
+
+    What lies outside ``audit.reach`` is left out all the same.
+    """
 
     starts: Offsets = field(default_factory=dict)
     ends: Offsets = field(default_factory=dict)
@@ -63,6 +78,7 @@ class Verdict:
     letters_missing: int = 0  # rejected records that were not set aside
     letters_twice: int = 0
     versions: dict[int, int] = field(default_factory=dict)  # forecasts by model version
+    foreign: dict[str, int] = field(default_factory=dict)  # forecasts not audited: made under settings with this print
     examples: dict[str, list[str]] = field(default_factory=dict)  # kind of fault -> some places
 
     @property
@@ -147,16 +163,14 @@ def first_forecast_inputs(settings: Settings) -> dict[int, int]:
     Raises:
         KafkaError: no broker answers, or a topic is missing.
     """
-    forecasts = read_forecasts(settings)
-    firsts: dict[int, int] = {}
-    for partition, offset in zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True):
-        firsts[partition] = min(offset, firsts.get(partition, offset))
-    return firsts
+    return first_inputs(read_forecasts(settings))
 
 
 def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     """The verdict on what was read."""
-    starts, ends = evidence.starts, evidence.ends
+    ends = evidence.ends
+    starts = first_due(evidence.forecasts, evidence.starts, ends)
+    evidence = replace(evidence, starts=starts)
     readings = evidence.readings
     due = readings.take(_is_before(readings.partition, readings.offset, ends))
     if settings.grace.is_on:
@@ -167,6 +181,8 @@ def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     made = evidence.forecasts
     made = made.take(_is_before(made.input_partition, made.input_offset, ends) & ~_follows(made, due, readings))
     verdict = Verdict(audit(due, made, starts), waiting=len(readings) - len(due))
+    if made.foreign is not None:
+        verdict.foreign = dict(made.foreign.fingerprints)
     verdict.examples.update({_FAULT.get(kind, kind): found for kind, found in verdict.audit.examples.items()})
     _judge_letters(verdict, due, evidence)
     made = made.take(~_is_before(made.input_partition, made.input_offset, starts))
@@ -196,6 +212,7 @@ _FAULT: Final = {"lost": "missing"}  # how an audit's word reads here
 def _judge_letters(verdict: Verdict, due: ReadingLog, evidence: Evidence) -> None:
     """Whether every rejected record was set aside once."""
     rejected = (due.verdict == REJECTED) & ~_is_before(due.partition, due.offset, evidence.starts)
+    rejected &= ~is_forecast_elsewhere(due, evidence.forecasts)  # it was a reading under the settings then
     for partition, offset in zip(due.partition[rejected].tolist(), due.offset[rejected].tolist(), strict=True):
         count = evidence.letters.get((partition, offset), 0)
         verdict.letters_missing += count == 0

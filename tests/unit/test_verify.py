@@ -1,13 +1,17 @@
 """The verdict on topics that were read: what the stream really makes has no fault, and each fault planted is named."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import click
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from deploy.commands.verify import moment_us
 from deploy.commands.verify import verify as command
@@ -15,13 +19,16 @@ from deploy.context import Context
 from model.forecaster import Forecaster
 from model.grace import MOST_OFFSETS
 from model.rules import ACCEPTED
+from pipeline.audit.explain import explain
 from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog
 from pipeline.audit.state_audit import LastState
+from pipeline.audit.topic_logs import read_forecasts
 from pipeline.audit.verify import Evidence, judge
+from pipeline.errors import KafkaError, StreamgruError
 from pipeline.forecaster.encoding import WEIGHT_PARTS, round_to_scale
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.serving import Serving
-from pipeline.messages import decode_state
+from pipeline.messages import Forecast, InputPosition, ModelId, StateAge, decode_state, quantile_key
 from pipeline.settings import Settings
 from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster
 
@@ -30,6 +37,7 @@ MODELS = {version: small_forecaster(SETTINGS, seed=version) for version in (1, 2
 SENSORS = ("s", "t")
 # Hours at which each sensor is read: a gap of two, and one beyond the limit.
 HOURS = [*range(30), *range(32, 40), *range(50, 90)]
+START_OF_2016_US = 1_451_606_400_000_000
 SWAP_AT = 100  # the offset from which version 2 forecasts
 
 
@@ -207,6 +215,114 @@ def test_forecasts_whose_readings_were_deleted_are_counted_and_not_blamed(eviden
     verdict = judge(cut, SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.out_of_reach == verdict.audit.forecasts == len(evidence.forecasts) - SWAP_AT - 20
+
+
+# --- settings that were changed ---------------------------------------------------------------------------------------
+
+
+def made_under_others(log: ForecastLog, mask: NDArray[np.bool_]) -> ForecastLog:
+    """The log where the forecasts of ``mask`` were made under other settings."""
+    foreign = replace(log.take(mask), quantiles=None, weights=None, fingerprints={"0123456789ab": int(mask.sum())})
+    return replace(log.take(~mask), foreign=foreign)
+
+
+def test_a_partition_is_audited_from_its_first_forecast_of_the_present_settings_on(evidence: Evidence) -> None:
+    since = 2 * HOURS.index(50)
+    n = len(evidence.forecasts)
+    changed = with_forecasts(evidence, lambda log: made_under_others(log, np.arange(n) < since))
+    verdict = judge(changed, SETTINGS, load)
+    assert verdict.faults == {}
+    assert verdict.foreign == {"0123456789ab": since}
+    assert (verdict.audit.readings, verdict.audit.accepted, verdict.recomputed) == (n + 1 - since, n - since, n - since)
+
+    lost = with_forecasts(changed, lambda log: log.take(log.input_offset != since + 5))
+    assert faults(lost) == {"missing": 1}
+
+
+def test_readings_that_were_forecast_under_other_settings_in_between_are_not_missed(evidence: Evidence) -> None:
+    n = len(evidence.forecasts)
+    between = (np.arange(n) >= 90) & (np.arange(n) < SWAP_AT)
+    changed = with_forecasts(evidence, lambda log: made_under_others(log, between))
+    verdict = judge(changed, SETTINGS, load)
+    assert verdict.faults == {}
+    assert verdict.audit.accepted == n - (SWAP_AT - 90)
+    assert faults(with_forecasts(changed, lambda log: log.take(log.input_offset != 50))) == {"missing": 1}
+
+
+def test_where_nothing_was_forecast_under_the_present_settings_nothing_is_due(evidence: Evidence) -> None:
+    n = len(evidence.forecasts)
+    verdict = judge(with_forecasts(evidence, lambda log: made_under_others(log, np.ones(n, bool))), SETTINGS, load)
+    assert verdict.faults == {}
+    assert (verdict.audit.readings, verdict.audit.forecasts) == (0, 0)
+
+
+def forecast_of(settings: Settings, offset: int) -> Forecast:
+    return Forecast(
+        sensor_id="s",
+        issued_at=datetime(2016, 1, 1, offset, tzinfo=UTC),
+        cadence_s=settings.cadence_s,
+        quantiles={
+            target: {quantile_key(level): [1.0] * settings.horizon_steps for level in settings.quantiles}
+            for target in settings.targets
+        },
+        model=ModelId("streamgru", 1),
+        settings=settings.fingerprint,
+        input=InputPosition("readings", 0, offset),
+        state=StateAge(0, offset + 1, warm=False),
+    )
+
+
+@pytest.fixture
+def on_the_topic(monkeypatch: pytest.MonkeyPatch) -> list[Forecast]:
+    """What is put here is what the forecasts topic holds."""
+    forecasts: list[Forecast] = []
+
+    def read(*_: object) -> Iterator[SimpleNamespace]:
+        for offset, forecast in enumerate(forecasts):
+            yield SimpleNamespace(
+                topic="forecasts",
+                partition=0,
+                offset=offset,
+                key=b"s",
+                value=msgspec.json.encode(forecast),
+                timestamp=0,
+            )
+
+    monkeypatch.setattr("pipeline.audit.topic_logs.read_range", read)
+    monkeypatch.setattr("pipeline.audit.explain.read_range", read)
+    return forecasts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"horizon_steps": 3},
+        {"features": ("a", "b"), "targets": ("a", "b")},
+        {"quantiles": (0.1, 0.5, 0.75, 0.9)},
+        {"max_gap_steps": 5},
+        {"forecaster": {"calibration": False}},
+    ],
+)
+def test_forecasts_of_other_settings_are_kept_apart(on_the_topic: list[Forecast], change: dict[str, Any]) -> None:
+    before = Settings(**{"features": ("a",), "targets": ("a",), "horizon_steps": 2, "max_gap_steps": 3, **change})
+    on_the_topic += [*(forecast_of(before, offset) for offset in range(4)), forecast_of(SETTINGS, 4)]
+    log = read_forecasts(SETTINGS, numbers=True)
+    assert log.input_offset.tolist() == [4]
+    assert log.quantiles is not None
+    assert log.quantiles.shape == (1, 1, 3, 2)
+    assert log.foreign is not None
+    assert log.foreign.input_offset.tolist() == [0, 1, 2, 3]
+    assert log.foreign.fingerprints == {before.fingerprint: 4}
+
+    with pytest.raises(StreamgruError, match=f"under settings {before.fingerprint}, which are not the present ones"):
+        explain(SETTINGS, load, "s", START_OF_2016_US)
+
+
+def test_a_forecast_of_another_shape_than_its_settings_say_is_no_forecast(on_the_topic: list[Forecast]) -> None:
+    longer = {"a": {quantile_key(level): [1.0] * 3 for level in SETTINGS.quantiles}}
+    on_the_topic.append(msgspec.structs.replace(forecast_of(SETTINGS, 0), quantiles=longer))
+    with pytest.raises(KafkaError, match="is no forecast for these settings"):
+        read_forecasts(SETTINGS, numbers=True)
 
 
 def waited_for(settings, names, hours, offsets):  # type: ignore[no-untyped-def]
