@@ -58,7 +58,8 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
     Reads the topics as any consumer does, recomputes every forecast from its state's first reading on with the model
     version that it names, and counts. By default from the first reading on (where forecaster.start is "latest": from
     the first one that was forecast) up to what the forecasters have committed. Where the settings that shape forecasts
-    were changed, it begins with the first reading that was forecast under the present ones.
+    were changed, it begins with the first reading that was forecast under the present ones; where retention has deleted
+    readings or forecasts, with the first one that still has both.
     """
     from pipeline.audit.verify import verify as audit
 
@@ -113,6 +114,12 @@ def _print(verdict: "Verdict", settings: "Settings") -> None:
         click.echo(
             f"{verdict.out_of_reach:,} forecasts could not be recomputed: the readings that their states began with "
             "have been deleted"
+        )
+    if verdict.readings_out_of_reach or verdict.forecasts_out_of_reach or verdict.letters_out_of_reach:
+        click.echo(
+            f"{verdict.readings_out_of_reach:,} readings, {verdict.forecasts_out_of_reach:,} forecasts and "
+            f"{verdict.letters_out_of_reach:,} rejected records were out of reach: retention has deleted what they are "
+            "held against, or may have"
         )
     if verdict.waiting:
         click.echo(f"{verdict.waiting:,} readings behind these were not audited")

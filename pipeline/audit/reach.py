@@ -1,6 +1,20 @@
 """Tells which readings can be held against the forecasts there are: by partition, from which offset on."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
 from pipeline.audit.findings import ForecastLog, Offsets
+
+
+@dataclass(frozen=True)
+class LogStarts:
+    """The first offset that each partition of a topic still has, where retention has deleted any before it."""
+
+    readings: Offsets = field(default_factory=dict)
+    forecasts: Offsets = field(default_factory=dict)
+    letters: Offsets = field(default_factory=dict)
 
 
 def first_due(forecasts: ForecastLog, asked: Offsets, committed: Offsets) -> dict[int, int]:
@@ -16,6 +30,49 @@ def first_due(forecasts: ForecastLog, asked: Offsets, committed: Offsets) -> dic
         first = inputs.get(partition, committed.get(partition, 0))
         starts[partition] = max(first, asked.get(partition, 0))
     return starts
+
+
+def within_retention(forecasts: ForecastLog, starts: Offsets, logs: LogStarts, committed: Offsets) -> dict[int, int]:
+    """From where on both readings and their forecasts are there, no earlier than ``starts``.
+
+    Kafka deletes each topic's segments by themselves. A partition's forecasts are in the order of its readings (but for
+    those that waited for earlier ones), so the first one there is follows the first reading that can have one.
+    """
+    reached = dict(starts)
+    for partition, start in logs.readings.items():
+        if start > 0:
+            reached[partition] = max(start, reached.get(partition, 0))
+    for partition, start in logs.forecasts.items():
+        if start > 0:
+            first = _input_of_first(forecasts, partition, committed.get(partition, 0))
+            reached[partition] = max(first, reached.get(partition, 0))
+    return reached
+
+
+def _input_of_first(forecasts: ForecastLog, partition: int, otherwise: int) -> int:
+    """The input of the first forecast on a partition, of whatever settings."""
+    firsts: list[tuple[int, int]] = []
+    for log in (forecasts, forecasts.foreign):
+        if log is not None:
+            rows = np.flatnonzero(log.partition == partition)[:1]
+            firsts += zip(log.offset[rows].tolist(), log.input_offset[rows].tolist(), strict=True)
+    return min(firsts)[1] if firsts else otherwise
+
+
+def letters_due(letters: Iterable[tuple[int, int]], starts: Offsets, logs: LogStarts, committed: Offsets) -> Offsets:
+    """From where on the records that were set aside still have their dead letters, no earlier than ``starts``.
+
+    Args:
+        letters: partition and offset of the records that they hold.
+    """
+    reached, firsts = dict(starts), dict[int, int]()
+    for partition, offset in letters:
+        firsts[partition] = min(offset, firsts.get(partition, offset))
+    for partition, start in logs.letters.items():
+        if start > 0:
+            first = firsts.get(partition, committed.get(partition, 0))
+            reached[partition] = max(first, reached.get(partition, 0))
+    return reached
 
 
 def first_inputs(forecasts: ForecastLog) -> dict[int, int]:

@@ -33,11 +33,11 @@ from pipeline.audit.findings import (
     judged,
 )
 from pipeline.audit.lineage import log_starts, trace_states
-from pipeline.audit.reach import first_due, first_inputs
+from pipeline.audit.reach import LogStarts, first_due, first_inputs, letters_due, within_retention
 from pipeline.audit.recheck import HeldState, recheck
 from pipeline.audit.recompute import AcceptedLog, accepted_log
 from pipeline.audit.state_audit import LastState, read_states
-from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_range, read_readings
+from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_range, read_readings, topic_starts
 from pipeline.errors import KafkaError
 from pipeline.settings import Settings
 
@@ -73,6 +73,9 @@ class Verdict:
     begun_anew: int = 0  # forecasts whose state knows less of the sensor than the readings do
     rebuilt: int = 0  # times a state was replayed from the readings for the version that had served before
     out_of_reach: int = 0  # forecasts of states that began with readings deleted since: not recomputed
+    readings_out_of_reach: int = 0  # not audited: their forecasts have been deleted, or readings before them
+    forecasts_out_of_reach: int = 0  # not audited: their readings have been deleted, or forecasts before them
+    letters_out_of_reach: int = 0  # rejected records whose dead letters may have been deleted
     states: int = 0
     states_different: int = 0
     letters_missing: int = 0  # rejected records that were not set aside
@@ -118,6 +121,7 @@ class Evidence:
     letters: Mapping[tuple[int, int], int]  # dead letters by partition and offset of the record they hold
     starts: Offsets
     ends: Offsets
+    logs: LogStarts = field(default_factory=LogStarts)
 
 
 def verify(settings: Settings, load: LoadModel, span: Span | None = None) -> Verdict:
@@ -147,13 +151,19 @@ def gather(settings: Settings, span: Span) -> Evidence:
     states = read_states(settings)
     forecasts = read_forecasts(settings, numbers=True)
     letters = _read_letters(settings)
+    readings = read_readings(settings)
+    topics = settings.kafka.topics
     return Evidence(
-        readings=read_readings(settings),
+        readings=readings,
         forecasts=forecasts,
         states=states,
         letters=letters,
         starts=span.starts,
         ends={partition: min(end, span.ends.get(partition, end)) for partition, end in committed.items()},
+        # Behind all reading: what is deleted meanwhile may have been read, and is not missed.
+        logs=LogStarts(
+            *(topic_starts(settings, each) for each in (topics.readings, topics.forecasts, topics.dead_letters))
+        ),
     )
 
 
@@ -169,7 +179,8 @@ def first_forecast_inputs(settings: Settings) -> dict[int, int]:
 def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     """The verdict on what was read."""
     ends = evidence.ends
-    starts = first_due(evidence.forecasts, evidence.starts, ends)
+    owed = first_due(evidence.forecasts, evidence.starts, ends)
+    starts = within_retention(evidence.forecasts, owed, evidence.logs, ends)
     evidence = replace(evidence, starts=starts)
     readings = evidence.readings
     due = readings.take(_is_before(readings.partition, readings.offset, ends))
@@ -183,6 +194,11 @@ def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     verdict = Verdict(audit(due, made, starts), waiting=len(readings) - len(due))
     if made.foreign is not None:
         verdict.foreign = dict(made.foreign.fingerprints)
+    cut = _is_before(due.partition, due.offset, starts) & ~_is_before(due.partition, due.offset, owed)
+    verdict.readings_out_of_reach = int(cut.sum())
+    cut = _is_before(made.input_partition, made.input_offset, starts)
+    cut &= ~_is_before(made.input_partition, made.input_offset, owed)
+    verdict.forecasts_out_of_reach = int(cut.sum())
     verdict.examples.update({_FAULT.get(kind, kind): found for kind, found in verdict.audit.examples.items()})
     _judge_letters(verdict, due, evidence)
     made = made.take(~_is_before(made.input_partition, made.input_offset, starts))
@@ -212,7 +228,10 @@ _FAULT: Final = {"lost": "missing"}  # how an audit's word reads here
 def _judge_letters(verdict: Verdict, due: ReadingLog, evidence: Evidence) -> None:
     """Whether every rejected record was set aside once."""
     rejected = (due.verdict == REJECTED) & ~_is_before(due.partition, due.offset, evidence.starts)
-    rejected &= ~is_forecast_elsewhere(due, evidence.forecasts)  # it was a reading under the settings then
+    reached = letters_due(evidence.letters, evidence.starts, evidence.logs, evidence.ends)
+    cut = _is_before(due.partition, due.offset, reached)
+    verdict.letters_out_of_reach = int((rejected & cut).sum())
+    rejected &= ~cut & ~is_forecast_elsewhere(due, evidence.forecasts)  # it was a reading under the settings then
     for partition, offset in zip(due.partition[rejected].tolist(), due.offset[rejected].tolist(), strict=True):
         count = evidence.letters.get((partition, offset), 0)
         verdict.letters_missing += count == 0

@@ -21,6 +21,7 @@ from model.grace import MOST_OFFSETS
 from model.rules import ACCEPTED
 from pipeline.audit.explain import explain
 from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog
+from pipeline.audit.reach import LogStarts
 from pipeline.audit.state_audit import LastState
 from pipeline.audit.topic_logs import read_forecasts
 from pipeline.audit.verify import Evidence, judge
@@ -210,11 +211,36 @@ def test_a_record_that_was_not_set_aside_or_twice_is_found(evidence: Evidence) -
 def test_forecasts_whose_readings_were_deleted_are_counted_and_not_blamed(evidence: Evidence) -> None:
     first = 2 * HOURS.index(50) + 10
     cut = replace(
-        evidence, readings=evidence.readings.take(evidence.readings.offset >= first), starts={0: SWAP_AT + 20}
+        evidence,
+        readings=evidence.readings.take(evidence.readings.offset >= first),
+        logs=LogStarts(readings={0: first}),
     )
     verdict = judge(cut, SETTINGS, load)
     assert verdict.faults == {}
-    assert verdict.out_of_reach == verdict.audit.forecasts == len(evidence.forecasts) - SWAP_AT - 20
+    assert verdict.out_of_reach == verdict.audit.forecasts == len(evidence.forecasts) - first
+    assert (verdict.readings_out_of_reach, verdict.forecasts_out_of_reach) == (0, first)
+    assert faults(with_forecasts(cut, lambda log: log.take(log.input_offset != first + 4))) == {"missing": 1}
+    assert faults(replace(cut, logs=LogStarts())) == {"unexpected": first}, "nothing was deleted: it was never there"
+
+
+def test_readings_whose_forecasts_were_deleted_are_counted_and_not_missed(evidence: Evidence) -> None:
+    cut = with_forecasts(evidence, lambda log: log.take(log.offset >= 20))
+    assert faults(cut) == {"missing": 20}
+    deleted = replace(cut, logs=LogStarts(forecasts={0: 20}))
+    verdict = judge(deleted, SETTINGS, load)
+    assert verdict.faults == {}
+    assert (verdict.readings_out_of_reach, verdict.forecasts_out_of_reach) == (20, 0)
+    assert faults(with_forecasts(deleted, lambda log: log.take(log.input_offset != 40))) == {"missing": 1}
+
+    none = judge(with_forecasts(deleted, lambda log: log.take(log.offset < 0)), SETTINGS, load)
+    assert none.faults == {}
+    assert none.readings_out_of_reach == len(evidence.readings)
+
+
+def test_records_whose_dead_letters_were_deleted_are_counted_and_not_missed(evidence: Evidence) -> None:
+    verdict = judge(replace(evidence, letters={}, logs=LogStarts(letters={0: 1})), SETTINGS, load)
+    assert verdict.faults == {}
+    assert verdict.letters_out_of_reach == 1
 
 
 # --- settings that were changed ---------------------------------------------------------------------------------------
