@@ -75,12 +75,10 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
 
 def _span(settings: "Settings", since: int | None, until: int | None) -> "Span":
     from pipeline.audit.topic_logs import offsets_at
-    from pipeline.audit.verify import Span, first_forecast_inputs
+    from pipeline.audit.verify import Span
 
     topic = settings.kafka.topics.readings
-    starts = {} if settings.forecaster.start == "earliest" else first_forecast_inputs(settings)
-    if since is not None:
-        starts = offsets_at(settings, topic, since)
+    starts = {} if since is None else offsets_at(settings, topic, since)
     return Span(starts, {} if until is None else offsets_at(settings, topic, until))
 
 

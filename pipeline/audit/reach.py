@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -17,16 +18,22 @@ class LogStarts:
     letters: Offsets = field(default_factory=dict)
 
 
-def first_due(forecasts: ForecastLog, asked: Offsets, committed: Offsets) -> dict[int, int]:
+def first_due(
+    forecasts: ForecastLog, asked: Offsets, committed: Offsets, start: Literal["earliest", "latest"]
+) -> dict[int, int]:
     """The first reading that is due a forecast under the present settings, no earlier than was asked for.
 
     A partition that has forecasts of other settings begins with its first one of the present: what was accepted before,
-    and where states began, the rules of then decided. Without any, nothing is due yet but what will be committed.
+    and where states began, the rules of then decided. So does one that began with the latest reading. Before such a
+    first forecast nothing is due but what will be committed.
+
+    Args:
+        start: where the group began that had no offsets.
     """
-    inputs = first_inputs(forecasts)
-    foreign = {} if forecasts.foreign is None else first_inputs(forecasts.foreign)
+    inputs = _first_inputs(forecasts)
+    foreign = {} if forecasts.foreign is None else _first_inputs(forecasts.foreign)
     starts = dict(asked)
-    for partition in foreign:
+    for partition in foreign.keys() | (committed if start == "latest" else ()):
         first = inputs.get(partition, committed.get(partition, 0))
         starts[partition] = max(first, asked.get(partition, 0))
     return starts
@@ -75,7 +82,7 @@ def letters_due(letters: Iterable[tuple[int, int]], starts: Offsets, logs: LogSt
     return reached
 
 
-def first_inputs(forecasts: ForecastLog) -> dict[int, int]:
+def _first_inputs(forecasts: ForecastLog) -> dict[int, int]:
     """In each partition the offset of the first reading that has a forecast."""
     firsts: dict[int, int] = {}
     for partition, offset in zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True):

@@ -33,7 +33,7 @@ from pipeline.audit.findings import (
     judged,
 )
 from pipeline.audit.lineage import log_starts, trace_states
-from pipeline.audit.reach import LogStarts, first_due, first_inputs, letters_due, within_retention
+from pipeline.audit.reach import LogStarts, first_due, letters_due, within_retention
 from pipeline.audit.recheck import HeldState, recheck
 from pipeline.audit.recompute import AcceptedLog, accepted_log
 from pipeline.audit.state_audit import LastState, read_states
@@ -167,19 +167,10 @@ def gather(settings: Settings, span: Span) -> Evidence:
     )
 
 
-def first_forecast_inputs(settings: Settings) -> dict[int, int]:
-    """In each partition the offset of the first reading that has a forecast.
-
-    Raises:
-        KafkaError: no broker answers, or a topic is missing.
-    """
-    return first_inputs(read_forecasts(settings))
-
-
 def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     """The verdict on what was read."""
     ends = evidence.ends
-    owed = first_due(evidence.forecasts, evidence.starts, ends)
+    owed = first_due(evidence.forecasts, evidence.starts, ends, settings.forecaster.start)
     starts = within_retention(evidence.forecasts, owed, evidence.logs, ends)
     evidence = replace(evidence, starts=starts)
     readings = evidence.readings

@@ -243,6 +243,26 @@ def test_records_whose_dead_letters_were_deleted_are_counted_and_not_missed(evid
     assert verdict.letters_out_of_reach == 1
 
 
+@pytest.mark.parametrize(("start", "missing"), [("earliest", 30), ("latest", 0)])
+def test_a_stream_that_began_with_the_latest_reading_owes_no_forecast_of_earlier_ones(
+    evidence: Evidence, start: str, missing: int
+) -> None:
+    """In partition 1 there were readings before, and have been none since."""
+    settings = SETTINGS.model_copy(update={"forecaster": SETTINGS.forecaster.model_copy(update={"start": start})})
+    old = evidence.readings.take(evidence.readings.offset < 30)
+    readings = evidence.readings
+    both = replace(
+        readings,
+        **{
+            name: np.concatenate([column, getattr(old, name) + (name == "partition")])
+            for name, column in vars(readings).items()
+            if isinstance(column, np.ndarray)
+        },
+    )
+    waiting = replace(evidence, readings=both, ends={**evidence.ends, 1: 30})
+    assert judge(waiting, settings, load).audit.lost == missing
+
+
 # --- settings that were changed ---------------------------------------------------------------------------------------
 
 
