@@ -70,11 +70,30 @@ def log_starts(readings: ReadingLog, highest_partition: int) -> Indexes:
 def _latest_origin(accepted: AcceptedLog, at: Indexes, settings: Settings) -> Indexes:
     """The place where states must have begun that the readings at these places were stepped into, or before it.
 
-    It is so many readings back, or the first one from there on that a replay may begin with (``model.grace``).
+    It is so many readings back, or the first one from there on that a replay may begin with (``model.grace``). Where a
+    replay cannot go back to the sensor's beginning, it is the sensor's first reading within half of what it can: the
+    other half may only teach it what is late. It may lie an anchor's spacing behind, being the next anchor's.
     """
     begun = accepted.begun[at]
-    near = accepted.offset[at] - accepted.offset[begun] < settings.forecaster.rewarm_max_readings
-    due = np.where(near, np.maximum(begun, at - settings.rewarm_steps + 1), at)
+    within = settings.forecaster.rewarm_max_readings
+    near = accepted.offset[at] - accepted.offset[begun] < within
+    # A replay measures from where the stream is, which is ahead of a reading that waited.
+    half = within // 2 - (settings.grace.offsets // 2 if settings.grace.is_on else 0)
+    reached = np.where(near, begun, _first_within(accepted, at, half) + settings.adaptation.anchor_spacing - 1)
+    due = np.minimum(at, np.maximum(reached, at - settings.rewarm_steps + 1))
     may_begin = np.append(np.flatnonzero(accepted.begins), len(accepted))
     latest: Indexes = np.minimum(at, may_begin[np.searchsorted(may_begin, due)])
     return latest
+
+
+def _first_within(accepted: AcceptedLog, at: Indexes, offsets: int) -> Indexes:
+    """The place of the first reading of the same sensor that lies at most so many offsets before each place.
+
+    By offset: where readings waited for earlier ones, that may be a later step.
+    """
+    order = np.lexsort((accepted.offset, accepted.stream))
+    apart = int(accepted.offset.max(initial=0)) + 1  # streams lie one behind the other, and do not overlap
+    known = accepted.stream[order] * apart + accepted.offset[order]
+    wanted = accepted.stream[at] * apart + np.maximum(accepted.offset[at] - max(offsets, 0), 0)
+    first: Indexes = order[np.searchsorted(known, wanted)]
+    return first

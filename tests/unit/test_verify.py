@@ -21,7 +21,9 @@ from model.grace import MOST_OFFSETS
 from model.rules import ACCEPTED
 from pipeline.audit.explain import explain
 from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog
+from pipeline.audit.lineage import trace_states
 from pipeline.audit.reach import LogStarts
+from pipeline.audit.recompute import accepted_log
 from pipeline.audit.state_audit import LastState
 from pipeline.audit.topic_logs import read_forecasts
 from pipeline.audit.verify import Evidence, judge
@@ -185,6 +187,59 @@ def test_a_state_that_begins_later_than_it_must_is_found(evidence: Evidence) -> 
         made = changed(made, column, last, value)
     states = {**evidence.states, (0, name): LastState(2, stepped.states.tobytes())}
     assert faults(replace(evidence, forecasts=made, states=states)) == {"begun anew": 1}
+
+
+@pytest.mark.parametrize(
+    ("within", "steps", "latest"),
+    [
+        # Readings of a sensor lie 2 offsets apart; the last is number 999, and an anchor every 2 readings.
+        (4_000, 100, 900),  # the log's beginning is within reach
+        (1_000, 100, 900),  # half of it reaches back to number 749, and so far need no replay go
+        (100, 100, 975),  # half of it reaches back to number 974
+        (100, 10, 990),
+        (4, 100, 999),
+        (1, 100, 999),
+    ],
+)
+def test_how_late_a_state_may_begin_is_known_however_long_ago_its_sensor_did(
+    monkeypatch: pytest.MonkeyPatch, within: int, steps: int, latest: int
+) -> None:
+    monkeypatch.setattr("model.config.Adaptation.anchor_spacing", 2)
+    forecaster = SETTINGS.forecaster.model_copy(update={"rewarm_max_readings": within, "rewarm_steps": steps})
+    settings = SETTINGS.model_copy(update={"forecaster": forecaster})
+    n = 2_000
+    log = ReadingLog(
+        sensors=SENSORS,
+        partition=np.zeros(n, np.int32),
+        offset=np.arange(n),
+        sensor=np.arange(n) % 2,
+        timestamp_us=START_US + np.arange(n) // 2 * HOUR_US,
+        values=np.zeros((n, 1)),
+        sent_ms=np.zeros(n, np.int64),
+        verdict=np.full(n, ACCEPTED, np.int8),
+    )
+    accepted = accepted_log(log, settings)
+
+    def begun_anew(origin: int) -> bool:
+        ones = np.ones(1, np.int64)
+        made = ForecastLog(
+            sensors=SENSORS,
+            partition=np.zeros(1, np.int32),
+            offset=ones,
+            sensor=ones,
+            issued_us=log.timestamp_us[-1:],
+            input_offset=ones * (n - 1),
+            input_partition=np.zeros(1, np.int32),
+            version=ones,
+            warm=np.ones(1, np.bool_),
+            sent_ms=ones,
+            origin=ones * (2 * origin + 1),
+            steps=ones,
+        )
+        return bool(trace_states(log, made, accepted, settings).begun_anew[0])
+
+    assert not begun_anew(latest)
+    assert latest == 999 or begun_anew(latest + 1)
 
 
 @pytest.mark.parametrize(
