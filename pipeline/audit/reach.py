@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.audit.findings import ForecastLog, Offsets
+from pipeline.audit.findings import ForecastLog, Offsets, ReadingLog, find
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,30 @@ def letters_due(letters: Iterable[tuple[int, int]], starts: Offsets, logs: LogSt
             first = firsts.get(partition, committed.get(partition, 0))
             reached[partition] = max(first, reached.get(partition, 0))
     return reached
+
+
+def replaced_by_copies(
+    readings: ReadingLog, forecasts: ForecastLog, letters: Iterable[tuple[int, int]]
+) -> NDArray[np.bool_]:
+    """(n,) which readings were set aside, under settings of then, and sent once more: the copy got the forecast.
+
+    Args:
+        letters: partition and offset of the records that dead letters hold.
+    """
+    replaced = np.zeros(len(readings), np.bool_)
+    positions = np.array(sorted(letters), np.int64).reshape(-1, 2)
+    row, found = find(readings, positions[:, 0].astype(np.int32), positions[:, 1])
+    aside = row[found]
+    aside = aside[readings.sensor[aside] >= 0]
+    if len(aside):
+        copy, known = find(readings, forecasts.input_partition, forecasts.input_offset)
+        copies = {_what(readings, at): at for at in copy[known].tolist()}
+        replaced[aside] = [copies.get(_what(readings, at), -1) > at for at in aside.tolist()]
+    return replaced
+
+
+def _what(readings: ReadingLog, row: int) -> tuple[int, int, int]:
+    return int(readings.partition[row]), int(readings.sensor[row]), int(readings.timestamp_us[row])
 
 
 def _first_inputs(forecasts: ForecastLog) -> dict[int, int]:

@@ -33,7 +33,7 @@ from pipeline.audit.findings import (
     judged,
 )
 from pipeline.audit.lineage import log_starts, trace_states
-from pipeline.audit.reach import LogStarts, first_due, letters_due, within_retention
+from pipeline.audit.reach import LogStarts, first_due, letters_due, replaced_by_copies, within_retention
 from pipeline.audit.recheck import HeldState, recheck
 from pipeline.audit.recompute import AcceptedLog, accepted_log
 from pipeline.audit.state_audit import LastState, read_states
@@ -174,6 +174,11 @@ def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     starts = within_retention(evidence.forecasts, owed, evidence.logs, ends)
     evidence = replace(evidence, starts=starts)
     readings = evidence.readings
+    replaced = replaced_by_copies(readings, evidence.forecasts, evidence.letters)
+    if replaced.any():
+        readings = replace(readings, sensor=np.where(replaced, -1, readings.sensor))
+        readings = replace(readings, verdict=judged(readings, settings.grace, ends))
+        evidence = replace(evidence, readings=readings)
     due = readings.take(_is_before(readings.partition, readings.offset, ends))
     if settings.grace.is_on:
         read = {number: max(end, _end(readings, number)) for number, end in ends.items()}

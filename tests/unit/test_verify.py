@@ -20,7 +20,7 @@ from model.forecaster import Forecaster
 from model.grace import MOST_OFFSETS
 from model.rules import ACCEPTED
 from pipeline.audit.explain import explain
-from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog
+from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog, judged
 from pipeline.audit.lineage import trace_states
 from pipeline.audit.reach import LogStarts
 from pipeline.audit.recompute import accepted_log
@@ -296,6 +296,24 @@ def test_records_whose_dead_letters_were_deleted_are_counted_and_not_missed(evid
     verdict = judge(replace(evidence, letters={}, logs=LogStarts(letters={0: 1})), SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.letters_out_of_reach == 1
+
+
+def test_a_reading_that_was_set_aside_and_sent_once_more_is_due_no_forecast_but_its_copy_is() -> None:
+    """The first two decode under the present settings, and did not when they came."""
+    hours, offsets = np.array([0, 1, 0, 1, 2]), np.arange(5)
+    readings, forecasts, states = waited_for(SETTINGS, ["s"] * 3, hours[2:], offsets[2:])
+    both, *_ = waited_for(SETTINGS, ["s"] * 5, hours, offsets)
+    values = np.concatenate([readings.values[:2], readings.values])
+    readings = replace(both, values=values, verdict=judged(both, SETTINGS.grace, {}))
+    letters = {(0, 0): 1, (0, 1): 1}
+    verdict = judge(Evidence(readings, forecasts, states, letters, {}, {0: 5}), SETTINGS, load)
+    assert verdict.faults == {}
+    assert (verdict.audit.accepted, verdict.audit.rejected, verdict.recomputed) == (3, 2, 3)
+
+    unanswered = judge(Evidence(readings, forecasts.take(offsets[:3] > 1), states, letters, {}, {0: 5}), SETTINGS, load)
+    assert unanswered.audit.lost == 2, "neither it nor its copy has one"
+    never_aside = judge(Evidence(readings, forecasts, states, {}, {}, {0: 5}), SETTINGS, load)
+    assert (never_aside.audit.lost, never_aside.audit.unexpected) == (2, 2)
 
 
 @pytest.mark.parametrize(("start", "missing"), [("earliest", 30), ("latest", 0)])
