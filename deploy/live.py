@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.kafka.clients import make_consumer, partition_count, translated
+from pipeline.kafka.fetched_records import FetchedRecord, read_fast
 from pipeline.messages import Forecast, ReadingDecoder, Rejected, decode_forecast
 from pipeline.settings import Settings
 
@@ -61,7 +62,7 @@ class StreamTail:
         self._wanted = frozenset(sensor.encode() for sensor in sensors)
         self._decoder = ReadingDecoder(settings.features)
         self._waiting: OrderedDict[tuple[int, int], _Waiting] = OrderedDict()
-        self._consumer = make_consumer(settings)
+        self._consumer = read_fast(make_consumer(settings))
         try:
             with translated("following readings and forecasts", settings):
                 topics = settings.kafka.topics
@@ -94,7 +95,7 @@ class StreamTail:
         for partition, records in batches.items():
             if partition.topic == self._settings.kafka.topics.readings:
                 for record in records:
-                    self._take_reading(record)
+                    self._take_reading(partition.partition, record)
             else:
                 forecasts += [(record, partition) for record in records]
         arrived_s = time.time()
@@ -104,7 +105,7 @@ class StreamTail:
             if self._is_wanted(record.key)
         ]
 
-    def _take_reading(self, record: Any) -> None:
+    def _take_reading(self, partition: int, record: FetchedRecord) -> None:
         if not self._is_wanted(record.key):
             return
         try:
@@ -112,7 +113,7 @@ class StreamTail:
         except Rejected:
             return  # the forecaster sets it aside, with the reason
         self.readings += 1
-        self._waiting[record.partition, record.offset] = _Waiting(reading.values, record.timestamp)
+        self._waiting[partition, record.offset] = _Waiting(reading.values, record.timestamp)
         if len(self._waiting) > _WAITING_READINGS:
             self._waiting.popitem(last=False)
 

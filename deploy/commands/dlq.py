@@ -71,7 +71,7 @@ def show(context: Context, position: tuple[int, int], raw: bool) -> None:
         click.echo(f"cut      it measured {letter.whole_bytes:,} bytes, and this is the beginning of it")
     click.echo(f"key      {_text(letter.key)}")
     for name, value in letter.headers:
-        click.echo(f"header   {name}: {_text(value)}")
+        click.echo(f"header   {_text(name.encode(errors='surrogateescape'))}: {_text(value)}")
     click.echo(f"value    {_text(letter.value)}")
 
 

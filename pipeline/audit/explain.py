@@ -63,7 +63,7 @@ def _forecasts(settings: Settings, sensor: str, timestamp_us: int) -> list[Forec
     for record in read_range(settings, settings.kafka.topics.forecasts, {}, None):
         if record.key != key:
             continue
-        forecast = decode_forecast(record.value)
+        forecast = decode_forecast(record.value or b"")
         seen.append(microseconds(forecast.issued_at))
         if seen[-1] == timestamp_us:
             found.append(forecast)

@@ -6,7 +6,7 @@ Readings are decoded and judged by the rules that the stream itself uses (``Read
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import kafka.errors as client_errors
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.audit.weights import published_weights
 from pipeline.errors import BrokerUnreachable, KafkaError
 from pipeline.forecaster.position import Committed
 from pipeline.kafka.clients import make_admin, make_consumer, partition_count, translated
+from pipeline.kafka.fetched_records import Headers, read_fast
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.settings import Settings
 
@@ -29,6 +30,18 @@ _NO_COORDINATOR_YET: Final = (
     client_errors.CoordinatorLoadInProgressError,
     client_errors.NotCoordinatorError,
 )
+
+
+class LoggedRecord(NamedTuple):
+    """A record with its place, behind which stands what ``FetchedRecord`` has."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    offset: int
+    headers: Headers
+    timestamp: int  # ms since the epoch
 
 
 def topic_ends(settings: Settings, topic: str) -> dict[int, int]:
@@ -161,7 +174,7 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: 
     present = settings.fingerprint
     for record in read_range(settings, settings.kafka.topics.forecasts, {}, ends):
         try:
-            forecast = decode_forecast(record.value)
+            forecast = decode_forecast(record.value or b"")
             is_ours = forecast.settings == present
             if numbers and is_ours:
                 by_target = [[forecast.quantiles[target][level] for level in levels] for target in settings.targets]
@@ -220,7 +233,7 @@ def _in_order(columns: list[tuple[int, ...]], sensors: Iterable[str]) -> tuple[F
     return log, order
 
 
-def read_range(settings: Settings, topic: str, starts: Offsets, ends: Offsets | None) -> Iterator[Any]:
+def read_range(settings: Settings, topic: str, starts: Offsets, ends: Offsets | None) -> Iterator[LoggedRecord]:
     """The records of a topic from ``starts`` (a partition's beginning where not named) to ``ends`` (now, likewise).
 
     Records of one partition come in offset order, partitions in any order.
@@ -229,7 +242,7 @@ def read_range(settings: Settings, topic: str, starts: Offsets, ends: Offsets | 
         KafkaError: no broker answers, the topic is missing, or the records stop coming.
     """
     with translated(f"reading topic {topic}", settings):
-        consumer = make_consumer(settings, max_poll_records=_POLL_RECORDS)
+        consumer = read_fast(make_consumer(settings, max_poll_records=_POLL_RECORDS))
         try:
             partitions = _partitions(consumer, topic)
             now = consumer.end_offsets(partitions)
@@ -244,7 +257,7 @@ def read_range(settings: Settings, topic: str, starts: Offsets, ends: Offsets | 
             consumer.close()
 
 
-def _poll_until(consumer: Any, limits: dict[Any, int]) -> Iterator[Any]:
+def _poll_until(consumer: Any, limits: dict[Any, int]) -> Iterator[LoggedRecord]:
     pending = set(limits)
     deadline = time.monotonic() + _STALLED_S
     while True:
@@ -262,7 +275,7 @@ def _poll_until(consumer: Any, limits: dict[Any, int]) -> Iterator[Any]:
             where = ", ".join(f"{tp.topic}-{tp.partition} at {consumer.position(tp)}" for tp in sorted(pending))
             raise BrokerUnreachable(f"the broker delivered nothing for {_STALLED_S:g} s: {where}. Is it up?")
         for tp, records in batches.items():
-            yield from (record for record in records if record.offset < limits[tp])
+            yield from (LoggedRecord(*tp, *record) for record in records if record.offset < limits[tp])
 
 
 def _partitions(consumer: Any, topic: str) -> list[Any]:

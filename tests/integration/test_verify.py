@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from deploy.commands.verify import explain as explain_command
 from deploy.commands.verify import verify as verify_command
 from deploy.context import Context
 from model.state import blank_states, state_dtype
+from pipeline.audit.explain import explain
 from pipeline.audit.verify import Span, verify
 from pipeline.errors import StreamgruError
 from pipeline.kafka.clients import make_consumer
@@ -149,6 +151,27 @@ def test_a_lost_state_is_found_though_its_forecasts_are_what_its_readings_make_o
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == 2 * len(SENSORS), 30, "more readings were processed")
     assert verify(settings, champion.load).faults == {"begun anew": len(SENSORS)}
+
+
+def test_settings_that_were_changed_are_audited_from_their_first_forecast_on(
+    settings: Settings, champion: FolderChampion, tmp_path: Path
+) -> None:
+    publish(settings, rounds(settings, SENSORS, [*range(30), *range(36, 40)]))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == 34 * len(SENSORS), 30, "the first readings were processed")
+    changed = settings.model_copy(update={"horizon_steps": 3, "targets": ("a", "b"), "max_gap_steps": 8})
+    champion = FolderChampion(tmp_path / "changed", changed)
+    champion.promote(2, small_forecaster(changed, seed=2))
+    publish(changed, rounds(changed, SENSORS, range(40, 50)))
+    with running(changed, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == 10 * len(SENSORS), 30, "more readings were processed")
+    verdict = verify(changed, champion.load)
+    assert verdict.faults == {}
+    assert verdict.foreign == {settings.fingerprint: 34 * len(SENSORS)}
+    assert verdict.audit.accepted == verdict.recomputed == 10 * len(SENSORS)
+    assert verdict.states == len(SENSORS)
+    with pytest.raises(StreamgruError, match=f"made under settings {settings.fingerprint}, which are not the present"):
+        explain(changed, champion.load, SENSORS[0], START_US)
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
