@@ -12,6 +12,7 @@ SMALLEST: Final = 50
 BUDGET_S: Final = 2.0
 MOST_BYTES: Final = 64_000_000  # of states and forecasts; a broker takes that many in a second or two
 _SHARE_OF_POLL_INTERVAL: Final = 0.1
+_REGROWTH: Final = 1.01  # of what is tried again behind a failed transaction, with each full batch that is committed
 
 
 class BatchSize:
@@ -24,22 +25,32 @@ class BatchSize:
 
     def __init__(self, most: int, poll_interval_s: float) -> None:
         self._asked = self._most = most
+        self._tried = float(most)  # what is tried since a transaction failed
         self._budget_s = min(BUDGET_S, poll_interval_s * _SHARE_OF_POLL_INTERVAL)
         self.readings = min(FIRST, most)
-
-    def note(self, readings: int, seconds: float) -> None:
-        """A batch of so many readings took so long: the next one is to keep to the budget."""
-        if seconds > self._budget_s:
-            fitting = int(readings * self._budget_s / seconds)
-            self.readings = min(self._most, max(min(SMALLEST, self._most), fitting))
-        elif readings >= self.readings and seconds < self._budget_s / 2:
-            self.readings = min(self._most, 2 * self.readings)
 
     def fit(self, bytes_per_reading: int) -> None:
         """A reading leads to so many bytes at most, its sensor's state and its forecast."""
         self._most = min(self._asked, max(SMALLEST, MOST_BYTES // bytes_per_reading))
-        self.readings = min(self.readings, self._most)
+        self._tried = self._most
+        self._set(self.readings)
 
-    def shrink(self) -> None:
-        """A transaction failed: should its size have been the reason, the next is smaller."""
-        self.readings = min(self._most, max(min(SMALLEST, self._most), self.readings // 2))
+    def committed(self, readings: int, seconds: float) -> None:
+        """A batch of so many readings, made in so many seconds, was committed: the next is to keep to the budget."""
+        is_full = readings >= self.readings
+        if is_full:
+            self._tried = min(self._most, self._tried * _REGROWTH)
+        if seconds > self._budget_s:
+            self._set(int(readings * self._budget_s / seconds))
+        elif is_full and seconds < self._budget_s / 2:
+            self._set(2 * self.readings)
+
+    def failed(self, readings: int) -> None:
+        """The transaction of so many readings failed: should its size have been the reason, the next is smaller."""
+        if readings > SMALLEST:
+            self._tried = min(self._tried, readings / 2)
+            self._set(self.readings)
+
+    def _set(self, readings: int) -> None:
+        most = min(self._most, int(self._tried))
+        self.readings = min(self._most, max(SMALLEST, min(readings, most)))

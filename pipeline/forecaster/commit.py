@@ -19,8 +19,9 @@ step 7 has returned is the new state the state.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, Protocol
 
 import kafka.errors as client_errors
@@ -57,10 +58,22 @@ class Records:
     values: Sequence[bytes | None]
     headers: Sequence[bytes] | bytes = NO_HEADERS
 
-    @property
-    def value_bytes(self) -> int:
-        """What the values measure."""
-        return sum(len(value) for value in self.values if value is not None)
+    def pieces(self, most_bytes: int) -> Iterator[tuple["Records", int]]:
+        """The same records in pieces of so many bytes of values at most (or one larger), with what each measures."""
+        sizes = [0 if value is None else len(value) for value in self.values]
+        if sum(sizes) <= most_bytes:
+            yield self, sum(sizes)
+            return
+        start = size = 0
+        for end, more in enumerate([*sizes, most_bytes + 1]):
+            if end > start and size + more > most_bytes:
+                yield self._slice(start, end), size
+                start, size = end, 0
+            size += more
+
+    def _slice(self, start: int, end: int) -> "Records":
+        headers = self.headers if isinstance(self.headers, bytes) else self.headers[start:end]
+        return Records(self.topic, self.partition, self.keys[start:end], self.values[start:end], headers)
 
 
 @dataclass(frozen=True)
@@ -257,13 +270,13 @@ class Committer:
 
     def _append(self, transport: Transport, records: Sequence[Records]) -> None:
         waiting = 0
-        for each in records:
-            if waiting > FLUSH_BYTES:
+        for piece, size in chain.from_iterable(each.pieces(FLUSH_BYTES) for each in records):
+            if waiting and waiting + size > FLUSH_BYTES:
                 transport.flush()
                 transport.check()
                 waiting = 0
-            transport.append(each)
-            waiting += each.value_bytes
+            transport.append(piece)
+            waiting += size
 
     def _abort(self, transport: Transport) -> None:
         """Abort as far as the broker can be reached, and drop the producer: one that failed is not used again."""

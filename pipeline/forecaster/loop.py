@@ -316,7 +316,7 @@ class StreamForecaster:
         unsaved = self._next_unsaved()
         began = time.monotonic()
         batch = self._maker.make(polled, unsaved, self._partitions.held)
-        self._batch_size.note(sum(map(len, polled.values())), time.monotonic() - began)
+        readings, seconds = sum(map(len, polled.values())), time.monotonic() - began
         if batch.unsound:
             self._treat(batch.unsound)
             polled = self._served(polled)
@@ -326,9 +326,10 @@ class StreamForecaster:
         try:
             self._committer.commit(Work(batch.records, batch.reached, membership))
         except Aborted as aborted:
-            self._batch_size.shrink()
+            self._batch_size.failed(readings)
             self._start_over(str(aborted))
             return
+        self._batch_size.committed(readings, seconds)
         # Only now is the new state the state.
         if batch.stepped is not None:
             self._serving.table.scatter(batch.stepped.rows, batch.stepped.states)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from kafka import TopicPartition
@@ -20,8 +20,6 @@ from pipeline.forecaster.state_table import Rows, States
 from pipeline.kafka.record_batches import encode_headers
 from pipeline.messages import InputPosition, ModelId, ReadingDecoder, Rejected, dead_letter
 from pipeline.settings import Settings
-
-PIECE_BYTES: Final = 4_000_000  # of a partition's states, where all of them are written
 
 
 @dataclass(frozen=True)
@@ -147,12 +145,8 @@ class MicroBatchMaker:
             if stepped is not None:
                 _, here, there = np.intersect1d(rows, stepped.rows, return_indices=True)
                 states[here] = stepped.states[there]
-            # In pieces, so that a transaction need not have all on its way at once.
-            step = max(1, PIECE_BYTES // states.dtype.itemsize)
-            records += [
-                Records(topic, partition, *self._encoded(rows[start : start + step], states[start : start + step]))
-                for start in range(0, len(rows), step)
-            ]
+            if len(rows):
+                records.append(Records(topic, partition, *self._encoded(rows, states)))
         return records
 
     def _encoded(self, rows: Rows, states: States) -> tuple[list[bytes], list[bytes]]:

@@ -92,7 +92,13 @@ def read_batch(batch: Any) -> Iterator[FetchedRecord]:
         for _ in range(batch.records_count):
             length, position = _varint(data, position)
             end = position + length
-            since, position = _varint(data, position + 1)  # behind the attributes, of which there are none
+            position += 1  # attributes, of which there are none
+            since = data[position]
+            if since < 0x80:
+                since = (since >> 1) ^ -(since & 1)
+                position += 1
+            else:
+                since, position = _varint(data, position)
             delta, position = _varint(data, position)
             size, position = _varint(data, position)
             key = value = None

@@ -7,7 +7,7 @@ def test_full_batches_that_are_quick_grow_up_to_the_limit() -> None:
     size = BatchSize(20_000, 60.0)
     seen = [size.readings]
     for _ in range(8):
-        size.note(size.readings, 0.1)
+        size.committed(size.readings, 0.1)
         seen.append(size.readings)
     assert seen[:3] == [FIRST, 2 * FIRST, 4 * FIRST]
     assert seen[-1] == 20_000
@@ -15,29 +15,29 @@ def test_full_batches_that_are_quick_grow_up_to_the_limit() -> None:
 
 def test_small_batches_say_nothing_about_large_ones() -> None:
     size = BatchSize(20_000, 60.0)
-    size.note(10, 0.001)
+    size.committed(10, 0.001)
     assert size.readings == FIRST
 
 
 def test_a_batch_that_took_too_long_is_followed_by_one_that_fits() -> None:
     size = BatchSize(20_000, 60.0)
-    size.note(1_000, 10 * BUDGET_S)
+    size.committed(1_000, 10 * BUDGET_S)
     assert size.readings == 100
-    size.note(100, 100 * BUDGET_S)
+    size.committed(100, 100 * BUDGET_S)
     assert size.readings == SMALLEST
 
 
 def test_the_budget_lies_far_below_a_short_poll_interval() -> None:
     size = BatchSize(20_000, 7.0)
-    size.note(1_000, 1.4)
+    size.committed(1_000, 1.4)
     assert size.readings == 500
 
 
 def test_the_settings_limit_holds_however_small() -> None:
     size = BatchSize(10, 60.0)
     assert size.readings == 10
-    size.note(10, 0.001)
-    size.note(10, 100.0)
+    size.committed(10, 0.001)
+    size.committed(10, 100.0)
     assert size.readings == 10
 
 
@@ -45,11 +45,11 @@ def test_readings_of_large_states_are_fewer() -> None:
     size = BatchSize(20_000, 60.0)
     size.fit(40_000)
     for _ in range(8):
-        size.note(size.readings, 0.1)
+        size.committed(size.readings, 0.1)
     assert size.readings == MOST_BYTES // 40_000
     size.fit(1_000)
     for _ in range(8):
-        size.note(size.readings, 0.1)
+        size.committed(size.readings, 0.1)
     assert size.readings == 20_000
 
 
@@ -59,10 +59,25 @@ def test_states_of_any_size_are_written() -> None:
     assert size.readings == SMALLEST
 
 
-def test_a_failed_transaction_is_followed_by_a_smaller_one() -> None:
+def test_transactions_that_fail_are_followed_by_smaller_ones_down_to_the_smallest() -> None:
     size = BatchSize(20_000, 60.0)
-    size.shrink()
-    assert size.readings == FIRST // 2
-    for _ in range(8):
-        size.shrink()
+    for _ in range(10):
+        size.failed(size.readings)
     assert size.readings == SMALLEST
+
+
+def test_what_failed_is_not_tried_again_at_once_and_not_never() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.failed(1_000)
+    seen = []
+    for _ in range(80):
+        size.committed(size.readings, 0.1)
+        seen.append(size.readings)
+    assert seen[0] < 600
+    assert seen[-1] >= 1_000
+
+
+def test_a_small_transaction_does_not_fail_by_its_size() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.failed(SMALLEST)
+    assert size.readings == FIRST

@@ -158,10 +158,22 @@ def test_fault_points_are_passed_between_the_steps() -> None:
 def test_many_megabytes_are_flushed_and_checked_on_the_way() -> None:
     """Or the last of them would wait behind all others for longer than a batch may take to be delivered."""
     transport = FakeTransport()
-    half = Records("state", 0, [b"a"] * 2, [b"1" * (FLUSH_BYTES // 2), None])
-    committer(transport).commit(Work([half] * 4, WORK.offsets, MEMBER))
+    third = Records("state", 0, [b"a"] * 2, [b"1" * (FLUSH_BYTES // 3), None])
+    committer(transport).commit(Work([third] * 4, WORK.offsets, MEMBER))
     pieces = ["append", "append", "append", "flush", "check", "append"]
     assert transport.calls == ["begin", *pieces, "flush", "check", "send_offsets", "commit"]
+
+
+def test_pieces_hold_every_record_once_in_order_and_no_more_than_they_may() -> None:
+    values = [b"1" * 40, None, b"2" * 70, b"3" * 200, b"4" * 10, b"5" * 90, b"6" * 100, None]
+    headers = [bytes([number]) for number in range(len(values))]
+    records = Records("state", 3, [b"k%d" % number for number in range(len(values))], values, headers)
+    pieces = list(records.pieces(100))
+    assert [size for _, size in pieces] == [40, 70, 200, 100, 100]
+    assert [value for piece, _ in pieces for value in piece.values] == values
+    assert [key for piece, _ in pieces for key in piece.keys] == records.keys
+    assert [header for piece, _ in pieces for header in piece.headers] == headers
+    assert list(records.pieces(1_000)) == [(records, 510)]
 
 
 def test_a_commit_that_hangs_ends_the_process_with_a_message() -> None:

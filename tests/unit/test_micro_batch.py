@@ -70,16 +70,6 @@ def test_an_unsaved_partition_has_its_position_behind_all_its_states(serving: Se
     assert batch.reached == {0: Position(3), 1: Position(3)}
 
 
-def test_an_unsaved_partition_is_written_in_pieces(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.forecaster.micro_batch.PIECE_BYTES", serving.table.dtype.itemsize)
-    maker = MicroBatchMaker(SETTINGS, serving, "group")
-    before = maker.make(polled(0, 0))
-    assert before.stepped is not None
-    serving.table.scatter(before.stepped.rows, before.stepped.states)
-    batch = maker.make({}, unsaved={0: 3})
-    assert [list(records.keys) for records in batch.records] == [[b"a"], [b"b"], [POSITION_KEY]]
-
-
 def test_what_holds_no_reading_moves_the_position_alone(serving: Serving) -> None:
     where = TopicPartition(TOPICS.readings, 0)
     batch = MicroBatchMaker(SETTINGS, serving, "group").make({where: [FetchedRecord(b"a", b"rubbish", 7, [])]})
