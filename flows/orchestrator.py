@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import httpx
 
-from pipeline.errors import StackError
+from pipeline.errors import StackError, StreamgruError
 from pipeline.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 5.0
@@ -43,7 +43,7 @@ def connect(settings: Settings, *, console: bool) -> None:
 
 
 def done(result: object) -> None:
-    """Let ``run_once`` know what a flow's work came to, before Prefect is told that the run has ended."""
+    """Let ``run_once`` know what a flow's work came to, or the error, before Prefect is told that the run has ended."""
     results = _results.get()
     if results is not None:
         results.append(result)
@@ -62,7 +62,12 @@ def run_once(call: Callable[[], R], settings: Settings) -> R:
     except (httpx.HTTPError, RuntimeError) as error:
         if not came_of_a_request(error):
             raise
-        came_to = f"the work is done all the same: {results[-1]}" if results else "the work is not done; run it again"
+        if not results:
+            came_to = "the work is not done; run it again"
+        elif isinstance(results[-1], StreamgruError):
+            came_to = f"the work is not done: {results[-1]}"
+        else:
+            came_to = f"the work is done all the same: {results[-1]}"
         raise StackError(
             f"Prefect at {settings.prefect_api_url} failed during the run ({error}), whose page there is not complete; "
             f"{came_to}"

@@ -31,8 +31,10 @@ def plain_outcome(function: Callable[P, R]) -> Callable[P, R]:
             done(result)
             return result
         except Busy as error:
+            done(error)
             return Cancelled(message=str(error), data=error)  # type: ignore[return-value]  # Prefect unwraps a state
         except StreamgruError as error:
+            done(error)
             return Failed(message=str(error), data=error)  # type: ignore[return-value]  # likewise
 
     return run

@@ -1,6 +1,5 @@
 """``streamgru backtest``: how good a model is on data of your own, beside baselines."""
 
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deploy.context import Context
+from deploy.option_types import SEED, FiniteRange
 from pipeline.errors import DataFileError, ModelUnfit
 
 if TYPE_CHECKING:
@@ -31,17 +31,6 @@ if TYPE_CHECKING:
 ON_DEMAND: Final = ("mase", "crps", "coverage", "winkler", "width", "sensors")
 # Wide enough for every table where the output is no terminal.
 WIDTH: Final = 120
-LARGEST_SEED: Final = 2**64 - 1  # that torch takes
-
-
-class FiniteRange(click.FloatRange):
-    """A range of numbers without the infinite ones and NaN, which compare as within any range that is open above."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
 
 
 @click.command()
@@ -96,9 +85,7 @@ class FiniteRange(click.FloatRange):
     metavar="DAYS",
     help="Also score the model retrained so often in the test part, from its weights, on what was read by then.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0, LARGEST_SEED), help="Seed of everything random; by default as in the settings."
-)
+@click.option("--seed", type=SEED, help="Seed of everything random; by default as in the settings.")
 @click.option(
     "--standardise",
     is_flag=True,

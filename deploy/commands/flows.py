@@ -1,30 +1,19 @@
 """``streamgru ingest``, ``retrain`` and ``schedule``: the flows, once now or on their schedules."""
 
-import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from deploy.context import Context
+from deploy.option_types import SEED, FiniteRange
 from flows.orchestrator import connect, run_once
 from flows.progress import Progress as FlowProgress
 from flows.progress import watched
-from pipeline.settings import LARGEST_SEED
 
 R = TypeVar("R")
-
-
-class _Seconds(click.FloatRange):
-    """A range of numbers that neither ``inf`` nor ``nan`` is in, which Python reads as numbers, too."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        seconds = super().convert(value, param, ctx)
-        if not math.isfinite(seconds):
-            self.fail(f"{seconds} is not a finite number.", param, ctx)
-        return seconds
 
 
 @click.command()
@@ -50,10 +39,8 @@ def ingest(context: Context, accept_loss: bool) -> None:
     "--history-version", type=click.IntRange(min=0), help="Version of the history table; by default the newest."
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings.")
-@click.option("--budget", "budget_s", type=_Seconds(min=0, min_open=True), help="Seconds to train for at most.")
-@click.option(
-    "--seed", type=click.IntRange(0, LARGEST_SEED), help="Seed of everything random; by default as in the settings."
-)
+@click.option("--budget", "budget_s", type=FiniteRange(min=0, min_open=True), help="Seconds to train for at most.")
+@click.option("--seed", type=SEED, help="Seed of everything random; by default as in the settings.")
 @click.option(
     "--warm-start/--no-warm-start", default=None, help="Begin from the champion's weights, or from random ones."
 )

@@ -125,9 +125,17 @@ def _print(verdict: "Verdict", settings: "Settings") -> None:
         places = "; ".join(verdict.examples.get(fault, []))
         click.echo(f"error: {fault}: {count:,}, such as {places}", err=True)
     if not verdict.faults and not counts.readings:
-        click.echo("no reading was audited: the forecasters have committed none between --since and --until")
+        click.echo(f"no reading was audited: {_why_none(verdict)}")
     elif not verdict.faults:
         click.echo("every accepted reading has one forecast, in order, and each is what the readings make of it")
+
+
+def _why_none(verdict: "Verdict") -> str:
+    if verdict.foreign:
+        return "their forecasts were made under other settings; name those with --settings to audit them"
+    if verdict.readings_out_of_reach:
+        return "retention has deleted what they are held against"
+    return "the forecasters have committed none in this span"
 
 
 def _versions(verdict: "Verdict") -> str:

@@ -122,14 +122,19 @@ def judged(readings: ReadingLog, grace: Grace, ends: Offsets) -> NDArray[np.int8
     return verdict
 
 
-def audit(readings: ReadingLog, forecasts: ForecastLog, starts: Offsets) -> Audit:
+def audit(
+    readings: ReadingLog, forecasts: ForecastLog, starts: Offsets, hidden: NDArray[np.bool_] | None = None
+) -> Audit:
     """What became of the readings from ``starts`` on (by partition; 0 where not named).
 
     ``readings`` must reach back to the beginning of the topic, or acceptance (later than every earlier reading of the
     sensor) could not be told; readings before ``starts`` are not counted, nor are forecasts that follow them. Nor are
-    forecasts made under other settings, and readings that have no other.
+    forecasts made under other settings, and readings that have no other; but a reading that has one of either is
+    forecast twice. Nor are readings where ``hidden`` (n,) is true.
     """
     due = _at_or_after(readings.partition, readings.offset, starts)
+    if hidden is not None:
+        due &= ~hidden
     accepted = readings.verdict == ACCEPTED
     counted = _at_or_after(forecasts.input_partition, forecasts.input_offset, starts)
 
@@ -143,8 +148,10 @@ def audit(readings: ReadingLog, forecasts: ForecastLog, starts: Offsets) -> Audi
         & (readings.partition[row[found]] == forecasts.partition[found])
     )
     times = np.bincount(row[fits & counted], minlength=len(readings))
-    due &= (times > 0) | ~is_forecast_elsewhere(readings, forecasts)
+    elsewhere = forecasts_elsewhere(readings, forecasts)
+    due &= (times > 0) | (elsewhere == 0)
     lost = due & accepted & (times == 0)
+    times += np.where(times > 0, elsewhere, 0)  # also those of before a change of settings
     repeated = times > 1
     disordered = _out_of_order(forecasts) & fits & counted
     unexpected = ~fits & counted
@@ -180,13 +187,12 @@ def _at_or_after(partition: NDArray[np.int32], offset: NDArray[np.int64], starts
     return np.asarray(offset >= first[partition])
 
 
-def is_forecast_elsewhere(readings: ReadingLog, forecasts: ForecastLog) -> NDArray[np.bool_]:
-    """(n,) whether a forecast made under other settings follows each reading."""
-    follows = np.zeros(len(readings), np.bool_)
-    if forecasts.foreign is not None:
-        row, found = find(readings, forecasts.foreign.input_partition, forecasts.foreign.input_offset)
-        follows[row[found]] = True
-    return follows
+def forecasts_elsewhere(readings: ReadingLog, forecasts: ForecastLog) -> NDArray[np.int64]:
+    """(n,) how many forecasts made under other settings follow each reading."""
+    if forecasts.foreign is None:
+        return np.zeros(len(readings), np.int64)
+    row, found = find(readings, forecasts.foreign.input_partition, forecasts.foreign.input_offset)
+    return np.bincount(row[found], minlength=len(readings))
 
 
 def find(

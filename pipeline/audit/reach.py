@@ -24,19 +24,22 @@ def first_due(
 ) -> dict[int, int]:
     """The first reading that is due a forecast under the present settings, no earlier than was asked for.
 
-    A partition that has forecasts of other settings begins with its first one of the present: what was accepted before,
-    and where states began, the rules of then decided. So does one that began with the latest reading. Before such a
-    first forecast nothing is due but what will be committed.
+    A partition that has forecasts of other settings begins behind the last of these, or with its first one of the
+    present: what was accepted before, and where states began, the rules of then decided. Where the group began with the
+    latest reading and no beginning was asked for, one begins with its first forecast; where it has none, nothing is due
+    but what will be committed.
 
     Args:
         start: where the group began that had no offsets.
     """
     inputs = _first_inputs(forecasts)
-    foreign = {} if forecasts.foreign is None else _first_inputs(forecasts.foreign)
     starts = dict(asked)
-    for partition in foreign.keys() | (committed if start == "latest" else ()):
-        first = inputs.get(partition, committed.get(partition, 0))
-        starts[partition] = max(first, asked.get(partition, 0))
+    if start == "latest":
+        starts |= {
+            partition: inputs.get(partition, end) for partition, end in committed.items() if partition not in asked
+        }
+    for partition, last in _last_inputs(forecasts.foreign).items():
+        starts[partition] = max(min(inputs.get(partition, last + 1), last + 1), asked.get(partition, 0))
     return starts
 
 
@@ -83,10 +86,32 @@ def letters_due(letters: Iterable[tuple[int, int]], starts: Offsets, logs: LogSt
     return reached
 
 
-def replaced_by_copies(
+def before_first_forecast(readings: ReadingLog, forecasts: ForecastLog, logs: LogStarts) -> NDArray[np.bool_]:
+    """(n,) which readings lie before the first forecast that there is of their sensor, where retention has cut logs.
+
+    Theirs may have been deleted, if some waited for earlier ones; or what came before them, and made them late.
+    """
+    cut = [partition for log in (logs.readings, logs.forecasts) for partition, start in log.items() if start > 0]
+    firsts: dict[tuple[int, int], int] = {}
+    for log in (forecasts, forecasts.foreign):
+        if log is not None and cut:
+            row, found = find(readings, log.input_partition, log.input_offset)
+            for at in row[found].tolist():
+                stream = int(readings.partition[at]), int(readings.sensor[at])
+                firsts[stream] = min(int(readings.offset[at]), firsts.get(stream, int(readings.offset[at])))
+    before = np.zeros(len(readings), np.bool_)
+    for at in np.flatnonzero(np.isin(readings.partition, cut) & (readings.sensor >= 0)).tolist():
+        before[at] = readings.offset[at] < firsts.get((int(readings.partition[at]), int(readings.sensor[at])), 0)
+    return before
+
+
+def set_aside_before(
     readings: ReadingLog, forecasts: ForecastLog, letters: Iterable[tuple[int, int]]
 ) -> NDArray[np.bool_]:
-    """(n,) which readings were set aside, under settings of then, and sent once more: the copy got the forecast.
+    """(n,) which readings were set aside under settings of then, and so are due no forecast.
+
+    They were sent once more, and the copy got it; or they lie between the forecasts of those settings and the first of
+    the present.
 
     Args:
         letters: partition and offset of the records that dead letters hold.
@@ -100,6 +125,10 @@ def replaced_by_copies(
         copy, known = find(readings, forecasts.input_partition, forecasts.input_offset)
         copies = {_what(readings, at): at for at in copy[known].tolist()}
         replaced[aside] = [copies.get(_what(readings, at), -1) > at for at in aside.tolist()]
+        firsts = _first_inputs(forecasts)
+        for partition in _last_inputs(forecasts.foreign):
+            here = aside[readings.partition[aside] == partition]
+            replaced[here] |= readings.offset[here] < firsts.get(partition, np.iinfo(np.int64).max)
     return replaced
 
 
@@ -113,3 +142,13 @@ def _first_inputs(forecasts: ForecastLog) -> dict[int, int]:
     for partition, offset in zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True):
         firsts[partition] = min(offset, firsts.get(partition, offset))
     return firsts
+
+
+def _last_inputs(forecasts: ForecastLog | None) -> dict[int, int]:
+    """In each partition the offset of the last reading that has a forecast."""
+    lasts: dict[int, int] = {}
+    if forecasts is not None:
+        inputs = zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True)
+        for partition, offset in inputs:
+            lasts[partition] = max(offset, lasts.get(partition, offset))
+    return lasts

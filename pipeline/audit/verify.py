@@ -29,11 +29,18 @@ from pipeline.audit.findings import (
     ReadingLog,
     audit,
     find,
-    is_forecast_elsewhere,
+    forecasts_elsewhere,
     judged,
 )
 from pipeline.audit.lineage import log_starts, trace_states
-from pipeline.audit.reach import LogStarts, first_due, letters_due, replaced_by_copies, within_retention
+from pipeline.audit.reach import (
+    LogStarts,
+    before_first_forecast,
+    first_due,
+    letters_due,
+    set_aside_before,
+    within_retention,
+)
 from pipeline.audit.recheck import HeldState, recheck
 from pipeline.audit.recompute import AcceptedLog, accepted_log
 from pipeline.audit.state_audit import LastState, read_states
@@ -174,9 +181,9 @@ def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     starts = within_retention(evidence.forecasts, owed, evidence.logs, ends)
     evidence = replace(evidence, starts=starts)
     readings = evidence.readings
-    replaced = replaced_by_copies(readings, evidence.forecasts, evidence.letters)
-    if replaced.any():
-        readings = replace(readings, sensor=np.where(replaced, -1, readings.sensor))
+    aside = set_aside_before(readings, evidence.forecasts, evidence.letters)
+    if aside.any():
+        readings = replace(readings, sensor=np.where(aside, -1, readings.sensor))
         readings = replace(readings, verdict=judged(readings, settings.grace, ends))
         evidence = replace(evidence, readings=readings)
     due = readings.take(_is_before(readings.partition, readings.offset, ends))
@@ -187,10 +194,11 @@ def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
         evidence = replace(evidence, readings=readings)
     made = evidence.forecasts
     made = made.take(_is_before(made.input_partition, made.input_offset, ends) & ~_follows(made, due, readings))
-    verdict = Verdict(audit(due, made, starts), waiting=len(readings) - len(due))
+    hidden = before_first_forecast(due, made, evidence.logs)
+    verdict = Verdict(audit(due, made, starts, hidden), waiting=len(readings) - len(due))
     if made.foreign is not None:
         verdict.foreign = dict(made.foreign.fingerprints)
-    cut = _is_before(due.partition, due.offset, starts) & ~_is_before(due.partition, due.offset, owed)
+    cut = (_is_before(due.partition, due.offset, starts) | hidden) & ~_is_before(due.partition, due.offset, owed)
     verdict.readings_out_of_reach = int(cut.sum())
     cut = _is_before(made.input_partition, made.input_offset, starts)
     cut &= ~_is_before(made.input_partition, made.input_offset, owed)
@@ -227,7 +235,7 @@ def _judge_letters(verdict: Verdict, due: ReadingLog, evidence: Evidence) -> Non
     reached = letters_due(evidence.letters, evidence.starts, evidence.logs, evidence.ends)
     cut = _is_before(due.partition, due.offset, reached)
     verdict.letters_out_of_reach = int((rejected & cut).sum())
-    rejected &= ~cut & ~is_forecast_elsewhere(due, evidence.forecasts)  # it was a reading under the settings then
+    rejected &= ~cut & ~(forecasts_elsewhere(due, evidence.forecasts) > 0)  # it was a reading under the settings then
     for partition, offset in zip(due.partition[rejected].tolist(), due.offset[rejected].tolist(), strict=True):
         count = evidence.letters.get((partition, offset), 0)
         verdict.letters_missing += count == 0

@@ -372,7 +372,40 @@ def test_where_nothing_was_forecast_under_the_present_settings_nothing_is_due(ev
     n = len(evidence.forecasts)
     verdict = judge(with_forecasts(evidence, lambda log: made_under_others(log, np.ones(n, bool))), SETTINGS, load)
     assert verdict.faults == {}
-    assert (verdict.audit.readings, verdict.audit.forecasts) == (0, 0)
+    assert (verdict.audit.accepted, verdict.audit.forecasts) == (0, 0)
+
+
+def test_what_is_lost_or_twice_where_settings_change_is_found(evidence: Evidence) -> None:
+    n, since = len(evidence.forecasts), 2 * HOURS.index(50)
+    before = np.arange(n) < since
+    lost = with_forecasts(evidence, lambda log: made_under_others(log, before).take(np.arange(n - since) >= 6))
+    assert faults(lost)["missing"] == 6
+
+    foreign = made_under_others(evidence.forecasts, np.arange(n) < since + 4).foreign
+    twice = with_forecasts(evidence, lambda log: replace(made_under_others(log, before), foreign=foreign))
+    assert faults(twice) == {"twice": 4}
+
+
+def test_what_was_set_aside_while_settings_changed_is_not_missed(evidence: Evidence) -> None:
+    n, since = len(evidence.forecasts), 2 * HOURS.index(50)
+    changed = with_forecasts(
+        evidence, lambda log: made_under_others(log, np.arange(n) < since).take(np.arange(n - since) >= 2)
+    )
+    aside = replace(changed, letters={**evidence.letters, (0, since): 1, (0, since + 1): 1})
+    assert "missing" in faults(changed)
+    assert "missing" not in faults(aside)
+
+
+def test_a_reading_before_the_first_forecast_left_of_its_sensor_is_not_missed(evidence: Evidence) -> None:
+    """The first may be late: what made it so was deleted."""
+    cut = replace(
+        evidence, readings=evidence.readings.take(evidence.readings.offset >= 20), logs=LogStarts(readings={0: 20})
+    )
+    late = with_forecasts(cut, lambda log: log.take((log.offset >= 20) & (log.input_offset != 20)))
+    verdict = judge(late, SETTINGS, load)
+    assert "missing" not in verdict.faults
+    assert verdict.readings_out_of_reach == 1
+    assert faults(with_forecasts(late, lambda log: log.take(log.input_offset != 30)))["missing"] == 1
 
 
 def forecast_of(settings: Settings, offset: int) -> Forecast:
@@ -547,5 +580,5 @@ def test_an_audit_of_no_reading_does_not_say_that_all_is_well(
         assert result.exit_code == 0
         told[name] = result.output
     assert "every accepted reading has one forecast" in told["all"]
-    assert "no reading was audited: the forecasters have committed none between --since and --until" in told["none"]
+    assert "no reading was audited: the forecasters have committed none in this span" in told["none"]
     assert "every accepted reading" not in told["none"]
