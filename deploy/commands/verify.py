@@ -124,15 +124,15 @@ def _print(verdict: "Verdict", settings: "Settings") -> None:
     for fault, count in verdict.faults.items():
         places = "; ".join(verdict.examples.get(fault, []))
         click.echo(f"error: {fault}: {count:,}, such as {places}", err=True)
-    if not verdict.faults and not counts.readings:
-        click.echo(f"no reading was audited: {_why_none(verdict)}")
+    if not verdict.faults and not counts.accepted:
+        click.echo(f"no accepted reading was audited: {_why_none(verdict)}")
     elif not verdict.faults:
         click.echo("every accepted reading has one forecast, in order, and each is what the readings make of it")
 
 
 def _why_none(verdict: "Verdict") -> str:
     if verdict.foreign:
-        return "their forecasts were made under other settings; name those with --settings to audit them"
+        return "all forecasts were made under other settings than these"
     if verdict.readings_out_of_reach:
         return "retention has deleted what they are held against"
     return "the forecasters have committed none in this span"

@@ -26,8 +26,7 @@ def first_due(
 
     A partition that has forecasts of other settings begins behind the last of these, or with its first one of the
     present: what was accepted before, and where states began, the rules of then decided. Where the group began with the
-    latest reading and no beginning was asked for, one begins with its first forecast; where it has none, nothing is due
-    but what will be committed.
+    latest reading, one begins with its first forecast; where it has none, nothing is due but what will be committed.
 
     Args:
         start: where the group began that had no offsets.
@@ -35,9 +34,7 @@ def first_due(
     inputs = _first_inputs(forecasts)
     starts = dict(asked)
     if start == "latest":
-        starts |= {
-            partition: inputs.get(partition, end) for partition, end in committed.items() if partition not in asked
-        }
+        starts |= {part: max(inputs.get(part, end), asked.get(part, 0)) for part, end in committed.items()}
     for partition, last in _last_inputs(forecasts.foreign).items():
         starts[partition] = max(min(inputs.get(partition, last + 1), last + 1), asked.get(partition, 0))
     return starts
@@ -125,10 +122,10 @@ def set_aside_before(
         copy, known = find(readings, forecasts.input_partition, forecasts.input_offset)
         copies = {_what(readings, at): at for at in copy[known].tolist()}
         replaced[aside] = [copies.get(_what(readings, at), -1) > at for at in aside.tolist()]
-        firsts = _first_inputs(forecasts)
-        for partition in _last_inputs(forecasts.foreign):
+        for partition, last in _last_inputs(forecasts.foreign).items():
+            later = forecasts.input_offset[(forecasts.input_partition == partition) & (forecasts.input_offset > last)]
             here = aside[readings.partition[aside] == partition]
-            replaced[here] |= readings.offset[here] < firsts.get(partition, np.iinfo(np.int64).max)
+            replaced[here] |= readings.offset[here] < later.min(initial=np.iinfo(np.int64).max)
     return replaced
 
 

@@ -326,7 +326,7 @@ class StreamForecaster:
         try:
             self._committer.commit(Work(batch.records, batch.reached, membership))
         except Aborted as aborted:
-            self._batch_size.failed(readings)
+            self._batch_size.failed(readings, seconds)
             self._start_over(str(aborted))
             return
         self._batch_size.committed(readings, seconds)

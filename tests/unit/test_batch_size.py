@@ -1,6 +1,6 @@
 """How the size of a batch follows what batches take."""
 
-from pipeline.forecaster.batch_size import BUDGET_S, FIRST, MOST_BYTES, SMALLEST, BatchSize
+from pipeline.forecaster.batch_size import BUDGET_S, FIRST, MOST_BYTES, SMALL_BYTES, SMALLEST, BatchSize
 
 
 def test_full_batches_that_are_quick_grow_up_to_the_limit() -> None:
@@ -59,18 +59,23 @@ def test_states_of_any_size_are_written() -> None:
     assert size.readings == SMALLEST
 
 
-def test_transactions_that_fail_are_followed_by_smaller_ones_down_to_the_smallest() -> None:
+def test_transactions_that_fail_are_followed_by_smaller_ones_until_they_are_small() -> None:
     size = BatchSize(20_000, 60.0)
+    size.fit(40_000)
     for _ in range(10):
-        size.failed(size.readings)
+        size.failed(size.readings, 0.1)
+    assert SMALLEST <= size.readings <= SMALL_BYTES // 40_000
+    size.fit(10 * MOST_BYTES)
+    size.failed(size.readings, 0.1)
     assert size.readings == SMALLEST
 
 
 def test_what_failed_is_not_tried_again_at_once_and_not_never() -> None:
     size = BatchSize(20_000, 60.0)
-    size.failed(1_000)
+    size.fit(6_000)
+    size.failed(1_000, 0.1)
     seen = []
-    for _ in range(80):
+    for _ in range(40):
         size.committed(size.readings, 0.1)
         seen.append(size.readings)
     assert seen[0] < 600
@@ -79,5 +84,19 @@ def test_what_failed_is_not_tried_again_at_once_and_not_never() -> None:
 
 def test_a_small_transaction_does_not_fail_by_its_size() -> None:
     size = BatchSize(20_000, 60.0)
-    size.failed(SMALLEST)
+    size.fit(6_000)
+    for _ in range(20):
+        size.failed(60, 0.01)
+    assert size.readings == FIRST
+
+
+def test_a_batch_that_took_too_long_and_failed_is_followed_by_one_that_fits() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.failed(1_000, 10 * BUDGET_S)
+    assert size.readings == 100
+
+
+def test_writing_states_alone_says_nothing_about_readings() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.committed(0, 10 * BUDGET_S)
     assert size.readings == FIRST

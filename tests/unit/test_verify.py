@@ -580,5 +580,5 @@ def test_an_audit_of_no_reading_does_not_say_that_all_is_well(
         assert result.exit_code == 0
         told[name] = result.output
     assert "every accepted reading has one forecast" in told["all"]
-    assert "no reading was audited: the forecasters have committed none in this span" in told["none"]
+    assert "no accepted reading was audited: the forecasters have committed none in this span" in told["none"]
     assert "every accepted reading" not in told["none"]
