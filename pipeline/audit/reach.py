@@ -1,6 +1,6 @@
 """Tells which readings can be held against the forecasts there are: by partition, from which offset on."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,11 +31,11 @@ def first_due(
     Args:
         start: where the group began that had no offsets.
     """
-    inputs = _first_inputs(forecasts)
+    inputs = _inputs(forecasts, min)
     starts = dict(asked)
     if start == "latest":
         starts |= {part: max(inputs.get(part, end), asked.get(part, 0)) for part, end in committed.items()}
-    for partition, last in _last_inputs(forecasts.foreign).items():
+    for partition, last in _inputs(forecasts.foreign, max).items():
         starts[partition] = max(min(inputs.get(partition, last + 1), last + 1), asked.get(partition, 0))
     return starts
 
@@ -122,7 +122,7 @@ def set_aside_before(
         copy, known = find(readings, forecasts.input_partition, forecasts.input_offset)
         copies = {_what(readings, at): at for at in copy[known].tolist()}
         replaced[aside] = [copies.get(_what(readings, at), -1) > at for at in aside.tolist()]
-        for partition, last in _last_inputs(forecasts.foreign).items():
+        for partition, last in _inputs(forecasts.foreign, max).items():
             later = forecasts.input_offset[(forecasts.input_partition == partition) & (forecasts.input_offset > last)]
             here = aside[readings.partition[aside] == partition]
             replaced[here] |= readings.offset[here] < later.min(initial=np.iinfo(np.int64).max)
@@ -133,19 +133,11 @@ def _what(readings: ReadingLog, row: int) -> tuple[int, int, int]:
     return int(readings.partition[row]), int(readings.sensor[row]), int(readings.timestamp_us[row])
 
 
-def _first_inputs(forecasts: ForecastLog) -> dict[int, int]:
-    """In each partition the offset of the first reading that has a forecast."""
-    firsts: dict[int, int] = {}
-    for partition, offset in zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True):
-        firsts[partition] = min(offset, firsts.get(partition, offset))
-    return firsts
-
-
-def _last_inputs(forecasts: ForecastLog | None) -> dict[int, int]:
-    """In each partition the offset of the last reading that has a forecast."""
-    lasts: dict[int, int] = {}
+def _inputs(forecasts: ForecastLog | None, of_them: Callable[[int, int], int]) -> dict[int, int]:
+    """In each partition the offset of the first reading that has a forecast (``min``), or of the last (``max``)."""
+    found: dict[int, int] = {}
     if forecasts is not None:
         inputs = zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True)
         for partition, offset in inputs:
-            lasts[partition] = max(offset, lasts.get(partition, offset))
-    return lasts
+            found[partition] = of_them(offset, found.get(partition, offset))
+    return found
