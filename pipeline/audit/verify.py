@@ -235,7 +235,7 @@ def _judge_letters(verdict: Verdict, due: ReadingLog, evidence: Evidence) -> Non
     reached = letters_due(evidence.letters, evidence.starts, evidence.logs, evidence.ends)
     cut = _is_before(due.partition, due.offset, reached)
     verdict.letters_out_of_reach = int((rejected & cut).sum())
-    rejected &= ~cut & ~(forecasts_elsewhere(due, evidence.forecasts) > 0)  # it was a reading under the settings then
+    rejected &= ~cut & (forecasts_elsewhere(due, evidence.forecasts) == 0)  # else a reading under the settings then
     for partition, offset in zip(due.partition[rejected].tolist(), due.offset[rejected].tolist(), strict=True):
         count = evidence.letters.get((partition, offset), 0)
         verdict.letters_missing += count == 0

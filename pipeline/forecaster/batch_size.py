@@ -11,8 +11,8 @@ FIRST: Final = 1_000  # nothing is known yet
 SMALLEST: Final = 50
 BUDGET_S: Final = 2.0
 MOST_BYTES: Final = 64_000_000  # of states and forecasts; a broker takes that many in a second or two
-_SHARE_OF_POLL_INTERVAL: Final = 0.1
 SMALL_BYTES: Final = 4_000_000  # a transaction of no more does not fail by its size
+_SHARE_OF_POLL_INTERVAL: Final = 0.1
 _REGROWTH: Final = 1.02  # of what is tried again behind a failed transaction, with each full batch that is committed
 
 
@@ -61,5 +61,4 @@ class BatchSize:
         return True
 
     def _set(self, readings: int) -> None:
-        most = min(self._most, int(self._tried))
-        self.readings = min(self._most, max(SMALLEST, min(readings, most)))
+        self.readings = min(self._most, max(SMALLEST, min(readings, int(self._tried))))
