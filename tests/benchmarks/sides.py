@@ -76,30 +76,31 @@ def poll(source: Input) -> float:
 def pass_through(source: Input, payload: bytes) -> float:
     """Readings a second of consume, ``send`` and commit in transactions: no decoding, no model, no states."""
     settings = again(source.settings)
-    group = settings.forecaster.group_id
-    producer = make_producer(settings, transactional_id=group)
-    topic = settings.kafka.topics.forecasts
-    producer.init_transactions()
-    producer.partitions_for(topic)
-    with _reader(settings, group_id=group) as consumer:
+    with _passing(settings) as (consumer, producer):
         seen, began, batches = 0, None, {}
         while seen < source.readings:
             batches = consumer.poll(timeout_ms=1_000)
             began = began or (time.perf_counter() if batches else None)
-            membership = consumer.group_metadata()
-            producer.begin_transaction()
-            for where, records in batches.items():
-                for record in records:
-                    producer.send(topic, value=payload, key=record.key, partition=where.partition)
-                seen += len(records)
-            offsets = {where: _next(records) for where, records in batches.items()}
-            producer.flush()
-            producer.send_offsets_to_transaction(offsets, membership)
-            producer.commit_transaction()
+            if batches:
+                seen += _pass_on(settings, consumer, producer, batches, payload)
         assert began is not None
         elapsed_s = time.perf_counter() - began
-    producer.close()
     return source.readings / elapsed_s
+
+
+def keep_passing(settings: Settings, payload: bytes, ready: Any) -> None:
+    """``pass_through`` of whatever comes, in a process of its own, until that is ended.
+
+    Args:
+        ready: an event, set once partitions are assigned.
+    """
+    with _passing(settings) as (consumer, producer):
+        while True:
+            batches = consumer.poll(timeout_ms=100)
+            if batches:
+                _pass_on(settings, consumer, producer, batches, payload)
+            elif consumer.assignment():
+                ready.set()
 
 
 def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...]) -> float:
@@ -149,6 +150,34 @@ def payload_like(settings: Settings) -> bytes:
     stepped = stepper.advance(states, ["sensor-00000"], one, one, values, one)
     (value,), _ = encoder.encode(settings.kafka.topics.readings, [0], ["sensor-00000"], one, one, stepped)
     return bytes(len(value))
+
+
+@contextmanager
+def _passing(settings: Settings) -> Iterator[tuple[Any, Any]]:
+    """A consumer and a producer set up like the forecaster's, the producer ready for transactions."""
+    group = settings.forecaster.group_id
+    producer = make_producer(settings, transactional_id=group)
+    try:
+        producer.init_transactions()
+        producer.partitions_for(settings.kafka.topics.forecasts)
+        with _reader(settings, group_id=group) as consumer:
+            yield consumer, producer
+    finally:
+        producer.close()
+
+
+def _pass_on(settings: Settings, consumer: Any, producer: Any, batches: Any, payload: bytes) -> int:
+    """One transaction: as many records as were polled, and their offsets."""
+    topic = settings.kafka.topics.forecasts
+    membership = consumer.group_metadata()
+    producer.begin_transaction()
+    for where, records in batches.items():
+        for record in records:
+            producer.send(topic, value=payload, key=record.key, partition=where.partition)
+    producer.flush()
+    producer.send_offsets_to_transaction({where: _next(records) for where, records in batches.items()}, membership)
+    producer.commit_transaction()
+    return sum(map(len, batches.values()))
 
 
 @contextmanager
