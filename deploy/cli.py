@@ -92,6 +92,9 @@ def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool, end
     from pipeline.settings import SETTINGS_FILE_VARIABLE, load_settings
 
     set_up_logging(verbose)
+    if os.getpid() == 1:
+        # A container's first process ignores signals that it has no handler for. Commands with their own replace it.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if ends_with_parent:
         end_with_parent()
     if settings_file is not None:

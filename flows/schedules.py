@@ -1,9 +1,13 @@
 """The flows with their schedules, as ``streamgru schedule`` serves them; deploy/prefect.yaml is for work pools."""
 
 import asyncio
+import logging
+import signal
+import time
 from datetime import timedelta
 from typing import Any, Final
 
+import httpx
 from prefect import Flow
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
@@ -12,8 +16,10 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows.ingest import ingest
 from flows.monitor import monitor
+from flows.orchestrator import came_of_a_request
 from flows.promote import promote
 from flows.retrain import retrain
+from pipeline.errors import SettingsError
 from pipeline.settings import Schedule, Settings
 
 # A run that comes due while the one before it still works is dropped, not queued: the next one does its work too.
@@ -21,10 +27,18 @@ from pipeline.settings import Schedule, Settings
 ONE_AT_A_TIME: Final = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 # How often Prefect is asked what has come due: the most that a run starts late.
 QUERY_S: Final = 5.0
+# Prefect's runner asks for some minutes, and then gives up; so long after that it is started anew.
+RETRY_S: Final = 30.0
+
+logger = logging.getLogger("streamgru.schedules")
 
 
 def scheduled_deployments(settings: Settings) -> list[RunnerDeployment]:
-    """A deployment for each flow, named like the model, on its schedule; promotions wait to be asked for."""
+    """A deployment for each flow, named like the model, on its schedule; promotions wait to be asked for.
+
+    Raises:
+        SettingsError: what the settings give as a schedule is none.
+    """
     schedules = settings.schedules
     return [
         _deployment(ingest, settings, schedules.ingest),
@@ -37,12 +51,42 @@ def scheduled_deployments(settings: Settings) -> list[RunnerDeployment]:
 def serve(settings: Settings) -> None:
     """Run what comes due, each run in a process of its own, until SIGTERM or Ctrl-C; those ended then are cancelled.
 
-    The schedules stay active in Prefect.
+    The schedules stay active in Prefect. Where that goes away for longer than the runs under way can wait, these end,
+    and it is asked again until it is back.
     """
-    runner = _Server(pause_on_shutdown=False, query_seconds=QUERY_S)
-    for deployment in scheduled_deployments(settings):
-        runner.add_deployment(deployment)
-    asyncio.run(runner.start())
+    while True:
+        runner = _Server(pause_on_shutdown=False, query_seconds=QUERY_S)
+        try:
+            for deployment in scheduled_deployments(settings):
+                runner.add_deployment(deployment)
+            asyncio.run(runner.start())
+        except (httpx.HTTPError, RuntimeError, ExceptionGroup) as error:
+            if not is_outage(error):
+                raise
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the next runner; the last one's loop is gone
+            logger.warning(
+                "Prefect at %s does not answer as it should (%s); nothing runs until it does, trying again every %g s",
+                settings.prefect_api_url,
+                _first_cause(error),
+                RETRY_S,
+            )
+            time.sleep(RETRY_S)
+        else:
+            return
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether Prefect's runner ended with this because its server did not answer, or with refusals."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_outage, error.exceptions))
+    # What the runner's loops raise, without a cause, when too many requests in a row failed.
+    return came_of_a_request(error) or "exceeded error threshold" in str(error)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class _Server(Runner):
@@ -57,12 +101,26 @@ def _deployment(flow: Flow[..., Any], settings: Settings, schedule: Schedule | N
         if schedule.cron is not None:
             when["cron"] = schedule.cron
         elif schedule.interval_s is not None:
-            when["interval"] = timedelta(seconds=schedule.interval_s)
-    # By module, since the folder in which it is served need not be this project's.
-    return RunnerDeployment.from_flow(
-        flow,
-        settings.model_name,
-        concurrency_limit=ONE_AT_A_TIME,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        **when,
+            try:
+                when["interval"] = timedelta(seconds=schedule.interval_s)
+            except OverflowError as error:
+                raise _no_schedule(flow, schedule) from error
+    try:
+        # By module, since the folder in which it is served need not be this project's.
+        return RunnerDeployment.from_flow(
+            flow,
+            settings.model_name,
+            concurrency_limit=ONE_AT_A_TIME,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            **when,
+        )
+    except ValueError as error:
+        raise _no_schedule(flow, schedule) from error
+
+
+def _no_schedule(flow: Flow[..., Any], schedule: Schedule | None) -> SettingsError:
+    given = {} if schedule is None else schedule.model_dump(exclude_none=True)
+    return SettingsError(
+        f"schedules.{flow.name}: {given} is no schedule; cron takes five fields (minute, hour, day of the month, "
+        'month, day of the week), such as "0 3 * * *", and interval_s a number of seconds'
     )

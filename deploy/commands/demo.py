@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploy.context import Context
+from deploy.option_types import FiniteRange
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,12 +22,17 @@ PORT_VARIABLES = {
     "mlflow_port": "STREAMGRU_STACK__MLFLOW_PORT",
     "prefect_port": "STREAMGRU_STACK__PREFECT_PORT",
 }
-# Addresses of a user's own servers; the demo has its own.
-ADDRESS_VARIABLES = (
-    "STREAMGRU_KAFKA__BOOTSTRAP_SERVERS",
+# By their beginnings, what names a user's own servers, data and forecasters; the demo has its own.
+FOREIGN_VARIABLES = (
+    "STREAMGRU_KAFKA__",
+    "STREAMGRU_FORECASTER__",
     "STREAMGRU_MLFLOW_TRACKING_URI",
     "STREAMGRU_PREFECT_API_URL",
     "STREAMGRU_HISTORY",
+    "STREAMGRU_FEATURES",
+    "STREAMGRU_TARGETS",
+    "STREAMGRU_CADENCE_S",
+    "STREAMGRU_GRACE_STEPS",
 )
 
 
@@ -36,7 +42,7 @@ ADDRESS_VARIABLES = (
 @click.option("--live-days", type=click.IntRange(min=2), metavar="N", help="Replay N days live; by default a year.")
 @click.option(
     "--live-seconds",
-    type=click.FloatRange(min=1.0),
+    type=FiniteRange(min=1.0),
     metavar="S",
     help="Send the live days within S seconds; by default so that a retraining fits in.",
 )
@@ -54,7 +60,7 @@ def demo(
 
     Starts Kafka, MLflow and Prefect on this machine, replays and ingests three years of hourly readings of Beijing's 12
     air-quality stations, trains a model, starts two forecasters, replays the year that follows live, changes the model
-    in the middle, and checks that every reading had exactly one forecast. Takes some 8 minutes on two cores. Its
+    in the middle, and checks that every reading had exactly one forecast. Takes some 10 minutes on two cores. Its
     settings are deploy/beijing.toml, whatever --settings or STREAMGRU_SETTINGS name; its data lie in a folder `demo`
     under STREAMGRU_HOME, and what was there of an earlier demo goes. The exit code is 1 where a forecast is missing or
     too many.
@@ -77,8 +83,8 @@ def _demo_settings() -> "Settings":
     """The example's settings, with a home of its own and ports that are free, for this process and its children."""
     from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
 
-    for variable in ADDRESS_VARIABLES:
-        os.environ.pop(variable, None)
+    for variable in [name for name in os.environ if name.startswith(FOREIGN_VARIABLES)]:
+        del os.environ[variable]
     example = Path(__file__).resolve().parents[1] / "beijing.toml"
     named = os.environ.get(SETTINGS_FILE_VARIABLE)
     if named and Path(named).resolve() != example:

@@ -77,8 +77,9 @@ def schedule(context: Context) -> None:
     """
     settings = context.settings
     connect(settings, console=True)
-    from flows.schedules import serve
+    from flows.schedules import scheduled_deployments, serve
 
+    scheduled_deployments(settings)  # what is no schedule is said first
     for name in ("ingest", "retrain", "monitor"):
         when = getattr(settings.schedules, name)
         click.echo(f"{name:<8} {f'every {when.interval_s:g} s' if when.cron is None else f'{when.cron} (UTC)'}")

@@ -9,6 +9,7 @@ from types import FrameType
 import click
 
 from deploy.context import Context
+from deploy.option_types import FiniteRange
 
 
 @click.command()
@@ -24,7 +25,7 @@ from deploy.context import Context
 )
 @click.option(
     "--max-idle",
-    type=click.FloatRange(min=1.0),
+    type=FiniteRange(min=1.0),
     metavar="SECONDS",
     help="End with an error when there are readings and no transaction for so long; being idle does not count.",
 )

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from deploy.context import Context
+from deploy.option_types import FiniteRange
 from pipeline.errors import KafkaError
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import FileLayout, Order, ReadingTable, read_readings
@@ -36,7 +37,7 @@ INTERRUPTED = 130
 @click.option(
     "--columns-as-sensors", is_flag=True, help="Each numeric column is a sensor of its own, with one feature."
 )
-@click.option("--speed", type=click.FloatRange(min=0, min_open=True), help="Times real time; by default flat out.")
+@click.option("--speed", type=FiniteRange(min=0, min_open=True), help="Times real time; by default flat out.")
 @click.option(
     "--order",
     type=click.Choice(["event", "file"]),

@@ -43,13 +43,17 @@ class Child:
         """The last line that it printed."""
         return _last_line(self.output)
 
-    def require_success(self) -> None:
-        """Check how it ended.
+    def require_success(self, limit_s: float | None = None) -> None:
+        """Wait for its end, and check how it ended.
 
         Raises:
-            StreamgruError: it ended with an exit code other than 0; has the end of its log.
+            StreamgruError: it ended with an exit code other than 0; has the end of its log. Or it did not end within
+                ``limit_s``.
         """
-        code = self.process.wait()
+        try:
+            code = self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise StreamgruError(f"`{self.command}` did not end within {limit_s:g} s; its log is {self.log}") from None
         if code:
             end = "\n".join(f"    {line}" for line in _lines(self.log)[-_LAST_LINES:])
             raise StreamgruError(

@@ -335,7 +335,13 @@ def test_the_demo_says_that_it_does_not_read_other_settings(
     mine = tmp_path / "mine.toml"
     mine.write_text('features = ["x"]\ntargets = ["x"]\n')
     monkeypatch.setenv(SETTINGS_FILE_VARIABLE, str(mine))
-    assert _demo_settings().features != ("x",)
+    monkeypatch.setenv("STREAMGRU_TARGETS", '["x"]')
+    monkeypatch.setenv("STREAMGRU_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("STREAMGRU_FORECASTER__HEALTH_PORT", "8080")
+    settings = _demo_settings()
+    assert "x" not in (*settings.features, *settings.targets)
+    assert settings.kafka.security_protocol == "PLAINTEXT"
+    assert settings.forecaster.health_port is None
     assert str(mine) in capsys.readouterr().err
     _demo_settings()
     assert "mine.toml" not in capsys.readouterr().err

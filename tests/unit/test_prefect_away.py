@@ -1,6 +1,9 @@
 """Prefect goes away during a run: what was done is told, in words."""
 
 import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from prefect import flow
@@ -9,7 +12,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.orchestrator import run_once
 from flows.outcome import plain_outcome
 from flows.retrain_report import RetrainReport, publish
-from pipeline.errors import HistoryError, StackError
+from flows.schedules import RETRY_S, is_outage, scheduled_deployments, serve
+from pipeline.errors import HistoryError, SettingsError, StackError
 from pipeline.evaluation.gate import Decision
 from pipeline.settings import Settings
 from tests.ports import free_ports
@@ -73,3 +77,47 @@ def test_an_outcome_is_handed_on(settings: Settings) -> None:
 
 def _fail() -> None:
     raise HistoryError("no table")
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def do_POST(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+def test_who_serves_schedules_asks_again_until_prefect_is_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = Settings(prefect_api_url=f"http://127.0.0.1:{server.server_port}/api")
+        monkeypatch.setattr("flows.schedules.time", SimpleNamespace(sleep=wait))
+        with temporary_settings({PREFECT_API_URL: settings.prefect_api_url}), pytest.raises(KeyboardInterrupt):
+            serve(settings)
+        server.shutdown()
+    assert waits == [RETRY_S, RETRY_S]
+    assert caplog.text.count(f"Prefect at {settings.prefect_api_url} does not answer as it should") == 2
+
+
+def test_a_fault_of_our_own_is_no_outage() -> None:
+    given_up = RuntimeError("Service exceeded error threshold.")  # as Prefect's runner ends after failed requests
+    assert is_outage(ExceptionGroup("", [ExceptionGroup("", [given_up])]))
+    assert not is_outage(ExceptionGroup("", [given_up, TypeError("a fault")]))
+
+
+@pytest.mark.parametrize("schedule", [{"cron": "every day"}, {"cron": ""}, {"interval_s": 1e300}, {"interval_s": 1e-9}])
+def test_what_is_no_schedule_is_named(schedule: dict[str, object]) -> None:
+    with pytest.raises(SettingsError, match=r"schedules\.retrain: .* is no schedule"):
+        scheduled_deployments(Settings(schedules={"retrain": schedule}))
