@@ -85,7 +85,7 @@ class _Data:
 
 
 def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
-    registry = Registry(settings)
+    registry = Registry(settings, patient=True)
     # First what can be told at once: a registry that is away must not cost the training.
     champion = _champion(registry, settings)
     options = _options(settings.training)
@@ -102,7 +102,6 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         step("log", lambda: _log(run, result, done))
         summary = summarise(done.scores)
         version = step("register", lambda: _register(registry, run, result.forecaster, summary, data))
-        checkpoint.unlink(missing_ok=True)  # the result is safe
         decision = _decide(registry, settings, champion, done.scores, data.unfair)
         gate = {"gate.decision": "promoted" if decision.promote else "declined", "gate.reason": decision.reason}
         registry.tag(version, gate)
@@ -110,6 +109,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         # Last, so that no version serves without the reason for it on its page.
         if decision.promote:
             registry.set_alias(CHAMPION, version)
+        checkpoint.unlink(missing_ok=True)  # the result is safe
         report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url)
     publish(report, done.scores)
     get_run_logger().info("%s", report)

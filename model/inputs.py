@@ -229,6 +229,9 @@ def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Inde
 # Enough sensors and steps of each to know a feature's usual spread.
 _SPREAD_SENSORS: Final = 64
 _SPREAD_STEPS: Final = 20_000
+# A larger one is looked at again, and taken as so many times what it is by changes of all that time at most.
+_UNUSUAL_SPREAD: Final = 16.0
+_MOST_SPREAD: Final = 4.0
 
 
 def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floats:
@@ -240,9 +243,19 @@ def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floa
     ones = np.ones(config.feature_count)
     if not spans:
         return ones
-    lengths = np.array([hi - lo for lo, hi in spans])
+    spread = _spread(Normaliser(config, ones), config, sequences, spans)
+    if (spread > _UNUSUAL_SPREAD).any():
+        # Changes are remembered for a season, distances for many: of a feature that does not move towards the end, such
+        # as rain in a dry month, the one fades from day to day, and their ratio grows without limit.
+        bound = _spread(Normaliser(config, ones, one_memory=True), config, sequences, spans)
+        spread = np.minimum(spread, _MOST_SPREAD * bound)
+    return spread
+
+
+def _spread(normaliser: Normaliser, config: ModelConfig, sequences: Sequences, spans: list[tuple[int, int]]) -> Floats:
+    """(F,) the median over sensors, by what the normaliser holds at the end of each one's span."""
     tracks = Tracks.blank(config, len(spans))
-    normaliser = Normaliser(config, ones)
+    lengths = np.array([hi - lo for lo, hi in spans])
     for sizes, index in _blocks(np.array([lo for lo, _ in spans]), lengths):
         normaliser.advance(tracks, sequences.values[index], sizes, np.zeros(len(index), bool))
     known = (tracks.count > 2.0) & (tracks.moments > 0.0).all(axis=2)

@@ -272,12 +272,18 @@ def _taken(sequences: Sequences, index: NDArray[np.int64], starts: NDArray[np.in
 def evaluation_lanes(
     forecaster: Forecaster, prepared: Prepared, start_us: int, end_us: int, most_steps: int
 ) -> list[Lane]:
-    """Every sensor's steps from ``start_us`` up to ``end_us``, behind a run-up or reset; fewer sensors if too many."""
+    """Every sensor's steps from ``start_us`` up to ``end_us``, behind a run-up or reset; fewer sensors if too many.
+
+    Sensors whose targets are all missing there have nothing to be evaluated on.
+    """
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)
+    columns = list(forecaster.config.target_indices)
     by_sensor: list[list[Lane]] = []
     for sensor, row in enumerate(rows):
-        lo, _ = sequences.span(sensor, start_us, end_us)
+        lo, hi = sequences.span(sensor, start_us, end_us)
+        if np.isnan(sequences.values[lo:hi, columns]).all():
+            continue
         run_up = max(int(sequences.starts[sensor]), lo - 2 * forecaster.config.warmup_steps)
         lanes = [
             Lane(prepared, max(first, run_up), last, int(row), max(first, lo), end_us)

@@ -108,14 +108,16 @@ class Normaliser:
         config: for features, targets and season.
         spread: (F,) how much larger a feature's scale is than its changes (root mean squares), as learned from the
             training data; a new sensor's first scale follows from it.
+        one_memory: remember changes for as long as distances from the level.
     """
 
-    def __init__(self, config: ModelConfig, spread: Floats) -> None:
+    def __init__(self, config: ModelConfig, spread: Floats, *, one_memory: bool = False) -> None:
         self._config = config
         season = max(config.season_steps, 4)
         self._targets = np.array(config.target_indices, np.intp)
         self._level_gains = 1.0 / np.array([season / 4, season, 7.0 * season])
-        self._moment_gains = 1.0 / np.array([config.scale_seasons * float(season), float(season)])
+        longest = config.scale_seasons * float(season)
+        self._moment_gains = 1.0 / np.array([longest, longest if one_memory else float(season)])
         self._prior_steps = PRIOR_SEASONS * season
         self._prior = np.asarray(spread, np.float64) ** 2 * self._prior_steps
         self._season = config.season_steps

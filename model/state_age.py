@@ -99,6 +99,8 @@ def loss_by_age(
         part = sequences.slice_time(restart_us, restart_us + steps * cadence_us)
         spans = {sensor: part.span(sensor) for sensor in sensors}
         spans = {sensor: (lo, hi) for sensor, (lo, hi) in spans.items() if hi > lo}
+        if not spans:
+            continue  # nobody was seen here
         whole = {
             sensor: sequences.span(sensor, int(part.timestamp_us[lo]), int(part.timestamp_us[hi - 1]) + 1)
             for sensor, (lo, hi) in spans.items()

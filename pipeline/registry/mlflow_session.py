@@ -28,6 +28,7 @@ class MlflowSession:
 
     uri: str
     model_name: str
+    patient: bool = False  # every conversation waits and tries again
 
     @contextmanager
     def talking(self, what: str, version: int | None = None, *, patient: bool = False) -> Iterator[Any]:
@@ -38,13 +39,14 @@ class MlflowSession:
             ModelMissing: there is no such ``version``.
             RegistryError: MLflow refuses.
         """
+        patient = patient or self.patient
         limits = (LOGGING_TIMEOUT_S, LOGGING_RETRIES) if patient else (LOOKUP_TIMEOUT_S, 0)
         with _ENVIRONMENT, _environment(self.uri, *limits):
             from mlflow import MlflowClient
 
             try:
                 yield MlflowClient(self.uri, self.uri)
-            except mlflow_error() as error:
+            except (mlflow_error(), _transfer_error()) as error:
                 if is_unreachable(error):
                     raise RegistryUnreachable(
                         f"MLflow does not answer at {self.uri} ({what}); start the local stack with `streamgru up`, or "
@@ -66,10 +68,19 @@ def mlflow_error() -> type[Any]:
     return kind
 
 
+def _transfer_error() -> type[Any]:
+    """The class of what MLflow's client lets through of uploads that fail, such as for want of room."""
+    from requests.exceptions import RequestException
+
+    kind: type[Any] = RequestException
+    return kind
+
+
 def is_missing(error: Any) -> bool:
     """Whether MLflow says that a model, version or alias does not exist (of an alias it says so in words only)."""
-    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or (
-        error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error) and "not found" in str(error)
+    code = getattr(error, "error_code", None)
+    return code == "RESOURCE_DOES_NOT_EXIST" or (
+        code == "INVALID_PARAMETER_VALUE" and "alias" in str(error) and "not found" in str(error)
     )
 
 

@@ -55,12 +55,15 @@ class Registry:
 
     Every method raises ``RegistryUnreachable`` within seconds where MLflow does not answer, and ``RegistryError`` where
     it refuses. May be used from several threads.
+
+    Args:
+        patient: wait for a busy server, and ask again, rather than answer within seconds.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, patient: bool = False) -> None:
         self._settings = settings
         self._name = settings.model_name
-        self._session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
+        self._session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name, patient)
 
     def resolve(self, alias: str) -> int | None:
         """The version that an alias names; none where there is no such alias, or no model yet."""

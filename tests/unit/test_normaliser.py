@@ -214,6 +214,18 @@ def test_the_spread_tells_smooth_features_from_rough_ones() -> None:
     assert rough_smooth[1] == pytest.approx(0.7, abs=0.1)
 
 
+@pytest.mark.parametrize("flat_days", [20, 45])
+def test_a_feature_that_rests_at_the_end_keeps_its_spread_in_bounds(flat_days: int) -> None:
+    shape = config(season_steps=24)
+    walk = np.random.default_rng(8).normal(size=(3_000, 2))
+    moving = fit_spread(shape, sequences(walk, shape=shape), 3_000 * HOUR_US)
+    rested = walk.copy()
+    rested[3_000 - 24 * flat_days :, 0] = 0.0
+    spread = fit_spread(shape, sequences(rested, shape=shape), 3_000 * HOUR_US)
+    assert spread[0] <= 16.0
+    assert spread[1] == moving[1]
+
+
 def test_the_spread_is_one_where_nothing_is_known() -> None:
     shape = config()
     data = sequences(np.full((50, 2), 3.0), shape=shape)

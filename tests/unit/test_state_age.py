@@ -35,6 +35,14 @@ def test_every_label_counts_once_by_the_steps_since_the_restart():
     assert found.edges[-1] > hi - lo
 
 
+def test_a_time_in_which_nobody_was_seen_is_passed_over():
+    sequences = noisy_days(sensors=1)
+    restarts_us = [0, 400 * HOUR_US]
+    ended = sequences.slice_time(0, 400 * HOUR_US)
+    found = loss_by_age(lambda: Autoregression(CONFIG), [Autoregression(CONFIG)], ended, CONFIG, restarts_us, SCALE)
+    assert found.count.sum() > 0
+
+
 def test_a_trained_model_is_restarted_within_the_test_part():
     sequences = noisy_days()
     options = TrainingOptions(hidden_size=4, epochs=1, updates_per_epoch=4, device="cpu")

@@ -367,6 +367,18 @@ def test_validation_scores_every_step_of_its_part_once_whatever_resets_there_are
         np.testing.assert_array_equal(scored, np.concatenate(wanted))
 
 
+def test_validation_that_is_thinned_keeps_sensors_that_have_the_target() -> None:
+    data = sequences(4)
+    values = data.values.copy()
+    for sensor in (0, 2):
+        values[slice(*data.starts[sensor : sensor + 2]), 0] = np.nan
+    data = replace(data, values=values)
+    forecaster = Forecaster(config())
+    lanes = evaluation_lanes(forecaster, forecaster.prepare(data), 310 * HOUR_US, 500 * HOUR_US, 200)
+    assert lanes
+    assert all(data.starts[1] <= lane.lo < data.starts[2] for lane in lanes)
+
+
 def test_a_sensor_that_training_never_saw_is_served_as_an_unknown_one() -> None:
     data = sequences()
     late = sequences(1).slice_time(SPLIT.train_end_us)
