@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,30 +28,22 @@ from pipeline.settings import Settings
 from tests.benchmarks import sides
 from tests.benchmarks.command import ForecastCommand, named, promote, register
 from tests.benchmarks.page import Figure, Section
-from tests.integration.stream_rig import partition_of, read_all, reading
+from tests.integration.stream_rig import Message, read_all, reading
+from tests.waiting import wait_until
 
 RATE = 1_000  # readings a second
 SENSORS = 1_000
 SECONDS = 20
 WARM_UP_S = 10.0  # the first forecasts are those of a process that still imports and grows
 ROUNDS = 3
-FEED_EVERY_S = 0.005  # what producers of sensors collect before they send (linger.ms of the Java client and librdkafka)
+FEED_EVERY_S = 0.005  # the default linger.ms of librdkafka, and of the Java client since 4.0
+PRODUCE_VERSION = 9  # from 13 on topics have ids instead of names
 MOST_MS = 50.0
 TIMEOUT_S = 120.0
 PERCENTILES = {"median": 50.0, "p99": 99.0, "p99.9": 99.9, "largest": 100.0}
 
 Delays = NDArray[np.float64]  # ms, one for each reading behind the warm-up
-Message = tuple[bytes, bytes, int]  # key, value, partition
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What to send, at which pace."""
-
-    servers: str
-    topic: str
-    messages: list[Message]
-    rate: float
+_PROCESSES = multiprocessing.get_context("spawn")
 
 
 def measure(base: Settings) -> Section:
@@ -61,9 +52,9 @@ def measure(base: Settings) -> Section:
     passed: list[Delays] = []
     sizes: list[float] = []
     for number in range(1, ROUNDS + 1):
-        passed.append(_pass_through(base))
+        passed.append(_pass_through(base, number))
         _say(number, "pass-through", passed[-1])
-        delays, size = _forecast(base)
+        delays, size = _forecast(base, number)
         forecast.append(delays)
         sizes.append(size)
         _say(number, "forecaster", delays)
@@ -79,23 +70,23 @@ def measure(base: Settings) -> Section:
             Figure("p99, forecaster : pass-through", f"{statistics.median(ratios):.2f}"),
             Figure("readings in a forecaster's transaction, on average", f"{statistics.median(sizes):.1f}"),
         ],
-        f"{RATE * SECONDS:,} readings of {SENSORS:,} sensors a round, one after the other, by a feeder that sends "
-        f"every {FEED_EVERY_S * 1_000:g} ms what has become due, after {WARM_UP_S:g} s of warm-up, with default "
-        "settings: from the time that the broker stamps on a reading as it appends it (LogAppendTime) to the moment "
-        "that a `read_committed` consumer with kafka-python's defaults, in a process of its own, has the forecast. The "
-        "pass-through polls, sends as many bytes as a forecast has for each reading, and commits them with the "
-        "offsets: no decoding, no model, no states. Feeder, forecaster, reader, broker and MLflow share the machine. "
-        "Figures are medians of the rounds.",
+        f"{statistics.median(map(len, forecast)):,.0f} readings of {SENSORS:,} sensors a round, one after the other, "
+        f"by a feeder that every {FEED_EVERY_S * 1_000:g} ms sends what has become due, one request at a time, after "
+        f"{WARM_UP_S:g} s of warm-up, with default settings: from the time that the broker stamps on a reading as it "
+        "appends it (LogAppendTime) to the moment that a `read_committed` consumer with kafka-python's defaults, in a "
+        "process of its own, has the forecast. The pass-through polls as the forecaster does, sends for each reading a "
+        "value like a forecast's, and commits them with the offsets: no decoding, no model, no states, no headers. "
+        "Feeder, forecaster, reader, broker and MLflow share the machine. Figures are medians of the rounds.",
         _table({"forecaster": forecast, "transactional pass-through": passed}),
     )
 
 
-def _table(sides_: dict[str, list[Delays]]) -> str:
+def _table(rounds_of: dict[str, list[Delays]]) -> str:
     rows = [
         f"| {side} | "
         + " | ".join(f"{_median(rounds, percentile):.1f} ms" for percentile in PERCENTILES.values())
         + f" | {', '.join(f'{np.percentile(delays, 99):.0f}' for delays in rounds)} |"
-        for side, rounds in sides_.items()
+        for side, rounds in rounds_of.items()
     ]
     return "\n".join([f"| side | {' | '.join(PERCENTILES)} | p99 of all rounds |", "|---|---|---|---|---|---|", *rows])
 
@@ -109,27 +100,27 @@ def _say(number: int, side: str, delays: Delays) -> None:
     print(f"round {number}: {side}: {found}", flush=True)
 
 
-def _forecast(base: Settings) -> tuple[Delays, float]:
+def _forecast(base: Settings, number: int) -> tuple[Delays, float]:
     """Delays of the forecaster, and how many readings a transaction had on average."""
-    settings = _fresh(base, "latency")
+    settings = _fresh(base, f"latency-{number}")
     promote(settings, register(settings))
     with ForecastCommand(settings, "bench") as process:
         process.wait_for("are served", TIMEOUT_S)
         delays = _delays(settings)
         process.end()
         transactions = int(re.findall(r"counts: .*\btransactions=(\d+)", process.said)[-1])
-    return delays, _count() / transactions
+    return delays, _fed() / transactions
 
 
-def _pass_through(base: Settings) -> Delays:
-    settings = _fresh(base, "passed")
-    with _running(sides.keep_passing, settings, sides.payload_like(settings)):
+def _pass_through(base: Settings, number: int) -> Delays:
+    settings = _fresh(base, f"passed-{number}")
+    with _running(sides.keep_passing, settings, sides.forecast_value(settings)):
         return _delays(settings)
 
 
 def _fresh(base: Settings, name: str) -> Settings:
     """Topics of their own, where the broker stamps readings as it appends them."""
-    settings = named(base, f"{name}-{time.time_ns() % 1_000_000}")
+    settings = named(base, name)
     ensure_topics(settings)
     admin = make_admin(settings)
     stamps = {"message.timestamp.type": "LogAppendTime"}
@@ -138,29 +129,28 @@ def _fresh(base: Settings, name: str) -> Settings:
     return settings
 
 
-def _count() -> int:
+def _fed() -> int:
     return int((WARM_UP_S + SECONDS) * RATE)
 
 
 def _delays(settings: Settings) -> Delays:
-    """Feed readings, sensors taking turns, and read what becomes of them.
+    """Feed readings, sensors taking turns, and read what becomes of them: how long each behind the warm-up took.
 
     The n-th record of an output partition is that of the n-th reading of the partition of that number.
     """
     names = [f"sensor-{number:05d}" for number in range(SENSORS)]
-    messages: list[Message] = []
-    for number in range(_count()):
-        name = names[number % SENSORS]
-        message = reading(settings, name, number // SENSORS)
-        assert message.key is not None and message.value is not None
-        messages.append((message.key, message.value, partition_of(settings, name)))
+    messages = [reading(settings, names[number % SENSORS], number // SENSORS) for number in range(_fed())]
     servers, topics = settings.kafka.bootstrap_servers, settings.kafka.topics
-    results: Any = multiprocessing.get_context("spawn").Queue()
+    results: Any = _PROCESSES.Queue()
     with (
-        _running(read, servers, topics.forecasts, len(messages), results),
-        _running(feed, Feed(servers, topics.readings, messages, RATE)),
+        _running(read, servers, topics.forecasts, len(messages), results) as reader,
+        _running(feed, servers, topics.readings, messages) as feeder,
     ):
-        seen: list[tuple[int, float]] = results.get(timeout=len(messages) / RATE + TIMEOUT_S)
+        limit_s = len(messages) / RATE + TIMEOUT_S
+        wait_until(lambda: not results.empty() or reader.exitcode or feeder.exitcode, limit_s, "all were seen")
+        if results.empty():
+            raise AssertionError("the feeder or the reader failed; see above")
+        seen: list[tuple[int, float]] = results.get()
     arrived = read_all(settings, topics.readings)
     began = min(record.timestamp for record in arrived)
     delays: list[float] = []
@@ -172,62 +162,69 @@ def _delays(settings: Settings) -> Delays:
 
 
 @contextmanager
-def _running(target: Any, *arguments: Any) -> Iterator[None]:
-    """``target`` in a process of its own, which is killed at the end, from when it says that it is ready."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=target, args=(*arguments, ready), daemon=True)
+def _running(target: Any, *arguments: Any) -> Iterator[Any]:
+    """A process of its own that runs ``target``: entered once it says that it is ready, killed at the end."""
+    ready = _PROCESSES.Event()
+    process = _PROCESSES.Process(target=target, args=(*arguments, ready), daemon=True)
     process.start()
     try:
-        if not ready.wait(TIMEOUT_S):
-            raise AssertionError(f"{target.__name__} did not begin")
-        yield
+        wait_until(lambda: ready.is_set() or process.exitcode, TIMEOUT_S, f"{target.__name__} is ready")
+        if not ready.is_set():
+            raise AssertionError(f"{target.__name__} failed; see above")
+        yield process
     finally:
         process.kill()
         process.join()
 
 
-def feed(order: Feed, ready: Any) -> None:
+def feed(servers: str, topic: str, messages: list[Message], ready: Any) -> None:
     """Send the messages, each when it is due, in one request at a time.
 
-    With kafka-python's requests, but not by its producer, which takes half of a core for so many small batches: the
+    With kafka-python's requests, but not by its producer, which takes 40 % of a core for so many small batches: the
     sensors stand for machines elsewhere.
     """
-    client = KafkaNetClient(bootstrap_servers=order.servers)
-    client.check_version()
+    client = KafkaNetClient(bootstrap_servers=servers)
+    client.check_version()  # connects
     ready.set()
-    began, sent = time.monotonic(), 0
-    while sent < len(order.messages):
-        time.sleep(FEED_EVERY_S)
-        due = min(int((time.monotonic() - began) * order.rate), len(order.messages))
+    began = next_at = time.monotonic()
+    sent = 0
+    while sent < len(messages):
+        next_at += FEED_EVERY_S
+        time.sleep(max(0.0, next_at - time.monotonic()))
+        due = min(int((time.monotonic() - began) * RATE), len(messages))
         if due > sent:
-            _send(client, order.topic, order.messages[sent:due])
+            _send(client, topic, messages[sent:due])
             sent = due
-    time.sleep(TIMEOUT_S)  # ended by whoever waits for the forecasts
 
 
 def _send(client: KafkaNetClient, topic: str, messages: list[Message]) -> None:
-    of_topic = ProduceRequest.TopicProduceData
     batches: dict[int, list[Message]] = {}
     for message in messages:
-        batches.setdefault(message[2], []).append(message)
-    records = [
-        of_topic.PartitionProduceData(index=partition, records=_batch(batch)) for partition, batch in batches.items()
-    ]
+        batches.setdefault(message.partition, []).append(message)
+    data = ProduceRequest.TopicProduceData
     request = ProduceRequest(
         transactional_id=None,
         acks=-1,
         timeout_ms=10_000,
-        topic_data=[of_topic(name=topic, partition_data=records)],
-        min_version=9,
-        max_version=9,
+        topic_data=[
+            data(
+                name=topic,
+                partition_data=[
+                    data.PartitionProduceData(index=partition, records=_encoded(batch))
+                    for partition, batch in batches.items()
+                ],
+            )
+        ],
+        min_version=PRODUCE_VERSION,
+        max_version=PRODUCE_VERSION,
     )
     response = client.send_and_receive(client.least_loaded_node(), request)  # there is one broker
     failed = [each.error_code for found in response.responses for each in found.partition_responses if each.error_code]
-    assert not failed, f"the broker took not all readings: error codes {failed}"
+    assert not failed, f"the broker did not take all readings: error codes {failed}"
 
 
-def _batch(messages: list[Message]) -> bytes:
+def _encoded(batch: list[Message]) -> bytes:
+    """A batch of records without a producer's id."""
     builder = DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
@@ -238,8 +235,9 @@ def _batch(messages: list[Message]) -> bytes:
         batch_size=1_000_000,
     )
     now_ms = int(time.time() * 1_000)
-    for offset, (key, value, _) in enumerate(messages):
-        builder.append(offset, timestamp=now_ms, key=key, value=value, headers=[])
+    for offset, message in enumerate(batch):
+        added = builder.append(offset, timestamp=now_ms, key=message.key, value=message.value, headers=[])
+        assert added, "a batch has no room for all that is due"
     return bytes(builder.build())
 
 

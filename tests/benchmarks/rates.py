@@ -21,10 +21,10 @@ ROUNDS = 3
 QUANTILES = (0.1, 0.5, 0.9)
 HOW = (
     f"{SENSORS} sensors, {SENSORS * STEPS:,} readings of {len(sides.FEATURES)} features, one target, hidden size "
-    f"{sides.HIDDEN_SIZE}, {PARTITIONS} partitions; the sides take turns. The pass-through sends a value as long as a "
-    "forecast at horizon 1, one transaction with the offsets per poll, and no headers, decoding or states; its clients "
-    "are set up like the forecaster's (by default they wait 100 ms per commit). Forecasts have three quantiles; with "
-    "adaptation off there is no calibration either."
+    f"{sides.HIDDEN_SIZE}, {PARTITIONS} partitions; the sides take turns. The pass-through sends a forecast's value at "
+    "horizon 1, one transaction with the offsets per poll, and no headers, decoding or states; its clients are set up "
+    "like the forecaster's (by default they wait 100 ms per commit). Forecasts have three quantiles; with adaptation "
+    "off there is no calibration either."
 )
 
 
@@ -85,7 +85,7 @@ def _measure_rates(settings: Settings) -> dict[str, list[float]]:
     """Readings a second of each side, one figure per round, the sides taking turns."""
     source = sides.fill(settings, SENSORS, STEPS)
     bare = sides.adapting(settings, "off").model_copy(update={"horizon_steps": 1})
-    payload = sides.payload_like(bare)
+    payload = sides.forecast_value(bare)
 
     def turn_of(horizon_steps: int, level: str) -> Callable[[], float]:
         adapted = sides.Input(sides.adapting(settings, level), source.readings)

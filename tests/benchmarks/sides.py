@@ -1,5 +1,6 @@
 """What the benchmark times: each side reads the same topic from its beginning to its end, on the same broker."""
 
+import multiprocessing
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.history.ingest import ingest
 from pipeline.kafka.clients import make_consumer, make_producer
+from pipeline.kafka.late_fetches import fetch_late
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import ModelId
 from pipeline.settings import Settings
@@ -77,7 +79,7 @@ def pass_through(source: Input, payload: bytes) -> float:
     """Readings a second of consume, ``send`` and commit in transactions: no decoding, no model, no states."""
     settings = again(source.settings)
     with _passing(settings) as (consumer, producer):
-        seen, began, batches = 0, None, {}
+        seen, began = 0, None
         while seen < source.readings:
             batches = consumer.poll(timeout_ms=1_000)
             began = began or (time.perf_counter() if batches else None)
@@ -89,13 +91,17 @@ def pass_through(source: Input, payload: bytes) -> float:
 
 
 def keep_passing(settings: Settings, payload: bytes, ready: Any) -> None:
-    """``pass_through`` of whatever comes, in a process of its own, until that is ended.
+    """``pass_through`` of whatever comes, in a process of its own, until that or its parent is ended.
+
+    It fetches as the forecaster does, late: else each reading would wait for one more transaction.
 
     Args:
         ready: an event, set once partitions are assigned.
     """
+    parent = multiprocessing.parent_process()
     with _passing(settings) as (consumer, producer):
-        while True:
+        fetch_late(consumer)
+        while parent is None or parent.is_alive():
             batches = consumer.poll(timeout_ms=100)
             if batches:
                 _pass_on(settings, consumer, producer, batches, payload)
@@ -139,8 +145,8 @@ def champion_for(settings: Settings) -> FolderChampion:
     return champion
 
 
-def payload_like(settings: Settings) -> bytes:
-    """Bytes as long as a forecast's value under these settings."""
+def forecast_value(settings: Settings) -> bytes:
+    """A forecast's value under these settings."""
     forecaster = small_forecaster(settings, hidden_size=HIDDEN_SIZE)
     encoder = ForecastEncoder(settings, ModelId(settings.model_name, 1), forecaster.config)
     one = np.zeros(1, np.int64)
@@ -149,12 +155,12 @@ def payload_like(settings: Settings) -> bytes:
     stepper = Stepper(forecaster, settings.adaptation)
     stepped = stepper.advance(states, ["sensor-00000"], one, one, values, one)
     (value,), _ = encoder.encode(settings.kafka.topics.readings, [0], ["sensor-00000"], one, one, stepped)
-    return bytes(len(value))
+    return value
 
 
 @contextmanager
 def _passing(settings: Settings) -> Iterator[tuple[Any, Any]]:
-    """A consumer and a producer set up like the forecaster's, the producer ready for transactions."""
+    """A consumer and a producer with the forecaster's settings, the producer ready for transactions."""
     group = settings.forecaster.group_id
     producer = make_producer(settings, transactional_id=group)
     try:
