@@ -78,9 +78,14 @@ def run_once(call: Callable[[], R], settings: Settings) -> R:
 
 def came_of_a_request(error: BaseException | None) -> bool:
     """Whether a request led to the error; Prefect's clients turn those that they begin with into a ``RuntimeError``."""
+    return failed_request(error) is not None
+
+
+def failed_request(error: BaseException | None) -> httpx.HTTPError | None:
+    """The request that led to the error, if one did."""
     while error is not None and not isinstance(error, httpx.HTTPError):
         error = error.__cause__
-    return error is not None
+    return error
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:

@@ -86,7 +86,7 @@ class _Data:
 
 def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     registry = Registry(settings, patient=True)
-    # First what can be told at once: a registry that is away must not cost the training.
+    # First what needs no training: a registry that is away must not cost one.
     champion = _champion(registry, settings)
     options = _options(settings.training)
     data = step("read the history", lambda: _unseen(_read(settings, history_version), champion))

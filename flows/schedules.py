@@ -16,10 +16,10 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows.ingest import ingest
 from flows.monitor import monitor
-from flows.orchestrator import came_of_a_request
+from flows.orchestrator import failed_request
 from flows.promote import promote
 from flows.retrain import retrain
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, StackError
 from pipeline.settings import Schedule, Settings
 
 # A run that comes due while the one before it still works is dropped, not queued: the next one does its work too.
@@ -29,6 +29,7 @@ ONE_AT_A_TIME: Final = ConcurrencyLimitConfig(limit=1, collision_strategy=Concur
 QUERY_S: Final = 5.0
 # Prefect's runner asks for some minutes, and then gives up; so long after that it is started anew.
 RETRY_S: Final = 30.0
+REFUSALS: Final = (401, 403, 422)  # what no waiting changes: no right to ask, or not what this server understands
 
 logger = logging.getLogger("streamgru.schedules")
 
@@ -52,8 +53,13 @@ def serve(settings: Settings) -> None:
     """Run what comes due, each run in a process of its own, until SIGTERM or Ctrl-C; those ended then are cancelled.
 
     The schedules stay active in Prefect. Where that goes away for longer than the runs under way can wait, these end,
-    and it is asked again until it is back.
+    and it is asked again until it is back. A run that ended so keeps the next ones of its flow away for up to five
+    minutes, as one that was killed does.
+
+    Raises:
+        StackError: Prefect answers, and refuses what it is asked for.
     """
+    before = signal.getsignal(signal.SIGTERM)
     while True:
         runner = _Server(pause_on_shutdown=False, query_seconds=QUERY_S)
         try:
@@ -61,13 +67,20 @@ def serve(settings: Settings) -> None:
                 runner.add_deployment(deployment)
             asyncio.run(runner.start())
         except (httpx.HTTPError, RuntimeError, ExceptionGroup) as error:
+            cause = _first_cause(error)
             if not is_outage(error):
-                raise
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the next runner; the last one's loop is gone
+                if failed_request(cause) is None:
+                    raise
+                raise StackError(
+                    f"Prefect at {settings.prefect_api_url} refuses to serve schedules: {cause}"
+                ) from error
+            if runner.asked_to_stop:
+                return
+            signal.signal(signal.SIGTERM, before)  # until the next runner takes it; the last one's loop is gone
             logger.warning(
                 "Prefect at %s does not answer as it should (%s); nothing runs until it does, trying again every %g s",
                 settings.prefect_api_url,
-                _first_cause(error),
+                cause,
                 RETRY_S,
             )
             time.sleep(RETRY_S)
@@ -76,11 +89,14 @@ def serve(settings: Settings) -> None:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether Prefect's runner ended with this because its server did not answer, or with refusals."""
+    """Whether Prefect's runner ended with this because its server was away, or what answers in its place."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(is_outage, error.exceptions))
+    request = failed_request(error)
+    if isinstance(request, httpx.HTTPStatusError):
+        return request.response.status_code not in REFUSALS
     # What the runner's loops raise, without a cause, when too many requests in a row failed.
-    return came_of_a_request(error) or "exceeded error threshold" in str(error)
+    return request is not None or "exceeded error threshold" in str(error)
 
 
 def _first_cause(error: BaseException) -> BaseException:
@@ -90,8 +106,11 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 class _Server(Runner):
+    asked_to_stop = False
+
     def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
         """Stop in the runner's own loop. Prefect's handler exits at once and leaves the children running."""
+        self.asked_to_stop = True
         self.execute_in_background(self.astop)
 
 

@@ -248,7 +248,7 @@ def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floa
         # Changes are remembered for a season, distances for many: of a feature that does not move towards the end, such
         # as rain in a dry month, the one fades from day to day, and their ratio grows without limit.
         bound = _spread(Normaliser(config, ones, one_memory=True), config, sequences, spans)
-        spread = np.minimum(spread, _MOST_SPREAD * bound)
+        spread = np.where(spread > _UNUSUAL_SPREAD, np.minimum(spread, _MOST_SPREAD * bound), spread)
     return spread
 
 

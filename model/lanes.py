@@ -272,9 +272,9 @@ def _taken(sequences: Sequences, index: NDArray[np.int64], starts: NDArray[np.in
 def evaluation_lanes(
     forecaster: Forecaster, prepared: Prepared, start_us: int, end_us: int, most_steps: int
 ) -> list[Lane]:
-    """Every sensor's steps from ``start_us`` up to ``end_us``, behind a run-up or reset; fewer sensors if too many.
+    """The steps from ``start_us`` up to ``end_us`` of each sensor that has a target there, behind a run-up or reset.
 
-    Sensors whose targets are all missing there have nothing to be evaluated on.
+    Of fewer sensors where there are more than ``most_steps``.
     """
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)

@@ -190,7 +190,7 @@ class _Run:
             forecaster, prepared, split.train_end_us, split.validation_end_us, MOST_VALIDATION_STEPS
         )
         if not self.validation:
-            raise ValueError("the validation part has no readings: training could not tell when it is done")
+            raise ValueError("the validation part has no readings of a target: training could not tell when it is done")
         self._pool = LanePool(forecaster, prepared, split.train_end_us, np.random.default_rng(options.seed))
         self._plain = options.preset == "plain"
         self._optimiser: torch.optim.Optimizer

@@ -24,8 +24,8 @@ PORT_VARIABLES = {
 }
 # By their beginnings, what names a user's own servers, data and forecasters; the demo has its own.
 FOREIGN_VARIABLES = (
-    "STREAMGRU_KAFKA__",
-    "STREAMGRU_FORECASTER__",
+    "STREAMGRU_KAFKA",
+    "STREAMGRU_FORECASTER",
     "STREAMGRU_MLFLOW_TRACKING_URI",
     "STREAMGRU_PREFECT_API_URL",
     "STREAMGRU_HISTORY",
@@ -83,7 +83,7 @@ def _demo_settings() -> "Settings":
     """The example's settings, with a home of its own and ports that are free, for this process and its children."""
     from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
 
-    for variable in [name for name in os.environ if name.startswith(FOREIGN_VARIABLES)]:
+    for variable in [name for name in os.environ if name.upper().startswith(FOREIGN_VARIABLES)]:
         del os.environ[variable]
     example = Path(__file__).resolve().parents[1] / "beijing.toml"
     named = os.environ.get(SETTINGS_FILE_VARIABLE)

@@ -88,8 +88,10 @@ def is_unreachable(error: BaseException) -> bool:
     """Whether an error, or one that led to it, is of the connection, or of the server's inside."""
     from mlflow.exceptions import RestException
     from requests.exceptions import ConnectionError as NoConnection
-    from requests.exceptions import Timeout
+    from requests.exceptions import HTTPError, Timeout
 
+    if isinstance(error, HTTPError) and error.response is not None:
+        return error.response.status_code in (500, 502, 503, 504)
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, NoConnection | Timeout):

@@ -150,7 +150,7 @@ def training_run(settings: Settings, name: str, tags: Mapping[str, str]) -> Iter
     try:
         _end(session, run_id, "FINISHED")
     except RegistryError as error:  # what the run was for is done, and must not become a failure
-        logger.warning("the run %s stays open in MLflow, though it has ended well: %s", run_id, error)
+        logger.warning("the run %s ended well and stays open in MLflow, where the monitor misses it: %s", run_id, error)
 
 
 def last_trained(settings: Settings) -> datetime | None:

@@ -221,9 +221,12 @@ def test_a_feature_that_rests_at_the_end_keeps_its_spread_in_bounds(flat_days: i
     moving = fit_spread(shape, sequences(walk, shape=shape), 3_000 * HOUR_US)
     rested = walk.copy()
     rested[3_000 - 24 * flat_days :, 0] = 0.0
+    rested[3_000 - 24 * 6 :, 1] = 0.0
+    alone = fit_spread(shape, sequences(np.stack([walk[:, 0], rested[:, 1]], axis=1), shape=shape), 3_000 * HOUR_US)
     spread = fit_spread(shape, sequences(rested, shape=shape), 3_000 * HOUR_US)
     assert spread[0] <= 16.0
-    assert spread[1] == moving[1]
+    assert alone[1] > moving[1]
+    assert spread[1] == alone[1]  # whatever the other does
 
 
 def test_the_spread_is_one_where_nothing_is_known() -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -80,14 +82,27 @@ def _fail() -> None:
 
 
 class _Refusing(BaseHTTPRequestHandler):
+    code = 404
+
     def do_GET(self) -> None:
-        self.send_error(404)
+        self.send_error(self.code)
 
     def do_POST(self) -> None:
-        self.send_error(404)
+        self.send_error(self.code)
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""
+
+
+@contextmanager
+def _answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[Settings]:
+    """Settings of a Prefect in whose place a handler answers."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = Settings(prefect_api_url=f"http://127.0.0.1:{server.server_port}/api")
+        with temporary_settings({PREFECT_API_URL: settings.prefect_api_url}):
+            yield settings
+        server.shutdown()
 
 
 def test_who_serves_schedules_asks_again_until_prefect_is_back(
@@ -100,15 +115,17 @@ def test_who_serves_schedules_asks_again_until_prefect_is_back(
         if len(waits) == 2:
             raise KeyboardInterrupt
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        settings = Settings(prefect_api_url=f"http://127.0.0.1:{server.server_port}/api")
-        monkeypatch.setattr("flows.schedules.time", SimpleNamespace(sleep=wait))
-        with temporary_settings({PREFECT_API_URL: settings.prefect_api_url}), pytest.raises(KeyboardInterrupt):
-            serve(settings)
-        server.shutdown()
+    monkeypatch.setattr("flows.schedules.time", SimpleNamespace(sleep=wait))
+    with _answering(_Refusing) as settings, pytest.raises(KeyboardInterrupt):
+        serve(settings)
     assert waits == [RETRY_S, RETRY_S]
     assert caplog.text.count(f"Prefect at {settings.prefect_api_url} does not answer as it should") == 2
+
+
+def test_a_prefect_that_refuses_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Refusing, "code", 401)
+    with _answering(_Refusing) as settings, pytest.raises(StackError, match=r"refuses to serve schedules: .*401"):
+        serve(settings)
 
 
 def test_a_fault_of_our_own_is_no_outage() -> None:
