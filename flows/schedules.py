@@ -115,16 +115,13 @@ class _Server(Runner):
 
 
 def _deployment(flow: Flow[..., Any], settings: Settings, schedule: Schedule | None) -> RunnerDeployment:
+    given = {} if schedule is None else schedule.model_dump(exclude_none=True)
     when: dict[str, Any] = {}
-    if schedule is not None:
-        if schedule.cron is not None:
-            when["cron"] = schedule.cron
-        elif schedule.interval_s is not None:
-            try:
-                when["interval"] = timedelta(seconds=schedule.interval_s)
-            except OverflowError as error:
-                raise _no_schedule(flow, schedule) from error
     try:
+        if "cron" in given:
+            when["cron"] = given["cron"]
+        elif "interval_s" in given:
+            when["interval"] = timedelta(seconds=given["interval_s"])
         # By module, since the folder in which it is served need not be this project's.
         return RunnerDeployment.from_flow(
             flow,
@@ -133,13 +130,8 @@ def _deployment(flow: Flow[..., Any], settings: Settings, schedule: Schedule | N
             entrypoint_type=EntrypointType.MODULE_PATH,
             **when,
         )
-    except ValueError as error:
-        raise _no_schedule(flow, schedule) from error
-
-
-def _no_schedule(flow: Flow[..., Any], schedule: Schedule | None) -> SettingsError:
-    given = {} if schedule is None else schedule.model_dump(exclude_none=True)
-    return SettingsError(
-        f"schedules.{flow.name}: {given} is no schedule; cron takes five fields (minute, hour, day of the month, "
-        'month, day of the week), such as "0 3 * * *", and interval_s a number of seconds'
-    )
+    except (ValueError, OverflowError) as error:
+        raise SettingsError(
+            f"schedules.{flow.name}: {given} is no schedule; cron takes five fields (minute, hour, day of the month, "
+            'month, day of the week), such as "0 3 * * *", and interval_s a number of seconds'
+        ) from error
