@@ -13,6 +13,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from pipeline.errors import BrokerUnreachable, Fenced, KafkaError, TopicError
 from pipeline.kafka.refusal import why_unreachable
+from pipeline.kafka.workarounds import create_no_topics, finish_joins
 from pipeline.settings import KafkaSettings, Settings
 
 # How long making a client waits for the first broker to answer: a local one takes 0.1 s, and a person waits no longer.
@@ -68,7 +69,6 @@ def make_consumer(settings: Settings, *, group_id: str | None = None, **override
         # Also what makes the broker wait for offsets of a transaction that is still open.
         "isolation_level": "read_committed",
         "enable_auto_commit": False,
-        "allow_auto_create_topics": False,  # it would get the broker's partition count, and no compaction
         "metrics_enabled": False,
         "auto_offset_reset": forecaster.start,
         "max_poll_records": forecaster.max_batch_readings,
@@ -79,7 +79,9 @@ def make_consumer(settings: Settings, *, group_id: str | None = None, **override
         "fetch_max_wait_ms": _milliseconds(min(0.5, forecaster.request_timeout_s / 2)),
     }
     with _connecting("connecting a consumer", settings):
-        return KafkaConsumer(**_connection(settings.kafka), **(options | overrides))
+        consumer = KafkaConsumer(**_connection(settings.kafka), **(options | overrides))
+    create_no_topics(consumer)
+    return finish_joins(consumer)
 
 
 def make_producer(settings: Settings, *, transactional_id: str | None = None, **overrides: Any) -> KafkaProducer:
@@ -96,7 +98,6 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
         "client_id": "streamgru-producer",
         "acks": "all",
         "enable_idempotence": True,
-        "allow_auto_create_topics": False,
         "metrics_enabled": False,  # the client's own counts, of every batch and request, which nobody here reads
         # As many records a second as without (0.3 µs more a forecast here, less for the broker), and half the bytes.
         "compression_type": "lz4",
@@ -116,7 +117,9 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
             "retry_backoff_ms": TRANSACTION_BACKOFF_MS,
         }
     with _connecting("connecting a producer", settings):
-        return KafkaProducer(**_connection(settings.kafka), **(options | overrides))
+        producer = KafkaProducer(**_connection(settings.kafka), **(options | overrides))
+    create_no_topics(producer)
+    return producer
 
 
 def make_admin(settings: Settings, **overrides: Any) -> KafkaAdminClient:
