@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .autoregression import Autoregression
-from .baselines import Persistence, SeasonalNaive, seasonal_scale
+from .baselines import Persistence, SeasonalNaive, no_spread, seasonal_scale
 from .config import ModelConfig
 from .metrics import Metric, Scores
 from .predictor import Shown, model_predictor
@@ -36,6 +36,7 @@ __all__ = [
     "backtest",
     "baselines",
     "model_predictor",
+    "no_spread",
     "seasonal_scale",
 ]
 

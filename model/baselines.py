@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 _FIT_STEPS: Final = 500_000
 _FIT_STEPS_PER_SENSOR: Final = 2_048
 _FIT_BLOCK_STEPS: Final = 64
+# Of a sensor's largest value: a mean over millions of equal float64 numbers is off by less.
+_ROUNDING: Final = 1e-12
 
 
 class NaiveForecast(ABC):
@@ -138,7 +140,7 @@ def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> 
     """(S, K): the mean absolute difference between values one season apart, before ``until_us``; always positive.
 
     The denominator of the mean absolute scaled error (Hyndman and Koehler, 2006), seasonal form. Where a sensor has
-    none, or it is 0, the mean absolute deviation stands in, then the median over the other sensors, then 1.
+    none, or ``no_spread``, the mean absolute deviation stands in, then the median over the other sensors, then 1.
     """
     columns = sequences.columns(config.targets)
     scale = np.full((len(sequences.sensors), len(columns)), np.nan)
@@ -149,14 +151,23 @@ def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> 
         earlier = sequences.values_at(sequences.nearest_step(lo, hi, [-config.season_steps]), columns)[:, :, 0]
         values = sequences.values[lo:hi, columns]
         for number in range(len(columns)):
-            differences = _finite_mean(np.abs(values[:, number] - earlier[:, number]))
-            deviation = _finite_mean(np.abs(values[:, number] - _finite_mean(values[:, number])))
-            scale[sensor, number] = differences if differences > 0.0 else deviation
-    scale[~(scale > 0.0)] = np.nan
+            series = values[:, number]
+            differences = _finite_mean(np.abs(series - earlier[:, number]))
+            deviation = _finite_mean(np.abs(series - _finite_mean(series)))
+            found = [spread for spread in (differences, deviation) if not no_spread(spread, series)]
+            scale[sensor, number] = found[0] if found else np.nan
     for column in scale.T:
         known = column[~np.isnan(column)]
         column[np.isnan(column)] = np.median(known) if len(known) else 1.0
     return scale
+
+
+def no_spread(spread: float, series: Floats) -> bool:
+    """Whether a spread of (n,) values, NaN where missing, is none: not positive, or what rounding leaves of constants.
+
+    The mean of equal numbers is often off by the last digit; errors in units of that would outweigh all others.
+    """
+    return not spread > _ROUNDING * float(np.fmax.reduce(np.abs(series), initial=0.0))
 
 
 def _blocks(lo: int, hi: int, limit: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ Letters: G sensors together, T rounds, C steps of context, F features, K targets
 h horizon steps, L layers, H hidden, D inputs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,8 +26,10 @@ from .inputs import Past, step_inputs
 from .normaliser import Floats, Trace, Tracks
 from .sequences import Sequences
 
-# Rounds that are prepared in one go: bounds the memory of catching up with a long past.
+# What is prepared in one go while catching up with a long past: at most so many rounds, and so many numbers of their
+# forecasts, all sensors together; adaptation has some seven arrays of those at a time.
 _ROUNDS: Final = 256
+_NUMBERS: Final = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,18 @@ class ModelPredictor:
     def forecasts_together(self, shown: Sequence[Shown]) -> list[Floats]:
         """As ``forecasts``, for a stretch of each of several sensors, which must differ.
 
-        A state goes on from where the sensor's last stretch ended; where that lies behind ``lo``, it is made anew from
-        the sensor's first step.
+        A state goes on from where the sensor's last stretch ended; where that lies behind ``lo``, or the sensor was not
+        among the last ones asked for, it is made anew from the sensor's first step. The evaluator goes through all
+        stretches of a group of sensors before it takes the next.
         """
         config = self._forecaster.config
         shape = (config.target_count, len(config.quantiles), config.horizon_steps)
         found = [np.empty((len(one.steps) - one.lo, *shape)) for one in shown]
         states = [self._state(one) for one in shown]
+        most = max(1, min(_ROUNDS, _NUMBERS // max(1, math.prod(shape) * len(shown))))
         while True:
             left = np.array([len(one.steps) - state.next for one, state in zip(shown, states, strict=True)])
-            lengths = np.minimum(left, _ROUNDS)
+            lengths = np.minimum(left, most)
             order = np.argsort(-lengths, kind="stable")
             order = order[lengths[order] > 0]
             if not len(order):
@@ -91,8 +96,7 @@ class ModelPredictor:
                 order, _Rounds(self._forecaster, self._adapting, group).forecasts(), strict=True
             ):
                 found[i][rows] = quantiles
-        for one, state in zip(shown, states, strict=True):
-            self._carried[one.sensor] = state
+        self._carried = {one.sensor: state for one, state in zip(shown, states, strict=True)}
         return found
 
     def _state(self, one: Shown) -> _Carried:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.backtest import Predictor, backtest, baselines, model_predictor, seasonal_scale
+from model.backtest import Predictor, backtest, baselines, model_predictor, no_spread, seasonal_scale
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.metrics import Scores
@@ -260,5 +260,5 @@ def standard_deviations(sequences: Sequences, config: ModelConfig, until_us: int
             known = sequences.values[lo:hi, column]
             known = known[~np.isnan(known)]
             deviation = float(known.std()) if len(known) else 0.0
-            found[sensor, number] = deviation if deviation > 0.0 else 1.0
+            found[sensor, number] = 1.0 if no_spread(deviation, known) else deviation
     return found

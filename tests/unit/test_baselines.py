@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from model.baselines import Persistence, SeasonalNaive, seasonal_scale
 from model.config import ModelConfig
 from model.sequences import Sequences, build_sequences
+from pipeline.evaluation.back_test import standard_deviations
 
 CADENCE_US = 100
 NAN = float("nan")
@@ -104,3 +105,13 @@ def test_the_scale_is_the_seasonal_difference_or_what_stands_in_for_it():
     assert seasonal_scale(repeating, config_of(), 1_000).tolist() == [[2.0]]  # mean absolute deviation
     assert seasonal_scale(one_sensor([3.0] * 9), config_of(), 900).tolist() == [[1.0]]
     assert seasonal_scale(swinging, config_of(), 0).tolist() == [[1.0]]  # nothing before the bound
+
+
+@pytest.mark.parametrize("constant", [20.3, 0.1, 7.7, -1e9 / 3])
+def test_the_rounding_of_a_mean_is_no_scale(constant: float):
+    """The mean of equal numbers is rarely the number itself: errors in units of the difference would decide all."""
+    resting = one_sensor([constant] * 777)
+    assert seasonal_scale(resting, config_of(), 77_700).tolist() == [[1.0]]
+    assert standard_deviations(resting, config_of(), 77_700).tolist() == [[1.0]]
+    one_unit = one_sensor([1.7e9, 1.7e9 + 0.5] * 100)
+    assert seasonal_scale(one_unit, config_of(), 20_000).tolist() == [[0.25]]

@@ -67,16 +67,16 @@ def test_forecasts_equal_single_steps_of_the_network(season_steps: int, lag_step
         np.testing.assert_allclose(found, step_by_step(model, sequences, sensor), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("rounds", [1, 7, 256])
+@pytest.mark.parametrize("bound", [("_ROUNDS", 1), ("_ROUNDS", 7), ("_NUMBERS", 500), ("_ROUNDS", 256)])
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
 def test_any_cut_into_stretches_gives_the_same(
-    forecaster: Forecaster, adaptation: Adaptation, rounds: int, monkeypatch: pytest.MonkeyPatch
+    forecaster: Forecaster, adaptation: Adaptation, bound: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ):
     sequences = with_resets(noisy_days(hours=150))
     whole = [
         model_predictor(forecaster, adaptation=adaptation).forecasts(sequences, s, *sequences.span(s)) for s in range(3)
     ]
-    monkeypatch.setattr(predictor_module, "_ROUNDS", rounds)
+    monkeypatch.setattr(predictor_module, *bound)
     predictor = model_predictor(forecaster, adaptation=adaptation)
     random = np.random.default_rng(0)
     at = [lo for lo, _ in map(sequences.span, range(3))]
@@ -92,6 +92,16 @@ def test_any_cut_into_stretches_gives_the_same(
         at = reach
     found = predictor.forecasts(sequences, 0, 30, 40)  # behind where it stands: made anew
     np.testing.assert_allclose(found, whole[0][30:40], rtol=0, atol=1e-5)
+
+
+def test_states_are_kept_of_the_sensors_asked_for_last_only(forecaster: Forecaster):
+    """What the evaluator is done with takes no memory: of ten thousand sensors it takes a few hundred at a time."""
+    sequences = with_resets(noisy_days(hours=150))
+    predictor = model_predictor(forecaster)
+    first = predictor.forecasts(sequences, 0, *sequences.span(0))
+    predictor.forecasts(sequences, 1, *sequences.span(1))
+    assert list(predictor._carried) == [sequences.sensors[1]]
+    np.testing.assert_array_equal(predictor.forecasts(sequences, 0, *sequences.span(0)), first)
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
