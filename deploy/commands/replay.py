@@ -17,7 +17,7 @@ from deploy.option_types import FiniteRange
 from pipeline.errors import KafkaError
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import FileLayout, Order, ReadingTable, read_readings
-from pipeline.kafka.clients import make_admin, make_producer, partition_count
+from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count
 from pipeline.messages import iso_timestamp, microseconds
 
 SETTLE_S = 2.0  # how long an interrupted replay waits for what is on its way
@@ -97,7 +97,7 @@ def replay(
     except KafkaError as error:
         raise type(error)(f"{error}\n{_how_to_go_on(publication, start, stop, limit)}") from error
     finally:
-        producer.close(timeout=SETTLE_S)
+        close_producer(producer, SETTLE_S)
     click.echo(f"{stop - start:,} readings of {len(table.sensors)} sensors published to {topic}")
 
 

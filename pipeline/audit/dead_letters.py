@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pipeline.audit.topic_logs import read_range, topic_ends, topic_starts
 from pipeline.errors import KafkaError, TopicError
-from pipeline.kafka.clients import make_admin, make_producer, partition_count, translated
+from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translated
 from pipeline.kafka.record_batches import BatchAppender, check_delivered, encode_headers
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
@@ -206,7 +206,7 @@ def _publish(settings: Settings, letters: Iterable[DeadLetter]) -> None:
                 check_delivered(futures)
                 producer.commit_transaction()
         finally:
-            producer.close(timeout=1)
+            close_producer(producer)
 
 
 def _append(appender: BatchAppender, topic: str, letters: Iterable[DeadLetter]) -> list[Any]:

@@ -18,7 +18,6 @@ step 7 has returned is the new state the state.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -31,6 +30,7 @@ from pipeline.errors import Fenced, KafkaError
 from pipeline.forecaster.membership import is_member
 from pipeline.forecaster.position import Position
 from pipeline.forecaster.watchdog import Watchdog
+from pipeline.kafka.clients import close_producer
 from pipeline.kafka.record_batches import NO_HEADERS, BatchAppender, check_delivered
 
 logger = logging.getLogger("streamgru.commit")
@@ -86,7 +86,10 @@ class Work:
 
 
 class Aborted(Exception):
-    """The transaction was aborted: nothing of it is, or will become, visible."""
+    """Not known to be committed: nothing of it is visible, but where the answer to the commit itself was lost.
+
+    What holds is found at the next start over: opening a producer settles whatever was open before.
+    """
 
 
 class Transport(Protocol):
@@ -111,7 +114,7 @@ class Transport(Protocol):
         """Make it all visible."""
 
     def abort(self) -> None:
-        """Make it all void."""
+        """Make it all void; gives up after a while."""
 
     def close(self) -> None:
         """Let go of the connection, at once."""
@@ -172,16 +175,15 @@ class KafkaTransport:
         self._producer.commit_transaction()
 
     def abort(self) -> None:
-        """Make it all void."""
-        self._producer.abort_transaction()
+        """Make it all void, as ``abort_transaction`` does, but waiting no longer than ``ABORT_TIMEOUT_S``."""
+        result = self._producer._transaction_manager.begin_abort()
+        self._producer._sender.wakeup()
+        if not result.wait(ABORT_TIMEOUT_S * 1_000):
+            raise client_errors.KafkaTimeoutError(f"no answer to an abort for {ABORT_TIMEOUT_S:g} s")
 
     def close(self) -> None:
         """Let go of the connection, at once."""
-        try:
-            self._producer.close(timeout=1)
-        except client_errors.KafkaError:
-            # close() gives up where it cannot flush, and leaves its sender thread running.
-            self._producer._sender.force_close()
+        close_producer(self._producer)
 
 
 class Committer:
@@ -233,7 +235,7 @@ class Committer:
         """Make ``work`` durable and visible, all of it or nothing.
 
         Raises:
-            Aborted: nothing of it happened. The producer is closed: ``open`` before the next commit.
+            Aborted: see there. The producer is closed: ``open`` before the next commit.
             Fenced: likewise, and a successor has taken over: this process must stop. Not where the brokers were away
                 during the commit: who really has a successor is fenced again at the next.
         """
@@ -281,16 +283,10 @@ class Committer:
     def _abort(self, transport: Transport) -> None:
         """Abort as far as the broker can be reached, and drop the producer: one that failed is not used again."""
 
-        def abort() -> None:
-            try:
-                transport.abort()
-            except client_errors.KafkaError as error:
-                logger.debug("the abort failed: %s", error)  # fenced, or never begun: void in any case
-
-        # In a thread, since it waits without limit where no broker answers.
-        thread = threading.Thread(target=abort, name="abort", daemon=True)
-        thread.start()
-        thread.join(ABORT_TIMEOUT_S)
+        try:
+            transport.abort()
+        except client_errors.KafkaError as error:
+            logger.debug("the abort failed: %s", error)  # fenced, never begun, or left to the broker
         self.close()
 
 

@@ -159,6 +159,10 @@ class Lookout:
             except (KafkaError, client_errors.KafkaError) as error:
                 self._see(None, str(error))
                 self._closed.wait(self._interval_s)
+            except Exception as error:  # what watches must not die, or all would seem well for ever
+                logger.debug("looking failed", exc_info=error)
+                self._see(None, f"looking for the brokers failed by {type(error).__name__}: {error}")
+                self._closed.wait(self._interval_s)
             if self.failure is not None and not self._closed.wait(GRACE_S):
                 end_process(str(self.failure))
 

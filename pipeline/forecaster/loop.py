@@ -9,7 +9,7 @@ over.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +42,7 @@ from pipeline.kafka.clients import make_admin, make_consumer, make_producer, par
 from pipeline.kafka.fetched_records import read_fast
 from pipeline.kafka.late_fetches import fetch_late
 from pipeline.kafka.topics import check_topics, find_topic_id
+from pipeline.kafka.workarounds import next_offset
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.forecaster")
@@ -54,6 +55,8 @@ CHAMPION_WAIT_S: Final = 0.2
 # After a failure the loop waits this long before it connects again, doubled up to the limit with each further one.
 FIRST_RETRY_S: Final = 0.1
 LONGEST_RETRY_S: Final = 5.0
+# So many transactions aborted in a row, each with a restore behind it, lead nowhere.
+ABORTS_IN_A_CIRCLE: Final = 3
 _MOST_DOUBLINGS: Final = 16  # long past the limit, and far from what a float cannot hold
 # States written in one transaction after a swap or a rebuild: far below what a broker takes.
 MOST_UNSAVED_BYTES: Final = 20_000_000
@@ -105,6 +108,7 @@ class StreamForecaster:
         self._options = options or Options()
         self._readings_topic = settings.kafka.topics.readings
         self._failures = 0
+        self._aborts_in_a_row = 0
         self._retry_at = 0.0
         self._swap_began: float | None = None
         self._pulse = Pulse()
@@ -304,12 +308,32 @@ class StreamForecaster:
                     "To go on from the start of the log, start the forecaster with --accept-loss"
                 ) from error
             self._start_over(f"readings were deleted before they were forecast: {error}")
+        except client_errors.LogTruncationError as error:
+            self._mind_truncation(error)
         except client_errors.RetriableError as error:
             logger.warning("polling failed, trying again: %s", error)
         except client_errors.KafkaError as error:
             with translated(f"polling {self._readings_topic}", self._settings):
                 raise error
         return {}
+
+    def _mind_truncation(self, error: client_errors.LogTruncationError) -> None:
+        """Go back to the last transaction where the brokers lost what was read, unless it had been forecast.
+
+        Raises:
+            OffsetsLost: it had been, and ``accept_loss`` does not allow for that.
+        """
+        lost = {where.partition: None if end is None else end.offset for where, end in error.divergent_offsets.items()}
+        listed_lost = ", ".join(f"{number} (from offset {offset or 'unknown'} on)" for number, offset in lost.items())
+        why = f"the brokers have lost readings of {self._readings_topic} that were read: partition {listed_lost}"
+        positions = self._partitions.positions
+        were_forecast = any(offset is None or offset < positions.get(number, 0) for number, offset in lost.items())
+        if were_forecast and not self._options.accept_loss:
+            raise OffsetsLost(
+                f"{why}; they were forecast already, and others may be in their place. To go on behind them, start the "
+                "forecaster with --accept-loss"
+            ) from error
+        self._start_over(why)
 
     def _process(self, polled: Polled, membership: Any) -> None:
         """One micro-batch, from records to durable states."""
@@ -327,6 +351,9 @@ class StreamForecaster:
             self._committer.commit(Work(batch.records, batch.reached, membership))
         except Aborted as aborted:
             self._batch_size.failed(readings, seconds)
+            self._aborts_in_a_row += 1
+            if self._aborts_in_a_row == ABORTS_IN_A_CIRCLE:
+                self._consumer._coordinator.request_rejoin()  # in case the group knows nothing of this member any more
             self._start_over(str(aborted))
             return
         self._batch_size.committed(readings, seconds)
@@ -388,7 +415,7 @@ class StreamForecaster:
         if batch.counts.forecasts and not self.counters.forecasts:
             logger.info("first forecasts %.1f s after the start", time.monotonic() - self._started)
         self.counters.add(batch.counts)
-        self._failures = 0
+        self._failures = self._aborts_in_a_row = 0
         self._pulse.progressed = self._pulse.committed = time.monotonic()
         if self._swap_began is not None:
             self.counters.swap_pause_s = time.monotonic() - self._swap_began
@@ -437,13 +464,17 @@ class StreamForecaster:
         for partition in restored.positions.keys() & self._partitions.positions.keys():
             self._succession.take(partition, self._serving, self._partitions.positions[partition])
         self.counters.count_restored(restored.sensors, restored.rebuilt, restored.held_lost, restored.seconds)
-        self._pulse.progressed = time.monotonic()
+        self._get_on()
 
     def _mind_restoring(self) -> None:
-        """A restore that gets on is progress: it may take longer than work may wait."""
         read = _positions(self._reader)
         if read != self._restored_up_to:
             self._restored_up_to = read
+            self._get_on()
+
+    def _get_on(self) -> None:
+        """A restore gets on. It may take longer than work may wait, so that is progress, but not to go in a circle."""
+        if self._aborts_in_a_row < ABORTS_IN_A_CIRCLE:
             self._pulse.progressed = time.monotonic()
 
     def _follow_champion(self) -> None:
@@ -466,7 +497,7 @@ class StreamForecaster:
         self._failures += 1
         self.counters.aborted += 1
         self._retry_at = time.monotonic() + retry_wait_s(self._failures)
-        logger.error("nothing of the last batch was committed (%s); starting over from the last transaction", why)
+        logger.error("the last batch is not known to be committed (%s); starting over from the last transaction", why)
         self._quarantine.clear()
         self._committer.close()
         self._succession.give_up()
@@ -508,9 +539,7 @@ def retry_wait_s(failures: int) -> float:
 
 
 def _positions(reader: KafkaConsumer) -> dict[TopicPartition, int | None]:
-    with suppress(client_errors.KafkaError):
-        return {where: reader.position(where, timeout_ms=0) for where in reader.assignment()}
-    return {}
+    return {where: next_offset(reader, where) for where in reader.assignment()}
 
 
 def _fetch_bytes(settings: Settings) -> int:

@@ -16,7 +16,7 @@ from kafka.admin import KafkaAdminClient
 
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.instance import CLIENT_PREFIX
-from pipeline.kafka.clients import make_producer
+from pipeline.kafka.clients import close_producer, make_producer
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.orphans")
@@ -39,7 +39,7 @@ def end_orphans(settings: Settings, admin: KafkaAdminClient) -> list[str]:
             try:
                 producer.init_transactions()
             finally:
-                producer.close(timeout=1)
+                close_producer(producer)
     except (client_errors.KafkaError, StreamgruError) as error:
         logger.info("cannot end what others left open; their timeout will: %s: %s", type(error).__name__, error)
         return []

@@ -7,12 +7,12 @@ from contextlib import suppress
 from typing import Final
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
 
 from pipeline.forecaster.changelog import Changelog, Restored
 from pipeline.forecaster.position import Committed
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.serving import Serving
+from pipeline.kafka.workarounds import next_offset
 
 logger = logging.getLogger("streamgru.partitions")
 
@@ -117,9 +117,8 @@ class Partitions:
         """Of those served: where the client reads on, behind markers of transactions that it never hands out."""
         found = dict(self.positions)
         for partition in self.positions:
-            with suppress(*_NOT_ASSIGNED, KafkaError):
-                position = self._consumer.position(TopicPartition(self._topic, partition), timeout_ms=0)
-                found[partition] = max(found[partition], position or 0)
+            position = next_offset(self._consumer, TopicPartition(self._topic, partition))
+            found[partition] = max(found[partition], position or 0)
         return found
 
     def start_over(self, serving: Serving) -> None:

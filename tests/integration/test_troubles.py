@@ -1,15 +1,28 @@
 """What changes under a running forecaster: it waits or ends by a stated policy, and says so."""
 
+import kafka.errors as client_errors
 import pytest
+from kafka import OffsetAndMetadata, TopicPartition
 from kafka.admin import NewPartitions
 
-from pipeline.errors import TopicError
+from pipeline.errors import OffsetsLost, StreamgruError, TopicError
+from pipeline.forecaster.commit import KafkaTransport
+from pipeline.forecaster.lookout import State
 from pipeline.forecaster.loop import StreamForecaster
 from pipeline.kafka.clients import make_admin
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
-from tests.integration.stream_rig import FolderChampion, publish, rounds, running
+from tests.integration.stream_rig import (
+    FolderChampion,
+    expected_forecasts,
+    publish,
+    read_forecasts,
+    rounds,
+    running,
+    small_forecaster,
+    wait_for_forecasts,
+)
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -43,6 +56,81 @@ def test_a_topic_deleted_under_a_forecaster_ends_it(settings: Settings, champion
         with make_admin(settings) as admin:
             admin.delete_topics([name])
         wait_until(lambda: has_ended(forecaster), 40, "it ended")
+
+
+def test_commits_that_fail_one_after_the_other_are_no_progress(
+    settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is followed by a restore that succeeds, so that it would otherwise seem to get on for ever."""
+    refused = client_errors.KafkaError("not enough replicas")
+
+    def commit(transport: KafkaTransport) -> None:
+        raise refused
+
+    monkeypatch.setattr(KafkaTransport, "commit", commit)
+    with (
+        pytest.raises(StreamgruError, match="no transaction for 3 s"),
+        running(settings, champion, max_idle_s=3.0) as forecaster,
+    ):
+        wait_until(lambda: has_ended(forecaster), 40, "it ended")
+    assert read_forecasts(settings) == []
+
+
+def test_what_watches_outlives_whatever_looking_raises(
+    settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dead, it would say for ever what it saw last: that all is well."""
+
+    def fail(*args: object) -> None:
+        raise KeyError("something new")
+
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "the readings were forecast")
+        lookout = forecaster._lookout
+        assert lookout is not None
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.forecaster.lookout.check_topics", fail)
+            wait_until(lambda: lookout.state is State.WAITING, 20, "it says that it cannot see")
+            assert "something new" in lookout.trouble
+        wait_until(lambda: lookout.state is State.SERVING, 20, "it sees again")
+
+
+def truncate(settings: Settings, forecaster: StreamForecaster, partition: int, offset: int) -> None:
+    """As the client does when a new leader's log ends before what it has read."""
+    where = TopicPartition(settings.kafka.topics.readings, partition)
+    lost = client_errors.LogTruncationError({where: OffsetAndMetadata(offset, "", -1)})
+    forecaster._consumer._fetcher._cached_log_truncation = lost
+
+
+def test_readings_that_the_brokers_lost_after_they_were_forecast_need_consent(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    count = 3 * len(SENSORS)
+    with (
+        pytest.raises(OffsetsLost, match=r"partition 0 \(from offset 1 on\).*--accept-loss"),
+        running(settings, champion) as forecaster,
+    ):
+        wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
+        truncate(settings, forecaster, 0, 1)
+        wait_until(lambda: has_ended(forecaster), 40, "it ended")
+    with running(settings, champion, accept_loss=True) as forecaster:
+        wait_until(lambda: not forecaster._pulse.is_restoring and forecaster._pulse.positions, 30, "it serves")
+        truncate(settings, forecaster, 0, 1)
+        publish(settings, rounds(settings, SENSORS, range(3, 5)))
+        wait_for_forecasts(settings, 5 * len(SENSORS))
+
+
+def test_readings_that_the_brokers_lost_before_they_were_forecast_do_not(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    count = 3 * len(SENSORS)
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
+        truncate(settings, forecaster, 0, forecaster._partitions.positions[0])
+        wait_until(lambda: forecaster.counters.aborted, 30, "it started over")
+        publish(settings, rounds(settings, SENSORS, range(3, 5)))
+        wait_for_forecasts(settings, 5 * len(SENSORS))
+    assert read_forecasts(settings) == expected_forecasts(settings, small_forecaster(settings))
 
 
 def test_partitions_added_under_a_forecaster_end_it(settings: Settings, champion: FolderChampion) -> None:
