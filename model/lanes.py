@@ -4,7 +4,7 @@ Letters: B lanes, T steps of a chunk, S of them scored, D inputs of a step, K ta
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,6 +20,12 @@ from .sequences import Sequences
 
 # Long enough to hold weeks of carried state, short enough that a few months of one sensor make several lanes.
 LANE_STEPS: Final = 1_152
+# A label is at most so many scales from the level. Where a sensor's usual season is unknown its scale shrinks while it
+# rests, and the first labels of its waking would be of 1e8 scales: a handful of them would be all that training and the
+# choice of the best epoch see. No data set of the benchmarks has a larger one than 229.
+LARGEST_LABEL: Final = 256.0
+# What is validated on is taken in pieces of so many steps where lanes are longer than all that there is time for.
+_PIECE_STEPS: Final = 2_048
 # Newborn sensors (see ``LanePool``) are this part of all steps walked.
 _NEWBORN_PART: Final = 0.1
 
@@ -114,7 +120,7 @@ def _chunk(lanes: list[Lane], begin: int, T: int, scored: slice) -> Chunk:
 def scaled_labels(prepared: Prepared, lo: int, hi: int, until_us: int, stride: int = 1) -> NDArray[np.float64]:
     """(S, K, h) at every ``stride``-th step: what came true, less the level and in scales of that step.
 
-    NaN where nothing did.
+    NaN where nothing did; no further from 0 than ``LARGEST_LABEL``.
     """
     config = prepared.past.config
     sequences = prepared.sequences
@@ -126,7 +132,8 @@ def scaled_labels(prepared: Prepared, lo: int, hi: int, until_us: int, stride: i
         labels = sequences.labels(lo, hi, np.arange(1, h + 1), columns, until_us)
     scale = prepared.scale[lo:hi:stride]
     unit = np.where(scale > SMALLEST_SCALE, scale, np.nan)  # a sensor that has been constant has nothing to learn from
-    return (labels[::stride] - prepared.level[lo:hi:stride, :, None]) / unit[:, :, None]
+    scaled = (labels[::stride] - prepared.level[lo:hi:stride, :, None]) / unit[:, :, None]
+    return np.clip(scaled, -LARGEST_LABEL, LARGEST_LABEL, out=scaled)
 
 
 def _is_regular(sequences: Sequences, lo: int, hi: int, until_us: int) -> bool:
@@ -274,23 +281,38 @@ def evaluation_lanes(
 ) -> list[Lane]:
     """The steps from ``start_us`` up to ``end_us`` of each sensor that has a target there, behind a run-up or reset.
 
-    Of fewer sensors where there are more than ``most_steps``.
+    Where there are more than ``most_steps``: of fewer sensors, and of long ones pieces evenly spaced in time.
     """
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)
     columns = list(forecaster.config.target_indices)
+    run_up = 2 * forecaster.config.warmup_steps
     by_sensor: list[list[Lane]] = []
     for sensor, row in enumerate(rows):
         lo, hi = sequences.span(sensor, start_us, end_us)
         if np.isnan(sequences.values[lo:hi, columns]).all():
             continue
-        run_up = max(int(sequences.starts[sensor]), lo - 2 * forecaster.config.warmup_steps)
+        begin = max(int(sequences.starts[sensor]), lo - run_up)
         lanes = [
-            Lane(prepared, max(first, run_up), last, int(row), max(first, lo), end_us)
+            Lane(prepared, max(first, begin), last, int(row), max(first, lo), end_us)
             for first, last in sequences.stretches(sensor, end_us)
             if last > lo
         ]
         if lanes:
             by_sensor.append(lanes)
-    steps = sum(lane.hi - lane.lo for lanes in by_sensor for lane in lanes)
-    return list(itertools.chain.from_iterable(by_sensor[:: max(1, -(-steps // most_steps))]))
+    chosen = by_sensor[:: _one_of(itertools.chain.from_iterable(by_sensor), most_steps)]
+    lanes = list(itertools.chain.from_iterable(chosen))
+    if _one_of(lanes, most_steps) == 1:
+        return lanes
+    pieces = [
+        replace(lane, lo=max(lane.lo, first - run_up), hi=min(first + _PIECE_STEPS, lane.hi), loss_from=first)
+        for lane in lanes
+        for first in range(lane.loss_from, lane.hi, _PIECE_STEPS)
+        if not np.isnan(sequences.values[first : min(first + _PIECE_STEPS, lane.hi), columns]).all()
+    ]
+    return pieces[:: _one_of(pieces, most_steps)]
+
+
+def _one_of(lanes: Iterable[Lane], most_steps: int) -> int:
+    """Of how many lanes to take one, for so many steps in all."""
+    return max(1, -(-sum(lane.hi - lane.lo for lane in lanes) // most_steps))

@@ -49,7 +49,7 @@ class TrainingOptions:
     hidden_size: int = 64
     epochs: int = 20
     # No epoch begins that would end past it, and the learning rate falls in time. The first one always begins; a plain
-    # one, as long as its data, ends in the middle when the budget does.
+    # one, as long as its data, ends in the middle when the budget does. Preparing the data is not counted.
     budget_s: float = 900.0
     seed: int = 0
     device: str = "auto"  # auto is cuda where there is one, else cpu
@@ -139,7 +139,6 @@ def train(
         ValueError: the training or validation part has no labels to learn from (the targets are all missing, or
             constant, in it), or ``initial`` has another shape.
     """
-    began = time.monotonic()
     known = _with_labels(sequences, config, split.train_end_us)
     config = replace(config, preset=options.preset, hidden_size=options.hidden_size, sensors=known)
     device = choose_device(options.device)
@@ -154,10 +153,10 @@ def train(
             forecaster.adopt(initial)
         run = _Run(forecaster.to(device), options, forecaster.prepare(sequences), split, device)
         if checkpoint is None:
-            epochs = run.train(began, report)
+            epochs = run.train(report)
         else:
             key = fingerprint(sequences, initial, config.to_json(), str(options), str(split), str(device))
-            epochs = run.train(began, report, Checkpoint(checkpoint, key))
+            epochs = run.train(report, Checkpoint(checkpoint, key))
     if options.preset == "plain":
         fit_intervals(run.best, run.validation)
     return TrainingResult(run.best.cpu().eval(), epochs, str(device), run.sensor_steps / max(run.seconds, 1e-9))
@@ -216,13 +215,14 @@ class _Run:
         return max(1, self._forecaster.config.horizon_steps // self._options.labels_per_step)
 
     def train(
-        self, began: float, report: Callable[[EpochReport], None] | None, checkpoint: Checkpoint | None = None
+        self, report: Callable[[EpochReport], None] | None, checkpoint: Checkpoint | None = None
     ) -> list[EpochReport]:
         """Trains until the epochs, the budget or the patience (of which plain has no end) are used up.
 
         ``best`` is then the model to keep.
         """
         options = self._options
+        began = time.monotonic()
         patience = math.inf if self._plain else options.patience_epochs
         reports: list[EpochReport] = []
         planned = options.epochs

@@ -175,7 +175,7 @@ def train_on(
 def plain_predictor(
     settings: Settings, sequences: Sequences, split: Split, report: Callable[[EpochReport], None]
 ) -> Predictor:
-    """The plain preset, trained by the same settings otherwise, as one more thing to beat."""
+    """The plain preset, trained by the same settings otherwise, as one more thing to beat; its state is carried too."""
     plain = settings.training.model_copy(update={"preset": "plain"})
     result = train_on(settings.model_copy(update={"training": plain}), sequences, split, report)
     return model_predictor(result.forecaster, PLAIN)

@@ -10,7 +10,7 @@ import torch
 
 from model.config import ModelConfig
 from model.forecaster import UNKNOWN_SENSOR, Forecaster
-from model.lanes import LanePool, chunks, evaluation_lanes, scaled_labels
+from model.lanes import LARGEST_LABEL, LanePool, chunks, evaluation_lanes, scaled_labels
 from model.sequences import Sequences, Split, build_sequences
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
 
@@ -377,6 +377,52 @@ def test_validation_that_is_thinned_keeps_sensors_that_have_the_target() -> None
     lanes = evaluation_lanes(forecaster, forecaster.prepare(data), 310 * HOUR_US, 500 * HOUR_US, 200)
     assert lanes
     assert all(data.starts[1] <= lane.lo < data.starts[2] for lane in lanes)
+
+
+def test_validation_on_one_long_sensor_is_thinned_in_time() -> None:
+    rng = np.random.default_rng(0)
+    steps = 40_000
+    values = rng.normal(size=(steps, 2))
+    values[20_000:30_000, 0] = np.nan  # where there is nothing to score, nothing is walked
+    data = build_sequences(
+        ["long"],
+        np.array([0, steps]),
+        np.arange(steps) * HOUR_US,
+        values,
+        np.arange(steps),
+        features=("load", "heat"),
+        cadence_us=HOUR_US,
+        max_gap_steps=100,
+    )
+    forecaster = Forecaster(config())
+    lanes = evaluation_lanes(forecaster, forecaster.prepare(data), 1_000 * HOUR_US, steps * HOUR_US, 8_000)
+    assert 4_000 < sum(lane.hi - lane.lo for lane in lanes) <= 8_000 + 2_048 + 48
+    for lane in lanes:
+        assert lane.loss_from - lane.lo == 48  # twice what warms a state up
+        assert np.isfinite(data.values[lane.loss_from : lane.hi, 0]).any()
+    assert {lane.loss_from > 20_000 for lane in lanes} == {True, False}  # over the whole part
+
+
+def test_no_label_outweighs_all_others() -> None:
+    """Where no season is known, a sensor's scale is gone within minutes of rest, and its waking is of 1e8 scales."""
+    rng = np.random.default_rng(0)
+    on = 50.0 + np.cumsum(rng.normal(size=3_600))
+    values = np.concatenate([on, np.full(3_600, 20.0), on, np.full(3_600, 20.0), on])
+    second = 1_000_000
+    chosen = config(features=("load",), cadence_us=second, season_steps=1, horizon_steps=30)
+    data = build_sequences(
+        ["machine"],
+        np.array([0, len(values)]),
+        np.arange(len(values)) * second,
+        values[:, None],
+        np.arange(len(values)),
+        features=("load",),
+        cadence_us=second,
+        max_gap_steps=100,
+    )
+    labels = np.abs(scaled_labels(Forecaster(chosen).prepare(data), 0, len(values), len(values) * second))
+    assert np.nanmax(labels) == LARGEST_LABEL
+    assert 0.0 < np.nanmedian(labels) < 10.0
 
 
 def test_a_sensor_that_training_never_saw_is_served_as_an_unknown_one() -> None:
