@@ -4,14 +4,27 @@ import asyncio
 import logging
 import signal
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import httpx
 from prefect import Flow
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterNextScheduledStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
+from prefect.schedules import Interval
 from prefect.types.entrypoint import EntrypointType
 
 from flows.ingest import ingest
@@ -25,6 +38,9 @@ from pipeline.settings import Schedule, Settings
 # A run that comes due while the one before it still works is dropped, not queued: the next one does its work too.
 # The slot of a run that was killed is free again when its lease ends (300 s), if the server still knows that lease.
 ONE_AT_A_TIME: Final = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+# Intervals are counted from here. Prefect would count them from when they are registered, as every start does: a daily
+# run would never come where the scheduler is started anew once a day.
+INTERVALS_FROM: Final = datetime(2020, 1, 1, tzinfo=UTC)
 # How often Prefect is asked what has come due: the most that a run starts late.
 QUERY_S: Final = 5.0
 # Prefect's runner asks for some minutes, and then gives up; so long after that it is started anew.
@@ -52,9 +68,11 @@ def scheduled_deployments(settings: Settings) -> list[RunnerDeployment]:
 def serve(settings: Settings) -> None:
     """Run what comes due, each run in a process of its own, until SIGTERM or Ctrl-C; those ended then are cancelled.
 
-    The schedules stay active in Prefect. Where that goes away for longer than the runs under way can wait, these end,
-    and it is asked again until it is back. A run that ended so keeps the next ones of its flow away for up to five
-    minutes, as one that was killed does.
+    The schedules stay active in Prefect, or paused where somebody paused them there. Of what came due of a flow while
+    nobody served it, the last run is made up for.
+
+    Where Prefect goes away for longer than the runs under way can wait, these end, and it is asked again until it is
+    back. A run that ended so keeps the next ones of its flow away for up to five minutes, as one that was killed does.
 
     Raises:
         StackError: Prefect answers, and refuses what it is asked for.
@@ -63,7 +81,11 @@ def serve(settings: Settings) -> None:
     while True:
         runner = _Server(pause_on_shutdown=False, query_seconds=QUERY_S)
         try:
-            for deployment in scheduled_deployments(settings):
+            deployments = scheduled_deployments(settings)
+            with get_client(sync_client=True) as client:
+                for deployment in deployments:
+                    take_up(deployment, client)
+            for deployment in deployments:
                 runner.add_deployment(deployment)
             asyncio.run(runner.start())
         except (httpx.HTTPError, RuntimeError, ExceptionGroup) as error:
@@ -86,6 +108,54 @@ def serve(settings: Settings) -> None:
             time.sleep(RETRY_S)
         else:
             return
+
+
+def take_up(deployment: RunnerDeployment, client: SyncPrefectClient) -> None:
+    """Fit a deployment, before it is registered once more, to what has become of it in Prefect.
+
+    What is paused there, as a whole or in its schedule, stays so. Runs that came due while nobody served it are deleted
+    there but for the last one: they would be begun one after the other, for hours after a few days.
+    """
+    try:
+        known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
+    except ObjectNotFound:
+        return
+    deployment.paused = known.paused
+    if known.schedules and not any(schedule.active for schedule in known.schedules):
+        for schedule in deployment.schedules or []:
+            schedule.active = False
+    dropped = _drop_overdue(known, client)
+    if dropped:
+        logger.warning(
+            "%s came due %d times while nobody served it; the last time is made up for",
+            deployment.flow_name,
+            dropped + 1,
+        )
+
+
+def _drop_overdue(deployment: DeploymentResponse, client: SyncPrefectClient) -> int:
+    """How many runs were deleted: those that schedules made and that are due, but for the newest."""
+
+    def due(until: datetime) -> FlowRunFilter:
+        return FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+            tags=FlowRunFilterTags(all_=["auto-scheduled"]),
+            next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=until),
+        )
+
+    newest = client.read_flow_runs(
+        flow_run_filter=due(datetime.now(UTC)), sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1
+    )
+    if not newest or newest[0].next_scheduled_start_time is None:
+        return 0
+    older = due(newest[0].next_scheduled_start_time - timedelta(microseconds=1))
+    dropped = 0
+    while overdue := client.read_flow_runs(flow_run_filter=older):
+        for run in overdue:
+            client.delete_flow_run(run.id)
+        dropped += len(overdue)
+    return dropped
 
 
 def is_outage(error: BaseException) -> bool:
@@ -121,7 +191,7 @@ def _deployment(flow: Flow[..., Any], settings: Settings, schedule: Schedule | N
         if "cron" in given:
             when["cron"] = given["cron"]
         elif "interval_s" in given:
-            when["interval"] = timedelta(seconds=given["interval_s"])
+            when["schedule"] = Interval(timedelta(seconds=given["interval_s"]), anchor_date=INTERVALS_FROM)
         # By module, since the folder in which it is served need not be this project's.
         return RunnerDeployment.from_flow(
             flow,

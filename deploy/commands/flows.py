@@ -70,7 +70,8 @@ def schedule(context: Context) -> None:
     """Serve ingest, retraining and the monitor on the schedules in the settings, until SIGTERM or Ctrl-C.
 
     Each flow runs as a process of its own, at most one of a kind at a time. The schedules stay in Prefect when this
-    ends; runs that come due meanwhile wait for the next `streamgru schedule`.
+    ends, and what is paused there stays paused; of the runs of a flow that come due meanwhile, the next
+    `streamgru schedule` makes up for the last.
 
     A run that was killed keeps the next ones of its flow away for up to five minutes. A Prefect server of your own must
     keep its concurrency leases on disk for that, as deploy/prefect.yaml says; `streamgru up` sees to it.
@@ -85,7 +86,7 @@ def schedule(context: Context) -> None:
         click.echo(f"{name:<8} {f'every {when.interval_s:g} s' if when.cron is None else f'{when.cron} (UTC)'}")
     click.echo(f"serving them with Prefect at {settings.prefect_api_url}; Ctrl-C ends it")
     serve(settings)
-    click.echo("no longer serving; the schedules stay in Prefect, and what comes due waits")
+    click.echo("no longer serving; the schedules stay in Prefect, and the last run to come due waits")
 
 
 def _with_bar(call: Callable[[], R]) -> R:

@@ -22,6 +22,7 @@ from pipeline.errors import BrokerUnreachable, KafkaError, StreamgruError, Topic
 from pipeline.forecaster.watchdog import end_process
 from pipeline.kafka.clients import make_admin, make_consumer, translated
 from pipeline.kafka.topics import check_topics
+from pipeline.kafka.workarounds import not_leaderless
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.lookout")
@@ -161,7 +162,8 @@ class Lookout:
                 self._closed.wait(self._interval_s)
             except Exception as error:  # what watches must not die, or all would seem well for ever
                 logger.debug("looking failed", exc_info=error)
-                self._see(None, f"looking for the brokers failed by {type(error).__name__}: {error}")
+                # Nothing was seen, so nothing is excused either: not as if no broker had answered.
+                self._blind(f"looking after the forecaster failed by {type(error).__name__}: {error}")
                 self._closed.wait(self._interval_s)
             if self.failure is not None and not self._closed.wait(GRACE_S):
                 end_process(str(self.failure))
@@ -177,6 +179,7 @@ class Lookout:
             check_topics(self._settings, admin)
             self._topic_looks = 0
             with translated(f"looking up the ends of {topic}", self._settings):
+                where = not_leaderless(consumer, where)
                 ends = consumer.end_offsets(where, timeout_ms=self._request_timeout_ms) if where else {}
         except TopicError as error:
             self._miss_topics(error)
@@ -185,6 +188,11 @@ class Lookout:
             self._see(None, str(error))
             return
         self._see({tp.partition: end for tp, end in ends.items()}, "")
+
+    def _blind(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            logger.error("%s; going on without", trouble)
+        self.trouble = trouble
 
     def _miss_topics(self, error: TopicError) -> None:
         self._topic_looks += 1

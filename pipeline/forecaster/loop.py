@@ -320,18 +320,22 @@ class StreamForecaster:
     def _mind_truncation(self, error: client_errors.LogTruncationError) -> None:
         """Go back to the last transaction where the brokers lost what was read, unless it had been forecast.
 
+        Only who had read it can see it: a forecaster that starts later sees no more than where its log ends.
+
         Raises:
             OffsetsLost: it had been, and ``accept_loss`` does not allow for that.
         """
         lost = {where.partition: None if end is None else end.offset for where, end in error.divergent_offsets.items()}
-        listed_lost = ", ".join(f"{number} (from offset {offset or 'unknown'} on)" for number, offset in lost.items())
-        why = f"the brokers have lost readings of {self._readings_topic} that were read: partition {listed_lost}"
-        positions = self._partitions.positions
-        were_forecast = any(offset is None or offset < positions.get(number, 0) for number, offset in lost.items())
+        named = ", ".join(
+            f"{number} (from offset {'unknown' if offset is None else offset} on)" for number, offset in lost.items()
+        )
+        why = f"the brokers have lost readings of {self._readings_topic} that were read: partition {named}"
+        reached = self._partitions.last_positions | self._partitions.positions
+        were_forecast = any(offset is None or offset < reached.get(number, 0) for number, offset in lost.items())
         if were_forecast and not self._options.accept_loss:
             raise OffsetsLost(
-                f"{why}; they were forecast already, and others may be in their place. To go on behind them, start the "
-                "forecaster with --accept-loss"
+                f"{why}; they were forecast already, and others may be in their place. To go on all the same, from the "
+                "start of a log that ends before its offset now, start the forecaster with --accept-loss"
             ) from error
         self._start_over(why)
 
@@ -354,7 +358,7 @@ class StreamForecaster:
             self._aborts_in_a_row += 1
             if self._aborts_in_a_row == ABORTS_IN_A_CIRCLE:
                 self._consumer._coordinator.request_rejoin()  # in case the group knows nothing of this member any more
-            self._start_over(str(aborted))
+            self._start_over(f"the last batch is not known to be committed: {aborted}")
             return
         self._batch_size.committed(readings, seconds)
         # Only now is the new state the state.
@@ -435,6 +439,8 @@ class StreamForecaster:
             self._partitions.leave(partitions, self._serving)
             self._succession.drop(partitions)
             logger.info("partitions revoked: %s", listed(partitions))
+        if not self._partitions.has_any:
+            self._aborts_in_a_row = 0
 
     def _mind_gaps(self, membership: Any) -> None:
         """Trust nothing of before a generation that passed without this forecaster: another has gone on since."""
@@ -497,7 +503,7 @@ class StreamForecaster:
         self._failures += 1
         self.counters.aborted += 1
         self._retry_at = time.monotonic() + retry_wait_s(self._failures)
-        logger.error("the last batch is not known to be committed (%s); starting over from the last transaction", why)
+        logger.error("%s; starting over from the last transaction", why)
         self._quarantine.clear()
         self._committer.close()
         self._succession.give_up()

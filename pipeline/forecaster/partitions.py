@@ -44,6 +44,7 @@ class Partitions:
         self._topic = topic
         self._changelog = changelog
         self._accept_loss = accept_loss
+        self.last_positions: dict[int, int] = {}  # likewise, of those also that are to be restored again
         self._arrived: set[int] = set()
         self._restoring: set[int] = set()
         self._unanswered: set[int] = set()  # whose committed offset this job asked for, without an answer so far
@@ -72,6 +73,7 @@ class Partitions:
             self._distrusted.pop(partition, None)
             self._restoring.discard(partition)
             self.positions.pop(partition, None)
+            self.last_positions.pop(partition, None)
             self.held.pop(partition, None)
             self.unsaved.discard(partition)
             serving.table.drop_partition(partition)
@@ -147,7 +149,8 @@ class Partitions:
         with suppress(*_NOT_ASSIGNED):
             self._consumer.pause(TopicPartition(self._topic, partition))
         serving.table.drop_partition(partition)
-        self.positions.pop(partition, None)
+        if partition in self.positions:
+            self.last_positions[partition] = self.positions.pop(partition)
         self.held.pop(partition, None)
         self.unsaved.discard(partition)
 

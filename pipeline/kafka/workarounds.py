@@ -1,8 +1,8 @@
 """Mends faults of kafka-python 3.0.12 in the clients that ``clients`` makes; each goes when the client's own is mended.
 
-What they lean on (pinned to one minor line; tests/integration/test_workarounds.py and tests/unit/test_workarounds.py
-show each fault without its mend): of a consumer ``_coordinator``, ``_subscription`` and ``_fetcher``; of a producer
-``_sender``, ``_transaction_manager`` and ``_accumulator``; of both the cluster's metadata.
+What they lean on (pinned to one minor line; tests/integration/test_workarounds.py shows each fault without its mend):
+of a consumer ``_coordinator``, ``_subscription`` and ``_fetcher``; of a producer ``_sender``, ``_transaction_manager``
+and ``_accumulator``; of both the cluster's metadata.
 """
 
 from collections.abc import Iterable
@@ -44,6 +44,11 @@ def next_offset(consumer: KafkaConsumer, where: TopicPartition) -> int | None:
     """
     state = consumer._subscription.assignment.get(where)
     return None if state is None or state.position is None else int(state.position.offset)
+
+
+def not_leaderless(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
+    """The partitions that can be asked about, without those that are known to have no leader at present."""
+    return [where for where in partitions if consumer._cluster.leader_for_partition(where) != -1]
 
 
 def _create_no_topics(cluster: Any) -> None:

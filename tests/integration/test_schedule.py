@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ import pytest
 import yaml
 from kafka.admin import NewTopic
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterNextScheduledStartTime,
+)
 from prefect.client.schemas.objects import ConcurrencyOptions, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
 
 from deploy.processes import DetachedProcess
 from deploy.stack import Stack
-from flows.schedules import ONE_AT_A_TIME
+from flows.schedules import INTERVALS_FROM, ONE_AT_A_TIME, scheduled_deployments, take_up
 from pipeline.kafka.clients import make_admin
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
@@ -106,6 +112,56 @@ def test_a_schedule_fires_by_itself_and_survives_a_clean_stop(
         assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
         assert deployment["global_concurrency_limit"]["limit"] == 1
     prefect.request("DELETE", f"/deployments/{deployment['id']}")
+
+
+def test_a_start_moves_no_schedule_ends_no_pause_and_makes_up_for_one_run(
+    settings: Settings, prefect: SyncPrefectClient
+) -> None:
+    """Registering replaces deployments and their schedules, and leaves what is overdue: this is what it must not do."""
+
+    def register() -> dict[str, Any]:
+        found = {}
+        for deployment in scheduled_deployments(settings):
+            take_up(deployment, prefect)
+            found[deployment.flow_name] = prefect.read_deployment(deployment.apply())
+        return found
+
+    before = register()
+    interval = before["monitor"].schedules[0].schedule
+    assert interval.anchor_date == INTERVALS_FROM
+    assert not any(deployment.paused for deployment in before.values())
+    prefect.pause_deployment(before["retrain"].id)
+    prefect.update_deployment_schedule(before["ingest"].id, before["ingest"].schedules[0].id, active=False)
+    for minutes in (50, 40, 30):
+        was_due = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
+        late = {"type": "SCHEDULED", "state_details": {"scheduled_time": was_due}}
+        body = {"state": late, "tags": ["auto-scheduled"]}
+        prefect.request("POST", f"/deployments/{before['monitor'].id}/create_flow_run", json=body)
+    asked_for = prefect.create_flow_run_from_deployment(before["monitor"].id)
+
+    after = register()
+    assert after["monitor"].schedules[0].schedule == interval
+    assert {name: deployment.paused for name, deployment in after.items()} == {
+        "ingest": False,
+        "retrain": True,
+        "monitor": False,
+        "promote": False,
+    }
+    assert [schedule.active for schedule in after["ingest"].schedules] == [False]
+    assert [schedule.active for schedule in after["monitor"].schedules] == [True]
+    due = prefect.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[before["monitor"].id]),
+            next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=datetime.now(UTC)),
+        )
+    )
+    made_up_for = [run for run in due if run.id != asked_for.id]
+    assert [round((datetime.now(UTC) - run.next_scheduled_start_time).total_seconds() / 60) for run in made_up_for] == [
+        30
+    ]
+    assert asked_for.id in {run.id for run in due}
+    for deployment in after.values():
+        prefect.delete_deployment(deployment.id)
 
 
 @pytest.fixture
