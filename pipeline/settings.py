@@ -294,6 +294,8 @@ class Settings(BaseSettings):
     def _features_and_targets_fit(self) -> Self:
         if len(set(self.features)) != len(self.features):
             raise ValueError("features must differ from each other")
+        if unprintable := [name for name in self.features if not name.isprintable()]:
+            raise ValueError(f"features must have printable names; this has not: {unprintable[0]!r}")
         if len(set(self.targets)) != len(self.targets):
             raise ValueError("targets must differ from each other")
         strangers = [target for target in self.targets if target not in self.features]

@@ -28,10 +28,11 @@ USUAL_FACTOR: Final = 1.25  # between the cadence and the usual time from one re
 def load_sequences(history: History, settings: Settings, version: int | None = None) -> Sequences:
     """The steps that the stream takes, or took, for the readings in the history at a version (the newest by default).
 
-    Sensors are in the order of their ids. Readings are accepted by (partition, offset), as in the stream.
+    Sensors are in the order of their ids. Readings are accepted by offset, as in the stream; of a sensor that has moved
+    from one partition to another, those in the partition that it was in first come first.
 
     Raises:
-        HistoryError: the table is missing, empty, or lacks a feature of the settings.
+        HistoryError: the table is missing, damaged, empty, or lacks a feature of the settings.
     """
     version = history.version if version is None else version
     found = history.columns(version)
@@ -42,9 +43,10 @@ def load_sequences(history: History, settings: Settings, version: int | None = N
             f"{', '.join(found) or 'none'}: ingest readings with it first, or take it out of the settings"
         )
     readings = history.scan(version)
-    sequences = sequences_from_readings(
-        readings, settings.features, grace=settings.grace, max_gap_steps=settings.max_gap_steps
-    )
+    with history.reading(version):
+        sequences = sequences_from_readings(
+            readings, settings.features, grace=settings.grace, max_gap_steps=settings.max_gap_steps
+        )
     if not len(sequences):
         raise HistoryError(f"the history table {history.path} holds no readings yet; run `streamgru ingest`")
     return sequences
@@ -113,9 +115,10 @@ def sequences_from_readings(
     )
     ids = readings.select(pl.col("sensor_id").unique()).collect(engine="streaming")["sensor_id"].sort()
     sensor_codes = _column(readings, pl.col("sensor_id").cast(pl.Enum(ids)).to_physical(), np.uint32)
-    order = _offset_order(readings, sensor_codes)
+    timestamp_us = _column(readings, pl.col("timestamp"), np.int64)
+    order = _offset_order(readings, sensor_codes, timestamp_us)
     codes = sensor_codes[order]
-    timestamp_us = _column(readings, pl.col("timestamp"), np.int64)[order]
+    timestamp_us = timestamp_us[order]
     accepted: NDArray[Any]  # rows in the order of steps: each sensor's readings stand together
     if grace.is_on:
         accepted = settle(codes, timestamp_us, _column(readings, pl.col("offset"), np.int64)[order], grace).order
@@ -151,11 +154,22 @@ def _position(readings: pl.LazyFrame) -> list[pl.Expr]:
     return [pl.lit(0, pl.Int32).alias("partition"), pl.row_index("offset").cast(pl.Int64)]
 
 
-def _offset_order(readings: pl.LazyFrame, sensor_codes: NDArray[np.uint32]) -> NDArray[np.intp]:
-    """Row numbers by sensor, then partition, then offset."""
+def _offset_order(
+    readings: pl.LazyFrame, sensor_codes: NDArray[np.uint32], timestamp_us: NDArray[np.int64]
+) -> NDArray[np.intp]:
+    """Row numbers by sensor, then partition, in the order of the earliest reading in each, then offset."""
     partition = _column(readings, pl.col("partition"), np.int32)
     offset = _column(readings, pl.col("offset"), np.int64)
-    return np.lexsort((offset, partition, sensor_codes))
+    order = np.lexsort((offset, partition, sensor_codes))
+    del offset
+    codes = sensor_codes[order]
+    is_first = np.append(True, (np.diff(codes) != 0) | (np.diff(partition[order]) != 0))[: len(order)]
+    firsts = np.flatnonzero(is_first)
+    if len(firsts) == len(np.unique(codes)):
+        return order  # every sensor lies in one partition
+    rank = np.empty(len(firsts), np.intp)
+    rank[np.lexsort((np.minimum.reduceat(timestamp_us[order], firsts), codes[firsts]))] = np.arange(len(firsts))
+    return order[np.argsort(np.repeat(rank, np.diff(np.append(firsts, len(order)))), kind="stable")]
 
 
 def _column(readings: pl.LazyFrame, expression: pl.Expr, dtype: type[Scalar]) -> NDArray[Scalar]:

@@ -100,7 +100,12 @@ def ingest(
             done = _Run(settings, consumer, history, bounds, chunk_readings, report).run()
         finally:
             consumer.close()
-        history.compact_if_fragmented()
+        try:
+            history.compact_if_fragmented()
+        except HistoryError as error:
+            logger.warning(
+                "the readings are in, but small files could not be merged; the next ingest tries again: %s", error
+            )
         return done
 
 

@@ -10,11 +10,15 @@ table holds either both or neither. A table is for one topic: its readings are p
 alone. A topic that is made anew has another id.
 """
 
+import json
 import logging
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -31,8 +35,11 @@ log = logging.getLogger("streamgru.history")
 _BEFORE_FEATURES: Final = {"sensor_id": "string", "timestamp": "timestamp"}
 _AFTER_FEATURES: Final = {"partition": "integer", "offset": "long"}
 RESERVED_COLUMNS: Final = frozenset(_BEFORE_FEATURES | _AFTER_FEATURES)
-# Every append leaves a file; a scan opens each of them. Past this many they are merged.
+# Every append leaves a file; a scan opens each of them. More than this many of one tier are merged.
 FRAGMENTED_FILES: Final = 64
+# Bytes that files are merged into, tier by tier, so that a reading is rewritten a few times in all and not with every
+# merge: what was merged stays on disk, as older versions are made of it. Half full is no longer small.
+MERGED_BYTES: Final = (128 * 1024, 1024**2, 8 * 1024**2, 64 * 1024**2)
 # Delta Lake takes %20 in a path for a space, a backslash for a slash, and fails at the others.
 _UNUSABLE_IN_PATH: Final = re.compile(r"%[0-9A-Fa-f]{2}|[\[\]^|\\\x00-\x1f\x7f]")
 
@@ -44,9 +51,14 @@ class History:
     """
 
     def __init__(self, path: Path, features: Sequence[str]) -> None:
-        reserved = sorted(RESERVED_COLUMNS.intersection(features))
+        # Delta Lake takes names that differ in case only for one, and fails where two columns do.
+        reserved = [name for name in features if name.lower() in RESERVED_COLUMNS]
         if reserved:
             raise HistoryError(f"a feature cannot be called {reserved[0]}: the history table has a column of that name")
+        for name, more in Counter(name.lower() for name in features).items():
+            if more > 1:
+                alike = ", ".join(each for each in features if each.lower() == name)
+                raise HistoryError(f"the history table cannot hold features whose names differ in case only: {alike}")
         self.path = path
         self.features = tuple(features)
 
@@ -167,12 +179,13 @@ class History:
                 writer_properties=WriterProperties(compression="ZSTD", compression_level=3),
                 commit_properties=CommitProperties(app_transactions=marks),
             )
+        self._sync()
         return len(fresh)
 
     def scan(self, version: int | None = None) -> pl.LazyFrame:
         """All columns of all readings at a version (the newest by default), lazily, files in no promised order.
 
-        A feature that came later than a reading is null in it.
+        A feature that came later than a reading is null in it. Whoever collects it does so within ``reading``.
         """
         table = self._open(version)
         with self._translated("read"):
@@ -183,35 +196,91 @@ class History:
                 return pl.LazyFrame(schema=schema)
             return pl.scan_parquet(files, schema=schema, missing_columns="insert", glob=False)
 
-    def compact_if_fragmented(self, files: int = FRAGMENTED_FILES) -> bool:
-        """Whether the table lay in more than ``files`` files and was merged into fewer.
+    @contextmanager
+    def reading(self, version: int | None = None) -> Iterator[None]:
+        """Names the table in what polars raises over a file that is missing or damaged.
 
-        That makes a new version with the same readings; older versions stay readable. When an append comes in between,
+        Raises:
+            HistoryError: that.
+        """
+        at = "" if version is None else f" at version {version}"
+        try:
+            yield
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise HistoryError(
+                f"the history table {self.path} cannot be read{at}: {_first_line(error)}; bring the file back, or "
+                "take an older version that does without it (--history-version)"
+            ) from error
+
+    def compact_if_fragmented(self, files: int = FRAGMENTED_FILES) -> bool:
+        """Whether more than ``files`` files of one tier were merged into fewer of the next; see ``MERGED_BYTES``.
+
+        That makes new versions with the same readings; older versions stay readable. When an append comes in between,
         one of both is refused and nothing is lost.
         """
-        table = self._open()
-        count = len(table.file_uris())
-        if count <= files:
-            return False
-        with self._translated("compacted"):
-            table.optimize.compact()
-        log.info("history %s: merged %d files, now version %d", self.path, count, self.version)
-        return True
+        merged = False
+        for below, target in pairwise((0, *MERGED_BYTES)):
+            table = self._open()
+            sizes = pl.DataFrame(table.get_add_actions(flatten=True))["size_bytes"]
+            count = int(sizes.is_between(below // 2, target // 2, closed="left").sum())
+            if count <= files:
+                continue
+            with self._translated("compacted", "compacted or written to by another process"):
+                table.optimize.compact(target_size=target)
+            self._sync()
+            log.info("history %s: merged %d files, now version %d", self.path, count, self.version)
+            merged = True
+        return merged
 
     def _open(self, version: int | None = None) -> DeltaTable:
         if not self.exists():
             raise HistoryError(f"there is no history table at {self.path}; `streamgru ingest` makes and fills it")
-        with self._translated("opened" if version is None else f"opened at version {version}"):
+        with self._translated("opened"):
+            table = DeltaTable(str(self.path))
+        if version is None or version == table.version():
+            return table
+        if version > table.version():  # Delta Lake would look for it, for minutes where the number is large
+            raise HistoryError(
+                f"the history table {self.path} has no version {version}: its newest is {table.version()}"
+            )
+        with self._translated(f"opened at version {version}"):
             return DeltaTable(str(self.path), version=version)
+
+    def _sync(self) -> None:
+        """Let the disk have the newest version, which Delta Lake leaves to the system: half a minute is usual.
+
+        A power cut meanwhile could leave the offsets without their readings.
+        """
+        with self._translated("written to disk"):
+            version = self.version
+            commits = self.path / "_delta_log"
+            commit = commits / f"{version:020}.json"
+            actions = [json.loads(line) for line in commit.read_text(encoding="utf-8").splitlines()]
+            data = [self.path / unquote(action["add"]["path"]) for action in actions if "add" in action]
+            checkpoint = list(commits.glob(f"{version:020}.checkpoint*"))
+            if checkpoint:
+                checkpoint.append(commits / "_last_checkpoint")
+            for path in (*data, *checkpoint, commit, self.path, commits):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def _check_columns(self, table: DeltaTable) -> None:
         found = {field.name: field.type for field in table.schema().fields}
+        spelled = {name.lower(): name for name in found}
         for name, kind in (_BEFORE_FEATURES | _AFTER_FEATURES).items():
             if found.get(name) != PrimitiveType(kind):
                 raise HistoryError(
                     f"{self.path} is a Delta table but no history: it has no column {name} of type {kind}"
                 )
         for name in self.features:
+            if (known := spelled.get(name.lower(), name)) != name:
+                raise HistoryError(
+                    f"the history table {self.path} has a feature {known}, and cannot have another that differs in "
+                    f"case only: {name}; name it as it is there, or point `history` at a new folder"
+                )
             if name in found and found[name] != PrimitiveType("double"):
                 raise HistoryError(
                     f"the history table {self.path} has a column {name} of another type than double; "
@@ -229,17 +298,21 @@ class History:
         )
 
     @contextmanager
-    def _translated(self, done: str) -> Iterator[None]:
+    def _translated(self, done: str, meanwhile: str = "written to by another ingest") -> Iterator[None]:
         try:
             yield
         except CommitFailedError as error:
             raise HistoryError(
-                f"the history table {self.path} was written to by another ingest at the same time, so this was "
-                "refused and nothing was written; run it again when the other has ended"
+                f"the history table {self.path} was {meanwhile} at the same time, so this was refused and nothing was "
+                "written; run it again when the other has ended"
             ) from error
         except (DeltaError, OSError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise HistoryError(f"the history table {self.path} could not be {done}: {first_line}") from error
+            raise HistoryError(f"the history table {self.path} could not be {done}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def _made_at(commit: Mapping[str, Any]) -> datetime:

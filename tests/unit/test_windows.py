@@ -129,6 +129,20 @@ def test_nothing_looks_ahead(stream, cut):
         assert steps_of(whole, sensor_id)[: len(known)] == known
 
 
+@pytest.mark.parametrize("wait_us", [0, 3_000])
+@pytest.mark.parametrize(("first", "then"), [(0, 1), (1, 0)])
+def test_a_sensor_that_moves_to_another_partition_keeps_its_past(first: int, then: int, wait_us: int):
+    """As when partitions are added: some sensors move to one of a lower number."""
+    moved = frame_of([(0, number * CADENCE_US) for number in range(100)]).with_columns(
+        partition=pl.when(pl.col("offset") < 95).then(first).otherwise(then),
+        offset=pl.when(pl.col("offset") < 95).then(pl.col("offset")).otherwise(pl.col("offset") - 95),
+    )
+    stayed = frame_of([(1, number * CADENCE_US) for number in range(100)])
+    found = load(pl.concat([moved, stayed.select(moved.columns)], how="vertical_relaxed"), wait_us)
+    expected = 100 if not wait_us else int(np.diff(load(stayed, wait_us).starts)[0])
+    assert np.diff(found.starts).tolist() == [expected, expected]
+
+
 def test_a_frame_without_offsets_counts_its_rows():
     frame = frame_of([(0, 5_000), (0, 6_000), (0, 6_000), (0, 5_500), (0, 7_000)]).drop("offset", "partition")
     assert [step[1] for step in steps_of(load(frame), "north")] == [0, 1, 4]
