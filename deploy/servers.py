@@ -55,6 +55,8 @@ class MLflowServer:
             *("--serve-artifacts", "--artifacts-destination", str(self.data / "artifacts")),
             # Each worker loads the whole server, 15 s of a core; one serves a machine's few users.
             *("--workers", "1"),
+            # A line for each look at an alias would be gigabytes a year for every forecaster.
+            *("--uvicorn-opts", "--no-access-log"),
         )
         environment = COMMON_ENVIRONMENT | {
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -102,6 +104,8 @@ class PrefectServer:
             # Also where the pages look for the API.
             "PREFECT_API_URL": self.address(self.port),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # Runs are kept for 90 days, where they would be for ever: an ingest each five minutes is 100,000 a year.
+            "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
             # In memory, as by default, the lease of a run's slot dies with the server, but the slot stays taken in the
             # database: no later run of that flow would ever start.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

@@ -1,5 +1,6 @@
 """A model on disk: ``config.json`` and ``weights.pt`` in one directory. Nothing in it is pickled code."""
 
+import errno
 import json
 import os
 import shutil
@@ -67,6 +68,7 @@ def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
 
     Raises:
         ArtefactError: saying which file is missing or damaged, and what to do.
+        OSError: the disk could not be read.
     """
     config = _read_config(directory / CONFIG_FILE)
     try:
@@ -115,6 +117,9 @@ def _read_weights(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is missing; register the model again") from error
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, zipfile.BadZipFile) as error:
+        # A file cut short is an invalid argument to torch; what else the system says is no fault of the file.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ArtefactError(f"{path} is damaged; register the model again") from error
     if not isinstance(weights, dict):
         raise ArtefactError(f"{path} does not hold a model's weights; register the model again")

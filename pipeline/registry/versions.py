@@ -207,6 +207,12 @@ class Registry:
             uri = f"models:/{self._name}/{version}/artifacts/{ARTEFACT}"
             try:
                 if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
+                    # A store that is not there, such as a disk that is not mounted, is listed as an empty one.
+                    if not mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{self._name}/{version}"):
+                        raise RegistryUnreachable(
+                            f"MLflow at {self._settings.mlflow_tracking_uri} knows {self._name} version {version} and "
+                            "shows none of its files; look at the place where that server keeps artifacts"
+                        )
                     raise ModelUnfit(nothing)
                 mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(staging))
             except (mlflow_error(), OSError) as error:

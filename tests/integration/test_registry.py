@@ -242,6 +242,35 @@ def test_a_fault_during_the_download_passes(
     assert registry.load(version, tmp_path / "models").config.features == ("a", "b")
 
 
+def test_a_store_of_artefacts_that_is_away_is_not_taken_for_an_empty_version(
+    settings: Settings, mlflow_server: Settings, tmp_path: Path
+) -> None:
+    """MLflow lists a folder that is not there, such as a disk not mounted yet, as one without files."""
+    version = registered(settings, artefact(settings, tmp_path))
+    registry = Registry(settings)
+    store = mlflow_server.home / "mlflow" / "artifacts"
+    away = store.rename(store.with_name("away"))
+    try:
+        with pytest.raises(RegistryUnreachable, match=rf"version {version} and shows none of its files"):
+            registry.load(version, tmp_path / "models")
+    finally:
+        if store.exists():
+            store.rmdir()
+        away.rename(store)
+    assert registry.load(version, tmp_path / "models").config.features == ("a", "b")
+
+
+def test_looking_at_an_alias_leaves_nothing_in_the_servers_log(settings: Settings, mlflow_server: Settings) -> None:
+    """Forecasters look every other second, for years."""
+    log = mlflow_server.home / "logs" / "mlflow.log"
+    registry = Registry(settings)
+    registry.resolve(CHAMPION)
+    before = log.stat().st_size
+    for _ in range(20):
+        registry.resolve(CHAMPION)
+    assert log.stat().st_size == before
+
+
 def test_promotion_moves_the_alias_and_knows_the_way_back(settings: Settings, tmp_path: Path) -> None:
     first = registered(settings, artefact(settings, tmp_path))
     second = registered(settings, artefact(settings, tmp_path, seed=1))
