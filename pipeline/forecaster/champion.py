@@ -64,8 +64,22 @@ class RegistryChampion:
         self._copies: dict[int, Path] = {}
 
     def resolve(self) -> int | None:
-        """The version that the alias names now."""
-        return self._registry.resolve(CHAMPION)
+        """The version that the alias names now.
+
+        Raises:
+            RegistryError: also where that is another model than the one loaded under its number.
+        """
+        named = self._registry.named(CHAMPION)
+        if named is None:
+            return None
+        copy = self._copies.get(named.version)
+        if copy is not None and copy.name != named.copy:
+            raise RegistryError(
+                f"version {named.version} of {self._settings.model_name} in the registry is another model than the one "
+                "loaded under that number, and states do not tell the two apart: the model was deleted and made anew, "
+                "or MLflow was set up anew. Retrain until the number is a new one, or set another model_name"
+            )
+        return named.version
 
     def load(self, version: int) -> Forecaster:
         """The model of a version, from the copy where it was fetched before."""
@@ -90,13 +104,14 @@ class RegistryChampion:
                 "version %d, which served last, does not fit the settings any more: %s", version, "; ".join(differences)
             )
             return None
+        self._copies[version] = copy
         return Candidate(version, forecaster)
 
     def remember(self, version: int) -> None:
         """Write the note, whole or not at all: a restart serves this version before it has asked MLflow."""
         copy = self._copies.get(version)
         if copy is None:
-            return  # it served last as well, and is noted
+            return
         try:
             self._pointer.parent.mkdir(parents=True, exist_ok=True)
             partial = self._pointer.with_suffix(f".{os.getpid()}")

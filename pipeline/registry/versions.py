@@ -43,6 +43,14 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class Named:
+    """What an alias names."""
+
+    version: int
+    copy: str  # the name of a copy's folder, ``copy_name``
+
+
+@dataclass(frozen=True)
 class LocalCopy:
     """A version's artefact on this disk, loaded."""
 
@@ -67,6 +75,11 @@ class Registry:
 
     def resolve(self, alias: str) -> int | None:
         """The version that an alias names; none where there is no such alias, or no model yet."""
+        named = self.named(alias)
+        return None if named is None else named.version
+
+    def named(self, alias: str) -> "Named | None":
+        """As ``resolve``, with what tells the version from another of the same number."""
         with self._session.talking(f"looking up alias {alias}") as client:
             try:
                 found = client.get_model_version_by_alias(self._name, alias)
@@ -74,7 +87,7 @@ class Registry:
                 if is_missing(error):
                     return None
                 raise
-        return int(found.version)
+        return Named(int(found.version), copy_name(int(found.version), found.source))
 
     def versions(self) -> list[ModelInfo]:
         """All versions, newest first."""
@@ -163,7 +176,7 @@ class Registry:
                 raise
             logger.warning("MLflow does not answer; using the copy of version %d in %s", version, copy.folder)
             return copy
-        target = copies / f"{version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+        target = copies / copy_name(version, source)
         return _whole(target) or self._fetch(version, target)
 
     def _fetch(self, version: int, target: Path) -> LocalCopy:
@@ -228,6 +241,11 @@ class Registry:
         if len(found) != 1:
             raise ModelUnfit(nothing)
         return found[0]
+
+
+def copy_name(version: int, source: str) -> str:
+    """How the folder of a version's copy is called; ``source`` is what MLflow calls where the version came from."""
+    return f"{version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
 
 def fit_differences(config: "ModelConfig", settings: Settings) -> list[str]:

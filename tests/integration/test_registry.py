@@ -17,6 +17,7 @@ import pytest
 import requests
 import torch
 from click.testing import CliRunner
+from mlflow import MlflowClient
 
 from deploy.commands.models import models as models_command
 from deploy.commands.models import promote as promote_command
@@ -269,6 +270,27 @@ def test_looking_at_an_alias_leaves_nothing_in_the_servers_log(settings: Setting
     for _ in range(20):
         registry.resolve(CHAMPION)
     assert log.stat().st_size == before
+
+
+def test_another_model_of_the_same_number_is_told_apart(
+    settings: Settings, mlflow_server: Settings, tmp_path: Path
+) -> None:
+    """A model that is deleted and made anew counts its versions from 1 again."""
+    chosen = settings.model_copy(update={"home": tmp_path / "home"})
+    promote(settings, registered(settings, artefact(settings, tmp_path)))
+    first = RegistryChampion(chosen)
+    assert first.resolve() == 1
+    first.load(1)
+    first.remember(1)
+    assert first.resolve() == 1
+    MlflowClient(mlflow_server.mlflow_tracking_uri).delete_registered_model(settings.model_name)
+    assert first.resolve() is None
+    promote(settings, registered(settings, artefact(settings, tmp_path, seed=1)))
+    restarted = RegistryChampion(chosen)
+    assert restarted.remembered() is not None
+    for champion in (first, restarted):
+        with pytest.raises(RegistryError, match="is another model than the one loaded under that number"):
+            champion.resolve()
 
 
 def test_promotion_moves_the_alias_and_knows_the_way_back(settings: Settings, tmp_path: Path) -> None:
