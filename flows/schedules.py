@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -15,10 +16,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilterDeploymentId,
     FlowRunFilterNextScheduledStartTime,
     FlowRunFilterState,
-    FlowRunFilterStateType,
+    FlowRunFilterStateName,
     FlowRunFilterTags,
 )
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
@@ -121,9 +122,13 @@ def take_up(deployment: RunnerDeployment, client: SyncPrefectClient) -> None:
     except ObjectNotFound:
         return
     deployment.paused = known.paused
-    if known.schedules and not any(schedule.active for schedule in known.schedules):
-        for schedule in deployment.schedules or []:
-            schedule.active = False
+    is_active = not known.schedules or any(schedule.active for schedule in known.schedules)
+    for schedule in deployment.schedules or []:
+        schedule.active = is_active
+    if known.paused or not is_active:
+        logger.warning(
+            "%s is paused in Prefect; it does not run by itself until it is resumed there", deployment.flow_name
+        )
     dropped = _drop_overdue(known, client)
     if dropped:
         logger.warning(
@@ -139,7 +144,8 @@ def _drop_overdue(deployment: DeploymentResponse, client: SyncPrefectClient) -> 
     def due(until: datetime) -> FlowRunFilter:
         return FlowRunFilter(
             deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+            # By name: a run that somebody told to try once more is scheduled as well.
+            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", "Late"])),
             tags=FlowRunFilterTags(all_=["auto-scheduled"]),
             next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=until),
         )
@@ -153,7 +159,8 @@ def _drop_overdue(deployment: DeploymentResponse, client: SyncPrefectClient) -> 
     dropped = 0
     while overdue := client.read_flow_runs(flow_run_filter=older):
         for run in overdue:
-            client.delete_flow_run(run.id)
+            with suppress(ObjectNotFound):  # asked once more where the answer was lost, or somebody else was quicker
+                client.delete_flow_run(run.id)
         dropped += len(overdue)
     return dropped
 

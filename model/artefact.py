@@ -95,7 +95,7 @@ def _read_config(path: Path) -> ModelConfig:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is missing: {path.parent} holds no model") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (IsADirectoryError, NotADirectoryError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} cannot be read ({error}); register the model again") from error
     if not isinstance(content, dict) or "format_version" not in content:
         raise ArtefactError(f"{path} does not describe a model of streamgru")

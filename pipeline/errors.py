@@ -10,7 +10,7 @@
     │   └── OffsetsLost          the offsets to go on from lie below the topic's retention
     ├── HistoryError             the history table is missing, empty or does not fit the settings
     ├── RegistryError
-    │   ├── RegistryUnreachable  MLflow does not answer
+    │   ├── RegistryUnreachable  MLflow, or where it keeps artefacts, does not answer
     │   ├── ModelMissing         no such version or alias
     │   └── ModelUnfit           the artefact is damaged, or made for other features, horizon or quantiles
     ├── StateError               a state record cannot be read, or was made by another model

@@ -163,10 +163,11 @@ def _offset_order(
     order = np.lexsort((offset, partition, sensor_codes))
     del offset
     codes = sensor_codes[order]
-    is_first = np.append(True, (np.diff(codes) != 0) | (np.diff(partition[order]) != 0))[: len(order)]
-    firsts = np.flatnonzero(is_first)
-    if len(firsts) == len(np.unique(codes)):
+    is_another = np.diff(codes) != 0
+    is_elsewhere = ~is_another & (np.diff(partition[order]) != 0)
+    if not is_elsewhere.any():
         return order  # every sensor lies in one partition
+    firsts = np.flatnonzero(np.append(True, is_another | is_elsewhere))
     rank = np.empty(len(firsts), np.intp)
     rank[np.lexsort((np.minimum.reduceat(timestamp_us[order], firsts), codes[firsts]))] = np.arange(len(firsts))
     return order[np.argsort(np.repeat(rank, np.diff(np.append(firsts, len(order)))), kind="stable")]

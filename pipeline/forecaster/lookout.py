@@ -22,7 +22,7 @@ from pipeline.errors import BrokerUnreachable, KafkaError, StreamgruError, Topic
 from pipeline.forecaster.watchdog import end_process
 from pipeline.kafka.clients import make_admin, make_consumer, translated
 from pipeline.kafka.topics import check_topics
-from pipeline.kafka.workarounds import not_leaderless
+from pipeline.kafka.workarounds import leaderless
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.lookout")
@@ -104,8 +104,12 @@ class Judge:
 
 
 def lag_of(pulse: Pulse, ends: Mapping[int, int]) -> dict[int, int]:
-    """Offsets from where reading goes on to the end of the log, by partition served."""
-    return {number: max(0, ends.get(number, 0) - position) for number, position in sorted(pulse.positions.items())}
+    """Offsets from where reading goes on to the end of the log, by partition served whose end is known."""
+    return {
+        number: max(0, ends[number] - position)
+        for number, position in sorted(pulse.positions.items())
+        if number in ends
+    }
 
 
 class Lookout:
@@ -162,8 +166,8 @@ class Lookout:
                 self._closed.wait(self._interval_s)
             except Exception as error:  # what watches must not die, or all would seem well for ever
                 logger.debug("looking failed", exc_info=error)
-                # Nothing was seen, so nothing is excused either: not as if no broker had answered.
-                self._blind(f"looking after the forecaster failed by {type(error).__name__}: {error}")
+                # Not as if no broker had answered: nothing is excused by it, and the loop's own signs still count.
+                self._see({}, f"looking after the forecaster failed by {type(error).__name__}: {error}")
                 self._closed.wait(self._interval_s)
             if self.failure is not None and not self._closed.wait(GRACE_S):
                 end_process(str(self.failure))
@@ -179,20 +183,18 @@ class Lookout:
             check_topics(self._settings, admin)
             self._topic_looks = 0
             with translated(f"looking up the ends of {topic}", self._settings):
-                where = not_leaderless(consumer, where)
-                ends = consumer.end_offsets(where, timeout_ms=self._request_timeout_ms) if where else {}
+                headless = leaderless(consumer, where)
+                asked = [at for at in where if at not in headless]
+                ends = consumer.end_offsets(asked, timeout_ms=self._request_timeout_ms) if asked else {}
         except TopicError as error:
             self._miss_topics(error)
             return
         except BrokerUnreachable as error:
             self._see(None, str(error))
             return
-        self._see({tp.partition: end for tp, end in ends.items()}, "")
-
-    def _blind(self, trouble: str) -> None:
-        if trouble != self.trouble:
-            logger.error("%s; going on without", trouble)
-        self.trouble = trouble
+        numbers = ", ".join(str(at.partition) for at in headless)
+        trouble = f"no broker leads partition {numbers} of {topic} at present" if headless else ""
+        self._see({tp.partition: end for tp, end in ends.items()}, trouble)
 
     def _miss_topics(self, error: TopicError) -> None:
         self._topic_looks += 1
@@ -204,10 +206,11 @@ class Lookout:
             )
 
     def _see(self, ends: Mapping[int, int] | None, trouble: str) -> None:
-        if trouble and not self.trouble:
-            logger.error("%s; waiting for it", trouble)
+        if trouble and (not self.trouble or (ends is None) != (self.state is State.WAITING)):
+            logger.error("%s%s", trouble, "; waiting for it" if ends is None else "")
         elif self.trouble and not trouble:
-            logger.warning("the brokers can be reached again")
+            was_away = self.state is State.WAITING
+            logger.warning("the brokers can be reached again" if was_away else "all can be seen again")
         self.trouble = trouble
         self.lag = {} if ends is None else lag_of(self._pulse, ends)
         self._seen_at = time.monotonic()

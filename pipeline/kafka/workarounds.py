@@ -46,9 +46,12 @@ def next_offset(consumer: KafkaConsumer, where: TopicPartition) -> int | None:
     return None if state is None or state.position is None else int(state.position.offset)
 
 
-def not_leaderless(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
-    """The partitions that can be asked about, without those that are known to have no leader at present."""
-    return [where for where in partitions if consumer._cluster.leader_for_partition(where) != -1]
+def leaderless(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
+    """The partitions that are known to have no leader at present; whether they have one by now is asked meanwhile."""
+    found = [where for where in partitions if consumer._cluster.leader_for_partition(where) == -1]
+    if found:
+        consumer._cluster.request_update()
+    return found
 
 
 def _create_no_topics(cluster: Any) -> None:

@@ -146,7 +146,7 @@ class Registry:
         Raises:
             ModelMissing: there is no such version.
             ModelUnfit: its artefact is damaged, or was made for other features, targets, cadence, horizon or quantiles.
-            RegistryUnreachable: MLflow does not answer, and there is no copy.
+            RegistryUnreachable: MLflow does not answer, or its store of artefacts is away, and there is no copy.
             RegistryError: no copy can be kept below ``into``.
         """
         copies = into / self._name
@@ -224,7 +224,8 @@ class Registry:
                     if not mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{self._name}/{version}"):
                         raise RegistryUnreachable(
                             f"MLflow at {self._settings.mlflow_tracking_uri} knows {self._name} version {version} and "
-                            "shows none of its files; look at the place where that server keeps artifacts"
+                            "shows none of its files; look at the place where that server keeps artifacts. If they are "
+                            "gone for good, promote another version, or take the alias away on MLflow's page"
                         )
                     raise ModelUnfit(nothing)
                 mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(staging))

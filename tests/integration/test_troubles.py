@@ -7,6 +7,7 @@ from kafka.admin import NewPartitions
 
 from pipeline.errors import OffsetsLost, StreamgruError, TopicError
 from pipeline.forecaster.commit import KafkaTransport
+from pipeline.forecaster.lookout import State
 from pipeline.forecaster.loop import StreamForecaster
 from pipeline.kafka.clients import make_admin
 from pipeline.kafka.topics import ensure_topics
@@ -88,6 +89,7 @@ def test_what_watches_outlives_whatever_looking_raises(
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "the readings were forecast")
         lookout = forecaster._lookout
         assert lookout is not None
+        wait_until(lambda: lookout.state is State.SERVING, 20, "it has looked")
         with monkeypatch.context() as patched:
             patched.setattr("pipeline.forecaster.lookout.check_topics", fail)
             wait_until(lambda: "something new" in lookout.trouble, 20, "it says that it cannot see")

@@ -85,4 +85,4 @@ def test_a_loop_that_does_not_turn_is_stuck_whatever_there_is_to_do() -> None:
 
 
 def test_the_lag_is_of_what_is_served_here() -> None:
-    assert lag_of(Pulse(positions={3: 10, 1: 7}), {0: 99, 1: 7, 3: 12}) == {1: 0, 3: 2}
+    assert lag_of(Pulse(positions={3: 10, 1: 7, 5: 1}), {0: 99, 1: 7, 3: 12}) == {1: 0, 3: 2}
