@@ -29,7 +29,7 @@ def load_sequences(history: History, settings: Settings, version: int | None = N
     """The steps that the stream takes, or took, for the readings in the history at a version (the newest by default).
 
     Sensors are in the order of their ids. Readings are accepted by offset, as in the stream; of a sensor that has moved
-    from one partition to another, those in the partition that it was in first come first.
+    from one partition to another, those in the partition that it was in before come first.
 
     Raises:
         HistoryError: the table is missing, damaged, empty, or lacks a feature of the settings.
@@ -157,7 +157,7 @@ def _position(readings: pl.LazyFrame) -> list[pl.Expr]:
 def _offset_order(
     readings: pl.LazyFrame, sensor_codes: NDArray[np.uint32], timestamp_us: NDArray[np.int64]
 ) -> NDArray[np.intp]:
-    """Row numbers by sensor, then partition, in the order of the earliest reading in each, then offset."""
+    """Row numbers by sensor, then partition, in the order of the middle reading in each, then offset."""
     partition = _column(readings, pl.col("partition"), np.int32)
     offset = _column(readings, pl.col("offset"), np.int64)
     order = np.lexsort((offset, partition, sensor_codes))
@@ -169,8 +169,10 @@ def _offset_order(
         return order  # every sensor lies in one partition
     firsts = np.flatnonzero(np.append(True, is_another | is_elsewhere))
     rank = np.empty(len(firsts), np.intp)
-    rank[np.lexsort((np.minimum.reduceat(timestamp_us[order], firsts), codes[firsts]))] = np.arange(len(firsts))
-    return order[np.argsort(np.repeat(rank, np.diff(np.append(firsts, len(order)))), kind="stable")]
+    ends = np.append(firsts[1:], len(order))
+    middle_us = timestamp_us[order[(firsts + ends) // 2]]  # which a single odd clock reading does not move
+    rank[np.lexsort((middle_us, codes[firsts]))] = np.arange(len(firsts))
+    return order[np.argsort(np.repeat(rank, ends - firsts), kind="stable")]
 
 
 def _column(readings: pl.LazyFrame, expression: pl.Expr, dtype: type[Scalar]) -> NDArray[Scalar]:

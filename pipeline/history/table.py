@@ -10,9 +10,7 @@ table holds either both or neither. A table is for one topic: its readings are p
 alone. A topic that is made anew has another id.
 """
 
-import json
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +27,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.schema import PrimitiveType
 
 from pipeline.errors import HistoryError
+from pipeline.history.durable import commit_path, sync_versions, torn
 
 log = logging.getLogger("streamgru.history")
 
@@ -86,6 +85,7 @@ class History:
                     # A version must stay readable for as long as a model is said to be trained on it.
                     configuration={"delta.appendOnly": "true", "delta.enableExpiredLogCleanup": "false"},
                 )
+            self._sync(0)
         self._check_columns(self._open())
 
     def is_begun(self) -> bool:
@@ -149,9 +149,12 @@ class History:
 
         Raises:
             HistoryError: also where another writer appended meanwhile: nothing was written, and reading
-                ``next_offsets`` afresh shows where to go on.
+                ``next_offsets`` afresh shows where to go on. Where the disk does not take it, it is written all the
+                same, as the message says.
         """
         table = self._open()
+        base = table.version()
+        self._check_newest(base)
         self._check_columns(table)
         stored = _next_offsets(table, topic)
         ahead = {part: offset for part, offset in next_offsets.items() if offset > stored.get(part, -1)}
@@ -179,13 +182,14 @@ class History:
                 writer_properties=WriterProperties(compression="ZSTD", compression_level=3),
                 commit_properties=CommitProperties(app_transactions=marks),
             )
-        self._sync()
+        self._sync(base)
         return len(fresh)
 
     def scan(self, version: int | None = None) -> pl.LazyFrame:
         """All columns of all readings at a version (the newest by default), lazily, files in no promised order.
 
-        A feature that came later than a reading is null in it. Whoever collects it does so within ``reading``.
+        A feature that came later than a reading is null in it. Collected outside ``reading``, polars' own errors tell
+        of files that are missing or damaged.
         """
         table = self._open(version)
         with self._translated("read"):
@@ -209,7 +213,7 @@ class History:
         except (pl.exceptions.PolarsError, OSError) as error:
             raise HistoryError(
                 f"the history table {self.path} cannot be read{at}: {_first_line(error)}; bring the file back, or "
-                "take an older version that does without it (--history-version)"
+                "train on an older version that does without it (`streamgru retrain --history-version`)"
             ) from error
 
     def compact_if_fragmented(self, files: int = FRAGMENTED_FILES) -> bool:
@@ -221,13 +225,14 @@ class History:
         merged = False
         for below, target in pairwise((0, *MERGED_BYTES)):
             table = self._open()
+            base = table.version()
             sizes = pl.DataFrame(table.get_add_actions(flatten=True))["size_bytes"]
             count = int(sizes.is_between(below // 2, target // 2, closed="left").sum())
             if count <= files:
                 continue
             with self._translated("compacted", "compacted or written to by another process"):
                 table.optimize.compact(target_size=target)
-            self._sync()
+            self._sync(base)
             log.info("history %s: merged %d files, now version %d", self.path, count, self.version)
             merged = True
         return merged
@@ -235,37 +240,32 @@ class History:
     def _open(self, version: int | None = None) -> DeltaTable:
         if not self.exists():
             raise HistoryError(f"there is no history table at {self.path}; `streamgru ingest` makes and fills it")
-        with self._translated("opened"):
-            table = DeltaTable(str(self.path))
-        if version is None or version == table.version():
-            return table
-        if version > table.version():  # Delta Lake would look for it, for minutes where the number is large
-            raise HistoryError(
-                f"the history table {self.path} has no version {version}: its newest is {table.version()}"
-            )
-        with self._translated(f"opened at version {version}"):
+        if version is not None and not commit_path(self.path, version).exists():
+            # Delta Lake would look for it, for minutes where the number is large.
+            raise HistoryError(f"the history table {self.path} has no version {version}: its newest is {self.version}")
+        with self._translated("opened" if version is None else f"opened at version {version}"):
             return DeltaTable(str(self.path), version=version)
 
-    def _sync(self) -> None:
-        """Let the disk have the newest version, which Delta Lake leaves to the system: half a minute is usual.
+    def _check_newest(self, version: int) -> None:
+        """Nothing is built on a version whose readings a power cut has taken."""
+        with self._translated(f"looked at in version {version}"):
+            if lack := torn(self.path, version):
+                commit = commit_path(self.path, version)
+                raise HistoryError(
+                    f"the newest version of the history table {self.path}, {version}, is torn, as after a power cut: "
+                    f"{lack}. Remove {commit} (and {commit.stem}.checkpoint.parquet with _last_checkpoint beside it, "
+                    "if they are there), and run it again: it reads the readings of that version once more"
+                )
 
-        A power cut meanwhile could leave the offsets without their readings.
-        """
-        with self._translated("written to disk"):
-            version = self.version
-            commits = self.path / "_delta_log"
-            commit = commits / f"{version:020}.json"
-            actions = [json.loads(line) for line in commit.read_text(encoding="utf-8").splitlines()]
-            data = [self.path / unquote(action["add"]["path"]) for action in actions if "add" in action]
-            checkpoint = list(commits.glob(f"{version:020}.checkpoint*"))
-            if checkpoint:
-                checkpoint.append(commits / "_last_checkpoint")
-            for path in (*data, *checkpoint, commit, self.path, commits):
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+    def _sync(self, first: int) -> None:
+        """Let the disk have what was made since version ``first``, and that itself."""
+        try:
+            sync_versions(self.path, first, self.version)
+        except OSError as error:
+            raise HistoryError(
+                f"what was written to the history table {self.path} is in it, and the disk may not hold it yet: "
+                f"{_first_line(error)}; look at that disk"
+            ) from error
 
     def _check_columns(self, table: DeltaTable) -> None:
         found = {field.name: field.type for field in table.schema().fields}

@@ -1,6 +1,8 @@
 """The history table: data and offsets together or not at all."""
 
+import errno
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -143,9 +145,9 @@ def test_compaction_keeps_readings_offsets_and_older_versions(history: History):
 
 
 def test_a_reading_is_rewritten_a_few_times_whatever_is_merged(history: History):
-    """Merging all into one file each time would leave nine times what was appended here on the disk."""
+    """Merging all into one file each time would leave eight times what was appended here on the disk."""
     random, appended = np.random.default_rng(0), 0
-    for offset in range(0, 80_000, 1_000):
+    for offset in range(0, 60_000, 1_000):
         before = disk_bytes(history)
         frame = readings(range(offset, offset + 1_000)).with_columns(value=random.normal(size=1_000))
         history.append(frame, {0: offset + 1_000}, TOPIC)
@@ -153,8 +155,8 @@ def test_a_reading_is_rewritten_a_few_times_whatever_is_merged(history: History)
         history.compact_if_fragmented(files=4)
     assert disk_bytes(history) < 4 * appended
     assert len(DeltaTable(str(history.path)).file_uris()) < 16
-    assert sorted(history.scan().collect()["offset"]) == list(range(80_000))
-    assert history.next_offsets(TOPIC) == {0: 80_000}
+    assert sorted(history.scan().collect()["offset"]) == list(range(60_000))
+    assert history.next_offsets(TOPIC) == {0: 60_000}
 
 
 def disk_bytes(history: History) -> int:
@@ -166,14 +168,66 @@ def test_what_was_appended_is_on_the_disk_before_it_is_built_upon(history: Histo
     monkeypatch.setattr(
         "os.fsync", lambda descriptor: synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
     )
+    log = history.path / "_delta_log"
+    History(history.path.with_name("another"), ["value"]).create()
+    assert str(history.path.with_name("another") / "_delta_log" / f"{0:020}.json") in synced
     for offset in range(101):  # Delta Lake makes a checkpoint of every hundredth
         synced.clear()
+        before = history.version
+        if offset == 50:  # another process was quicker, or was killed before it came to this
+            monkeypatch.setattr(History, "_sync", lambda self, first: None)
+            history.append(readings(range(0), partition=1), {1: 1}, TOPIC)
+            monkeypatch.undo()
+            monkeypatch.setattr("os.fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())))
         history.append(readings(range(offset, offset + 1)), {0: offset + 1}, TOPIC)
-        log, newest = history.path / "_delta_log", f"{history.version:020}"
-        wanted = {history.path, log, log / f"{newest}.json", *log.glob(f"{newest}.checkpoint*")}
+        commits = [log / f"{version:020}" for version in range(before, history.version + 1)]
+        checkpoints = log.glob(f"{commits[-1].name}.checkpoint*")
+        wanted = {history.path, log, *(commit.with_suffix(".json") for commit in commits[1:]), *checkpoints}
         assert {str(path) for path in wanted} <= set(synced)
-        assert sum(name.endswith(".parquet") and "checkpoint" not in name for name in synced) == 1
+        assert any(name.endswith(".parquet") and "checkpoint" not in name for name in synced)
     assert list(log.glob("*.checkpoint*"))
+
+
+def test_folders_that_cannot_be_synced_are_let_be_and_files_are_not(history: History, monkeypatch: pytest.MonkeyPatch):
+    def refuse(which: Callable[[Path], bool]) -> Callable[[int], None]:
+        def fsync(descriptor: int) -> None:
+            if which(Path(f"/proc/self/fd/{descriptor}").resolve()):
+                raise OSError(errno.EINVAL, "Invalid argument")
+
+        return fsync
+
+    monkeypatch.setattr("os.fsync", refuse(Path.is_dir))
+    assert history.append(readings(range(3)), {0: 3}, TOPIC) == 3
+    monkeypatch.setattr("os.fsync", refuse(Path.is_file))
+    with pytest.raises(HistoryError, match=r"is in it, and the disk may not hold it yet: .*Invalid argument"):
+        history.append(readings(range(3, 5)), {0: 5}, TOPIC)
+    assert history.next_offsets(TOPIC) == {0: 5}
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut off"])
+def test_nothing_is_built_on_a_version_that_a_power_cut_has_torn(history: History, harm: str):
+    history.append(readings(range(3)), {0: 3}, TOPIC)
+    before = set(history.path.glob("*.parquet"))
+    history.append(readings(range(3, 5)), {0: 5}, TOPIC)
+    [newest] = set(history.path.glob("*.parquet")) - before
+    if harm == "removed":
+        newest.unlink()
+    else:
+        newest.write_bytes(b"")
+    with pytest.raises(HistoryError, match=r"is torn, as after a power cut: .*Remove .*0002\.json") as raised:
+        history.append(readings(range(5, 7)), {0: 7}, TOPIC)
+    Path(str(raised.value).split("Remove ")[1].split(" (and")[0]).unlink()
+    assert history.next_offsets(TOPIC) == {0: 3}
+    history.append(readings(range(3, 7)), {0: 7}, TOPIC)
+    assert sorted(history.scan().collect()["offset"]) == list(range(7))
+
+
+def test_an_older_version_is_read_though_the_newest_is_torn(history: History):
+    history.append(readings(range(3)), {0: 3}, TOPIC)
+    history.append(readings(range(3, 5)), {0: 5}, TOPIC)
+    commit = history.path / "_delta_log" / f"{history.version:020}.json"
+    commit.write_bytes(b"\0" * commit.stat().st_size)
+    assert sorted(history.scan(1).collect()["offset"]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("harm", ["removed", "cut off", "empty"])

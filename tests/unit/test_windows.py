@@ -143,6 +143,14 @@ def test_a_sensor_that_moves_to_another_partition_keeps_its_past(first: int, the
     assert np.diff(found.starts).tolist() == [expected, expected]
 
 
+def test_one_odd_clock_reading_does_not_turn_a_moved_sensors_past_around():
+    """As of a device that had not set its clock yet when it came back."""
+    stream = [(0, number * CADENCE_US) for number in range(100, 200)]
+    before = frame_of(stream[:90])
+    after = frame_of([(0, 0), *stream[90:]]).with_columns(partition=pl.lit(1, before.schema["partition"]))
+    assert np.diff(load(pl.concat([before, after.select(before.columns)])).starts).tolist() == [100]
+
+
 def test_a_frame_without_offsets_counts_its_rows():
     frame = frame_of([(0, 5_000), (0, 6_000), (0, 6_000), (0, 5_500), (0, 7_000)]).drop("offset", "partition")
     assert [step[1] for step in steps_of(load(frame), "north")] == [0, 1, 4]
