@@ -97,6 +97,24 @@ def test_what_watches_outlives_whatever_looking_raises(
         wait_until(lambda: not lookout.trouble, 20, "it sees again")
 
 
+def test_a_partition_without_a_leader_is_told_and_the_others_are_watched(
+    settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaderless(consumer: object, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        return [where for where in partitions if where.partition == 1]
+
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "the readings were forecast")
+        lookout = forecaster._lookout
+        assert lookout is not None
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.forecaster.lookout.leaderless", leaderless)
+            wait_until(lambda: "no broker leads partition 1" in lookout.trouble, 20, "it says so")
+            wait_until(lambda: lookout.state is State.SERVING, 20, "it sees the other")
+            assert list(lookout.lag) == [0]
+        wait_until(lambda: not lookout.trouble and list(lookout.lag) == [0, 1], 20, "it sees both again")
+
+
 def truncate(settings: Settings, forecaster: StreamForecaster, partition: int, offset: int) -> None:
     """As the client does when a new leader's log ends before what it has read."""
     where = TopicPartition(settings.kafka.topics.readings, partition)

@@ -17,7 +17,7 @@ from kafka.errors import LogTruncationError
 from deploy.stack import Stack
 from pipeline.kafka.clients import close_producer, make_consumer, make_producer
 from pipeline.kafka.topics import ensure_topics
-from pipeline.kafka.workarounds import next_offset
+from pipeline.kafka.workarounds import leaderless, next_offset
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import publish, read_all, rounds
@@ -142,6 +142,10 @@ def test_a_partition_without_a_leader_is_named(
         monkeypatch.setattr(cluster, "leader_for_partition", lambda at: led(at) if at.partition == 0 else -1)
         with pytest.raises(client_errors.LeaderNotAvailableError if is_mended else KeyError, match="partition"):
             consumer.end_offsets(partitions)
+        asked: list[str] = []
+        monkeypatch.setattr(cluster, "request_update", lambda: asked.append("whether it has one by now"))
+        assert leaderless(consumer, partitions) == partitions[1:]
+        assert asked
 
 
 def test_looking_where_a_consumer_reads_on_leaves_what_poll_has_to_tell(
