@@ -34,6 +34,7 @@ from pipeline.forecaster.partitions import Partitions, listed
 from pipeline.forecaster.position import owner_of_positions
 from pipeline.forecaster.quarantine import Quarantine, Sensors
 from pipeline.forecaster.readings import Record
+from pipeline.forecaster.resume_point import what_was_lost
 from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.succession import Succession
 from pipeline.forecaster.undecided import decide, was_committed
@@ -309,35 +310,15 @@ class StreamForecaster:
                 ) from error
             self._start_over(f"readings were deleted before they were forecast: {error}")
         except client_errors.LogTruncationError as error:
-            self._mind_truncation(error)
+            lost = {where.partition: end and end.offset for where, end in error.divergent_offsets.items()}
+            reached = self._partitions.last_positions | self._partitions.positions
+            self._start_over(what_was_lost(self._readings_topic, lost, reached, accept_loss=self._options.accept_loss))
         except client_errors.RetriableError as error:
             logger.warning("polling failed, trying again: %s", error)
         except client_errors.KafkaError as error:
             with translated(f"polling {self._readings_topic}", self._settings):
                 raise error
         return {}
-
-    def _mind_truncation(self, error: client_errors.LogTruncationError) -> None:
-        """Go back to the last transaction where the brokers lost what was read, unless it had been forecast.
-
-        Only who had read it can see it: a forecaster that starts later sees no more than where its log ends.
-
-        Raises:
-            OffsetsLost: it had been, and ``accept_loss`` does not allow for that.
-        """
-        lost = {where.partition: None if end is None else end.offset for where, end in error.divergent_offsets.items()}
-        named = ", ".join(
-            f"{number} (from offset {'unknown' if offset is None else offset} on)" for number, offset in lost.items()
-        )
-        why = f"the brokers have lost readings of {self._readings_topic} that were read: partition {named}"
-        reached = self._partitions.last_positions | self._partitions.positions
-        were_forecast = any(offset is None or offset < reached.get(number, 0) for number, offset in lost.items())
-        if were_forecast and not self._options.accept_loss:
-            raise OffsetsLost(
-                f"{why}; they were forecast already, and others may be in their place. To go on all the same, from the "
-                "start of a log that ends before its offset now, start the forecaster with --accept-loss"
-            ) from error
-        self._start_over(why)
 
     def _process(self, polled: Polled, membership: Any) -> None:
         """One micro-batch, from records to durable states."""

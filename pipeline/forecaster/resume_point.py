@@ -1,6 +1,7 @@
 """Where to go on in a partition of the readings topic: by its log, the group's offset and the changelog."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pipeline.errors import OffsetsLost
@@ -91,6 +92,34 @@ def settle_position(settings: Settings, log: Log, noted: Position | None, *, acc
         )
         committed = Committed(noted)
     return first_position(settings, replace(log, committed=committed), accept_loss=accept_loss)
+
+
+def what_was_lost(
+    topic: str, lost_from: Mapping[int, int | None], reached: Mapping[int, int], *, accept_loss: bool
+) -> str:
+    """What to say of readings that the brokers lost after they were read: going back to the last transaction will do.
+
+    Unless they had been forecast. Only who had read them can see it: a forecaster that starts later sees no more than
+    where its log ends.
+
+    Args:
+        lost_from: by partition, the first offset that is lost; none where the brokers do not know.
+        reached: by partition, the offset up to which readings were forecast.
+
+    Raises:
+        OffsetsLost: they had been forecast, and ``accept_loss`` does not allow for that.
+    """
+    named = ", ".join(
+        f"{number} (from offset {'unknown' if offset is None else offset} on)" for number, offset in lost_from.items()
+    )
+    what = f"the brokers have lost readings of {topic} that were read: partition {named}"
+    were_forecast = any(offset is None or offset < reached.get(number, 0) for number, offset in lost_from.items())
+    if were_forecast and not accept_loss:
+        raise OffsetsLost(
+            f"{what}; they were forecast already, and others may be in their place. To go on all the same, from the "
+            "start of a log that ends before its offset now, start the forecaster with --accept-loss"
+        )
+    return what
 
 
 def held_lost(settings: Settings, partition: int, position: Position, start: int) -> int:
