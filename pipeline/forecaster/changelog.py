@@ -177,7 +177,7 @@ class Changelog:
                 break
             except KafkaTimeoutError:
                 if time.monotonic() - looked > ORPHAN_INTERVAL_S:
-                    end_orphans(self._settings, self._admin)
+                    end_orphans(self._settings)
                     looked = time.monotonic()
                 if time.monotonic() - said > PROGRESS_INTERVAL_S:
                     said = time.monotonic()
@@ -215,7 +215,7 @@ class Changelog:
                 got = moved = time.monotonic()
             elif time.monotonic() - got > ORPHAN_INTERVAL_S:
                 # What is left to read lies in, or behind, a transaction that is open.
-                end_orphans(self._settings, self._admin)
+                end_orphans(self._settings)
                 got = time.monotonic()
             for where, records in polled.items():
                 if where.partition in wanted:

@@ -239,7 +239,7 @@ class StreamForecaster:
 
     def _open_transport(self) -> Transport:
         transactional_id = self._instance.transactional_id(self._settings)
-        committed = was_committed(self._admin, transactional_id)
+        committed = was_committed(self._settings, transactional_id)
         topics = self._settings.kafka.topics
         written = (topics.forecasts, topics.state, topics.dead_letters)
         producer = make_producer(self._settings, transactional_id=transactional_id)

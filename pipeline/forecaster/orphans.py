@@ -16,7 +16,7 @@ from kafka.admin import KafkaAdminClient
 
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.instance import CLIENT_PREFIX
-from pipeline.kafka.clients import close_producer, make_producer
+from pipeline.kafka.clients import close_producer, make_admin, make_producer
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.orphans")
@@ -26,14 +26,16 @@ _ONGOING: Final = "Ongoing"
 _TIMEOUT_MS: Final = 3_000
 
 
-def end_orphans(settings: Settings, admin: KafkaAdminClient) -> list[str]:
+def end_orphans(settings: Settings) -> list[str]:
     """Abort open transactions of forecasters that are not in the group; the names of these.
 
     Where the brokers do not let us look or take an id (access rights, or they are busy), nothing is done: then the
     transaction's timeout ends it.
     """
     try:
-        orphans = _find(settings, admin)
+        # A client of its own: kafka-python remembers for ever which broker knew of the group first.
+        with make_admin(settings) as admin:
+            orphans = _find(settings, admin)
         for transactional_id in orphans:
             producer = make_producer(settings, transactional_id=transactional_id, max_block_ms=_TIMEOUT_MS)
             try:
@@ -52,7 +54,11 @@ def end_orphans(settings: Settings, admin: KafkaAdminClient) -> list[str]:
 def _find(settings: Settings, admin: KafkaAdminClient) -> list[str]:
     """Transactional ids of this group's forecasters that have a transaction open and are no members."""
     group = settings.forecaster.group_id
-    members = admin.describe_groups([group])[group]["members"]
+    described = admin.describe_groups([group])[group]
+    members = described["members"]
+    if described.get("error") or not members:  # whoever asks is a member, so then the brokers do not know of any
+        logger.info("who is in group %s is not known just now: %s", group, described.get("error") or "no members")
+        return []
     alive = {f"{group}-{member['client_id'].removeprefix(CLIENT_PREFIX)}" for member in members}
     open_ids = [
         listing.transactional_id

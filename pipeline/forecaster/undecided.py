@@ -14,21 +14,33 @@ import kafka.errors as client_errors
 from kafka import KafkaProducer, TopicPartition
 from kafka.admin import AbortTransactionSpec, KafkaAdminClient
 
+from pipeline.kafka.clients import make_admin
+from pipeline.settings import Settings
+
 logger = logging.getLogger("streamgru.undecided")
 
 _COMMITTED: Final = ("PrepareCommit", "CompleteCommit")
 
 
-def was_committed(admin: KafkaAdminClient, transactional_id: str) -> bool:
+def was_committed(settings: Settings, transactional_id: str) -> bool:
     """Whether the last transaction of an id ended, or is bound to end, in a commit; asked before it is taken.
 
-    False also where that cannot be known.
+    False also where brokers do not say: they are older than 3.0, or this login may not ask.
+
+    Raises:
+        kafka.errors.KafkaError: they cannot say just now, such as one that has come back and is still loading. To be
+            asked again: taken for an abort, what was committed would be aborted where they left it out.
+        BrokerUnreachable: no broker answers.
     """
-    try:
-        return admin.describe_transactions([transactional_id])[transactional_id].state in _COMMITTED
-    except client_errors.KafkaError as error:  # among them that the id has had none
-        logger.debug("how the last transaction of %s ended cannot be asked: %s", transactional_id, error)
-        return False
+    # A client of its own: kafka-python remembers for ever which broker knew of an id first.
+    with make_admin(settings) as admin:
+        try:
+            return admin.describe_transactions([transactional_id])[transactional_id].state in _COMMITTED
+        except client_errors.TransactionalIdNotFoundError:
+            return False
+        except (client_errors.UnsupportedVersionError, client_errors.AuthorizationError) as error:
+            logger.debug("how the last transaction of %s ended cannot be asked: %s", transactional_id, error)
+            return False
 
 
 def decide(producer: KafkaProducer, admin: KafkaAdminClient, topics: Iterable[str], *, committed: bool) -> None:

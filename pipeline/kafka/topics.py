@@ -13,7 +13,7 @@ import kafka.errors as client_errors
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from pipeline.errors import TopicError
+from pipeline.errors import KafkaError, TopicError
 from pipeline.kafka.clients import DEAD_LETTER_ROOM_BYTES, OUTPUT_LIMIT_BYTES, make_admin, make_consumer, translated
 from pipeline.settings import Settings
 
@@ -230,6 +230,12 @@ def _find(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> dict[str, _Fou
         return {}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in described]
     configs = admin.describe_configs(resources, config_filter="all")["topic"]
+    for name in described:
+        if not configs.get(name):  # the client does not say why it got none
+            raise KafkaError(
+                f"the brokers do not tell this login how topic {name} is configured; it needs the right to "
+                "DescribeConfigs on the four topics, besides Describe"
+            )
     return {
         name: _Found(
             partitions=len(topic["partitions"]),
@@ -273,7 +279,10 @@ def _alter(admin: KafkaAdminClient, plans: Iterable[TopicPlan], found: Mapping[s
             if found[plan.name].settings.get(setting.name) != setting.value
         }
         if changes:
-            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, plan.name, changes)])
+            answer = admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, plan.name, changes)])
+            said = answer["topic"][plan.name]
+            if said != "OK":
+                raise TopicError(f"topic {plan.name} could not be changed, the brokers say: {said}")
             lines.append(f"{plan.name}: set " + ", ".join(f"{name}={value}" for name, value in changes.items()))
     return lines
 

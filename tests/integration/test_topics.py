@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from click.testing import CliRunner
+from kafka import KafkaAdminClient
 
 from deploy.cli import streamgru
 from deploy.context import Context
@@ -146,3 +147,20 @@ def test_a_missing_topic_is_named_and_not_made_by_asking(broker: Settings, fresh
                 partition_count(client, settings.kafka.topics.readings)
         assert settings.kafka.topics.readings not in admin.list_topics()
     consumer.close()
+
+
+def test_brokers_that_do_not_tell_how_topics_are_configured_are_not_taken_for_topics_that_differ(
+    made: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = {"topic": {name: {} for name in made.kafka.topics.model_dump().values()}}
+    monkeypatch.setattr(KafkaAdminClient, "describe_configs", lambda self, resources, config_filter: refused)
+    with pytest.raises(KafkaError, match="needs the right to DescribeConfigs") as raised:
+        check_topics(made)
+    assert not isinstance(raised.value, TopicError), "for which forecasters end"
+
+
+def test_a_change_that_the_brokers_refuse_is_told(made: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = {"topic": {made.kafka.topics.readings: "[Error 44] PolicyViolationError: no"}}
+    monkeypatch.setattr(KafkaAdminClient, "alter_configs", lambda self, resources: refused)
+    with pytest.raises(TopicError, match=r"could not be changed, the brokers say: .*PolicyViolation"):
+        ensure_topics(with_kafka(made, retention_s=3_600), alter=True)
