@@ -91,8 +91,7 @@ class KafkaSettings(_Section):
     topics: TopicNames = TopicNames()
     partitions: int = Field(default=8, ge=1, le=10_000)
     replication_factor: int = Field(default=1, ge=1)
-    # As brokers have it by default, so that a topic made by others is taken.
-    max_reading_bytes: int = Field(default=1_048_588, ge=1_000, description="largest reading the topic takes")
+    max_reading_bytes: int = Field(default=1_000_000, ge=1_000, description="largest reading the topic takes")
     retention_s: int | None = Field(
         default=None, ge=60, description="retention of readings and forecasts; none keeps all"
     )

@@ -192,6 +192,9 @@ class Lookout:
         except BrokerUnreachable as error:
             self._see(None, str(error))
             return
+        except KafkaError as error:  # they answer, and do not tell: nothing is excused by that
+            self._see({}, str(error))
+            return
         numbers = ", ".join(str(at.partition) for at in headless)
         trouble = f"no broker leads partition {numbers} of {topic} at present" if headless else ""
         self._see({tp.partition: end for tp, end in ends.items()}, trouble)

@@ -34,7 +34,7 @@ def end_orphans(settings: Settings) -> list[str]:
     """
     try:
         # A client of its own: kafka-python remembers for ever which broker knew of the group first.
-        with make_admin(settings) as admin:
+        with make_admin(settings, bootstrap_timeout_ms=_TIMEOUT_MS, request_timeout_ms=_TIMEOUT_MS) as admin:
             orphans = _find(settings, admin)
         for transactional_id in orphans:
             producer = make_producer(settings, transactional_id=transactional_id, max_block_ms=_TIMEOUT_MS)

@@ -7,6 +7,7 @@ is looked for when a forecaster's producer is opened, before anything is written
 """
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -19,6 +20,9 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.undecided")
 
+ASK_S: Final = 3.0
+ASK_AGAIN_S: Final = 0.1
+
 _COMMITTED: Final = ("PrepareCommit", "CompleteCommit")
 
 
@@ -28,19 +32,29 @@ def was_committed(settings: Settings, transactional_id: str) -> bool:
     False also where brokers do not say: they are older than 3.0, or this login may not ask.
 
     Raises:
-        kafka.errors.KafkaError: they cannot say just now, such as one that has come back and is still loading. To be
+        kafka.errors.KafkaError: they cannot say for seconds, such as one that has come back and is still loading. To be
             asked again: taken for an abort, what was committed would be aborted where they left it out.
         BrokerUnreachable: no broker answers.
     """
-    # A client of its own: kafka-python remembers for ever which broker knew of an id first.
-    with make_admin(settings) as admin:
+    until = time.monotonic() + ASK_S
+    while True:
         try:
-            return admin.describe_transactions([transactional_id])[transactional_id].state in _COMMITTED
+            return _is_committed(settings, transactional_id)
         except client_errors.TransactionalIdNotFoundError:
             return False
         except (client_errors.UnsupportedVersionError, client_errors.AuthorizationError) as error:
             logger.debug("how the last transaction of %s ended cannot be asked: %s", transactional_id, error)
             return False
+        except client_errors.RetriableError:  # as ever where nobody has had a transaction on these brokers before
+            if time.monotonic() > until:
+                raise
+            time.sleep(ASK_AGAIN_S)
+
+
+def _is_committed(settings: Settings, transactional_id: str) -> bool:
+    # A client of its own: kafka-python remembers for ever which broker knew of an id first.
+    with make_admin(settings, request_timeout_ms=round(ASK_S * 1_000)) as admin:
+        return admin.describe_transactions([transactional_id])[transactional_id].state in _COMMITTED
 
 
 def decide(producer: KafkaProducer, admin: KafkaAdminClient, topics: Iterable[str], *, committed: bool) -> None:

@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from pipeline.errors import BrokerUnreachable, Fenced, KafkaError, TopicError
 from pipeline.kafka.refusal import why_unreachable
-from pipeline.kafka.workarounds import mend_consumer, mend_producer
+from pipeline.kafka.workarounds import make_or_let_go, mend_consumer, mend_producer
 from pipeline.settings import KafkaSettings, Settings
 
 # How long making a client waits for the first broker to answer: a local one takes 0.1 s, and a person waits no longer.
@@ -82,7 +82,7 @@ def make_consumer(settings: Settings, *, group_id: str | None = None, **override
         "fetch_max_wait_ms": _milliseconds(min(0.5, forecaster.request_timeout_s / 2)),
     }
     with _connecting("connecting a consumer", settings):
-        consumer = KafkaConsumer(**_connection(settings.kafka), **(options | overrides))
+        consumer: KafkaConsumer = make_or_let_go(KafkaConsumer, _connection(settings.kafka) | options | overrides)
     return mend_consumer(consumer)
 
 
@@ -143,7 +143,8 @@ def make_admin(settings: Settings, **overrides: Any) -> KafkaAdminClient:
     """
     options = {"client_id": "streamgru-admin"} | overrides
     with _connecting("connecting to look at the topics", settings):
-        return KafkaAdminClient(**(_connection(settings.kafka) | options))
+        admin: KafkaAdminClient = make_or_let_go(KafkaAdminClient, _connection(settings.kafka) | options)
+    return admin
 
 
 def partition_count(client: KafkaConsumer | KafkaAdminClient, topic: str) -> int:

@@ -234,7 +234,8 @@ def _find(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> dict[str, _Fou
         if not configs.get(name):  # the client does not say why it got none
             raise KafkaError(
                 f"the brokers do not tell this login how topic {name} is configured; it needs the right to "
-                "DescribeConfigs on the four topics, besides Describe"
+                "DescribeConfigs on the four topics, besides Describe (or a broker that has just come back does not "
+                "know the topic yet)"
             )
     return {
         name: _Found(

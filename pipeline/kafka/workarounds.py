@@ -5,7 +5,7 @@ of a consumer ``_coordinator``, ``_subscription`` and ``_fetcher``; of a produce
 and ``_accumulator``; of both the cluster's metadata.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import kafka.errors as client_errors
@@ -14,6 +14,22 @@ from kafka.coordinator.base import Generation, MemberState
 
 # Between two tries of a transactional request whose broker cannot be reached: the client itself does not wait.
 UNREADY_WAIT_MS: Final = 50
+
+
+def make_or_let_go(kind: Any, options: Mapping[str, Any]) -> Any:
+    """A consumer or an admin client; where no broker answers, nothing is left of it.
+
+    Its thread runs before it asks the first broker, and keeps the client, its files and itself for ever.
+    """
+    client = kind.__new__(kind)
+    try:
+        kind.__init__(client, **options)
+    except BaseException:
+        if hasattr(client, "_net"):
+            client._client.close()
+            client._net.stop()
+        raise
+    return client
 
 
 def mend_consumer(consumer: KafkaConsumer) -> KafkaConsumer:

@@ -52,7 +52,7 @@ def test_every_difference_is_named(made: Settings) -> None:
         assert f"{name}: has 2 partitions, and the settings say 3; set kafka.partitions = 2" in complaint
         assert f"{name}: has 1 replicas, and the settings say 2" in complaint
     assert f"{topics.readings}: retention.ms is -1, and should be 3600000" in complaint
-    assert f"{topics.readings}: max.message.bytes is 1048588, and should be at most 500000" in complaint
+    assert f"{topics.readings}: max.message.bytes is 1000000, and should be at most 500000" in complaint
     assert "topics create --alter" in complaint
 
 
@@ -61,7 +61,7 @@ def test_the_stream_refuses_only_what_would_break_it(made: Settings) -> None:
     check_topics(with_kafka(made, retention_s=3_600, replication_factor=2, max_reading_bytes=limit))
     with pytest.raises(TopicError, match=rf"max.message.bytes is {limit}, and should be at most {limit - 1}"):
         check_topics(with_kafka(made, max_reading_bytes=limit - 1))
-    with pytest.raises(TopicError, match=r"dlq: max.message.bytes is 1064972, and should be at least 1064973"):
+    with pytest.raises(TopicError, match=r"dlq: max.message.bytes is 1016384, and should be at least 1016385"):
         check_topics(with_kafka(made, max_reading_bytes=limit + 1))
     with pytest.raises(TopicError, match="has 2 partitions"):
         check_topics(with_kafka(made, partitions=4))

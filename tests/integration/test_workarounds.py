@@ -15,13 +15,14 @@ from kafka.coordinator.base import MemberState
 from kafka.errors import LogTruncationError
 
 from deploy.stack import Stack
-from pipeline.kafka.clients import close_producer, make_consumer, make_producer
+from pipeline.errors import BrokerUnreachable
+from pipeline.kafka.clients import close_producer, make_admin, make_consumer, make_producer
 from pipeline.kafka.topics import ensure_topics
 from pipeline.kafka.workarounds import leaderless, next_offset
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import publish, read_all, rounds
-from tests.ports import is_free, steady_port
+from tests.ports import free_ports, is_free, steady_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -174,6 +175,23 @@ def test_looking_for_a_topic_does_not_create_it(settings: Settings) -> None:
     options = {"bootstrap_servers": settings.kafka.bootstrap_servers, "allow_auto_create_topics": False}
     with closing(KafkaConsumer(**options)) as as_it_is:
         assert as_it_is._cluster.metadata_request().allow_auto_topic_creation
+
+
+@pytest.mark.parametrize("make", [make_admin, make_consumer])
+def test_a_client_that_reaches_no_broker_leaves_nothing_behind(
+    make: Callable[[Settings], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for brokers makes one after the other, for as long as these are away."""
+    monkeypatch.setattr("pipeline.kafka.clients.BOOTSTRAP_TIMEOUT_MS", 200)
+    (nobody,) = free_ports(1)
+    settings = Settings(kafka={"bootstrap_servers": f"127.0.0.1:{nobody}"})
+
+    before = threading.active_count()
+    for _ in range(3):
+        with pytest.raises(BrokerUnreachable):
+            make(settings)
+    # Its files go with what keeps it; here that is the record of what was logged.
+    wait_until(lambda: threading.active_count() == before, 5, "no thread of theirs is left")
 
 
 # --- producers --------------------------------------------------------------------------------------------------------
