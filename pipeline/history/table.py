@@ -85,7 +85,7 @@ class History:
                     # A version must stay readable for as long as a model is said to be trained on it.
                     configuration={"delta.appendOnly": "true", "delta.enableExpiredLogCleanup": "false"},
                 )
-            self._sync(0)
+            self._sync(0, 0)
         self._check_columns(self._open())
 
     def is_begun(self) -> bool:
@@ -182,7 +182,7 @@ class History:
                 writer_properties=WriterProperties(compression="ZSTD", compression_level=3),
                 commit_properties=CommitProperties(app_transactions=marks),
             )
-        self._sync(base)
+        self._sync(base, table.version())
         return len(fresh)
 
     def scan(self, version: int | None = None) -> pl.LazyFrame:
@@ -222,20 +222,18 @@ class History:
         That makes new versions with the same readings; older versions stay readable. When an append comes in between,
         one of both is refused and nothing is lost.
         """
-        merged = False
+        table = self._open()
+        opened = table.version()
         for below, target in pairwise((0, *MERGED_BYTES)):
-            table = self._open()
-            base = table.version()
             sizes = pl.DataFrame(table.get_add_actions(flatten=True))["size_bytes"]
             count = int(sizes.is_between(below // 2, target // 2, closed="left").sum())
             if count <= files:
                 continue
             with self._translated("compacted", "compacted or written to by another process"):
                 table.optimize.compact(target_size=target)
-            self._sync(base)
-            log.info("history %s: merged %d files, now version %d", self.path, count, self.version)
-            merged = True
-        return merged
+            self._sync(opened, table.version())
+            log.info("history %s: merged %d files, now version %d", self.path, count, table.version())
+        return table.version() > opened
 
     def _open(self, version: int | None = None) -> DeltaTable:
         if not self.exists():
@@ -257,10 +255,10 @@ class History:
                     "if they are there), and run it again: it reads the readings of that version once more"
                 )
 
-    def _sync(self, first: int) -> None:
-        """Let the disk have what was made since version ``first``, and that itself."""
+    def _sync(self, first: int, last: int) -> None:
+        """Let the disk have the versions from ``first`` to ``last``."""
         try:
-            sync_versions(self.path, first, self.version)
+            sync_versions(self.path, first, last)
         except OSError as error:
             raise HistoryError(
                 f"what was written to the history table {self.path} is in it, and the disk may not hold it yet: "

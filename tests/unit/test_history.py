@@ -175,7 +175,7 @@ def test_what_was_appended_is_on_the_disk_before_it_is_built_upon(history: Histo
         synced.clear()
         before = history.version
         if offset == 50:  # another process was quicker, or was killed before it came to this
-            monkeypatch.setattr(History, "_sync", lambda self, first: None)
+            monkeypatch.setattr(History, "_sync", lambda self, first, last: None)
             history.append(readings(range(0), partition=1), {1: 1}, TOPIC)
             monkeypatch.undo()
             monkeypatch.setattr("os.fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())))
