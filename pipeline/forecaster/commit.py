@@ -282,7 +282,6 @@ class Committer:
 
     def _abort(self, transport: Transport) -> None:
         """Abort as far as the broker can be reached, and drop the producer: one that failed is not used again."""
-
         try:
             transport.abort()
         except client_errors.KafkaError as error:

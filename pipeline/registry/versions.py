@@ -78,7 +78,7 @@ class Registry:
         named = self.named(alias)
         return None if named is None else named.version
 
-    def named(self, alias: str) -> "Named | None":
+    def named(self, alias: str) -> Named | None:
         """As ``resolve``, with what tells the version from another of the same number."""
         with self._session.talking(f"looking up alias {alias}") as client:
             try:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import zlib
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
+from deploy.stack import Stack
 from model.artefact import ArtefactError, load_artefact, save_artefact
 from model.config import ModelConfig
 from model.forecaster import Forecaster
@@ -314,6 +316,24 @@ def run_until_it_fails(settings: Settings, source: FolderChampion, **options: An
         forecaster.run()
     finally:
         timer.cancel()
+
+
+def broker_pid(settings: Settings) -> int:
+    """The process of a local stack's broker."""
+    pid = Stack(settings).status()[0].pid
+    assert pid is not None
+    return pid
+
+
+@contextmanager
+def stopped(settings: Settings) -> Iterator[None]:
+    """The broker is frozen meanwhile."""
+    pid = broker_pid(settings)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 # Forks of a process that has imported everything, and has no threads yet: a fresh interpreter takes seconds to start.

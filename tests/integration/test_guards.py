@@ -29,6 +29,7 @@ from tests.conftest import SettingsFactory
 from tests.integration.forecaster_process import run
 from tests.integration.stream_rig import (
     FolderChampion,
+    broker_pid,
     expected_forecasts,
     publish,
     read_all,
@@ -36,6 +37,7 @@ from tests.integration.stream_rig import (
     rounds,
     running,
     small_forecaster,
+    stopped,
     wait_for_forecasts,
 )
 from tests.ports import is_free, steady_port
@@ -238,18 +240,6 @@ def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     stack.down(("kafka",))
 
 
-@contextmanager
-def stopped(settings: Settings) -> Iterator[None]:
-    """The broker is frozen meanwhile."""
-    pid = Stack(settings).status()[0].pid
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 @pytest.fixture
 def member(own_broker: Settings) -> Iterator[KafkaConsumer]:
     """A member of a group of its own, whose offsets are to be committed."""
@@ -327,9 +317,7 @@ def test_a_transaction_that_was_open_when_the_broker_died_ends(own_broker: Setti
     producer.begin_transaction()
     producer.send(topic, b"never committed", partition=0).get(10)
     stack = Stack(own_broker)
-    pid = stack.status()[0].pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    os.kill(broker_pid(own_broker), signal.SIGKILL)
     wait_until(lambda: is_free(own_broker.stack.kafka_port), 10, "the broker is dead")
     stack.up(("kafka",))
     where = TopicPartition(topic, 0)

@@ -57,12 +57,11 @@ def test_every_difference_is_named(made: Settings) -> None:
 
 
 def test_the_stream_refuses_only_what_would_break_it(made: Settings) -> None:
-    limit = made.kafka.max_reading_bytes
-    check_topics(with_kafka(made, retention_s=3_600, replication_factor=2, max_reading_bytes=limit))
-    with pytest.raises(TopicError, match=rf"max.message.bytes is {limit}, and should be at most {limit - 1}"):
-        check_topics(with_kafka(made, max_reading_bytes=limit - 1))
+    check_topics(with_kafka(made, retention_s=3_600, replication_factor=2, max_reading_bytes=1_000_000))
+    with pytest.raises(TopicError, match=r"max.message.bytes is 1000000, and should be at most 999999"):
+        check_topics(with_kafka(made, max_reading_bytes=999_999))
     with pytest.raises(TopicError, match=r"dlq: max.message.bytes is 1016384, and should be at least 1016385"):
-        check_topics(with_kafka(made, max_reading_bytes=limit + 1))
+        check_topics(with_kafka(made, max_reading_bytes=1_000_001))
     with pytest.raises(TopicError, match="has 2 partitions"):
         check_topics(with_kafka(made, partitions=4))
 

@@ -21,7 +21,7 @@ from pipeline.kafka.topics import ensure_topics
 from pipeline.kafka.workarounds import leaderless, next_offset
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
-from tests.integration.stream_rig import publish, read_all, rounds
+from tests.integration.stream_rig import broker_pid, publish, read_all, rounds, stopped
 from tests.ports import free_ports, is_free, steady_port
 from tests.waiting import wait_until
 
@@ -276,18 +276,11 @@ def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     stack.down(("kafka",))
 
 
-def broker_pid(settings: Settings) -> int:
-    pid = Stack(settings).status()[0].pid
-    assert pid is not None
-    return pid
-
-
 def test_a_producer_is_let_go_of_though_the_broker_does_not_answer(own_broker: Settings) -> None:
     producers = [make_producer(own_broker) for _ in range(2)]
     for producer in producers:
         producer.partitions_for(own_broker.kafka.topics.readings)
-    os.kill(broker_pid(own_broker), signal.SIGSTOP)
-    try:
+    with stopped(own_broker):
         for producer in producers:
             producer.send(own_broker.kafka.topics.readings, b"never arrives")
         with pytest.raises(client_errors.KafkaTimeoutError):
@@ -297,8 +290,6 @@ def test_a_producer_is_let_go_of_though_the_broker_does_not_answer(own_broker: S
             close_producer(producer, timeout_s=0.2)
             producer._sender.join(5)
             assert not producer._sender.is_alive()
-    finally:
-        os.kill(broker_pid(own_broker), signal.SIGCONT)
 
 
 @mended
