@@ -1,14 +1,17 @@
 """What a forecaster has done since it started: one line in the log every so often, and a JSON file for who wants it."""
 
 import json
+import logging
 import os
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.forecaster.replay import Rebuilt
+
+logger = logging.getLogger("streamgru.forecaster")
 
 
 @dataclass
@@ -68,8 +71,40 @@ class Counters:
 
     def content(self) -> dict[str, Any]:
         """All counts by name, ready for JSON; seconds since the start instead of its time."""
-        content = asdict(self)
+        # Not dataclasses.asdict: it rebuilds a Counter from pairs, and JSON has no keys that are tuples.
+        content = vars(self) | {"dead_letters": dict(self.dead_letters)}
         content["uptime_s"] = round(time.monotonic() - content.pop("started"), 1)
         for name in ("swap_pause_s", "restore_s"):
             content[name] = round(content[name], 3)
         return content
+
+
+class Reporter:
+    """Logs the counters, and writes them to a file if there is one. Never raises: the stream does not depend on it.
+
+    Args:
+        path: of the file, replaced at each report.
+    """
+
+    def __init__(self, counters: Counters, path: Path | None) -> None:
+        self._counters = counters
+        self._path = path
+        self._has_failed = False  # the last report did: only the first failure of a series is logged
+
+    def report(self) -> None:
+        """Log and write the present counts."""
+        try:
+            logger.info("counts: %s", self._counters.line())
+            if self._path is not None:
+                self._counters.write(self._path)
+            self._has_failed = False
+        except OSError as error:
+            self._fail(f"cannot write the counts to {self._path}: {error.strerror}")
+        except Exception as error:
+            logger.debug("the report failed", exc_info=error)
+            self._fail(f"cannot report the counts: {type(error).__name__}: {error}")
+
+    def _fail(self, message: str) -> None:
+        if not self._has_failed:
+            logger.warning("%s; forecasting continues", message)
+        self._has_failed = True

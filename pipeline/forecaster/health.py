@@ -5,6 +5,7 @@ while it serves, and both carry the same JSON.
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,13 +16,18 @@ from pipeline.errors import StreamgruError
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.lookout import Lookout, Pulse, State
 
+logger = logging.getLogger("streamgru.health")
+
+
+def state_of(lookout: Lookout | None) -> State:
+    """The forecaster's state; ``lookout`` is None until the forecaster has connected."""
+    return State.STARTING if lookout is None else lookout.state
+
 
 def describe(pulse: Pulse, lookout: Lookout | None, counters: Counters) -> dict[str, Any]:
-    """What both paths answer with: ``lookout`` is none until the forecaster has connected."""
+    """The details that both paths add to the state."""
     now = time.monotonic()
-    state = State.STARTING if lookout is None else lookout.state
     return {
-        "state": state.value,
         "trouble": "" if lookout is None else lookout.trouble,
         "since_poll_s": None if pulse.polled is None else round(now - pulse.polled, 3),
         "since_commit_s": None if pulse.committed is None else round(now - pulse.committed, 3),
@@ -33,13 +39,20 @@ def describe(pulse: Pulse, lookout: Lookout | None, counters: Counters) -> dict[
 
 
 class HealthServer:
-    """Serves ``report()`` until ``close``.
+    """Answers probes until ``close``.
+
+    The status code depends on ``state`` alone: an error in ``details`` is logged and named in the answer, and a healthy
+    forecaster stays healthy.
+
+    Args:
+        state: the forecaster's state.
+        details: further keys of the answer, ready for JSON.
 
     Raises:
         StreamgruError: the port cannot be had.
     """
 
-    def __init__(self, host: str, port: int, report: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, host: str, port: int, state: Callable[[], State], details: Callable[[], dict[str, Any]]) -> None:
         class Handler(BaseHTTPRequestHandler):
             timeout = 5  # seconds: whoever connects and says nothing holds a thread no longer
 
@@ -47,10 +60,9 @@ class HealthServer:
                 if self.path not in ("/healthz", "/readyz"):
                     self.send_error(404, "there are /healthz and /readyz")
                     return
-                content = report()
-                state = content["state"]
-                good = state == State.SERVING if self.path == "/readyz" else state != State.STUCK
-                body = json.dumps(content).encode() + b"\n"
+                now = state()
+                good = now is State.SERVING if self.path == "/readyz" else now is not State.STUCK
+                body = _answer(now, details)
                 self.send_response(200 if good else 503)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
@@ -74,3 +86,12 @@ class HealthServer:
         """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def _answer(state: State, details: Callable[[], dict[str, Any]]) -> bytes:
+    try:
+        return json.dumps({"state": state.value} | details()).encode() + b"\n"
+    except Exception as error:
+        message = f"cannot report the details: {type(error).__name__}: {error}"
+        logger.warning("%s; the probe is answered by the state alone", message, exc_info=error)
+        return json.dumps({"state": state.value, "trouble": message}).encode() + b"\n"

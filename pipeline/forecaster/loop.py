@@ -24,8 +24,8 @@ from pipeline.forecaster.batch_size import BatchSize
 from pipeline.forecaster.champion import Candidate, ChampionSource, ChampionWatcher
 from pipeline.forecaster.changelog import Changelog
 from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Transport, Work
-from pipeline.forecaster.counters import Counters
-from pipeline.forecaster.health import HealthServer, describe
+from pipeline.forecaster.counters import Counters, Reporter
+from pipeline.forecaster.health import HealthServer, describe, state_of
 from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.lookout import Lookout, Pulse
 from pipeline.forecaster.membership import Rebalances, Standing, is_member
@@ -107,6 +107,7 @@ class StreamForecaster:
         self._source = source
         self._instance = instance
         self._options = options or Options()
+        self._reporter = Reporter(self.counters, self._options.stats)
         self._readings_topic = settings.kafka.topics.readings
         self._failures = 0
         self._aborts_in_a_row = 0
@@ -118,7 +119,6 @@ class StreamForecaster:
         self._batch_size = BatchSize(settings.forecaster.max_batch_readings, settings.forecaster.poll_interval_s)
         self._started = self._reported = self._shown = time.monotonic()
         self._stopping = False
-        self._stats_are_written = True
         self._restored_up_to: dict[TopicPartition, int | None] = {}
         self._opened = ExitStack()
 
@@ -159,7 +159,7 @@ class StreamForecaster:
                 self._disconnect()
         finally:
             watcher.close()
-            self._report()
+            self._reporter.report()
             logger.info("stopped")
 
     def _answer_probes(self, opened: ExitStack) -> None:
@@ -167,7 +167,10 @@ class StreamForecaster:
         port = self._options.health_port or forecaster.health_port
         if port is not None:
             server = HealthServer(
-                forecaster.health_host, port, lambda: describe(self._pulse, self._lookout, self.counters)
+                forecaster.health_host,
+                port,
+                lambda: state_of(self._lookout),
+                lambda: describe(self._pulse, self._lookout, self.counters),
             )
             opened.callback(server.close)
             logger.info("http://%s:%d/healthz and /readyz say how this forecaster is", forecaster.health_host, port)
@@ -501,23 +504,10 @@ class StreamForecaster:
             self._pulse.sensors = len(self._serving.table)
             self._shown = now
         if now - self._reported > REPORT_INTERVAL_S:
-            self._report()
+            self._reporter.report()
             self._reported = now
         if self._lookout is not None and self._lookout.failure is not None:
             raise self._lookout.failure
-
-    def _report(self) -> None:
-        logger.info("counts: %s", self.counters.line())
-        if self._options.stats is not None:
-            try:
-                self.counters.write(self._options.stats)
-            except OSError as error:
-                # Nothing depends on the file: the stream goes on, and so do the counts in the log.
-                if self._stats_are_written:
-                    logger.warning("cannot write the counts to %s: %s", self._options.stats, error.strerror)
-                self._stats_are_written = False
-            else:
-                self._stats_are_written = True
 
 
 def retry_wait_s(failures: int) -> float:

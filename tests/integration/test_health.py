@@ -20,6 +20,7 @@ from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
     FolderChampion,
+    Message,
     publish,
     rounds,
     run_until_it_fails,
@@ -53,7 +54,9 @@ def test_it_says_how_it_is_from_the_start_to_the_end(settings: Settings, tmp_pat
     (port,) = free_ports(1)
     champion = FolderChampion(tmp_path / "champion", settings)
     count = publish(settings, rounds(settings, SENSORS, range(3)))
-    with running(settings, champion, health_port=port):
+    publish(settings, [Message(b"sensor-0", b"no JSON", 0)])
+    stats = tmp_path / "stats.json"
+    with running(settings, champion, health_port=port, stats=stats):
         wait_until(lambda: is_listening(port), 10, "it answers")
         code, said = ask(port, "/readyz")
         assert (code, said["state"], said["model_version"]) == (503, "starting", None)
@@ -64,11 +67,15 @@ def test_it_says_how_it_is_from_the_start_to_the_end(settings: Settings, tmp_pat
         wait_until(lambda: ask(port, "/healthz")[1]["lag"] == {"0": 0, "1": 0}, 10, "it says how far it has read")
         code, said = ask(port, "/healthz")
         assert (code, said["state"], said["model_version"], said["sensors"]) == (200, "serving", 1, len(SENSORS))
+        wait_until(lambda: ask(port, "/readyz")[1]["counters"]["dead_letters"], 10, "it counts the dead letter")
+        letters = ask(port, "/readyz")[1]["counters"]["dead_letters"]
+        assert list(letters.values()) == [1]
         assert said["since_poll_s"] < 2
         assert said["since_commit_s"] > 0
         with pytest.raises(StreamgruError, match=f"cannot listen on 127.0.0.1:{port}: .*--health-port"):
             run_until_it_fails(settings, champion, health_port=port)
     assert not is_listening(port)
+    assert json.loads(stats.read_text())["dead_letters"] == letters
 
 
 def is_listening(port: int) -> bool:
