@@ -16,8 +16,12 @@ import pytest
 from deploy.stack import Stack
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings
 from tests.ports import free_ports
+from tests.stacks import end_stack
 
 SERVICE_OF_FIXTURE = {"broker": "kafka", "mlflow_server": "mlflow", "prefect_server": "prefect"}
+
+# Costly fixtures of a wider scope than a test, and how many seconds the tests that share one take, all in one process.
+SECONDS_OF_SHARED = {"frail_broker": 80, "secured": 30, "letters": 10}
 
 SettingsFactory = Callable[..., Settings]
 
@@ -73,10 +77,10 @@ class Servers:
         self._starts[service].result()
 
     def stop(self) -> None:
-        """Stop by process id what was started, also what a failed start left, and remove the folder."""
+        """End by process id what was started, also what a failed start left, and remove the folder."""
         self._pool.shutdown(wait=True)
         if not self._shared:
-            self._stack.down()
+            end_stack(self.settings)
             shutil.rmtree(self.settings.home, ignore_errors=True)
 
 
@@ -95,6 +99,26 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Tell a process of pytest-xdist, before it begins, where the servers are."""
     node.workerinput["servers"] = node.config.stash[SERVERS].description
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests that share a costly fixture, and begin with the longest tests.
+
+    Each process of pytest-xdist is given two tests to begin with: a long test behind another one would wait for it.
+    """
+    seconds: dict[pytest.Item, float] = {}
+    for item in items:
+        for mark in item.iter_markers("long"):
+            seconds[item] = mark.args[0]
+        for fixture, its_seconds in SECONDS_OF_SHARED.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(fixture))
+                seconds[item] = its_seconds
+    long = sorted(seconds, key=seconds.__getitem__, reverse=True)
+    short = [item for item in items if item not in seconds]
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    items[:] = long[:processes] + short[:processes] + long[processes:] + short[processes:]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -151,15 +175,19 @@ def fresh_settings(stack_settings: Settings, tmp_path: Path) -> SettingsFactory:
     Keyword arguments go to ``Settings``; a dict for a section is merged into it:
     ``fresh_settings(horizon_steps=2, kafka={"partitions": 3})``.
     """
+    return settings_factory(stack_settings, tmp_path)
+
+
+def settings_factory(servers: Settings, home: Path) -> SettingsFactory:
+    """As the fixture ``fresh_settings`` gives it, for any servers."""
 
     def make(**overrides: Any) -> Settings:
         name = uuid.uuid4().hex[:8]
-        stack = stack_settings.stack
         base: dict[str, Any] = {
-            "home": tmp_path,
-            "history": tmp_path / f"history-{name}",
+            "home": home,
+            "history": home / f"history-{name}",
             "model_name": f"model-{name}",
-            "stack": stack.model_dump(),
+            "stack": servers.stack.model_dump(),
             "kafka": {
                 "topics": {
                     "readings": f"readings-{name}",

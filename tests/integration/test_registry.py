@@ -421,6 +421,7 @@ def stepped(folder: Path, frame: pd.DataFrame, adaptation: Adaptation) -> dict[s
     return found
 
 
+@pytest.mark.long(24)
 def test_any_user_of_mlflow_can_forecast_with_it(settings: Settings, tmp_path: Path) -> None:
     folder = artefact(settings, tmp_path)
     version = registered(settings, folder)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PREFECT = Path(sys.executable).with_name("prefect")
 
 
+@pytest.mark.long(16)
 def test_a_worker_s_run_with_a_relative_home_fails_and_names_it(prefect_server: Settings, tmp_path: Path) -> None:
     name = f"pool-{uuid.uuid4().hex[:8]}"
     variables = {
