@@ -21,7 +21,7 @@ from tests.stacks import end_stack
 SERVICE_OF_FIXTURE = {"broker": "kafka", "mlflow_server": "mlflow", "prefect_server": "prefect"}
 
 # Costly fixtures of a wider scope than a test, and how many seconds the tests that share one take, all in one process.
-SECONDS_OF_SHARED = {"frail_broker": 80, "secured": 30, "letters": 10}
+SECONDS_OF_SHARED = {"frail_broker": 80, "secured": 30, "letters": 10, "filled": 15}
 
 SettingsFactory = Callable[..., Settings]
 
