@@ -360,7 +360,7 @@ def stopped(settings: Settings) -> Iterator[None]:
 
 # Forks of a process that has imported everything, and has no threads yet: a fresh interpreter takes seconds to start.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.integration.forecaster_process"])
+_PROCESSES.set_forkserver_preload(["tests.integration.forecaster_process", "tests.compiled_core"])
 
 
 class ForecasterProcess:

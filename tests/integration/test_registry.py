@@ -38,7 +38,8 @@ from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.ports import free_ports
 
-pytestmark = pytest.mark.integration
+# In one process: what loads models through MLflow imports half of its packages.
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("registry"), pytest.mark.long(60)]
 
 HOUR_US = 3_600_000_000
 
@@ -421,7 +422,6 @@ def stepped(folder: Path, frame: pd.DataFrame, adaptation: Adaptation) -> dict[s
     return found
 
 
-@pytest.mark.long(24)
 def test_any_user_of_mlflow_can_forecast_with_it(settings: Settings, tmp_path: Path) -> None:
     folder = artefact(settings, tmp_path)
     version = registered(settings, folder)

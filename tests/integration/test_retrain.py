@@ -36,7 +36,8 @@ from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.ports import free_ports
 
-pytestmark = pytest.mark.integration
+# In one process: flows take seconds to import.
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("retrain"), pytest.mark.long(80)]
 
 HOUR_US = 3_600_000_000
 SENSORS = 4
