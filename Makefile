@@ -45,10 +45,10 @@ unit: check ## Pass every check and the tests that need no server
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile tests/unit tests/fuzz
 
 integration: setup ## Pass the tests against real servers
-	$(BIN)/pytest --numprocesses=4 --dist=loadgroup --no-loadscope-reorder tests/chaos tests/integration # much of their time is waiting
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=4 --dist=loadgroup --no-loadscope-reorder tests/chaos tests/integration # much of their time is waiting
 
 coverage: setup ## Run every test, and tell which lines of deploy, flows, model and pipeline none has run
-	$(BIN)/pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 bench: setup ## Measure throughput, latency, takeover, restore and more, into tests/benchmarks/SPEED.md
 	$(BIN)/python -m tests.benchmarks
