@@ -63,4 +63,4 @@ fuzz: setup ## Feed the decoder, the states and the model broken bytes and absur
 	$(BIN)/python -m tests.fuzz --seconds 180
 
 clean: ## Remove the virtual environment and caches (data under .streamgru stays)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
