@@ -38,8 +38,8 @@ from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.ports import free_ports
 
-# In one process: what loads models through MLflow imports half of its packages.
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("registry"), pytest.mark.long(60)]
+# One test takes MLflow's store of artefacts away, one reads its log: no other process may use them meanwhile.
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow"), pytest.mark.long(150)]
 
 HOUR_US = 3_600_000_000
 
