@@ -7,6 +7,7 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -103,22 +104,28 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests that share a costly fixture, and begin with the longest tests.
+    """Group the tests that share a costly fixture, and begin with the longest groups and tests.
 
-    Each process of pytest-xdist is given two tests to begin with: a long test behind another one would wait for it.
+    Each process of pytest-xdist has one test or group waiting behind the one that it runs: no long one should wait so.
     """
-    seconds: dict[pytest.Item, float] = {}
+    units: dict[str, list[pytest.Item]] = {}  # group, or the name of a test outside any group -> its tests
+    seconds: dict[str, float] = {}  # of the long ones
     for item in items:
-        for mark in item.iter_markers("long"):
-            seconds[item] = mark.args[0]
-        for fixture, its_seconds in SECONDS_OF_SHARED.items():
-            if fixture in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(fixture))
-                seconds[item] = its_seconds
+        fixtures = [name for name in SECONDS_OF_SHARED if name in getattr(item, "fixturenames", ())]
+        for name in fixtures:
+            item.add_marker(pytest.mark.xdist_group(name))
+        group = item.get_closest_marker("xdist_group")
+        unit = group.args[0] if group else item.nodeid
+        units.setdefault(unit, []).append(item)
+        mark = item.get_closest_marker("long")
+        if fixtures or mark:
+            seconds[unit] = mark.args[0] if mark else SECONDS_OF_SHARED[fixtures[0]]
     long = sorted(seconds, key=seconds.__getitem__, reverse=True)
-    short = [item for item in items if item not in seconds]
+    short = [unit for unit in units if unit not in seconds]
     processes = getattr(config, "workerinput", {}).get("workercount", 1)
-    items[:] = long[:processes] + short[:processes] + long[processes:] + short[processes:]
+    first, rest = long[:processes] + short[:processes], zip_longest(long[processes:], short[processes:])
+    order = first + [unit for pair in rest for unit in pair if unit is not None]
+    items[:] = [item for unit in order for item in units[unit]]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
