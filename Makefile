@@ -6,8 +6,11 @@ STAMP := $(VENV)/.ready
 # The version that the lock names; it installs everything else.
 UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 
+# Tests start dozens of interpreters, which would compile this project's modules each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test unit integration check bench quality chaos fuzz clean
+.PHONY: help setup lock demo test unit integration check coverage bench quality chaos fuzz clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -36,14 +39,16 @@ check: setup ## Lint, layering and types
 	$(BIN)/mypy
 
 test: setup ## Pass every check and every test
-	@$(MAKE) --no-print-directory unit # not beside the others, which have deadlines
-	@$(MAKE) --no-print-directory integration
+	@$(BIN)/python -m tests.side_by_side "nice $(MAKE) --no-print-directory unit" "$(MAKE) --no-print-directory integration" # the latter have deadlines
 
 unit: check ## Pass every check and the tests that need no server
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile tests/unit tests/fuzz
 
 integration: setup ## Pass the tests against real servers
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/chaos tests/integration # the longest first
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=4 --dist=loadgroup --no-loadscope-reorder tests/chaos tests/integration # much of their time is waiting
+
+coverage: setup ## Run every test, and tell which lines of deploy, flows, model and pipeline none has run
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 bench: setup ## Measure throughput, latency, takeover, restore and more, into tests/benchmarks/SPEED.md
 	$(BIN)/python -m tests.benchmarks
@@ -58,4 +63,4 @@ fuzz: setup ## Feed the decoder, the states and the model broken bytes and absur
 	$(BIN)/python -m tests.fuzz --seconds 180
 
 clean: ## Remove the virtual environment and caches (data under .streamgru stays)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

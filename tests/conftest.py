@@ -7,6 +7,7 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ import pytest
 from deploy.stack import Stack
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings
 from tests.ports import free_ports
+from tests.stacks import end_stack
 
 SERVICE_OF_FIXTURE = {"broker": "kafka", "mlflow_server": "mlflow", "prefect_server": "prefect"}
+
+# Costly fixtures of a wider scope than a test, and how many seconds the tests that share one take, all in one process.
+SECONDS_OF_SHARED = {"frail_broker": 80, "secured": 30, "letters": 10, "filled": 15}
 
 SettingsFactory = Callable[..., Settings]
 
@@ -73,10 +78,10 @@ class Servers:
         self._starts[service].result()
 
     def stop(self) -> None:
-        """Stop by process id what was started, also what a failed start left, and remove the folder."""
+        """End by process id what was started, also what a failed start left, and remove the folder."""
         self._pool.shutdown(wait=True)
         if not self._shared:
-            self._stack.down()
+            end_stack(self.settings)
             shutil.rmtree(self.settings.home, ignore_errors=True)
 
 
@@ -95,6 +100,32 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Tell a process of pytest-xdist, before it begins, where the servers are."""
     node.workerinput["servers"] = node.config.stash[SERVERS].description
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests that share a costly fixture, and begin with the longest groups and tests.
+
+    Each process of pytest-xdist has one test or group waiting behind the one that it runs: no long one should wait so.
+    """
+    units: dict[str, list[pytest.Item]] = {}  # group, or the name of a test outside any group -> its tests
+    seconds: dict[str, float] = {}  # of the long ones
+    for item in items:
+        fixtures = [name for name in SECONDS_OF_SHARED if name in getattr(item, "fixturenames", ())]
+        for name in fixtures:
+            item.add_marker(pytest.mark.xdist_group(name))
+        group = item.get_closest_marker("xdist_group")
+        unit = group.args[0] if group else item.nodeid
+        units.setdefault(unit, []).append(item)
+        mark = item.get_closest_marker("long")
+        if fixtures or mark:
+            seconds[unit] = mark.args[0] if mark else SECONDS_OF_SHARED[fixtures[0]]
+    long = sorted(seconds, key=seconds.__getitem__, reverse=True)
+    short = [unit for unit in units if unit not in seconds]
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    first, rest = long[:processes] + short[:processes], zip_longest(long[processes:], short[processes:])
+    order = first + [unit for pair in rest for unit in pair if unit is not None]
+    items[:] = [item for unit in order for item in units[unit]]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -151,15 +182,19 @@ def fresh_settings(stack_settings: Settings, tmp_path: Path) -> SettingsFactory:
     Keyword arguments go to ``Settings``; a dict for a section is merged into it:
     ``fresh_settings(horizon_steps=2, kafka={"partitions": 3})``.
     """
+    return settings_factory(stack_settings, tmp_path)
+
+
+def settings_factory(servers: Settings, home: Path) -> SettingsFactory:
+    """As the fixture ``fresh_settings`` gives it, for any servers."""
 
     def make(**overrides: Any) -> Settings:
         name = uuid.uuid4().hex[:8]
-        stack = stack_settings.stack
         base: dict[str, Any] = {
-            "home": tmp_path,
-            "history": tmp_path / f"history-{name}",
+            "home": home,
+            "history": home / f"history-{name}",
             "model_name": f"model-{name}",
-            "stack": stack.model_dump(),
+            "stack": servers.stack.model_dump(),
             "kafka": {
                 "topics": {
                     "readings": f"readings-{name}",

@@ -25,6 +25,7 @@ SHORT = Size(
 )
 
 
+@pytest.mark.long(105)
 def test_nothing_is_lost_doubled_or_different_whatever_is_killed(tmp_path: Path) -> None:
     record = Harness(tmp_path, SHORT, seed=1).run()
     assert shortfalls(record) == []

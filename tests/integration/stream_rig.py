@@ -170,28 +170,52 @@ def publish(settings: Settings, messages: Iterable[Message]) -> int:
 # --- reading back -----------------------------------------------------------------------------------------------------
 
 
+class TopicReader:
+    """A plain consumer that reads the committed records of a topic, each once; closed when the context ends."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._topic = topic
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=settings.kafka.bootstrap_servers,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+        )
+        self._where = [
+            TopicPartition(topic, partition) for partition in sorted(self._consumer.partitions_for_topic(topic))
+        ]
+        self._found: dict[TopicPartition, list[Any]] = {where: [] for where in self._where}
+        self._consumer.assign(self._where)
+        self._consumer.seek_to_beginning(*self._where)
+
+    def __enter__(self) -> "TopicReader":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._consumer.close()
+
+    def poll(self, timeout_ms: int = 200) -> int:
+        """Wait for more records; the number of records read so far."""
+        for where, records in self._consumer.poll(timeout_ms=timeout_ms).items():
+            self._found[where] += records
+        return sum(map(len, self._found.values()))
+
+    def read_to_end(self) -> list[Any]:
+        """All records that are committed now, partition by partition."""
+        ends = self._consumer.end_offsets(self._where)
+
+        def is_at_end() -> bool:
+            self.poll(50)
+            return all(self._consumer.position(where) >= ends[where] for where in self._where)
+
+        wait_until(is_at_end, 30, f"{self._topic} was read to its end")
+        return [record for where in self._where for record in self._found[where]]
+
+
 def read_all(settings: Settings, topic: str) -> list[Any]:
-    """Every committed record of a topic, partition by partition, by a plain consumer."""
-    consumer = KafkaConsumer(
-        bootstrap_servers=settings.kafka.bootstrap_servers,
-        isolation_level="read_committed",
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-    )
-    where = [TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic))]
-    consumer.assign(where)
-    consumer.seek_to_beginning(*where)
-    ends = consumer.end_offsets(where)
-    found: dict[TopicPartition, list[Any]] = {partition: [] for partition in where}
-
-    def is_at_end() -> bool:
-        for partition, records in consumer.poll(timeout_ms=50).items():
-            found[partition] += records
-        return all(consumer.position(partition) >= ends[partition] for partition in where)
-
-    wait_until(is_at_end, 30, f"{topic} was read to its end")
-    consumer.close()
-    return [record for records in found.values() for record in records]
+    """Every committed record of a topic, partition by partition."""
+    with TopicReader(settings, topic) as reader:
+        return reader.read_to_end()
 
 
 def read_states(settings: Settings) -> list[Any]:
@@ -201,23 +225,21 @@ def read_states(settings: Settings) -> list[Any]:
 
 def read_forecasts(settings: Settings) -> list[Forecast]:
     """Every committed forecast, in the order of the topic within each partition."""
-    records = read_all(settings, settings.kafka.topics.forecasts)
-    found = [decode_forecast(record.value) for record in records]
-    for record, forecast in zip(records, found, strict=True):
-        assert record.key == forecast.sensor_id.encode()
-        assert record.partition == forecast.input.partition
-    return found
+    return _forecasts(read_all(settings, settings.kafka.topics.forecasts))
 
 
 def wait_for_forecasts(settings: Settings, count: int, timeout_s: float = 60) -> list[Forecast]:
     """All forecasts, once there are at least ``count``."""
-    found: list[Forecast] = []
+    with TopicReader(settings, settings.kafka.topics.forecasts) as reader:
+        wait_until(lambda: reader.poll() >= count, timeout_s, f"{count} forecasts")
+        return _forecasts(reader.read_to_end())
 
-    def enough() -> bool:
-        found[:] = read_forecasts(settings)
-        return len(found) >= count
 
-    wait_until(enough, timeout_s, f"{count} forecasts")
+def _forecasts(records: Sequence[Any]) -> list[Forecast]:
+    found = [decode_forecast(record.value) for record in records]
+    for record, forecast in zip(records, found, strict=True):
+        assert record.key == forecast.sensor_id.encode()
+        assert record.partition == forecast.input.partition
     return found
 
 
@@ -338,7 +360,7 @@ def stopped(settings: Settings) -> Iterator[None]:
 
 # Forks of a process that has imported everything, and has no threads yet: a fresh interpreter takes seconds to start.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.integration.forecaster_process"])
+_PROCESSES.set_forkserver_preload(["tests.integration.forecaster_process", "tests.compiled_core"])
 
 
 class ForecasterProcess:

@@ -59,6 +59,7 @@ def is_free(port: str) -> bool:
         return probe.connect_ex(("127.0.0.1", int(port))) != 0
 
 
+@pytest.mark.long(145)
 def test_the_whole_job_is_done_and_everything_is_stopped(start, environment: dict[str, str], tmp_path: Path) -> None:
     short = ("--sensors", "3", "--history-days", "60", "--live-days", "20", "--live-seconds", "20")
     process = start(*short)
@@ -77,6 +78,7 @@ def test_the_whole_job_is_done_and_everything_is_stopped(start, environment: dic
         assert is_free(environment[f"STREAMGRU_STACK__{name}_PORT"])
 
 
+@pytest.mark.long(20)
 def test_sigterm_in_the_middle_stops_everything(start, environment: dict[str, str], tmp_path: Path) -> None:
     process = start("--sensors", "1")
     kafka = environment["STREAMGRU_STACK__KAFKA_PORT"]

@@ -1,5 +1,7 @@
 """The fast consumer against the client's own, on a topic with everything in it."""
 
+import uuid
+
 import pytest
 from kafka import TopicPartition
 from kafka.admin import NewTopic
@@ -7,19 +9,20 @@ from kafka.admin import NewTopic
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer
 from pipeline.kafka.fetched_records import FetchedRecord, read_fast
 from pipeline.settings import Settings
-from tests.conftest import SettingsFactory
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
 
-def fill(settings: Settings, topic: str) -> None:
+@pytest.fixture(scope="module")
+def filled(broker: Settings) -> str:
     """Committed, aborted, compressed and plain records, nulls, headers, and control batches in between."""
-    admin = make_admin(settings)
+    topic = f"records-{uuid.uuid4().hex[:8]}"
+    admin = make_admin(broker)
     admin.create_topics([NewTopic(topic, 1, 1)])
     admin.close()
     for round_, compression in enumerate((None, "lz4", "gzip", "snappy", "zstd")):
-        producer = make_producer(settings, transactional_id=f"{topic}-{round_}", compression_type=compression)
+        producer = make_producer(broker, transactional_id=f"{topic}-{round_}", compression_type=compression)
         producer.init_transactions()
         for commits in (True, False, True):
             producer.begin_transaction()
@@ -34,6 +37,7 @@ def fill(settings: Settings, topic: str) -> None:
             else:
                 producer.abort_transaction()
         producer.close()
+    return topic
 
 
 def read(settings: Settings, topic: str, *, fast: bool, isolation_level: str) -> tuple[list[FetchedRecord], int]:
@@ -58,12 +62,7 @@ def read(settings: Settings, topic: str, *, fast: bool, isolation_level: str) ->
 
 
 @pytest.mark.parametrize("isolation_level", ["read_committed", "read_uncommitted"])
-def test_records_and_positions_are_those_of_the_client(
-    broker: Settings, fresh_settings: SettingsFactory, isolation_level: str
-) -> None:
-    settings = fresh_settings()
-    topic = f"records-{settings.model_name}"
-    fill(settings, topic)
-    theirs = read(settings, topic, fast=False, isolation_level=isolation_level)
+def test_records_and_positions_are_those_of_the_client(broker: Settings, filled: str, isolation_level: str) -> None:
+    theirs = read(broker, filled, fast=False, isolation_level=isolation_level)
     assert len(theirs[0]) == (500 if isolation_level == "read_committed" else 750) - 3
-    assert read(settings, topic, fast=True, isolation_level=isolation_level) == theirs
+    assert read(broker, filled, fast=True, isolation_level=isolation_level) == theirs

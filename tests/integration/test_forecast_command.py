@@ -76,6 +76,8 @@ def forecasting(settings: Settings, folder: Path, *arguments: str) -> Iterator[C
         process.wait()
 
 
+@pytest.mark.xdist_group("mlflow")  # see test_registry
+@pytest.mark.long(150)
 def test_from_the_first_champion_through_a_promotion_to_a_restart_without_mlflow(
     settings: Settings, tmp_path: Path
 ) -> None:

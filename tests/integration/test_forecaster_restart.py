@@ -51,6 +51,7 @@ def keeping_partitions(settings: Settings) -> Settings:
 KILLS = [("before-flush", 2), ("flushed", 2), ("offsets-sent", 2), ("committed", 2), ("restoring", 1), ("polled", 5)]
 
 
+@pytest.mark.long(19)
 def test_kills_lose_nothing_and_repeat_nothing(settings: Settings, champion: FolderChampion, tmp_path: Path) -> None:
     settings = keeping_partitions(settings)
     count = 0

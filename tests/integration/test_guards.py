@@ -40,7 +40,7 @@ from tests.integration.stream_rig import (
     stopped,
     wait_for_forecasts,
 )
-from tests.ports import is_free, steady_port
+from tests.ports import is_free
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -221,23 +221,14 @@ def test_without_minding_its_standing_it_forecasts_its_successors_readings_once_
 # --- a broker that does not answer ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+@pytest.fixture
+def own_broker(frail_settings: SettingsFactory) -> Settings:
     """A broker that may be stopped, with a group that is at its beginning."""
-    settings = Settings(
-        home=tmp_path_factory.mktemp("guards"),
-        features=("a",),
-        targets=("a",),
-        horizon_steps=1,
-        stack={"kafka_port": steady_port()},
-        kafka={"partitions": 1},
-        forecaster=TIMEOUTS,
+    settings = frail_settings(
+        features=["a"], targets=["a"], horizon_steps=1, kafka={"partitions": 1}, forecaster=TIMEOUTS
     )
-    stack = Stack(settings)
-    stack.up(("kafka",))
     ensure_topics(settings)
-    yield settings
-    stack.down(("kafka",))
+    return settings
 
 
 @pytest.fixture

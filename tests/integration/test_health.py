@@ -5,7 +5,6 @@ import os
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from tests.integration.stream_rig import (
     running,
     small_forecaster,
 )
-from tests.ports import free_ports, steady_port
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -146,21 +145,11 @@ def test_markers_at_a_logs_end_are_no_work(settings: Settings, tmp_path: Path) -
 
 
 @pytest.fixture
-def own_broker(tmp_path: Path) -> Iterator[Settings]:
+def own_broker(frail_settings: SettingsFactory) -> Settings:
     """A broker that may be stopped."""
-    settings = Settings(
-        home=tmp_path,
-        features=("a",),
-        targets=("a",),
-        horizon_steps=1,
-        stack={"kafka_port": steady_port()},
-        kafka={"partitions": 2},
-    )
-    stack = Stack(settings)
-    stack.up(("kafka",))
+    settings = frail_settings(features=["a"], targets=["a"], horizon_steps=1)
     ensure_topics(settings)
-    yield settings
-    stack.down(("kafka",))
+    return settings
 
 
 def test_a_broker_that_goes_away_is_waited_for_and_said(

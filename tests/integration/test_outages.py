@@ -22,6 +22,7 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.gauge import STOP
 from tests.integration.stream_rig import FolderChampion, publish, rounds, small_forecaster
 from tests.ports import is_free, steady_ports
+from tests.stacks import end_stack
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(480)]
@@ -64,7 +65,7 @@ class Stream:
 
     def end(self) -> None:
         self.fleet.end(5)
-        Stack(self.settings).down(("kafka",))
+        end_stack(self.settings)
 
     def publish(self, steps: int) -> None:
         first = self.published // len(SENSORS)
@@ -165,6 +166,7 @@ OUTAGES = ((frozen, ("offsets-sent", "before-flush")), (dead, ("offsets-sent", "
 AWAY_S = 75.0  # longer than any timeout of a forecaster's
 
 
+@pytest.mark.long(107)
 def test_after_minutes_without_a_broker_forecasters_go_on(begin: Callable[[int, int], list[Stream]]) -> None:
     streams = begin(len(OUTAGES), 2)
     chosen = streams[0].settings.forecaster
@@ -186,6 +188,7 @@ def test_after_minutes_without_a_broker_forecasters_go_on(begin: Callable[[int, 
         stream.assert_nothing_is_lost_or_twice()
 
 
+@pytest.mark.long(20)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the files of a process that runs already")
 def test_a_broker_whose_disk_is_full_ends_and_the_forecaster_waits_for_room(
     begin: Callable[[int, int], list[Stream]],

@@ -38,7 +38,8 @@ from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.ports import free_ports
 
-pytestmark = pytest.mark.integration
+# One test takes MLflow's store of artefacts away, one reads its log: no other process may use them meanwhile.
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow"), pytest.mark.long(150)]
 
 HOUR_US = 3_600_000_000
 

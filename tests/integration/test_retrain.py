@@ -36,7 +36,7 @@ from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.ports import free_ports
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow"), pytest.mark.long(150)]  # see test_registry
 
 HOUR_US = 3_600_000_000
 SENSORS = 4

@@ -31,6 +31,7 @@ from pipeline.settings import Schedule, Settings
 from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.ports import free_ports, steady_port
+from tests.stacks import end_stack
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -80,6 +81,7 @@ def serving(settings: Settings, prefect: SyncPrefectClient, tmp_path: Path) -> I
         process.kill()
 
 
+@pytest.mark.long(30)
 def test_a_schedule_fires_by_itself_and_survives_a_clean_stop(
     settings: Settings, prefect: SyncPrefectClient, serving: subprocess.Popen[str], tmp_path: Path
 ) -> None:
@@ -173,9 +175,10 @@ def own_prefect(tmp_path: Path) -> Iterator[Settings]:
     """A Prefect that belongs to one test alone, which kills it."""
     settings = Settings(home=tmp_path, stack={"prefect_port": steady_port()})
     yield settings
-    DetachedProcess("prefect", tmp_path).stop()
+    end_stack(settings)
 
 
+@pytest.mark.long(17)
 def test_the_slot_of_a_run_that_died_with_its_server_is_free_again(own_prefect: Settings) -> None:
     """What holds it is a lease, which has to be known to the next server: it frees only what it knows."""
     stack = Stack(own_prefect)

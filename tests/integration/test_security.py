@@ -19,6 +19,7 @@ from pipeline.kafka import clients
 from pipeline.kafka.topics import check_topics, ensure_topics
 from pipeline.settings import KafkaSettings, Settings
 from tests.ports import steady_ports
+from tests.stacks import end_stack
 
 pytestmark = pytest.mark.integration
 
@@ -94,14 +95,13 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             "ssl.keystore.key": private.replace("\n", "\\n"),
         }
 
-    stack = Stack(settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Broker, "properties", properties)
         patch.setattr(clients, "BOOTSTRAP_TIMEOUT_MS", 3_000)
-        stack.up(("kafka",))
+        Stack(settings).up(("kafka",))
         ensure_topics(settings)
         yield Secured(settings, ports, cafile, strange_cafile)
-    stack.down(("kafka",))
+    end_stack(settings)
 
 
 ALICE = {"sasl_mechanism": "PLAIN", "sasl_username": "alice", "sasl_password": "secret"}

@@ -83,6 +83,7 @@ def test_a_second_up_finds_the_broker_running(broker: Settings) -> None:
     assert said == [f"up at {before.address}"]
 
 
+@pytest.mark.long(23)
 def test_up_status_and_down_by_command_leave_nothing_running(own_settings: Settings) -> None:
     code, out, err = finish(streamgru(own_settings, "up"))
     assert (code, err) == (0, "")
@@ -115,12 +116,11 @@ def test_ctrl_c_while_it_starts_leaves_nothing_running(own_settings: Settings) -
     assert using(own_settings.home) == []
 
 
-def test_a_killed_broker_has_its_data_when_it_is_started_again(own_settings: Settings) -> None:
-    stack = Stack(own_settings)
-    stack.up(("kafka",))
-    with closing(make_admin(own_settings)) as admin:
+def test_a_killed_broker_has_its_data_when_it_is_started_again(frail_broker: Settings) -> None:
+    stack = Stack(frail_broker)
+    with closing(make_admin(frail_broker)) as admin:
         admin.create_topics([NewTopic("kept", num_partitions=1, replication_factor=1)])
-    with closing(make_producer(own_settings)) as producer:
+    with closing(make_producer(frail_broker)) as producer:
         sent = [producer.send("kept", key=b"a", value=b"%d" % number, partition=0) for number in range(100)]
         producer.flush()
         assert [future.get().offset for future in sent] == list(range(100))
@@ -131,7 +131,7 @@ def test_a_killed_broker_has_its_data_when_it_is_started_again(own_settings: Set
     wait_until(lambda: stack.status()[0].state == "down", 10, "the killed broker is seen as down")
     stack.up(("kafka",))
 
-    with closing(make_consumer(own_settings)) as consumer:
+    with closing(make_consumer(frail_broker)) as consumer:
         partition = TopicPartition("kept", 0)
         consumer.assign([partition])
         consumer.seek_to_beginning(partition)

@@ -22,7 +22,7 @@ from pipeline.kafka.workarounds import leaderless, next_offset
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import broker_pid, publish, read_all, rounds, stopped
-from tests.ports import free_ports, is_free, steady_port
+from tests.ports import free_ports, is_free
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -263,17 +263,12 @@ def test_nobody_asks_who_leads_a_partition_to_which_nothing_is_to_be_sent(
     assert accumulator.ready(cluster)[2] is not is_mended
 
 
-@pytest.fixture(scope="module")
-def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+@pytest.fixture
+def own_broker(frail_settings: SettingsFactory) -> Settings:
     """A broker that may be killed."""
-    settings = Settings(
-        home=tmp_path_factory.mktemp("workarounds"), stack={"kafka_port": steady_port()}, kafka={"partitions": 1}
-    )
-    stack = Stack(settings)
-    stack.up(("kafka",))
+    settings = frail_settings(kafka={"partitions": 1})
     ensure_topics(settings)
-    yield settings
-    stack.down(("kafka",))
+    return settings
 
 
 def test_a_producer_is_let_go_of_though_the_broker_does_not_answer(own_broker: Settings) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessWorker
 
 from pipeline.settings import Settings
 from tests.environment import environment
@@ -18,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PREFECT = Path(sys.executable).with_name("prefect")
 
 
+@pytest.mark.long(16)
 def test_a_worker_s_run_with_a_relative_home_fails_and_names_it(prefect_server: Settings, tmp_path: Path) -> None:
     name = f"pool-{uuid.uuid4().hex[:8]}"
     variables = {
@@ -46,12 +49,13 @@ def test_a_worker_s_run_with_a_relative_home_fails_and_names_it(prefect_server: 
     file.write_text(
         f"pull: []\ndeployments: [{{name: {name}, entrypoint: 'flows.ingest:ingest', work_pool: {{name: {name}}}}}]\n"
     )
-    prefect_command("work-pool", "create", name, "--type", "process")
-    prefect_command("deploy", "--prefect-file", str(file), "--all")
     with (
         temporary_settings({PREFECT_API_URL: prefect_server.prefect_api_url}),
         get_client(sync_client=True) as client,
     ):
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        prefect_command("deploy", "--prefect-file", str(file), "--all")
         deployment = client.request("GET", f"/deployments/name/ingest/{name}").json()
         run = client.request("POST", f"/deployments/{deployment['id']}/create_flow_run", json={}).json()
         prefect_command("worker", "start", "--pool", name, "--run-once")

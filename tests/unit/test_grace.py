@@ -198,9 +198,9 @@ def test_ten_times_as_many_held_of_one_sensor_take_some_ten_times_as_long():
         moments = np.append(np.delete(np.arange(held + 2), 1), 1) * CADENCE_US  # the gap is filled at the end
         zeros, taken = np.zeros(len(moments), int), []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.thread_time()  # not what a busy machine does besides
             settled = settle(zeros, moments, np.arange(len(moments)), Grace(CADENCE_US, 10**12))
-            taken.append(time.perf_counter() - began)
+            taken.append(time.thread_time() - began)
             assert moments[settled.order].tolist() == sorted(moments.tolist())
         return min(taken)
 
