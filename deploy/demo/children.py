@@ -1,20 +1,25 @@
-"""The demo's own processes: each a `streamgru` command as a user would type it, with its output in a log."""
+"""The demo's processes, each a `streamgru` command as a user would type it, and the home folder that they share."""
 
+import fcntl
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
-from pipeline.errors import StreamgruError
+from pipeline.errors import StackError, StreamgruError
 
-# A forecaster promises to end within 5 s of SIGTERM; what does not is killed, so that nothing is ever left behind.
+# A forecaster promises to end within 5 s of SIGTERM. A child that does not end in this time is killed.
 TERMINATE_TIMEOUT_S: Final = 15.0
 _POLL_S: Final = 0.2
 _LAST_LINES: Final = 15
+_MARK: Final = "demo"  # a folder that only a demo's home has
 
 
 @dataclass(frozen=True)
@@ -130,3 +135,54 @@ def _lines(path: Path) -> list[str]:
 
 def _last_line(path: Path) -> str:
     return next(reversed(_lines(path)), "")
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Hold the demo's home against another demo.
+
+    Raises:
+        StackError: another demo runs there, it is no demo's home, or it cannot be written.
+    """
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        lock = home.with_name(f"{home.name}.lock").open("w")
+    except OSError as error:
+        raise StackError(f"the demo needs the folder {home}, which cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StackError(
+                f"another demo runs in {home}: let it end, or choose another folder with STREAMGRU_HOME"
+            ) from None
+        if home.exists() and any(home.iterdir()) and not (home / _MARK).is_dir():
+            raise StackError(
+                f"{home} is neither empty nor an earlier demo's: choose another folder with STREAMGRU_HOME"
+            )
+        (home / _MARK).mkdir(parents=True, exist_ok=True)
+        yield
+
+
+def emptied(home: Path) -> Path:
+    """The folder for the demo's own files, after removing what an earlier demo left."""
+    shutil.rmtree(home)
+    mark = home / _MARK
+    mark.mkdir(parents=True)
+    return mark
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM, and a terminal that is closed, unwind the stack as Ctrl-C does, so that everything is stopped."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in heeded}  # with nohup, not the terminal's end
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
