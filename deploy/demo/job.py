@@ -4,6 +4,7 @@ Steps that wait for different things run side by side: a second core would have 
 """
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,16 +68,12 @@ class Telling:
         self.doing = ""
         self.result = ""
         self._started = time.monotonic()
+        self.is_done = False
         self._ended: float | None = None
 
     def __call__(self, doing: str) -> None:
         """Say what is being done now; shown while the step lasts, in a terminal only."""
         self.doing = doing
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it has ended well."""
-        return self._ended is not None
 
     @property
     def seconds(self) -> float:
@@ -85,7 +82,7 @@ class Telling:
 
     def end(self) -> None:
         """Stop the clock."""
-        self._ended = time.monotonic()
+        self.is_done, self._ended = True, time.monotonic()
 
 
 class Narration:
@@ -98,6 +95,7 @@ class Narration:
         self._counts = "no readings sent yet"
         self._due_s = 0.0
         self._began = time.monotonic()
+        self._lock = threading.Lock()
 
     @property
     def seconds(self) -> float:
@@ -122,13 +120,16 @@ class Narration:
     def step(self, title: str) -> Iterator[Telling]:
         """Announce a step, and afterwards its ``result`` and duration."""
         telling = Telling(title)
-        self._tellings.append(telling)
+        with self._lock:
+            self._tellings.append(telling)
+            number = len(self._tellings)
         if not self._console.is_terminal:
-            self._print(f"[bold cyan]{len(self._tellings):>2}/{STEPS}[/] {title} …")
+            self._console.print(f"[bold cyan]{number:>2}/{STEPS}[/] {title} …", soft_wrap=True)
         yield telling
         telling.end()
         if not self._console.is_terminal:
-            self._print(f"[green]✓[/] [dim]{title}[/]: {escape(telling.result)} [dim]({telling.seconds:.1f} s)[/]")
+            done = f"[green]✓[/] [dim]{title}[/]: {escape(telling.result)} [dim]({telling.seconds:.1f} s)[/]"
+            self._console.print(done, soft_wrap=True)
 
     def watch(self, tail: StreamTail, doing: str, sightings: list[Sighting]) -> None:
         """Show what a reader of the stream has seen."""
@@ -139,9 +140,6 @@ class Narration:
             told = f"   {self._counts}\n   {line(sightings[-1])}"
             self._console.print(told, highlight=False, markup=False, soft_wrap=True)
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
-
     def _render(self) -> Group:
         steps = Table(box=None, show_header=False, pad_edge=False, expand=True)
         steps.add_column(width=5, no_wrap=True)
@@ -149,8 +147,7 @@ class Narration:
         steps.add_column(justify="right", no_wrap=True)
         tellings = list(self._tellings)
         for number, telling in enumerate(tellings, start=1):
-            mark = "[green]✓[/]" if telling.is_done else "[cyan]…[/]"
-            note = telling.result if telling.is_done else telling.doing.strip()
+            mark, note = ("[green]✓[/]", telling.result) if telling.is_done else ("[cyan]…[/]", telling.doing.strip())
             text = f"{telling.title} [dim]{escape(note)}[/]"
             steps.add_row(f"{mark} {number:>2}", text, f"{telling.seconds:.0f} s")
         rows = max(2, self._console.height - len(tellings) - 7)

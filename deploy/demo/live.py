@@ -252,8 +252,8 @@ class Decision:
         if self.promoted:
             return f"champion. The gate {self.reason}"
         return (
-            f"not champion; the first model goes on. The gate {self.reason}. This is what the gate is for: the demo does "
-            "not promote a worse model to have a change to show"
+            f"not champion; the first model goes on. The gate {self.reason}. This is what the gate is for: the demo "
+            "does not promote a worse model to have a change to show"
         )
 
 

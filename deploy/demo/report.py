@@ -32,7 +32,6 @@ BAND: Final = "#9fd3dc"
 VERSION_COLOURS: Final = ("#74b3c2", "#0b7285", "#e8a33d", "#a34a28")
 BASELINE_COLOURS: Final = ("#e8a33d", "#8a94a0")
 UNITS: Final = {"PM2.5": "µg/m³", "TEMP": "°C"}
-_WIDTH_IN: Final = 10.0
 _dates: Any = matplotlib.dates  # ships no types
 
 _TITLE: Final = "streamgru: live forecasts of Beijing's air"
@@ -277,7 +276,7 @@ def _marked(text: str) -> str:
 @contextmanager
 def _figure(height_in: float, rows: int, columns: int, **options: Any) -> Iterator[tuple[Figure, Any]]:
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+        figure = Figure(figsize=(10.0, height_in), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
