@@ -153,3 +153,12 @@ def follow(
             if r >= earliest:
                 points[i, r - earliest] = missed
                 spread[i, r - earliest] = distances[i]
+
+
+def prepare() -> None:
+    """Compile ``follow``, or read what was compiled before: otherwise the first back-test would take as long."""
+    two, three = np.zeros((0, 1)), np.zeros((0, 1, 1))
+    none, number = np.zeros((0, 1), np.int64), np.zeros(1)
+    learned = (three.copy(), three.copy(), three.copy(), none.copy(), three.copy())
+    series = (two, two, two, three, none)
+    follow(none[:, 0].copy(), 0, series, number, (number, number), learned, three.copy(), np.zeros((0, 1, 1, 1)))
