@@ -142,9 +142,9 @@ class Narration:
 
     def _render(self) -> Group:
         steps = Table(box=None, show_header=False, pad_edge=False, expand=True)
-        steps.add_column(width=5, no_wrap=True)
-        steps.add_column(no_wrap=True, overflow="ellipsis")
-        steps.add_column(justify="right", no_wrap=True)
+        steps.add_column(min_width=4, no_wrap=True)
+        steps.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        steps.add_column(min_width=5, justify="right", no_wrap=True)
         tellings = list(self._tellings)
         for number, telling in enumerate(tellings, start=1):
             mark, note = ("[green]✓[/]", telling.result) if telling.is_done else ("[cyan]…[/]", telling.doing.strip())

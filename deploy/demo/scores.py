@@ -146,7 +146,7 @@ def agreement(
     difference = np.abs(found - forecasts.quantiles)
     tolerance = TOLERANCE * np.maximum(spread, np.abs(found))
     theirs = Recorded(recorded.sequences, np.concatenate([found, recorded.quantiles[-1:]]), recorded.row)
-    streamed, evaluated = (score(each, settings)[FORECAST].by_horizon("mae") for each in (recorded, theirs))
+    streamed, evaluated = (_mean_absolute_errors(each, settings) for each in (recorded, theirs))
     with np.errstate(invalid="ignore"):
         apart = np.abs(evaluated - streamed) / streamed
     return Agreement(
@@ -155,6 +155,21 @@ def agreement(
         largest=float(np.nanmax(difference / spread, initial=0.0)),
         largest_mae=float(np.nanmax(apart, initial=0.0)),
     )
+
+
+def _mean_absolute_errors(recorded: Recorded, settings: Settings) -> NDArray[np.float64]:
+    """(K, h): of the median."""
+    sequences, median = recorded.sequences, settings.quantiles.index(0.5)
+    ahead = np.arange(1, settings.horizon_steps + 1)
+    total, count = np.zeros((2, len(settings.targets), settings.horizon_steps))
+    for sensor in range(len(sequences.sensors)):
+        lo, hi = sequences.span(sensor)
+        labels = sequences.labels(lo, hi, ahead, sequences.columns(settings.targets))
+        errors = np.abs(labels - recorded.quantiles[recorded.row[lo:hi], :, median])
+        total += np.nansum(errors, axis=0)
+        count += (~np.isnan(errors)).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / count)
 
 
 def _evaluated(
