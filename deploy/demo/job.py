@@ -22,6 +22,7 @@ from rich.table import Table
 from deploy.demo.children import Child, Children, alone, emptied, terminated_like_interrupted
 from deploy.demo.data import SENSOR_COLUMN, Amounts, DemoData, prepare, read_bundled
 from deploy.demo.live import (
+    RETRAIN_AFTER,
     SENT_BEFORE_GATE,
     LiveOutcome,
     LivePart,
@@ -52,6 +53,7 @@ SECOND_BUDGET: Final = 0.35
 SLOWED: Final = 1.3
 FASTEST_READINGS_PER_S: Final = 2_000.0
 TRACED_SEASONS: Final = 10
+PICTURED_AT: Final = 0.7  # of the live readings: autumn, when both targets change much
 PICTURED_SEASONS: Final = 6
 POLL_S: Final = 0.2
 REPORT_S: Final = 10.0  # between two lines of progress, where the output is no terminal
@@ -236,7 +238,7 @@ class Demo:
             table=data.table,
             accepted=data.accepted,
             fastest=fastest,
-            retrain_s=SENT_BEFORE_GATE * options.live_s if options.live_s else retrain_s,
+            retrain_s=(SENT_BEFORE_GATE - RETRAIN_AFTER) * options.live_s if options.live_s else retrain_s,
             retrain_options=("--warm-start", "--budget", f"{SECOND_BUDGET * budget_s:g}"),
         )
         live = self._run_live(plan, forecasters)
@@ -370,8 +372,7 @@ class Demo:
             telling.result = f"{counts.forecasts:,} forecasts, {counts.lost:,} lost, {agreed.different:,} different"
         report, picture = settings.home / "report.html", settings.home / "forecasts.png"
         with self._step("Score the forecasts, draw them, write the report") as telling:
-            middle_us = int(np.median(data.table.timestamp_us)) // settings.cadence_us * settings.cadence_us
-            draw_picture(choose_traces(recorded, settings, data.live.outages, middle_us, PICTURED_SEASONS)[:2], picture)
+            draw_picture(choose_traces(recorded, settings, data.live, PICTURED_AT, PICTURED_SEASONS)[:2], picture)
             versions = [
                 Version(info.version, info.created, info.metrics, standings.get(info.version, ""))
                 for info in self._registry.versions()[::-1]
@@ -384,7 +385,7 @@ class Demo:
                 faults=data.live,
                 scores=score(recorded, settings),
                 agreement=agreed,
-                traces=choose_traces(recorded, settings, data.live.outages, middle_us, TRACED_SEASONS),
+                traces=choose_traces(recorded, settings, data.live, 0.5, TRACED_SEASONS),
                 seconds=by_second(live.arrivals),
                 swaps=find_swaps(live.arrivals),
                 silence=longest_silence(live.arrivals),

@@ -25,7 +25,6 @@ POLL_S: Final = 0.1
 RETRAIN_AFTER: Final = 0.1
 # Share of the live readings that are sent until the gate has decided; a change of models needs some after it.
 SENT_BEFORE_GATE: Final = 0.85
-FORECASTS_AFTER_SWAP: Final = 50
 TAKEOVER_S: Final = 60.0  # limit; two seconds until the alias is seen, then seconds of warming up
 AFTER_GATE_S: Final = 6.0  # for each half of the readings that are left when the gate has decided
 STALLED_S: Final = 60.0
@@ -341,7 +340,8 @@ class LivePart:
         promoted = self._registry.resolve(CHAMPION) == newest.version
         self._decision = Decision(newest.version, promoted, newest.tags.get("gate.reason", ""))
         deadline = time.monotonic() + TAKEOVER_S
-        while promoted and self._seen[newest.version] < FORECASTS_AFTER_SWAP and time.monotonic() < deadline:
+        sensors = len(self._plan.table.sensors)
+        while promoted and self._seen[newest.version] < sensors and time.monotonic() < deadline:
             yield f"version {newest.version} is champion, and about to serve"
             if not self._sender.is_sending():
                 return

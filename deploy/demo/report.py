@@ -328,7 +328,7 @@ def draw_picture(traces: Sequence[Trace], path: Path) -> None:
             _time_axis(ax, f"{trace.sensor}, {trace.target}")
             ax.set_ylabel(UNITS.get(trace.target, ""))
         axes[0, 0].legend(loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.2))
-        figure.savefig(path, dpi=120, metadata={"Software": None})
+        figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _ahead_axis(ax: Axes, ahead: NDArray[np.int64], title: str) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.demo.data import LiveReadings
 from model.backtest import model_predictor
 from model.baselines import Persistence, SeasonalNaive
 from model.forecaster import Forecaster
@@ -312,14 +313,12 @@ def trace(recorded: Recorded, settings: Settings, stretch: Stretch, outages: Seq
 
 
 def choose_traces(
-    recorded: Recorded,
-    settings: Settings,
-    outages: Sequence[tuple[str, datetime, datetime]],
-    middle_us: int,
-    seasons: int,
+    recorded: Recorded, settings: Settings, live: LiveReadings, share: float, seasons: int
 ) -> list[Trace]:
-    """Some sensors over some days: the last one around its outage, the others around ``middle_us``."""
-    off = {sensor: (since, until) for sensor, since, until in outages}
+    """So many seasons of some sensors: the last one around its outage, the others around this share of the readings."""
+    moments_us = live.frame["timestamp"].dt.timestamp("us").to_numpy()
+    middle_us = int(np.quantile(moments_us, share)) // settings.cadence_us * settings.cadence_us
+    off = {sensor: (since, until) for sensor, since, until in live.outages}
     shortest = sorted(off, key=lambda sensor: off[sensor][1] - off[sensor][0])[:1]
     others = [sensor for sensor in sorted(recorded.sequences.sensors) if sensor not in off]
     traces = []
