@@ -22,7 +22,7 @@ PORT_VARIABLES = {
     "mlflow_port": "STREAMGRU_STACK__MLFLOW_PORT",
     "prefect_port": "STREAMGRU_STACK__PREFECT_PORT",
 }
-# By their beginnings, what names a user's own servers, data and forecasters; the demo has its own.
+# Prefixes of the variables that name a user's servers, data and forecasters; the demo has its own.
 FOREIGN_VARIABLES = (
     "STREAMGRU_KAFKA",
     "STREAMGRU_FORECASTER",

@@ -28,12 +28,12 @@ class Child:
 
     arguments: tuple[str, ...]
     process: "subprocess.Popen[bytes]"
-    output: Path  # what it printed
-    log: Path  # what it logged
+    output: Path  # its standard output
+    log: Path  # its standard error
 
     @property
     def command(self) -> str:
-        """What a user would type."""
+        """The command as a user would type it."""
         return " ".join(("streamgru", *self.arguments))
 
     def is_running(self) -> bool:
@@ -67,14 +67,14 @@ class Child:
 
 
 class Children:
-    """Starts commands, and ends at the latest in ``stop`` what still runs. Killing this process ends them, too."""
+    """Starts commands; ``stop`` ends those that still run. They end too when this process is killed."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._started: list[Child] = []
 
     def start(self, name: str, *arguments: str) -> Child:
-        """Start a command; what it prints and logs goes to files called ``name``."""
+        """Start a command; its output and its log go to files called ``name``."""
         self._logs.mkdir(parents=True, exist_ok=True)
         output, log = self._logs / f"{name}.out", self._logs / f"{name}.log"
         with output.open("wb") as to_output, log.open("wb") as to_log:
@@ -114,7 +114,7 @@ class Children:
                 raise StreamgruError(f"`{child.command}` has ended before its time; its log is {child.log}")
 
     def stop(self) -> None:
-        """End what still runs: politely, then by force. Returns when nothing does."""
+        """End the commands that still run, by SIGTERM and then by SIGKILL; returns when all have ended."""
         running = [child for child in self._started if child.is_running()]
         for child in running:
             child.process.send_signal(signal.SIGTERM)
@@ -165,7 +165,7 @@ def alone(home: Path) -> Iterator[None]:
 
 
 def emptied(home: Path) -> Path:
-    """The folder for the demo's own files, after removing what an earlier demo left."""
+    """The folder for the demo's own files; the files of an earlier demo are removed."""
     shutil.rmtree(home)
     mark = home / _MARK
     mark.mkdir(parents=True)

@@ -40,7 +40,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class LiveReadings:
-    """Readings in the order in which they are sent, and what was done to them."""
+    """Readings in the order in which they are sent, and the faults among them."""
 
     frame: pl.DataFrame  # sensor_id, timestamp, one column per feature
     left_out: int

@@ -1,4 +1,4 @@
-"""The demo, step by step: each step is what a user would do, most of them by the same commands.
+"""The demo, step by step, as a user would go through it, mostly by the same commands.
 
 Steps that wait for different things run side by side: a second core would have nothing to do otherwise.
 """
@@ -74,7 +74,7 @@ class Telling:
         self._ended: float | None = None
 
     def __call__(self, doing: str) -> None:
-        """Say what is being done now; shown while the step lasts, in a terminal only."""
+        """Note the present work, which a terminal shows while the step lasts."""
         self.doing = doing
 
     @property
@@ -134,7 +134,7 @@ class Narration:
             self._console.print(done, soft_wrap=True)
 
     def watch(self, tail: StreamTail, doing: str, sightings: list[Sighting]) -> None:
-        """Show what a reader of the stream has seen."""
+        """Show the counts and latest forecasts of a reader of the stream."""
         self._latest.update(sightings)
         self._counts = f"{tail.readings:,} readings, {tail.forecasts:,} forecasts; {doing.strip()[:_LONGEST_NOTE]}"
         if not self._console.is_terminal and sightings and time.monotonic() > self._due_s:
@@ -168,7 +168,7 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found, and the files that show it."""
+    """The demo's findings, and the files that show them."""
 
     outcome: Outcome
     report: Path
@@ -176,7 +176,7 @@ class DemoResult:
 
 
 def run_demo(settings: Settings, options: DemoOptions, console: Console) -> DemoResult:
-    """Do the whole job in a home of its own, which begins empty and ends, whatever happens, with the stack stopped.
+    """Do the whole job in a home of its own, which begins empty; the stack is stopped at the end, after an error too.
 
     Raises:
         StreamgruError: a step failed; names the log to look at.
@@ -306,8 +306,8 @@ class Demo:
             newest = self._registry.versions()[0]
             how = "champion, by the gate"
             if self._registry.resolve(CHAMPION) != newest.version:
-                # Without a champion no forecaster can begin: a person has to decide, as the README says. The second
-                # model needs nobody's decision, since the first one goes on.
+                # Without a champion no forecaster can begin, so a person has to decide, as the README says. The second
+                # model is never promoted by hand: the first one goes on.
                 self._children.run("promote", "promote", str(newest.version), tell=telling)
                 how = (
                     "champion by `streamgru promote`, as a person may decide: no model serves yet, so it replaces "
@@ -329,7 +329,7 @@ class Demo:
             telling.result = "both at the end of the topic"
 
     def _is_committed(self, offsets: Offsets) -> bool:
-        """Whether the forecasters' group has committed these offsets, and so begins there whatever happens."""
+        """Whether the forecasters' group has committed these offsets, and so begins there after any crash."""
         committed = committed_offsets(self._settings)
         return all(committed.get(partition, -1) >= offset for partition, offset in offsets.items())
 

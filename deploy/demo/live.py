@@ -162,6 +162,12 @@ def by_second(arrivals: Arrivals) -> Seconds:
     return Seconds(start_s, versions, rate, median, p99)
 
 
+def pace(rows: int, left_s: float, slowest: float, fastest: float) -> float:
+    """Readings per second that send ``rows`` within ``left_s``, as far as the limits allow."""
+    rate = rows / max(left_s, PIECE_S) if rows > 0 else 0.0
+    return min(max(rate, slowest), fastest)
+
+
 class Sender:
     """Publishes a table of readings in its order, in a thread of its own, at a pace that can change.
 
@@ -221,14 +227,12 @@ class Sender:
 
     def _rate(self) -> float:
         row, moment = self._aim
-        rows, left_s = row - self.sent, moment - time.monotonic()
-        rate = rows / max(left_s, PIECE_S) if rows > 0 else 0.0
-        return min(max(rate, self._slowest), self._fastest)
+        return pace(row - self.sent, moment - time.monotonic(), self._slowest, self._fastest)
 
 
 @dataclass(frozen=True)
 class LivePlan:
-    """What is sent, how fast, and how the second model is trained."""
+    """The readings to send, their pace, and how the second model is trained."""
 
     table: ReadingTable
     accepted: int  # of its readings, how many will be accepted
@@ -239,7 +243,7 @@ class LivePlan:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate said of the second model."""
+    """The gate's decision about the second model."""
 
     version: int
     promoted: bool
@@ -251,14 +255,14 @@ class Decision:
         if self.promoted:
             return f"champion. The gate {self.reason}"
         return (
-            f"not champion; the first model goes on. The gate {self.reason}. This is what the gate is for: the demo "
-            "does not promote a worse model to have a change to show"
+            f"not champion; the first model goes on. The gate {self.reason}. The gate exists for "
+            "this case: the demo does not promote a worse model to have a change to show"
         )
 
 
 @dataclass(frozen=True)
 class LiveOutcome:
-    """What was seen. ``retraining`` is when the second training ran, in time of day."""
+    """The forecasts seen, the time of day at which the second training began and ended, and the gate's decision."""
 
     arrivals: Arrivals
     retraining: tuple[float, float]
@@ -269,7 +273,7 @@ Watcher = Callable[[StreamTail, str, list[Sighting]], None]
 
 
 class LivePart:
-    """Sends the plan's readings to forecasters that run already, and watches what comes of it."""
+    """Sends the plan's readings to forecasters that run already, and watches the forecasts."""
 
     def __init__(
         self, settings: Settings, children: Children, forecasters: Sequence[Child], registry: Registry, plan: LivePlan
@@ -287,7 +291,7 @@ class LivePart:
         self._decision = Decision(0, False, "")
 
     def run(self, watch: Watcher) -> LiveOutcome:
-        """Return when the forecast of every accepted reading was seen, or none has come for a minute.
+        """Return when the forecast of every accepted reading was seen, or no forecast has come for a minute.
 
         Raises:
             StreamgruError: a forecaster ended, a command failed, or a reading could not be sent.
@@ -303,7 +307,7 @@ class LivePart:
                     if tail.forecasts > forecasts or any(job.is_running() for job in self._jobs):
                         progressed_s, forecasts = time.monotonic(), tail.forecasts
                     if time.monotonic() - progressed_s > STALLED_S:
-                        break  # the audit tells what is missing
+                        break  # the audit names the missing forecasts
         finally:
             self._sender.stop()
         table = np.array(self._arrivals, dtype=np.float64).reshape(-1, 4)
@@ -311,7 +315,7 @@ class LivePart:
         return LiveOutcome(arrivals, self._retraining, self._decision)
 
     def _script(self, tail: StreamTail) -> Iterator[str]:
-        """What happens, one thing after the other; yields what is being done while it takes its time."""
+        """The live part from begin to end; yields a note of the present work as long as it lasts."""
         plan, sender = self._plan, self._sender
         rows = len(plan.table)
         new = round(RETRAIN_AFTER * rows)

@@ -90,7 +90,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Version:
-    """A model version, and what the gate made of it."""
+    """A model version, and the gate's decision about it."""
 
     version: int
     created: datetime
@@ -218,7 +218,7 @@ def _run_note(outcome: Outcome) -> str:
         f"over all partitions; the longest pause of any partition around that was {swap.pause_s:.2f} s. At other times "
         f"99 % of pauses are shorter than {swap.usual_pause_s:.2f} s."
         for swap in outcome.swaps
-    ] or ["The model did not change during this run: see below what the gate said."]
+    ] or ["The model did not change during this run: the gate's reason stands below."]
     if (silence := outcome.silence) is not None:
         notes.append(
             f"The longest pause of all was {silence.seconds:.2f} s, in partition {silence.partition}; the demo promises"

@@ -41,7 +41,7 @@ class Recorded:
 
     sequences: Sequences
     quantiles: NDArray[np.float32]  # (n + 1, K, Q, h); the last row is NaN
-    row: NDArray[np.int64]  # (steps,) the forecast issued there, -1 (so NaN) where there is none
+    row: NDArray[np.int64]  # (steps,) the forecast issued there, -1 (so NaN) without one
 
     def at(self, lo: int, hi: int) -> NDArray[np.float64]:
         """(hi-lo, K, Q, h), NaN where there is no forecast."""
@@ -107,7 +107,7 @@ def score(recorded: Recorded, settings: Settings) -> dict[str, Scores]:
         forecasts |= {baseline.name: baseline.forecasts(sequences, sensor, lo, hi) for baseline in baselines}
         labels = sequences.labels(lo, hi, ahead, sequences.columns(targets))
         for found in forecasts.values():
-            labels[np.isnan(found).any(axis=2)] = np.nan  # a label that one of them lacks a forecast of counts for none
+            labels[np.isnan(found).any(axis=2)] = np.nan  # all are scored on the same labels
         for name, found in forecasts.items():
             scores[name].add(sensor, found, labels)
     return scores
@@ -176,7 +176,7 @@ def _mean_absolute_errors(recorded: Recorded, settings: Settings) -> NDArray[np.
 def _evaluated(
     readings: ReadingLog, forecasts: ForecastLog, load: Callable[[int], Forecaster], settings: Settings
 ) -> NDArray[np.float32]:
-    """(n, K, Q, h): for each forecast the evaluator's after the same reading; NaN where it has none."""
+    """(n, K, Q, h): the evaluator's forecast after the same reading; NaN where the evaluator lacks it."""
     assert forecasts.quantiles is not None and forecasts.origin is not None
     found = np.full(forecasts.quantiles.shape, np.nan, np.float32)
     accepted = readings.take(readings.verdict == ACCEPTED)

@@ -17,7 +17,7 @@ import pytest
 
 from deploy.commands.demo import PORT_VARIABLES, _demo_settings
 from deploy.demo.data import LIVE_FROM, Amounts, disturb, prepare
-from deploy.demo.live import Arrivals, Decision, Silence, by_second, find_swaps, longest_silence
+from deploy.demo.live import Arrivals, Decision, Silence, by_second, find_swaps, longest_silence, pace
 from deploy.demo.report import Outcome, Step, Version, coverage_by_target, draw_picture, render
 from deploy.demo.scores import FORECAST, Agreement, Recorded, Stretch, agreement, lay_out, score, trace
 from model.forecaster import Forecaster
@@ -275,6 +275,13 @@ def test_readings_whose_sending_was_not_seen_count_from_the_forecast_before():
     )
     assert silence is not None
     assert silence.seconds == pytest.approx(1.6)
+
+
+def test_the_sender_keeps_its_pace_between_its_limits():
+    assert pace(1_000, 10.0, slowest=24.0, fastest=2_000.0) == 100.0
+    assert pace(1_000, -1.0, slowest=24.0, fastest=2_000.0) == 2_000.0  # late
+    assert pace(0, 10.0, slowest=24.0, fastest=2_000.0) == 24.0  # ahead: no partition falls silent
+    assert pace(-5, -1.0, slowest=24.0, fastest=2_000.0) == 24.0
 
 
 def test_a_declined_model_is_not_promoted_and_the_demo_says_why():
