@@ -302,7 +302,7 @@ class Demo:
 
     def _first_champion(self) -> tuple[int, str]:
         """The first model's version, and how it became champion."""
-        with self._step("Have a champion") as telling:
+        with self._step("Find the first champion") as telling:
             newest = self._registry.versions()[0]
             how = "champion, by the gate"
             if self._registry.resolve(CHAMPION) != newest.version:
@@ -313,7 +313,7 @@ class Demo:
                     "champion by `streamgru promote`, as a person may decide: no model serves yet, so it replaces "
                     f"none. The gate {newest.tags.get('gate.reason', 'declined')}"
                 )
-            telling.result = f"version {newest.version}, {how}"
+            telling.result = f"version {newest.version} is {how}"
             return newest.version, how
 
     def _await_ready(self, starts: Offsets, forecasters: list[Child]) -> None:
