@@ -153,7 +153,7 @@ class _Rounds:
         levels = np.array(config.quantiles)[self._outer, None]
         self._sides = np.sign(levels - 0.5)  # (Q-1, 1) of the median that each other quantile lies on
         self._shares = np.minimum(levels, 1.0 - levels)  # of the errors that should lie beyond it
-        self._bound = REGRESSOR_BOUND * np.arange(1, config.horizon_steps + 1)
+        self._bound: Floats = REGRESSOR_BOUND * np.arange(1.0, config.horizon_steps + 1)
         self._K, self._h = config.target_count, config.horizon_steps
         lengths = np.array([length for _, _, length in group])
         self._T = int(lengths[0])

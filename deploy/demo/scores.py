@@ -284,7 +284,9 @@ def trace(recorded: Recorded, settings: Settings, stretch: Stretch, outages: Seq
     def issued_at(wanted: NDArray[np.int64]) -> NDArray[np.float64]:
         """(steps, Q, h) of the target."""
         issued, is_issued = step_at(wanted)
-        return recorded.quantiles[np.where(is_issued, recorded.row[issued], -1), number].astype(np.float64)
+        rows = np.where(is_issued, recorded.row[issued], -1)
+        found: NDArray[np.float64] = recorded.quantiles[rows, number].astype(np.float64)
+        return found
 
     measured, is_measured = step_at(grid)
     column, number = sequences.columns((stretch.target,))[0], settings.targets.index(stretch.target)
