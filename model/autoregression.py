@@ -27,13 +27,9 @@ Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 
 LAGS: Final = 24
-FORGETTING: Final = 0.9995  # per label: a memory of some 2,000 steps
 SMALLEST_UNIT: Final = 1e-9  # of the value: a smaller change is rounding
 # Forecasts kept until their errors are known: all of them up to this horizon, every so many beyond it.
 PENDING: Final = 24
-QUANTILE_RATE: Final = 0.02  # per error, by which a quantile's distance from the median moves once it is settled
-QUANTILE_YOUNG: Final = 20.0  # errors; before, it moves by as much as it may, since the first error may have been any
-SMALLEST_DISTANCE: Final = 1e-9  # units
 # Numbers in the arrays of one go, so that memory is bounded for any horizon and number of sensors.
 _NUMBERS: Final = 8_000_000
 
@@ -52,7 +48,7 @@ class _Learned:
     last: Floats  # (n, h) what they started from, NaN where there was none
     unit: Floats  # (n, h) and what they are measured in
     root: Floats  # (n, D, D)
-    weights: Floats  # (n, 1, D, h)
+    weights: Floats  # (n, D, h)
     pending: Floats  # (n, A, h) forecasts whose errors are not known yet, less what they started from, in their units
     errors: Indexes  # (n, h) errors known so far
     distances: Floats  # (n, Q-1, h) of the other quantiles from the median, in units
@@ -72,7 +68,7 @@ class _Learned:
             last=np.full((n, h), np.nan),
             unit=np.ones((n, h)),
             root=np.tile(least_squares.blank_root(D), (n, 1, 1)),
-            weights=np.zeros((n, 1, D, h)),
+            weights=np.zeros((n, D, h)),
             pending=np.full((n, _slots(h), h), np.nan),
             errors=np.zeros((n, h), np.int64),
             distances=np.zeros((n, len(config.quantiles) - 1, h)),
@@ -157,12 +153,10 @@ class _Rounds:
         levels = np.array(config.quantiles)[self._outer, None]
         self._sides = np.sign(levels - 0.5)  # (Q-1, 1) of the median that each other quantile lies on
         self._shares = np.minimum(levels, 1.0 - levels)  # of the errors that should lie beyond it
-        self._bound = REGRESSOR_BOUND * np.arange(1, config.horizon_steps + 1)
+        self._bound: Floats = REGRESSOR_BOUND * np.arange(1.0, config.horizon_steps + 1)
         self._K, self._h = config.target_count, config.horizon_steps
         lengths = np.array([length for _, _, length in group])
         self._T = int(lengths[0])
-        # (T,) problems that take part in each round: a prefix, as the longest sensors come first.
-        self._active = (np.arange(self._T)[:, None] < lengths).sum(axis=1) * self._K
         self._learned = _Learned.joined([state.learned for _, state, _ in group])
         # (n,) the number of the step in round 0, from the sensor's first
         self._first = np.repeat(np.array([state.next for _, state, _ in group]), self._K)
@@ -178,13 +172,17 @@ class _Rounds:
         n, h, earliest = len(self._first), self._h, min(wanted)
         points = np.empty((n, max(self._T - earliest, 0), h))
         distances = np.empty((n, points.shape[1], len(self._outer), h))
-        for r in range(self._T):
-            active = int(self._active[r])
-            self._learn(r, active)
-            forecast = self._forecast(r, active)
-            if r >= earliest:
-                points[:active, r - earliest] = forecast
-                distances[:active, r - earliest] = self._learned.distances[:active]
+        learned = self._learned
+        least_squares.follow(
+            np.repeat(np.array([length for _, _, length in self._group]), self._K),
+            earliest,
+            (self._values, self._last, self._unit, self._x, self._slot),
+            self._bound,
+            (self._sides[:, 0], self._shares[:, 0]),
+            (learned.root, learned.weights, learned.pending, learned.errors, learned.distances),
+            points,
+            distances,
+        )
         answers = []
         for g, ((one, state, length), first) in enumerate(zip(self._group, wanted, strict=True)):
             rows, rounds = slice(g * self._K, (g + 1) * self._K), slice(first - earliest, max(length - earliest, 0))
@@ -245,71 +243,6 @@ class _Rounds:
             scales[:, r] = scale
         self._seen, self._scale = seen, scales
         return scales
-
-    def _learn(self, r: int, n: int) -> None:
-        """From the first n problems' forecasts of h steps ago, whose last labels have come with this round."""
-        learned, h = self._learned, self._h
-        last, unit = self._last[:n, r, None], self._unit[:n, r, None]
-        labels = self._bounded((self._values[:n, r + 1 : r + 1 + h] - last) / unit)
-        there = ~np.isnan(labels)
-        rows: slice | Indexes = slice(0, n)
-        if not (some := there.any(axis=1)).all():
-            rows = np.flatnonzero(some)
-            if not len(rows):
-                return
-            labels, there = labels[rows], there[rows]
-        x = self._x[rows, r]
-        weights = learned.weights[rows]
-        errors = np.where(there, labels - self._points(weights, x), 0.0)
-        learned.root[rows], learned.weights[rows] = least_squares.update(
-            learned.root[rows], weights, x, errors[:, None], FORGETTING
-        )
-        self._learn_distances(r, np.arange(n)[rows], labels)
-
-    def _learn_distances(self, r: int, rows: Indexes, labels: Floats) -> None:
-        """Moves the quantiles by the errors of the forecasts issued h rounds before r, where they were kept.
-
-        Outwards where the error lay beyond a quantile, inwards where it did not, in balance at the quantile's level; by
-        a share of the distance rather than of the error, so that no error counts for more than another.
-        """
-        learned = self._learned
-        slot = self._slot[rows, r]
-        if not (kept := slot >= 0).all():
-            rows, labels, slot = rows[kept], labels[kept], slot[kept]
-            if not len(rows):
-                return
-        errors = labels - learned.pending[rows, slot]
-        known = ~np.isnan(errors)
-        count = learned.errors[rows] + known
-        rate = np.where(known, np.clip(QUANTILE_YOUNG / np.maximum(count, 1), QUANTILE_RATE, 1.0), 0.0)[:, None]
-        beyond = np.where(known, errors, 0.0)[:, None] * self._sides  # (m, Q-1, h) from the median outwards
-        distances = learned.distances[rows]
-        distances *= 1.0 + rate * ((beyond > distances) - self._shares)
-        first = known & (count == 1)
-        if first.any():
-            distances = np.where(first[:, None], np.abs(beyond), distances)
-        learned.errors[rows] = count
-        learned.distances[rows] = np.maximum(distances, np.where(count > 0, SMALLEST_DISTANCE, 0.0)[:, None])
-
-    def _forecast(self, r: int, n: int) -> Floats:
-        """(n, h) what the first n problems forecast after this round, less the last value, in units."""
-        learned = self._learned
-        points = self._points(learned.weights[:n], self._x[:n, self._h + r])
-        slot = self._slot[:n, self._h + r]
-        if (slot >= 0).all():
-            learned.pending[np.arange(n), slot] = points
-        else:
-            kept = np.flatnonzero(slot >= 0)
-            learned.pending[kept, slot[kept]] = points[kept]
-        return points
-
-    def _points(self, weights: Floats, x: Floats) -> Floats:
-        return self._bounded(np.matmul(x[:, None], weights[:, 0])[:, 0])
-
-    def _bounded(self, numbers: Floats) -> Floats:
-        """Numbers (n, h) in units, held to a change of ``REGRESSOR_BOUND`` a step: one wild value swings no weights."""
-        bounded: Floats = np.maximum(np.minimum(numbers, self._bound), -self._bound)
-        return bounded
 
     def _quantiles(self, rows: slice, rounds: slice, points: Floats, distances: Floats) -> Floats:
         """(T, K, Q, h) of one sensor's problems, in its unit, out of what was forecast in these rounds."""

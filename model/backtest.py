@@ -32,6 +32,7 @@ __all__ = [
     "SeasonalNaive",
     "Shown",
     "TogetherPredictor",
+    "ask",
     "assert_causal",
     "backtest",
     "baselines",
@@ -117,7 +118,7 @@ def backtest(
     for stretches in _stretches(sequences, config, start_us, end_us):
         labels = [_labels(sequences, stretch, h, columns, start_us, end_us) for stretch in stretches]
         for predictor in predictors:
-            found = _ask(predictor, sequences, stretches)
+            found = ask(predictor, _shown(sequences, stretches))
             for stretch, forecasts, label in zip(stretches, found, labels, strict=True):
                 observed = sequences.observed[stretch.lo : stretch.hi]
                 _check(predictor.name, sequences, stretch, forecasts[observed], config)
@@ -159,14 +160,18 @@ def _stretches(sequences: Sequences, config: ModelConfig, start_us: int, end_us:
             ]
 
 
-def _ask(predictor: Predictor, sequences: Sequences, stretches: list[_Stretch]) -> list[Floats]:
-    shown = [
-        Shown(sequences.past(stretch.sensor, stretch.hi), stretch.lo - int(sequences.starts[stretch.sensor]))
-        for stretch in stretches
-    ]
+def ask(predictor: Predictor, shown: Sequence[Shown]) -> list[Floats]:
+    """Each stretch's forecasts (hi-lo, K, Q, h), of all sensors together where the predictor can do that."""
     if isinstance(predictor, TogetherPredictor):
         return predictor.forecasts_together(shown)
     return [predictor.forecasts(one.steps, 0, one.lo, len(one.steps)) for one in shown]
+
+
+def _shown(sequences: Sequences, stretches: list[_Stretch]) -> list[Shown]:
+    return [
+        Shown(sequences.past(stretch.sensor, stretch.hi), stretch.lo - int(sequences.starts[stretch.sensor]))
+        for stretch in stretches
+    ]
 
 
 def _labels(sequences: Sequences, stretch: _Stretch, h: int, columns: list[int], start_us: int, end_us: int) -> Floats:
@@ -216,7 +221,7 @@ def assert_causal(
             lo, hi = sequences.span(sensor)
             before = slice(0, sequences.span(sensor, None, cut_us)[1] - lo)
             one = _Stretch(sensor, lo, hi)
-            expected, found = (_ask(p, s, [one])[0][before] for p, s in ((truth, sequences), (fake, changed)))
+            expected, found = (ask(p, _shown(s, [one]))[0][before] for p, s in ((truth, sequences), (fake, changed)))
             differs = ~np.isclose(found, expected, rtol=0.0, atol=tolerance * scale[sensor].max(), equal_nan=True)
             if differs.any():
                 step = lo + int(np.flatnonzero(differs.any(axis=(1, 2, 3)))[0])

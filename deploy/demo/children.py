@@ -1,20 +1,25 @@
-"""The demo's own processes: each a `streamgru` command as a user would type it, with its output in a log."""
+"""The demo's processes, each a `streamgru` command as a user would type it, and the home folder that they share."""
 
+import fcntl
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
-from pipeline.errors import StreamgruError
+from pipeline.errors import StackError, StreamgruError
 
-# A forecaster promises to end within 5 s of SIGTERM; what does not is killed, so that nothing is ever left behind.
+# A forecaster promises to end within 5 s of SIGTERM. A child that does not end in this time is killed.
 TERMINATE_TIMEOUT_S: Final = 15.0
 _POLL_S: Final = 0.2
 _LAST_LINES: Final = 15
+_MARK: Final = "demo"  # a folder that only a demo's home has
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,12 @@ class Child:
 
     arguments: tuple[str, ...]
     process: "subprocess.Popen[bytes]"
-    output: Path  # what it printed
-    log: Path  # what it logged
+    output: Path  # its standard output
+    log: Path  # its standard error
 
     @property
     def command(self) -> str:
-        """What a user would type."""
+        """The command as a user would type it."""
         return " ".join(("streamgru", *self.arguments))
 
     def is_running(self) -> bool:
@@ -62,14 +67,14 @@ class Child:
 
 
 class Children:
-    """Starts commands, and ends at the latest in ``stop`` what still runs. Killing this process ends them, too."""
+    """Starts commands; ``stop`` ends those that still run. They end too when this process is killed."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._started: list[Child] = []
 
     def start(self, name: str, *arguments: str) -> Child:
-        """Start a command; what it prints and logs goes to files called ``name``."""
+        """Start a command; its output and its log go to files called ``name``."""
         self._logs.mkdir(parents=True, exist_ok=True)
         output, log = self._logs / f"{name}.out", self._logs / f"{name}.log"
         with output.open("wb") as to_output, log.open("wb") as to_log:
@@ -109,7 +114,7 @@ class Children:
                 raise StreamgruError(f"`{child.command}` has ended before its time; its log is {child.log}")
 
     def stop(self) -> None:
-        """End what still runs: politely, then by force. Returns when nothing does."""
+        """End the commands that still run, by SIGTERM and then by SIGKILL; returns when all have ended."""
         running = [child for child in self._started if child.is_running()]
         for child in running:
             child.process.send_signal(signal.SIGTERM)
@@ -130,3 +135,54 @@ def _lines(path: Path) -> list[str]:
 
 def _last_line(path: Path) -> str:
     return next(reversed(_lines(path)), "")
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Hold the demo's home against another demo.
+
+    Raises:
+        StackError: another demo runs there, it is no demo's home, or it cannot be written.
+    """
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        lock = home.with_name(f"{home.name}.lock").open("w")
+    except OSError as error:
+        raise StackError(f"the demo needs the folder {home}, which cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StackError(
+                f"another demo runs in {home}: let it end, or choose another folder with STREAMGRU_HOME"
+            ) from None
+        if home.exists() and any(home.iterdir()) and not (home / _MARK).is_dir():
+            raise StackError(
+                f"{home} is neither empty nor an earlier demo's: choose another folder with STREAMGRU_HOME"
+            )
+        (home / _MARK).mkdir(parents=True, exist_ok=True)
+        yield
+
+
+def emptied(home: Path) -> Path:
+    """The folder for the demo's own files; the files of an earlier demo are removed."""
+    shutil.rmtree(home)
+    mark = home / _MARK
+    mark.mkdir(parents=True)
+    return mark
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM, and a terminal that is closed, unwind the stack as Ctrl-C does, so that everything is stopped."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in heeded}  # with nohup, not the terminal's end
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What the demo sends: the history as it was measured, and a live year with the faults that real sensors have."""
+"""The readings that the demo sends: the history as it was measured, and a live year with faults of real sensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 
 from model.rules import accepted_mask
+from pipeline.files.reading_table import ReadingTable
 
 BUNDLED: Final = Path(__file__).parents[1] / "data" / "beijing.parquet"
 BUNDLED_ZONE: Final = "Asia/Shanghai"
-REPLAY_OPTIONS: Final = ("--sensor-column", "sensor_id")  # of the files made here
+SENSOR_COLUMN: Final = "sensor_id"  # of the files made here
 LIVE_FROM: Final = datetime(2016, 3, 1, tzinfo=UTC)
-# The readings that are sent before the change of models, as a share of the live ones; the rest follows it.
-FIRST_PART: Final = 0.85
+# The first model is trained on this share of the history, the oldest part; the second one on all of it and more.
+OLDER_PART: Final = 0.5
 
 # Of the live readings: enough to be seen in the counts, few enough to leave the forecasts alone.
 _LATE_FRACTION: Final = 0.003
@@ -24,7 +25,7 @@ _TWICE_FRACTION: Final = 0.003
 _LATE_BY_READINGS: Final = (2, 6)  # of the same sensor that overtake it
 _OUTAGES: Final = 4
 _OUTAGE_HOURS: Final = (24, 72)
-_LONG_OUTAGE_HOURS: Final = 9 * 24  # beyond max_gap_steps: the state starts anew
+_LONG_OUTAGE_HOURS: Final = 9 * 24  # longer than max_gap_steps: the state begins from scratch
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class LiveReadings:
-    """Readings in the order in which they are sent, and what was done to them."""
+    """Readings in the order in which they are sent, and the faults among them."""
 
     frame: pl.DataFrame  # sensor_id, timestamp, one column per feature
     left_out: int
@@ -50,15 +51,14 @@ class LiveReadings:
 
 @dataclass(frozen=True)
 class DemoData:
-    """The files to replay."""
+    """The readings to send: the history as two files, the older part first, and the live ones as a table."""
 
-    history: Path
-    history_readings: int
+    history: tuple[Path, Path]
+    history_readings: tuple[int, int]  # in each
     sensors: int
     live: LiveReadings
-    parts: tuple[Path, Path]  # the live readings, in two
-    accepted: tuple[int, int]  # how many of each will be accepted
-    live_span_s: float  # from the first live reading to the last
+    table: ReadingTable  # of the live readings, in sending order
+    accepted: int  # of the live readings, how many will be
 
 
 def read_bundled(features: Sequence[str]) -> pl.DataFrame:
@@ -76,8 +76,8 @@ def read_bundled(features: Sequence[str]) -> pl.DataFrame:
     )
 
 
-def prepare(frame: pl.DataFrame, amounts: Amounts, folder: Path) -> DemoData:
-    """Cut readings (``sensor_id``, ``timestamp``, features) into a history and live readings with faults, as files."""
+def prepare(frame: pl.DataFrame, amounts: Amounts, features: Sequence[str], folder: Path) -> DemoData:
+    """Cut readings (``sensor_id``, ``timestamp``, ``features``) into a history and live readings with faults."""
     sensors = frame["sensor_id"].unique().sort().head(amounts.sensors or len(frame))
     frame = frame.filter(pl.col("sensor_id").is_in(sensors.implode())).sort("timestamp", "sensor_id")
     history = frame.filter(pl.col("timestamp") < LIVE_FROM)
@@ -87,20 +87,25 @@ def prepare(frame: pl.DataFrame, amounts: Amounts, folder: Path) -> DemoData:
     if amounts.live_days is not None:
         measured = measured.filter(pl.col("timestamp") < LIVE_FROM + timedelta(days=amounts.live_days))
     live = disturb(measured, amounts.seed)
-    moments_us = live.frame["timestamp"].dt.timestamp("us").to_numpy()
-    accepted = accepted_mask(live.frame["sensor_id"].rank("dense").cast(pl.Int64).to_numpy(), moments_us)
-    cut = round(len(live.frame) * FIRST_PART)
-    files = {"history": history, "live-1": live.frame[:cut], "live-2": live.frame[cut:]}
-    for name, part in files.items():
-        part.write_parquet(folder / f"{name}.parquet")
+    names = live.frame["sensor_id"].unique().sort()
+    table = ReadingTable(
+        sensors=tuple(names),
+        sensor_codes=live.frame["sensor_id"].rank("dense").cast(pl.Int64).to_numpy() - 1,
+        timestamp_us=live.frame["timestamp"].dt.timestamp("us").to_numpy(),
+        values={name: live.frame[name].fill_null(float("nan")).to_numpy() for name in features},
+        notes=(),
+    )
+    older = round(len(history) * OLDER_PART)
+    files = (folder / "history-1.parquet", folder / "history-2.parquet")
+    history[:older].write_parquet(files[0])
+    history[older:].write_parquet(files[1])
     return DemoData(
-        history=folder / "history.parquet",
-        history_readings=len(history),
+        history=files,
+        history_readings=(older, len(history) - older),
         sensors=len(sensors),
         live=live,
-        parts=(folder / "live-1.parquet", folder / "live-2.parquet"),
-        accepted=(int(accepted[:cut].sum()), int(accepted[cut:].sum())),
-        live_span_s=float(moments_us.max() - moments_us.min()) / 1e6,
+        table=table,
+        accepted=int(accepted_mask(table.sensor_codes, table.timestamp_us).sum()),
     )
 
 

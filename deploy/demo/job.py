@@ -1,49 +1,160 @@
-"""The demo, step by step: each step is what a user would do, most of them by the same commands."""
+"""The demo, step by step, as a user would go through it, mostly by the same commands.
+
+Steps that wait for different things run side by side: a second core would have nothing to do otherwise.
+"""
 
 import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
 
-from deploy.demo.agreement import Agreement, agreement
-from deploy.demo.children import Child, Children
-from deploy.demo.data import FIRST_PART, REPLAY_OPTIONS, Amounts, DemoData, prepare, read_bundled
-from deploy.demo.home import alone, emptied, terminated_like_interrupted
-from deploy.demo.live import LiveOutcome, LivePart, LivePlan
-from deploy.demo.narration import Narration
-from deploy.demo.report import Outcome, Version, write_report
-from deploy.demo.scores import Recorded, Stretch, Trace, lay_out, score, trace
-from deploy.demo.timeline import Swap, by_second, find_swaps
+from deploy.demo.children import Child, Children, alone, emptied, terminated_like_interrupted
+from deploy.demo.data import SENSOR_COLUMN, Amounts, DemoData, prepare, read_bundled
+from deploy.demo.live import (
+    RETRAIN_AFTER,
+    SENT_BEFORE_GATE,
+    LiveOutcome,
+    LivePart,
+    LivePlan,
+    by_second,
+    find_swaps,
+    longest_silence,
+)
+from deploy.demo.report import Outcome, Step, Version, draw_picture, render
+from deploy.demo.scores import agreement, choose_traces, lay_out, score
+from deploy.live import LatestForecasts, Sighting, StreamTail, line
 from deploy.stack import Stack
-from model.metrics import Scores
-from pipeline.audit.findings import Audit, Offsets, audit
+from pipeline.audit.findings import Offsets, audit
 from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings, topic_ends
 from pipeline.errors import StackError
 from pipeline.kafka.topics import ensure_topics
-from pipeline.messages import microseconds
 from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
 
-STEPS: Final = 10
+STEPS: Final = 12
 FORECASTERS: Final = ("one", "two")
 READY_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 60.0  # `streamgru forecast` takes 5 where it has a core for itself
-# The second training, as a share of the first one's time.
+# Shares of the settings' training budget. The second training has more readings, and begins with the first's weights.
+FIRST_BUDGET: Final = 0.2
 SECOND_BUDGET: Final = 0.35
-# Ingest and retraining take so much longer beside the stream, which competes with them for the machine: measured on two
-# cores, where readings ran out half a minute before the new model was there at 1.2.
-SLOWED: Final = 2.0
-# On a machine where that takes longer still, readings run out before the new model is there, and it serves the rest.
-LONGEST_LIVE_S: Final = 160.0
-TRACED_SENSORS: Final = 3
+# The second training takes so much longer beside the stream, from two cores on.
+SLOWED: Final = 1.3
+FASTEST_READINGS_PER_S: Final = 2_000.0
 TRACED_SEASONS: Final = 10
-TRACED_LEAD_STEPS: Final = 6
+PICTURED_AT: Final = 0.7  # of the live readings: autumn, when both targets change much
+PICTURED_SEASONS: Final = 6
 POLL_S: Final = 0.2
+REPORT_S: Final = 10.0  # between two lines of progress, where the output is no terminal
+_LONGEST_NOTE: Final = 100
+
+T = TypeVar("T")
+
+
+class Telling:
+    """A step under way, or done."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.doing = ""
+        self.result = ""
+        self._started = time.monotonic()
+        self.is_done = False
+        self._ended: float | None = None
+
+    def __call__(self, doing: str) -> None:
+        """Note the present work, which a terminal shows while the step lasts."""
+        self.doing = doing
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken, or took."""
+        return (self._ended or time.monotonic()) - self._started
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self.is_done, self._ended = True, time.monotonic()
+
+
+class Narration:
+    """Shows the steps and the stream: on one screen in a terminal, in lines elsewhere. Used by several threads."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tellings: list[Telling] = []
+        self._latest = LatestForecasts()
+        self._counts = "no readings sent yet"
+        self._due_s = 0.0
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+
+    @property
+    def seconds(self) -> float:
+        """Since the demo began."""
+        return time.monotonic() - self._began
+
+    @property
+    def steps(self) -> list[Step]:
+        """For the report."""
+        return [Step(telling.title, telling.result, telling.seconds) for telling in self._tellings]
+
+    @contextmanager
+    def screen(self) -> Iterator[None]:
+        """In a terminal, keep the screen up to date while the block runs."""
+        if self._console.is_terminal:
+            with Live(console=self._console, get_renderable=self._render, refresh_per_second=4):
+                yield
+        else:
+            yield
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Telling]:
+        """Announce a step, and afterwards its ``result`` and duration."""
+        telling = Telling(title)
+        with self._lock:
+            self._tellings.append(telling)
+            number = len(self._tellings)
+        if not self._console.is_terminal:
+            self._console.print(f"[bold cyan]{number:>2}/{STEPS}[/] {title} …", soft_wrap=True)
+        yield telling
+        telling.end()
+        if not self._console.is_terminal:
+            done = f"[green]✓[/] [dim]{title}[/]: {escape(telling.result)} [dim]({telling.seconds:.1f} s)[/]"
+            self._console.print(done, soft_wrap=True)
+
+    def watch(self, tail: StreamTail, doing: str, sightings: list[Sighting]) -> None:
+        """Show the counts and latest forecasts of a reader of the stream."""
+        self._latest.update(sightings)
+        self._counts = f"{tail.readings:,} readings, {tail.forecasts:,} forecasts; {doing.strip()[:_LONGEST_NOTE]}"
+        if not self._console.is_terminal and sightings and time.monotonic() > self._due_s:
+            self._due_s = time.monotonic() + REPORT_S
+            told = f"   {self._counts}\n   {line(sightings[-1])}"
+            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        steps = Table(box=None, show_header=False, pad_edge=False, expand=True)
+        steps.add_column(min_width=4, no_wrap=True)
+        steps.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        steps.add_column(min_width=5, justify="right", no_wrap=True)
+        tellings = list(self._tellings)
+        for number, telling in enumerate(tellings, start=1):
+            mark, note = ("[green]✓[/]", telling.result) if telling.is_done else ("[cyan]…[/]", telling.doing.strip())
+            text = f"{telling.title} [dim]{escape(note)}[/]"
+            steps.add_row(f"{mark} {number:>2}", text, f"{telling.seconds:.0f} s")
+        rows = max(2, self._console.height - len(tellings) - 7)
+        head = f"[bold]streamgru demo[/]  step {len(tellings)} of {STEPS}, {self.seconds:.0f} s"
+        return Group(head, steps, self._latest.table(escape(self._counts), rows))
 
 
 @dataclass(frozen=True)
@@ -57,29 +168,28 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What came of it."""
+    """The demo's findings, and the files that show them."""
 
-    audit: Audit
-    scores: Mapping[str, Scores]
-    agreement: Agreement
-    swaps: list[Swap]
+    outcome: Outcome
     report: Path
+    picture: Path
 
 
 def run_demo(settings: Settings, options: DemoOptions, console: Console) -> DemoResult:
-    """Do the whole job in a home of its own, which begins empty and ends, whatever happens, with the stack stopped.
+    """Do the whole job in a home of its own, which begins empty; the stack is stopped at the end, after an error too.
 
     Raises:
         StreamgruError: a step failed; names the log to look at.
     """
     with alone(settings.home), terminated_like_interrupted():
         stack = Stack(settings)
-        stack.down()  # what a demo that was killed may have left
+        stack.down()  # a demo that was killed may have left one
         folder = emptied(settings.home)
         children = Children(folder / "logs")
+        narration = Narration(console)
         try:
-            demo = Demo(settings, stack, children, folder, Narration(console, STEPS))
-            return demo.run(options)
+            with narration.screen():
+                return Demo(settings, stack, children, folder, narration).run(options)
         finally:
             try:
                 children.stop()
@@ -105,64 +215,109 @@ class Demo:
         self._registry = Registry(settings)
 
     def run(self, options: DemoOptions) -> DemoResult:
-        """All steps, in order."""
-        self._start_stack()
-        data = self._prepare(options)
-        with self._step("Replay the history onto the topic") as telling:
-            self._children.run("replay-history", "replay", str(data.history), *REPLAY_OPTIONS, tell=telling)
-            telling.result = f"{data.history_readings:,} readings of {data.sensors} sensors"
+        """All steps."""
+        budget_s = self._settings.training.budget_s
+        kafka_up: Future[None] = Future()
+        with self._beside(lambda: self._send_older_half(options, kafka_up)) as sent:
+            self._start_stack(kafka_up)
+        data = sent.result()
         with self._step("Ingest it into the history table") as ingesting:
             ingesting.result = self._children.run("ingest", "-v", "ingest", tell=ingesting).result()
-        with self._step("Train, back-test and register a first model") as training:
-            training.result = self._children.run("retrain", "-v", "retrain", tell=training).result()
-        promotions = dict([self._first_champion()])
-        starts = topic_ends(self._settings, self._settings.kafka.topics.readings)
-        forecasters = self._start_forecasters(starts)
-        budget_s = self._settings.training.budget_s
-        apart_s = ingesting.seconds + training.seconds - (1 - SECOND_BUDGET) * budget_s
-        live_s = options.live_s or min(SLOWED * apart_s / FIRST_PART, LONGEST_LIVE_S)
-        live = self._run_live(data, live_s, forecasters)
+        with (
+            self._beside(lambda: self._send_newer_half(data)) as started,
+            self._step("Train, back-test and register a first model, on the older half") as training,
+        ):
+            first = ("-v", "retrain", "--budget", f"{FIRST_BUDGET * budget_s:g}")
+            training.result = self._children.run("retrain", *first, tell=training).result()
+        starts, forecasters = started.result()
+        standings = dict([self._first_champion()])
+        self._await_ready(starts, forecasters)
+        fastest = len(data.table) / options.live_s if options.live_s else FASTEST_READINGS_PER_S
+        retrain_s = SLOWED * (ingesting.seconds + training.seconds + (SECOND_BUDGET - FIRST_BUDGET) * budget_s)
+        plan = LivePlan(
+            table=data.table,
+            accepted=data.accepted,
+            fastest=fastest,
+            retrain_s=(SENT_BEFORE_GATE - RETRAIN_AFTER) * options.live_s if options.live_s else retrain_s,
+            retrain_options=("--warm-start", "--budget", f"{SECOND_BUDGET * budget_s:g}"),
+        )
+        live = self._run_live(plan, forecasters)
+        standings[live.decision.version] = live.decision.standing
         self._stop_forecasters(forecasters)
-        promotions[self._registry.versions()[0].version] = live.promotion
-        return self._check(data, starts, live, promotions)
+        return self._check(data, starts, live, standings)
 
-    def _start_stack(self) -> None:
-        with self._step("Start Kafka, MLflow and Prefect, and create the topics") as telling:
+    @contextmanager
+    def _beside(self, work: Callable[[], T]) -> Iterator["Future[T]"]:
+        """Do ``work`` in a thread while the block runs; raises its error at the block's end."""
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(work)
+            try:
+                yield future
+                future.result()
+            except BaseException:
+                self._children.stop()  # the work may wait for one of them
+                raise
+
+    def _start_stack(self, kafka_up: "Future[None]") -> None:
+        with self._step("Start Kafka, MLflow and Prefect") as telling:
 
             def tell(service: str, doing: str, *, done: bool = False) -> None:
                 telling(f"{service}: {doing}")
+                if done and service == "kafka":
+                    kafka_up.set_result(None)
 
-            self._stack.up(report=tell)
-            ensure_topics(self._settings)
+            try:
+                self._stack.up(report=tell)
+            finally:
+                kafka_up.cancel()  # without effect where Kafka is up
             telling.result = ", ".join(f"{status.name} {status.address}" for status in self._stack.status())
 
-    def _prepare(self, options: DemoOptions) -> DemoData:
+    def _send_older_half(self, options: DemoOptions, kafka_up: "Future[None]") -> DemoData:
         with self._step("Cut the bundled readings into a history and a live year with faults") as telling:
-            data = prepare(read_bundled(self._settings.features), options.amounts, self._folder)
+            features = self._settings.features
+            data = prepare(read_bundled(features), options.amounts, features, self._folder)
             faults = data.live
             telling.result = (
-                f"{data.history_readings:,} before, {len(faults.frame):,} live; of these {faults.left_out:,} left out, "
-                f"{faults.sent_late:,} sent late, {faults.sent_twice:,} sent twice"
+                f"{sum(data.history_readings):,} before, {len(faults.frame):,} live; of these {faults.left_out:,} left "
+                f"out, {faults.sent_late:,} sent late, {faults.sent_twice:,} sent twice"
             )
-            return data
+        kafka_up.result()
+        with self._step("Create the topics, and publish the older half of the history") as telling:
+            ensure_topics(self._settings)
+            self._publish(data, 0, telling)
+        return data
+
+    def _send_newer_half(self, data: DemoData) -> tuple[Offsets, list[Child]]:
+        """Where the live readings will begin, and the forecasters, which wait for a champion."""
+        with self._step("Publish the newer half") as telling:
+            self._publish(data, 1, telling)
+        starts = topic_ends(self._settings, self._settings.kafka.topics.readings)
+        forecasters = [self._children.start(f"forecast-{name}", "forecast", "--instance", name) for name in FORECASTERS]
+        return starts, forecasters
+
+    def _publish(self, data: DemoData, half: int, telling: Telling) -> None:
+        command = ("replay", str(data.history[half]), "--sensor-column", SENSOR_COLUMN)
+        self._children.run(f"publish-{half + 1}", *command, tell=telling)
+        telling.result = f"{data.history_readings[half]:,} readings of {data.sensors} sensors"
 
     def _first_champion(self) -> tuple[int, str]:
         """The first model's version, and how it became champion."""
-        with self._step("Make it champion") as telling:
+        with self._step("Find the first champion") as telling:
             newest = self._registry.versions()[0]
-            if self._registry.resolve(CHAMPION) == newest.version:
-                how = "by the gate"
-            else:
+            how = "champion, by the gate"
+            if self._registry.resolve(CHAMPION) != newest.version:
+                # Without a champion no forecaster can begin, so a person has to decide, as the README says. The second
+                # model is never promoted by hand: the first one goes on.
                 self._children.run("promote", "promote", str(newest.version), tell=telling)
-                how = "the gate declined; by `streamgru promote`, since the demo needs one"
-            telling.result = f"version {newest.version}, {how}"
+                how = (
+                    "champion by `streamgru promote`, as a person may decide: no model serves yet, so it replaces "
+                    f"none. The gate {newest.tags.get('gate.reason', 'declined')}"
+                )
+            telling.result = f"version {newest.version} is {how}"
             return newest.version, how
 
-    def _start_forecasters(self, starts: Offsets) -> list[Child]:
-        with self._step("Start two forecasters, warmed up with the history") as telling:
-            forecasters = [
-                self._children.start(f"forecast-{name}", "forecast", "--instance", name) for name in FORECASTERS
-            ]
+    def _await_ready(self, starts: Offsets, forecasters: list[Child]) -> None:
+        with self._step("Warm two forecasters up with the history") as telling:
             deadline = time.monotonic() + READY_TIMEOUT_S
             while not self._is_committed(starts):
                 self._children.require_running(forecasters)
@@ -172,94 +327,72 @@ class Demo:
                     raise StackError(f"the forecasters were not ready within {READY_TIMEOUT_S:.0f} s; see {logs}")
                 time.sleep(POLL_S)
             telling.result = "both at the end of the topic"
-            return forecasters
 
     def _is_committed(self, offsets: Offsets) -> bool:
-        """Whether the forecasters' group has committed these offsets, and so begins there whatever happens."""
+        """Whether the forecasters' group has committed these offsets, and so begins there after any crash."""
         committed = committed_offsets(self._settings)
         return all(committed.get(partition, -1) >= offset for partition, offset in offsets.items())
 
-    def _run_live(self, data: DemoData, live_s: float, forecasters: list[Child]) -> LiveOutcome:
-        with self._step("Replay the live readings; retrain and change the model meanwhile", spinner=False) as telling:
-            settings = self._settings
-            plan = LivePlan(
-                parts=data.parts,
-                accepted=data.accepted,
-                speed=data.live_span_s / live_s,
-                retrain_budget_s=SECOND_BUDGET * settings.training.budget_s,
-            )
-            live = LivePart(settings, self._children, forecasters, self._registry, plan).run(self._narration.console)
+    def _run_live(self, plan: LivePlan, forecasters: list[Child]) -> LiveOutcome:
+        with self._step("Send the live readings; train a second model meanwhile, on all readings so far") as telling:
+
+            def watch(tail: StreamTail, doing: str, sightings: list[Sighting]) -> None:
+                telling(doing)
+                self._narration.watch(tail, doing, sightings)
+
+            live = LivePart(self._settings, self._children, forecasters, self._registry, plan).run(watch)
             versions = ", ".join(str(version) for version in np.unique(live.arrivals.version))
-            telling.result = f"{len(live.arrivals):,} forecasts by versions {versions}; promoted: {live.promotion}"
+            telling.result = (
+                f"{len(live.arrivals):,} forecasts by versions {versions}; version {live.decision.version}: "
+                f"{live.decision.standing}"
+            )
             return live
 
     def _stop_forecasters(self, forecasters: list[Child]) -> None:
         with self._step("Stop the forecasters by SIGTERM") as telling:
-            began = time.monotonic()
             for forecaster in forecasters:
                 forecaster.process.send_signal(signal.SIGTERM)
             for forecaster in forecasters:
                 forecaster.require_success(STOP_TIMEOUT_S)
-            telling.result = f"both ended with exit code 0 after {time.monotonic() - began:.1f} s"
+            telling.result = f"both ended with exit code 0 after {telling.seconds:.1f} s"
 
-    def _check(self, data: DemoData, starts: Offsets, live: LiveOutcome, promotions: Mapping[int, str]) -> DemoResult:
-        with self._step("Audit the topics, score the forecasts, write the report") as telling:
+    def _check(self, data: DemoData, starts: Offsets, live: LiveOutcome, standings: Mapping[int, str]) -> DemoResult:
+        settings = self._settings
+        with self._step("Audit the topics, and forecast the same with the evaluator") as telling:
             telling("reading the topics")
-            readings = read_readings(self._settings)
-            forecasts = read_forecasts(self._settings, numbers=True)
+            readings = read_readings(settings)
+            forecasts = read_forecasts(settings, numbers=True)
             counts = audit(readings, forecasts, starts)
-            telling("scoring")
-            recorded = lay_out(readings, forecasts, self._settings)
-            scores = score(recorded, self._settings)
             telling("forecasting the same with the evaluator")
-            models = self._settings.home / "models"
+            recorded = lay_out(readings, forecasts, settings)
+            models = settings.home / "models"
             agreed = agreement(
-                recorded, readings, forecasts, lambda version: self._registry.load(version, models), self._settings
+                recorded, readings, forecasts, lambda version: self._registry.load(version, models), settings
             )
-            swaps = find_swaps(live.arrivals)
-            telling("drawing")
-            report = self._settings.home / "report.html"
+            telling.result = f"{counts.forecasts:,} forecasts, {counts.lost:,} lost, {agreed.different:,} different"
+        report, picture = settings.home / "report.html", settings.home / "forecasts.png"
+        with self._step("Score the forecasts, draw them, write the report") as telling:
+            draw_picture(choose_traces(recorded, settings, data.live, PICTURED_AT, PICTURED_SEASONS)[:2], picture)
             versions = [
-                Version(info.version, info.created, info.metrics, promotions.get(info.version, ""))
+                Version(info.version, info.created, info.metrics, standings.get(info.version, ""))
                 for info in self._registry.versions()[::-1]
             ]
-            telling.result = report.resolve().as_uri()
-        write_report(
-            Outcome(
+            telling.result = f"{report.resolve().as_uri()}, {picture.name}"
+            outcome = Outcome(
                 audit=counts,
                 sensors=data.sensors,
-                history_readings=data.history_readings,
+                history_readings=sum(data.history_readings),
                 faults=data.live,
-                scores=scores,
+                scores=score(recorded, settings),
                 agreement=agreed,
-                traces=self._traces(data, recorded),
+                traces=choose_traces(recorded, settings, data.live, 0.5, TRACED_SEASONS),
                 seconds=by_second(live.arrivals),
-                swaps=swaps,
+                swaps=find_swaps(live.arrivals),
+                silence=longest_silence(live.arrivals),
                 retraining=live.retraining,
                 versions=versions,
                 steps=self._narration.steps,
-            ),
-            report,
-        )
-        return DemoResult(counts, scores, agreed, swaps, report)
-
-    def _traces(self, data: DemoData, recorded: Recorded) -> list[Trace]:
-        """Some sensors over some days: one around its outage, the others in the middle of the live readings."""
-        settings, sequences = self._settings, recorded.sequences
-        silent = {sensor: (since, until) for sensor, since, until in data.live.outages}
-        short = sorted(silent, key=lambda sensor: silent[sensor][1] - silent[sensor][0])[:1]
-        others = [sensor for sensor in sorted(sequences.sensors) if sensor not in silent]
-        moments_us = data.live.frame["timestamp"].dt.timestamp("us").to_numpy()
-        middle_us = int(np.median(moments_us)) // settings.cadence_us * settings.cadence_us
-        traces = []
-        for number, sensor in enumerate([*others[: TRACED_SENSORS - len(short)], *short]):
-            gap = silent.get(sensor)
-            stretch = Stretch(
-                sensor=sensor,
-                target=settings.targets[number % len(settings.targets)],
-                middle_us=middle_us if gap is None else microseconds(gap[0]),
-                steps=TRACED_SEASONS * settings.season,
-                lead_steps=min(TRACED_LEAD_STEPS, settings.horizon_steps),
+                took_s=self._narration.seconds,
             )
-            traces.append(trace(recorded, settings, stretch, [gap] if gap else []))
-        return traces
+            report.write_text(render(outcome), encoding="utf-8")
+        return DemoResult(outcome, report, picture)

@@ -1,57 +1,279 @@
-"""The demo's live part: readings are sent, forecasts come in, and in the middle a new model takes over."""
+"""The live part: readings are sent, forecasts come in, and a second model is trained and may take over."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from rich.console import Console
-from rich.live import Live
+from numpy.typing import NDArray
 
 from deploy.demo.children import Child, Children
-from deploy.demo.data import REPLAY_OPTIONS
-from deploy.demo.timeline import Arrivals
-from deploy.live import LatestForecasts, Sighting, StreamTail, line
+from deploy.live import Sighting, StreamTail
+from pipeline.errors import StreamgruError
+from pipeline.files.publishing import Publication
+from pipeline.files.reading_table import ReadingTable
+from pipeline.kafka.clients import close_producer, make_producer
 from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
 
 POLL_S: Final = 0.1
-# Without a terminal, how often a line of progress is printed.
-REPORT_S: Final = 10.0
-# The retraining begins once this share of the first part has been forecast, so that there is news to learn from.
+# The second training begins after this share of the live readings, so that the history has new ones.
 RETRAIN_AFTER: Final = 0.1
-# The change of models is over when so many forecasts by the new one were seen, or, with nothing left to forecast, after
-# a time in which any forecaster has it live.
-FORECASTS_AFTER_SWAP: Final = 500
-SWAP_S: Final = 12.0
+# Share of the live readings that are sent until the gate has decided; a change of models needs some after it.
+SENT_BEFORE_GATE: Final = 0.85
+TAKEOVER_S: Final = 60.0  # limit; two seconds until the alias is seen, then seconds of warming up
+AFTER_GATE_S: Final = 6.0  # for each half of the readings that are left when the gate has decided
 STALLED_S: Final = 60.0
+# Seconds of readings published at a time: short, so that a new pace begins soon.
+PIECE_S: Final = 0.1
+# The slowest pace: every sensor's next reading follows so soon. It is a quarter of the silence that the demo allows.
+SLOWEST_CADENCE_S: Final = 0.5
+LONGEST_SILENCE_S: Final = 2.0  # of a partition with readings waiting; the demo says whether it was kept
+# Forecasts are looked at this long before and after the change of a partition's model.
+_AROUND_SWAP_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Forecasts in the order in which a reader of committed records had them."""
+
+    arrived_s: NDArray[np.float64]  # time of day
+    delay_s: NDArray[np.float64]  # since the reading was sent; NaN where it was not seen
+    version: NDArray[np.int64]  # of the model
+    partition: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.arrived_s)
+
+
+@dataclass(frozen=True)
+class Silence:
+    """The longest time in which a reading waited in a partition and no forecast became visible there."""
+
+    partition: int
+    seconds: float
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it is as short as the demo promises."""
+        return self.seconds <= LONGEST_SILENCE_S
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A change of models, as a reader saw it."""
+
+    version_before: int
+    version_after: int
+    first_s: float  # time of day of the first forecast by the new model in any partition
+    last_s: float  # ... in the last partition to change
+    pause_s: float  # longest pause in any partition within seconds of its change
+    usual_pause_s: float  # 99th percentile of all pauses at other times
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """The run second by second, from the first forecast on."""
+
+    start_s: float
+    versions: tuple[int, ...]
+    rate: NDArray[np.float64]  # (versions, seconds) forecasts
+    delay_median_s: NDArray[np.float64]  # (seconds,), NaN where there were none
+    delay_p99_s: NDArray[np.float64]
+
+
+def _pauses(arrivals: Arrivals, partition: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """When each pause of a partition began and ended: from the last forecast, or the sending of a reading after it."""
+    own = arrivals.partition == partition
+    ends = arrivals.arrived_s[own]
+    sent = ends - arrivals.delay_s[own]
+    before = np.concatenate([[-np.inf], ends[:-1]])
+    begins = np.minimum(np.fmax(before, sent), ends)  # fmax ignores a time of sending that is not known
+    begins[:1][np.isinf(begins[:1])] = ends[:1][np.isinf(begins[:1])]
+    return begins, ends
+
+
+def longest_silence(arrivals: Arrivals) -> Silence | None:
+    """The longest pause of all partitions; None without forecasts."""
+    longest = None
+    for partition in np.unique(arrivals.partition).tolist():
+        begins, ends = _pauses(arrivals, partition)
+        silence = Silence(partition, float((ends - begins).max()))
+        if longest is None or silence.seconds > longest.seconds:
+            longest = silence
+    return longest
+
+
+def find_swaps(arrivals: Arrivals) -> list[Swap]:
+    """The changes from each version to the next that took over."""
+    versions = np.unique(arrivals.version)
+    order = sorted(versions.tolist(), key=lambda version: arrivals.arrived_s[arrivals.version == version].min())
+    return [swap for before, after in pairwise(order) if (swap := _swap(arrivals, before, after)) is not None]
+
+
+def _swap(arrivals: Arrivals, before: int, after: int) -> Swap | None:
+    changes: list[float] = []
+    near: list[float] = []
+    far: list[NDArray[np.float64]] = []
+    for partition in np.unique(arrivals.partition).tolist():
+        versions = arrivals.version[arrivals.partition == partition]
+        if after not in versions or before not in versions:
+            continue
+        begins, ends = _pauses(arrivals, partition)
+        change = float(ends[versions == after].min())
+        changes.append(change)
+        around = (ends >= change - _AROUND_SWAP_S) & (begins <= change + _AROUND_SWAP_S)
+        pauses = ends - begins
+        near.append(float(pauses[around].max(initial=0.0)))
+        far.append(pauses[~around & (pauses > 0)])
+    if not changes:
+        return None
+    usual = np.concatenate(far)
+    return Swap(
+        version_before=before,
+        version_after=after,
+        first_s=min(changes),
+        last_s=max(changes),
+        pause_s=max(near),
+        usual_pause_s=float(np.percentile(usual, 99)) if len(usual) else 0.0,
+    )
+
+
+def by_second(arrivals: Arrivals) -> Seconds:
+    """Rates by model version, and delays, in bins of a second."""
+    start_s = float(np.floor(arrivals.arrived_s[0])) if len(arrivals) else 0.0
+    second = (arrivals.arrived_s - start_s).astype(np.int64)
+    length = int(second.max(initial=-1)) + 1
+    versions = tuple(np.unique(arrivals.version).tolist())
+    rate = np.zeros((len(versions), length))
+    for row, version in enumerate(versions):
+        rate[row] = np.bincount(second[arrivals.version == version], minlength=length)
+    median, p99 = np.full(length, np.nan), np.full(length, np.nan)
+    known = ~np.isnan(arrivals.delay_s)
+    bounds = np.searchsorted(second[known], np.arange(length + 1))
+    delays = arrivals.delay_s[known]
+    for number, (lo, hi) in enumerate(pairwise(bounds)):
+        if hi > lo:
+            median[number], p99[number] = np.percentile(delays[lo:hi], [50, 99])
+    return Seconds(start_s, versions, rate, median, p99)
+
+
+def pace(rows: int, left_s: float, slowest: float, fastest: float) -> float:
+    """Readings per second that send ``rows`` within ``left_s``, as far as the limits allow."""
+    rate = rows / max(left_s, PIECE_S) if rows > 0 else 0.0
+    return min(max(rate, slowest), fastest)
+
+
+class Sender:
+    """Publishes a table of readings in its order, in a thread of its own, at a pace that can change.
+
+    It never pauses: ahead of its aim it sends at the slowest pace, so that no partition falls silent.
+    """
+
+    def __init__(self, settings: Settings, table: ReadingTable, fastest: float) -> None:
+        self.sent = 0
+        self._settings = settings
+        self._table = table
+        self._fastest = fastest  # readings per second
+        self._slowest = min(fastest, len(table.sensors) / SLOWEST_CADENCE_S)
+        self._aim = (0, 0.0)  # row, time of the monotonic clock
+        self._stopping = threading.Event()
+        self._error: StreamgruError | None = None
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+
+    def aim(self, row: int, within_s: float) -> None:
+        """Send the readings before ``row`` evenly over so many seconds, and slowly from there on."""
+        self._aim = (row, time.monotonic() + within_s)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def is_sending(self) -> bool:
+        """Whether readings are left.
+
+        Raises:
+            KafkaError: a reading was not taken.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(STALLED_S)
+
+    def _run(self) -> None:
+        try:
+            producer = make_producer(self._settings, linger_ms=5)
+            try:
+                while self.sent < len(self._table) and not self._stopping.is_set():
+                    began, rate = time.monotonic(), self._rate()
+                    stop = min(len(self._table), self.sent + max(1, round(rate * PIECE_S)))
+                    Publication(self._settings, producer, self._table, self.sent, stop).run()
+                    pause_s = began + (stop - self.sent) / rate - time.monotonic()
+                    self.sent = stop
+                    self._stopping.wait(max(0.0, pause_s))
+            finally:
+                close_producer(producer)
+        except StreamgruError as error:
+            self._error = error
+
+    def _rate(self) -> float:
+        row, moment = self._aim
+        return pace(row - self.sent, moment - time.monotonic(), self._slowest, self._fastest)
 
 
 @dataclass(frozen=True)
 class LivePlan:
-    """What is sent, and how the model is trained again."""
+    """The readings to send, their pace, and how the second model is trained."""
 
-    parts: tuple[Path, Path]  # the second is sent when the new model serves
-    accepted: tuple[int, int]  # readings in each that will be accepted
-    speed: float  # times real time
-    retrain_budget_s: float
+    table: ReadingTable
+    accepted: int  # of its readings, how many will be accepted
+    fastest: float  # readings per second
+    retrain_s: float  # how long ingest and retraining are expected to take
+    retrain_options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's decision about the second model."""
+
+    version: int
+    promoted: bool
+    reason: str  # in the gate's words
+
+    @property
+    def standing(self) -> str:
+        """For the terminal and the report."""
+        if self.promoted:
+            return f"champion. The gate {self.reason}"
+        return (
+            f"not champion; the first model goes on. The gate {self.reason}. The gate exists for "
+            "this case: the demo does not promote a worse model to have a change to show"
+        )
 
 
 @dataclass(frozen=True)
 class LiveOutcome:
-    """What was seen. ``retraining`` is when, in time of day; ``promotion`` says how the new version became champion."""
+    """The forecasts seen, the time of day at which the second training began and ended, and the gate's decision."""
 
     arrivals: Arrivals
-    retraining: tuple[float, float] | None
-    promotion: str
+    retraining: tuple[float, float]
+    decision: Decision
+
+
+Watcher = Callable[[StreamTail, str, list[Sighting]], None]
 
 
 class LivePart:
-    """Sends the plan's readings to forecasters that run already, and watches what comes of it."""
+    """Sends the plan's readings to forecasters that run already, and watches the forecasts."""
 
     def __init__(
         self, settings: Settings, children: Children, forecasters: Sequence[Child], registry: Registry, plan: LivePlan
@@ -61,119 +283,84 @@ class LivePart:
         self._forecasters = forecasters
         self._registry = registry
         self._plan = plan
+        self._sender = Sender(settings, plan.table, plan.fastest)
         self._jobs: list[Child] = []
         self._arrivals: list[tuple[float, float, int, int]] = []
         self._seen: Counter[int] = Counter()  # forecasts by model version
-        self._retraining: tuple[float, float] | None = None
-        self._promotion = ""
+        self._retraining = (0.0, 0.0)
+        self._decision = Decision(0, False, "")
 
-    def run(self, console: Console) -> LiveOutcome:
-        """Return when the forecast of every accepted reading was seen, or none has come for a minute.
+    def run(self, watch: Watcher) -> LiveOutcome:
+        """Return when the forecast of every accepted reading was seen, or no forecast has come for a minute.
 
         Raises:
-            StreamgruError: a forecaster ended, or a command failed.
+            StreamgruError: a forecaster ended, a command failed, or a reading could not be sent.
         """
-        with StreamTail(self._settings) as tail, _display(console, tail) as show:
-            progressed_s, forecasts = time.monotonic(), 0
-            for doing in self._script(tail):
-                sightings = tail.poll(POLL_S)
-                self._record(sightings)
-                show(doing, sightings)
-                self._children.require_running(self._forecasters)
-                working = [job for job in self._jobs if job.is_running()]
-                for job in self._jobs:
-                    if job not in working:
-                        job.require_success()
-                if tail.forecasts > forecasts or working:
-                    progressed_s, forecasts = time.monotonic(), tail.forecasts
-                if time.monotonic() - progressed_s > STALLED_S:
-                    break  # the audit tells what is missing
+        try:
+            with StreamTail(self._settings) as tail:
+                progressed_s, forecasts = time.monotonic(), 0
+                for doing in self._script(tail):
+                    sightings = tail.poll(POLL_S)
+                    self._record(sightings)
+                    watch(tail, doing, sightings)
+                    self._children.require_running(self._forecasters)
+                    if tail.forecasts > forecasts or any(job.is_running() for job in self._jobs):
+                        progressed_s, forecasts = time.monotonic(), tail.forecasts
+                    if time.monotonic() - progressed_s > STALLED_S:
+                        break  # the audit names the missing forecasts
+        finally:
+            self._sender.stop()
         table = np.array(self._arrivals, dtype=np.float64).reshape(-1, 4)
         arrivals = Arrivals(table[:, 0], table[:, 1], table[:, 2].astype(np.int64), table[:, 3].astype(np.int64))
-        return LiveOutcome(arrivals, self._retraining, self._promotion)
+        return LiveOutcome(arrivals, self._retraining, self._decision)
 
     def _script(self, tail: StreamTail) -> Iterator[str]:
-        """What happens, one thing after the other; yields what is being done while it takes its time."""
-        first = self._start("replay-live-1", *self._replay_command(self._plan.parts[0]))
-        while tail.forecasts < RETRAIN_AFTER * self._plan.accepted[0]:
+        """The live part from begin to end; yields a note of the present work as long as it lasts."""
+        plan, sender = self._plan, self._sender
+        rows = len(plan.table)
+        new = round(RETRAIN_AFTER * rows)
+        sender.aim(new, 0.0)
+        sender.start()
+        while sender.sent < new and sender.is_sending():
             yield "readings are being sent"
-        yield from self._run("ingest-live", "ingest", doing="what came in is being ingested")
+        sender.aim(round(SENT_BEFORE_GATE * rows), plan.retrain_s)
         began_s = time.time()
-        retrain = ("-v", "retrain", "--budget", str(self._plan.retrain_budget_s))
-        yield from self._run("retrain-live", *retrain, doing="a new model is being trained")
-        self._retraining = (began_s, time.time())
-        yield from self._promote(first)
-        while first.is_running():
-            yield "readings are being sent"
+        yield from self._run("ingest-live", "ingest", doing="the new readings are being ingested")
         yield from self._run(
-            "replay-live-2", *self._replay_command(self._plan.parts[1]), doing="the rest is being sent"
+            "retrain-live", "-v", "retrain", *plan.retrain_options, doing="a second model is being trained"
         )
-        while tail.forecasts < sum(self._plan.accepted):
+        self._retraining = (began_s, time.time())
+        sender.aim(sender.sent + (rows - sender.sent) // 2, AFTER_GATE_S)
+        yield from self._follow_gate()
+        sender.aim(rows, AFTER_GATE_S)
+        while sender.is_sending():
+            yield "the rest is being sent"
+        while tail.forecasts < plan.accepted:
             yield "the last forecasts are awaited"
 
-    def _promote(self, sending: Child) -> Iterator[str]:
+    def _follow_gate(self) -> Iterator[str]:
+        """Note the gate's decision; where it promoted the second model, wait until that one forecasts."""
         newest = self._registry.versions()[0]
-        if self._registry.resolve(CHAMPION) == newest.version:
-            self._promotion = "by the gate"
-        else:
-            command = ("promote", str(newest.version))
-            yield from self._run("promote-live", *command, doing=f"the gate declined: `streamgru {' '.join(command)}`")
-            self._promotion = "the gate declined; by `streamgru promote`, to show a change of models"
-        idle_since: float | None = None
-        while self._seen[newest.version] < FORECASTS_AFTER_SWAP:
-            yield f"version {newest.version} is champion ({self._promotion}), and about to serve"
-            if not sending.is_running():
-                idle_since = idle_since or time.monotonic()
-                if time.monotonic() - idle_since > SWAP_S:
-                    return
+        promoted = self._registry.resolve(CHAMPION) == newest.version
+        self._decision = Decision(newest.version, promoted, newest.tags.get("gate.reason", ""))
+        deadline = time.monotonic() + TAKEOVER_S
+        sensors = len(self._plan.table.sensors)
+        while promoted and self._seen[newest.version] < sensors and time.monotonic() < deadline:
+            yield f"version {newest.version} is champion, and about to serve"
+            if not self._sender.is_sending():
+                return
 
     def _run(self, name: str, *arguments: str, doing: str) -> Iterator[str]:
-        job = self._start(name, *arguments)
-        while job.is_running():
-            yield doing
-        job.require_success()
-
-    def _start(self, name: str, *arguments: str) -> Child:
         job = self._children.start(name, *arguments)
         self._jobs.append(job)
-        return job
-
-    def _replay_command(self, part: Path) -> tuple[str, ...]:
-        return ("replay", str(part), *REPLAY_OPTIONS, "--order", "file", "--speed", str(self._plan.speed))
+        while job.is_running():
+            yield f"{doing}: {note}" if (note := job.doing()) else doing
+            self._sender.is_sending()
+        job.require_success()
 
     def _record(self, sightings: list[Sighting]) -> None:
         for sighting in sightings:
-            forecast, delay_s = sighting.forecast, sighting.delay_s
-            version = forecast.model.version
+            version, delay_s = sighting.forecast.model.version, sighting.delay_s
             self._seen[version] += 1
             delay_s = float("nan") if delay_s is None else delay_s
-            self._arrivals.append((sighting.arrived_s, delay_s, version, forecast.input.partition))
-
-
-@contextmanager
-def _display(console: Console, tail: StreamTail) -> Iterator[Callable[[str, list[Sighting]], None]]:
-    """A live table in a terminal; elsewhere a line now and then."""
-    latest = LatestForecasts()
-
-    def caption(doing: str) -> str:
-        return f"{tail.readings:,} readings, {tail.forecasts:,} forecasts; {doing}"
-
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=4, transient=True) as live:
-
-            def show(doing: str, sightings: list[Sighting]) -> None:
-                latest.update(sightings)
-                live.update(latest.table(caption(doing), max(1, console.height - 8)))
-
-            yield show
-    else:
-        due_s = time.monotonic() + REPORT_S
-
-        def show_line(doing: str, sightings: list[Sighting]) -> None:
-            nonlocal due_s
-            if sightings and time.monotonic() > due_s:
-                due_s = time.monotonic() + REPORT_S
-                told = f"   {caption(doing)}\n   {line(sightings[-1])}"
-                console.print(told, highlight=False, markup=False, soft_wrap=True)
-
-        yield show_line
+            self._arrivals.append((sighting.arrived_s, delay_s, version, sighting.forecast.input.partition))

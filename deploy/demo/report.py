@@ -1,26 +1,41 @@
-"""The demo's report: one HTML page that needs no network."""
+"""The demo's report: one HTML page that needs no network, with its plots as SVG, and one picture as PNG."""
 
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import matplotlib
+import matplotlib.dates
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
-from deploy.demo.agreement import Agreement
 from deploy.demo.data import LiveReadings
-from deploy.demo.figures import draw_coverage, draw_errors, draw_run, draw_traces
-from deploy.demo.scores import FORECAST, Trace
-from deploy.demo.timeline import Seconds, Swap
+from deploy.demo.live import LONGEST_SILENCE_S, Seconds, Silence, Swap
+from deploy.demo.scores import FORECAST, Agreement, Trace
 from deploy.live import shown_steps
 from model.metrics import Scores
 from pipeline.audit.findings import Audit
 
+INK: Final = "#1f2933"
+MUTED: Final = "#8a94a0"
+ACCENT: Final = "#0b7285"
+BAND: Final = "#9fd3dc"
+VERSION_COLOURS: Final = ("#74b3c2", "#0b7285", "#e8a33d", "#a34a28")
+BASELINE_COLOURS: Final = ("#e8a33d", "#8a94a0")
+UNITS: Final = {"PM2.5": "µg/m³", "TEMP": "°C"}
+_dates: Any = matplotlib.dates  # ships no types
+
 _TITLE: Final = "streamgru: live forecasts of Beijing's air"
-_STYLE: Final = """
+_PAGE_STYLE: Final = """
   :root { color-scheme: light; --ink: #1f2933; --muted: #62707d; --line: #e1e6ea; --accent: #0b7285; --good: #2b7a3d;
           --bad: #b3261e; }
   * { box-sizing: border-box }
@@ -43,6 +58,25 @@ _STYLE: Final = """
   code { background: #eef1f3; padding: 1px 4px; border-radius: 4px; font-size: 0.92em }
   .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 4px 36px }
 """
+_STYLE: Final[dict[Any, Any]] = {
+    "svg.fonttype": "none",  # text stays text: sharp, small, searchable
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#c5ccd3",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#eceff2",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +90,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Version:
-    """A model version, and how it became champion."""
+    """A model version, and the gate's decision about it."""
 
     version: int
     created: datetime
     metrics: Mapping[str, float]  # of the back-test
-    promotion: str
+    standing: str
 
 
 @dataclass(frozen=True)
@@ -77,15 +111,11 @@ class Outcome:
     traces: Sequence[Trace]
     seconds: Seconds
     swaps: Sequence[Swap]
-    retraining: tuple[float, float] | None  # time of day
+    silence: Silence | None  # longest of any partition
+    retraining: tuple[float, float]  # time of day
     versions: Sequence[Version]
     steps: Sequence[Step]
-
-
-def write_report(outcome: Outcome, path: Path) -> None:
-    """Write the page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(outcome), encoding="utf-8")
+    took_s: float  # all steps; some run side by side
 
 
 def render(outcome: Outcome) -> str:
@@ -99,7 +129,7 @@ def render(outcome: Outcome) -> str:
             "Forecasts and what came true",
             "Each line is the forecast that a consumer of the topic had in hand that long before; where it breaks off, "
             "no reading had come in to forecast from.",
-            draw_traces(list(outcome.traces)),
+            draw_traces(outcome.traces),
         ),
         _section(
             "Error by hours ahead",
@@ -112,9 +142,9 @@ def render(outcome: Outcome) -> str:
             f"Share of measurements within the outermost quantiles, over all steps ahead: {held}.",
             draw_coverage(outcome.scores[FORECAST]),
         ),
-        _section("The run", _run_note(outcome), draw_run(outcome.seconds, list(outcome.swaps), outcome.retraining)),
+        _section("The run", _run_note(outcome), draw_run(outcome.seconds, outcome.swaps, outcome.retraining)),
         "<section class='columns'>" + _counts(outcome.audit) + _versions(outcome.versions) + "</section>",
-        _section("What was done", "", _steps(outcome.steps)),
+        _section("What was done", "Some steps run side by side.", _steps(outcome)),
     ]
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
@@ -127,11 +157,11 @@ def render(outcome: Outcome) -> str:
 def _lead(outcome: Outcome) -> str:
     faults = outcome.faults
     return (
-        "A GRU that keeps its hidden state from message to message was trained on "
-        f"{outcome.history_readings:,} hourly readings of {outcome.sensors} air-quality stations in Beijing. Then it "
-        "forecast the readings that followed as they came in over Kafka, in two forecasters, while a second model was "
-        f"trained and took over. On the way, {faults.left_out:,} readings were left out, {faults.sent_late:,} sent "
-        f"late and {faults.sent_twice:,} sent twice."
+        "A GRU that keeps its hidden state from message to message was trained on the older half of "
+        f"{outcome.history_readings:,} hourly readings of {outcome.sensors} air-quality stations in Beijing. Two "
+        "forecasters then forecast the readings that followed as they came in over Kafka. Meanwhile a second model was "
+        "trained on all readings so far, and the gate compared it with the first. On the way, "
+        f"{faults.left_out:,} readings were left out, {faults.sent_late:,} sent late and {faults.sent_twice:,} twice."
     )
 
 
@@ -149,8 +179,9 @@ def _cards(outcome: Outcome) -> str:
         (f"{counts.twice:,}", "twice", "bad" if counts.twice else "good"),
         (f"{counts.out_of_order:,}", "out of order", "bad" if counts.out_of_order else "good"),
     ]
-    if outcome.swaps:
-        cards.append((f"{outcome.swaps[-1].pause_s:.2f} s", "longest pause around the change of models", ""))
+    if (silence := outcome.silence) is not None:
+        text = "longest wait of a partition for its next forecast"
+        cards.append((f"{silence.seconds:.2f} s", text, "good" if silence.is_short else "bad"))
     body = "".join(f"<div class='card {kind}'><b>{value}</b><span>{name}</span></div>" for value, name, kind in cards)
     return f"<div class='cards'>{body}</div>"
 
@@ -182,15 +213,18 @@ def coverage_by_target(scores: Scores) -> dict[str, float]:
 
 
 def _run_note(outcome: Outcome) -> str:
-    if not outcome.swaps:
-        return "The model did not change during this run."
-    return " ".join(
-        f"Version {swap.version_after} took over from {swap.version_before} within "
-        f"{swap.last_s - swap.first_s:.1f} s over all partitions; the longest pause of any partition "
-        f"was {swap.pause_s:.2f} s around that; at other times 99 % of pauses are shorter than "
-        f"{swap.usual_pause_s:.2f} s. (A pause: a reading was waiting, and no forecast became visible.)"
+    notes = [
+        f"Version {swap.version_after} took over from {swap.version_before} within {swap.last_s - swap.first_s:.1f} s "
+        f"over all partitions; the longest pause of any partition around that was {swap.pause_s:.2f} s. At other times "
+        f"99 % of pauses are shorter than {swap.usual_pause_s:.2f} s."
         for swap in outcome.swaps
-    )
+    ] or ["The model did not change during this run: the gate's reason stands below."]
+    if (silence := outcome.silence) is not None:
+        notes.append(
+            f"The longest pause of all was {silence.seconds:.2f} s, in partition {silence.partition}; the demo promises"
+            f" at most {LONGEST_SILENCE_S:g} s. (A pause: a reading was waiting, and no forecast became visible.)"
+        )
+    return " ".join(notes)
 
 
 def _counts(counts: Audit) -> str:
@@ -219,22 +253,148 @@ def _versions(versions: Sequence[Version]) -> str:
                 rivals.append(f"{name} {found:.4g}")
         note = f"back-test, mean pinball loss {loss:.4g}; {', '.join(rivals)}" if loss is not None else ""
         body += (
-            f"<tr><td>{version.version}</td><td class='text'>trained {version.created:%H:%M:%S} UTC; champion "
-            f"{_marked(version.promotion)}<br><span class='note'>{escape(note)}</span></td></tr>"
+            f"<tr><td>{version.version}</td><td class='text'>trained {version.created:%H:%M:%S} UTC; "
+            f"{_marked(version.standing)}<br><span class='note'>{escape(note)}</span></td></tr>"
         )
     return f"<div><h2>Model versions</h2><table>{body}</table></div>"
 
 
-def _steps(steps: Sequence[Step]) -> str:
+def _steps(outcome: Outcome) -> str:
     body = "".join(
         f"<tr><td class='title'>{escape(step.title)}</td><td class='text'>{_marked(step.result)}</td>"
         f"<td class='time'>{step.seconds:.1f} s</td></tr>"
-        for step in steps
+        for step in outcome.steps
     )
-    total = sum(step.seconds for step in steps)
-    return f"<table>{body}<tr><td>together</td><td></td><td>{total:.0f} s</td></tr></table>"
+    return f"<table>{body}<tr><td>together</td><td></td><td>{outcome.took_s:.0f} s</td></tr></table>"
 
 
 def _marked(text: str) -> str:
     """Commands between backticks as code."""
     return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+@contextmanager
+def _figure(height_in: float, rows: int, columns: int, **options: Any) -> Iterator[tuple[Figure, Any]]:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10.0, height_in), layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _svg(figure: Figure) -> str:
+    with matplotlib.rc_context(_STYLE):
+        output = io.StringIO()
+        figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
+    text = output.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _time_axis(ax: Axes, title: str) -> None:
+    locator = _dates.AutoDateLocator()
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(_dates.ConciseDateFormatter(locator))
+    ax.margins(x=0.005)
+    ax.set_title(title)
+
+
+def draw_traces(traces: Sequence[Trace]) -> str:
+    """Forecasts with their interval against the readings."""
+    with _figure(2.15 * len(traces), len(traces), 1) as (figure, axes):
+        for row, trace in enumerate(traces):
+            ax: Axes = axes[row, 0]
+            ax.fill_between(trace.moments, trace.low, trace.high, color=BAND, alpha=0.65, lw=0, label=trace.interval)
+            ax.plot(trace.moments, trace.median, color=ACCENT, lw=1.3, label=f"median, issued {trace.lead} before")
+            ax.plot(trace.moments, trace.actual, color=INK, lw=1.1, label="measured")
+            for number, (since, until) in enumerate(trace.outages):
+                label = None if number else "no readings sent"
+                span = _dates.date2num(since), _dates.date2num(until)
+                ax.axvspan(*span, color="#f3e3d3", alpha=0.7, lw=0, label=label)
+            _time_axis(ax, f"{trace.sensor}, {trace.target}")
+            if row == 0 or trace.outages:
+                ax.legend(loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.22))
+        return _svg(figure)
+
+
+def draw_picture(traces: Sequence[Trace], path: Path) -> None:
+    """Write a PNG of readings and, now and then, a whole forecast as it stood on the topic."""
+    with _figure(2.4 * len(traces), len(traces), 1, sharex=True) as (figure, axes):
+        for row, trace in enumerate(traces):
+            ax: Axes = axes[row, 0]
+            for number, fan in enumerate(trace.fans):
+                labels = (trace.interval, "median forecast") if number == 0 else (None, None)
+                ax.fill_between(fan.moments, fan.low, fan.high, color=BAND, alpha=0.65, lw=0, label=labels[0])
+                ax.plot(fan.moments, fan.median, color=ACCENT, lw=1.8, label=labels[1])
+                ax.axvline(fan.moments[0], color=MUTED, lw=0.8, ls=":", label=None if number else "forecast issued")
+            ax.plot(trace.moments, trace.actual, color=INK, lw=1.0, marker="o", ms=2.2, label="measured")
+            _time_axis(ax, f"{trace.sensor}, {trace.target}")
+            ax.set_ylabel(UNITS.get(trace.target, ""))
+        axes[0, 0].legend(loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.2))
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _ahead_axis(ax: Axes, ahead: NDArray[np.int64], title: str) -> None:
+    ax.set_title(title)
+    ax.set_xlabel("steps ahead")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlim(ahead[0], max(2, ahead[-1]))
+    ax.legend(fontsize=9, loc="best")
+
+
+def draw_errors(scores: Mapping[str, Scores]) -> str:
+    """Mean absolute error by steps ahead, against the baselines."""
+    ours = scores[FORECAST]
+    with _figure(3.0, 1, len(ours.targets)) as (figure, axes):
+        errors = {name: found.by_horizon("mae") for name, found in scores.items()}
+        ahead = np.arange(1, errors[FORECAST].shape[1] + 1)
+        for column, target in enumerate(ours.targets):
+            ax: Axes = axes[0, column]
+            for name, colour in zip([name for name in scores if name != FORECAST], BASELINE_COLOURS, strict=True):
+                ax.plot(ahead, errors[name][column], color=colour, lw=1.5, label=name)
+            ax.plot(ahead, errors[FORECAST][column], color=ACCENT, lw=2.2, label=FORECAST)
+            ax.set_ylim(bottom=0)
+            _ahead_axis(ax, ahead, f"{target}: mean absolute error")
+        return _svg(figure)
+
+
+def draw_coverage(scores: Scores) -> str:
+    """How often the interval held the reading."""
+    with _figure(2.5, 1, len(scores.targets), sharey=True) as (figure, axes):
+        coverage = scores.by_horizon("coverage") * 100
+        ahead = np.arange(1, coverage.shape[1] + 1)
+        nominal = scores.nominal_coverage
+        for column, target in enumerate(scores.targets):
+            ax: Axes = axes[0, column]
+            ax.axhline(nominal * 100, color=MUTED, lw=1.2, ls="--", label=f"promised: {nominal:.0%}")
+            ax.plot(ahead, coverage[column], color=ACCENT, lw=2.0, label="held")
+            ax.set_ylim(40, 100)
+            ax.yaxis.set_major_formatter("{x:.0f} %")
+            _ahead_axis(ax, ahead, f"{target}: coverage of the {nominal:.0%} interval")
+        return _svg(figure)
+
+
+def draw_run(seconds: Seconds, swaps: Sequence[Swap], retraining: tuple[float, float]) -> str:
+    """Rate and delay of visible forecasts over the run, with the change of models."""
+    with _figure(4.2, 2, 1, sharex=True, height_ratios=(3, 2)) as (figure, axes):
+        moments = np.arange(seconds.rate.shape[1])
+        rate, delay = axes[0, 0], axes[1, 0]
+        colours = VERSION_COLOURS[: len(seconds.versions)]
+        labels = [f"by version {version}" for version in seconds.versions]
+        rate.stackplot(moments, seconds.rate, colors=colours, labels=labels, step="post", lw=0)
+        rate.set_title("Visible forecasts per second")
+        delay.plot(moments, seconds.delay_p99_s * 1_000, color=BASELINE_COLOURS[0], lw=1.3, label="99th percentile")
+        delay.plot(moments, seconds.delay_median_s * 1_000, color=ACCENT, lw=1.6, label="median")
+        delay.set_title("Milliseconds from reading sent to forecast visible")
+        delay.set_yscale("log")
+        delay.yaxis.set_major_formatter("{x:,.0f}")
+        delay.yaxis.set_minor_formatter(NullFormatter())
+        rate.set_ylim(0, 1.08 * max(1.0, float(seconds.rate.sum(axis=0).max(initial=0.0))))
+        delay.set_xlabel("seconds since the first forecast")
+        delay.set_xlim(0, max(1, len(moments) - 1))
+        for ax in (rate, delay):
+            since, until = (moment - seconds.start_s for moment in retraining)
+            label = "retraining runs" if ax is rate else None
+            ax.axvspan(since, until, color="#ede3cd", alpha=0.6, lw=0, zorder=0, label=label)
+            for number, swap in enumerate(swaps):
+                label = "model changes" if ax is rate and not number else None
+                ax.axvline(swap.first_s - seconds.start_s, color=INK, lw=1.2, ls=":", label=label)
+            ax.legend(fontsize=9, loc="upper right", ncols=4, bbox_to_anchor=(1.0, 1.17))
+        return _svg(figure)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from model.backtest import Predictor
+from model.backtest import Predictor, Shown, ask
 from model.config import ModelConfig
 from model.metrics import Scores
 from model.sequences import Sequences
@@ -120,10 +120,10 @@ def draw_forecasts(
     rows, columns = len(config.targets), max(len(chosen), 1)
     figure = Figure(figsize=(1.0 + 4.4 * columns, _ROW_IN * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    for column, (rank, sensor) in enumerate(chosen):
-        step = _middle_step(sequences, config, sensor, start_us)
-        past = sequences.past(sensor, step + 1)
-        fan = predictor.forecasts(past, 0, len(past) - 1, len(past))[0]
+    steps = [_middle_step(sequences, config, sensor, start_us) for _, sensor in chosen]
+    pasts = [sequences.past(sensor, step + 1) for (_, sensor), step in zip(chosen, steps, strict=True)]
+    fans = ask(predictor, [Shown(past, len(past) - 1) for past in pasts])
+    for column, ((rank, sensor), step, past, (fan,)) in enumerate(zip(chosen, steps, pasts, fans, strict=True)):
         others = {one.name: one.forecasts(past, 0, len(past) - 1, len(past))[0] for one in beside}
         for row, target in enumerate(config.targets):
             medians = {name: found[row, config.median_index] for name, found in others.items()}

@@ -70,8 +70,13 @@ def test_the_whole_job_is_done_and_everything_is_stopped(start, environment: dic
     assert counts is not None, output
     readings, accepted, forecasts = (int(count.replace(",", "")) for count in counts.groups())
     assert 1_000 < accepted == forecasts < readings
-    assert "forecasts by versions 1, 2" in output
-    assert "change from version 1 to 2" in output
+    if "not champion; the first model goes on" in output:  # the gate, about a training of two seconds
+        assert "forecasts by versions 1;" in output
+    else:
+        assert "forecasts by versions 1, 2" in output
+        assert "change from version 1 to 2" in output
+    assert "longest wait of a partition" in output
+    assert (tmp_path / "demo" / "forecasts.png").stat().st_size > 10_000
     report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert report.count("<svg") == 4
     for name in ("KAFKA", "MLFLOW", "PREFECT"):

@@ -8,11 +8,12 @@ import pytest
 from numpy.typing import NDArray
 
 from model import autoregression
-from model.autoregression import FORGETTING, LAGS, Autoregression
+from model.autoregression import LAGS, Autoregression
 from model.backtest import assert_causal, backtest
 from model.baselines import Persistence
 from model.config import ModelConfig
 from model.kernel import REGRESSOR_BOUND, SCALE_RATE
+from model.least_squares import FORGETTING
 from model.sequences import Sequences, build_sequences
 from tests.series import CONFIG, HOUR_US, noisy_days
 

@@ -16,11 +16,10 @@ import psutil
 import pytest
 
 from deploy.commands.demo import PORT_VARIABLES, _demo_settings
-from deploy.demo.agreement import Agreement, agreement
 from deploy.demo.data import LIVE_FROM, Amounts, disturb, prepare
-from deploy.demo.report import Outcome, Step, Version, coverage_by_target, render
-from deploy.demo.scores import FORECAST, Recorded, Stretch, lay_out, score, trace
-from deploy.demo.timeline import Arrivals, by_second, find_swaps
+from deploy.demo.live import Arrivals, Decision, Silence, by_second, find_swaps, longest_silence, pace
+from deploy.demo.report import Outcome, Step, Version, coverage_by_target, draw_picture, render
+from deploy.demo.scores import FORECAST, Agreement, Recorded, Stretch, agreement, lay_out, score, trace
 from model.forecaster import Forecaster
 from model.rules import ACCEPTED, classify
 from model.state import blank_states
@@ -73,17 +72,21 @@ def test_late_and_repeated_readings_are_recognised_by_the_rule_of_acceptance():
     assert faults.sent_twice * 0.9 < duplicates <= faults.sent_twice
 
 
-def test_prepared_files_hold_the_history_and_the_live_readings_in_sending_order(tmp_path: Path):
+def test_the_history_is_cut_in_two_and_the_live_readings_are_in_sending_order(tmp_path: Path):
     frame = pl.concat([hourly(60, start=LIVE_FROM - timedelta(days=60)), hourly(30)])
-    data = prepare(frame, Amounts(sensors=3, history_days=40, live_days=20), tmp_path)
-    history = pl.read_parquet(data.history)
+    data = prepare(frame, Amounts(sensors=3, history_days=40, live_days=20), ["a"], tmp_path)
+    older, newer = (pl.read_parquet(part) for part in data.history)
+    history = pl.concat([older, newer])
     assert data.sensors == 3
-    assert len(history) == data.history_readings == 40 * 24 * 3
+    assert (len(older), len(newer)) == data.history_readings
+    assert len(older) == len(newer) == 20 * 24 * 3
     assert history["timestamp"].is_sorted()
-    parts = [pl.read_parquet(part) for part in data.parts]
-    assert pl.concat(parts).equals(data.live.frame)
-    assert sum(data.accepted) <= len(data.live.frame)
-    assert data.live_span_s == pytest.approx(20 * 86_400, rel=0.01)
+    sent = data.live.frame
+    assert np.array(data.table.sensors)[data.table.sensor_codes].tolist() == sent["sensor_id"].to_list()
+    np.testing.assert_array_equal(data.table.timestamp_us, sent["timestamp"].dt.timestamp("us"))
+    np.testing.assert_array_equal(data.table.values["a"], sent["a"])
+    verdicts = classify(data.table.sensor_codes, data.table.timestamp_us)
+    assert data.accepted == int((verdicts == ACCEPTED).sum()) <= len(sent)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -203,6 +206,18 @@ def test_a_trace_has_gaps_where_nothing_was_measured_or_issued():
     np.testing.assert_allclose(found.median[known], found.actual[known], atol=1e-5)
 
 
+def test_a_trace_has_whole_forecasts_beside_what_came_true():
+    middle_us = microseconds(LIVE_FROM) + 150 * HOUR_US
+    found = trace(recorded(error=0.0), SETTINGS, Stretch("one", "a", middle_us, steps=20, lead_steps=2), [])
+    assert len(found.fans) == 4  # one a season, as far as whole ones fit
+    for fan in found.fans:
+        at = np.searchsorted(found.moments, fan.moments)
+        assert len(fan.moments) == SETTINGS.horizon_steps
+        np.testing.assert_array_equal(found.moments[at], fan.moments)
+        np.testing.assert_allclose(fan.median, found.actual[at], atol=1e-5)
+        np.testing.assert_allclose(fan.high - fan.low, 2.0, atol=1e-5)
+
+
 # --- the change of models ---------------------------------------------------------------------------------------------
 
 
@@ -237,6 +252,45 @@ def test_time_in_which_no_reading_waited_is_no_pause():
     assert swap.pause_s < 0.11
 
 
+def test_the_longest_silence_is_that_of_the_partition_that_waited_longest():
+    silence = longest_silence(arrivals(pause_s=1.5))
+    assert silence is not None
+    assert (silence.partition, silence.is_short) == (1, True)
+    assert silence.seconds == pytest.approx(1.55)
+
+
+def test_a_silence_begins_when_a_reading_waits():
+    steady = arrivals()
+    later = np.where(steady.version == 2, 60.0, 0.0)  # nothing was sent for a minute before the change
+    moved = Arrivals(steady.arrived_s + later, steady.delay_s, steady.version, steady.partition)
+    silence = longest_silence(moved)
+    assert silence is not None
+    assert silence.seconds < 0.11
+
+
+def test_readings_whose_sending_was_not_seen_count_from_the_forecast_before():
+    unseen = arrivals(pause_s=1.5)
+    silence = longest_silence(
+        Arrivals(unseen.arrived_s, np.full(len(unseen), np.nan), unseen.version, unseen.partition)
+    )
+    assert silence is not None
+    assert silence.seconds == pytest.approx(1.6)
+
+
+def test_the_sender_keeps_its_pace_between_its_limits():
+    assert pace(1_000, 10.0, slowest=24.0, fastest=2_000.0) == 100.0
+    assert pace(1_000, -1.0, slowest=24.0, fastest=2_000.0) == 2_000.0  # late
+    assert pace(0, 10.0, slowest=24.0, fastest=2_000.0) == 24.0  # ahead: no partition falls silent
+    assert pace(-5, -1.0, slowest=24.0, fastest=2_000.0) == 24.0
+
+
+def test_a_declined_model_is_not_promoted_and_the_demo_says_why():
+    declined = Decision(2, False, "declined: mean pinball is 0.2, against 0.1 of the champion").standing
+    assert "declined: mean pinball is 0.2" in declined
+    assert "does not promote a worse model" in declined
+    assert Decision(2, True, "promoted: lower").standing == "champion. The gate promoted: lower"
+
+
 def test_one_model_throughout_is_no_change():
     steady = arrivals()
     only = Arrivals(steady.arrived_s, steady.delay_s, np.ones_like(steady.version), steady.partition)
@@ -269,9 +323,11 @@ def outcome() -> Outcome:
         traces=[trace(recorded(), SETTINGS, Stretch("two", "a", middle_us, 96, 2), silent)],
         seconds=by_second(arrivals(0.5)),
         swaps=find_swaps(arrivals(0.5)),
+        silence=Silence(partition=1, seconds=0.55),
         retraining=(1_004.0, 1_008.0),
         versions=[Version(1, datetime(2026, 1, 1, tzinfo=UTC), {"pinball": 0.5, "pinball.naive": 0.6}, "by the gate")],
         steps=[Step("Start <everything>", "up & running", 1.5)],
+        took_s=235.4,
     )
 
 
@@ -284,6 +340,15 @@ def test_the_report_is_one_page_that_needs_no_network():
     assert "<script" not in page
     assert "mean pinball loss 0.5; seasonal naive 0.6" in page
     assert "gives 0 different forecasts of 300" in page
+    assert "The longest pause of all was 0.55 s, in partition 1" in page
+    assert "<td>together</td><td></td><td>235 s</td>" in page
+
+
+def test_the_picture_is_a_small_png(tmp_path: Path):
+    draw_picture(outcome().traces, tmp_path / "forecasts.png")
+    content = (tmp_path / "forecasts.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) < 150_000
 
 
 # --- its processes ----------------------------------------------------------------------------------------------------
