@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pipeline.forecaster.loop
+import pipeline.forecaster.session
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.champion import Candidate
 from pipeline.forecaster.commit import KafkaTransport
@@ -116,4 +116,4 @@ def _watch_transactions(gauge: Gauge) -> None:
             super().abort()
             gauge.in_transaction = False
 
-    pipeline.forecaster.loop.KafkaTransport = Watched  # type: ignore[attr-defined]
+    pipeline.forecaster.session.KafkaTransport = Watched  # type: ignore[attr-defined]
