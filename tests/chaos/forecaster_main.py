@@ -68,6 +68,7 @@ def run(orders: Orders) -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(process)d %(name)s: %(message)s", force=True
     )
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    logging.getLogger("streamgru.partitions").setLevel(logging.DEBUG)  # every transition, see ``transitions.walk``
     for guard in orders.without:
         GUARDS[guard]()
     gauge = Gauge(orders.folder / "gauge", orders.settings.kafka.partitions)
