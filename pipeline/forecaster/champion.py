@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ logger = logging.getLogger("streamgru.champion")
 
 # A forecaster that has a model to serve with looks up the alias when its states are restored, or after so long.
 LONGEST_RESTORE_S: Final = 15.0
+FIRST_WAIT_S: Final = 0.2  # how long a forecaster without a model waits before it looks whether it must stop
 _POINTER: Final = "champion.json"
 
 
@@ -151,6 +153,16 @@ class ChampionWatcher:
         if serving is None:
             self._may_look.set()
         self._thread.start()
+
+    def first(self, is_stopping: Callable[[], bool]) -> Candidate | None:
+        """Begin to look; the model to serve first, None if the forecaster must stop before there is one."""
+        champion = self._source.remembered()
+        self.start(champion)
+        if champion is not None:
+            logger.info("beginning with version %d, which served last; asking the registry", champion.version)
+        while champion is None and not is_stopping():
+            champion = self.wait(FIRST_WAIT_S)
+        return champion
 
     def let_look(self) -> None:
         """The states are restored: importing MLflow's client, which takes a core for seconds, delays them no more."""

@@ -7,11 +7,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.forecaster.replay import Rebuilt
 
 logger = logging.getLogger("streamgru.forecaster")
+
+REPORT_INTERVAL_S: Final = 10.0
 
 
 @dataclass
@@ -89,7 +91,14 @@ class Reporter:
     def __init__(self, counters: Counters, path: Path | None) -> None:
         self._counters = counters
         self._path = path
+        self._due_at = time.monotonic() + REPORT_INTERVAL_S
         self._has_failed = False  # the last report did: only the first failure of a series is logged
+
+    def report_if_due(self) -> None:
+        """``report``, every ``REPORT_INTERVAL_S``."""
+        if time.monotonic() >= self._due_at:
+            self.report()
+            self._due_at = time.monotonic() + REPORT_INTERVAL_S
 
     def report(self) -> None:
         """Log and write the present counts."""

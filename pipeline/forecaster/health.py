@@ -8,13 +8,15 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.lookout import Lookout, Pulse, State
+from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.health")
 
@@ -86,6 +88,20 @@ class HealthServer:
         """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
+
+
+@contextmanager
+def answering_probes(
+    settings: Settings, port: int | None, state: Callable[[], State], details: Callable[[], dict[str, Any]]
+) -> Iterator[None]:
+    """A ``HealthServer`` at the port given here or in the settings; no server if neither names one."""
+    host, port = settings.forecaster.health_host, port or settings.forecaster.health_port
+    if port is None:
+        yield
+        return
+    with closing(HealthServer(host, port, state, details)):
+        logger.info("http://%s:%d/healthz and /readyz say how this forecaster is", host, port)
+        yield
 
 
 def _answer(state: State, details: Callable[[], dict[str, Any]]) -> bytes:

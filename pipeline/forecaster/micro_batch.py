@@ -1,5 +1,6 @@
-"""What one poll brought, turned into the records of one transaction; nothing here touches Kafka or changes a state."""
+"""Turns the records of one poll into the content of one transaction. Neither Kafka nor a state is touched."""
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -27,26 +28,29 @@ class MicroBatch:
     """The outcome of one poll, to be committed together."""
 
     accepted: Sequence[Readings]  # one per partition that has any, in the order in which they were stepped
-    stepped: Stepped | None  # none: nothing was accepted
+    stepped: Stepped | None  # None: no reading was accepted
     records: Sequence[Records]
-    reached: Mapping[int, Position]  # by partition, of those polled and those whose states all go into the changelog
-    held: Mapping[int, Readings]  # as they are after it, of all partitions that hold any
+    reached: Mapping[int, Position]  # partition -> position after it; polled partitions and full writes
+    held: Mapping[int, Readings]  # partition -> reorder buffer after it; partitions with an empty one are left out
     counts: Counters
-    unsound: Mapping[int, Sequence[str]]  # by partition, sensors whose new state or forecast is not finite
+    unsound: Mapping[int, Sequence[str]]  # partition -> sensors with a non-finite new state or forecast
+    polled: Collection[int]  # partitions with records in it
+    unsaved: Collection[int]  # partitions whose states are all in it
+    step_s: float  # how long decoding, stepping and encoding took
 
 
 class MicroBatchMaker:
-    """Makes micro-batches with one serving.
+    """Makes micro-batches with one model version.
 
     Args:
-        owner: of the positions that it notes, see ``position.owner_of_positions``.
+        owner: of the positions in the changelog, see ``position.owner_of_positions``.
     """
 
     def __init__(self, settings: Settings, serving: Serving, owner: str) -> None:
+        self.serving = serving
         self._owner = owner
         self._settings = settings
         self._topics = settings.kafka.topics
-        self._serving = serving
         self._decoder = ReadingDecoder(settings.features)
         self._encoder = ForecastEncoder(settings, ModelId(settings.model_name, serving.version), serving.config)
 
@@ -60,17 +64,17 @@ class MicroBatchMaker:
 
         Args:
             polled: records by partition, in the order of their offsets; each has at least one.
-            unsaved: partitions whose states all go into the changelog, changed or not, with the offsets of their next
-                readings so far.
-            held: by partition, the readings that wait since earlier batches.
+            unsaved: partition -> position, of full writes: all states go into the changelog, changed or not.
+            held: partition -> reorder buffer.
         """
+        began = time.monotonic()
         counts = Counters()
         accepted: list[Readings] = []
         outgoing: list[Records] = []
         features = len(self._settings.features)
         parts = [decode_records(self._decoder, features, at.partition, records) for at, records in polled.items()]
         offsets = {where.partition: records[-1].offset + 1 for where, records in polled.items()}
-        judgements = self._serving.judge_all([decoded.readings for decoded in parts], held, offsets)
+        judgements = self.serving.judge_all([decoded.readings for decoded in parts], held, offsets)
         still_held = {partition: waiting for partition, waiting in held.items() if partition not in offsets}
         for (where, records), decoded, judged in zip(polled.items(), parts, judgements, strict=True):
             if len(judged.accepted):
@@ -89,23 +93,25 @@ class MicroBatchMaker:
             partition: Position(next_, int(still_held[partition].offsets[0]) if partition in still_held else None)
             for partition, next_ in {**unsaved, **offsets}.items()
         }
-        stepped = self._serving.step(accepted) if accepted else None
+        stepped = self.serving.step(accepted) if accepted else None
         if stepped is not None and len(stepped.unsound):
-            return MicroBatch(accepted, stepped, [], {}, {}, counts, self._serving.table.named(stepped.unsound))
+            named = self.serving.table.named(stepped.unsound)
+            return MicroBatch(accepted, stepped, [], {}, {}, counts, named, offsets, unsaved, time.monotonic() - began)
         if stepped is not None:
             outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
         counts.transactions = 1
         outgoing += self._states(stepped, unsaved)
-        # Behind the states: logs lose what is newest, so where a position is left the states before it are, too.
+        # After the states: a log loses its newest records first, so the states before a surviving position survive.
         outgoing += [
             Records(self._topics.state, partition, [POSITION_KEY], [Noted(position, self._owner).encode()])
             for partition, position in reached.items()
         ]
-        return MicroBatch(accepted, stepped, outgoing, reached, still_held, counts, {})
+        seconds = time.monotonic() - began
+        return MicroBatch(accepted, stepped, outgoing, reached, still_held, counts, {}, offsets, unsaved, seconds)
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
-        # All at once: what encoding costs is mostly what a call of it costs.
+        # All at once: most of the cost is per call.
         sizes = [len(readings) for readings in accepted]
         traced = any(readings.traceparents is not None for readings in accepted)
         parents = [readings.traceparents or [None] * len(readings) for readings in accepted]
@@ -127,8 +133,8 @@ class MicroBatchMaker:
         return records
 
     def _states(self, stepped: Stepped | None, unsaved: Collection[int]) -> list[Records]:
-        """One record per changed sensor; in unsaved partitions one per sensor."""
-        table = self._serving.table
+        """One record per changed sensor; for full writes one per sensor."""
+        table = self.serving.table
         topic = self._topics.state
         records = []
         if stepped is not None:
@@ -151,11 +157,11 @@ class MicroBatchMaker:
 
     def _encoded(self, rows: Rows, states: States) -> tuple[list[bytes], list[bytes]]:
         """Keys and values of the records of some states."""
-        encode = self._serving.tag.encode
+        encode = self.serving.tag.encode
         size = states.dtype.itemsize
         packed = states.tobytes()
         values = [encode(packed[start : start + size]) for start in range(0, len(packed), size)]
-        return [sensor.encode() for sensor in self._serving.table.sensors_at(rows.tolist())], values
+        return [sensor.encode() for sensor in self.serving.table.sensors_at(rows.tolist())], values
 
     def _dead_letters(self, partition: int, rejected: Sequence[tuple[Any, Rejected]]) -> Records:
         limit = self._settings.kafka.max_reading_bytes  # the topic has room for our own headers on top of it

@@ -1,19 +1,27 @@
-"""What to do about states with numbers that are not finite: one remedy after the other, sensor by sensor.
+"""The remedies for non-finite states: one after the other, sensor by sensor.
 
-Such a state is never written and none of its forecasts goes out. First its sensor's partition is restored, with this
-sensor's state rebuilt from its recent readings, not from the changelog; other partitions flow on. If the same readings
-lead there again, the state begins anew with the first of them, cold. If even that does not help, it is the model.
+A non-finite state is never written, and none of its forecasts is sent. First the sensor's partition is restored, and
+the sensor's state is rebuilt from its recent readings instead of the changelog; other partitions keep running. If the
+same readings lead to a non-finite state again, the state starts from scratch with the first of these readings. If even
+that does not help, the model is at fault.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-Sensors = Mapping[int, Sequence[str]]  # by partition
+from pipeline.errors import ModelUnfit
+from pipeline.forecaster.champion import ChampionSource
+from pipeline.forecaster.serving import Serving
+
+logger = logging.getLogger("streamgru.forecaster")
+
+Sensors = Mapping[int, Sequence[str]]  # partition -> sensor ids
 
 
 @dataclass(frozen=True)
 class Remedies:
-    """What to try for each sensor."""
+    """The next remedy of each sensor, by kind."""
 
     rebuild: dict[int, list[str]] = field(default_factory=dict)
     begin_anew: dict[int, list[str]] = field(default_factory=dict)
@@ -21,13 +29,52 @@ class Remedies:
 
 
 class Quarantine:
-    """Remembers what has been tried since readings of a partition were last committed."""
+    """Remembers which remedies were tried since readings of a partition were last committed.
 
-    def __init__(self) -> None:
+    Args:
+        source: of the model; it forgets a version that no remedy helps, so the next start asks the registry.
+    """
+
+    def __init__(self, model_name: str, source: ChampionSource) -> None:
+        self._model_name = model_name
+        self._source = source
         self._tried: dict[tuple[int, str], int] = {}
 
+    def recover(self, non_finite: Sensors, serving: Serving) -> Sensors:
+        """Apply the next remedy to sensors with non-finite states.
+
+        Returns:
+            The partitions to restore, with the sensors to rebuild from readings.
+
+        Raises:
+            ModelUnfit: no remedy is left.
+        """
+        remedies = self.next_remedies(non_finite)
+        for partition, sensors in non_finite.items():
+            logger.error(
+                "version %d makes the states of %d sensors of partition %d non-finite; they are in quarantine: %s",
+                serving.version,
+                len(sensors),
+                partition,
+                ", ".join(sensors[:5]),
+            )
+        for partition, sensors in remedies.hopeless.items():
+            self._source.forget()
+            raise ModelUnfit(
+                f"version {serving.version} of {self._model_name} makes non-finite forecasts for sensor {sensors[0]}, "
+                f"partition {partition}, even from a state that starts from scratch; promote another version "
+                "(`streamgru models` lists them) and start the forecaster again: it continues at the same reading"
+            )
+        for partition, sensors in remedies.begin_anew.items():
+            logger.error(
+                "states rebuilt from readings are non-finite again; these sensors start from scratch: %s",
+                ", ".join(sensors[:5]),
+            )
+            serving.begin_anew(partition, sensors)
+        return remedies.rebuild
+
     def next_remedies(self, unsound: Sensors) -> Remedies:
-        """What comes next for each of these sensors, and is taken as tried from now on."""
+        """The next remedy for each of these sensors; it counts as tried from now on."""
         remedies = Remedies()
         ladder = (remedies.rebuild, remedies.begin_anew, remedies.hopeless)
         for partition, sensors in unsound.items():
@@ -38,6 +85,6 @@ class Quarantine:
         return remedies
 
     def clear(self, partitions: Iterable[int] | None = None) -> None:
-        """Readings of these were committed; none named: all are as they were after their last commit."""
+        """Start again with the first remedy: readings of these partitions were committed. None: all partitions."""
         gone = None if partitions is None else set(partitions)
         self._tried = {} if gone is None else {key: n for key, n in self._tried.items() if key[0] not in gone}

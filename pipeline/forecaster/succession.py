@@ -1,4 +1,4 @@
-"""When a new champion takes over: its states are warmed up beside the old model's, then it is handed the stream."""
+"""Swaps the model: warms up a new champion's states beside the serving model's, then hands the stream over to it."""
 
 import logging
 import time
@@ -14,25 +14,25 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.succession")
 
-# A warm-up that failed (the broker was away, say) is tried again after this long.
+# The wait before the next warm-up after one that failed, because the broker was away, say.
 RETRY_S: Final = 10.0
-# The readings that the hand-over may have to catch up with while the stream waits double this often, so that it comes
-# about even where readings arrive faster than the background keeps up with.
+# While the hand-over steps the backlog, the stream waits. The allowed backlog doubles after each such time, so that the
+# hand-over happens even if readings arrive faster than the background steps them.
 PATIENCE_S: Final = 2.0
 
 
 class Succession:
-    """Warms up the watcher's candidate whenever it is not what serves. All methods are the loop's."""
+    """Warms up the watcher's candidate if another version serves. The loop's thread calls every method."""
 
     def __init__(self, settings: Settings, watcher: ChampionWatcher) -> None:
         self._settings = settings
         self._watcher = watcher
         self._rewarm: Rewarm | None = None
-        self._caught_up: float | None = None  # when all partitions had been replayed
+        self._caught_up: float | None = None  # when all partitions were replayed; monotonic clock
         self._retry_at = 0.0
 
     def advance(self, serving: Serving, positions: Mapping[int, int]) -> None:
-        """Begin to warm up a candidate that is not serving, or give up one that is not the candidate any more."""
+        """Begin the candidate's warm-up if another version serves; end the warm-up of a version that was replaced."""
         candidate = self._watcher.candidate()
         if candidate is None:
             return
@@ -48,7 +48,7 @@ class Succession:
             self._begin(candidate, serving, positions)
 
     def hand_over(self) -> Serving | None:
-        """The new model with its states as of the last transaction, once it has nearly caught up; else none."""
+        """The new model with its states as of the last transaction; None until it has nearly caught up."""
         rewarm = self._rewarm
         if rewarm is None or not rewarm.is_near(self._allowed_backlog()):
             return None
@@ -57,8 +57,14 @@ class Succession:
             self._rewarm = None
         return serving
 
+    def include(self, partitions: Iterable[int], serving: Serving, positions: Mapping[int, int]) -> None:
+        """Warm up restored partitions too. From now on, looking up the champion does not delay a restore."""
+        self._watcher.let_look()
+        for partition in partitions:
+            self.take(partition, serving, positions[partition])
+
     def take(self, partition: int, serving: Serving, position: int) -> None:
-        """A partition is being served, from ``position`` on."""
+        """Warm up a partition that is RUNNING or WRITING, from ``position`` on."""
         if self._rewarm is not None:
             self._caught_up = None
             sensors, rows = serving.table.partition_rows(partition)
@@ -67,18 +73,18 @@ class Succession:
             self._rewarm.take(partition, known, position)
 
     def drop(self, partitions: Iterable[int]) -> None:
-        """Partitions are not served any more."""
+        """Leave out partitions that were revoked or are restored again."""
         if self._rewarm is not None:
             for partition in partitions:
                 self._rewarm.drop(partition)
 
     def follow(self, accepted: Sequence[Readings]) -> None:
-        """Readings that a transaction has just made state."""
+        """Step the readings of a transaction that was just committed."""
         if self._rewarm is not None and accepted:
             self._rewarm.follow(accepted)
 
     def give_up(self) -> None:
-        """End a warm-up; the next ``advance`` begins it anew."""
+        """End the warm-up; the next ``advance`` begins another one."""
         if self._rewarm is not None:
             self._rewarm.cancel()
             self._rewarm = None

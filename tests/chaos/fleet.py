@@ -15,6 +15,7 @@ from typing import Final
 from pipeline.settings import Settings
 from tests.chaos.forecaster_main import BROKE, GAVE_UP, Orders, run
 from tests.chaos.gauge import POINTS, Gauge
+from tests.chaos.transitions import walk
 
 RESTART_S: Final = 0.2  # as a supervisor would take, at its quickest
 
@@ -132,6 +133,17 @@ class Fleet:
         for member in self.members:
             total.update(member.gauge.passings())
         return total
+
+    def transitions(self) -> tuple[Counter[str], list[str]]:
+        """The transitions that all forecasters logged, by kind; and those that are not allowed."""
+        counts: Counter[str] = Counter()
+        wrong: list[str] = []
+        for member in self.members:
+            log = member.folder / "log"
+            found, not_allowed = walk(log.read_text(errors="replace") if log.exists() else "")
+            counts += found
+            wrong += [f"{member.name}: {transition}" for transition in not_allowed]
+        return counts, wrong
 
     def killed_at(self) -> dict[str, int]:
         """Kills by fault point."""

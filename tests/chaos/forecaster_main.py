@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pipeline.forecaster.loop
+import pipeline.forecaster.session
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.champion import Candidate
 from pipeline.forecaster.commit import KafkaTransport
@@ -68,6 +68,7 @@ def run(orders: Orders) -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(process)d %(name)s: %(message)s", force=True
     )
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    logging.getLogger("streamgru.partitions").setLevel(logging.DEBUG)  # every transition, see ``transitions.walk``
     for guard in orders.without:
         GUARDS[guard]()
     gauge = Gauge(orders.folder / "gauge", orders.settings.kafka.partitions)
@@ -116,4 +117,4 @@ def _watch_transactions(gauge: Gauge) -> None:
             super().abort()
             gauge.in_transaction = False
 
-    pipeline.forecaster.loop.KafkaTransport = Watched  # type: ignore[attr-defined]
+    pipeline.forecaster.session.KafkaTransport = Watched  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-# What ``pipeline.forecaster.loop`` and ``pipeline.forecaster.commit`` call the moments that they pass.
+# The fault points of ``pipeline.forecaster``: loop, session and commit.
 POINTS: Final = (
     "polled",
     "before-flush",

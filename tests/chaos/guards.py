@@ -11,7 +11,7 @@ from kafka.structs import ConsumerGroupMetadata
 
 import pipeline.forecaster.changelog
 import pipeline.forecaster.commit
-import pipeline.forecaster.loop
+import pipeline.forecaster.session
 from pipeline.forecaster.changelog import Changelog, Restored
 from pipeline.forecaster.commit import KafkaTransport
 from pipeline.forecaster.membership import Standing
@@ -30,7 +30,7 @@ def _keep_consumers() -> None:
             _consumers.append(consumer)
         return consumer
 
-    pipeline.forecaster.loop.make_consumer = make_and_keep  # type: ignore[attr-defined]
+    pipeline.forecaster.session.make_consumer = make_and_keep  # type: ignore[attr-defined]
 
 
 def without_membership() -> None:

@@ -55,6 +55,8 @@ class Record:
     kills: list[Kill] = field(default_factory=list)
     killed_at: dict[str, int] = field(default_factory=dict)
     passings: Counter[str] = field(default_factory=Counter)
+    transitions: Counter[str] = field(default_factory=Counter)  # of partitions, by kind, as the forecasters logged them
+    wrong_transitions: list[str] = field(default_factory=list)  # those that the lifecycle does not allow
     stalls: int = 0
     restarts: int = 0
     given_up: Counter[str] = field(default_factory=Counter)
@@ -320,6 +322,7 @@ class Harness:
         record.sightings = observer.sightings
         record.seen_all = caught_up and _is_what_lies_there(self.settings, topic, observer.sightings)
         record.kills, record.killed_at, record.passings = fleet.kills, fleet.killed_at(), fleet.passings()
+        record.transitions, record.wrong_transitions = fleet.transitions()
         record.stalls, record.restarts = fleet.stalls, fleet.restarts
         record.given_up, record.broken = fleet.given_up, fleet.broken
         self._say("verifying")

@@ -53,6 +53,9 @@ def shortfalls(record: Record) -> list[str]:
         if done < wanted:
             found.append(f"only {done} {name} of {wanted}")
     found += [f"no kill at {point!r}" for point in POINTS if not record.killed_at.get(point)]
+    found += [f"a transition that is not allowed: {transition}" for transition in record.wrong_transitions]
+    if not record.transitions:
+        found.append("no transition of a partition was logged")
     if verdict.waiting or record.unsettled:
         found.append(f"{verdict.waiting} readings not forecast at the end, {record.unsettled} waits in vain")
     if not record.seen_all:
@@ -82,6 +85,8 @@ def as_json(record: Record) -> dict[str, Any]:
         "kills_in_open_transaction": sum(kill.in_transaction for kill in record.kills),
         "share_of_kills_in_open_transaction": round(sum(k.in_transaction for k in record.kills) / max(1, kills), 3),
         "fault_points_passed": dict(record.passings),
+        "transitions": dict(record.transitions),
+        "transitions_not_allowed": record.wrong_transitions,
         "stalls": record.stalls,
         "broker_kills": record.broker_kills,
         "broker_stalls": record.broker_stalls,
@@ -148,6 +153,8 @@ def as_markdown(results: list[dict[str, Any]]) -> str:
     for point in ("random", *POINTS):
         row(f"- at {point}", [result["kills_by_point"].get(point, 0) for result in results])
     row("met an open transaction", [f"{result['share_of_kills_in_open_transaction']:.0%}" for result in results])
+    row("transitions of partitions", [_listed(result.get("transitions", {})) for result in results])
+    row("**transitions not allowed**", [_count(result, "transitions_not_allowed") for result in results])
     row("SIGSTOPs beyond poll interval and session", [result["stalls"] for result in results])
     row("broker SIGKILLs", [result["broker_kills"] for result in results])
     row("broker SIGSTOPs beyond the delivery timeout", [result["broker_stalls"] for result in results])
@@ -164,6 +171,10 @@ def as_markdown(results: list[dict[str, Any]]) -> str:
 
 def _live(result: dict[str, Any]) -> str:
     return f"{result['forecasts_seen_live']:,}, {'yes' if result['live_reader_saw_all'] else '**no**'}"
+
+
+def _count(result: dict[str, Any], name: str) -> str:
+    return str(len(result[name])) if name in result else "-"  # runs kept from before it was counted
 
 
 def _listed(counts: dict[Any, int]) -> str:

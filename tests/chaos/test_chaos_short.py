@@ -29,3 +29,5 @@ SHORT = Size(
 def test_nothing_is_lost_doubled_or_different_whatever_is_killed(tmp_path: Path) -> None:
     record = Harness(tmp_path, SHORT, seed=1).run()
     assert shortfalls(record) == []
+    assert record.wrong_transitions == []
+    assert sum(record.transitions.values()) > 10 * SHORT.partitions, "the logs show every partition's lifecycle"

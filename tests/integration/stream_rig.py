@@ -31,6 +31,7 @@ from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.forecaster.position import POSITION_KEY
 from pipeline.forecaster.readings import Readings, decode_records
 from pipeline.forecaster.serving import Serving
+from pipeline.forecaster.session import Session
 from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
 from pipeline.settings import Settings
 from tests.waiting import wait_until
@@ -327,6 +328,12 @@ def running(
         assert not thread.is_alive(), "the forecaster did not stop"
     if failures:
         raise failures[0]
+
+
+def session_of(forecaster: StreamForecaster) -> Session:
+    """The connected parts of a forecaster."""
+    assert forecaster._loop is not None, "it is not connected yet"
+    return forecaster._loop.session
 
 
 def run_until_it_fails(settings: Settings, source: FolderChampion, **options: Any) -> None:

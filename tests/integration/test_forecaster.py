@@ -26,6 +26,7 @@ from tests.integration.stream_rig import (
     rounds,
     run_until_it_fails,
     running,
+    session_of,
     small_forecaster,
     wait_for_forecasts,
 )
@@ -249,8 +250,8 @@ def test_a_stuck_forecaster_ends_and_an_idle_one_does_not(settings: Settings, ch
         wait_until(lambda: time.monotonic() - idle_since > 2.5, 5, "it was idle for longer than that")
         count += publish(settings, rounds(settings, SENSORS, range(2, 4)))
         wait_until(lambda: forecaster.counters.readings == count, 30, "it went on")
-        for where in forecaster._consumer.assignment():
-            forecaster._consumer.pause(where)
+        for where in session_of(forecaster).consumer.assignment():
+            session_of(forecaster).consumer.pause(where)
         publish(settings, rounds(settings, SENSORS, range(4, 6)))
         lookout = forecaster._lookout
         assert lookout is not None

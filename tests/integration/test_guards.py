@@ -36,6 +36,7 @@ from tests.integration.stream_rig import (
     read_forecasts,
     rounds,
     running,
+    session_of,
     small_forecaster,
     stopped,
     wait_for_forecasts,
@@ -172,7 +173,7 @@ def overtake(settings: Settings, champion: FolderChampion) -> None:
         wait_until(lambda: forecaster.counters.readings == 5 * step, 30, "the first readings were processed")
         hold.set()
         assert held.wait(10), "it stands behind a poll that brought nothing"
-        forecaster._consumer._coordinator.rejoining = True
+        session_of(forecaster).consumer._coordinator.rejoining = True
         with running(settings, champion, "successor") as successor:
             publish(settings, rounds(settings, SENSORS, range(5, 10)))
             wait_until(lambda: successor.counters.readings == 5 * step, 60, "the successor went on")
@@ -390,7 +391,7 @@ def test_without_read_committed_they_are(
     def make_uncommitted(settings: Settings, **options: Any) -> KafkaConsumer:
         return make_consumer(settings, **options | {"isolation_level": "read_uncommitted"})
 
-    monkeypatch.setattr("pipeline.forecaster.loop.make_consumer", make_uncommitted)
+    monkeypatch.setattr("pipeline.forecaster.session.make_consumer", make_uncommitted)
     champion = FolderChampion(tmp_path / "models", half_aborted)
     with running(half_aborted, champion):
         assert len(wait_for_forecasts(half_aborted, 15 * len(SENSORS))) == 15 * len(SENSORS)

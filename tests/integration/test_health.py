@@ -24,6 +24,7 @@ from tests.integration.stream_rig import (
     rounds,
     run_until_it_fails,
     running,
+    session_of,
     small_forecaster,
 )
 from tests.ports import free_ports
@@ -87,8 +88,8 @@ def is_listening(port: int) -> bool:
 
 def hold(forecaster: StreamForecaster) -> None:
     """Make it stuck as a client's bug would: it stays in its group and polls, and nothing comes."""
-    for where in forecaster._consumer.assignment():
-        forecaster._consumer.pause(where)
+    for where in session_of(forecaster).consumer.assignment():
+        session_of(forecaster).consumer.pause(where)
 
 
 def test_a_stuck_one_is_reported_and_without_max_idle_goes_on(settings: Settings, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_a_stuck_one_is_reported_and_without_max_idle_goes_on(settings: Settings
         publish(settings, rounds(settings, SENSORS, range(3, 5)))
         code, said = wait_until(lambda: is_stuck(port), 20, "it is stuck")
         assert (code, sum(said["lag"].values())) == (503, 2 * len(SENSORS))
-        forecaster._consumer.resume(*forecaster._consumer.assignment())
+        session_of(forecaster).consumer.resume(*session_of(forecaster).consumer.assignment())
         wait_until(lambda: ask(port, "/readyz")[0] == 200, 20, "it serves again")
         assert forecaster.counters.forecasts == 5 * len(SENSORS)
 

@@ -8,7 +8,7 @@ from kafka import TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.structs import OffsetAndMetadata
 
-import pipeline.forecaster.loop
+import pipeline.forecaster.partitions
 from pipeline.audit.topic_logs import committed_offsets
 from pipeline.forecaster.instance import Instance
 from pipeline.kafka.clients import make_admin, make_producer
@@ -247,7 +247,7 @@ def test_a_kill_while_what_was_caught_up_with_is_being_saved(
     """The first transaction saves one partition: the others' positions must not move before their states are saved."""
     lose_newest_of_changelog(settings, champion)
     publish(settings, some(settings, 20))
-    monkeypatch.setattr(pipeline.forecaster.loop, "MOST_UNSAVED_BYTES", 1)
+    monkeypatch.setattr(pipeline.forecaster.partitions, "FULL_WRITE_BYTES", 1)
 
     def die(point: str) -> None:
         if point == "committed":

@@ -26,6 +26,7 @@ from tests.integration.stream_rig import (
     rounds,
     run_until_it_fails,
     running,
+    session_of,
     small_forecaster,
     wait_for_forecasts,
 )
@@ -58,7 +59,7 @@ def test_a_state_that_goes_bad_in_memory_is_rebuilt(
     count = publish(settings, rounds(settings, SENSORS, range(12)))
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
-        table = forecaster._serving.table
+        table = forecaster._loop.serving.table
         table._states["hidden"][table.rows(partition_of(settings, SICK), [SICK])] = np.nan
         count += publish(settings, rounds(settings, SENSORS, range(12, 16)))
         found = wait_for_forecasts(settings, count)
@@ -78,7 +79,7 @@ def test_a_bad_state_in_the_changelog_is_rebuilt(settings: Settings, champion: F
     records = read_states(settings)
     last = [record for record in records if record.key == SICK.encode()][-1]
     tag, row = decode_state(last.value)
-    state = np.frombuffer(row, forecaster._serving.table.dtype).copy()
+    state = np.frombuffer(row, forecaster._loop.serving.table.dtype).copy()
     state["hidden"][0, 0, 0] = np.inf
     producer = make_producer(settings)
     producer.send(settings.kafka.topics.state, tag.encode(state.tobytes()), last.key, partition=last.partition).get(10)
@@ -96,8 +97,8 @@ def test_a_state_that_is_bad_again_begins_anew(settings: Settings, champion: Fol
 
     def reached(point: str) -> None:
         partition = partition_of(settings, SICK)
-        if point == "polled" and is_armed and partition in forecaster._partitions.positions:
-            table = forecaster._serving.table
+        if point == "polled" and is_armed and partition in session_of(forecaster).partitions.positions:
+            table = forecaster._loop.serving.table
             table._states["hidden"][table.rows(partition, [SICK])] = np.nan
 
     count = publish(settings, rounds(settings, SENSORS, range(12)))
@@ -127,7 +128,7 @@ def test_a_model_that_cannot_even_begin_ends_the_forecaster_and_is_not_remembere
     champion = FolderChampion(tmp_path / "champion", settings)
     champion.promote(1, hopeless)
     count = publish(settings, rounds(settings, SENSORS, range(4)))
-    with pytest.raises(ModelUnfit, match=r"version 1 .* no finite number for sensor .*promote another version"):
+    with pytest.raises(ModelUnfit, match=r"version 1 .* non-finite forecasts for sensor .*promote another version"):
         run_until_it_fails(settings, champion)
     assert champion.remembered() is None
     assert read_all(settings, settings.kafka.topics.forecasts) == []

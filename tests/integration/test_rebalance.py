@@ -14,6 +14,7 @@ from tests.integration.stream_rig import (
     publish,
     rounds,
     running,
+    session_of,
     small_forecaster,
     wait_for_forecasts,
 )
@@ -64,7 +65,9 @@ def test_one_more_forecaster_than_partitions_waits_and_steps_in(settings: Settin
             members = (first, second, last)
 
             def shares() -> list[int]:
-                return sorted(len(member._partitions.positions) for member in members if hasattr(member, "_partitions"))
+                return sorted(
+                    len(session_of(member).partitions.positions) for member in members if member._loop is not None
+                )
 
             wait_until(lambda: shares() == [0, 1, 1], 60, "two have a partition each, and one has none")
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
@@ -85,7 +88,7 @@ def test_partitions_that_leave_while_they_are_restored(settings: Settings, champ
         assert hold.is_held.wait(60)
         with running(settings, champion, "second") as second:
             # Only the first's next poll lets the group go on; it then stands in the middle of its restore.
-            wait_until(lambda: hasattr(second, "_consumer"), 30, "the second joins")
+            wait_until(lambda: second._loop is not None, 30, "the second joins")
             hold.let_go.set()
             wait_until(lambda: second.counters.restored_sensors > 0, 60, "the second has a partition")
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
@@ -102,7 +105,7 @@ def test_a_revocation_that_outlasts_the_poll_interval(settings: Settings, champi
         with running(settings, champion, "quick") as quick:
             assert hold.is_held.wait(60)
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
-            wait_until(lambda: len(quick._partitions.positions) == 2, 60, "the quick one has all partitions")
+            wait_until(lambda: len(session_of(quick).partitions.positions) == 2, 60, "the quick one has all partitions")
             wait_for_forecasts(settings, count)
             hold.let_go.set()
             count += publish(settings, rounds(settings, SENSORS, range(10, 15)))

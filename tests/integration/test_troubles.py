@@ -20,6 +20,7 @@ from tests.integration.stream_rig import (
     read_forecasts,
     rounds,
     running,
+    session_of,
     small_forecaster,
     wait_for_forecasts,
 )
@@ -68,7 +69,7 @@ def test_commits_that_fail_one_after_the_other_are_no_progress(
         raise refused
 
     monkeypatch.setattr(KafkaTransport, "commit", commit)
-    monkeypatch.setattr("pipeline.forecaster.loop.LONGEST_RETRY_S", 0.2)  # or waiting alone would count as stuck
+    monkeypatch.setattr("pipeline.forecaster.session.LONGEST_RETRY_S", 0.2)  # or waiting alone would count as stuck
     with (
         pytest.raises(StreamgruError, match="no transaction for 3 s"),
         running(settings, champion, max_idle_s=3.0) as forecaster,
@@ -119,7 +120,7 @@ def truncate(settings: Settings, forecaster: StreamForecaster, partition: int, o
     """As the client does when a new leader's log ends before what it has read."""
     where = TopicPartition(settings.kafka.topics.readings, partition)
     lost = client_errors.LogTruncationError({where: OffsetAndMetadata(offset, "", -1)})
-    forecaster._consumer._fetcher._cached_log_truncation = lost
+    session_of(forecaster).consumer._fetcher._cached_log_truncation = lost
 
 
 def test_readings_that_the_brokers_lost_after_they_were_forecast_need_consent(
@@ -146,7 +147,7 @@ def test_readings_that_the_brokers_lost_before_they_were_forecast_do_not(
     count = 3 * len(SENSORS)
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
-        truncate(settings, forecaster, 0, forecaster._partitions.positions[0])
+        truncate(settings, forecaster, 0, session_of(forecaster).partitions.positions[0])
         wait_until(lambda: forecaster.counters.aborted, 30, "it started over")
         publish(settings, rounds(settings, SENSORS, range(3, 5)))
         wait_for_forecasts(settings, 5 * len(SENSORS))

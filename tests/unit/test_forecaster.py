@@ -1,6 +1,6 @@
-"""What the forecaster's loop does around a failure, without a broker."""
+"""The forecaster around a failure, without a broker."""
 
-import logging
+import ast
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import BrokerUnreachable
-from pipeline.forecaster import loop as module
+from pipeline.forecaster import loop, session
 from pipeline.forecaster.champion import Candidate
-from pipeline.forecaster.loop import FIRST_RETRY_S, LONGEST_RETRY_S, Options, StreamForecaster, retry_wait_s
+from pipeline.forecaster.loop import StreamForecaster
+from pipeline.forecaster.session import FIRST_RETRY_S, LONGEST_RETRY_S, retry_wait_s
 from pipeline.settings import Settings
 
 
@@ -28,26 +29,23 @@ def test_the_wait_after_a_failure_doubles_up_to_a_limit(failures: int, wait_s: f
     assert retry_wait_s(failures) == pytest.approx(wait_s)
 
 
-def test_a_stats_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    unused: Any = None
-    stats = tmp_path / "missing" / "stats.json"
-    forecaster = StreamForecaster(Settings(), unused, unused, Options(stats=stats))
-    with caplog.at_level(logging.WARNING, "streamgru.forecaster"):
-        forecaster._report()
-        forecaster._report()
-        assert [str(stats) in message for message in caplog.messages] == [True]
-        stats.parent.mkdir()
-        forecaster._report()
-    assert stats.is_file()
-    assert len(caplog.messages) == 1
-
-
-def test_what_was_opened_before_connecting_failed_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_opened_before_connecting_failed_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
+    unused: Any = None
 
     class Reader:
         def close(self) -> None:
             closed.append("reader")
+
+    class Watcher:
+        def __init__(self, *args: Any) -> None:
+            pass
+
+        def first(self, is_stopping: Any) -> Candidate:
+            return Candidate(1, unused)
+
+        def close(self) -> None:
+            closed.append("watcher")
 
     def unreachable(settings: Settings) -> None:
         raise BrokerUnreachable("no Kafka broker answers")
@@ -55,43 +53,40 @@ def test_what_was_opened_before_connecting_failed_is_closed(monkeypatch: pytest.
     def same(what: Any, *args: Any, **options: Any) -> Any:
         return what
 
-    class Instance:
-        exclusive = None
-
-    class Source:
-        def remembered(self) -> Candidate:
-            return Candidate(1, unused)
-
-        def remember(self, version: int) -> None:
-            pass
-
-    class Watcher:
-        def __init__(self, *args: Any) -> None:
-            pass
-
-        def start(self, champion: Candidate) -> None:
-            pass
-
-        def close(self) -> None:
-            closed.append("watcher")
-
-    unused: Any = None
-    source: Any = Source()
-    instance: Any = Instance()
-    monkeypatch.setattr(module, "check_topics", same)
-    monkeypatch.setattr(module, "find_topic_id", same)
-    monkeypatch.setattr(module, "ChampionWatcher", Watcher)
-    monkeypatch.setattr(module, "Serving", lambda *args: SimpleNamespace(bytes_per_reading=1_000))
-    monkeypatch.setattr(module, "MicroBatchMaker", lambda *args: None)
-    monkeypatch.setattr(module, "make_consumer", lambda *args, **options: Reader())
-    monkeypatch.setattr(module, "read_fast", same)
-    monkeypatch.setattr(module, "make_admin", unreachable)
+    instance: Any = SimpleNamespace(exclusive=False)
+    monkeypatch.setattr(loop, "check_topics", same)
+    monkeypatch.setattr(loop, "find_topic_id", same)
+    monkeypatch.setattr(loop, "ChampionWatcher", Watcher)
+    monkeypatch.setattr(loop, "Serving", same)
+    monkeypatch.setattr(session, "make_consumer", lambda *args, **options: Reader())
+    monkeypatch.setattr(session, "read_fast", same)
+    monkeypatch.setattr(session, "make_admin", unreachable)
     with pytest.raises(BrokerUnreachable):
-        StreamForecaster(Settings(), source, instance).run()
+        StreamForecaster(Settings(), unused, instance).run()
     assert closed == ["reader", "watcher"]
 
 
 def test_the_stream_measures_no_interval_by_a_clock_that_jumps() -> None:
-    for source in Path(module.__file__).parent.glob("*.py"):
+    for source in Path(loop.__file__).parent.glob("*.py"):
         assert "time.time()" not in source.read_text(encoding="utf-8"), source.name
         assert "default_factory=time.time)" not in source.read_text(encoding="utf-8"), source.name
+
+
+def attributes_set(function: ast.FunctionDef) -> set[str]:
+    nodes = [node for node in ast.walk(function) if isinstance(node, ast.Attribute)]
+    return {
+        node.attr
+        for node in nodes
+        if isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }
+
+
+@pytest.mark.parametrize("source", sorted(Path(loop.__file__).parent.glob("*.py")), ids=lambda source: source.stem)
+def test_every_attribute_is_first_set_in_the_constructor(source: Path) -> None:
+    for kind in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(kind, ast.ClassDef):
+            methods = [node for node in kind.body if isinstance(node, ast.FunctionDef)]
+            first = {node.target.id for node in kind.body if isinstance(node, ast.AnnAssign)}  # fields of a dataclass
+            first = first.union(*(attributes_set(method) for method in methods if method.name == "__init__"))
+            for method in methods:
+                assert attributes_set(method) <= first, f"{kind.name}.{method.name}"

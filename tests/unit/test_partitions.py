@@ -1,147 +1,469 @@
-"""A partition is served from the offset that is committed when it arrives, not from one that was asked for before."""
+"""The lifecycle of a partition: transitions, invariants of each state, the committed offset that a restore uses."""
 
+import logging
 from collections.abc import Callable, Generator
-from typing import Any
+from itertools import product
+from typing import Any, Final
 
+import numpy as np
 import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError
 from kafka.structs import OffsetAndMetadata
 
+from pipeline.forecaster import partitions as module
 from pipeline.forecaster.changelog import Restored
-from pipeline.forecaster.partitions import Partitions
-from pipeline.forecaster.position import Committed
+from pipeline.forecaster.partitions import (
+    ASSIGNED,
+    LOST,
+    RESTORING,
+    RUNNING,
+    TRANSITIONS,
+    WRITING,
+    Partition,
+    Partitions,
+    PartitionState,
+)
+from pipeline.forecaster.position import Committed, Position
+from pipeline.forecaster.readings import Readings
+from pipeline.forecaster.state_table import StateTable
+
+NUMBERS: Final = range(4)
 
 
 class Client:
-    """Keeps a question that timed out, with the answer of its time, for the next one who asks; like kafka-python."""
+    """A consumer of a group. As in kafka-python, the reply to an offset fetch that timed out goes to the next one."""
 
     def __init__(self) -> None:
-        self.offset: int | None = None  # what the group has committed now
+        self.offsets: dict[int, int] = {}  # partition -> the group's committed offset
         self.is_slow = False
+        self.assigned: set[int] = set()
         self.paused: set[int] = set()
         self.positions: dict[int, int] = {}
-        self._asked: dict[int, int | None] = {}
+        self._replies: dict[int, int] = {}
 
-    def committed(self, where: TopicPartition, *, metadata: bool, timeout_ms: int) -> OffsetAndMetadata | None:
+    def take(self, *numbers: int) -> None:
+        """Do as the client and the listener do on an assignment."""
+        self.assigned.update(numbers)
+        self.paused.update(numbers)
+        self.positions.update(dict.fromkeys(numbers, 0))
+
+    def give_up(self, *numbers: int) -> None:
+        self.assigned.difference_update(numbers)
+        self.paused.difference_update(numbers)
+
+    def committed(self, where: TopicPartition, *, metadata: bool, timeout_ms: int) -> OffsetAndMetadata:
         assert metadata
-        answer = self._asked.setdefault(where.partition, self.offset)
+        reply = self._replies.setdefault(where.partition, self.offsets.get(where.partition, 0))
         if self.is_slow:
             raise KafkaTimeoutError(f"no answer in {timeout_ms} ms")
-        del self._asked[where.partition]
-        return None if answer is None else OffsetAndMetadata(answer, "", -1)
+        del self._replies[where.partition]
+        return OffsetAndMetadata(reply, "", -1)
 
     def pause(self, where: TopicPartition) -> None:
+        self._check(where)
         self.paused.add(where.partition)
 
     def resume(self, where: TopicPartition) -> None:
+        self._check(where)
         self.paused.discard(where.partition)
 
     def seek(self, where: TopicPartition, offset: int) -> None:
+        self._check(where)
         self.positions[where.partition] = offset
+
+    def _check(self, where: TopicPartition) -> None:
+        if where.partition not in self.assigned:
+            raise KeyError(where)
 
 
 class StateLog:
-    """Restores nothing but positions."""
+    """A changelog: restores one sensor per partition, in several slices."""
+
+    def __init__(self) -> None:
+        self.incomplete: set[int] = set()  # partitions that need a full write after their restore
+        self.buffered: dict[int, Readings] = {}
+        self.rebuilt: dict[int, set[str]] = {}  # partition -> sensors that the last restore was told to rebuild
 
     def restore(
-        self, serving: Any, wanted: set[int], committed: Callable[[int], Committed | None], **_: Any
+        self,
+        serving: Any,
+        wanted: set[int],
+        committed: Callable[[int], Committed],
+        *,
+        accept_loss: bool,
+        distrusted: dict[int, set[str]],
     ) -> Generator[None, None, Restored]:
         positions = {}
-        for partition in sorted(wanted):
-            while partition not in positions:
+        self.rebuilt = {number: set(sensors) for number, sensors in distrusted.items()}
+        for number in sorted(wanted):
+            while number not in positions:
                 try:
-                    found = committed(partition)
-                    positions[partition] = 0 if found is None else found.position.next
+                    positions[number] = committed(number).position.next
                 except KafkaTimeoutError:
                     yield
-        return Restored({partition: positions[partition] for partition in wanted})
+        for number in wanted:
+            serving.table.add_partition(number)
+        yield
+        for number in wanted:
+            serving.table.rows(number, ["sensor"])
+        return Restored(
+            {number: positions[number] for number in wanted},
+            unsaved=self.incomplete & wanted,
+            held={number: readings for number, readings in self.buffered.items() if number in wanted},
+        )
 
 
-class Table:
-    def drop_partition(self, partition: int) -> None:
-        pass
+class Serving:
+    def __init__(self) -> None:
+        self.table = StateTable(np.zeros(1, [("last_us", np.int64)]))
 
 
-class Served:
-    table = Table()
+class Rig:
+    """Partitions with everything around them."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self.state_log: Any = StateLog()
+        self.serving: Any = Serving()
+        self.partitions = Partitions(self.client, "readings", self.state_log, accept_loss=False)
+
+    def state(self, number: int = 0) -> PartitionState:
+        return self.partitions._partitions[number].state
+
+    def assign(self, *numbers: int) -> None:
+        self.client.take(*numbers)
+        self.partitions.assign(numbers, self.serving)
+
+    def revoke(self, *numbers: int) -> None:
+        self.client.give_up(*numbers)
+        self.partitions.revoke(numbers, self.serving)
+
+    def restore_slice(self) -> Restored | None:
+        return self.partitions.restore(self.serving)
+
+    def restore(self, incomplete: set[int] = frozenset()) -> None:
+        self.state_log.incomplete = incomplete
+        for _ in range(10):
+            if self.restore_slice() is not None and self.partitions.are_restored:
+                return
+        raise AssertionError("not restored after 10 turns")
+
+    def commit_full_write(self) -> None:
+        writes = self.partitions.next_full_writes(self.serving.table)
+        reached = {number: Position(position) for number, position in writes.items()}
+        self.partitions.commit(reached, self.partitions.buffered, writes)
+
+    def bring_to(self, state: PartitionState) -> None:
+        """Bring partition 0 there."""
+        self.assign(0)
+        if state is LOST:
+            self.revoke(0)
+        elif state is RESTORING:
+            self.client.is_slow = True
+            self.restore_slice()
+            self.client.is_slow = False
+        elif state is not ASSIGNED:
+            self.restore({0} if state is WRITING else set())
 
 
 @pytest.fixture
-def client() -> Client:
-    return Client()
+def rig() -> Rig:
+    return Rig()
 
 
-@pytest.fixture
-def partitions(client: Client) -> Partitions:
-    state_log: Any = StateLog()
-    return Partitions(client, "readings", state_log, accept_loss=False)
+# --- transitions ------------------------------------------------------------------------------------------------------
+
+EVENTS: Final[dict[tuple[PartitionState, PartitionState], Callable[[Rig], object]]] = {
+    (ASSIGNED, RESTORING): Rig.restore_slice,
+    (ASSIGNED, LOST): lambda rig: rig.revoke(0),
+    (RESTORING, WRITING): lambda rig: rig.restore({0}),
+    (RESTORING, RUNNING): Rig.restore,
+    (RESTORING, ASSIGNED): lambda rig: rig.partitions.start_over(rig.serving),
+    (RESTORING, LOST): lambda rig: rig.revoke(0),
+    (WRITING, RUNNING): Rig.commit_full_write,
+    (WRITING, ASSIGNED): lambda rig: rig.partitions.start_over(rig.serving),
+    (WRITING, LOST): lambda rig: rig.revoke(0),
+    (RUNNING, ASSIGNED): lambda rig: rig.partitions.rebuild({0: ["sensor"]}, rig.serving),
+    (RUNNING, LOST): lambda rig: rig.revoke(0),
+    (LOST, ASSIGNED): lambda rig: rig.assign(0),
+}
+ALLOWED: Final = {(before, after) for before, states in TRANSITIONS.items() for after in states}
 
 
-def restored(partitions: Partitions) -> dict[int, int]:
-    serving: Any = Served()
-    for _ in range(10):
-        done = partitions.restore(serving)
-        if done is not None and partitions.are_served:
-            return partitions.positions
-    raise AssertionError("not restored after 10 turns")
-
-
-def test_an_offset_that_another_transaction_still_holds_up_is_waited_for(
-    client: Client, partitions: Partitions
+@pytest.mark.parametrize(("before", "after"), sorted(ALLOWED))
+def test_an_event_makes_each_allowed_transition(
+    rig: Rig, before: PartitionState, after: PartitionState, caplog: pytest.LogCaptureFixture
 ) -> None:
-    serving: Any = Served()
-    client.offset, client.is_slow = 7, True
-    partitions.arrive([0])
-    assert partitions.restore(serving) is None
-    assert not partitions.are_served
-    client.is_slow = False
-    assert restored(partitions) == {0: 7}
-    assert client.positions == {0: 7}
+    rig.bring_to(before)
+    assert rig.state() is before
+    with caplog.at_level(logging.DEBUG, "streamgru.partitions"):
+        EVENTS[before, after](rig)
+    assert rig.state() is after
+    assert f"partition 0: {before} -> {after}" in caplog.messages
 
 
-def test_the_answer_to_a_question_of_before_the_partition_was_lost_is_not_used(
-    client: Client, partitions: Partitions
+@pytest.mark.parametrize(("before", "after"), sorted({*product(PartitionState, PartitionState)} - ALLOWED))
+def test_every_other_transition_raises(before: PartitionState, after: PartitionState) -> None:
+    partition = Partition(3, before)
+    with pytest.raises(AssertionError, match=f"partition 3: {before} -> {after} is not allowed"):
+        partition.enter(after)
+    assert partition.state is before
+
+
+def transitions(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message.removeprefix("partition 0: ") for message in caplog.messages if "->" in message]
+
+
+def test_a_missed_generation_loses_every_partition_and_restores_it(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.bring_to(RUNNING)
+    with caplog.at_level(logging.DEBUG, "streamgru.partitions"):
+        rig.partitions.miss_generation(rig.serving)
+    assert transitions(caplog) == ["RUNNING -> LOST", "LOST -> ASSIGNED"]
+    assert rig.client.paused == {0}
+
+
+def test_an_assignment_of_a_partition_that_was_not_revoked_restores_it(
+    rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    serving: Any = Served()
-    client.offset, client.is_slow = 7, True
-    partitions.arrive([0])
-    assert partitions.restore(serving) is None
-    partitions.leave([0], serving)
-    client.offset = 90  # by the member that had it meanwhile
-    partitions.arrive([0])
-    client.is_slow = False
-    assert restored(partitions) == {0: 90}
+    rig.bring_to(RUNNING)
+    with caplog.at_level(logging.DEBUG, "streamgru.partitions"):
+        rig.assign(0)
+    assert transitions(caplog) == ["RUNNING -> LOST", "LOST -> ASSIGNED"]
+    assert rig.partitions.positions == {}
 
 
-def test_the_answer_to_a_question_of_before_starting_over_is_not_used(client: Client, partitions: Partitions) -> None:
-    serving: Any = Served()
-    client.offset, client.is_slow = 7, True
-    partitions.arrive([0, 1])
-    assert partitions.restore(serving) is None
+def test_a_partition_that_the_client_gives_up_during_its_restore_is_lost(rig: Rig) -> None:
+    rig.assign(0, 1)
+    rig.restore_slice()
+    rig.client.give_up(0)
+    rig.restore()
+    assert (rig.state(0), rig.state(1)) == (LOST, RUNNING)
+    assert rig.serving.table.partitions == {1}
+    rig.revoke(0)
+    assert rig.state(0) is LOST
+
+
+# --- which committed offset -------------------------------------------------------------------------------------------
+
+
+def test_an_offset_that_another_open_transaction_delays_is_waited_for(rig: Rig) -> None:
+    rig.client.offsets[0], rig.client.is_slow = 7, True
+    rig.assign(0)
+    assert rig.restore_slice() is None
+    assert not rig.partitions.are_restored
+    rig.client.is_slow = False
+    rig.restore()
+    assert rig.partitions.positions == rig.client.positions == {0: 7}
+
+
+def test_the_reply_to_an_offset_fetch_from_before_a_revocation_is_discarded(rig: Rig) -> None:
+    rig.client.offsets[0], rig.client.is_slow = 7, True
+    rig.assign(0)
+    assert rig.restore_slice() is None
+    rig.revoke(0)
+    rig.client.offsets[0] = 90  # by the member that had it meanwhile
+    rig.assign(0)
+    rig.client.is_slow = False
+    rig.restore()
+    assert rig.partitions.positions == {0: 90}
+
+
+def test_the_replies_to_offset_fetches_from_before_starting_over_are_discarded(rig: Rig) -> None:
+    rig.client.offsets, rig.client.is_slow = {0: 7, 1: 7}, True
+    rig.assign(0, 1)
+    assert rig.restore_slice() is None
     for offset in (40, 90):
-        partitions.start_over(serving)
-        client.offset = offset
-        assert partitions.restore(serving) is None  # still without an answer
-    client.is_slow = False
-    assert restored(partitions) == {0: 90, 1: 90}
+        rig.partitions.start_over(rig.serving)
+        rig.client.offsets = {0: offset, 1: offset}
+        assert rig.restore_slice() is None  # still without a reply
+    rig.client.is_slow = False
+    rig.restore()
+    assert rig.partitions.positions == {0: 90, 1: 90}
 
 
-def test_what_is_not_saved_is_not_polled(client: Client) -> None:
-    class Unsaved(StateLog):
-        def restore(self, *_: Any, **__: Any) -> Generator[None, None, Restored]:
-            yield
-            return Restored(positions={0: 5, 1: 7}, unsaved={0})
+# --- full writes ------------------------------------------------------------------------------------------------------
 
-    log: Any = Unsaved()
-    served: Any = Served()
-    partitions = Partitions(client, "readings", log, accept_loss=False)
-    client.paused = {0, 1}
-    partitions.arrive([0, 1])
-    while partitions.restore(served) is None:
-        pass
-    assert client.paused == {0}
-    assert partitions.positions == client.positions == {0: 5, 1: 7}
-    partitions.saved([0])
-    assert not client.paused
-    assert not partitions.unsaved
+
+def test_a_partition_with_an_incomplete_changelog_is_polled_after_its_full_write(rig: Rig) -> None:
+    rig.client.offsets = {0: 5, 1: 7}
+    rig.assign(0, 1)
+    rig.restore({0})
+    assert (rig.state(0), rig.state(1)) == (WRITING, RUNNING)
+    assert rig.client.paused == {0}
+    assert rig.partitions.positions == rig.client.positions == {0: 5, 1: 7}
+    assert rig.partitions.need_full_write
+    rig.partitions.commit({1: Position(9)}, {}, ())
+    assert rig.client.paused == {0}, "a commit without its full write"
+    rig.commit_full_write()
+    assert not rig.client.paused
+    assert not rig.partitions.need_full_write
+
+
+def test_a_running_partition_is_polled_before_its_full_write_after_a_model_swap(rig: Rig) -> None:
+    rig.bring_to(RUNNING)
+    rig.partitions.request_full_write()
+    assert rig.partitions.next_full_writes(rig.serving.table) == {0: 0}
+    assert rig.state() is RUNNING
+    assert not rig.client.paused
+    rig.commit_full_write()
+    assert not rig.partitions.need_full_write
+
+
+def test_a_transaction_takes_no_more_full_writes_than_fit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.assign(0, 1, 2)
+    rig.restore({0, 1, 2})
+    monkeypatch.setattr(module, "FULL_WRITE_BYTES", 2 * rig.serving.table.dtype.itemsize)
+    for chosen in ({0, 1}, {2}, set()):
+        assert rig.partitions.next_full_writes(rig.serving.table).keys() == chosen
+        rig.commit_full_write()
+
+
+# --- the rest of the record -------------------------------------------------------------------------------------------
+
+
+def test_a_rebuild_names_its_sensors_until_the_restore_is_complete(rig: Rig) -> None:
+    rig.bring_to(RUNNING)
+    rig.partitions.rebuild({0: ["sensor"]}, rig.serving)
+    rig.partitions.start_over(rig.serving)
+    rig.restore()
+    assert rig.state_log.rebuilt == {0: {"sensor"}}
+    rig.partitions.start_over(rig.serving)
+    rig.restore()
+    assert rig.state_log.rebuilt == {0: set()}
+
+
+def test_the_last_position_is_known_during_a_restore_and_forgotten_by_a_revocation(rig: Rig) -> None:
+    rig.client.offsets[0] = 7
+    rig.bring_to(RUNNING)
+    rig.partitions.start_over(rig.serving)
+    rig.partitions.start_over(rig.serving)
+    assert (rig.partitions.positions, rig.partitions.last_positions) == ({}, {0: 7})
+    rig.revoke(0)
+    assert rig.partitions.last_positions == {}
+
+
+# --- any sequence of events -------------------------------------------------------------------------------------------
+
+
+def waiting(number: int) -> Readings:
+    none = np.zeros(0, np.int64)
+    return Readings(number, [], [], none, np.zeros((0, 1)), none)
+
+
+class Lifecycle(RuleBasedStateMachine):
+    """Events in any order. The model of the outside world is in ``rig.client``: the group's committed offsets."""
+
+    numbers = st.sets(st.sampled_from(NUMBERS), min_size=1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rig = Rig()
+        self.partitions = self.rig.partitions
+        self.unreported: set[int] = set()  # partitions that the client gave up, and the loop does not know it yet
+
+    @rule(numbers=numbers)
+    def assign(self, numbers: set[int]) -> None:
+        self.others_commit(numbers)
+        self.unreported -= numbers
+        self.rig.assign(*numbers)
+
+    @rule(numbers=numbers)
+    def revoke(self, numbers: set[int]) -> None:
+        self.rig.revoke(*numbers)
+        self.unreported -= numbers
+        self.others_commit(numbers)
+
+    @rule(number=st.sampled_from(NUMBERS))
+    def give_up(self, number: int) -> None:
+        self.rig.client.give_up(number)
+        self.unreported.add(number)
+
+    @rule()
+    def miss_generation(self) -> None:
+        self.others_commit(set(NUMBERS))
+        self.partitions.miss_generation(self.rig.serving)
+
+    @rule(is_slow=st.booleans())
+    def answer(self, is_slow: bool) -> None:
+        self.rig.client.is_slow = is_slow
+
+    @rule(incomplete=st.sets(st.sampled_from(NUMBERS)), buffered=st.sets(st.sampled_from(NUMBERS)))
+    def restore_slice(self, incomplete: set[int], buffered: set[int]) -> None:
+        self.rig.state_log.incomplete = incomplete
+        self.rig.state_log.buffered = {number: waiting(number) for number in buffered}
+        self.rig.restore_slice()
+
+    @rule(polled=st.sets(st.sampled_from(NUMBERS)), buffered=st.sets(st.sampled_from(NUMBERS)))
+    def commit(self, polled: set[int], buffered: set[int]) -> None:
+        writes = self.partitions.next_full_writes(self.rig.serving.table)
+        returned = {TopicPartition("readings", number): [] for number in polled - self.rig.client.paused}
+        reached = writes | {
+            where.partition: self.partitions.positions[where.partition] + 1
+            for where in self.partitions.select(returned)
+        }
+        self.rig.client.offsets |= reached
+        after = {number: waiting(number) for number in self.partitions.buffered.keys() | (buffered & reached.keys())}
+        self.partitions.commit({number: Position(next_) for number, next_ in reached.items()}, after, writes)
+        assert self.partitions.buffered.keys() == after.keys()
+
+    @rule()
+    def abort(self) -> None:
+        self.partitions.start_over(self.rig.serving)
+
+    @rule()
+    def swap(self) -> None:
+        self.partitions.request_full_write()
+
+    @rule(numbers=numbers)
+    def rebuild(self, numbers: set[int]) -> None:
+        positions = self.partitions.positions
+        self.partitions.rebuild({number: ["sensor"] for number in numbers if number in positions}, self.rig.serving)
+
+    def others_commit(self, numbers: set[int]) -> None:
+        for number in numbers:
+            self.rig.client.offsets[number] = self.rig.client.offsets.get(number, 0) + 10
+
+    def records(self, *states: PartitionState) -> list[Partition]:
+        return self.partitions._in(*states)
+
+    @invariant()
+    def the_position_is_the_committed_offset_in_writing_and_running_and_unset_otherwise(self) -> None:
+        for record in self.records(ASSIGNED, RESTORING, LOST):
+            assert (record.position, record.buffered, record.needs_full_write) == (None, None, False)
+        for record in self.records(WRITING, RUNNING):
+            assert record.position == self.rig.client.offsets.get(record.number, 0)
+
+    @invariant()
+    def running_partitions_alone_are_polled(self) -> None:
+        known = self.rig.client.assigned - self.unreported
+        polled = {record.number for record in self.records(RUNNING)} & known
+        assert polled == known - self.rig.client.paused
+
+    @invariant()
+    def the_table_has_rows_of_the_partitions_that_have_states(self) -> None:
+        complete = {record.number for record in self.records(WRITING, RUNNING)}
+        restoring = {record.number for record in self.records(RESTORING)}
+        assert complete <= self.rig.serving.table.partitions <= complete | restoring
+        for number in complete:
+            assert self.rig.serving.table.partition_rows(number)[0] == ["sensor"]
+
+    @invariant()
+    def a_writing_partition_needs_a_full_write_and_every_full_write_comes(self) -> None:
+        assert all(record.needs_full_write for record in self.records(WRITING))
+        assert self.partitions.need_full_write == bool(self.partitions.next_full_writes(self.rig.serving.table))
+
+    @invariant()
+    def restoring_partitions_are_those_of_the_restore_under_way(self) -> None:
+        restoring = {record.number for record in self.records(RESTORING)}
+        assert restoring == (set() if self.partitions._restore is None else self.partitions._wanted)
+        assert self.partitions.are_restored == (
+            self.partitions._restore is None and not self.records(ASSIGNED, RESTORING)
+        )
+
+
+TestLifecycle = Lifecycle.TestCase
+TestLifecycle.settings = hypothesis_settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -1,4 +1,6 @@
-"""What is tried about a state with a number that is not finite, and in which order."""
+"""The order of the remedies for a non-finite state."""
+
+from typing import Any
 
 import numpy as np
 
@@ -6,9 +8,11 @@ from model.config import ModelConfig
 from model.state import blank_states, unsound
 from pipeline.forecaster.quarantine import Quarantine
 
+UNUSED: Any = None
+
 
 def test_each_sensor_goes_through_the_remedies_in_order() -> None:
-    quarantine = Quarantine()
+    quarantine = Quarantine("model", UNUSED)
     first = quarantine.next_remedies({0: ["a"], 1: ["b"]})
     assert (first.rebuild, first.begin_anew, first.hopeless) == ({0: ["a"], 1: ["b"]}, {}, {})
     second = quarantine.next_remedies({0: ["a", "c"]})
@@ -17,8 +21,8 @@ def test_each_sensor_goes_through_the_remedies_in_order() -> None:
     assert (third.rebuild, third.begin_anew, third.hopeless) == ({}, {}, {0: ["a"]})
 
 
-def test_a_commit_ends_what_was_tried_for_its_partitions() -> None:
-    quarantine = Quarantine()
+def test_after_a_commit_the_first_remedy_comes_again_for_its_partitions() -> None:
+    quarantine = Quarantine("model", UNUSED)
     quarantine.next_remedies({0: ["a"], 1: ["a"]})
     quarantine.clear([0])
     after = quarantine.next_remedies({0: ["a"], 1: ["a"]})
@@ -27,7 +31,7 @@ def test_a_commit_ends_what_was_tried_for_its_partitions() -> None:
     assert quarantine.next_remedies({1: ["a"]}).rebuild == {1: ["a"]}
 
 
-def test_any_number_that_is_not_finite_makes_a_state_unsound() -> None:
+def test_any_non_finite_number_makes_a_state_unsound() -> None:
     config = ModelConfig(features=("a",), targets=("a",), cadence_us=3_600_000_000, horizon_steps=2, hidden_size=4)
     for name in ("hidden", "levels", "scale", "profile", "lags", "last"):
         for value in (np.nan, np.inf, -np.inf):

@@ -1,0 +1,290 @@
+"""The connected parts of a forecaster: its clients, the threads that watch it, and its partitions."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import kafka.errors as client_errors
+from kafka import KafkaConsumer, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+
+from pipeline.errors import BrokerUnreachable, OffsetsLost
+from pipeline.forecaster.changelog import Changelog, Restored
+from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Transport, Work
+from pipeline.forecaster.instance import Instance
+from pipeline.forecaster.lookout import Lookout, Pulse
+from pipeline.forecaster.membership import Rebalances, Standing
+from pipeline.forecaster.partitions import Partitions, Polled
+from pipeline.forecaster.resume_point import what_was_lost
+from pipeline.forecaster.serving import Serving
+from pipeline.forecaster.undecided import decide, was_committed
+from pipeline.forecaster.watchdog import Watchdog
+from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translated
+from pipeline.kafka.fetched_records import read_fast
+from pipeline.kafka.late_fetches import fetch_late
+from pipeline.kafka.workarounds import next_offset
+from pipeline.settings import Settings
+
+logger = logging.getLogger("streamgru.forecaster")
+
+TYPICAL_READING_BYTES: Final = 96  # on the wire, with one or a few features
+SMALLEST_FETCH_BYTES: Final = 16 * 1024
+LARGEST_FETCH_BYTES: Final = 1024 * 1024
+# Of all partitions together during a restore. Fetched records are in memory beside the states, some three times over,
+# and larger fetches gain nothing.
+RESTORE_FETCH_BYTES: Final = 2 * 1024 * 1024
+
+PUBLISH_INTERVAL_S: Final = 0.5  # how old the progress that other threads see may be
+# The wait after a failure before the next restore; it doubles with each further failure, up to the limit.
+FIRST_RETRY_S: Final = 0.1
+LONGEST_RETRY_S: Final = 5.0
+_MOST_DOUBLINGS: Final = 16  # far past the limit, and a float still holds it
+MOST_ABORTS: Final = 3  # in a row, each followed by a restore: from then on a restore does not count as progress
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line's additions to the settings.
+
+    ``reached`` is called with the name of each fault point as the loop passes it; tests end the process there.
+    """
+
+    accept_loss: bool = False
+    max_idle_s: float | None = None
+    stats: Path | None = None
+    health_port: int | None = None
+    reached: Callable[[str], None] = lambda point: None
+
+
+class StartOver(Exception):
+    """The states in memory may differ from the durable ones: discard them, and restore as after a restart."""
+
+
+class Session:
+    """The connected parts of a forecaster, opened in ``__init__`` and closed in the reverse order by ``close``.
+
+    Args:
+        instance: the forecaster's name.
+        owner: of the positions in the changelog, see ``position.owner_of_positions``.
+        pulse: the loop's signs of life, which stuck detection reads.
+
+    Raises:
+        StreamgruError: a part could not be opened; the parts opened before it are closed.
+    """
+
+    def __init__(self, settings: Settings, instance: Instance, options: Options, owner: str, pulse: Pulse) -> None:
+        self.settings = settings
+        self.options = options
+        self.owner = owner
+        self.pulse = pulse
+        self._instance = instance
+        self._failures = 0  # in a row
+        self._aborts = 0  # in a row
+        self._retry_at = 0.0  # no restore before
+        self._restore_read: Mapping[TopicPartition, int | None] = {}  # the reader's positions at the last look
+        self._published = time.monotonic()
+        forecaster = settings.forecaster
+        topic = settings.kafka.topics.readings
+        with ExitStack() as opened:
+            self.lookout = lookout = Lookout(
+                settings,
+                pulse,
+                options.max_idle_s or forecaster.stuck_after_s,
+                is_fatal=options.max_idle_s is not None,
+            )
+            watchdog = Watchdog(forecaster.commit_timeout_s, is_excused=lambda: lookout.waits_for_brokers)
+            opened.callback(watchdog.close)
+            self._reader = read_fast(
+                make_consumer(
+                    settings,
+                    client_id="streamgru-restore",
+                    auto_offset_reset="none",
+                    fetch_max_bytes=RESTORE_FETCH_BYTES,
+                )
+            )
+            opened.callback(_close, self._reader)
+            self._admin = make_admin(settings)
+            opened.callback(_close, self._admin)
+            self.committer = Committer(
+                self._open_transport, watchdog, exclusive=instance.exclusive, reached=options.reached
+            )
+            opened.callback(_close, self.committer)
+            consumer = make_consumer(
+                settings,
+                group_id=forecaster.group_id,
+                client_id=instance.client_id,
+                group_instance_id=instance.name if forecaster.static_membership else None,
+                partition_assignment_strategy=(CooperativeStickyAssignor,),
+                max_partition_fetch_bytes=_fetch_bytes(settings),
+                auto_offset_reset="none",  # a position outside the log raises, see ``poll``; it is not moved
+            )
+            self.consumer: KafkaConsumer = fetch_late(read_fast(consumer))
+            opened.callback(_close, self.consumer)  # leaves the group, so that other members take over at once
+            self.rebalances = Rebalances(self.consumer)
+            self._standing = Standing()
+            self.partitions = Partitions(
+                self.consumer,
+                topic,
+                Changelog(settings, self._reader, self._admin, owner),
+                accept_loss=options.accept_loss,
+            )
+            self.consumer.subscribe([topic], listener=self.rebalances)
+            # The client must know the partitions before its first join: that join would assign none, and need another.
+            partition_count(self.consumer, topic)
+            lookout.start()
+            opened.callback(lookout.close)
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        """Close everything, the last opened first."""
+        self._opened.close()
+
+    def poll(self, timeout_ms: int, max_records: int) -> Polled:
+        """The next records of the readings topic.
+
+        Raises:
+            OffsetsLost: the log lost readings before they were forecast, or after; not with ``accept_loss``.
+            StartOver: the log lost readings, and the position that a restore finds is right.
+        """
+        topic = self.settings.kafka.topics.readings
+        accept_loss = self.options.accept_loss
+        try:
+            polled: Polled = self.consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+            return polled
+        except client_errors.OffsetOutOfRangeError as error:
+            if not accept_loss:
+                raise OffsetsLost(
+                    f"readings of {topic} were deleted by retention before they were forecast: {error}. "
+                    "To go on from the start of the log, start the forecaster with --accept-loss"
+                ) from error
+            raise StartOver(f"readings were deleted before they were forecast: {error}") from error
+        except client_errors.LogTruncationError as error:
+            lost = {where.partition: end and end.offset for where, end in error.divergent_offsets.items()}
+            message = what_was_lost(topic, lost, self.partitions.last_positions, accept_loss=accept_loss)
+            raise StartOver(message) from error
+        except client_errors.RetriableError as error:
+            logger.warning("polling failed, trying again: %s", error)
+        except client_errors.KafkaError as error:
+            with translated(f"polling {topic}", self.settings):
+                raise error
+        return {}
+
+    def snapshot_membership(self) -> Any:
+        """The group metadata; call it right after ``poll``."""
+        membership = self.consumer.group_metadata()
+        self.pulse.polled = time.monotonic()
+        self.options.reached("polled")
+        return membership
+
+    def has_missed_generation(self, membership: Any) -> bool:
+        """Whether another member may have had this forecaster's partitions since the last call; call it every turn."""
+        is_unbroken = self._standing.is_unbroken(membership)
+        if not self.partitions.has_any:
+            self._aborts = 0
+            return False
+        return not is_unbroken
+
+    def restore(self, serving: Serving) -> Restored | None:
+        """One slice of ``Partitions.restore``.
+
+        Raises:
+            OffsetsLost: see ``resume_point.first_position``.
+            StartOver: the restore failed.
+        """
+        if self.partitions.are_restored or time.monotonic() < self._retry_at:
+            return None
+        try:
+            if not self.committer.is_open:
+                # Opening ends the transaction that a predecessor of the same name left open. The offset fetches of the
+                # restore would wait for that transaction.
+                self.committer.open()
+            restored = self.partitions.restore(serving)
+        except (client_errors.KafkaError, BrokerUnreachable) as error:
+            raise StartOver(f"restoring failed: {error}") from error
+        if restored is None:
+            self.options.reached("restoring")
+        # A restore may take longer than readings may wait: each read counts as progress, unless commits keep failing.
+        if (restored is not None or self._has_read_on()) and self._aborts < MOST_ABORTS:
+            self.pulse.progressed = time.monotonic()
+        return restored
+
+    def commit(self, work: Work) -> None:
+        """Commit a transaction.
+
+        Raises:
+            StartOver: it was aborted, or its outcome is unknown.
+            Fenced: see ``Committer.commit``.
+        """
+        try:
+            self.committer.commit(work)
+        except Aborted as aborted:
+            self._aborts += 1
+            if self._aborts == MOST_ABORTS:
+                # The group may have forgotten this member without telling the client.
+                self.consumer._coordinator.request_rejoin()
+            raise StartOver(f"the last transaction was aborted, or its outcome is unknown: {aborted}") from aborted
+        self._failures = self._aborts = 0
+        self.pulse.progressed = self.pulse.committed = time.monotonic()
+
+    def start_over(self, why: StartOver, serving: Serving) -> None:
+        """Discard everything that is not durable; the restore begins after a wait that grows with each failure."""
+        self._failures += 1
+        self._retry_at = time.monotonic() + retry_wait_s(self._failures)
+        logger.error("%s; starting over from the last transaction", why)
+        self.committer.close()
+        self.partitions.start_over(serving)
+
+    def publish_progress(self, sensors: int) -> None:
+        """Let the other threads see how far the partitions are.
+
+        Raises:
+            StreamgruError: stuck detection found that this forecaster must end.
+        """
+        if time.monotonic() - self._published > PUBLISH_INTERVAL_S:
+            self.pulse.positions = self.partitions.read_up_to()
+            self.pulse.is_restoring = not self.partitions.are_restored
+            self.pulse.sensors = sensors
+            self._published = time.monotonic()
+        if self.lookout.failure is not None:
+            raise self.lookout.failure
+
+    def _has_read_on(self) -> bool:
+        before = self._restore_read
+        self._restore_read = {where: next_offset(self._reader, where) for where in self._reader.assignment()}
+        return self._restore_read != before
+
+    def _open_transport(self) -> Transport:
+        transactional_id = self._instance.transactional_id(self.settings)
+        committed = was_committed(self.settings, transactional_id)
+        topics = self.settings.kafka.topics
+        written = (topics.forecasts, topics.state, topics.dead_letters)
+        producer = make_producer(self.settings, transactional_id=transactional_id)
+        return KafkaTransport(
+            producer, topics.readings, lambda made: decide(made, self._admin, written, committed=committed)
+        )
+
+
+def _close(client: KafkaConsumer | Committer) -> None:
+    try:
+        client.close()
+    except client_errors.KafkaError as error:
+        logger.debug("while closing: %s", error)
+
+
+def _fetch_bytes(settings: Settings) -> int:
+    """How much to fetch of one partition at a time, so that one batch takes a share of each partition.
+
+    The client returns one partition's fetched records after the other: with large fetches a batch would hold many
+    readings of few sensors, and the model is several times faster on few readings of many sensors.
+    """
+    share = settings.forecaster.max_batch_readings // settings.kafka.partitions
+    return min(LARGEST_FETCH_BYTES, max(SMALLEST_FETCH_BYTES, share * TYPICAL_READING_BYTES))
+
+
+def retry_wait_s(failures: int) -> float:
+    """How long to wait after this many failures in a row, at least one."""
+    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
