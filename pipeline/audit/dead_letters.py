@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from pipeline.audit.topic_logs import read_range, topic_ends, topic_starts
 from pipeline.errors import KafkaError, TopicError
+from pipeline.kafka.batch_producer import BatchAppender, check_delivered, encode_headers
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translated
-from pipeline.kafka.record_batches import BatchAppender, check_delivered, encode_headers
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 

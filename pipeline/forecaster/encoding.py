@@ -15,7 +15,7 @@ import orjson
 from model.config import ModelConfig
 from model.experts import AdaptationConfig
 from pipeline.errors import ModelUnfit
-from pipeline.kafka.record_batches import Varints, encode_varint
+from pipeline.kafka.batch_producer import Varints, encode_varint
 from pipeline.messages import FORECAST_TYPE, ModelId, quantile_key
 from pipeline.settings import Settings
 
@@ -67,7 +67,7 @@ class ForecastEncoder:
         forecasts: "Forecasts",
         traceparents: Sequence[bytes | None] | None = None,
     ) -> tuple[list[bytes], list[bytes]]:
-        """Values and header blocks (as ``record_batches`` takes them) of n forecasts.
+        """Values and header blocks (as ``batch_producer`` takes them) of n forecasts.
 
         Args:
             topic: where the readings came from.

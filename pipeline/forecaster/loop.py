@@ -39,11 +39,10 @@ from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.succession import Succession
 from pipeline.forecaster.undecided import decide, was_committed
 from pipeline.forecaster.watchdog import Watchdog
+from pipeline.kafka.batch_consumer import fetch_late, read_fast
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translated
-from pipeline.kafka.fetched_records import read_fast
-from pipeline.kafka.late_fetches import fetch_late
+from pipeline.kafka.patches import next_offset, request_rejoin
 from pipeline.kafka.topics import check_topics, find_topic_id
-from pipeline.kafka.workarounds import next_offset
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.forecaster")
@@ -338,7 +337,7 @@ class StreamForecaster:
             self._batch_size.failed(readings, seconds)
             self._aborts_in_a_row += 1
             if self._aborts_in_a_row == ABORTS_IN_A_CIRCLE:
-                self._consumer._coordinator.request_rejoin()  # in case the group knows nothing of this member any more
+                request_rejoin(self._consumer)  # in case the group knows nothing of this member any more
             self._start_over(f"the last batch is not known to be committed: {aborted}")
             return
         self._batch_size.committed(readings, seconds)

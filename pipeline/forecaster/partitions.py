@@ -12,7 +12,7 @@ from pipeline.forecaster.changelog import Changelog, Restored
 from pipeline.forecaster.position import Committed
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.serving import Serving
-from pipeline.kafka.workarounds import next_offset
+from pipeline.kafka.patches import next_offset
 
 logger = logging.getLogger("streamgru.partitions")
 
