@@ -20,7 +20,7 @@ from pipeline.messages import FORECAST_TYPE, ModelId, quantile_key
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from model.stepper import Forecasts  # brings torch along, which replay and ingest do without
+    from model.stepper import Forecasts  # brings torch along, which publish and ingest do without
 
 # Counted from the leading digit of the sensor's scale: float32 carries no more, and short numbers cost less everywhere.
 SIGNIFICANT_DIGITS: Final = 7

@@ -90,7 +90,7 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
     """An idempotent producer, transactional where an id is given (the caller calls ``init_transactions``).
 
     A transactional producer takes the forecaster's timeouts, so that a successor never waits for long. Any other takes
-    the client's, since a flat-out replay may keep batches queued for longer than those allow.
+    the client's, since publishing a file flat out may keep batches queued for longer than those allow.
 
     Raises:
         BrokerUnreachable: no broker answers.
