@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from deploy.context import Context
+from deploy.renamed import RenamingGroup
 from pipeline.errors import StreamgruError
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -36,7 +37,7 @@ COMMANDS = {
     "down": LazyCommand("deploy.commands.stack", "down", "Stop the local stack; its data stays."),
     "topics": LazyCommand("deploy.commands.topics", "topics", "Create the Kafka topics, or show them."),
     "schema": LazyCommand("deploy.commands.topics", "schema", "Print the JSON Schema of readings or forecasts."),
-    "replay": LazyCommand("deploy.commands.replay", "replay", "Publish a CSV or Parquet file as readings."),
+    "publish": LazyCommand("deploy.commands.publish", "publish", "Publish a CSV or Parquet file as readings."),
     "ingest": LazyCommand("deploy.commands.flows", "ingest", "Take new readings into the history table, once."),
     "retrain": LazyCommand("deploy.commands.flows", "retrain", "Train a challenger and let the gate judge it, once."),
     "schedule": LazyCommand("deploy.commands.flows", "schedule", "Serve ingest and retrain on their schedules."),
@@ -47,11 +48,13 @@ COMMANDS = {
     "watch": LazyCommand("deploy.commands.watch", "watch", "Show live forecasts beside the readings."),
     "verify": LazyCommand("deploy.commands.verify", "verify", "Hold every forecast and state against the readings."),
     "explain": LazyCommand("deploy.commands.verify", "explain", "Show what one forecast was made of, recomputed."),
-    "dlq": LazyCommand("deploy.commands.dlq", "dlq", "List, show and replay records that were set aside."),
+    "dlq": LazyCommand("deploy.commands.dlq", "dlq", "List, show and republish records that were set aside."),
 }
+# Old name -> present name. "Replay" is the rebuilding of states from readings, and nothing else.
+RENAMED = {"replay": "publish"}
 
 
-class LazyGroup(click.Group):
+class LazyGroup(RenamingGroup):
     """A group that imports a command's module when that command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -72,7 +75,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, renamed=RENAMED, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="streamgru", message="%(prog)s %(version)s")
 @click.option(
     "--settings",

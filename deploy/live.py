@@ -11,8 +11,8 @@ from kafka import TopicPartition
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.kafka.batch_consumer import FetchedRecord, read_fast
 from pipeline.kafka.clients import make_consumer, partition_count, translated
-from pipeline.kafka.fetched_records import FetchedRecord, read_fast
 from pipeline.messages import Forecast, ReadingDecoder, Rejected, decode_forecast
 from pipeline.settings import Settings
 

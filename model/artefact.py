@@ -36,7 +36,7 @@ def save_artefact(forecaster: Forecaster, directory: Path) -> None:
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         content = {"format_version": FORMAT_VERSION, **json.loads(forecaster.config.to_json())}
-        weights = {name: tensor.detach().cpu() for name, tensor in forecaster.state_dict().items()}
+        weights = {name: tensor.detach().cpu() for name, tensor in forecaster.stored_weights().items()}
         with (draft / WEIGHTS_FILE).open("wb") as file:
             torch.save(weights, file)
             file.flush()
@@ -77,7 +77,7 @@ def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
         raise ArtefactError(f"{directory / CONFIG_FILE} describes no model that can be built: {error}") from error
     weights = _read_weights(directory / WEIGHTS_FILE)
     try:
-        forecaster.load_state_dict(weights)
+        forecaster.load_stored_weights(weights)
     except (RuntimeError, AttributeError) as error:
         raise ArtefactError(
             f"{directory / WEIGHTS_FILE} does not hold the weights of the model described beside it in {CONFIG_FILE}; "

@@ -7,7 +7,8 @@ Letters: B sensors, T steps, S of them scored, D inputs of a step, K targets, Q 
 H hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from .normaliser import Floats, Normaliser
 from .sequences import Sequences
 
 UNKNOWN_SENSOR = 0  # row of the embedding for sensors that training did not see
+
+# Name in memory -> name on disk. Artefacts and checkpoints keep the names of format 1: an older program reads them.
+_NAMES_ON_DISK: Final = (("gru.gru.", "gru.rnn."), ("gru.fc.", "gru.head."))
 
 
 class Forecaster(nn.Module):
@@ -55,10 +59,10 @@ class Forecaster(nn.Module):
         if config.embedding_size:
             nn.init.normal_(self.embedding.weight, std=0.1)
         with torch.no_grad():
-            self.gru.head.weight.mul_(0.1)
+            self.gru.fc.weight.mul_(0.1)
             bias = torch.full((config.target_count, len(config.quantiles), config.horizon_steps), -0.5)
             bias[:, config.median_index] = 0.0
-            self.gru.head.bias.copy_(bias.flatten())
+            self.gru.fc.bias.copy_(bias.flatten())
             if self.skip is None:
                 return
             self.skip.weight.zero_()
@@ -84,6 +88,19 @@ class Forecaster(nn.Module):
         if differing:
             raise ValueError(f"the model to begin from has another shape; {', '.join(differing)} differ")
         self.load_state_dict(theirs)
+
+    def stored_weights(self) -> dict[str, Tensor]:
+        """The ``state_dict`` under the names that artefacts and checkpoints use."""
+        return {_name_on_disk(name): tensor for name, tensor in self.state_dict().items()}
+
+    def load_stored_weights(self, weights: Mapping[str, Any]) -> None:
+        """Take over weights under the names that artefacts and checkpoints use.
+
+        Raises:
+            RuntimeError: a name is missing or unknown, or a tensor has another shape.
+        """
+        names = {_name_on_disk(name): name for name in self.state_dict()}
+        self.load_state_dict({names.get(name, name): tensor for name, tensor in weights.items()})
 
     def normaliser(self) -> Normaliser:
         """The normaliser that belongs to these weights."""
@@ -139,3 +156,10 @@ class Forecaster(nn.Module):
         for level in range(median - 1, -1, -1):
             in_order.insert(0, in_order[0] - distance[..., level, :])
         return torch.stack(in_order, dim=-2)
+
+
+def _name_on_disk(name: str) -> str:
+    for in_memory, on_disk in _NAMES_ON_DISK:
+        if name.startswith(in_memory):
+            return on_disk + name.removeprefix(in_memory)
+    return name

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class GRUModel(nn.Module):
-    """``num_layers`` of GRU and a linear head on the last layer's hidden state.
+    """``num_layers`` of GRU, and a linear layer ``fc`` on the last layer's hidden state.
+
+    The class that PyTorch tutorials write: the ``state_dict`` of theirs, ``gru.weight_ih_l0`` to ``fc.bias``, loads
+    into this one, with equal outputs, and the other way round.
 
     PyTorch's form of the gates (Cho et al., 2014, with the reset gate behind the product)::
 
@@ -23,14 +26,16 @@ class GRUModel(nn.Module):
         self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 2, *, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.rnn = nn.GRU(
+        self.num_layers = num_layers
+        self.hidden_size = hidden_size
+        self.gru = nn.GRU(
             input_size, hidden_size, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0
         )
-        self.head = nn.Linear(hidden_size, output_size)
+        self.fc = nn.Linear(hidden_size, output_size)
 
     def zeros(self, batch: int) -> Tensor:
         """(L, B, H): the hidden state of sensors that have seen nothing yet."""
-        return self.head.weight.new_zeros(self.rnn.num_layers, batch, self.rnn.hidden_size)
+        return self.fc.weight.new_zeros(self.num_layers, batch, self.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, O) after the last step of windows ``x`` (B, T, I), each begun from a zero state."""
@@ -44,10 +49,10 @@ class GRUModel(nn.Module):
 
     def unroll(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's hidden states (B, T, H) over ``x`` (B, T, I) from ``h`` (L, B, H), and the next ``h``."""
-        hidden, h = self.rnn(x, h)
+        hidden, h = self.gru(x, h)
         return hidden, h
 
     def predict(self, hidden: Tensor) -> Tensor:
         """(..., O) from the last layer's hidden states (..., H)."""
-        out: Tensor = self.head(hidden)
+        out: Tensor = self.fc(hidden)
         return out

@@ -68,7 +68,7 @@ def fit_intervals(forecaster: Forecaster, lanes: list[Lane]) -> None:
     """
     config = forecaster.config
     K, Q, h = config.target_count, len(config.quantiles), config.horizon_steps
-    device = forecaster.gru.head.weight.device
+    device = forecaster.gru.fc.weight.device
     residuals: list[NDArray[np.float32]] = []
     for predicted, chunk in _forecasts_along(forecaster, lanes, device):
         error = chunk.labels - predicted[..., config.median_index, :]
@@ -83,5 +83,5 @@ def fit_intervals(forecaster: Forecaster, lanes: list[Lane]) -> None:
     distance[:, :m], distance[:, m + 1 :] = gaps[:, :m], gaps[:, m:]
     bias = torch.from_numpy(np.log(np.expm1(np.nan_to_num(distance, nan=1.0)))).float()
     outer = torch.arange(Q) != m
-    forecaster.gru.head.weight.view(K, Q, h, -1)[:, outer] = 0.0
-    forecaster.gru.head.bias.view(K, Q, h)[:, outer] = bias[:, outer].to(device)
+    forecaster.gru.fc.weight.view(K, Q, h, -1)[:, outer] = 0.0
+    forecaster.gru.fc.bias.view(K, Q, h)[:, outer] = bias[:, outer].to(device)

@@ -299,4 +299,4 @@ class _Rounds:
             state.begin = np.minimum(end - past.begin[end - 1], self._C)
 
     def _tensor(self, array: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._forecaster.gru.head.weight.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._forecaster.gru.fc.weight.device)

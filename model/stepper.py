@@ -62,8 +62,8 @@ class Stepper:
         self._tile = tile
         self._normaliser = forecaster.normaliser()
         self._embedding = forecaster.embedding.weight.detach()
-        self._gru = TiledGRU(forecaster.gru.rnn, tile)
-        head = forecaster.gru.head
+        self._gru = TiledGRU(forecaster.gru.gru, tile)
+        head = forecaster.gru.fc
         skip = forecaster.skip
         weight = head.weight if skip is None else torch.cat([head.weight, skip.weight], dim=1)
         self._head = TiledLinear(weight, head.bias, tile)

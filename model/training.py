@@ -264,9 +264,9 @@ class _Run:
         """All that the next epoch depends on."""
         cuda = self._device.type == "cuda"
         return {
-            "forecaster": self._forecaster.state_dict(),
-            "averaged": self._averaged.state_dict(),
-            "best": self.best.state_dict(),
+            "forecaster": self._forecaster.stored_weights(),
+            "averaged": self._averaged.stored_weights(),
+            "best": self.best.stored_weights(),
             "optimiser": self._optimiser.state_dict(),
             "hidden": self._hidden,
             "random": torch.get_rng_state(),
@@ -279,9 +279,9 @@ class _Run:
 
     def _restore(self, kept: dict[str, Any]) -> None:
         """Makes ``_kept`` of an equal training this one's."""
-        self._forecaster.load_state_dict(kept["forecaster"])
-        self._averaged.load_state_dict(kept["averaged"])
-        self.best.load_state_dict(kept["best"])
+        self._forecaster.load_stored_weights(kept["forecaster"])
+        self._averaged.load_stored_weights(kept["averaged"])
+        self.best.load_stored_weights(kept["best"])
         self._optimiser.load_state_dict(kept["optimiser"])
         self._hidden = kept["hidden"].to(self._device)
         torch.set_rng_state(kept["random"])

@@ -2,7 +2,7 @@
 
     StreamgruError
     ├── SettingsError            a setting is missing, out of range or contradicts another
-    ├── DataFileError            a file to replay or to read is malformed
+    ├── DataFileError            a file to publish or to read is malformed
     ├── StackError               a process of the local stack did not start, died or does not answer
     ├── KafkaError
     │   ├── BrokerUnreachable    no broker answers at the address given
@@ -35,7 +35,7 @@ class SettingsError(StreamgruError):
 
 
 class DataFileError(StreamgruError):
-    """A file to replay or to read is malformed."""
+    """A file to publish or to read is malformed."""
 
 
 class StackError(StreamgruError):

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.context import Context
-from pipeline.audit.dead_letters import DeadLetter, read_letter, read_letters, replay_letters
+from deploy.renamed import RenamingGroup
+from pipeline.audit.dead_letters import DeadLetter, read_letter, read_letters, republish_letters
 from pipeline.messages import ReadingDecoder
 
 _VALUE_WIDTH = 60
@@ -29,7 +30,7 @@ def position_of(text: str) -> tuple[int, int]:
 _reason = click.option("--reason", type=click.Choice(ReadingDecoder.REASONS), help="Only those set aside for this.")
 
 
-@click.group()
+@click.group(cls=RenamingGroup, renamed={"replay": "republish"})
 def dlq() -> None:
     """Dead letters: records that are no reading, with their bytes as they were."""
 
@@ -80,7 +81,7 @@ def show(context: Context, position: tuple[int, int], raw: bool) -> None:
 @_reason
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.pass_obj
-def replay(context: Context, positions: tuple[tuple[int, int], ...], reason: str | None, dry_run: bool) -> None:
+def republish(context: Context, positions: tuple[tuple[int, int], ...], reason: str | None, dry_run: bool) -> None:
     """Publish dead letters as readings once more: those that are readings under the present settings.
 
     All of them, or those at the positions that `dlq list` shows. Do this after the settings have learned of a feature,
@@ -95,7 +96,7 @@ def replay(context: Context, positions: tuple[tuple[int, int], ...], reason: str
         chosen = (read_letter(settings, *position) for position in positions)
         return _only(chosen if positions else read_letters(settings), reason)
 
-    outcome = replay_letters(settings, letters, publish=not dry_run)
+    outcome = republish_letters(settings, letters, publish=not dry_run)
     topic = settings.kafka.topics.readings
     click.echo(f"{outcome.published:,} {'would be' if dry_run else 'were'} published to {topic} once more")
     for why, count in outcome.still_rejected.most_common():

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from pipeline.audit.topic_logs import read_range, topic_ends, topic_starts
 from pipeline.errors import KafkaError, TopicError
+from pipeline.kafka.batch_producer import BatchAppender, check_delivered, encode_headers
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translated
-from pipeline.kafka.record_batches import BatchAppender, check_delivered, encode_headers
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
@@ -101,17 +101,17 @@ def read_letter(settings: Settings, partition: int, offset: int) -> DeadLetter:
 
 
 @dataclass
-class Replayed:
-    """What ``replay_letters`` did."""
+class Republication:
+    """What ``republish_letters`` did."""
 
     published: int = 0
     still_rejected: Counter[str] = field(default_factory=Counter)  # by the reason that holds now; they stay
     foreign: int = 0  # of another topic than the settings' readings
 
 
-def replay_letters(
+def republish_letters(
     settings: Settings, letters: Callable[[], Iterable[DeadLetter]], *, publish: bool = True
-) -> Replayed:
+) -> Republication:
     """Put originals back on the readings topic, those that are readings under the present settings.
 
     Each goes to the partition it came from, with its own key, value and headers. Doing it twice is harmless: the second
@@ -119,18 +119,18 @@ def replay_letters(
     before the next are read; after a crash all or none of them are visible, and nothing notes which.
 
     Args:
-        letters: begins to read the dead letters to replay; called a second time once all of them were found fit.
+        letters: begins to read the dead letters to republish; called a second time once all of them were found fit.
         publish: false only counts what would be done.
 
     Raises:
         TopicError: letters came from partitions that the topic no longer has; nothing was published.
         KafkaError: no broker answers, or it refused a record.
-        Fenced: another replay has begun meanwhile; it goes on, this one does not.
+        Fenced: another process has begun to republish meanwhile; it continues, this one stops.
     """
-    outcome = Replayed()
+    outcome = Republication()
     _check_partitions(settings, _due(settings, letters(), outcome))
     if publish and outcome.published:
-        outcome = Replayed()
+        outcome = Republication()
         _publish(settings, _due(settings, letters(), outcome))
     return outcome
 
@@ -150,7 +150,7 @@ def transactions_of(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]
         yield together
 
 
-def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Replayed) -> Iterator[DeadLetter]:
+def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republication) -> Iterator[DeadLetter]:
     """The letters that go out again; they and all others are counted in ``outcome`` as they are read."""
     decoder = ReadingDecoder(settings.features)
     for letter in letters:
@@ -186,9 +186,9 @@ def _check_partitions(settings: Settings, letters: Iterable[DeadLetter]) -> None
     if named:
         raise TopicError(
             f"dead letters came from partitions that topic {topic} does not have (it has {partitions}): "
-            f"{', '.join(named)}{f' and {more:,} more' if more else ''}. Nothing was published. Replay the others by "
-            "their positions, which `streamgru dlq list` shows; `streamgru dlq show POSITION` shows what is in these, "
-            "to be sent anew"
+            f"{', '.join(named)}{f' and {more:,} more' if more else ''}. Nothing was published. Republish the others "
+            "by their positions, which `streamgru dlq list` shows. `streamgru dlq show POSITION` shows the content of "
+            "a letter, so that you can send it to another partition"
         )
 
 

@@ -18,8 +18,8 @@ from pipeline.audit.findings import REJECTED, ForecastLog, Offsets, ReadingLog, 
 from pipeline.audit.weights import published_weights
 from pipeline.errors import BrokerUnreachable, KafkaError
 from pipeline.forecaster.position import Committed
+from pipeline.kafka.batch_consumer import Headers, read_fast
 from pipeline.kafka.clients import make_admin, make_consumer, partition_count, translated
-from pipeline.kafka.fetched_records import Headers, read_fast
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.settings import Settings
 

@@ -19,8 +19,8 @@ from kafka.partitioner.default import murmur2
 from numpy.typing import NDArray
 
 from pipeline.files.reading_table import ReadingTable
+from pipeline.kafka.batch_producer import BatchAppender
 from pipeline.kafka.clients import translated
-from pipeline.kafka.record_batches import BatchAppender
 from pipeline.settings import Settings
 
 # Rows encoded and appended at once: enough to spread the cost of a round over, few enough for a smooth progress bar.

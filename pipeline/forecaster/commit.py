@@ -30,8 +30,9 @@ from pipeline.errors import Fenced, KafkaError
 from pipeline.forecaster.membership import is_member
 from pipeline.forecaster.position import Position
 from pipeline.forecaster.watchdog import Watchdog
+from pipeline.kafka.batch_producer import NO_HEADERS, BatchAppender, check_delivered
 from pipeline.kafka.clients import close_producer
-from pipeline.kafka.record_batches import NO_HEADERS, BatchAppender, check_delivered
+from pipeline.kafka.patches import abort_transaction
 
 logger = logging.getLogger("streamgru.commit")
 
@@ -175,11 +176,8 @@ class KafkaTransport:
         self._producer.commit_transaction()
 
     def abort(self) -> None:
-        """Make it all void, as ``abort_transaction`` does, but waiting no longer than ``ABORT_TIMEOUT_S``."""
-        result = self._producer._transaction_manager.begin_abort()
-        self._producer._sender.wakeup()
-        if not result.wait(ABORT_TIMEOUT_S * 1_000):
-            raise client_errors.KafkaTimeoutError(f"no answer to an abort for {ABORT_TIMEOUT_S:g} s")
+        """Make it all void, and wait no longer than ``ABORT_TIMEOUT_S``."""
+        abort_transaction(self._producer, ABORT_TIMEOUT_S)
 
     def close(self) -> None:
         """Let go of the connection, at once."""

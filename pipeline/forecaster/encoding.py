@@ -15,12 +15,12 @@ import orjson
 from model.config import ModelConfig
 from model.experts import AdaptationConfig
 from pipeline.errors import ModelUnfit
-from pipeline.kafka.record_batches import Varints, encode_varint
+from pipeline.kafka.batch_producer import Varints, encode_varint
 from pipeline.messages import FORECAST_TYPE, ModelId, quantile_key
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from model.stepper import Forecasts  # brings torch along, which replay and ingest do without
+    from model.stepper import Forecasts  # brings torch along, which publish and ingest do without
 
 # Counted from the leading digit of the sensor's scale: float32 carries no more, and short numbers cost less everywhere.
 SIGNIFICANT_DIGITS: Final = 7
@@ -67,7 +67,7 @@ class ForecastEncoder:
         forecasts: "Forecasts",
         traceparents: Sequence[bytes | None] | None = None,
     ) -> tuple[list[bytes], list[bytes]]:
-        """Values and header blocks (as ``record_batches`` takes them) of n forecasts.
+        """Values and header blocks (as ``batch_producer`` takes them) of n forecasts.
 
         Args:
             topic: where the readings came from.

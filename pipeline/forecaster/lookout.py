@@ -21,8 +21,8 @@ from kafka import TopicPartition
 from pipeline.errors import BrokerUnreachable, KafkaError, StreamgruError, TopicError
 from pipeline.forecaster.watchdog import end_process
 from pipeline.kafka.clients import make_admin, make_consumer, translated
+from pipeline.kafka.patches import leaderless
 from pipeline.kafka.topics import check_topics
-from pipeline.kafka.workarounds import leaderless
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.lookout")

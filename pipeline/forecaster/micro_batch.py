@@ -18,7 +18,7 @@ from pipeline.forecaster.position import POSITION_KEY, Noted, Position
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.serving import Serving, Stepped
 from pipeline.forecaster.state_table import Rows, States
-from pipeline.kafka.record_batches import encode_headers
+from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import InputPosition, ModelId, ReadingDecoder, Rejected, dead_letter
 from pipeline.settings import Settings
 

@@ -55,7 +55,7 @@ from pipeline.forecaster.position import Committed, Position
 from pipeline.forecaster.readings import Readings, Record
 from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.state_table import StateTable
-from pipeline.kafka.workarounds import next_offset
+from pipeline.kafka.patches import next_offset
 
 logger = logging.getLogger("streamgru.partitions")
 

@@ -10,7 +10,7 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.kafka.fetched_records import FetchedRecord
+from pipeline.kafka.batch_consumer import FetchedRecord
 from pipeline.messages import Reading, ReadingDecoder, Rejected
 
 Record = FetchedRecord

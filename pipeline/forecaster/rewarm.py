@@ -21,8 +21,8 @@ from pipeline.forecaster.champion import Candidate
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.replay import Known, Rebuilt, Replayer
 from pipeline.forecaster.serving import Serving
+from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer
-from pipeline.kafka.fetched_records import read_fast
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.rewarm")

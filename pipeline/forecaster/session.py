@@ -23,10 +23,9 @@ from pipeline.forecaster.resume_point import what_was_lost
 from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.undecided import decide, was_committed
 from pipeline.forecaster.watchdog import Watchdog
+from pipeline.kafka.batch_consumer import fetch_late, read_fast
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translated
-from pipeline.kafka.fetched_records import read_fast
-from pipeline.kafka.late_fetches import fetch_late
-from pipeline.kafka.workarounds import next_offset
+from pipeline.kafka.patches import next_offset, request_rejoin
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.forecaster")
@@ -225,7 +224,7 @@ class Session:
             self._aborts += 1
             if self._aborts == MOST_ABORTS:
                 # The group may have forgotten this member without telling the client.
-                self.consumer._coordinator.request_rejoin()
+                request_rejoin(self.consumer)
             raise StartOver(f"the last transaction was aborted, or its outcome is unknown: {aborted}") from aborted
         self._failures = self._aborts = 0
         self.pulse.progressed = self.pulse.committed = time.monotonic()

@@ -16,6 +16,7 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.admin import AbortTransactionSpec, KafkaAdminClient
 
 from pipeline.kafka.clients import make_admin
+from pipeline.kafka.patches import add_to_transaction, producer_id
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.undecided")
@@ -73,7 +74,7 @@ def decide(producer: KafkaProducer, admin: KafkaAdminClient, topics: Iterable[st
     except client_errors.KafkaError as error:
         logger.debug("what transactions are open cannot be asked: %s", error)
         return
-    own_id = producer._transaction_manager.producer_id_and_epoch.producer_id
+    own_id = producer_id(producer)
     left = {
         partition: active
         for partition, state in found.items()
@@ -97,5 +98,5 @@ def _commit(producer: KafkaProducer, partitions: Iterable[TopicPartition]) -> No
     """A transaction without a record: its markers decide."""
     producer.begin_transaction()
     for partition in partitions:
-        producer._transaction_manager.maybe_add_partition_to_transaction(partition)
+        add_to_transaction(producer, partition)
     producer.commit_transaction()

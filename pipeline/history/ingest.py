@@ -23,8 +23,8 @@ from kafka import KafkaConsumer, TopicPartition
 from pipeline.errors import BrokerUnreachable, HistoryError, OffsetsLost, TopicError
 from pipeline.exclusive import exclusive
 from pipeline.history.table import History
+from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer, partition_count, translated
-from pipeline.kafka.fetched_records import read_fast
 from pipeline.kafka.topics import find_topic_id
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings

@@ -12,8 +12,8 @@ import kafka.errors as client_errors
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from pipeline.errors import BrokerUnreachable, Fenced, KafkaError, TopicError
-from pipeline.kafka.refusal import why_unreachable
-from pipeline.kafka.workarounds import make_or_let_go, mend_consumer, mend_producer
+from pipeline.kafka.connection_diagnosis import why_unreachable
+from pipeline.kafka.patches import make_or_let_go, patch_consumer, patch_producer, stop_sender
 from pipeline.settings import KafkaSettings, Settings
 
 # How long making a client waits for the first broker to answer: a local one takes 0.1 s, and a person waits no longer.
@@ -83,14 +83,14 @@ def make_consumer(settings: Settings, *, group_id: str | None = None, **override
     }
     with _connecting("connecting a consumer", settings):
         consumer: KafkaConsumer = make_or_let_go(KafkaConsumer, _connection(settings.kafka) | options | overrides)
-    return mend_consumer(consumer)
+    return patch_consumer(consumer)
 
 
 def make_producer(settings: Settings, *, transactional_id: str | None = None, **overrides: Any) -> KafkaProducer:
     """An idempotent producer, transactional where an id is given (the caller calls ``init_transactions``).
 
     A transactional producer takes the forecaster's timeouts, so that a successor never waits for long. Any other takes
-    the client's, since a flat-out replay may keep batches queued for longer than those allow.
+    the client's, since publishing a file flat out may keep batches queued for longer than those allow.
 
     Raises:
         BrokerUnreachable: no broker answers.
@@ -120,7 +120,7 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
         }
     with _connecting("connecting a producer", settings):
         producer = KafkaProducer(**_connection(settings.kafka), **(options | overrides))
-    return mend_producer(producer)
+    return patch_producer(producer)
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float = 1.0) -> None:
@@ -131,8 +131,7 @@ def close_producer(producer: KafkaProducer, timeout_s: float = 1.0) -> None:
     try:
         producer.close(timeout=timeout_s)
     except client_errors.KafkaError:
-        # The client gives up where it cannot flush, and leaves its thread running.
-        producer._sender.force_close()
+        stop_sender(producer)
 
 
 def make_admin(settings: Settings, **overrides: Any) -> KafkaAdminClient:

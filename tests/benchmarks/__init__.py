@@ -1,0 +1,6 @@
+"""Benchmarks: each is a program that a person starts, none is part of ``make test``.
+
+- ``make bench`` (``python -m tests.benchmarks``): throughput, latency, takeover, restore; writes SPEED.md
+- ``make quality`` (``python -m tests.benchmarks.quality``): accuracy on every data set; writes QUALITY.md
+- ``python -m tests.benchmarks.gift_protocol FILE TERM``: accuracy by GIFT-Eval's protocol on one file; prints JSON
+"""

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from model.state import blank_states
+from pipeline.kafka.batch_producer import BatchAppender, check_delivered
 from pipeline.kafka.clients import make_producer
-from pipeline.kafka.record_batches import BatchAppender, check_delivered
 from pipeline.kafka.topics import STATE_DIRTY_RATIO, STATE_SEGMENT_BYTES, ensure_topics
 from pipeline.messages import StateTag
 from pipeline.settings import Settings

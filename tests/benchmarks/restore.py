@@ -15,8 +15,8 @@ from kafka.structs import OffsetAndMetadata
 
 from model.state import blank_states
 from pipeline.forecaster.state_table import States
+from pipeline.kafka.batch_producer import BatchAppender, check_delivered
 from pipeline.kafka.clients import make_consumer, make_producer
-from pipeline.kafka.record_batches import BatchAppender, check_delivered
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import StateTag
 from pipeline.settings import Settings

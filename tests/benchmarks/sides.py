@@ -19,8 +19,8 @@ from pipeline.forecaster.encoding import ForecastEncoder
 from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.history.ingest import ingest
+from pipeline.kafka.batch_consumer import fetch_late
 from pipeline.kafka.clients import make_consumer, make_producer
-from pipeline.kafka.late_fetches import fetch_late
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import ModelId
 from pipeline.settings import Settings

@@ -14,7 +14,7 @@ from pipeline.forecaster.readings import decode_records
 from pipeline.forecaster.resume_point import Log
 from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.state_records import StateRecords
-from pipeline.kafka.fetched_records import FetchedRecord
+from pipeline.kafka.batch_consumer import FetchedRecord
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
     LARGEST_VALUE,

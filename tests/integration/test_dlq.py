@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from deploy.commands.dlq import dlq
 from deploy.context import Context
-from pipeline.audit.dead_letters import DeadLetter, replay_letters
+from pipeline.audit.dead_letters import DeadLetter, republish_letters
 from pipeline.errors import KafkaError, TopicError
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
@@ -120,13 +120,13 @@ def test_a_position_without_a_letter_is_refused(letters: Settings) -> None:
     assert "PARTITION:OFFSET" in run(letters, "show", "nonsense").output
 
 
-def test_replay_publishes_only_what_has_become_a_reading(letters: Settings) -> None:
+def test_republish_publishes_only_what_has_become_a_reading(letters: Settings) -> None:
     before = read_all(letters, letters.kafka.topics.readings)
-    assert run(letters, "replay").output.startswith("0 were published")
+    assert run(letters, "republish").output.startswith("0 were published")
     learned = with_pressure(letters)
-    assert run(learned, "replay", "--dry-run").output.startswith("1 would be published")
+    assert run(learned, "republish", "--dry-run").output.startswith("1 would be published")
     assert len(read_all(letters, letters.kafka.topics.readings)) == len(before)
-    output = run(learned, "replay").output
+    output = run(learned, "republish").output
     assert output.startswith("1 were published")
     for reason in ("malformed", "no-value", "bad-key"):
         assert f"1 would be rejected again ({reason})" in output
@@ -135,10 +135,10 @@ def test_replay_publishes_only_what_has_become_a_reading(letters: Settings) -> N
     assert (again.key, again.value, again.headers) == (original.key, original.value, original.headers)
 
 
-def test_replay_takes_positions(letters: Settings) -> None:
+def test_republish_takes_positions(letters: Settings) -> None:
     learned = with_pressure(letters)
     chosen = position(letters, "no-feature")
-    assert run(learned, "replay", "--dry-run", chosen).output == (
+    assert run(learned, "republish", "--dry-run", chosen).output == (
         f"1 would be published to {letters.kafka.topics.readings} once more\n"
     )
 
@@ -161,12 +161,12 @@ def letter_of(message: Message, settings: Settings, **changes: Any) -> DeadLette
     return replace(letter, **changes)
 
 
-def test_replay_keeps_headers_without_a_value(broker: Settings, fresh_settings: SettingsFactory) -> None:
+def test_republish_keeps_headers_without_a_value(broker: Settings, fresh_settings: SettingsFactory) -> None:
     settings = fresh_settings()
     ensure_topics(settings)
     headers = (("origin", None), ("trace", b""), ("origin", b"test"))
     letters = [letter_of(reading(settings, "sensor", step), settings, headers=headers) for step in range(2)]
-    assert replay_letters(settings, lambda: letters).published == 2
+    assert republish_letters(settings, lambda: letters).published == 2
     again = read_all(settings, settings.kafka.topics.readings)
     assert [(record.key, record.value) for record in again] == [(letter.key, letter.value) for letter in letters]
     assert all(tuple(record.headers) == headers for record in again)
@@ -183,12 +183,12 @@ def test_letters_from_a_partition_that_is_gone_are_named_before_anything_is_publ
     gone = [letter_of(message, settings, partition=7, at_partition=1, at_offset=offset) for offset in range(12)]
     foreign = letter_of(message, settings, partition=9, topic="elsewhere")
     with pytest.raises(TopicError, match=r"it has 2\): 1:0 \(from partition 7\), 1:1 .* 1:9 .* and 2 more\. "):
-        replay_letters(settings, lambda: [fit, foreign, *gone], publish=publish)
+        republish_letters(settings, lambda: [fit, foreign, *gone], publish=publish)
     assert read_all(settings, settings.kafka.topics.readings) == []
-    assert replay_letters(settings, lambda: [fit, foreign]).published == 1
+    assert republish_letters(settings, lambda: [fit, foreign]).published == 1
 
 
-def test_a_replay_that_dies_has_published_whole_transactions_and_can_be_run_again(
+def test_a_republication_that_dies_has_published_whole_transactions_and_can_be_run_again(
     broker: Settings, fresh_settings: SettingsFactory
 ) -> None:
     settings = fresh_settings()
@@ -205,10 +205,10 @@ def test_a_replay_that_dies_has_published_whole_transactions_and_can_be_run_agai
             yield letter
 
     with pytest.raises(KafkaError, match="stop coming"):
-        replay_letters(settings, dying)
+        republish_letters(settings, dying)
     values = [letter.value for letter in due]
     assert [record.value for record in read_all(settings, settings.kafka.topics.readings)] == values[:4]
-    assert replay_letters(settings, dying).published == 7
+    assert republish_letters(settings, dying).published == 7
     assert [record.value for record in read_all(settings, settings.kafka.topics.readings)] == values[:4] + values
 
 

@@ -7,9 +7,9 @@ from kafka import TopicPartition
 
 from pipeline.audit.verify import verify
 from pipeline.history.ingest import ingest
+from pipeline.kafka.batch_consumer import FetchedRecord, Headers, read_fast
+from pipeline.kafka.batch_producer import BatchAppender, encode_headers
 from pipeline.kafka.clients import make_consumer, make_producer
-from pipeline.kafka.fetched_records import FetchedRecord, Headers, read_fast
-from pipeline.kafka.record_batches import BatchAppender, encode_headers
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory

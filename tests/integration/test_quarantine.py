@@ -122,9 +122,9 @@ def test_a_model_that_cannot_even_begin_ends_the_forecaster_and_is_not_remembere
 ) -> None:
     hopeless = small_forecaster(settings)
     with torch.no_grad():
-        hopeless.gru.head.weight[:] = 3e38
-        hopeless.gru.head.weight[:, ::2] *= -1.0
-        hopeless.gru.head.bias[:] = 3e38
+        hopeless.gru.fc.weight[:] = 3e38
+        hopeless.gru.fc.weight[:, ::2] *= -1.0
+        hopeless.gru.fc.bias[:] = 3e38
     champion = FolderChampion(tmp_path / "champion", settings)
     champion.promote(1, hopeless)
     count = publish(settings, rounds(settings, SENSORS, range(4)))

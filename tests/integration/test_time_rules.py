@@ -1,9 +1,9 @@
-"""Time that runs backwards in a file of real readings' shape: replayed in the file's order, nothing is stepped twice.
+"""Time that runs backwards in a file of real readings' shape: published in the file's order, nothing is stepped twice.
 
 The shape is that of machine_temperature_system_failure.csv of the Numenta Anomaly Benchmark: one reading every five
 minutes, and in the middle a jump back by 55 minutes, after which 12 timestamps come a second time. The file itself:
 
-    streamgru replay machine_temperature_system_failure.csv --order file --timezone UTC
+    streamgru publish machine_temperature_system_failure.csv --order file --timezone UTC
 """
 
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from deploy.commands.replay import replay
+from deploy.commands.publish import publish
 from deploy.context import Context
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.serving import Serving
@@ -57,13 +57,13 @@ def machine_temperatures(path: Path, before: int = 250, after: int = 400) -> int
 
 
 def forecast_file(settings: Settings, path: Path, rows: int, models: Path) -> tuple[Counters, list[Forecast]]:
-    """Replay a file in its own order through a forecaster, and hold what came out against an offline pass."""
+    """Publish a file in its own order through a forecaster, and hold what came out against an offline pass."""
     champion = FolderChampion(models, settings)
     champion.promote(1, small_forecaster(settings))
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.restore_s > 0, 60, "it serves")
         done = CliRunner().invoke(
-            replay, [str(path), "--order", "file", "--timezone", "UTC"], obj=Context(lambda: settings)
+            publish, [str(path), "--order", "file", "--timezone", "UTC"], obj=Context(lambda: settings)
         )
         assert done.exit_code == 0, done.output
         wait_until(lambda: forecaster.counters.readings == rows, 240, "all readings were processed")

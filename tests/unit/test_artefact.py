@@ -42,6 +42,41 @@ def test_a_model_comes_back_with_every_bit(saved: Path) -> None:
             assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
+# As format 1 has them: programs of every version read these names, whatever the attributes are called in memory.
+NAMES_ON_DISK = {
+    "embedding.weight",
+    "gru.rnn.weight_ih_l0",
+    "gru.rnn.weight_hh_l0",
+    "gru.rnn.bias_ih_l0",
+    "gru.rnn.bias_hh_l0",
+    "gru.rnn.weight_ih_l1",
+    "gru.rnn.weight_hh_l1",
+    "gru.rnn.bias_ih_l1",
+    "gru.rnn.bias_hh_l1",
+    "gru.head.weight",
+    "gru.head.bias",
+    "skip.weight",
+    "scale_spread",
+}
+
+
+def test_weights_keep_their_names_and_format_number_on_disk(saved: Path) -> None:
+    weights = torch.load(saved / WEIGHTS_FILE, weights_only=True)
+    assert weights.keys() == NAMES_ON_DISK
+    assert json.loads((saved / CONFIG_FILE).read_text(encoding="utf-8"))["format_version"] == 1
+    core = load_artefact(saved).gru
+    assert torch.equal(core.gru.weight_hh_l1, weights["gru.rnn.weight_hh_l1"])
+    assert torch.equal(core.fc.weight, weights["gru.head.weight"])
+
+
+def test_a_weight_under_another_name_is_refused(saved: Path) -> None:
+    weights = torch.load(saved / WEIGHTS_FILE, weights_only=True)
+    weights["gru.tail.bias"] = weights.pop("gru.head.bias")
+    torch.save(weights, saved / WEIGHTS_FILE)
+    with pytest.raises(ArtefactError, match="does not hold the weights"):
+        load_artefact(saved)
+
+
 def test_nothing_but_the_two_files_is_left_behind(saved: Path) -> None:
     assert {path.name for path in saved.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
@@ -88,7 +123,7 @@ def test_pickled_code_is_refused(saved: Path) -> None:
 
 
 def test_weights_of_another_shape_are_refused(saved: Path) -> None:
-    torch.save(Forecaster(replace(CONFIG, hidden_size=9)).state_dict(), saved / WEIGHTS_FILE)
+    torch.save(Forecaster(replace(CONFIG, hidden_size=9)).stored_weights(), saved / WEIGHTS_FILE)
     with pytest.raises(ArtefactError, match="does not hold the weights"):
         load_artefact(saved)
 

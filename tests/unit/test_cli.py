@@ -90,6 +90,34 @@ def test_every_command_listed_exists_under_its_name(name: str) -> None:
     assert command.help
 
 
+@pytest.mark.parametrize("name", cli.RENAMED)
+def test_the_old_name_of_a_command_still_works_and_names_the_new_one(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(name, "--help") == 0
+    by_old_name = capsys.readouterr()
+    new = cli.RENAMED[name]
+    assert by_old_name.err == f"`streamgru {name}` is now `streamgru {new}`\n"
+    assert run(new, "--help") == 0
+    by_new_name = capsys.readouterr()
+    assert by_old_name.out == by_new_name.out
+    assert by_new_name.err == ""
+    assert run(name) == run(new) == 2, "it lacks its argument"
+
+
+def test_dlq_replay_is_dlq_republish(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("dlq", "replay", "--dry-run", "nonsense") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("`streamgru dlq replay` is now `streamgru dlq republish`\nUsage: streamgru dlq republish ")
+    assert "is not PARTITION:OFFSET" in told
+
+
+def test_old_names_are_in_no_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["dlq"]):
+        assert run(*command, "--help") == 0
+        assert "replay" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["--frobnicate"], ["status", "--frobnicate"], ["up", "redis"]])
 def test_wrong_usage_exits_2_and_says_what_was_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments) == 2

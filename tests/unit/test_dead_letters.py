@@ -1,4 +1,4 @@
-"""How dead letters are parted into transactions, and what the help of their replay promises."""
+"""How dead letters are parted into transactions, and what the help of `dlq republish` promises."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -40,6 +40,6 @@ def test_no_more_is_read_than_a_transaction_takes() -> None:
     assert len(read) == 5  # the first of the next
 
 
-def test_the_help_of_replay_does_not_promise_a_forecast() -> None:
-    shown = " ".join(CliRunner().invoke(dlq, ["replay", "--help"]).output.split())
+def test_the_help_of_republish_does_not_promise_a_forecast() -> None:
+    shown = " ".join(CliRunner().invoke(dlq, ["republish", "--help"]).output.split())
     assert "not newer than its sensor's state counts as late or as a duplicate, and gets no forecast" in shown

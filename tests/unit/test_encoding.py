@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.experts import CORRECTED, HIDDEN, PLAIN
 from pipeline.errors import ModelUnfit
 from pipeline.forecaster.encoding import ForecastEncoder, round_to_scale
-from pipeline.kafka.record_batches import encode_headers
+from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
     LATEST_TIMESTAMP_US,

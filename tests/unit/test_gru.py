@@ -1,8 +1,10 @@
-"""The GRU core: its equations, and that steps equal a pass."""
+"""The GRU core: its equations, steps equal a pass, and it is interchangeable with the class of PyTorch tutorials."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from model.gru import GRUModel
 
@@ -12,18 +14,57 @@ FLOAT32_TOLERANCE = 1e-5
 def written_out(model: GRUModel, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One step by the equations in the docstring, layer by layer."""
     nexts = []
-    for layer in range(model.rnn.num_layers):
-        W_r, W_z, W_n = getattr(model.rnn, f"weight_ih_l{layer}").chunk(3)
-        U_r, U_z, U_n = getattr(model.rnn, f"weight_hh_l{layer}").chunk(3)
-        b_r, b_z, b_n = getattr(model.rnn, f"bias_ih_l{layer}").chunk(3)
-        c_r, c_z, c_n = getattr(model.rnn, f"bias_hh_l{layer}").chunk(3)
+    for layer in range(model.gru.num_layers):
+        W_r, W_z, W_n = getattr(model.gru, f"weight_ih_l{layer}").chunk(3)
+        U_r, U_z, U_n = getattr(model.gru, f"weight_hh_l{layer}").chunk(3)
+        b_r, b_z, b_n = getattr(model.gru, f"bias_ih_l{layer}").chunk(3)
+        c_r, c_z, c_n = getattr(model.gru, f"bias_hh_l{layer}").chunk(3)
         before = h[layer]
         z = torch.sigmoid(x @ W_z.T + b_z + before @ U_z.T + c_z)
         r = torch.sigmoid(x @ W_r.T + b_r + before @ U_r.T + c_r)
         candidate = torch.tanh(x @ W_n.T + b_n + r * (before @ U_n.T + c_n))
         x = (1 - z) * candidate + z * before
         nexts.append(x)
-    return x @ model.head.weight.T + model.head.bias, torch.stack(nexts)
+    return x @ model.fc.weight.T + model.fc.bias, torch.stack(nexts)
+
+
+class TutorialGRU(nn.Module):
+    """The model as PyTorch tutorials write it."""
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 2) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.gru = nn.GRU(input_size, hidden_size, num_layers, batch_first=True)
+        self.fc = nn.Linear(hidden_size, output_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h0 = torch.zeros(self.num_layers, x.size(0), self.hidden_size)
+        out, _ = self.gru(x, h0)
+        predicted: torch.Tensor = self.fc(out[:, -1, :])
+        return predicted
+
+
+@pytest.mark.parametrize(("source", "target"), [(TutorialGRU, GRUModel), (GRUModel, TutorialGRU)])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_weights_of_a_tutorials_class_load_both_ways_and_give_equal_outputs(
+    source: type[TutorialGRU] | type[GRUModel], target: type[TutorialGRU] | type[GRUModel], layers: int
+) -> None:
+    torch.manual_seed(0)
+    original, loaded = source(5, 16, 3, num_layers=layers), target(5, 16, 3, num_layers=layers)
+    loaded.load_state_dict(original.state_dict(), strict=True)
+    x = torch.randn(7, 20, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), original(x), atol=1e-6, rtol=0)
+
+
+def test_the_core_has_the_attributes_and_defaults_of_a_tutorials_class() -> None:
+    model = GRUModel(input_size=5, hidden_size=16, output_size=3)
+    assert (model.num_layers, model.hidden_size) == (2, 16)
+    assert isinstance(model.gru, nn.GRU)
+    assert model.gru.batch_first
+    assert isinstance(model.fc, nn.Linear)
+    assert (model.fc.in_features, model.fc.out_features) == (16, 3)
 
 
 def test_a_window_of_many_sensors_gives_one_output_each() -> None:

@@ -19,7 +19,7 @@ from pipeline.forecaster.position import Committed, Position
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.replay import Known, Rebuilt, Replayer, known_of_states
 from pipeline.forecaster.serving import Serving
-from pipeline.kafka.fetched_records import FetchedRecord
+from pipeline.kafka.batch_consumer import FetchedRecord
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, encode_reading, microseconds
 from pipeline.settings import Settings
 from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deploy.commands.topics import schema
 from pipeline.errors import StateError
-from pipeline.kafka.record_batches import encode_headers, encode_varint
+from pipeline.kafka.batch_producer import encode_headers, encode_varint
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
     LARGEST_VALUE,

@@ -7,7 +7,7 @@ from kafka import TopicPartition
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
 from pipeline.forecaster.position import POSITION_KEY, Noted, Position
 from pipeline.forecaster.serving import Serving
-from pipeline.kafka.fetched_records import FetchedRecord
+from pipeline.kafka.batch_consumer import FetchedRecord
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings
 from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster

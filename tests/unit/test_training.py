@@ -125,6 +125,14 @@ def test_a_killed_training_goes_on_to_the_same_weights(chosen: TrainingOptions, 
     assert told == []
 
 
+def test_a_checkpoint_keeps_the_names_that_weights_have_on_disk(tmp_path: Path) -> None:
+    train(config(), replace(QUICK, device="cpu", epochs=1), sequences(), SPLIT, checkpoint=tmp_path / "training.pt")
+    content = torch.load(tmp_path / "training.pt", weights_only=True)["content"]
+    for part in ("forecaster", "averaged", "best"):
+        assert {"gru.rnn.weight_ih_l0", "gru.head.weight"} <= content[part].keys()
+        assert not [name for name in content[part] if name.startswith(("gru.gru", "gru.fc"))]
+
+
 @pytest.mark.parametrize("damage", ["other data", "cut off", "no such folder"])
 def test_a_checkpoint_that_does_not_fit_is_left_aside(damage: str, tmp_path: Path) -> None:
     options = replace(QUICK, device="cpu", epochs=1)

@@ -1,4 +1,4 @@
-"""Finds out why no broker could be talked to where its address answers: of a refusal the client only says a timeout."""
+"""Why a broker that accepts connections cannot be used: the client only reports a timeout if a listener refuses it."""
 
 import socket
 import ssl
@@ -11,7 +11,7 @@ PROBE_TIMEOUT_S: Final = 2.0
 
 
 def why_unreachable(kafka: KafkaSettings) -> str:
-    """A sentence about the first address that accepts connections; empty where none does."""
+    """A sentence about the first address that accepts connections; empty if no address does."""
     for server in kafka.bootstrap_servers.split(","):
         host, _, port = server.strip().rpartition(":")
         with suppress(OSError, ValueError), socket.create_connection((host, int(port)), PROBE_TIMEOUT_S) as connection:

@@ -1,4 +1,4 @@
-"""``streamgru replay`` puts files on the readings topic: all of them, in order, resumable."""
+"""``streamgru publish`` puts files on the readings topic: all of them, in order, resumable."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ from kafka import TopicPartition
 from kafka.partitioner.default import murmur2
 
 import deploy
-from deploy.commands.replay import replay
+from deploy.commands.publish import publish
 from deploy.context import Context
 from pipeline.errors import DataFileError, TopicError
 from pipeline.kafka.clients import make_consumer
@@ -39,7 +39,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Iterator[Sett
 
 
 def run(settings: Settings, *arguments: object) -> Result:
-    return CliRunner().invoke(replay, [str(each) for each in arguments], obj=Context(lambda: settings))
+    return CliRunner().invoke(publish, [str(each) for each in arguments], obj=Context(lambda: settings))
 
 
 class Published(NamedTuple):
@@ -145,7 +145,7 @@ def test_speed_keeps_the_readings_distances(settings: Settings, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_replay_says_how_to_go_on_and_nothing_is_lost(
+def test_an_interrupted_publication_says_how_to_go_on_and_nothing_is_lost(
     settings: Settings, tmp_path: Path, number: signal.Signals
 ) -> None:
     path = write_hours(tmp_path / "a.csv", 700)
@@ -156,12 +156,12 @@ def test_an_interrupted_replay_says_how_to_go_on_and_nothing_is_lost(
         f"[kafka.topics]\n{topics}\n",
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "deploy.cli", "--settings", str(settings_file), "replay", str(path)]
+    command = [sys.executable, "-m", "deploy.cli", "--settings", str(settings_file), "publish", str(path)]
     process = subprocess.Popen(
         [*command, "--speed", str(50 * 3_600)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        wait_until(lambda: len(published(settings)) > 20, 60, "the replay is under way")
+        wait_until(lambda: len(published(settings)) > 20, 60, "some readings are published")
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
     finally:
@@ -180,6 +180,6 @@ def test_an_interrupted_replay_says_how_to_go_on_and_nothing_is_lost(
     assert set(every[:row]) == {every[0] + i * HOUR_US for i in range(row)}
 
 
-def test_replay_needs_no_torch() -> None:
-    program = "import sys, deploy.commands.replay; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+def test_publish_needs_no_torch() -> None:
+    program = "import sys, deploy.commands.publish; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

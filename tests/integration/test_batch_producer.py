@@ -12,8 +12,8 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 from pytest import fixture
 
 from pipeline.errors import KafkaError
+from pipeline.kafka.batch_producer import NO_HEADERS, BatchAppender, check_delivered, encode_headers, encode_varint
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer
-from pipeline.kafka.record_batches import NO_HEADERS, BatchAppender, check_delivered, encode_headers, encode_varint
 from pipeline.settings import Settings
 from tests.waiting import wait_until
 

@@ -1,4 +1,4 @@
-"""The client's faults that ``workarounds`` mends: each is gone with its mend, and there without."""
+"""The client's faults that ``patches`` works around: each is gone with its patch, and there without."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ from kafka.errors import LogTruncationError
 from deploy.stack import Stack
 from pipeline.errors import BrokerUnreachable
 from pipeline.kafka.clients import close_producer, make_admin, make_consumer, make_producer
+from pipeline.kafka.patches import leaderless, next_offset
 from pipeline.kafka.topics import ensure_topics
-from pipeline.kafka.workarounds import leaderless, next_offset
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import broker_pid, publish, read_all, rounds, stopped
@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
-mended = pytest.mark.parametrize("is_mended", [True, False], ids=["mended", "as it is"])
+both_ways = pytest.mark.parametrize("is_patched", [True, False], ids=["patched", "unpatched"])
 
 
 @pytest.fixture
@@ -80,31 +80,31 @@ def begin_a_join(consumer: KafkaConsumer) -> None:
     wait_until(lambda: joining.is_done, 10, "the brokers answered")
 
 
-@mended
+@both_ways
 def test_a_rejoin_for_another_partition_is_finished_though_its_poll_timed_out(
-    leader: KafkaConsumer, is_mended: bool
+    leader: KafkaConsumer, is_patched: bool
 ) -> None:
     coordinator = leader._coordinator
-    if not is_mended:
+    if not is_patched:
         del coordinator.need_rejoin  # what is left is the client's own
     coordinator._assignment_snapshot = {topic: set() for topic in coordinator._assignment_snapshot}
     begin_a_join(leader)
     for _ in range(10):
         leader.poll(timeout_ms=100)
-    assert is_stable(leader) is is_mended
-    assert coordinator._heartbeat_enabled is is_mended
+    assert is_stable(leader) is is_patched
+    assert coordinator._heartbeat_enabled is is_patched
 
 
-@mended
-def test_a_join_that_was_finished_between_two_polls_is_taken(leader: KafkaConsumer, is_mended: bool) -> None:
+@both_ways
+def test_a_join_that_was_finished_between_two_polls_is_taken(leader: KafkaConsumer, is_patched: bool) -> None:
     coordinator = leader._coordinator
-    if not is_mended:
+    if not is_patched:
         del coordinator._do_join_and_sync_async
     before = leader.group_metadata().generation_id
     coordinator.request_rejoin()
     begin_a_join(leader)
     leader.poll(timeout_ms=0)
-    if is_mended:
+    if is_patched:
         assert is_stable(leader)
         assert leader.group_metadata().generation_id == before + 1
     else:
@@ -120,28 +120,28 @@ def claimed(consumer: KafkaConsumer) -> list[Any]:
     return [number for topic in metadata.owned_partitions for number in topic.partitions]
 
 
-@mended
-def test_who_was_out_of_the_group_claims_nothing(leader: KafkaConsumer, is_mended: bool) -> None:
+@both_ways
+def test_who_was_out_of_the_group_claims_nothing(leader: KafkaConsumer, is_patched: bool) -> None:
     for assignor in leader._coordinator._assignors.values():
-        if not is_mended:
+        if not is_patched:
             del assignor.metadata
     assert claimed(leader) == [0, 1]
     leader._coordinator.maybe_leave_group()
-    assert claimed(leader) == ([] if is_mended else [0, 1])
+    assert claimed(leader) == ([] if is_patched else [0, 1])
 
 
-@mended
+@both_ways
 def test_a_partition_without_a_leader_is_named(
-    settings: Settings, partitions: list[TopicPartition], is_mended: bool, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, partitions: list[TopicPartition], is_patched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(make_consumer(settings)) as consumer:
-        if not is_mended:
+        if not is_patched:
             del consumer._fetcher.beginning_or_end_offset
         assert sum(consumer.end_offsets(partitions).values()) == 6
         cluster = consumer._cluster
         led = cluster.leader_for_partition
         monkeypatch.setattr(cluster, "leader_for_partition", lambda at: led(at) if at.partition == 0 else -1)
-        with pytest.raises(client_errors.LeaderNotAvailableError if is_mended else KeyError, match="partition"):
+        with pytest.raises(client_errors.LeaderNotAvailableError if is_patched else KeyError, match="partition"):
             consumer.end_offsets(partitions)
         asked: list[str] = []
         monkeypatch.setattr(cluster, "request_update", lambda: asked.append("whether it has one by now"))
@@ -215,18 +215,18 @@ def transactional(settings: Settings) -> Iterator[Callable[[], KafkaProducer]]:
         producer._sender.force_close()
 
 
-@mended
+@both_ways
 def test_a_predecessor_does_not_end_its_successors_transaction(
-    settings: Settings, transactional: Callable[[], KafkaProducer], is_mended: bool
+    settings: Settings, transactional: Callable[[], KafkaProducer], is_patched: bool
 ) -> None:
     predecessor = transactional()
-    if not is_mended:
+    if not is_patched:
         del predecessor._transaction_manager._supports_epoch_bump
     successor = transactional()
     late = predecessor.send(settings.kafka.topics.forecasts, b"late", partition=0)
     with pytest.raises(client_errors.KafkaError):
         late.get(10)
-    if not is_mended:
+    if not is_patched:
         wait_until(lambda: predecessor._transaction_manager.has_fatal_error(), 10, "it has asked for another epoch")
         with pytest.raises(client_errors.KafkaError):
             successor.commit_transaction()
@@ -235,32 +235,32 @@ def test_a_predecessor_does_not_end_its_successors_transaction(
     assert [record.value for record in read_all(settings, settings.kafka.topics.forecasts)] == [b"forecast"]
 
 
-@mended
+@both_ways
 def test_a_login_that_was_refused_is_tried_again(
-    settings: Settings, transactional: Callable[[], KafkaProducer], is_mended: bool
+    settings: Settings, transactional: Callable[[], KafkaProducer], is_patched: bool
 ) -> None:
     manager = transactional()._sender._client._manager
-    if not is_mended:
+    if not is_patched:
         del manager.maybe_raise_auth_failure
     node = next(iter(manager._conns))
     manager._auth_failures[node] = client_errors.SaslAuthenticationFailedError("the accounts are not loaded yet")
-    if is_mended:
+    if is_patched:
         assert manager.get_connection(node) is not None
     else:
         with pytest.raises(client_errors.SaslAuthenticationFailedError):
             manager.get_connection(node)
 
 
-@mended
+@both_ways
 def test_nobody_asks_who_leads_a_partition_to_which_nothing_is_to_be_sent(
-    transactional: Callable[[], KafkaProducer], is_mended: bool, monkeypatch: pytest.MonkeyPatch
+    transactional: Callable[[], KafkaProducer], is_patched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     producer = transactional()
     accumulator, cluster = producer._accumulator, producer._metadata
-    if not is_mended:
+    if not is_patched:
         del accumulator.ready
     monkeypatch.setattr(cluster, "leader_for_partition", lambda where: -1)
-    assert accumulator.ready(cluster)[2] is not is_mended
+    assert accumulator.ready(cluster)[2] is not is_patched
 
 
 @pytest.fixture
@@ -287,15 +287,15 @@ def test_a_producer_is_let_go_of_though_the_broker_does_not_answer(own_broker: S
             assert not producer._sender.is_alive()
 
 
-@mended
-def test_a_commit_that_the_broker_missed_is_sent_when_it_is_back(own_broker: Settings, is_mended: bool) -> None:
+@both_ways
+def test_a_commit_that_the_broker_missed_is_sent_when_it_is_back(own_broker: Settings, is_patched: bool) -> None:
     topic = own_broker.kafka.topics.forecasts
-    producer = make_producer(own_broker, transactional_id=f"caught-{is_mended}", transaction_timeout_ms=60_000)
-    if not is_mended:
+    producer = make_producer(own_broker, transactional_id=f"caught-{is_patched}", transaction_timeout_ms=60_000)
+    if not is_patched:
         del producer._sender._client.await_ready
     producer.init_transactions()
     producer.begin_transaction()
-    producer.send(topic, str(is_mended).encode(), partition=0).get(10)
+    producer.send(topic, str(is_patched).encode(), partition=0).get(10)
     os.kill(broker_pid(own_broker), signal.SIGKILL)
     wait_until(lambda: is_free(own_broker.stack.kafka_port), 10, "the broker is dead")
     wait_until(lambda: not producer._sender._client._manager._conns, 10, "the producer has seen it")
@@ -308,5 +308,5 @@ def test_a_commit_that_the_broker_missed_is_sent_when_it_is_back(own_broker: Set
     threading.Thread(target=commit, name="commit", daemon=True).start()
     assert not is_committed.wait(1)
     Stack(own_broker).up(("kafka",))
-    assert is_committed.wait(20 if is_mended else 5) is is_mended
+    assert is_committed.wait(20 if is_patched else 5) is is_patched
     producer._sender.force_close()

@@ -2,10 +2,9 @@
 
 ``send`` costs 15-20 µs a record: a future, two locks, several copies, a varint byte by byte. ``BatchAppender`` writes
 the same bytes in about 1 µs, straight into the producer's own open broker batch, and takes one future per broker batch.
-Everything behind that is the client's as ever: sequence numbers, transactions, retries, expiry, flush, close; plain
-``send`` may be mixed in.
+Sequence numbers, transactions, retries, expiry, flush and close stay the client's; calls of ``send`` may be mixed in.
 
-What it leans on inside kafka-python (pinned to one minor line; the tests compare its bytes with those of ``send``):
+Private parts of kafka-python that this module touches:
 
 - ``KafkaProducer._closed``, ``._accumulator``, ``._sender`` (``wakeup``, ``_can_split``), ``._transaction_manager``
 - ``RecordAccumulator._tp_lock``, ``._batches``, ``._incomplete``, ``._appends_in_progress``, ``._closed``
@@ -13,6 +12,11 @@ What it leans on inside kafka-python (pinned to one minor line; the tests compar
 - ``MemoryRecordsBuilder._builder``, ``._next_offset``, ``._closed``
 - ``DefaultRecordBatchBuilder._buffer``, ``._first_timestamp``, ``._max_timestamp``, ``._last_offset``,
   ``._num_records``
+
+Why: the public API takes one record per call.
+Without it: ``send`` takes 30 to 40 µs for a forecast and its state, and limits a forecaster's throughput.
+Tested with: kafka-python >=3.0.12,<3.1, by comparison of its bytes with those of ``send``.
+Goes when: the client appends many records in one call.
 """
 
 import time

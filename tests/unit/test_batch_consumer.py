@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
-from pipeline.kafka.fetched_records import FetchedRecord, read_batch
+from pipeline.kafka.batch_consumer import FetchedRecord, read_batch
 
 Content = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]], int]
 

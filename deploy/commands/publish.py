@@ -1,4 +1,4 @@
-"""``streamgru replay``: files become readings."""
+"""``streamgru publish``: files become readings."""
 
 import signal
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from pipeline.files.reading_table import FileLayout, Order, ReadingTable, read_r
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count
 from pipeline.messages import iso_timestamp, microseconds
 
-SETTLE_S = 2.0  # how long an interrupted replay waits for what is on its way
+SETTLE_S = 2.0  # how long an interrupted command waits for records in flight
 INTERRUPTED = 130
 
 
@@ -51,7 +51,7 @@ INTERRUPTED = 130
 @click.option("--until", metavar="TIME", help="Leave out readings at or after that time.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Publish at most so many readings.")
 @click.pass_obj
-def replay(
+def publish(
     context: Context,
     files: tuple[Path, ...],
     time_column: str | None,
@@ -67,8 +67,8 @@ def replay(
     """Publish CSV or Parquet files as readings.
 
     The features are those that the settings name; other columns are ignored. Times given to --from and --until are like
-    2013-03-01 or 2013-03-01T14:00:00Z; without a zone they are in --timezone, or UTC. When a replay is interrupted it
-    says how to go on.
+    2013-03-01 or 2013-03-01T14:00:00Z; without a zone they are in --timezone, or UTC. When it is interrupted, this
+    command says how to go on.
     """
     settings = context.settings
     layout = FileLayout(time_column, timezone, sensor_column, columns_as_sensors, order)
@@ -159,7 +159,7 @@ def _progress_bar() -> Progress:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does, so that a replay stopped by a supervisor says how to go on too."""
+    """SIGTERM does what Ctrl-C does, so that a command stopped by a supervisor says how to go on too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -1,0 +1,29 @@
+"""Old words of the command line: they still work, stay out of the help, and name the new word on stderr."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+
+class RenamingGroup(click.Group):
+    """A group whose commands can also be called by an old name.
+
+    Args:
+        renamed: old name -> present name of a command.
+    """
+
+    def __init__(self, *arguments: Any, renamed: Mapping[str, str] | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._renamed = renamed or {}
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names, by its present or its old name."""
+        old, *rest = args
+        new = self._renamed.get(old)
+        if new is None:
+            return super().resolve_command(ctx, args)
+        click.echo(f"`{ctx.command_path} {old}` is now `{ctx.command_path} {new}`", err=True)
+        return super().resolve_command(ctx, [new, *rest])
