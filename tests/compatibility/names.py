@@ -77,13 +77,16 @@ def options_of(command: click.Command) -> list[str]:
 
 
 def find_command(path: str) -> click.Command | None:
-    """The command of that name, a hidden one included; None where there is none."""
-    command: click.Command | None = streamgru
+    """The command that runs where a user types that, as click finds it; None where there is none."""
+    command: click.Command = streamgru
     for name in path.split():
         assert isinstance(command, click.Group)
-        command = command.get_command(click.Context(command), name)
-        if command is None:
+        try:
+            _, found, _ = command.resolve_command(click.Context(command), [name])
+        except click.UsageError:
             return None
+        assert found is not None
+        command = found
     return command
 
 
