@@ -36,7 +36,9 @@ class Topics:
         finally:
             admin.close()
             consumer.close()
-        reached = {at: int(found.metadata.removeprefix("reached=")) for at, found in committed.items()}
+        reached = {
+            at: int(found.metadata.removeprefix("reached=")) for at, found in committed.items() if found.offset >= 0
+        }
         return sum(end - reached.get(at, 0) for at, end in ends.items())
 
     def read(self, topic: str) -> list[Any]:

@@ -55,6 +55,8 @@ poll_alias_s = 0.5
 hidden_size = 16
 epochs = 2
 budget_s = 5
+validation_fraction = 0.2
+test_fraction = 0.2
 [stack]
 kafka_port = {kafka}
 mlflow_port = {mlflow}
