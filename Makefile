@@ -10,7 +10,7 @@ UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test unit integration check coverage bench quality chaos fuzz clean
+.PHONY: help setup lock demo test unit integration check coverage bench quality chaos upgrade fuzz clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ab
 
 chaos: setup ## Kill, stall and rebalance forecasters and brokers for twenty minutes, and check every forecast
 	$(BIN)/python -m tests.chaos --report tests/chaos
+
+upgrade: setup ## Roll a live fleet from the commit BASE (by default the one of the golden files) to this tree and back
+	$(BIN)/python -m tests.compatibility.fleet $(if $(BASE),--base $(BASE))
 
 fuzz: setup ## Feed the decoder, the states and the model broken bytes and absurd numbers, three minutes each
 	$(BIN)/python -m tests.fuzz --seconds 180

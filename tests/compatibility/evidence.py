@@ -1,0 +1,124 @@
+"""What an upgrade leaves: its topics, counts and logs, and what is wrong with them."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+
+from tests.compatibility.live import Sent
+
+READ_S: Final = 60.0
+# Counts of a forecaster that must stay at zero.
+ZERO: Final = ("rebuilt_sensors", "cold_sensors", "held_lost", "quarantined_states")
+# What a forecaster logs where it did not go on from the states in the changelog, or fell over.
+BAD_LINES: Final = ("rebuilt by replaying", "start cold", "Traceback")
+
+
+class Topics:
+    """Reads the topics by plain clients."""
+
+    def __init__(self, servers: str, group: str, partitions: int) -> None:
+        self._servers = servers
+        self._group = group
+        self._partitions = partitions
+
+    def behind(self) -> int:
+        """How many readings the group has not dealt with yet."""
+        admin = KafkaAdminClient(bootstrap_servers=self._servers)
+        consumer = KafkaConsumer(bootstrap_servers=self._servers)
+        try:
+            ends = consumer.end_offsets(self._all("readings"))
+            committed = admin.list_group_offsets([self._group])[self._group]
+        finally:
+            admin.close()
+            consumer.close()
+        reached = {
+            at: int(found.metadata.removeprefix("reached=")) for at, found in committed.items() if found.offset >= 0
+        }
+        return sum(end - reached.get(at, 0) for at, end in ends.items())
+
+    def read(self, topic: str) -> list[Any]:
+        """Every committed record."""
+        consumer = KafkaConsumer(
+            bootstrap_servers=self._servers, isolation_level="read_committed", enable_auto_commit=False
+        )
+        where = self._all(topic)
+        consumer.assign(where)
+        consumer.seek_to_beginning(*where)
+        ends = consumer.end_offsets(where)
+        found: list[Any] = []
+        deadline = time.monotonic() + READ_S
+        while any(consumer.position(at) < end for at, end in ends.items()):
+            assert time.monotonic() < deadline, f"{topic} was not read to its end"
+            for records in consumer.poll(timeout_ms=100, max_records=5_000).values():
+                found.extend(records)
+        consumer.close()
+        return found
+
+    def _all(self, topic: str) -> list[Any]:
+        return [TopicPartition(topic, number) for number in range(self._partitions)]
+
+
+def forecast_faults(forecasts: Iterable[Mapping[str, Any]], expected: Iterable[Sent]) -> list[str]:
+    """What is wrong where each reading expected must have exactly one forecast."""
+    found = Counter((forecast["sensor_id"], forecast["issued_at"]) for forecast in forecasts)
+    wanted = Counter(dict.fromkeys(expected, 1))
+    faults = []
+    if missing := wanted - found:
+        faults.append(f"{missing.total()} readings have no forecast, such as {next(iter(missing))}")
+    if surplus := found - wanted:
+        faults.append(f"{surplus.total()} forecasts too many, such as of {next(iter(surplus))}")
+    return faults
+
+
+def form_faults(topics: Topics) -> list[str]:
+    """Where the records of a topic differ in form, though both commits wrote some; and whether any was set aside."""
+    forms: dict[str, set[Any]] = {}
+    for record in topics.read("forecasts"):
+        forms.setdefault("headers of forecasts", set()).add(tuple(name for name, _ in record.headers))
+        forms.setdefault("fields of forecasts", set()).add(paths(json.loads(record.value)))
+    for record in topics.read("forecaster-state"):
+        if record.key == b"\xffposition":
+            forms.setdefault("fields of positions", set()).add(paths(json.loads(record.value)))
+        else:  # magic, schema, fingerprint of the settings
+            head = (record.value[:6], record.value[10:22], len(record.value))
+            forms.setdefault("heads of states", set()).add(head)
+    letters = topics.read("readings.dlq")
+    return [f"the {what} differ: {found}" for what, found in forms.items() if len(found) != 1] + [
+        f"{len(letters)} readings were set aside" for _ in letters[:1]
+    ]
+
+
+def count_faults(counts: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What must not have happened, and did, by the counts of each commit's forecasters."""
+    faults = []
+    for side, all_of_side in counts.items():
+        for one in all_of_side:
+            faults += [f"{name} of a forecaster of {side} is {one[name]}" for name in ZERO if one[name]]
+            if one["dead_letters"]:
+                faults.append(f"a forecaster of {side} set aside {one['dead_letters']}")
+    return faults
+
+
+def log_faults(logs: Path) -> list[str]:
+    """Lines of the forecasters' logs that tell of a rebuild or a crash."""
+    return [
+        f"{log.name}: {line}"
+        for log in sorted(logs.glob("forecaster-*.log"))
+        for line in log.read_text(errors="replace").splitlines()
+        if any(bad in line for bad in BAD_LINES)
+    ]
+
+
+def paths(content: Any, prefix: str = "") -> tuple[str, ...]:
+    """The names in a JSON object, dotted and in their order; numbers are data, such as partitions."""
+    found: list[str] = []
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if not name.isdecimal():
+                found += [f"{prefix}{name}", *paths(value, f"{prefix}{name}.")]
+    return tuple(found)

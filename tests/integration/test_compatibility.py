@@ -1,0 +1,165 @@
+"""A forecaster of today starts on the topics and the model that an earlier commit left, and goes on as that one did."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import kafka.errors as client_errors
+import numpy as np
+import pytest
+from kafka import KafkaProducer
+from kafka.structs import OffsetAndMetadata, TopicPartition
+
+from model.artefact import load_artefact
+from model.state import state_dtype
+from pipeline.kafka.clients import make_admin
+from pipeline.kafka.topics import ensure_topics, find_topic_id
+from pipeline.messages import decode_state
+from pipeline.settings import Settings
+from tests.compatibility.golden import CASES, MODEL_VERSION, Golden, Record
+from tests.compatibility.write import has_caught_up, publish
+from tests.integration.stream_rig import FolderChampion, Message, read_all, running
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+POSITION = b"\xffposition"
+
+
+@pytest.fixture(params=CASES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden.read(request.param)
+
+
+@pytest.fixture
+def settings(golden: Golden, broker: Settings, tmp_path: Path) -> Settings:
+    made = golden.settings(home=tmp_path, stack=broker.stack.model_dump())
+    ensure_topics(made)
+    return made
+
+
+def test_it_goes_on_as_the_commit_that_wrote_them_without_a_rebuild(
+    golden: Golden, settings: Settings, tmp_path: Path
+) -> None:
+    champion = FolderChampion(tmp_path / "models", settings)
+    (tmp_path / "models" / str(MODEL_VERSION)).symlink_to(golden.artefact)
+    champion.promote(MODEL_VERSION)
+    leave(golden, settings)
+    with running(settings, champion) as forecaster:
+        publish(settings, [message(record) for record in golden.records("after", "readings")])
+        wait_until(lambda: has_caught_up(settings), 60, "all readings were dealt with")
+    counters = forecaster.counters
+    assert (counters.restored_sensors, counters.rebuilt_sensors, counters.cold_sensors) == (3, 0, 0)
+    assert counters.held_lost == 0
+    compare_forecasts(settings, golden.records("after", "forecasts"))
+    compare_letters(settings, golden.records("after", "dead_letters"))
+    compare_states(golden, settings)
+
+
+def leave(golden: Golden, settings: Settings) -> None:
+    """Put on the topics what the earlier commit left there, with the same offsets of readings."""
+    topics = settings.kafka.topics
+    publish(settings, [message(record) for record in golden.records("before", "readings")])
+    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+    for record in golden.records("before", "state"):
+        value = record.value
+        if record.key == POSITION:  # it names the topic's id, and this topic is another
+            content = json.loads(value or b"")
+            content["owner"] = f"{settings.forecaster.group_id} in {find_topic_id(settings, topics.readings)}"
+            value = json.dumps(content).encode()
+        producer.send(topics.state, value, record.key, partition=record.partition).get(10)
+    producer.close()
+    admin = make_admin(settings)
+    offsets = {
+        TopicPartition(topics.readings, partition): OffsetAndMetadata(offset, metadata, -1)
+        for partition, (offset, metadata) in golden.committed("before").items()
+    }
+    group = settings.forecaster.group_id
+
+    def commit() -> bool:
+        try:
+            admin.alter_group_offsets(group, offsets)
+        except client_errors.RetriableError:
+            return False  # the broker has just started, and does not look after groups yet
+        return True
+
+    wait_until(commit, 30, "the group has its offsets")
+    admin.close()
+
+
+def message(record: Record) -> Message:
+    return Message(record.key, record.value, record.partition, record.headers)  # type: ignore[arg-type]
+
+
+def compare_forecasts(settings: Settings, expected: list[Record]) -> None:
+    found = read_all(settings, settings.kafka.topics.forecasts)
+    assert [(each.partition, each.key) for each in found] == [(each.partition, each.key) for each in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert list(ours.headers) == list(theirs.headers)
+        assert_alike(json.loads(ours.value), json.loads(theirs.value or b""))
+
+
+def assert_alike(ours: Any, theirs: Any) -> None:
+    """The same keys in the same order, and the same values but for the last digits of numbers."""
+    if isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for name in theirs:
+            assert_alike(ours[name], theirs[name])
+    elif isinstance(theirs, float | list):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    else:
+        assert ours == theirs
+
+
+def compare_letters(settings: Settings, expected: list[Record]) -> None:
+    found = read_all(settings, settings.kafka.topics.dead_letters)
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.partition, ours.key, ours.value) == (theirs.partition, theirs.key, theirs.value)
+        assert [name for name, _ in ours.headers] == [name for name, _ in theirs.headers]
+        texts = {"streamgru-detail"}  # for people
+        assert {name: value for name, value in ours.headers if name not in texts} == {
+            name: value for name, value in theirs.headers if name not in texts
+        }
+
+
+def compare_states(golden: Golden, settings: Settings) -> None:
+    """The last record of each sensor, and the positions."""
+    dtype = state_dtype(load_artefact(golden.artefact).config, settings.adaptation)
+    records = read_all(settings, settings.kafka.topics.state)
+    found = {(record.partition, record.key): record.value for record in records}
+    for theirs in golden.records("after", "state"):
+        ours = found[theirs.partition, theirs.key]
+        assert theirs.value is not None
+        if theirs.key == POSITION:
+            assert json.loads(ours)["position"] == json.loads(theirs.value)["position"]
+            assert list(json.loads(ours)) == list(json.loads(theirs.value))
+            continue
+        (tag, row), (their_tag, their_row) = decode_state(ours), decode_state(theirs.value)
+        assert tag == their_tag
+        for mine, other in zip(numbers(row, dtype), numbers(their_row, dtype), strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
+    with_metadata = committed(settings)
+    assert with_metadata == golden.committed("after")
+
+
+def committed(settings: Settings) -> dict[int, tuple[int, str]]:
+    admin = make_admin(settings)
+    group = settings.forecaster.group_id
+    found = admin.list_group_offsets([group])[group]
+    admin.close()
+    return {where.partition: (at.offset, at.metadata) for where, at in found.items()}
+
+
+def numbers(row: bytes, dtype: np.dtype[Any]) -> list[Any]:
+    """The fields of a state in their order."""
+    return list(fields_of(np.frombuffer(row, dtype)[0]))
+
+
+def fields_of(state: Any) -> Any:
+    for name in state.dtype.names:
+        field = state[name]
+        if isinstance(field, np.void):
+            yield from fields_of(field)
+        else:
+            yield field

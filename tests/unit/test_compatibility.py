@@ -1,0 +1,228 @@
+"""What an earlier commit left on wire and disk: today's code reads it, writes the same, and serves its model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from model.artefact import load_artefact, save_artefact
+from model.state import state_dtype
+from model.stepper import Stepper
+from pipeline.audit.dead_letters import DeadLetter
+from pipeline.forecaster.position import POSITION_KEY, Committed, Noted
+from pipeline.messages import (
+    ReadingDecoder,
+    Rejected,
+    StateTag,
+    decode_forecast,
+    decode_state,
+    forecast_headers,
+)
+from tests.compatibility.golden import CASES, FOLDER, MODEL_VERSION, NAMES_FILE, Golden, Record, layout
+from tests.compatibility.names import find_command, names, options_of
+
+PARTS = ("before", "after")
+
+
+@pytest.fixture(params=CASES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden.read(request.param)
+
+
+def states_of(golden: Golden, part: str) -> list[Record]:
+    return [record for record in golden.records(part, "state") if record.key != POSITION_KEY]
+
+
+def decoded(golden: Golden, record: Record) -> Any:
+    """The reading in a record; none where it is rejected."""
+    try:
+        return ReadingDecoder(golden.settings().features).decode(record.key, record.value)
+    except Rejected:
+        return None
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_forecaster_of_both_commits_takes_the_settings_for_the_same(golden: Golden) -> None:
+    assert golden.settings().fingerprint == golden.content["fingerprint"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_states_are_decoded_and_encoded_alike(golden: Golden, part: str) -> None:
+    settings = golden.settings()
+    dtype = state_dtype(load_artefact(golden.artefact).config, settings.adaptation)
+    records = states_of(golden, part)
+    assert len(records) == 3  # a sensor each
+    ours = StateTag(MODEL_VERSION, settings.fingerprint)
+    for record in records:
+        assert record.value is not None
+        tag, row = decode_state(record.value)
+        assert tag == ours
+        assert tag.encode(row) == record.value
+        assert len(row) == dtype.itemsize
+    places, _ = ours.take_rows([record.value for record in records], dtype.itemsize)
+    assert places == list(range(len(records)))
+
+
+def test_the_fields_of_a_state_lie_where_they_lay(golden: Golden) -> None:
+    dtype = state_dtype(load_artefact(golden.artefact).config, golden.settings().adaptation)
+    assert list(layout(dtype)) == golden.content["layout"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_state_says_which_reading_was_its_last(golden: Golden, part: str) -> None:
+    """The first fields keep their meaning: a model of another version goes on from them."""
+    settings = golden.settings()
+    dtype = state_dtype(load_artefact(golden.artefact).config, settings.adaptation)
+    readings = {
+        (record.partition, record.offset): record for each in PARTS for record in golden.records(each, "readings")
+    }
+    for record in states_of(golden, part):
+        assert record.key is not None and record.value is not None
+        state = np.frombuffer(decode_state(record.value)[1], dtype)[0]
+        last = decoded(golden, readings[record.partition, int(state["offset"])])
+        assert last.sensor_id == record.key.decode()
+        assert last.timestamp_us == state["last_us"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_positions_are_decoded_and_encoded_alike(golden: Golden, part: str) -> None:
+    positions = [record for record in golden.records(part, "state") if record.key == b"\xffposition"]
+    assert len(positions) == 2  # a partition each
+    for record in positions:
+        assert record.value is not None
+        noted = Noted.decode(record.value)
+        assert noted.encode() == record.value
+        content = json.loads(record.value)
+        assert content["owner"] == noted.owner
+        assert content["position"] == {"next": noted.position.next, "held_from": noted.position.held_from}
+        offset, metadata = golden.committed(part)[record.partition]
+        committed = noted.position.to_commit()
+        assert (committed.offset, committed.metadata) == (offset, metadata)
+        assert Committed.of(committed) == Committed(noted.position)
+
+
+def test_a_stream_was_stopped_while_readings_were_held() -> None:
+    golden = Golden.read("light")
+    positions = [
+        json.loads(record.value or b"") for record in golden.records("before", "state") if record.key == POSITION_KEY
+    ]
+    held = [content["position"]["held_from"] for content in positions]
+    assert None in held
+    assert any(offset is not None for offset in held)
+
+
+def test_forecasts_are_decoded_and_encoded_alike(golden: Golden) -> None:
+    found = golden.records("after", "forecasts")
+    assert found
+    for record in found:
+        forecast = decode_forecast(record.value or b"")
+        assert msgspec.json.encode(forecast) == record.value
+        traceparent = dict(record.headers).get("traceparent")
+        assert tuple(forecast_headers(forecast, traceparent)) == record.headers
+    assert any("traceparent" in dict(record.headers) for record in found)
+
+
+def test_each_reading_is_accepted_or_rejected_as_it_was(golden: Golden) -> None:
+    reasons = {}
+    for part in PARTS:
+        for record in golden.records(part, "dead_letters"):
+            letter = DeadLetter.of(record)
+            assert letter is not None
+            reasons[letter.partition, letter.offset] = letter.reason
+    decoder = ReadingDecoder(golden.settings().features)
+    for part in PARTS:
+        for record in golden.records(part, "readings"):
+            try:
+                decoder.decode(record.key, record.value)
+            except Rejected as rejected:
+                assert rejected.reason == reasons.pop((record.partition, record.offset))
+    assert reasons == {}
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_is_written_as_it_was_read(golden: Golden, tmp_path: Path) -> None:
+    """A forecaster of the earlier commit serves what today's retraining registers."""
+    save_artefact(load_artefact(golden.artefact), tmp_path / "artefact")
+    assert (tmp_path / "artefact" / "config.json").read_bytes() == (golden.artefact / "config.json").read_bytes()
+    ours, theirs = (
+        torch.load(folder / "weights.pt", weights_only=True) for folder in (tmp_path / "artefact", golden.artefact)
+    )
+    assert list(ours) == list(theirs)
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+def test_the_model_goes_on_from_its_states_with_equal_forecasts(golden: Golden) -> None:
+    settings = golden.settings()
+    stepper = Stepper(load_artefact(golden.artefact), settings.adaptation)
+    records = states_of(golden, "before")
+    rows = b"".join(decode_state(record.value or b"")[1] for record in records)
+    states = np.frombuffer(rows, stepper.dtype).copy()
+    sensors = [(record.key or b"").decode() for record in records]
+    readings = {
+        (record.partition, record.offset): record for each in PARTS for record in golden.records(each, "readings")
+    }
+    made = [decode_forecast(record.value or b"") for record in golden.records("after", "forecasts")]
+    stepped = [decoded(golden, readings[forecast.input.partition, forecast.input.offset]) for forecast in made]
+    found = stepper.advance(
+        states,
+        sensors,
+        np.array([sensors.index(reading.sensor_id) for reading in stepped]),
+        np.array([reading.timestamp_us for reading in stepped]),
+        np.array([reading.values for reading in stepped]),
+        np.array([forecast.input.offset for forecast in made]),
+    )
+    for place, forecast in enumerate(made):
+        assert forecast.state.origin == found.origin[place]
+        assert forecast.state.steps == found.steps[place]
+        assert forecast.state.warm == found.warm[place]
+        numbers = np.array([list(levels.values()) for levels in forecast.quantiles.values()])
+        np.testing.assert_allclose(found.quantiles[place], numbers, rtol=1e-5, atol=1e-5)
+        if forecast.weights is not msgspec.UNSET:
+            shares = np.array([list(experts.values()) for experts in forecast.weights.values()])
+            np.testing.assert_allclose(found.weights[place], shares, atol=6e-4)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+GOLDEN_NAMES = {name: content for name, content in json.loads(NAMES_FILE.read_text()).items() if name != "commit"}
+
+
+def test_no_setting_has_lost_its_name_or_its_default() -> None:
+    ours = names()["settings"]
+    assert {name: ours.get(name, "gone") for name in GOLDEN_NAMES["settings"]} == GOLDEN_NAMES["settings"]
+
+
+@pytest.mark.parametrize(("path", "options"), GOLDEN_NAMES["commands"].items())
+def test_no_command_has_lost_its_name_or_an_option(path: str, options: list[str]) -> None:
+    command = find_command(path)
+    assert command is not None
+    assert set(options) <= set(options_of(command))
+    assert options.count("ARGUMENT") == options_of(command).count("ARGUMENT")
+
+
+@pytest.mark.parametrize(
+    "kind", sorted(GOLDEN_NAMES.keys() - {"settings", "commands", "flows", "experts in a forecast"})
+)
+def test_no_name_is_gone(kind: str) -> None:
+    ours = names()[kind]
+    assert [name for name in GOLDEN_NAMES[kind] if name not in ours] == []
+
+
+@pytest.mark.parametrize("kind", ["flows", "experts in a forecast"])
+def test_what_is_stored_elsewhere_by_name_and_order_is_as_it_was(kind: str) -> None:
+    ours = names()[kind]
+    assert {name: ours.get(name) for name in GOLDEN_NAMES[kind]} == GOLDEN_NAMES[kind]
+
+
+def test_the_golden_files_are_of_one_commit() -> None:
+    commits = {json.loads(path.read_text())["commit"] for path in FOLDER.glob("*.json")}
+    assert len(commits) == 1
