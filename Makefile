@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test unit integration check bench quality chaos fuzz clean
+.PHONY: help setup lock demo test unit integration check prose bench quality chaos fuzz clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ check: setup ## Lint, layering and types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+prose: setup ## Find phrases that are hard to read, in everything a person reads
+	$(BIN)/python -m tests.prose
 
 test: setup ## Pass every check and every test
 	@$(MAKE) --no-print-directory unit # not beside the others, which have deadlines
