@@ -20,11 +20,11 @@ SettingsFactory = Callable[..., Settings]
 
 
 @pytest.fixture
-def made(broker: Settings, fresh_settings: SettingsFactory) -> Iterator[Settings]:
+def made(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
     """Settings whose four topics exist, with two partitions."""
     settings = fresh_settings()
     ensure_topics(settings)
-    yield settings
+    return settings
 
 
 def with_kafka(settings: Settings, **changes: object) -> Settings:

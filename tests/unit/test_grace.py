@@ -36,7 +36,7 @@ def by_hand(readings, grace, end):
     verdicts, steps = {}, []
     last, held = None, {}  # held: timestamp -> offset
 
-    def release(now):
+    def release(now) -> None:
         nonlocal last
         while held:
             earliest, newest = min(held), max(held)
@@ -69,7 +69,7 @@ def by_hand(readings, grace, end):
 
 @settings(deadline=None)
 @given(streams, graces, st.integers(0, 20))
-def test_readings_are_settled_by_the_rule(stream, grace, beyond):
+def test_readings_are_settled_by_the_rule(stream, grace, beyond) -> None:
     codes, moments, offsets = arrays(stream)
     end = int(offsets[-1]) + 1 + beyond if len(stream) else 0
     settled = settle(codes, moments, offsets, grace, end=end)
@@ -82,7 +82,9 @@ def test_readings_are_settled_by_the_rule(stream, grace, beyond):
 
 @settings(deadline=None)
 @given(streams, graces, st.lists(st.integers(0, 40), max_size=5))
-def test_any_cutting_of_the_offsets_gives_the_same_though_most_that_is_held_is_not_judged_again(stream, grace, cuts):
+def test_any_cutting_of_the_offsets_gives_the_same_though_most_that_is_held_is_not_judged_again(
+    stream, grace, cuts
+) -> None:
     codes, moments, offsets = arrays(stream)
     end = int(offsets[-1]) + 1 if len(stream) else 0
     whole = settle(codes, moments, offsets, grace, end=end)
@@ -118,7 +120,7 @@ def test_any_cutting_of_the_offsets_gives_the_same_though_most_that_is_held_is_n
 @given(
     streams.filter(bool), graces, st.lists(st.integers(-1, 4), min_size=SENSORS, max_size=SENSORS), st.integers(0, 9)
 )
-def test_whose_turn_has_come_is_known_without_settling(stream, grace, steps, beyond):
+def test_whose_turn_has_come_is_known_without_settling(stream, grace, steps, beyond) -> None:
     codes, moments, offsets = arrays(stream)
     last_us = np.array([NEVER_US if step < 0 else step * CADENCE_US for step in steps])
     later = moments > last_us[codes]
@@ -132,7 +134,7 @@ def test_whose_turn_has_come_is_known_without_settling(stream, grace, steps, bey
 
 @settings(deadline=None)
 @given(streams, graces, st.integers(0, 20))
-def test_a_replay_from_a_reading_that_it_may_begin_with_steps_all_that_come_after_it(stream, grace, beyond):
+def test_a_replay_from_a_reading_that_it_may_begin_with_steps_all_that_come_after_it(stream, grace, beyond) -> None:
     stream = [(0, moment, skipped) for _, moment, skipped in stream]
     codes, moments, offsets = arrays(stream)
     end = int(offsets[-1]) + 1 + beyond if len(stream) else 0
@@ -148,7 +150,7 @@ def test_a_replay_from_a_reading_that_it_may_begin_with_steps_all_that_come_afte
 
 @settings(deadline=None)
 @given(streams)
-def test_without_grace_the_rule_is_that_of_classify(stream):
+def test_without_grace_the_rule_is_that_of_classify(stream) -> None:
     codes, moments, offsets = arrays(stream)
     settled = settle(codes, moments, offsets, Grace(CADENCE_US, 0))
     assert settled.verdicts.tolist() == classify(codes, moments).tolist()
@@ -158,7 +160,7 @@ def test_without_grace_the_rule_is_that_of_classify(stream):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, SENSORS - 1), max_size=60), st.integers(1, 5), st.randoms())
-def test_readings_shuffled_within_grace_are_stepped_in_order_and_none_is_late(sensors, grace_steps, random):
+def test_readings_shuffled_within_grace_are_stepped_in_order_and_none_is_late(sensors, grace_steps, random) -> None:
     """A reading is passed by readings at most so many cadences newer: that is what within grace means."""
     taken = [0] * SENSORS
     stream = []
@@ -176,7 +178,7 @@ def test_readings_shuffled_within_grace_are_stepped_in_order_and_none_is_late(se
         assert mine.tolist() == [step * CADENCE_US for step in range(taken[sensor])]
 
 
-def test_a_gap_is_waited_for_until_the_newest_reading_is_so_much_later():
+def test_a_gap_is_waited_for_until_the_newest_reading_is_so_much_later() -> None:
     grace = Grace(CADENCE_US, 2 * CADENCE_US)
     moments = np.array([0, 20, 30, 40, 10])
     settled = settle(np.zeros(5, int), moments, np.arange(5), grace)
@@ -186,14 +188,14 @@ def test_a_gap_is_waited_for_until_the_newest_reading_is_so_much_later():
     assert moments[[0, 1, 2, 4]][filled.order].tolist() == [0, 10, 20, 30]
 
 
-def test_a_silent_sensor_is_waited_for_no_more_than_so_many_offsets():
+def test_a_silent_sensor_is_waited_for_no_more_than_so_many_offsets() -> None:
     grace = Grace(CADENCE_US, 1_000, offsets=100)
     codes, moments, offsets = np.zeros(2, int), np.array([0, 50]), np.array([0, 1])
     assert settle(codes, moments, offsets, grace, end=100).verdicts.tolist() == [ACCEPTED, HELD]
     assert settle(codes, moments, offsets, grace, end=101).verdicts.tolist() == [ACCEPTED, ACCEPTED]
 
 
-def test_ten_times_as_many_held_of_one_sensor_take_some_ten_times_as_long():
+def test_ten_times_as_many_held_of_one_sensor_take_some_ten_times_as_long() -> None:
     def seconds(held):
         moments = np.append(np.delete(np.arange(held + 2), 1), 1) * CADENCE_US  # the gap is filled at the end
         zeros, taken = np.zeros(len(moments), int), []

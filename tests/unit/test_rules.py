@@ -40,13 +40,13 @@ def arrays(stream):
 
 
 @given(streams)
-def test_readings_are_classified_as_one_by_one(stream):
+def test_readings_are_classified_as_one_by_one(stream) -> None:
     codes, timestamp_us = arrays(stream)
     assert classify(codes, timestamp_us).tolist() == list(classify_one_by_one(stream, {}))
 
 
 @given(streams, st.integers(0, 60))
-def test_a_stream_cut_in_two_is_classified_the_same(stream, cut):
+def test_a_stream_cut_in_two_is_classified_the_same(stream, cut) -> None:
     codes, timestamp_us = arrays(stream)
     accepted = accepted_mask(codes[:cut], timestamp_us[:cut])
     last_us = np.full(5, NEVER_US)
@@ -55,21 +55,21 @@ def test_a_stream_cut_in_two_is_classified_the_same(stream, cut):
     assert later.tolist() == list(classify_one_by_one(stream, {}))[cut:]
 
 
-def test_many_sensors_over_three_centuries_do_not_overflow():
+def test_many_sensors_over_three_centuries_do_not_overflow() -> None:
     sensors = 3_000  # times 300 years of microseconds: beyond int64
     codes = np.repeat(np.arange(sensors), 3)
     timestamp_us = np.tile(np.array([LATEST_US - 1, EARLIEST_US, LATEST_US - 1]), sensors)
     assert classify(codes, timestamp_us).tolist() == [ACCEPTED, LATE, DUPLICATE] * sensors
 
 
-def test_a_gap_up_to_one_and_a_half_cadences_is_no_gap():
+def test_a_gap_up_to_one_and_a_half_cadences_is_no_gap() -> None:
     cadence_us = 1_000_000
     elapsed_us = np.array([1, 1_000_000, 1_500_000, 1_500_001, 2_000_000, 2_500_000, 2_500_001, 3_000_000])
     assert missing_steps(elapsed_us, cadence_us).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
 @given(st.integers(1, LATEST_US - EARLIEST_US), st.integers(1, 10**13))
-def test_missing_steps_follow_the_formula_exactly(elapsed_us, cadence_us):
+def test_missing_steps_follow_the_formula_exactly(elapsed_us, cadence_us) -> None:
     cadences = Fraction(elapsed_us, cadence_us)
     expected = 0 if cadences <= Fraction(3, 2) else math.ceil(cadences - Fraction(1, 2)) - 1
     found = int(missing_steps(np.array([elapsed_us]), cadence_us)[0])
@@ -78,7 +78,7 @@ def test_missing_steps_follow_the_formula_exactly(elapsed_us, cadence_us):
         assert Fraction(1, 2) < cadences - found <= Fraction(3, 2)
 
 
-def test_a_gap_is_bridged_up_to_the_limit_and_resets_beyond_it():
+def test_a_gap_is_bridged_up_to_the_limit_and_resets_beyond_it() -> None:
     previous_us = np.array([NEVER_US, 0, 0, 0, 0])
     timestamp_us = np.array([7, 100, 250, 400, 401])
     gaps = bridge_gaps(timestamp_us, previous_us, cadence_us=100, max_gap_steps=3)
