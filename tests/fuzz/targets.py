@@ -78,15 +78,19 @@ def decoder(chance: random.Random) -> None:
     try:
         reading = _DECODER.decode(key, value)
     except Rejected as rejected:
-        assert rejected.reason in ReadingDecoder.REASONS
         assert len(together.rejected) == 1
         assert not len(together.readings)
-        letter = dead_letter(key, value, [], rejected, InputPosition("readings", 0, 7), LETTER_LIMIT)
-        assert len(letter.key or b"") + len(letter.value or b"") <= LETTER_LIMIT
+        _check_rejected(rejected, key, value)
         return
     assert len(together.readings) == 1
     assert not together.rejected
     _check_reading(reading, key)
+
+
+def _check_rejected(rejected: Rejected, key: bytes | None, value: bytes | None) -> None:
+    assert rejected.reason in ReadingDecoder.REASONS
+    letter = dead_letter(key, value, [], rejected, InputPosition("readings", 0, 7), LETTER_LIMIT)
+    assert len(letter.key or b"") + len(letter.value or b"") <= LETTER_LIMIT
 
 
 def _check_reading(reading: Reading, key: bytes | None) -> None:

@@ -1,6 +1,6 @@
 """Topics are made as the settings say, and existing ones that differ are complained about."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from click.testing import CliRunner

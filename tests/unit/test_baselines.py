@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.backtest import Predictor
 from model.baselines import Persistence, SeasonalNaive, seasonal_scale
 from model.config import ModelConfig
 from model.sequences import Sequences, build_sequences
@@ -33,7 +34,7 @@ def config_of(horizon_steps: int = 3, season_steps: int = 2) -> ModelConfig:
     return ModelConfig(("level",), ("level",), CADENCE_US, horizon_steps, season_steps=season_steps)
 
 
-def medians(predictor, sequences: Sequences, lo: int = 0, hi: int | None = None) -> np.ndarray:
+def medians(predictor: Predictor, sequences: Sequences, lo: int = 0, hi: int | None = None) -> np.ndarray:
     forecasts = predictor.forecasts(sequences, 0, lo, len(sequences) if hi is None else hi)
     return forecasts[:, 0, 1]
 
@@ -67,7 +68,9 @@ def test_seasonal_naive_goes_by_time_and_falls_back_to_the_last_value() -> None:
     st.integers(1, 8),
     st.integers(0, 29),
 )
-def test_a_stretch_is_forecast_as_within_the_whole(values, season_steps, horizon_steps, lo) -> None:
+def test_a_stretch_is_forecast_as_within_the_whole(
+    values: list[float], season_steps: int, horizon_steps: int, lo: int
+) -> None:
     sequences = one_sensor(values)
     lo = min(lo, len(sequences) - 1)
     for baseline in (Persistence, SeasonalNaive):

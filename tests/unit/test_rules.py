@@ -1,11 +1,13 @@
 """The rules on arrays, held to plain loops over single readings."""
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from model.rules import (
     ACCEPTED,
@@ -18,13 +20,15 @@ from model.rules import (
     missing_steps,
 )
 
+Stream = list[tuple[int, int]]
+
 EARLIEST_US, LATEST_US = -2_208_988_800_000_000, 7_258_118_400_000_000
 
 moments = st.one_of(st.integers(-5, 5), st.integers(EARLIEST_US, LATEST_US))
 streams = st.lists(st.tuples(st.integers(0, 4), moments), max_size=60)
 
 
-def classify_one_by_one(stream, last):
+def classify_one_by_one(stream: Stream, last: dict[int, int]) -> Iterator[int]:
     last = dict(last)
     for sensor, moment in stream:
         if sensor not in last or moment > last[sensor]:
@@ -34,19 +38,19 @@ def classify_one_by_one(stream, last):
             yield DUPLICATE if moment == last[sensor] else LATE
 
 
-def arrays(stream):
+def arrays(stream: Stream) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     codes = np.array([sensor for sensor, _ in stream], np.int32)
     return codes, np.array([moment for _, moment in stream], np.int64)
 
 
 @given(streams)
-def test_readings_are_classified_as_one_by_one(stream) -> None:
+def test_readings_are_classified_as_one_by_one(stream: Stream) -> None:
     codes, timestamp_us = arrays(stream)
     assert classify(codes, timestamp_us).tolist() == list(classify_one_by_one(stream, {}))
 
 
 @given(streams, st.integers(0, 60))
-def test_a_stream_cut_in_two_is_classified_the_same(stream, cut) -> None:
+def test_a_stream_cut_in_two_is_classified_the_same(stream: Stream, cut: int) -> None:
     codes, timestamp_us = arrays(stream)
     accepted = accepted_mask(codes[:cut], timestamp_us[:cut])
     last_us = np.full(5, NEVER_US)
@@ -69,7 +73,7 @@ def test_a_gap_up_to_one_and_a_half_cadences_is_no_gap() -> None:
 
 
 @given(st.integers(1, LATEST_US - EARLIEST_US), st.integers(1, 10**13))
-def test_missing_steps_follow_the_formula_exactly(elapsed_us, cadence_us) -> None:
+def test_missing_steps_follow_the_formula_exactly(elapsed_us: int, cadence_us: int) -> None:
     cadences = Fraction(elapsed_us, cadence_us)
     expected = 0 if cadences <= Fraction(3, 2) else math.ceil(cadences - Fraction(1, 2)) - 1
     found = int(missing_steps(np.array([elapsed_us]), cadence_us)[0])

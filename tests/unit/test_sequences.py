@@ -1,5 +1,7 @@
 """Steps by the gap rule, slices and labels, held to plain loops."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,11 +9,13 @@ from hypothesis import strategies as st
 
 from model.sequences import Sequences, Split, build_sequences, split_by_time
 
+Readings = dict[str, list[int]]  # by sensor: the timestamps of its readings
+
 CADENCE_US = 100
 MAX_GAP_STEPS = 4
 
 
-def sequences_of(readings: dict[str, list[int]], max_gap_steps: int = MAX_GAP_STEPS) -> Sequences:
+def sequences_of(readings: Readings, max_gap_steps: int = MAX_GAP_STEPS) -> Sequences:
     """One feature whose value is the reading's offset; offsets count up from 0 over all sensors."""
     counts = [len(moments) for moments in readings.values()]
     timestamp_us = np.array([moment for moments in readings.values() for moment in moments], np.int64)
@@ -28,7 +32,7 @@ def sequences_of(readings: dict[str, list[int]], max_gap_steps: int = MAX_GAP_ST
     )
 
 
-def step_one_by_one(moments, offset):
+def step_one_by_one(moments: Iterable[int], offset: int) -> Iterator[tuple[int, int, float, bool]]:
     """(timestamp, offset, elapsed, reset) of every step, by the rule as design.md words it."""
     last = None
     for moment in moments:
@@ -43,7 +47,7 @@ def step_one_by_one(moments, offset):
         offset += 1
 
 
-def _skipped(elapsed):
+def _skipped(elapsed: int) -> int:
     skipped = 0
     while elapsed > 1.5 * CADENCE_US:
         elapsed -= CADENCE_US
@@ -68,7 +72,7 @@ def assert_same(left: Sequences, right: Sequences) -> None:
 
 
 @given(sensor_readings)
-def test_steps_are_those_taken_one_by_one(readings) -> None:
+def test_steps_are_those_taken_one_by_one(readings: Readings) -> None:
     sequences = sequences_of(readings)
     offset = 0
     for sensor, moments in enumerate(readings.values()):
@@ -89,7 +93,7 @@ def test_steps_are_those_taken_one_by_one(readings) -> None:
 
 
 @given(sensor_readings, st.integers(0, 3_000), st.integers(0, 3_000))
-def test_a_slice_equals_the_steps_of_the_readings_in_it(readings, start_us, length_us) -> None:
+def test_a_slice_equals_the_steps_of_the_readings_in_it(readings: Readings, start_us: int, length_us: int) -> None:
     end_us = start_us + length_us
     whole = sequences_of(readings)
     kept = {sensor: [m for m in moments if start_us <= m < end_us] for sensor, moments in readings.items()}
@@ -100,13 +104,13 @@ def test_a_slice_equals_the_steps_of_the_readings_in_it(readings, start_us, leng
 
 
 @given(sensor_readings)
-def test_a_slice_without_bounds_changes_nothing(readings) -> None:
+def test_a_slice_without_bounds_changes_nothing(readings: Readings) -> None:
     whole = sequences_of(readings)
     assert_same(whole.slice_time(), whole)
 
 
 @given(sensor_readings, st.integers(-4, 9))
-def test_labels_are_the_nearest_readings_of_the_same_sensor(readings, shift) -> None:
+def test_labels_are_the_nearest_readings_of_the_same_sensor(readings: Readings, shift: int) -> None:
     sequences = sequences_of(readings)
     for sensor in range(len(sequences.sensors)):
         lo, hi = sequences.span(sensor)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import polars as pl
@@ -28,11 +29,12 @@ CADENCE_US = 1_000
 MAX_GAP_STEPS = 3
 SENSORS = ("north", "south", "zoë")
 
+Stream = list[tuple[int, int]]
 # (sensor, timestamp): the sensor's index is its partition, the place in the list gives the offset
 streams = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20_000)), max_size=50)
 
 
-def frame_of(stream: list[tuple[int, int]]) -> pl.DataFrame:
+def frame_of(stream: Stream) -> pl.DataFrame:
     """Two features: one tells the sensor, the other the offset, so that a mix-up shows in the values."""
     sensors = [sensor for sensor, _ in stream]
     return pl.DataFrame(
@@ -62,7 +64,7 @@ def steps_of(sequences: Sequences, sensor_id: str) -> list[tuple[int, int, float
     return list(zip(*(column[lo:hi].tolist() for column in columns), strict=True))
 
 
-def step_through(stream: list[tuple[int, int]], wanted: int) -> list[tuple[int, int, float, bool]]:
+def step_through(stream: Stream, wanted: int) -> list[tuple[int, int, float, bool]]:
     """The stream's own way: one reading after the other."""
     steps: list[tuple[int, int, float, bool]] = []
     last: int | None = None
@@ -83,7 +85,7 @@ def step_through(stream: list[tuple[int, int]], wanted: int) -> list[tuple[int, 
 
 
 @given(streams, st.randoms())
-def test_steps_are_the_streams_whatever_the_order_of_rows(stream, random) -> None:
+def test_steps_are_the_streams_whatever_the_order_of_rows(stream: Stream, random: Random) -> None:
     frame = frame_of(stream)
     order = list(range(len(stream)))
     random.shuffle(order)
@@ -93,7 +95,9 @@ def test_steps_are_the_streams_whatever_the_order_of_rows(stream, random) -> Non
 
 
 @given(streams, st.randoms())
-def test_where_gaps_are_waited_for_steps_are_those_of_the_accepted_in_order_of_time(stream, random) -> None:
+def test_where_gaps_are_waited_for_steps_are_those_of_the_accepted_in_order_of_time(
+    stream: Stream, random: Random
+) -> None:
     frame = frame_of(stream)
     grace = Grace(CADENCE_US, 3 * CADENCE_US)
     sequences = load(frame.sample(fraction=1, shuffle=True, seed=random.randrange(99)), grace.wait_us)
@@ -110,7 +114,7 @@ def test_where_gaps_are_waited_for_steps_are_those_of_the_accepted_in_order_of_t
 
 
 @given(streams)
-def test_no_window_mixes_sensors(stream) -> None:
+def test_no_window_mixes_sensors(stream: Stream) -> None:
     sequences = load(frame_of(stream))
     for number, sensor_id in enumerate(sequences.sensors):
         lo, hi = sequences.span(number)
@@ -122,7 +126,7 @@ def test_no_window_mixes_sensors(stream) -> None:
 
 
 @given(streams, st.integers(0, 50))
-def test_nothing_looks_ahead(stream, cut) -> None:
+def test_nothing_looks_ahead(stream: Stream, cut: int) -> None:
     whole, before = load(frame_of(stream)), load(frame_of(stream[:cut]))
     for sensor_id in before.sensors:
         known = steps_of(before, sensor_id)
