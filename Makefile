@@ -10,7 +10,7 @@ UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test unit integration check coverage bench quality chaos upgrade fuzz clean
+.PHONY: help setup lock demo test unit integration check prose coverage bench quality chaos upgrade fuzz clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ check: setup ## Lint, layering and types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+prose: setup ## Find phrases that are hard to read, in everything a person reads
+	$(BIN)/python -m tests.prose
 
 test: setup ## Pass every check and every test
 	@$(BIN)/python -m tests.side_by_side "nice $(MAKE) --no-print-directory unit" "$(MAKE) --no-print-directory integration" # the latter have deadlines

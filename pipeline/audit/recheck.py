@@ -85,8 +85,10 @@ def recheck(
 
 def _compare(outcome: Recheck, forecasts: ForecastLog, rows: Indexes, done: Recomputed, there: Indexes) -> None:
     """Forecasts at ``rows`` against the recomputed ones at ``there``."""
-    assert forecasts.quantiles is not None and forecasts.weights is not None
-    assert forecasts.origin is not None and forecasts.steps is not None
+    assert forecasts.quantiles is not None
+    assert forecasts.weights is not None
+    assert forecasts.origin is not None
+    assert forecasts.steps is not None
     expected, scale = done.forecasts.quantiles[there], done.forecasts.scale[there]
     differences = relative_differences(forecasts.quantiles[rows], expected, scale)
     largest = differences.reshape(len(rows), -1).max(axis=1, initial=0.0)

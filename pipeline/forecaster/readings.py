@@ -57,9 +57,8 @@ class Readings:
 
     def followed_by(self, others: "Readings") -> "Readings":
         """These and then others of the same partition; none of them stepped so far."""
-        assert self.begins is None and others.begins is None, (
-            "with which readings a replay may begin is of one judgement"
-        )
+        assert self.begins is None, "`begins` belongs to one acceptance check"
+        assert others.begins is None, "`begins` belongs to one acceptance check"
         traceparents = None
         if self.traceparents is not None or others.traceparents is not None:
             traceparents = [*(self.traceparents or [None] * len(self)), *(others.traceparents or [None] * len(others))]

@@ -144,6 +144,7 @@ class StateRecords:
 
 def _prefix(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The leading fields of a state, which are the same whatever the model: all before the hidden state."""
-    assert dtype.names is not None and dtype.fields is not None
+    assert dtype.names is not None
+    assert dtype.fields is not None
     names = dtype.names[: dtype.names.index("hidden")]
     return np.dtype([(name, dtype.fields[name][0]) for name in names])

@@ -78,13 +78,19 @@ def decoder(chance: random.Random) -> None:
     try:
         reading = _DECODER.decode(key, value)
     except Rejected as rejected:
-        assert rejected.reason in ReadingDecoder.REASONS
-        assert len(together.rejected) == 1 and not len(together.readings)
-        letter = dead_letter(key, value, [], rejected, InputPosition("readings", 0, 7), LETTER_LIMIT)
-        assert len(letter.key or b"") + len(letter.value or b"") <= LETTER_LIMIT
+        assert len(together.rejected) == 1
+        assert not len(together.readings)
+        _check_rejected(rejected, key, value)
         return
-    assert len(together.readings) == 1 and not together.rejected
+    assert len(together.readings) == 1
+    assert not together.rejected
     _check_reading(reading, key)
+
+
+def _check_rejected(rejected: Rejected, key: bytes | None, value: bytes | None) -> None:
+    assert rejected.reason in ReadingDecoder.REASONS
+    letter = dead_letter(key, value, [], rejected, InputPosition("readings", 0, 7), LETTER_LIMIT)
+    assert len(letter.key or b"") + len(letter.value or b"") <= LETTER_LIMIT
 
 
 def _check_reading(reading: Reading, key: bytes | None) -> None:
@@ -92,7 +98,8 @@ def _check_reading(reading: Reading, key: bytes | None) -> None:
     assert EARLIEST_TIMESTAMP_US <= reading.timestamp_us < LATEST_TIMESTAMP_US
     assert len(reading.values) == len(FEATURES)
     known = [value for value in reading.values if value == value]
-    assert known and all(-LARGEST_VALUE <= value <= LARGEST_VALUE for value in known)
+    assert known
+    assert all(-LARGEST_VALUE <= value <= LARGEST_VALUE for value in known)
     assert reading.ignored >= 0
     again = _DECODER.decode(
         *encode_reading(reading.sensor_id, reading.timestamp_us, dict(zip(FEATURES, reading.values, strict=True)))

@@ -9,7 +9,6 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import IllegalStateError, MessageSizeTooLargeError
 from kafka.record.default_records import DefaultRecordBatchBuilder
-from pytest import fixture
 
 from pipeline.errors import KafkaError
 from pipeline.kafka.batch_producer import NO_HEADERS, BatchAppender, check_delivered, encode_headers, encode_varint
@@ -25,7 +24,7 @@ TIMESTAMP_MS = 1_700_000_000_000
 PATIENT = {"request_timeout_ms": 20_000, "delivery_timeout_ms": 30_000}
 
 
-@fixture
+@pytest.fixture
 def topic(broker: Settings) -> Iterator[str]:
     name = f"batches-{uuid.uuid4().hex[:8]}"
     with make_admin(broker) as admin:
@@ -34,7 +33,7 @@ def topic(broker: Settings) -> Iterator[str]:
         admin.delete_topics([name])
 
 
-@fixture
+@pytest.fixture
 def producer(broker: Settings) -> Iterator[Callable[..., KafkaProducer]]:
     """Makes producers that are closed when the test ends."""
     made: list[KafkaProducer] = []

@@ -73,7 +73,8 @@ def test_every_accepted_reading_gets_one_forecast_in_order(
     counters = forecaster.counters
     assert counters.accepted == counters.forecasts == len(expected)
     assert counters.accepted + counters.duplicates + counters.late == count
-    assert counters.duplicates and counters.late
+    assert counters.duplicates
+    assert counters.late
 
 
 def test_poison_becomes_dead_letters_with_their_reasons(settings: Settings, champion: FolderChampion) -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +32,10 @@ BUNDLED = Path(deploy.__path__[0]) / "data" / "beijing.parquet"
 
 
 @pytest.fixture
-def settings(broker: Settings, fresh_settings: SettingsFactory) -> Iterator[Settings]:
+def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
     made = fresh_settings(kafka={"partitions": 4})
     ensure_topics(made)
-    yield made
+    return made
 
 
 def run(settings: Settings, *arguments: object) -> Result:

@@ -1,6 +1,6 @@
 """Topics are made as the settings say, and existing ones that differ are complained about."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from click.testing import CliRunner
@@ -20,11 +20,11 @@ SettingsFactory = Callable[..., Settings]
 
 
 @pytest.fixture
-def made(broker: Settings, fresh_settings: SettingsFactory) -> Iterator[Settings]:
+def made(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
     """Settings whose four topics exist, with two partitions."""
     settings = fresh_settings()
     ensure_topics(settings)
-    yield settings
+    return settings
 
 
 def with_kafka(settings: Settings, **changes: object) -> Settings:

@@ -1,6 +1,7 @@
 """Adaptation: never much worse than the best expert, no look ahead, the same bits in any company, safe for ever."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +102,9 @@ def drifting(T: int, B: int, seed: int = 0) -> Floats:
 @pytest.mark.parametrize("level", ["light", "full"])
 @pytest.mark.parametrize("series", [random_walk, seasonal, drifting])
 @pytest.mark.parametrize("horizon", [1, 12])
-def test_is_never_much_worse_than_the_best_of_persistence_seasonal_naive_and_the_model(level, series, horizon) -> None:
+def test_is_never_much_worse_than_the_best_of_persistence_seasonal_naive_and_the_model(
+    level: Level, series: Callable[[int, int], Floats], horizon: int
+) -> None:
     values = series(1000, 4)
     forecasts = run(config(level, horizon=horizon), values).quantiles[:, :, :, 1]
     plain = [naive(values, horizon, 1), naive(values, horizon, SEASON), np.zeros_like(forecasts)]

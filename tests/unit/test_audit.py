@@ -68,7 +68,7 @@ def run(rows: list[Row], starts: dict[int, int] | None = None) -> Audit:
     return audit(reading_log(), forecast_log(rows), starts or {})
 
 
-def test_a_faultless_run_is_exactly_once():
+def test_a_faultless_run_is_exactly_once() -> None:
     result = run(FORECASTS)
     assert result.exactly_once
     assert result.examples == {}
@@ -76,26 +76,26 @@ def test_a_faultless_run_is_exactly_once():
     assert counts == (9, 6, 1, 1, 1, 6)
 
 
-def test_sensors_may_be_numbered_otherwise_in_the_forecasts():
+def test_sensors_may_be_numbered_otherwise_in_the_forecasts() -> None:
     renumbered = [(p, o, (2, 0, 1)[s], t, ip, io) for p, o, s, t, ip, io in FORECASTS]
     assert audit(reading_log(), forecast_log(renumbered, ("b", "c", "a")), {}).exactly_once
 
 
 @pytest.mark.parametrize("missing", range(len(FORECASTS)))
-def test_a_missing_forecast_is_lost_and_named(missing: int):
+def test_a_missing_forecast_is_lost_and_named(missing: int) -> None:
     result = run(FORECASTS[:missing] + FORECASTS[missing + 1 :])
     assert (result.lost, result.twice, result.unexpected) == (1, 0, 0)
     _, _, _, _, partition, offset = FORECASTS[missing]
     assert result.examples == {"lost": [f"partition {partition} offset {offset}"]}
 
 
-def test_a_repeated_forecast_is_counted_each_time():
+def test_a_repeated_forecast_is_counted_each_time() -> None:
     result = run([*FORECASTS, (1, 2, 2, 200, 1, 2), (1, 3, 2, 200, 1, 2)])
     assert (result.lost, result.twice, result.out_of_order) == (0, 2, 0)
     assert not result.exactly_once
 
 
-def test_order_is_per_sensor_not_per_partition():
+def test_order_is_per_sensor_not_per_partition() -> None:
     a, b, a_again, b_again, *others = FORECASTS
     across_sensors = [(0, 0, *b[2:]), (0, 1, *a[2:]), (0, 2, *b_again[2:]), (0, 3, *a_again[2:]), *others]
     assert run(across_sensors).exactly_once
@@ -117,12 +117,12 @@ def test_order_is_per_sensor_not_per_partition():
         pytest.param((1, 9, 0, 200, 0, 2), id="in another partition"),
     ],
 )
-def test_a_forecast_without_its_accepted_reading_is_unexpected(stray: Row):
+def test_a_forecast_without_its_accepted_reading_is_unexpected(stray: Row) -> None:
     result = run([*FORECASTS, stray])
     assert (result.lost, result.twice, result.unexpected) == (0, 0, 1)
 
 
-def test_only_what_lies_at_or_after_the_start_counts():
+def test_only_what_lies_at_or_after_the_start_counts() -> None:
     starts = {0: 2, 1: 2}
     result = run([row for row in FORECASTS if row[5] >= 2], starts)
     assert result.exactly_once
@@ -131,7 +131,7 @@ def test_only_what_lies_at_or_after_the_start_counts():
     assert run([], starts).lost == 3
 
 
-def test_empty_topics_are_exactly_once():
+def test_empty_topics_are_exactly_once() -> None:
     nothing = forecast_log([])
     empty = ReadingLog(
         (), *(np.zeros(0, dtype=np.int64) for _ in range(4)), np.zeros((0, 1)), nothing.offset, nothing.offset
@@ -141,7 +141,7 @@ def test_empty_topics_are_exactly_once():
 
 
 @given(st.lists(st.integers(0, 3), min_size=len(FORECASTS), max_size=len(FORECASTS)))
-def test_lost_and_twice_add_up_whatever_was_written(copies: list[int]):
+def test_lost_and_twice_add_up_whatever_was_written(copies: list[int]) -> None:
     rows: list[Row] = []
     for row, count in zip(FORECASTS, copies, strict=True):
         rows += [(row[0], len(rows), *row[2:]) for _ in range(count)]

@@ -73,12 +73,12 @@ def by_hand(values: NDArray[np.float64], h: int) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("horizon", [1, 5, 30])
-def test_medians_are_those_of_plain_recursions(horizon: int):
+def test_medians_are_those_of_plain_recursions(horizon: int) -> None:
     values = random_walk(400) + 100.0
     np.testing.assert_allclose(forecasts_of(values, horizon)[:, 1], by_hand(values, horizon), rtol=0, atol=1e-4)
 
 
-def test_what_depends_on_its_past_is_learned():
+def test_what_depends_on_its_past_is_learned() -> None:
     random = np.random.default_rng(1)
     changes = np.zeros(3_000)
     for t in range(1, len(changes)):
@@ -89,7 +89,7 @@ def test_what_depends_on_its_past_is_learned():
 
 
 @pytest.mark.parametrize("horizon", [1, 6, 60])
-def test_intervals_hold_as_often_as_they_say(horizon: int):
+def test_intervals_hold_as_often_as_they_say(horizon: int) -> None:
     values = np.random.default_rng(2).normal(size=4_000)
     low, median, high = forecasts_of(values, horizon).swapaxes(0, 1)
     labels = np.array([values[t + 1 : t + 1 + horizon] for t in range(2_000, len(values) - horizon)])
@@ -100,7 +100,7 @@ def test_intervals_hold_as_often_as_they_say(horizon: int):
 
 
 @pytest.mark.parametrize("numbers", [300, 8_000_000])
-def test_any_cut_into_stretches_gives_the_same_bits(numbers: int, monkeypatch: pytest.MonkeyPatch):
+def test_any_cut_into_stretches_gives_the_same_bits(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = noisy_days(hours=200)
     whole = [Autoregression(CONFIG).forecasts(sequences, s, *sequences.span(s)) for s in range(3)]
     monkeypatch.setattr(autoregression, "_NUMBERS", numbers)
@@ -117,7 +117,7 @@ def test_any_cut_into_stretches_gives_the_same_bits(numbers: int, monkeypatch: p
 
 
 @pytest.mark.parametrize("horizon", [1, 6, 30])
-def test_the_baseline_is_causal(horizon: int):
+def test_the_baseline_is_causal(horizon: int) -> None:
     config = replace(CONFIG, horizon_steps=horizon)
     cuts_us = [330 * HOUR_US, 420 * HOUR_US]
     assert_causal(lambda s: Autoregression(config).fit(s, 300 * HOUR_US), noisy_days(), config, cuts_us)
@@ -139,19 +139,19 @@ WILD = {
 
 @pytest.mark.parametrize("name", WILD)
 @pytest.mark.parametrize("horizon", [1, 30])
-def test_any_input_leaves_forecasts_finite_and_in_order(name: str, horizon: int):
+def test_any_input_leaves_forecasts_finite_and_in_order(name: str, horizon: int) -> None:
     found = forecasts_of(WILD[name], horizon)
     assert np.isfinite(found).all()
     assert (np.diff(found, axis=1) >= 0.0).all()
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
-def test_the_unit_changes_nothing_but_the_unit(factor: float):
+def test_the_unit_changes_nothing_but_the_unit(factor: float) -> None:
     values = random_walk(300)
     np.testing.assert_allclose(forecasts_of(factor * values, 4), factor * forecasts_of(values, 4), rtol=1e-6)
 
 
-def test_nothing_is_learned_across_a_pause():
+def test_nothing_is_learned_across_a_pause() -> None:
     """A jump over a pause is no change, so it leaves weights, scale and intervals as they were."""
     values = random_walk(400)
     moments = [*range(300), *range(1_000, 1_100)]
@@ -163,7 +163,7 @@ def test_nothing_is_learned_across_a_pause():
     np.testing.assert_allclose(jumping - jump[:, None, None], calm, atol=0.5)
 
 
-def test_a_sensor_without_a_value_gets_the_usual_level():
+def test_a_sensor_without_a_value_gets_the_usual_level() -> None:
     sequences = noisy_days()
     values = sequences.values.copy()
     lo, hi = sequences.span(1)
@@ -174,7 +174,7 @@ def test_a_sensor_without_a_value_gets_the_usual_level():
     assert found == pytest.approx(25.0, abs=1.0)
 
 
-def test_it_beats_persistence_on_daily_swings():
+def test_it_beats_persistence_on_daily_swings() -> None:
     sequences = noisy_days()
     start_us = 400 * HOUR_US
     predictors = [Autoregression(CONFIG).fit(sequences, start_us), Persistence(CONFIG).fit(sequences, start_us)]

@@ -63,7 +63,9 @@ def scores_one_by_one(sequences: Sequences, start_us: int, end_us: int) -> dict[
 
 
 @pytest.mark.parametrize("numbers", [1, 900, 4_000_000])
-def test_scores_are_those_taken_one_by_one_however_the_steps_are_cut(numbers: int, monkeypatch: pytest.MonkeyPatch):
+def test_scores_are_those_taken_one_by_one_however_the_steps_are_cut(
+    numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(evaluator, "_STRETCH_NUMBERS", numbers)
     sequences = noisy_days()
     end_us = 480 * HOUR_US
@@ -76,7 +78,7 @@ def test_scores_are_those_taken_one_by_one_however_the_steps_are_cut(numbers: in
     assert scores.mean("pinball", scaled=False) > scores.mean("mae", scaled=False) * (low + 0.5 + 1 - high) / 3 / 2
 
 
-def test_each_sensor_is_asked_for_in_ascending_stretches_without_gaps(monkeypatch: pytest.MonkeyPatch):
+def test_each_sensor_is_asked_for_in_ascending_stretches_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "_STRETCH_NUMBERS", 500)
     predictor = PointForecast("last", last_value)
     backtest([predictor], noisy_days(), CONFIG, TEST_START_US)
@@ -86,7 +88,7 @@ def test_each_sensor_is_asked_for_in_ascending_stretches_without_gaps(monkeypatc
         assert all(before[1] == after[0] for before, after in pairwise(spans))
 
 
-def test_scaled_scores_do_not_depend_on_the_unit():
+def test_scaled_scores_do_not_depend_on_the_unit() -> None:
     sequences = noisy_days()
     larger = replace(sequences, values=sequences.values * 1_000.0)
     for metric in ("mae", "mse", "pinball", "width", "coverage"):
@@ -98,7 +100,7 @@ def test_scaled_scores_do_not_depend_on_the_unit():
     assert large.mean("mae", scaled=False) == pytest.approx(1_000.0 * small.mean("mae", scaled=False))
 
 
-def test_one_horizon_and_the_worst_sensors_can_be_asked_for():
+def test_one_horizon_and_the_worst_sensors_can_be_asked_for() -> None:
     sequences = noisy_days()
     values = sequences.values.copy()
     lo, hi = sequences.span(1, TEST_START_US)
@@ -108,7 +110,7 @@ def test_one_horizon_and_the_worst_sensors_can_be_asked_for():
     assert scores.mean("mae", scaled=False, horizon=3) == pytest.approx(scores.by_horizon("mae")[0, 2])
 
 
-def test_calibration_is_the_share_of_labels_below_each_quantile():
+def test_calibration_is_the_share_of_labels_below_each_quantile() -> None:
     sequences = noisy_days()
     scores = backtest([SeasonalNaive(CONFIG).fit(sequences, TRAIN_END_US)], sequences, CONFIG, TEST_START_US)
     below = scores["seasonal naive"].calibration()[0]
@@ -116,18 +118,18 @@ def test_calibration_is_the_share_of_labels_below_each_quantile():
     assert below[2] - below[0] == pytest.approx(scores["seasonal naive"].mean("coverage"))
 
 
-def test_nothing_to_score_is_an_error():
+def test_nothing_to_score_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to score: no reading in the range is followed by 6 steps"):
         backtest([Persistence(CONFIG)], noisy_days(), CONFIG, 496 * HOUR_US)
 
 
-def test_a_forecast_that_is_no_number_is_an_error():
+def test_a_forecast_that_is_no_number_is_an_error() -> None:
     silent = PointForecast("silent", lambda s, lo, hi: np.full((hi - lo, CONFIG.horizon_steps), np.nan))
     with pytest.raises(ValueError, match="silent gave a forecast for sensor s0 that is not a finite number"):
         backtest([silent], noisy_days(), CONFIG, TEST_START_US)
 
 
-def test_names_must_differ():
+def test_names_must_differ() -> None:
     with pytest.raises(ValueError, match="names that differ"):
         backtest([Persistence(CONFIG), Persistence(CONFIG)], noisy_days(), CONFIG, TEST_START_US)
 
@@ -138,7 +140,7 @@ CUTS_US = [330 * HOUR_US, 420 * HOUR_US]
 
 
 @pytest.mark.parametrize("baseline", [Persistence, SeasonalNaive])
-def test_the_baselines_are_causal(baseline: type):
+def test_the_baselines_are_causal(baseline: type) -> None:
     assert_causal(lambda s: baseline(CONFIG).fit(s, TRAIN_END_US), noisy_days(), CONFIG, CUTS_US)
 
 
@@ -170,12 +172,12 @@ def normalised_by_all(sequences: Sequences) -> PointForecast:
     ],
     ids=["label released early", "window looking ahead", "normaliser fitted on test", "intervals fitted on test"],
 )
-def test_a_planted_leak_is_found(build: Callable[[Sequences], PointForecast]):
+def test_a_planted_leak_is_found(build: Callable[[Sequences], PointForecast]) -> None:
     with pytest.raises(Leak, match="changes with what was read at"):
         assert_causal(build, noisy_days(), CONFIG, CUTS_US)
 
 
-def test_a_predictor_holds_nothing_of_the_future_nor_of_other_sensors():
+def test_a_predictor_holds_nothing_of_the_future_nor_of_other_sensors() -> None:
     """Whatever a predictor can reach from what it is given ends at ``hi``; the arrays behind the views are not its."""
     sequences = noisy_days()
     seen: list[Shown] = []

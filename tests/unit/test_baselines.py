@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.backtest import Predictor
 from model.baselines import Persistence, SeasonalNaive, seasonal_scale
 from model.config import ModelConfig
 from model.sequences import Sequences, build_sequences
@@ -33,25 +34,25 @@ def config_of(horizon_steps: int = 3, season_steps: int = 2) -> ModelConfig:
     return ModelConfig(("level",), ("level",), CADENCE_US, horizon_steps, season_steps=season_steps)
 
 
-def medians(predictor, sequences: Sequences, lo: int = 0, hi: int | None = None) -> np.ndarray:
+def medians(predictor: Predictor, sequences: Sequences, lo: int = 0, hi: int | None = None) -> np.ndarray:
     forecasts = predictor.forecasts(sequences, 0, lo, len(sequences) if hi is None else hi)
     return forecasts[:, 0, 1]
 
 
-def test_persistence_repeats_the_last_value_and_carries_it_over_missing_ones():
+def test_persistence_repeats_the_last_value_and_carries_it_over_missing_ones() -> None:
     sequences = one_sensor([1.0, NAN, NAN, 4.0])
     assert medians(Persistence(config_of()), sequences).tolist() == [[1.0] * 3] * 3 + [[4.0] * 3]
     assert medians(Persistence(config_of()), sequences, 2, 3).tolist() == [[1.0] * 3]
 
 
-def test_seasonal_naive_repeats_the_last_season_over_a_longer_horizon():
+def test_seasonal_naive_repeats_the_last_season_over_a_longer_horizon() -> None:
     sequences = one_sensor([10.0, 11.0, 12.0, 13.0, 14.0, 15.0])
     found = medians(SeasonalNaive(config_of(horizon_steps=7, season_steps=3)), sequences)
     assert found[5].tolist() == [13.0, 14.0, 15.0, 13.0, 14.0, 15.0, 13.0]
     assert found[3].tolist() == [11.0, 12.0, 13.0, 11.0, 12.0, 13.0, 11.0]
 
 
-def test_seasonal_naive_goes_by_time_and_falls_back_to_the_last_value():
+def test_seasonal_naive_goes_by_time_and_falls_back_to_the_last_value() -> None:
     #                            hours: 0    1    4    5.2  7
     sequences = one_sensor([10.0, 11.0, 14.0, 15.0, NAN], [0, 100, 400, 520, 700])
     found = medians(SeasonalNaive(config_of(horizon_steps=3, season_steps=3)), sequences)
@@ -67,7 +68,9 @@ def test_seasonal_naive_goes_by_time_and_falls_back_to_the_last_value():
     st.integers(1, 8),
     st.integers(0, 29),
 )
-def test_a_stretch_is_forecast_as_within_the_whole(values, season_steps, horizon_steps, lo):
+def test_a_stretch_is_forecast_as_within_the_whole(
+    values: list[float], season_steps: int, horizon_steps: int, lo: int
+) -> None:
     sequences = one_sensor(values)
     lo = min(lo, len(sequences) - 1)
     for baseline in (Persistence, SeasonalNaive):
@@ -78,7 +81,7 @@ def test_a_stretch_is_forecast_as_within_the_whole(values, season_steps, horizon
         assert (np.diff(whole, axis=2) >= 0).all()
 
 
-def test_quantiles_are_the_residuals_of_the_training_part_alone():
+def test_quantiles_are_the_residuals_of_the_training_part_alone() -> None:
     random = np.random.default_rng(0)
     walk = np.cumsum(random.normal(size=4_000))
     walk[2_000:] *= 100.0
@@ -89,7 +92,7 @@ def test_quantiles_are_the_residuals_of_the_training_part_alone():
     assert np.mean((walk[1:2_000] >= low[:-1]) & (walk[1:2_000] <= high[:-1])) == pytest.approx(0.8, abs=0.01)
 
 
-def test_a_sensor_unknown_to_training_gets_the_others_intervals():
+def test_a_sensor_unknown_to_training_gets_the_others_intervals() -> None:
     random = np.random.default_rng(0)
     known = one_sensor(random.normal(size=200).tolist())
     predictor = Persistence(config_of()).fit(known, 200 * CADENCE_US)
@@ -98,7 +101,7 @@ def test_a_sensor_unknown_to_training_gets_the_others_intervals():
     np.testing.assert_allclose(predictor.forecasts(new, 0, 0, 1) - 5.0, expected)
 
 
-def test_the_scale_is_the_seasonal_difference_or_what_stands_in_for_it():
+def test_the_scale_is_the_seasonal_difference_or_what_stands_in_for_it() -> None:
     swinging = one_sensor([0.0, 5.0, 1.0, 6.0, 2.0, 7.0])
     assert seasonal_scale(swinging, config_of(), 600).tolist() == [[1.0]]
     repeating = one_sensor([0.0, 4.0] * 5)
@@ -108,7 +111,7 @@ def test_the_scale_is_the_seasonal_difference_or_what_stands_in_for_it():
 
 
 @pytest.mark.parametrize("constant", [20.3, 0.1, 7.7, -1e9 / 3])
-def test_the_rounding_of_a_mean_is_no_scale(constant: float):
+def test_the_rounding_of_a_mean_is_no_scale(constant: float) -> None:
     """The mean of equal numbers is rarely the number itself: errors in units of the difference would decide all."""
     resting = one_sensor([constant] * 777)
     assert seasonal_scale(resting, config_of(), 77_700).tolist() == [[1.0]]

@@ -49,7 +49,7 @@ def case(monkeypatch: pytest.MonkeyPatch) -> Case:
     return Case(Forecaster(CONFIG).eval(), sequences, Split(300 * HOUR_US, 400 * HOUR_US), np.ones((2, 1)), seed=1)
 
 
-def test_a_walk_takes_each_sensor_through_its_own_readings(case: Case):
+def test_a_walk_takes_each_sensor_through_its_own_readings(case: Case) -> None:
     panel, stepper = case.panel, Stepper(case.forecaster)
     moments = np.array([50, 120])
     at = carried(case, NO_ADAPTATION, moments.tolist())
@@ -62,13 +62,13 @@ def test_a_walk_takes_each_sensor_through_its_own_readings(case: Case):
     np.testing.assert_array_equal(case.labels([60])[1, 0, 0], panel.values[1, 61:64, 0])
 
 
-def test_sensors_that_are_not_read_together_are_no_panel():
+def test_sensors_that_are_not_read_together_are_no_panel() -> None:
     with pytest.raises(ValueError, match="at the same times"):
         Panel.of(noisy_days())
 
 
 @pytest.mark.parametrize("adaptation", [NO_ADAPTATION, Adaptation("light", True)], ids=lambda one: one.level)
-def test_every_study_finds_something_and_the_page_shows_it(case: Case, adaptation: Adaptation, tmp_path: Path):
+def test_every_study_finds_something_and_the_page_shows_it(case: Case, adaptation: Adaptation, tmp_path: Path) -> None:
     found = {
         "windows": long_run.windows(case, adaptation),
         "tiled": long_run.tiled(case, adaptation),
@@ -92,6 +92,6 @@ def test_every_study_finds_something_and_the_page_shows_it(case: Case, adaptatio
     assert whole != longest
 
 
-def test_studies_wait_for_their_models(tmp_path: Path):
+def test_studies_wait_for_their_models(tmp_path: Path) -> None:
     carrying.run_all([], (0,), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from pipeline.settings import Settings
 from tests.series import HOUR_US, noisy_days
 
 
-def test_fractions_are_of_the_readings():
+def test_fractions_are_of_the_readings() -> None:
     sequences = noisy_days(sensors=1, hours=420)
     same, split = split_by("0.5,0.25,0.25", sequences)
     assert same is sequences
@@ -33,7 +33,7 @@ def test_fractions_are_of_the_readings():
     assert sequences.observed[: sequences.span(0, None, split.validation_end_us)[1]].sum() == 300
 
 
-def test_months_have_thirty_days_and_leave_out_what_follows():
+def test_months_have_thirty_days_and_leave_out_what_follows() -> None:
     sequences = noisy_days(sensors=2, hours=5 * 720)
     first_us = int(sequences.timestamp_us.min())
     within, split = split_by("2/1/1", sequences)
@@ -42,7 +42,7 @@ def test_months_have_thirty_days_and_leave_out_what_follows():
 
 
 @pytest.mark.parametrize(
-    "text, complaint",
+    ("text", "complaint"),
     [
         ("0.7,0.3", "three positive numbers"),
         ("a,b,c", "three positive numbers"),
@@ -52,7 +52,7 @@ def test_months_have_thirty_days_and_leave_out_what_follows():
         ("0.999,0.0005,0.0005", "too few to split"),
     ],
 )
-def test_a_split_that_cannot_be_is_explained(text: str, complaint: str):
+def test_a_split_that_cannot_be_is_explained(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         split_by(text, noisy_days(sensors=1, hours=420))
 
@@ -66,7 +66,9 @@ def days() -> Sequences:
 
 
 @pytest.mark.parametrize(("hour", "test_from_hour"), [(150, 200), (200, 200), (300, 300)])
-def test_the_test_part_begins_after_what_a_version_was_chosen_on(days: Sequences, hour: int, test_from_hour: int):
+def test_the_test_part_begins_after_what_a_version_was_chosen_on(
+    days: Sequences, hour: int, test_from_hour: int
+) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
     moved = after_selection(SPLIT, days, trained, iso_timestamp(hour * HOUR_US))
     assert moved == Split(SPLIT.train_end_us, test_from_hour * HOUR_US)
@@ -74,7 +76,7 @@ def test_the_test_part_begins_after_what_a_version_was_chosen_on(days: Sequences
 
 # The last of two sensors' 420 readings is at hour 419, and the horizon 24 hours.
 @pytest.mark.parametrize("hour", [397, 744])
-def test_a_version_that_has_seen_all_outcomes_is_not_scored(days: Sequences, hour: int):
+def test_a_version_that_has_seen_all_outcomes_is_not_scored(days: Sequences, hour: int) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
     until = iso_timestamp(hour * HOUR_US)
     with pytest.raises(
@@ -83,7 +85,7 @@ def test_a_version_that_has_seen_all_outcomes_is_not_scored(days: Sequences, hou
         after_selection(SPLIT, days, trained, until)
 
 
-def test_as_many_forecasts_are_left_as_are_asked_for(days: Sequences):
+def test_as_many_forecasts_are_left_as_are_asked_for(days: Sequences) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
     start_us = 300 * HOUR_US
     whole = replace(days, values=np.ones_like(days.values), observed=np.ones_like(days.observed))
@@ -97,7 +99,7 @@ def test_as_many_forecasts_are_left_as_are_asked_for(days: Sequences):
         after_selection(SPLIT, whole, trained, iso_timestamp(start_us), left + 1)
 
 
-def test_a_clock_that_is_ahead_leaves_no_more_to_forecast(days: Sequences):
+def test_a_clock_that_is_ahead_leaves_no_more_to_forecast(days: Sequences) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
     ahead = days.timestamp_us.copy()
     ahead[-1] = 100_000 * HOUR_US
@@ -105,13 +107,13 @@ def test_a_clock_that_is_ahead_leaves_no_more_to_forecast(days: Sequences):
         after_selection(SPLIT, replace(days, timestamp_us=ahead), trained, iso_timestamp(456 * HOUR_US))
 
 
-def test_a_time_that_is_none_is_named(days: Sequences):
+def test_a_time_that_is_none_is_named(days: Sequences) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
     with pytest.raises(ValueError, match="cannot be read, '2024-01-01'"):
         after_selection(SPLIT, days, trained, "2024-01-01")
 
 
-def test_a_version_has_seen_nothing_of_other_sensors(days: Sequences):
+def test_a_version_has_seen_nothing_of_other_sensors(days: Sequences) -> None:
     trained = replace(model_config(Settings()), sensors=("elsewhere",))
     assert after_selection(SPLIT, days, trained, "1970-02-01T00:00:00Z") == SPLIT
 
@@ -127,7 +129,7 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
-def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, tmp_path: Path):
+def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, tmp_path: Path) -> None:
     hours = np.arange(600)
     wide = pl.DataFrame(
         {
@@ -195,7 +197,7 @@ def run_on(file: Path, settings: Settings, *more: str) -> tuple[str, int]:
     return result.stderr, report["model"]["cadence_us"]
 
 
-def test_the_cadence_of_a_file_is_its_own_unless_it_is_set(settings: Settings, half_hourly: Path):
+def test_the_cadence_of_a_file_is_its_own_unless_it_is_set(settings: Settings, half_hourly: Path) -> None:
     settings = settings.model_copy(update={"features": ("level",)})
     told, cadence_us = run_on(half_hourly, settings)
     assert cadence_us == HOUR_US // 2
@@ -214,7 +216,7 @@ def test_the_cadence_of_a_file_is_its_own_unless_it_is_set(settings: Settings, h
     assert "the test part begins there" not in told
 
 
-def test_a_file_whose_features_are_all_empty_is_named_with_what_to_do(settings: Settings, tmp_path: Path):
+def test_a_file_whose_features_are_all_empty_is_named_with_what_to_do(settings: Settings, tmp_path: Path) -> None:
     file = tmp_path / "empty.csv"
     for text in ("time,level\n2024-01-01T00:00Z,\n2024-01-01T01:00Z,\n", "time,level\n2024-01-01T00:00Z,nan\n"):
         file.write_text(text)
@@ -224,7 +226,7 @@ def test_a_file_whose_features_are_all_empty_is_named_with_what_to_do(settings: 
         assert "empty.csv: no row has a value of level; set features (and targets) to" in str(result.exception)
 
 
-def test_a_cadence_that_cannot_be_is_refused(settings: Settings, half_hourly: Path):
+def test_a_cadence_that_cannot_be_is_refused(settings: Settings, half_hourly: Path) -> None:
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
     for cadence in ("nan", "inf", "0"):
         result = CliRunner().invoke(backtest, [str(half_hourly), "--cadence", cadence], obj=alone)
@@ -246,7 +248,7 @@ def made_before(settings: Settings, name: str = "made", **noted: object) -> Path
     return folder
 
 
-def test_a_model_that_does_not_fit_the_settings_is_refused(settings: Settings, half_hourly: Path):
+def test_a_model_that_does_not_fit_the_settings_is_refused(settings: Settings, half_hourly: Path) -> None:
     folder = made_before(settings)
     swapped = settings.model_copy(update={"features": ("other", "level")})
     arguments = [str(half_hourly), "--model", str(folder)]
@@ -256,14 +258,14 @@ def test_a_model_that_does_not_fit_the_settings_is_refused(settings: Settings, h
         assert words in str(result.exception)
 
 
-def test_a_horizon_that_is_not_the_model_s_is_refused(settings: Settings, half_hourly: Path):
+def test_a_horizon_that_is_not_the_model_s_is_refused(settings: Settings, half_hourly: Path) -> None:
     arguments = [str(half_hourly), "--model", str(made_before(settings)), "--horizon", "24"]
     result = CliRunner().invoke(backtest, arguments, obj=Context(lambda: settings))
     assert result.exit_code == 2
     assert "the model forecasts 6 steps, which --horizon 24 contradicts" in result.output
 
 
-def test_a_model_s_own_results_are_not_replaced(settings: Settings, half_hourly: Path):
+def test_a_model_s_own_results_are_not_replaced(settings: Settings, half_hourly: Path) -> None:
     folder = made_before(settings, "backtests/taxi-6")
     before = (folder / "scores.json").read_text()
     for more in ([], ["--out", str(folder)], ["--out", str(folder / ".." / "taxi-6")]):
@@ -276,7 +278,7 @@ def test_a_model_s_own_results_are_not_replaced(settings: Settings, half_hourly:
 
 # The file's 600 readings, half an hour apart, begin with 2024.
 @pytest.mark.parametrize(
-    "noted, told, validate_until",
+    ("noted", "told", "validate_until"),
     [
         ({"validate_until": "2024-01-10T00:00:00Z"}, "note: the model in ", "2024-01-10T00:00:00Z"),
         (
@@ -290,7 +292,7 @@ def test_a_model_s_own_results_are_not_replaced(settings: Settings, half_hourly:
 )
 def test_a_model_is_not_scored_on_what_it_was_chosen_on(
     settings: Settings, half_hourly: Path, noted: dict[str, object], told: str, validate_until: str
-):
+) -> None:
     settings = settings.model_copy(update={"features": ("level",)})
     folder, out = made_before(settings, **noted), settings.home / "out"
     arguments = [str(half_hourly), "--model", str(folder), "--split", "0.3,0.22,0.48", "--out", str(out)]
@@ -305,7 +307,7 @@ def test_a_model_is_not_scored_on_what_it_was_chosen_on(
 
 
 @pytest.mark.parametrize(
-    "option, value",
+    ("option", "value"),
     [
         ("--budget", "inf"),
         ("--budget", "nan"),
@@ -316,7 +318,7 @@ def test_a_model_is_not_scored_on_what_it_was_chosen_on(
 )
 def test_numbers_that_cannot_be_are_refused_before_the_training(
     settings: Settings, half_hourly: Path, option: str, value: str
-):
+) -> None:
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
     result = CliRunner().invoke(backtest, [str(half_hourly), option, value], obj=alone)
     assert (result.exit_code, type(result.exception)) == (2, SystemExit)
@@ -324,7 +326,7 @@ def test_numbers_that_cannot_be_are_refused_before_the_training(
     assert "epoch" not in result.output
 
 
-def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path):
+def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path) -> None:
     file = tmp_path / "level.csv"
     rows = (f"{np.datetime64('2024-01-01') + np.timedelta64(hour, 'h')}:00:00Z,{hour % 24}\n" for hour in range(600))
     file.write_text("time,level\n" + "".join(rows))
@@ -334,13 +336,13 @@ def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path):
     assert f"{tmp_path} does not hold the results of a back-test" in str(result.exception)
 
 
-def test_an_unknown_metric_is_named_with_those_there_are(settings: Settings):
+def test_an_unknown_metric_is_named_with_those_there_are(settings: Settings) -> None:
     result = CliRunner().invoke(backtest, ["--metrics", "crps,rmse"], obj=Context(lambda: settings))
     assert result.exit_code == 2
     assert "there is no rmse; there are mase, crps, coverage" in result.output
 
 
-def test_data_that_do_not_do_are_named_with_the_reason(settings: Settings, tmp_path: Path):
+def test_data_that_do_not_do_are_named_with_the_reason(settings: Settings, tmp_path: Path) -> None:
     file = tmp_path / "short.csv"
     file.write_text("time,level\n" + "".join(f"2024-01-01T{hour:02}:00:00Z,{hour}\n" for hour in range(5)))
     result = CliRunner().invoke(backtest, [str(file)], obj=Context(lambda: settings))
@@ -348,7 +350,7 @@ def test_data_that_do_not_do_are_named_with_the_reason(settings: Settings, tmp_p
     assert "short.csv cannot be back-tested on: 5 readings are too few to split" in str(result.exception)
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_the_training(settings: Settings, tmp_path: Path):
+def test_a_folder_that_cannot_be_written_is_named_before_the_training(settings: Settings, tmp_path: Path) -> None:
     file = tmp_path / "level.csv"
     rows = (f"{np.datetime64('2024-01-01') + np.timedelta64(hour, 'h')}:00:00Z,{hour % 24}\n" for hour in range(600))
     file.write_text("time,level\n" + "".join(rows))
@@ -360,7 +362,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_training(settings: 
     assert "epoch" not in result.output
 
 
-def test_an_empty_history_is_named(settings: Settings):
+def test_an_empty_history_is_named(settings: Settings) -> None:
     result = CliRunner().invoke(backtest, [], obj=Context(lambda: settings))
     assert isinstance(result.exception, HistoryError)
     assert "no history table" in str(result.exception)

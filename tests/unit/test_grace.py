@@ -1,14 +1,20 @@
 """The reorder buffer, held to a brute-force reading of its rule, and to what recovery rests on."""
 
 import time
+from collections.abc import Iterable
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from model.grace import HELD, Grace, settle, turns_come
 from model.rules import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify
+
+Stream = list[tuple[int, int, int]]
+Integers = NDArray[np.int64]
 
 CADENCE_US = 10
 SENSORS = 3
@@ -24,19 +30,21 @@ graces = st.builds(
 )
 
 
-def arrays(stream):
+def arrays(stream: Stream) -> tuple[Integers, Integers, Integers]:
     codes = np.array([sensor for sensor, _, _ in stream], np.int64)
     moments = np.array([moment for _, moment, _ in stream], np.int64)
     offsets = np.cumsum([1 + skipped for _, _, skipped in stream]).astype(np.int64)
     return codes, moments, offsets
 
 
-def by_hand(readings, grace, end):
+def by_hand(readings: Iterable[tuple[int, int]], grace: Grace, end: int) -> tuple[dict[int, int], list[int]]:
     """The rule as it is written, for one sensor's (timestamp, offset): verdicts, and the offsets in step order."""
-    verdicts, steps = {}, []
-    last, held = None, {}  # held: timestamp -> offset
+    verdicts: dict[int, int] = {}
+    steps: list[int] = []
+    last: int | None = None
+    held: dict[int, int] = {}  # timestamp -> offset
 
-    def release(now):
+    def release(now: int) -> None:
         nonlocal last
         while held:
             earliest, newest = min(held), max(held)
@@ -69,7 +77,7 @@ def by_hand(readings, grace, end):
 
 @settings(deadline=None)
 @given(streams, graces, st.integers(0, 20))
-def test_readings_are_settled_by_the_rule(stream, grace, beyond):
+def test_readings_are_settled_by_the_rule(stream: Stream, grace: Grace, beyond: int) -> None:
     codes, moments, offsets = arrays(stream)
     end = int(offsets[-1]) + 1 + beyond if len(stream) else 0
     settled = settle(codes, moments, offsets, grace, end=end)
@@ -82,7 +90,9 @@ def test_readings_are_settled_by_the_rule(stream, grace, beyond):
 
 @settings(deadline=None)
 @given(streams, graces, st.lists(st.integers(0, 40), max_size=5))
-def test_any_cutting_of_the_offsets_gives_the_same_though_most_that_is_held_is_not_judged_again(stream, grace, cuts):
+def test_any_cutting_of_the_offsets_gives_the_same_though_most_that_is_held_is_not_judged_again(
+    stream: Stream, grace: Grace, cuts: list[int]
+) -> None:
     codes, moments, offsets = arrays(stream)
     end = int(offsets[-1]) + 1 if len(stream) else 0
     whole = settle(codes, moments, offsets, grace, end=end)
@@ -118,7 +128,9 @@ def test_any_cutting_of_the_offsets_gives_the_same_though_most_that_is_held_is_n
 @given(
     streams.filter(bool), graces, st.lists(st.integers(-1, 4), min_size=SENSORS, max_size=SENSORS), st.integers(0, 9)
 )
-def test_whose_turn_has_come_is_known_without_settling(stream, grace, steps, beyond):
+def test_whose_turn_has_come_is_known_without_settling(
+    stream: Stream, grace: Grace, steps: list[int], beyond: int
+) -> None:
     codes, moments, offsets = arrays(stream)
     last_us = np.array([NEVER_US if step < 0 else step * CADENCE_US for step in steps])
     later = moments > last_us[codes]
@@ -132,7 +144,9 @@ def test_whose_turn_has_come_is_known_without_settling(stream, grace, steps, bey
 
 @settings(deadline=None)
 @given(streams, graces, st.integers(0, 20))
-def test_a_replay_from_a_reading_that_it_may_begin_with_steps_all_that_come_after_it(stream, grace, beyond):
+def test_a_replay_from_a_reading_that_it_may_begin_with_steps_all_that_come_after_it(
+    stream: Stream, grace: Grace, beyond: int
+) -> None:
     stream = [(0, moment, skipped) for _, moment, skipped in stream]
     codes, moments, offsets = arrays(stream)
     end = int(offsets[-1]) + 1 + beyond if len(stream) else 0
@@ -148,7 +162,7 @@ def test_a_replay_from_a_reading_that_it_may_begin_with_steps_all_that_come_afte
 
 @settings(deadline=None)
 @given(streams)
-def test_without_grace_the_rule_is_that_of_classify(stream):
+def test_without_grace_the_rule_is_that_of_classify(stream: Stream) -> None:
     codes, moments, offsets = arrays(stream)
     settled = settle(codes, moments, offsets, Grace(CADENCE_US, 0))
     assert settled.verdicts.tolist() == classify(codes, moments).tolist()
@@ -158,7 +172,9 @@ def test_without_grace_the_rule_is_that_of_classify(stream):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, SENSORS - 1), max_size=60), st.integers(1, 5), st.randoms())
-def test_readings_shuffled_within_grace_are_stepped_in_order_and_none_is_late(sensors, grace_steps, random):
+def test_readings_shuffled_within_grace_are_stepped_in_order_and_none_is_late(
+    sensors: list[int], grace_steps: int, random: Random
+) -> None:
     """A reading is passed by readings at most so many cadences newer: that is what within grace means."""
     taken = [0] * SENSORS
     stream = []
@@ -176,7 +192,7 @@ def test_readings_shuffled_within_grace_are_stepped_in_order_and_none_is_late(se
         assert mine.tolist() == [step * CADENCE_US for step in range(taken[sensor])]
 
 
-def test_a_gap_is_waited_for_until_the_newest_reading_is_so_much_later():
+def test_a_gap_is_waited_for_until_the_newest_reading_is_so_much_later() -> None:
     grace = Grace(CADENCE_US, 2 * CADENCE_US)
     moments = np.array([0, 20, 30, 40, 10])
     settled = settle(np.zeros(5, int), moments, np.arange(5), grace)
@@ -186,15 +202,15 @@ def test_a_gap_is_waited_for_until_the_newest_reading_is_so_much_later():
     assert moments[[0, 1, 2, 4]][filled.order].tolist() == [0, 10, 20, 30]
 
 
-def test_a_silent_sensor_is_waited_for_no_more_than_so_many_offsets():
+def test_a_silent_sensor_is_waited_for_no_more_than_so_many_offsets() -> None:
     grace = Grace(CADENCE_US, 1_000, offsets=100)
     codes, moments, offsets = np.zeros(2, int), np.array([0, 50]), np.array([0, 1])
     assert settle(codes, moments, offsets, grace, end=100).verdicts.tolist() == [ACCEPTED, HELD]
     assert settle(codes, moments, offsets, grace, end=101).verdicts.tolist() == [ACCEPTED, ACCEPTED]
 
 
-def test_ten_times_as_many_held_of_one_sensor_take_some_ten_times_as_long():
-    def seconds(held):
+def test_ten_times_as_many_held_of_one_sensor_take_some_ten_times_as_long() -> None:
+    def seconds(held: int) -> float:
         moments = np.append(np.delete(np.arange(held + 2), 1), 1) * CADENCE_US  # the gap is filled at the end
         zeros, taken = np.zeros(len(moments), int), []
         for _ in range(3):

@@ -41,7 +41,7 @@ def history(tmp_path: Path) -> History:
     return table
 
 
-def test_data_and_offsets_are_stored_by_one_commit(history: History):
+def test_data_and_offsets_are_stored_by_one_commit(history: History) -> None:
     before = history.version
     both = pl.concat([readings(range(3)), readings(range(5, 7), partition=2)])
     assert history.append(both, {0: 3, 2: 9}, TOPIC) == 5
@@ -53,7 +53,7 @@ def test_data_and_offsets_are_stored_by_one_commit(history: History):
     assert stored.schema["timestamp"] == pl.Datetime("us", "UTC")
 
 
-def test_a_range_appended_again_is_skipped_and_a_longer_one_goes_on(history: History):
+def test_a_range_appended_again_is_skipped_and_a_longer_one_goes_on(history: History) -> None:
     history.append(readings(range(3)), {0: 3}, TOPIC)
     version = history.version
     assert history.append(readings(range(3)), {0: 3}, TOPIC) == 0
@@ -63,12 +63,12 @@ def test_a_range_appended_again_is_skipped_and_a_longer_one_goes_on(history: His
     assert history.next_offsets(TOPIC) == {0: 6}
 
 
-def test_offsets_advance_where_no_reading_was_any_good(history: History):
+def test_offsets_advance_where_no_reading_was_any_good(history: History) -> None:
     assert history.append(readings(range(0)), {0: 4, 1: 2}, TOPIC) == 0
     assert history.next_offsets(TOPIC) == {0: 4, 1: 2}
 
 
-def test_offsets_alone_do_not_pass_for_readings_that_came(history: History):
+def test_offsets_alone_do_not_pass_for_readings_that_came(history: History) -> None:
     assert history.appended_at(LONG_AGO_S) is None
     history.append(readings(range(0)), {0: 4}, TOPIC)
     assert history.appended_at(LONG_AGO_S) is None
@@ -79,7 +79,7 @@ def test_offsets_alone_do_not_pass_for_readings_that_came(history: History):
     assert history.appended_at(LONG_AGO_S) == came
 
 
-def test_readings_that_came_are_found_behind_many_commits_of_offsets_alone(history: History):
+def test_readings_that_came_are_found_behind_many_commits_of_offsets_alone(history: History) -> None:
     history.append(readings(range(1)), {0: 1}, TOPIC)
     came = history.appended_at(LONG_AGO_S)
     for end in range(2, 2 + FRAGMENTED_FILES):
@@ -88,7 +88,7 @@ def test_readings_that_came_are_found_behind_many_commits_of_offsets_alone(histo
     assert history.appended_at(LONG_AGO_S) == came
 
 
-def test_readings_are_not_looked_for_further_back_than_asked(history: History):
+def test_readings_are_not_looked_for_further_back_than_asked(history: History) -> None:
     history.append(readings(range(1)), {0: 1}, TOPIC)
     came = history.appended_at(LONG_AGO_S)
     for end in range(2, 2 + FRAGMENTED_FILES):
@@ -100,7 +100,7 @@ def test_readings_are_not_looked_for_further_back_than_asked(history: History):
     assert came < since < now
 
 
-def test_a_topic_is_known_by_its_id_once_that_is_stored(history: History):
+def test_a_topic_is_known_by_its_id_once_that_is_stored(history: History) -> None:
     assert not history.is_of_another_topic(TOPIC, "new")
     history.append(readings(range(2)), {0: 2}, TOPIC)  # as before ids were stored
     assert not history.is_of_another_topic(TOPIC, "old")
@@ -112,19 +112,19 @@ def test_a_topic_is_known_by_its_id_once_that_is_stored(history: History):
     assert history.next_offsets(TOPIC) == {0: 6}
 
 
-def test_a_reading_beyond_the_next_offset_is_refused(history: History):
+def test_a_reading_beyond_the_next_offset_is_refused(history: History) -> None:
     with pytest.raises(ValueError, match="beyond the next offsets"):
         history.append(readings(range(3)), {0: 2}, TOPIC)
     with pytest.raises(ValueError, match="beyond the next offsets"):
         history.append(readings(range(3)), {1: 3}, TOPIC)
 
 
-def test_missing_values_are_stored_as_null(history: History):
+def test_missing_values_are_stored_as_null(history: History) -> None:
     history.append(readings(range(2), value=float("nan")), {0: 2}, TOPIC)
     assert history.scan().collect()["value"].null_count() == 2
 
 
-def test_an_older_version_shows_what_it_held(history: History):
+def test_an_older_version_shows_what_it_held(history: History) -> None:
     history.append(readings(range(3)), {0: 3}, TOPIC)
     version = history.version
     history.append(readings(range(3, 5)), {0: 5}, TOPIC)
@@ -132,7 +132,7 @@ def test_an_older_version_shows_what_it_held(history: History):
     assert history.next_offsets(TOPIC, version) == {0: 3}
 
 
-def test_compaction_keeps_readings_offsets_and_older_versions(history: History):
+def test_compaction_keeps_readings_offsets_and_older_versions(history: History) -> None:
     for offset in range(6):
         history.append(readings(range(offset, offset + 1)), {0: offset + 1}, TOPIC)
     version = history.version
@@ -144,7 +144,7 @@ def test_compaction_keeps_readings_offsets_and_older_versions(history: History):
     assert len(history.scan(version - 2).collect()) == 4
 
 
-def test_a_reading_is_rewritten_a_few_times_whatever_is_merged(history: History):
+def test_a_reading_is_rewritten_a_few_times_whatever_is_merged(history: History) -> None:
     """Merging all into one file each time would leave eight times what was appended here on the disk."""
     random, appended = np.random.default_rng(0), 0
     for offset in range(0, 60_000, 1_000):
@@ -163,7 +163,9 @@ def disk_bytes(history: History) -> int:
     return sum(path.stat().st_size for path in history.path.glob("*.parquet"))
 
 
-def test_what_was_appended_is_on_the_disk_before_it_is_built_upon(history: History, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_appended_is_on_the_disk_before_it_is_built_upon(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[str] = []
     monkeypatch.setattr(
         "os.fsync", lambda descriptor: synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
@@ -188,7 +190,9 @@ def test_what_was_appended_is_on_the_disk_before_it_is_built_upon(history: Histo
     assert list(log.glob("*.checkpoint*"))
 
 
-def test_folders_that_cannot_be_synced_are_let_be_and_files_are_not(history: History, monkeypatch: pytest.MonkeyPatch):
+def test_folders_that_cannot_be_synced_are_let_be_and_files_are_not(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(which: Callable[[Path], bool]) -> Callable[[int], None]:
         def fsync(descriptor: int) -> None:
             if which(Path(f"/proc/self/fd/{descriptor}").resolve()):
@@ -205,7 +209,7 @@ def test_folders_that_cannot_be_synced_are_let_be_and_files_are_not(history: His
 
 
 @pytest.mark.parametrize("harm", ["removed", "cut off"])
-def test_nothing_is_built_on_a_version_that_a_power_cut_has_torn(history: History, harm: str):
+def test_nothing_is_built_on_a_version_that_a_power_cut_has_torn(history: History, harm: str) -> None:
     history.append(readings(range(3)), {0: 3}, TOPIC)
     before = set(history.path.glob("*.parquet"))
     history.append(readings(range(3, 5)), {0: 5}, TOPIC)
@@ -222,7 +226,7 @@ def test_nothing_is_built_on_a_version_that_a_power_cut_has_torn(history: Histor
     assert sorted(history.scan().collect()["offset"]) == list(range(7))
 
 
-def test_an_older_version_is_read_though_the_newest_is_torn(history: History):
+def test_an_older_version_is_read_though_the_newest_is_torn(history: History) -> None:
     history.append(readings(range(3)), {0: 3}, TOPIC)
     history.append(readings(range(3, 5)), {0: 5}, TOPIC)
     commit = history.path / "_delta_log" / f"{history.version:020}.json"
@@ -231,7 +235,7 @@ def test_an_older_version_is_read_though_the_newest_is_torn(history: History):
 
 
 @pytest.mark.parametrize("harm", ["removed", "cut off", "empty"])
-def test_a_damaged_file_of_readings_is_told_as_the_tables(history: History, harm: str):
+def test_a_damaged_file_of_readings_is_told_as_the_tables(history: History, harm: str) -> None:
     history.append(readings(range(100)), {0: 100}, TOPIC)
     [path] = history.path.glob("*.parquet")
     if harm == "removed":
@@ -243,7 +247,7 @@ def test_a_damaged_file_of_readings_is_told_as_the_tables(history: History, harm
         load_sequences(history, settings)
 
 
-def test_features_whose_names_differ_in_case_only_are_refused(history: History):
+def test_features_whose_names_differ_in_case_only_are_refused(history: History) -> None:
     """Delta Lake would raise in the middle of an append, by an exception of no kind."""
     with pytest.raises(HistoryError, match=r"has a feature value, and cannot have another .* Value"):
         History(history.path, ["Value"]).create()
@@ -253,7 +257,7 @@ def test_features_whose_names_differ_in_case_only_are_refused(history: History):
         History(history.path, ["Offset"])
 
 
-def test_a_new_feature_becomes_a_column_and_a_dropped_one_stays(history: History):
+def test_a_new_feature_becomes_a_column_and_a_dropped_one_stays(history: History) -> None:
     history.append(readings(range(2), value=1.0), {0: 2}, TOPIC)
     changed = History(history.path, ["level", "PM2.5 a,b;{}()="])
     changed.create()
@@ -265,7 +269,7 @@ def test_a_new_feature_becomes_a_column_and_a_dropped_one_stays(history: History
 
 
 @pytest.mark.parametrize("folder", ["My Projects", "a b ü#(1)?", "50% {x}", " *~'\"<>&;=+@:,!$`", "日本"])
-def test_a_table_is_read_whatever_its_path_is_called(tmp_path: Path, folder: str):
+def test_a_table_is_read_whatever_its_path_is_called(tmp_path: Path, folder: str) -> None:
     history = History(tmp_path / folder / "history", ["value"])
     history.create()
     empty = history.version
@@ -287,7 +291,7 @@ def test_a_table_is_read_whatever_its_path_is_called(tmp_path: Path, folder: str
 
 
 @pytest.mark.parametrize("folder", ["a[1]", "b%20c", "d|e", "f^g", "h\\i", "j\tk"])
-def test_a_path_that_delta_lake_does_not_take_is_refused_with_what_to_do(tmp_path: Path, folder: str):
+def test_a_path_that_delta_lake_does_not_take_is_refused_with_what_to_do(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir()
     (tmp_path / "link").symlink_to(tmp_path / folder)
     for path in (tmp_path / folder, tmp_path / "link"):
@@ -298,13 +302,13 @@ def test_a_path_that_delta_lake_does_not_take_is_refused_with_what_to_do(tmp_pat
             history.scan()
 
 
-def test_a_table_that_is_no_history_is_named(tmp_path: Path):
+def test_a_table_that_is_no_history_is_named(tmp_path: Path) -> None:
     pl.DataFrame({"value": [1.0]}).write_delta(tmp_path / "other")
     with pytest.raises(HistoryError, match="no history: it has no column sensor_id"):
         History(tmp_path / "other", ["value"]).create()
 
 
-def test_a_feature_of_another_type_is_named(history: History):
+def test_a_feature_of_another_type_is_named(history: History) -> None:
     readings(range(1)).with_columns(
         pl.col("timestamp").cast(pl.Datetime("us", "UTC")), pl.col("partition").cast(pl.Int32), kind=pl.lit("text")
     ).write_delta(history.path, mode="append", delta_write_options={"schema_mode": "merge"})
@@ -312,12 +316,12 @@ def test_a_feature_of_another_type_is_named(history: History):
         History(history.path, ["kind"]).create()
 
 
-def test_a_feature_cannot_take_a_reserved_name(tmp_path: Path):
+def test_a_feature_cannot_take_a_reserved_name(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match="cannot be called offset"):
         History(tmp_path, ["offset"])
 
 
-def test_a_missing_or_damaged_table_is_named_with_what_to_do(tmp_path: Path, history: History):
+def test_a_missing_or_damaged_table_is_named_with_what_to_do(tmp_path: Path, history: History) -> None:
     with pytest.raises(HistoryError, match=r"no history table at .*streamgru ingest"):
         History(tmp_path / "nothing", ["value"]).scan()
     for number in (99, 2**63, 2**64):  # Delta Lake takes minutes to look for large ones, or cannot
@@ -329,7 +333,7 @@ def test_a_missing_or_damaged_table_is_named_with_what_to_do(tmp_path: Path, his
     assert "\n" not in str(raised.value)
 
 
-def test_an_append_from_an_outdated_view_is_refused(history: History, monkeypatch: pytest.MonkeyPatch):
+def test_an_append_from_an_outdated_view_is_refused(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     outdated = DeltaTable(str(history.path))
     history.append(readings(range(3)), {0: 3}, TOPIC)
     late_comer = History(history.path, ["value"])
@@ -339,7 +343,7 @@ def test_an_append_from_an_outdated_view_is_refused(history: History, monkeypatc
     assert len(history.scan().collect()) == 3
 
 
-def test_two_writers_at_once_write_nothing_twice(history: History):
+def test_two_writers_at_once_write_nothing_twice(history: History) -> None:
     start = threading.Barrier(2)
     refused: list[str] = []
 

@@ -24,18 +24,18 @@ def scored(
     return scores
 
 
-def test_the_crps_of_a_median_alone_is_the_absolute_error():
+def test_the_crps_of_a_median_alone_is_the_absolute_error() -> None:
     assert crps_weights((0.5,)).tolist() == [2.0]
     scores = scored(np.array([[[3.0]]]), np.array([[5.0]]), (0.5,))
     assert scores.mean("crps") == scores.mean("mae") == 2.0
 
 
-def test_the_crps_weighs_each_quantile_by_the_levels_nearest_to_it():
+def test_the_crps_weighs_each_quantile_by_the_levels_nearest_to_it() -> None:
     np.testing.assert_allclose(crps_weights((0.1, 0.5, 0.9)), [0.6, 0.8, 0.6])
     assert crps_weights(LEVELS).sum() == pytest.approx(2.0)
 
 
-def test_the_crps_of_many_quantiles_is_that_of_the_distribution():
+def test_the_crps_of_many_quantiles_is_that_of_the_distribution() -> None:
     """Of the uniform distribution from 0 to 1, with the label at its end: 1/3."""
     levels = tuple(np.linspace(0.005, 0.995, 199).tolist())
     assert 0.5 in levels
@@ -43,17 +43,17 @@ def test_the_crps_of_many_quantiles_is_that_of_the_distribution():
     assert scores.mean("crps") == pytest.approx(1 / 3, abs=1e-3)
 
 
-def test_quantile_losses_weigh_both_sides_by_the_level():
+def test_quantile_losses_weigh_both_sides_by_the_level() -> None:
     losses = quantile_losses(np.zeros((2, 1, 2, 1)), np.array([[[1.0]], [[-1.0]]]), (0.1, 0.5))
     np.testing.assert_allclose(losses[:, 0, :, 0], [[0.1, 0.5], [0.9, 0.5]])
 
 
-def test_the_winkler_score_is_the_width_and_a_penalty_for_what_lies_outside():
+def test_the_winkler_score_is_the_width_and_a_penalty_for_what_lies_outside() -> None:
     low, high, labels = np.zeros(3), np.ones(3), np.array([0.5, 1.2, -0.1])
     np.testing.assert_allclose(winkler(low, high, labels, 0.8), [1.0, 1.0 + 10 * 0.2, 1.0 + 10 * 0.1])
 
 
-def test_mase_is_in_units_of_the_seasonal_naive_forecasts_error():
+def test_mase_is_in_units_of_the_seasonal_naive_forecasts_error() -> None:
     scores = scored(np.zeros((1, 1, 5)), np.array([[3.0]]), season=2.0)
     assert scores.mean("mase") == 1.5
     assert scores.mean("mae") == 3.0
@@ -68,26 +68,26 @@ def intervals(sensors: int, outside: dict[int, int]) -> Scores:
     return scored(forecasts, labels)
 
 
-def test_coverage_is_of_every_interval_the_outermost_first():
+def test_coverage_is_of_every_interval_the_outermost_first() -> None:
     outer, inner = intervals(2, {0: 4}).intervals()
     assert (outer.nominal, inner.nominal) == (pytest.approx(0.9), pytest.approx(0.8))
     assert (outer.overall, inner.overall) == (1.0, 0.8)
     assert (inner.worst, inner.worst_off) == (0.6, pytest.approx(0.2))
 
 
-def test_from_twenty_sensors_on_the_worst_are_a_tenth_of_them():
+def test_from_twenty_sensors_on_the_worst_are_a_tenth_of_them() -> None:
     _, few = intervals(19, {0: 10}).intervals()
     assert few.worst == 0.0
     _, many = intervals(20, {0: 10, 1: 8}).intervals()
     assert many.worst == pytest.approx(0.1)
 
 
-def test_sensors_off_on_both_sides_do_not_cancel():
+def test_sensors_off_on_both_sides_do_not_cancel() -> None:
     _, inner = intervals(40, {0: 10, 1: 4, 2: 0, 3: 0}).intervals()
     assert inner.worst_off == pytest.approx((0.8 + 0.2 + 0.2 + 0.2) / 4)
 
 
-def test_skill_is_the_part_of_the_reference_that_is_saved():
+def test_skill_is_the_part_of_the_reference_that_is_saved() -> None:
     ours = scored(np.zeros((1, 1, 5)), np.array([[1.0]]))
     theirs = scored(np.zeros((1, 1, 5)), np.array([[4.0]]))
     assert skill(ours, theirs, "mae") == 0.75
@@ -95,7 +95,7 @@ def test_skill_is_the_part_of_the_reference_that_is_saved():
     assert np.isnan(skill(ours, scored(np.zeros((1, 1, 5)), np.zeros((1, 1))), "mae"))
 
 
-def test_a_missing_label_counts_for_nothing():
+def test_a_missing_label_counts_for_nothing() -> None:
     scores = scored(np.zeros((1, 2, 5)), np.array([[np.nan, 1.0]]))
     assert scores.n.tolist() == [[1]]
     for metric in ("mse", "mae", "winkler", "crps", "width"):

@@ -55,8 +55,8 @@ def step_by_step(forecaster: Forecaster, sequences: Sequences, sensor: int) -> n
     return np.array(found)
 
 
-@pytest.mark.parametrize("season_steps, lag_steps", [(24, 5), (1, 0), (24, 40)])
-def test_forecasts_equal_single_steps_of_the_network(season_steps: int, lag_steps: int):
+@pytest.mark.parametrize(("season_steps", "lag_steps"), [(24, 5), (1, 0), (24, 40)])
+def test_forecasts_equal_single_steps_of_the_network(season_steps: int, lag_steps: int) -> None:
     torch.manual_seed(1)
     config: ModelConfig = replace(CONFIG, hidden_size=8, season_steps=season_steps, lag_steps=lag_steps)
     model = Forecaster(config)
@@ -71,7 +71,7 @@ def test_forecasts_equal_single_steps_of_the_network(season_steps: int, lag_step
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
 def test_any_cut_into_stretches_gives_the_same(
     forecaster: Forecaster, adaptation: Adaptation, bound: tuple[str, int], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     sequences = with_resets(noisy_days(hours=150))
     whole = [
         model_predictor(forecaster, adaptation=adaptation).forecasts(sequences, s, *sequences.span(s)) for s in range(3)
@@ -94,7 +94,7 @@ def test_any_cut_into_stretches_gives_the_same(
     np.testing.assert_allclose(found, whole[0][30:40], rtol=0, atol=1e-5)
 
 
-def test_states_are_kept_of_the_sensors_asked_for_last_only(forecaster: Forecaster):
+def test_states_are_kept_of_the_sensors_asked_for_last_only(forecaster: Forecaster) -> None:
     """What the evaluator is done with takes no memory: of ten thousand sensors it takes a few hundred at a time."""
     sequences = with_resets(noisy_days(hours=150))
     predictor = model_predictor(forecaster)
@@ -105,7 +105,7 @@ def test_states_are_kept_of_the_sensors_asked_for_last_only(forecaster: Forecast
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
-def test_forecasts_equal_the_streams(forecaster: Forecaster, adaptation: Adaptation):
+def test_forecasts_equal_the_streams(forecaster: Forecaster, adaptation: Adaptation) -> None:
     sequences = noisy_days()
     config = forecaster.config
     read = np.flatnonzero(sequences.observed)
@@ -128,14 +128,14 @@ def test_forecasts_equal_the_streams(forecaster: Forecaster, adaptation: Adaptat
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
-def test_the_model_is_causal(forecaster: Forecaster, adaptation: Adaptation):
+def test_the_model_is_causal(forecaster: Forecaster, adaptation: Adaptation) -> None:
     def build(sequences: Sequences) -> Predictor:
         return model_predictor(forecaster, adaptation=adaptation)
 
     assert_causal(build, noisy_days(), CONFIG, [330 * HOUR_US], tolerance=1e-5)
 
 
-def test_a_model_is_scored_beside_the_baselines(forecaster: Forecaster):
+def test_a_model_is_scored_beside_the_baselines(forecaster: Forecaster) -> None:
     sequences = noisy_days()
     scores = backtest([model_predictor(forecaster, "mine")], sequences, CONFIG, TEST_START_US, 490 * HOUR_US)
     assert scores["mine"].n.min() > 0

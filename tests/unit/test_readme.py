@@ -50,25 +50,25 @@ def test_commands_of_the_readme_take_what_they_are_given(
     found.make_context(name, list(arguments), parent=parent)  # raises where an option or argument is wrong
 
 
-def test_every_command_a_newcomer_needs_is_shown():
+def test_every_command_a_newcomer_needs_is_shown() -> None:
     shown = {command.split()[1] for command in shown_commands()}
     assert set(COMMANDS) - shown - {"demo", "down", "status"} == set()
 
 
-def test_the_example_message_is_a_reading():
+def test_the_example_message_is_a_reading() -> None:
     _, message = blocks("json")
     reading = ReadingDecoder(("temperature", "humidity")).decode(b"roof", message.encode())
     assert (reading.sensor_id, reading.values[0]) == ("roof", 11.5)
     assert json.loads(message)["values"]["humidity"] is None
 
 
-def test_consuming_takes_ten_lines_of_python():
+def test_consuming_takes_ten_lines_of_python() -> None:
     (program,) = blocks("python")
     ast.parse(program)
     assert len([line for line in program.splitlines() if line.strip()]) <= 10
 
 
-def test_files_and_targets_that_are_named_exist():
+def test_files_and_targets_that_are_named_exist() -> None:
     named = set(re.findall(r"`((?:deploy|flows|model|pipeline|tests)/[\w./-]*)`", README))
     missing = sorted(name for name in named if not (ROOT / name).exists())
     assert missing == []
@@ -79,7 +79,7 @@ def test_files_and_targets_that_are_named_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target}"
 
 
-def test_the_example_forecast_is_one():
+def test_the_example_forecast_is_one() -> None:
     example, _ = blocks("json")
     forecast = decode_forecast(example.encode())
     assert {len(values) for values in forecast.quantiles["PM2.5"].values()} == {2}

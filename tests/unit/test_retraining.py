@@ -30,7 +30,7 @@ def predictor(sequences: Sequences, early_us: int = 0) -> RetrainedPredictor:
     return RetrainedPredictor(models, "retrained", ADAPTATION)
 
 
-def test_a_model_is_made_after_each_period_of_the_test_part():
+def test_a_model_is_made_after_each_period_of_the_test_part() -> None:
     sequences = noisy_days()
     told: list[int] = []
     models = list(
@@ -40,7 +40,7 @@ def test_a_model_is_made_after_each_period_of_the_test_part():
     assert told == [380 * HOUR_US, 460 * HOUR_US]
 
 
-def test_each_model_forecasts_from_its_moment_on():
+def test_each_model_forecasts_from_its_moment_on() -> None:
     sequences = noisy_days()
     models = list(retrain_every(EVERY_US, first_model(sequences), OPTIONS, sequences, SPLIT))
     lo, hi = sequences.span(1)
@@ -57,16 +57,16 @@ def assert_no_leak(early_us: int) -> None:
     assert_causal(lambda s: predictor(s, early_us), sequences, CONFIG, [320 * HOUR_US], tolerance=1e-5)
 
 
-def test_nothing_of_the_future_is_in_a_retrained_model():
+def test_nothing_of_the_future_is_in_a_retrained_model() -> None:
     assert_no_leak(0)
 
 
-def test_a_model_used_before_its_readings_were_there_is_found():
+def test_a_model_used_before_its_readings_were_there_is_found() -> None:
     with pytest.raises(Leak, match="retrained: the forecast for sensor"):
         assert_no_leak(early_us=70 * HOUR_US)
 
 
-def test_it_is_scored_like_any_other():
+def test_it_is_scored_like_any_other() -> None:
     sequences = noisy_days()
     same = [Retraining(0, first_model(sequences)), Retraining(400 * HOUR_US, first_model(sequences))]
     predictors = [

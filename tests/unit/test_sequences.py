@@ -1,5 +1,7 @@
 """Steps by the gap rule, slices and labels, held to plain loops."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,11 +9,13 @@ from hypothesis import strategies as st
 
 from model.sequences import Sequences, Split, build_sequences, split_by_time
 
+Readings = dict[str, list[int]]  # by sensor: the timestamps of its readings
+
 CADENCE_US = 100
 MAX_GAP_STEPS = 4
 
 
-def sequences_of(readings: dict[str, list[int]], max_gap_steps: int = MAX_GAP_STEPS) -> Sequences:
+def sequences_of(readings: Readings, max_gap_steps: int = MAX_GAP_STEPS) -> Sequences:
     """One feature whose value is the reading's offset; offsets count up from 0 over all sensors."""
     counts = [len(moments) for moments in readings.values()]
     timestamp_us = np.array([moment for moments in readings.values() for moment in moments], np.int64)
@@ -28,7 +32,7 @@ def sequences_of(readings: dict[str, list[int]], max_gap_steps: int = MAX_GAP_ST
     )
 
 
-def step_one_by_one(moments, offset):
+def step_one_by_one(moments: Iterable[int], offset: int) -> Iterator[tuple[int, int, float, bool]]:
     """(timestamp, offset, elapsed, reset) of every step, by the rule as design.md words it."""
     last = None
     for moment in moments:
@@ -43,7 +47,7 @@ def step_one_by_one(moments, offset):
         offset += 1
 
 
-def _skipped(elapsed):
+def _skipped(elapsed: int) -> int:
     skipped = 0
     while elapsed > 1.5 * CADENCE_US:
         elapsed -= CADENCE_US
@@ -68,7 +72,7 @@ def assert_same(left: Sequences, right: Sequences) -> None:
 
 
 @given(sensor_readings)
-def test_steps_are_those_taken_one_by_one(readings):
+def test_steps_are_those_taken_one_by_one(readings: Readings) -> None:
     sequences = sequences_of(readings)
     offset = 0
     for sensor, moments in enumerate(readings.values()):
@@ -89,7 +93,7 @@ def test_steps_are_those_taken_one_by_one(readings):
 
 
 @given(sensor_readings, st.integers(0, 3_000), st.integers(0, 3_000))
-def test_a_slice_equals_the_steps_of_the_readings_in_it(readings, start_us, length_us):
+def test_a_slice_equals_the_steps_of_the_readings_in_it(readings: Readings, start_us: int, length_us: int) -> None:
     end_us = start_us + length_us
     whole = sequences_of(readings)
     kept = {sensor: [m for m in moments if start_us <= m < end_us] for sensor, moments in readings.items()}
@@ -100,13 +104,13 @@ def test_a_slice_equals_the_steps_of_the_readings_in_it(readings, start_us, leng
 
 
 @given(sensor_readings)
-def test_a_slice_without_bounds_changes_nothing(readings):
+def test_a_slice_without_bounds_changes_nothing(readings: Readings) -> None:
     whole = sequences_of(readings)
     assert_same(whole.slice_time(), whole)
 
 
 @given(sensor_readings, st.integers(-4, 9))
-def test_labels_are_the_nearest_readings_of_the_same_sensor(readings, shift):
+def test_labels_are_the_nearest_readings_of_the_same_sensor(readings: Readings, shift: int) -> None:
     sequences = sequences_of(readings)
     for sensor in range(len(sequences.sensors)):
         lo, hi = sequences.span(sensor)
@@ -120,14 +124,14 @@ def test_labels_are_the_nearest_readings_of_the_same_sensor(readings, shift):
             assert index == expected
 
 
-def test_labels_hold_values_and_stop_at_the_bound():
+def test_labels_hold_values_and_stop_at_the_bound() -> None:
     sequences = sequences_of({"a": [0, 100, 200, 500], "b": [0, 100]})
     nan = np.nan
     np.testing.assert_array_equal(sequences.labels(0, 3, [1, 2], [0])[:, 0], [[1, 2], [2, nan], [nan, nan]])
     np.testing.assert_array_equal(sequences.labels(0, 3, [1, 2], [0], until_us=200)[:, 0], [[1, nan]] + [[nan] * 2] * 2)
 
 
-def test_the_past_holds_one_sensor_up_to_the_bound_without_copies():
+def test_the_past_holds_one_sensor_up_to_the_bound_without_copies() -> None:
     sequences = sequences_of({"a": [0, 100], "b": [0, 300, 400]})
     past = sequences.past(1, 6)
     assert past.sensors == ("b",)
@@ -135,7 +139,7 @@ def test_the_past_holds_one_sensor_up_to_the_bound_without_copies():
     assert np.shares_memory(past.values, sequences.values)
 
 
-def test_a_split_leaves_the_fractions_asked_for():
+def test_a_split_leaves_the_fractions_asked_for() -> None:
     sequences = sequences_of({"a": list(range(0, 1_000, 100)), "b": list(range(0, 1_000, 100))})
     split = split_by_time(sequences, 0.2, 0.1)
     assert split == Split(train_end_us=700, validation_end_us=900)
@@ -143,14 +147,14 @@ def test_a_split_leaves_the_fractions_asked_for():
     assert len(sequences.slice_time(split.train_end_us, split.validation_end_us)) == 4
 
 
-def test_too_few_readings_to_split_are_an_error():
+def test_too_few_readings_to_split_are_an_error() -> None:
     with pytest.raises(ValueError, match="too few to split"):
         split_by_time(sequences_of({"a": [0, 100]}), 0.1, 0.1)
     with pytest.raises(ValueError, match="too few different times"):
         split_by_time(sequences_of({f"s{n}": [0] for n in range(20)}), 0.1, 0.1)
 
 
-def test_stretches_end_where_a_state_is_reset():
+def test_stretches_end_where_a_state_is_reset() -> None:
     sequences = sequences_of({"a": [0, 100, 200, 5_000, 5_100], "b": [0, 100]})
     assert sequences.stretches(0) == [(0, 3), (3, 5)]
     assert sequences.stretches(0, 5_100) == [(0, 3), (3, 4)]

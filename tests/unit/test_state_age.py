@@ -13,7 +13,7 @@ from tests.series import CONFIG, HOUR_US, noisy_days
 SCALE = np.ones((3, 1))
 
 
-def test_from_the_first_reading_on_a_state_begun_anew_is_the_one_carried_on():
+def test_from_the_first_reading_on_a_state_begun_anew_is_the_one_carried_on() -> None:
     sequences = noisy_days()
     found = loss_by_age(
         lambda: Autoregression(CONFIG), [Autoregression(CONFIG)], sequences, CONFIG, [0, 250 * HOUR_US], SCALE
@@ -24,7 +24,7 @@ def test_from_the_first_reading_on_a_state_begun_anew_is_the_one_carried_on():
     assert (found.restarted[young] > found.carried["adaptive AR(24)"][young]).mean() > 0.7
 
 
-def test_every_label_counts_once_by_the_steps_since_the_restart():
+def test_every_label_counts_once_by_the_steps_since_the_restart() -> None:
     sequences = noisy_days(sensors=1)
     found = loss_by_age(lambda: Autoregression(CONFIG), [], sequences, CONFIG, [0], SCALE)
     lo, hi = sequences.span(0)
@@ -35,7 +35,7 @@ def test_every_label_counts_once_by_the_steps_since_the_restart():
     assert found.edges[-1] > hi - lo
 
 
-def test_a_time_in_which_nobody_was_seen_is_passed_over():
+def test_a_time_in_which_nobody_was_seen_is_passed_over() -> None:
     sequences = noisy_days(sensors=1)
     restarts_us = [0, 400 * HOUR_US]
     ended = sequences.slice_time(0, 400 * HOUR_US)
@@ -43,7 +43,7 @@ def test_a_time_in_which_nobody_was_seen_is_passed_over():
     assert found.count.sum() > 0
 
 
-def test_a_trained_model_is_restarted_within_the_test_part():
+def test_a_trained_model_is_restarted_within_the_test_part() -> None:
     sequences = noisy_days()
     options = TrainingOptions(hidden_size=4, epochs=1, updates_per_epoch=4, device="cpu")
     forecaster = train(CONFIG, options, sequences, Split(300 * HOUR_US, 350 * HOUR_US)).forecaster

@@ -477,7 +477,9 @@ def test_a_forecast_of_another_shape_than_its_settings_say_is_no_forecast(on_the
         read_forecasts(SETTINGS, numbers=True)
 
 
-def waited_for(settings, names, hours, offsets):  # type: ignore[no-untyped-def]
+def waited_for(
+    settings: Settings, names: list[str], hours: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> tuple[ReadingLog, ForecastLog, dict[tuple[int, str], LastState]]:
     """What is on the topics of partition 0 where these readings were all taken at once."""
     n, sensors = len(hours), tuple(sorted(set(names)))
     timestamp_us, values = START_US + hours * HOUR_US, np.arange(n, dtype=float)[:, None]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import polars as pl
@@ -28,11 +29,12 @@ CADENCE_US = 1_000
 MAX_GAP_STEPS = 3
 SENSORS = ("north", "south", "zoë")
 
+Stream = list[tuple[int, int]]
 # (sensor, timestamp): the sensor's index is its partition, the place in the list gives the offset
 streams = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20_000)), max_size=50)
 
 
-def frame_of(stream: list[tuple[int, int]]) -> pl.DataFrame:
+def frame_of(stream: Stream) -> pl.DataFrame:
     """Two features: one tells the sensor, the other the offset, so that a mix-up shows in the values."""
     sensors = [sensor for sensor, _ in stream]
     return pl.DataFrame(
@@ -62,7 +64,7 @@ def steps_of(sequences: Sequences, sensor_id: str) -> list[tuple[int, int, float
     return list(zip(*(column[lo:hi].tolist() for column in columns), strict=True))
 
 
-def step_through(stream: list[tuple[int, int]], wanted: int) -> list[tuple[int, int, float, bool]]:
+def step_through(stream: Stream, wanted: int) -> list[tuple[int, int, float, bool]]:
     """The stream's own way: one reading after the other."""
     steps: list[tuple[int, int, float, bool]] = []
     last: int | None = None
@@ -83,7 +85,7 @@ def step_through(stream: list[tuple[int, int]], wanted: int) -> list[tuple[int, 
 
 
 @given(streams, st.randoms())
-def test_steps_are_the_streams_whatever_the_order_of_rows(stream, random):
+def test_steps_are_the_streams_whatever_the_order_of_rows(stream: Stream, random: Random) -> None:
     frame = frame_of(stream)
     order = list(range(len(stream)))
     random.shuffle(order)
@@ -93,7 +95,9 @@ def test_steps_are_the_streams_whatever_the_order_of_rows(stream, random):
 
 
 @given(streams, st.randoms())
-def test_where_gaps_are_waited_for_steps_are_those_of_the_accepted_in_order_of_time(stream, random):
+def test_where_gaps_are_waited_for_steps_are_those_of_the_accepted_in_order_of_time(
+    stream: Stream, random: Random
+) -> None:
     frame = frame_of(stream)
     grace = Grace(CADENCE_US, 3 * CADENCE_US)
     sequences = load(frame.sample(fraction=1, shuffle=True, seed=random.randrange(99)), grace.wait_us)
@@ -110,7 +114,7 @@ def test_where_gaps_are_waited_for_steps_are_those_of_the_accepted_in_order_of_t
 
 
 @given(streams)
-def test_no_window_mixes_sensors(stream):
+def test_no_window_mixes_sensors(stream: Stream) -> None:
     sequences = load(frame_of(stream))
     for number, sensor_id in enumerate(sequences.sensors):
         lo, hi = sequences.span(number)
@@ -122,7 +126,7 @@ def test_no_window_mixes_sensors(stream):
 
 
 @given(streams, st.integers(0, 50))
-def test_nothing_looks_ahead(stream, cut):
+def test_nothing_looks_ahead(stream: Stream, cut: int) -> None:
     whole, before = load(frame_of(stream)), load(frame_of(stream[:cut]))
     for sensor_id in before.sensors:
         known = steps_of(before, sensor_id)
@@ -131,7 +135,7 @@ def test_nothing_looks_ahead(stream, cut):
 
 @pytest.mark.parametrize("wait_us", [0, 3_000])
 @pytest.mark.parametrize(("first", "then"), [(0, 1), (1, 0)])
-def test_a_sensor_that_moves_to_another_partition_keeps_its_past(first: int, then: int, wait_us: int):
+def test_a_sensor_that_moves_to_another_partition_keeps_its_past(first: int, then: int, wait_us: int) -> None:
     """As when partitions are added: some sensors move to one of a lower number."""
     moved = frame_of([(0, number * CADENCE_US) for number in range(100)]).with_columns(
         partition=pl.when(pl.col("offset") < 95).then(first).otherwise(then),
@@ -143,7 +147,7 @@ def test_a_sensor_that_moves_to_another_partition_keeps_its_past(first: int, the
     assert np.diff(found.starts).tolist() == [expected, expected]
 
 
-def test_one_odd_clock_reading_does_not_turn_a_moved_sensors_past_around():
+def test_one_odd_clock_reading_does_not_turn_a_moved_sensors_past_around() -> None:
     """As of a device that had not set its clock yet when it came back."""
     stream = [(0, number * CADENCE_US) for number in range(100, 200)]
     before = frame_of(stream[:90])
@@ -151,17 +155,17 @@ def test_one_odd_clock_reading_does_not_turn_a_moved_sensors_past_around():
     assert np.diff(load(pl.concat([before, after.select(before.columns)])).starts).tolist() == [100]
 
 
-def test_a_frame_without_offsets_counts_its_rows():
+def test_a_frame_without_offsets_counts_its_rows() -> None:
     frame = frame_of([(0, 5_000), (0, 6_000), (0, 6_000), (0, 5_500), (0, 7_000)]).drop("offset", "partition")
     assert [step[1] for step in steps_of(load(frame), "north")] == [0, 1, 4]
 
 
-def test_null_and_nan_are_missing():
+def test_null_and_nan_are_missing() -> None:
     frame = frame_of([(0, 0), (0, 1_000), (0, 2_000)]).with_columns(place=pl.Series([None, float("nan"), 2.0]))
     np.testing.assert_array_equal(load(frame).values[:, 1], [np.nan, np.nan, 2.0])
 
 
-def test_readings_of_files_step_as_if_published_in_their_order(settings: Settings):
+def test_readings_of_files_step_as_if_published_in_their_order(settings: Settings) -> None:
     table = ReadingTable(
         sensors=("zoë", "north"),
         sensor_codes=np.array([0, 1, 0, 0, 0]),
@@ -185,7 +189,7 @@ def settings() -> Settings:
     return Settings(features=("sensor", "place"), targets=("place",), cadence_s=CADENCE_US / 1e6)
 
 
-def test_the_history_is_read_at_the_version_asked_for(tmp_path: Path, settings: Settings):
+def test_the_history_is_read_at_the_version_asked_for(tmp_path: Path, settings: Settings) -> None:
     history = History(tmp_path / "history", settings.features)
     history.create()
     stream = [(0, 0), (1, 500), (0, 1_000), (0, 1_000), (1, 1_500)]
@@ -196,7 +200,7 @@ def test_the_history_is_read_at_the_version_asked_for(tmp_path: Path, settings: 
     assert load_sequences(history, settings).offset.tolist() == [0, 2, 1, 4]
 
 
-def test_an_empty_history_and_a_feature_it_lacks_are_named(tmp_path: Path, settings: Settings):
+def test_an_empty_history_and_a_feature_it_lacks_are_named(tmp_path: Path, settings: Settings) -> None:
     history = History(tmp_path / "history", ["sensor"])
     history.create()
     with pytest.raises(HistoryError, match=r"has no feature place; it has sensor"):
@@ -223,7 +227,7 @@ print(steps, peak_bytes() - before)
 """
 
 
-def test_memory_stays_in_proportion_to_the_readings(tmp_path: Path):
+def test_memory_stays_in_proportion_to_the_readings(tmp_path: Path) -> None:
     """The bound is 140 bytes a reading, so that 10 million stay under 1.5 GB; the sequences alone take 54."""
     readings, sensors = 2_000_000, 200
     number = np.arange(readings)
@@ -251,7 +255,7 @@ def read(codes: list[int], times: list[int]) -> ReadingTable:
     return ReadingTable(SENSORS, np.array(codes), np.array(times), {}, [])
 
 
-def test_the_usual_interval_is_the_median_within_sensors():
+def test_the_usual_interval_is_the_median_within_sensors() -> None:
     # One came twice, and there is a gap.
     assert usual_interval_us(read([0, 1, 0, 1, 0, 0, 1], [0, 7, 60, 67, 60, 180, 127])) == 60
     assert usual_interval_us(read([0, 1], [0, 60])) is None
@@ -260,7 +264,7 @@ def test_the_usual_interval_is_the_median_within_sensors():
 @pytest.mark.parametrize(
     ("every_us", "odd_us"), [(500, 500), (800, None), (1_250, None), (1_300, 1_300), (5_000, 5_000)]
 )
-def test_readings_that_do_not_come_once_in_a_cadence_are_told(every_us: int, odd_us: int | None):
+def test_readings_that_do_not_come_once_in_a_cadence_are_told(every_us: int, odd_us: int | None) -> None:
     frame = frame_of([(1, number * every_us) for number in range(20)] + [(0, 5)])
     sequences = sequences_from_readings(
         frame.lazy(), ("sensor",), grace=Grace(CADENCE_US, 0), max_gap_steps=MAX_GAP_STEPS
