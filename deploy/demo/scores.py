@@ -177,7 +177,8 @@ def _evaluated(
     readings: ReadingLog, forecasts: ForecastLog, load: Callable[[int], Forecaster], settings: Settings
 ) -> NDArray[np.float32]:
     """(n, K, Q, h): the evaluator's forecast after the same reading; NaN where the evaluator lacks it."""
-    assert forecasts.quantiles is not None and forecasts.origin is not None
+    assert forecasts.quantiles is not None
+    assert forecasts.origin is not None
     found = np.full(forecasts.quantiles.shape, np.nan, np.float32)
     accepted = readings.take(readings.verdict == ACCEPTED)
     for version in np.unique(forecasts.version).tolist():

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from tests.ports import free_ports
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(480)]
+
+StartDemo = Callable[..., subprocess.Popen[str]]
 
 TIMEOUT_S = 420  # a machine that runs other things too takes three times as long as a quiet one
 
@@ -36,7 +38,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def start(environment: dict[str, str]) -> Iterator[object]:
+def start(environment: dict[str, str]) -> Iterator[StartDemo]:
     """Starts a demo; whatever is left of it at the end is ended."""
     started: list[subprocess.Popen[str]] = []
 
@@ -60,7 +62,9 @@ def is_free(port: str) -> bool:
 
 
 @pytest.mark.long(145)
-def test_the_whole_job_is_done_and_everything_is_stopped(start, environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_whole_job_is_done_and_everything_is_stopped(
+    start: StartDemo, environment: dict[str, str], tmp_path: Path
+) -> None:
     short = ("--sensors", "3", "--history-days", "60", "--live-days", "20", "--live-seconds", "20")
     process = start(*short)
     output, errors = process.communicate(timeout=TIMEOUT_S)
@@ -84,7 +88,7 @@ def test_the_whole_job_is_done_and_everything_is_stopped(start, environment: dic
 
 
 @pytest.mark.long(20)
-def test_sigterm_in_the_middle_stops_everything(start, environment: dict[str, str], tmp_path: Path) -> None:
+def test_sigterm_in_the_middle_stops_everything(start: StartDemo, environment: dict[str, str], tmp_path: Path) -> None:
     process = start("--sensors", "1")
     kafka = environment["STREAMGRU_STACK__KAFKA_PORT"]
     wait_until(lambda: not is_free(kafka), 60, "Kafka was started")

@@ -83,7 +83,8 @@ def test_a_state_says_which_reading_was_its_last(golden: Golden, part: str) -> N
         (record.partition, record.offset): record for each in PARTS for record in golden.records(each, "readings")
     }
     for record in states_of(golden, part):
-        assert record.key is not None and record.value is not None
+        assert record.key is not None
+        assert record.value is not None
         state = np.frombuffer(decode_state(record.value)[1], dtype)[0]
         last = decoded(golden, readings[record.partition, int(state["offset"])])
         assert last.sensor_id == record.key.decode()
@@ -136,13 +137,14 @@ def test_each_reading_is_accepted_or_rejected_as_it_was(golden: Golden) -> None:
             assert letter is not None
             reasons[letter.partition, letter.offset] = letter.reason
     decoder = ReadingDecoder(golden.settings().features)
+    found = {}
     for part in PARTS:
         for record in golden.records(part, "readings"):
             try:
                 decoder.decode(record.key, record.value)
             except Rejected as rejected:
-                assert rejected.reason == reasons.pop((record.partition, record.offset))
-    assert reasons == {}
+                found[record.partition, record.offset] = rejected.reason
+    assert found == reasons
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def hourly(days: int, sensors: int = 5, start: datetime = LIVE_FROM) -> pl.DataF
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_faults_repeat_with_their_seed_and_add_up():
+def test_faults_repeat_with_their_seed_and_add_up() -> None:
     frame = hourly(days=365)
     faults = disturb(frame, seed=3)
     assert faults.frame.equals(disturb(frame, seed=3).frame)
@@ -60,7 +60,7 @@ def test_faults_repeat_with_their_seed_and_add_up():
         assert silent.is_empty()
 
 
-def test_late_and_repeated_readings_are_recognised_by_the_rule_of_acceptance():
+def test_late_and_repeated_readings_are_recognised_by_the_rule_of_acceptance() -> None:
     faults = disturb(hourly(days=365), seed=3)
     verdicts = classify(
         faults.frame["sensor_id"].rank("dense").cast(pl.Int64).to_numpy(),
@@ -72,7 +72,7 @@ def test_late_and_repeated_readings_are_recognised_by_the_rule_of_acceptance():
     assert faults.sent_twice * 0.9 < duplicates <= faults.sent_twice
 
 
-def test_the_history_is_cut_in_two_and_the_live_readings_are_in_sending_order(tmp_path: Path):
+def test_the_history_is_cut_in_two_and_the_live_readings_are_in_sending_order(tmp_path: Path) -> None:
     frame = pl.concat([hourly(60, start=LIVE_FROM - timedelta(days=60)), hourly(30)])
     data = prepare(frame, Amounts(sensors=3, history_days=40, live_days=20), ["a"], tmp_path)
     older, newer = (pl.read_parquet(part) for part in data.history)
@@ -138,14 +138,14 @@ def recorded(error: float = 0.5) -> Recorded:
     return lay_out(readings, forecasts_log(readings, error), SETTINGS)
 
 
-def test_errors_and_coverage_are_those_of_the_forecasts_on_the_topic():
+def test_errors_and_coverage_are_those_of_the_forecasts_on_the_topic() -> None:
     scores = score(recorded(error=0.5), SETTINGS)
     np.testing.assert_allclose(scores[FORECAST].by_horizon("mae"), 0.5, atol=1e-5)
     assert coverage_by_target(scores[FORECAST]) == {"a": 1.0}
     assert coverage_by_target(score(recorded(error=1.5), SETTINGS)[FORECAST]) == {"a": 0.0}
 
 
-def test_baselines_are_scored_over_the_same_forecasts_and_labels():
+def test_baselines_are_scored_over_the_same_forecasts_and_labels() -> None:
     scores = score(recorded(), SETTINGS)
     assert set(scores) == {FORECAST, "persistence", "seasonal naive"}
     for found in scores.values():
@@ -179,7 +179,7 @@ def streamed(forecaster: Forecaster) -> ForecastLog:
     return replace(log, version=version, origin=origin, quantiles=quantiles)
 
 
-def test_the_stream_says_what_the_evaluator_says_and_what_it_does_not_is_found():
+def test_the_stream_says_what_the_evaluator_says_and_what_it_does_not_is_found() -> None:
     forecaster = Forecaster(replace(model_config(SETTINGS), hidden_size=4, sensors=SENSORS[:1]))
     readings, log = readings_log(), streamed(forecaster)
     assert log.quantiles is not None
@@ -197,7 +197,7 @@ def test_the_stream_says_what_the_evaluator_says_and_what_it_does_not_is_found()
     assert found.largest == pytest.approx(0.01 / np.std(readings.values[:HOURS, 0]), rel=0.5)
 
 
-def test_a_trace_has_gaps_where_nothing_was_measured_or_issued():
+def test_a_trace_has_gaps_where_nothing_was_measured_or_issued() -> None:
     middle_us = microseconds(LIVE_FROM) + 100 * HOUR_US
     found = trace(recorded(error=0.0), SETTINGS, Stretch("two", "a", middle_us, steps=20, lead_steps=2), [])
     assert np.flatnonzero(np.isnan(found.actual)).tolist() == [10]
@@ -206,7 +206,7 @@ def test_a_trace_has_gaps_where_nothing_was_measured_or_issued():
     np.testing.assert_allclose(found.median[known], found.actual[known], atol=1e-5)
 
 
-def test_a_trace_has_whole_forecasts_beside_what_came_true():
+def test_a_trace_has_whole_forecasts_beside_what_came_true() -> None:
     middle_us = microseconds(LIVE_FROM) + 150 * HOUR_US
     found = trace(recorded(error=0.0), SETTINGS, Stretch("one", "a", middle_us, steps=20, lead_steps=2), [])
     assert len(found.fans) == 4  # one a season, as far as whole ones fit
@@ -236,7 +236,7 @@ def arrivals(pause_s: float = 0.0) -> Arrivals:
     )
 
 
-def test_the_pause_of_a_change_is_the_longest_wait_of_any_partition():
+def test_the_pause_of_a_change_is_the_longest_wait_of_any_partition() -> None:
     (swap,) = find_swaps(arrivals(pause_s=1.5))
     assert (swap.version_before, swap.version_after) == (1, 2)
     assert swap.first_s == pytest.approx(1_010.0)
@@ -245,21 +245,21 @@ def test_the_pause_of_a_change_is_the_longest_wait_of_any_partition():
     assert swap.usual_pause_s < 0.11
 
 
-def test_time_in_which_no_reading_waited_is_no_pause():
+def test_time_in_which_no_reading_waited_is_no_pause() -> None:
     steady = arrivals()
     later = np.where(steady.version == 2, 60.0, 0.0)  # nothing was sent for a minute before the change
     (swap,) = find_swaps(Arrivals(steady.arrived_s + later, steady.delay_s, steady.version, steady.partition))
     assert swap.pause_s < 0.11
 
 
-def test_the_longest_silence_is_that_of_the_partition_that_waited_longest():
+def test_the_longest_silence_is_that_of_the_partition_that_waited_longest() -> None:
     silence = longest_silence(arrivals(pause_s=1.5))
     assert silence is not None
     assert (silence.partition, silence.is_short) == (1, True)
     assert silence.seconds == pytest.approx(1.55)
 
 
-def test_a_silence_begins_when_a_reading_waits():
+def test_a_silence_begins_when_a_reading_waits() -> None:
     steady = arrivals()
     later = np.where(steady.version == 2, 60.0, 0.0)  # nothing was sent for a minute before the change
     moved = Arrivals(steady.arrived_s + later, steady.delay_s, steady.version, steady.partition)
@@ -268,7 +268,7 @@ def test_a_silence_begins_when_a_reading_waits():
     assert silence.seconds < 0.11
 
 
-def test_readings_whose_sending_was_not_seen_count_from_the_forecast_before():
+def test_readings_whose_sending_was_not_seen_count_from_the_forecast_before() -> None:
     unseen = arrivals(pause_s=1.5)
     silence = longest_silence(
         Arrivals(unseen.arrived_s, np.full(len(unseen), np.nan), unseen.version, unseen.partition)
@@ -277,27 +277,27 @@ def test_readings_whose_sending_was_not_seen_count_from_the_forecast_before():
     assert silence.seconds == pytest.approx(1.6)
 
 
-def test_the_sender_keeps_its_pace_between_its_limits():
+def test_the_sender_keeps_its_pace_between_its_limits() -> None:
     assert pace(1_000, 10.0, slowest=24.0, fastest=2_000.0) == 100.0
     assert pace(1_000, -1.0, slowest=24.0, fastest=2_000.0) == 2_000.0  # late
     assert pace(0, 10.0, slowest=24.0, fastest=2_000.0) == 24.0  # ahead: no partition falls silent
     assert pace(-5, -1.0, slowest=24.0, fastest=2_000.0) == 24.0
 
 
-def test_a_declined_model_is_not_promoted_and_the_demo_says_why():
+def test_a_declined_model_is_not_promoted_and_the_demo_says_why() -> None:
     declined = Decision(2, False, "declined: mean pinball is 0.2, against 0.1 of the champion").standing
     assert "declined: mean pinball is 0.2" in declined
     assert "does not promote a worse model" in declined
     assert Decision(2, True, "promoted: lower").standing == "champion. The gate promoted: lower"
 
 
-def test_one_model_throughout_is_no_change():
+def test_one_model_throughout_is_no_change() -> None:
     steady = arrivals()
     only = Arrivals(steady.arrived_s, steady.delay_s, np.ones_like(steady.version), steady.partition)
     assert find_swaps(only) == []
 
 
-def test_seconds_count_every_forecast_once():
+def test_seconds_count_every_forecast_once() -> None:
     seconds = by_second(arrivals())
     assert seconds.versions == (1, 2)
     assert seconds.rate.sum() == len(arrivals())
@@ -331,12 +331,13 @@ def outcome() -> Outcome:
     )
 
 
-def test_the_report_is_one_page_that_needs_no_network():
+def test_the_report_is_one_page_that_needs_no_network() -> None:
     page = render(outcome())
     addresses = set(re.findall(r'(?:href|src)="?(?!#)([^"\s>]+)', page))
     assert addresses == set()
     assert page.count("<svg") == 4
-    assert "Start &lt;everything&gt;" in page and "up &amp; running" in page
+    assert "Start &lt;everything&gt;" in page
+    assert "up &amp; running" in page
     assert "<script" not in page
     assert "mean pinball loss 0.5; seasonal naive 0.6" in page
     assert "gives 0 different forecasts of 300" in page
@@ -344,7 +345,7 @@ def test_the_report_is_one_page_that_needs_no_network():
     assert "<td>together</td><td></td><td>235 s</td>" in page
 
 
-def test_the_picture_is_a_small_png(tmp_path: Path):
+def test_the_picture_is_a_small_png(tmp_path: Path) -> None:
     draw_picture(outcome().traces, tmp_path / "forecasts.png")
     content = (tmp_path / "forecasts.png").read_bytes()
     assert content.startswith(b"\x89PNG")
