@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from deploy.cli import COMMANDS, streamgru
 from pipeline.forecaster.lookout import State
+from pipeline.forecaster.partitions import TRANSITIONS
 from pipeline.messages import (
     Forecast,
     InputPosition,
@@ -48,20 +49,18 @@ def shown_commands() -> list[str]:
     return sorted({shlex.join(command) for command in words if len(command) > 1 and command[0] == "streamgru"})
 
 
-def found_command(words: list[str]) -> tuple[click.Command, str, click.Context, list[str]]:
-    """The command that some words behind `streamgru` name, its name, its parent, and the words left for it."""
+def found_command(words: list[str]) -> tuple[click.Context, list[str]]:
+    """The context of the command that some words behind `streamgru` name, and the words that are left for it."""
     if words[0] == "--settings":
         assert (ROOT / words[1]).exists()
         words = words[2:]
-    parent = click.Context(streamgru)
-    name, *arguments = words
-    command = streamgru.get_command(parent, name)
-    assert command is not None, f"there is no command {name}"
-    while isinstance(command, click.Group) and arguments:
-        parent, (name, *arguments) = click.Context(command, info_name=name, parent=parent), arguments
-        command = command.get_command(parent, name)
-        assert command is not None, f"there is no command {name}"
-    return command, name, parent, arguments
+    context = click.Context(streamgru)
+    while isinstance(context.command, click.Group) and words:
+        # Finds the old names of commands, too, and raises where there is no such command.
+        name, command, words = context.command.resolve_command(context, words)
+        assert command is not None
+        context = click.Context(command, info_name=name, parent=context)
+    return context, words
 
 
 @pytest.mark.parametrize("command", shown_commands())
@@ -74,11 +73,11 @@ def test_commands_of_the_documents_take_what_they_are_given(
     words = shlex.split(command)[1:]
     if words in (["--help"], ["COMMAND", "--help"]):
         return
-    found, name, parent, arguments = found_command(words)
+    context, arguments = found_command(words)
     if "--help" in arguments or (not arguments and command not in commands_in_blocks()):
         return  # running text may name a command without its arguments
-    if not (isinstance(found, click.Group) and not arguments):
-        found.make_context(name, list(arguments), parent=parent)  # raises where an option or argument is wrong
+    if not isinstance(context.command, click.Group):  # the next line raises where an option or argument is wrong
+        context.command.make_context(context.info_name, arguments, parent=context.parent)
 
 
 def commands_in_blocks() -> set[str]:
@@ -92,7 +91,7 @@ def test_every_command_is_shown_and_those_a_newcomer_needs_in_the_root_readme():
 
     (operating,) = (document for document in FOLDER_READMES if document.name == "deploy/README.md")
     assert set(COMMANDS) - shown(operating) == set()
-    assert set(COMMANDS) - shown(README) - {"demo", "schema"} == set()
+    assert set(COMMANDS) - shown(README) - {"demo", "schema", "status"} == set()
 
 
 @by_name
@@ -337,6 +336,13 @@ def test_fields_and_headers_of_forecasts_are_those_of_the_code():
 def test_states_of_the_health_endpoint_are_those_of_the_code():
     (operating,) = (document for document in FOLDER_READMES if document.name == "deploy/README.md")
     assert set(first_column(operating, "## Health and counts")) == {state.value for state in State}
+
+
+def test_the_lifecycle_is_that_of_the_code():
+    _, _, rest = pipeline_readme().text.partition("\n## The lifecycle of a partition\n")
+    rows = re.findall(r"^\| `([A-Z]+)` \|[^|]*\|([^|]*)\|$", rest, flags=re.MULTILINE)
+    shown = {state: set(re.findall(r"`([A-Z]+)`", following)) for state, following in rows}
+    assert shown == {state.value: {each.value for each in following} for state, following in TRANSITIONS.items()}
 
 
 # --- changelog and workflow -------------------------------------------------------------------------------------------
