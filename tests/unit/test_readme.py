@@ -32,7 +32,7 @@ from tests.benchmarks.__main__ import SECTIONS
 from tests.documents import DOCUMENTS, FOLDER_READMES, README, ROOT, Document
 
 MOST_WORDS = 1_500  # of the root README
-# Files of the reader's, and files that a command writes.
+# Files of the reader, and files that a command writes.
 NOT_OURS = {"my.toml", "my.csv", "ETTh1.csv", "scores.json"}
 OURS = (".py", ".md", ".toml", ".yaml", ".yml", ".jars", ".png", ".parquet")
 
@@ -64,7 +64,7 @@ def found_command(words: list[str]) -> tuple[click.Context, list[str]]:
 
 
 @pytest.mark.parametrize("command", shown_commands())
-def test_commands_of_the_documents_take_what_they_are_given(
+def test_commands_of_the_documents_accept_their_arguments(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my.csv").write_text("when,station,temperature\n")
@@ -84,7 +84,7 @@ def commands_in_blocks() -> set[str]:
     return {shlex.join(words) for document in DOCUMENTS for words in document.commands()}
 
 
-def test_every_command_is_shown_and_those_a_newcomer_needs_in_the_root_readme():
+def test_every_command_is_shown_and_those_a_newcomer_needs_in_the_root_readme() -> None:
     def shown(document: Document) -> set[str]:
         words = [*map(shlex.split, document.inline_code()), *document.commands()]
         return {command[1] for command in words if len(command) > 1 and command[0] == "streamgru"}
@@ -204,7 +204,7 @@ def test_settings_that_are_named_exist_and_take_the_values_shown(document: Docum
 
 
 def named_file(document: Document, code: str) -> Path | None:
-    """The file that inline code names, from the document's folder or the root; none where it names no file of ours."""
+    """The file that inline code names, from the document's folder or the root; `None` for anything but a file of this project."""
     is_path = re.fullmatch(r"(\.\./)*[\w.-]+(/[\w.-]+)*/?", code) is not None
     is_ours = code.endswith(OURS) or code.endswith("/")
     if not is_path or not is_ours or code in NOT_OURS:
@@ -273,7 +273,7 @@ def test_folder_readmes_answer_a_newcomers_questions(document: Document) -> None
     assert "import" in document.prose
 
 
-def test_the_root_readme_stays_short():
+def test_the_root_readme_stays_short() -> None:
     assert len(README.text.split()) <= MOST_WORDS
 
 
@@ -293,7 +293,7 @@ def test_example_messages_decode(document: Document) -> None:
             assert content["values"]["humidity"] is None
 
 
-def test_consuming_takes_ten_lines_of_python():
+def test_consuming_takes_ten_lines_of_python() -> None:
     (program,) = README.blocks("python")  # tests/integration/test_readme.py runs it
     ast.parse(program)
     assert len([line for line in program.splitlines() if line.strip()]) <= 10
@@ -317,28 +317,29 @@ def first_column(document: Document, heading: str) -> list[str]:
     return re.findall(r"^\| `([^`]+)` \|", table.group(), flags=re.MULTILINE)
 
 
-def test_dead_letter_reasons_and_headers_are_those_of_the_code():
+def test_dead_letter_reasons_and_headers_are_those_of_the_code() -> None:
     assert first_column(pipeline_readme(), "### readings.dlq") == list(ReadingDecoder.REASONS)
     letter = dead_letter(b"key", b"value", [], Rejected("malformed"), InputPosition("readings", 0, 1), 4)
     code = set(pipeline_readme().inline_code())
     assert {name for name, _ in letter.headers} <= code
 
 
-def test_fields_and_headers_of_forecasts_are_those_of_the_code():
+def test_fields_and_headers_of_forecasts_are_those_of_the_code() -> None:
     fields = first_column(pipeline_readme(), "### forecasts")
     assert set(fields) == set(Forecast.__struct_fields__) - {"sensor_id", "cadence_s"}
     example = decode_forecast(pipeline_readme().blocks("json")[1].encode())
-    assert isinstance(example.model, ModelId) and isinstance(example.state, StateAge)
+    assert isinstance(example.model, ModelId)
+    assert isinstance(example.state, StateAge)
     code = set(pipeline_readme().inline_code())
     assert {name for name, _ in forecast_headers(example, b"parent")} <= code
 
 
-def test_states_of_the_health_endpoint_are_those_of_the_code():
+def test_states_of_the_health_endpoint_are_those_of_the_code() -> None:
     (operating,) = (document for document in FOLDER_READMES if document.name == "deploy/README.md")
     assert set(first_column(operating, "## Health and counts")) == {state.value for state in State}
 
 
-def test_the_lifecycle_is_that_of_the_code():
+def test_the_lifecycle_is_that_of_the_code() -> None:
     _, _, rest = pipeline_readme().text.partition("\n## The lifecycle of a partition\n")
     rows = re.findall(r"^\| `([A-Z]+)` \|[^|]*\|([^|]*)\|$", rest, flags=re.MULTILINE)
     shown = {state: set(re.findall(r"`([A-Z]+)`", following)) for state, following in rows}
@@ -348,15 +349,16 @@ def test_the_lifecycle_is_that_of_the_code():
 # --- changelog and workflow -------------------------------------------------------------------------------------------
 
 
-def test_the_changelog_has_a_section_for_the_version_and_one_for_what_follows():
+def test_the_changelog_has_sections_for_the_version_and_for_unreleased_changes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     headings = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert headings[:2] == ["Unreleased", project["version"]]
 
 
-def test_the_workflow_runs_what_contributors_run_and_ends_in_time():
+def test_the_workflow_runs_make_test_with_timeouts() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     (job,) = workflow["jobs"].values()
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
-    assert job["timeout-minutes"] and all(step["timeout-minutes"] for step in job["steps"])
+    assert job["timeout-minutes"]
+    assert all(step["timeout-minutes"] for step in job["steps"])
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
