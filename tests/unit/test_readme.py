@@ -204,7 +204,7 @@ def test_settings_that_are_named_exist_and_take_the_values_shown(document: Docum
 
 
 def named_file(document: Document, code: str) -> Path | None:
-    """The file that inline code names, from the document's folder or the root; `None` for anything but a file of this project."""
+    """The file of this project that inline code names, from the document's folder or the root."""
     is_path = re.fullmatch(r"(\.\./)*[\w.-]+(/[\w.-]+)*/?", code) is not None
     is_ours = code.endswith(OURS) or code.endswith("/")
     if not is_path or not is_ours or code in NOT_OURS:
