@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.adapting
 
-prints a table; the README's figures are from a quiet machine.
+prints a table; the figures in model/README.md are from an idle machine.
 """
 
 import time

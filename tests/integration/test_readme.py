@@ -1,4 +1,4 @@
-"""The README's program for consumers, as it stands there, against a forecaster at work."""
+"""The root README's program for consumers, as it stands there, against a forecaster at work."""
 
 import subprocess
 import sys
@@ -9,8 +9,8 @@ import pytest
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
+from tests.documents import README
 from tests.integration.stream_rig import FolderChampion, publish, rounds, running, small_forecaster
-from tests.unit.test_readme import blocks
 
 pytestmark = pytest.mark.integration
 
@@ -23,7 +23,7 @@ def test_the_program_prints_a_line_per_forecast(
     champion = FolderChampion(tmp_path / "champion", settings)
     champion.promote(1, small_forecaster(settings))
     publish(settings, rounds(settings, ["roof", "attic"], range(3)))
-    (program,) = blocks("python")
+    (program,) = README.blocks("python")
     here = program.replace('"forecasts"', f'"{settings.kafka.topics.forecasts}"')
     here = here.replace("127.0.0.1:9092", settings.kafka.bootstrap_servers)
     assert here.count(settings.kafka.topics.forecasts) == here.count(settings.kafka.bootstrap_servers) == 1
