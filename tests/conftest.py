@@ -126,6 +126,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     first, rest = long[:processes] + short[:processes], zip_longest(long[processes:], short[processes:])
     order = first + [unit for pair in rest for unit in pair if unit is not None]
     items[:] = [item for unit in order for item in units[unit]]
+    if config.getoption("loadgroup", False):
+        for unit, tests in units.items():
+            for item in tests:
+                if item.get_closest_marker("xdist_group"):
+                    # pytest-xdist 3.8 itself sets what pytest 9.2 reads no more, and the groups would be torn apart.
+                    item._id = type(item._id).parse(f"{item.nodeid}@{unit}")  # type: ignore[attr-defined]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

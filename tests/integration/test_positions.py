@@ -197,6 +197,7 @@ def taking_what_no_transaction_has_announced(settings: Settings) -> Iterator[Non
             admin.alter_configs([ConfigResource(ConfigResourceType.BROKER, node, {name: "true"})])
 
 
+@pytest.mark.xdist_group("broker configuration")  # which two processes would change under each other
 @pytest.mark.parametrize("committed", [True, False])
 def test_what_brokers_left_undecided_is_decided_as_its_transaction_was(
     settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture, committed: bool
