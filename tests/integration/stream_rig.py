@@ -314,9 +314,8 @@ def running(
     def run() -> None:
         try:
             forecaster.run()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised at the end
             failures.append(error)
-            raise
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
