@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.jars import fetch_jars
-from deploy.service import HOST, Launch, Report, folder_refused
+from deploy.service import HOST, Launch, Report, folder_error
 from pipeline.errors import KafkaError, StackError
-from pipeline.kafka.clients import make_admin, translated
-from pipeline.settings import KafkaSettings, Settings
+from pipeline.kafka.clients import make_admin, translate_errors
+from pipeline.settings import Settings
+from pipeline.settings_sections import KafkaSettings
 
 # It shares a machine of a few cores with everything else. Compiling its code to the last degree, and collecting garbage
 # beside it, took more of two cores than serving did.
@@ -67,7 +68,7 @@ class Broker:
                 self._format(jars)
             configuration = self._write_configuration("server.properties", self._logs)
         except OSError as error:
-            raise folder_refused(self.name, self.data, error) from error
+            raise folder_error(self.name, self.data, error) from error
         self._cluster_id()
         return Launch((*_java(jars), *JAVA_OPTIONS, "kafka.Kafka", str(configuration)), {})
 
@@ -83,7 +84,7 @@ class Broker:
         try:
             with (
                 closing(make_admin(local, **timeouts)) as admin,
-                translated("asking who it is", local),
+                translate_errors("asking who it is", local),
             ):
                 return bool(admin.describe_cluster()["cluster_id"] == self._cluster_id())
         except KafkaError:

@@ -8,10 +8,10 @@ from rich import box
 from rich.table import Table
 
 from model.metrics import Interval, Metric, Scores, skill
-from pipeline.evaluation.back_test import MODEL
+from pipeline.evaluation.evaluate import MODEL
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.back_test import Evaluation
+    from pipeline.evaluation.evaluate import Evaluation
 
 SHOWN: Final[tuple[Metric, ...]] = ("mse", "mae", "pinball")
 WORST_SENSORS: Final = 5
@@ -29,10 +29,10 @@ def score_table(done: "Evaluation", name: str, unit: str, also: Sequence[Metric]
         table.add_column(metric, justify="right")
     table.add_column(f"{MODEL}'s gain in {', '.join(SHOWN)}", justify="right")
     h, season = done.config.horizon_steps, done.config.season_steps
-    ours = done.scores[MODEL]
+    model_scores = done.scores[MODEL]
     for horizon in (*sorted({1, min(season, h), h}), None):
         for number, (predictor, score) in enumerate(done.scores.items()):
-            gains = (skill(ours, score, metric, horizon) for metric in SHOWN)
+            gains = (skill(model_scores, score, metric, horizon) for metric in SHOWN)
             table.add_row(
                 ("all" if horizon is None else str(horizon)) if number == 0 else "",
                 predictor,

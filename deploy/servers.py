@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.service import HOST, Launch, Report, folder_refused
+from deploy.service import HOST, Launch, Report, folder_error
 from pipeline.errors import StackError
 from pipeline.settings import Settings
 
@@ -124,7 +124,7 @@ def _check_data(name: str, database: Path) -> None:
         # As the server will: a folder that is there may still refuse the database's journal.
         tempfile.TemporaryFile(dir=database.parent).close()
     except OSError as error:
-        raise folder_refused(name, database.parent, error) from error
+        raise folder_error(name, database.parent, error) from error
     if not database.exists():
         return
     try:

@@ -50,7 +50,7 @@ class Service(Protocol):
         """Whether it serves requests by now."""
 
 
-def folder_refused(name: str, folder: Path, error: OSError) -> StackError:
+def folder_error(name: str, folder: Path, error: OSError) -> StackError:
     """The error of a service whose folder cannot be made or written."""
     return StackError(
         f"{name} cannot keep its data in {folder}: {error.strerror or error}. Make it a writable folder, or choose "

@@ -17,7 +17,7 @@ import psutil
 from deploy.broker import Broker
 from deploy.processes import DetachedProcess
 from deploy.servers import MLflowServer, PrefectServer
-from deploy.service import HOST, Report, Service, folder_refused
+from deploy.service import HOST, Report, Service, folder_error
 from pipeline.errors import StackError
 from pipeline.settings import Settings
 
@@ -29,7 +29,7 @@ POLL_S = 0.1
 FOREIGN_VARIABLES = ("MLFLOW_", "PREFECT_")
 
 
-def _say_nothing(service: str, doing: str, *, done: bool = False) -> None:
+def _no_report(service: str, doing: str, *, done: bool = False) -> None:
     pass
 
 
@@ -58,7 +58,7 @@ class Stack:
         self._services = {service.name: service for service in services}
         self._processes = {name: DetachedProcess(name, self._home) for name in self._services}
 
-    def up(self, services: Sequence[str] = SERVICES, report: Report = _say_nothing) -> None:
+    def up(self, services: Sequence[str] = SERVICES, report: Report = _no_report) -> None:
         """Start what does not run yet, all at once, and return when everything answers.
 
         What one service's failure leaves running is the others; what has not come up is stopped again.
@@ -76,7 +76,7 @@ class Stack:
                 raise
         _raise_together(starts)
 
-    def down(self, services: Sequence[str] = SERVICES, report: Report = _say_nothing) -> None:
+    def down(self, services: Sequence[str] = SERVICES, report: Report = _no_report) -> None:
         """Stop the services and all their workers, and nothing else; what does not run is left as it is.
 
         Raises:
@@ -103,7 +103,7 @@ class Stack:
 
     def _bring_up(self, service: Service, report: Report, cancelled: threading.Event) -> None:
         process = self._processes[service.name]
-        with self._alone_with(service, report):
+        with self._locked(service, report):
             record = process.running()
             if record is not None and record.port != service.port:
                 raise StackError(
@@ -134,34 +134,36 @@ class Stack:
             if process.running() is None:
                 code = process.exit_code()
                 ended = "has ended" if code is None else f"has ended with exit code {code}"
-                raise StackError(self._trouble(service, process, f"{ended} while it was starting"))
+                raise StackError(self._startup_error(service, process, f"{ended} while it was starting"))
             if answers:
                 return
             if cancelled.wait(POLL_S):
                 raise StackError(f"{service.name} was not waited for")
             if time.monotonic() > deadline:
-                raise StackError(self._trouble(service, process, f"has not answered within {START_TIMEOUT_S:.0f} s"))
+                raise StackError(
+                    self._startup_error(service, process, f"has not answered within {START_TIMEOUT_S:.0f} s")
+                )
 
-    def _trouble(self, service: Service, process: DetachedProcess, what: str) -> str:
+    def _startup_error(self, service: Service, process: DetachedProcess, what: str) -> str:
         return (
             f"{service.name} {what} (port {service.port}, data in {service.data}). "
             f"The end of its log, {process.log_path}:\n{process.last_lines()}"
         )
 
     def _take_down(self, name: str, report: Report) -> None:
-        with self._alone_with(self._services[name], report):
+        with self._locked(self._services[name], report):
             report(name, "stopping")
             report(name, "stopped" if self._processes[name].stop() else "was not running", done=True)
 
     @contextmanager
-    def _alone_with(self, service: Service, report: Report) -> Iterator[None]:
+    def _locked(self, service: Service, report: Report) -> Iterator[None]:
         """Hold the service against another `up` or `down`, here or elsewhere; let go also when this process dies."""
         path = self._home / "run" / f"{service.name}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.open("w")
         except OSError as error:
-            raise folder_refused(service.name, self._home, error) from error
+            raise folder_error(service.name, self._home, error) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

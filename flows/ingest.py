@@ -4,15 +4,15 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows.outcome import plain_outcome
-from flows.progress import Progress, tell
+from flows.progress import Progress, report_progress
 from flows.run_settings import load_run_settings
+from flows.user_errors import user_errors_as_state
 from pipeline.history.ingest import IngestReport
 from pipeline.history.ingest import ingest as take_in
 
 
 @flow(name="ingest", description="Take new readings from Kafka into the history table, each once.")
-@plain_outcome
+@user_errors_as_state
 def ingest(settings_file: Path | None = None, accept_loss: bool = False) -> IngestReport:
     """What a run took in.
 
@@ -25,7 +25,7 @@ def ingest(settings_file: Path | None = None, accept_loss: bool = False) -> Inge
 
     def report(so_far: IngestReport) -> None:
         readings = f"{so_far.readings:,} readings"
-        tell(Progress(f"ingesting {so_far.topic}", so_far.done_offsets, so_far.total_offsets, readings))
+        report_progress(Progress(f"ingesting {so_far.topic}", so_far.done_offsets, so_far.total_offsets, readings))
 
     done = take_in(settings, accept_loss=accept_loss, report=report)
     if done.rejected or done.lost_offsets:

@@ -11,15 +11,15 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Failed
 
-from flows.outcome import plain_outcome
 from flows.run_settings import load_run_settings
+from flows.user_errors import user_errors_as_state
 from pipeline.history.table import History
 from pipeline.registry.training_run import last_trained
-from pipeline.settings import MonitorSettings
+from pipeline.settings_sections import MonitorSettings
 
 
 @flow(name="monitor", description="Notice that retraining or ingest have not succeeded for too long.")
-@plain_outcome
+@user_errors_as_state
 def monitor(settings_file: Path | None = None) -> list[str]:
     """What is overdue, in sentences. The run fails, named Overdue, when there is anything."""
     settings = load_run_settings(settings_file)

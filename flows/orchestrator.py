@@ -42,7 +42,7 @@ def connect(settings: Settings, *, console: bool) -> None:
     logging.getLogger("prefect").propagate = console
 
 
-def done(result: object) -> None:
+def record_result(result: object) -> None:
     """Let ``run_once`` know what a flow's work came to, or the error, before Prefect is told that the run has ended."""
     results = _results.get()
     if results is not None:
@@ -60,7 +60,7 @@ def run_once(call: Callable[[], R], settings: Settings) -> R:
     try:
         return call()
     except (httpx.HTTPError, RuntimeError) as error:
-        if not came_of_a_request(error):
+        if not is_request_failure(error):
             raise
         if not results:
             came_to = "the work is not done; run it again"
@@ -76,7 +76,7 @@ def run_once(call: Callable[[], R], settings: Settings) -> R:
         _results.reset(token)
 
 
-def came_of_a_request(error: BaseException | None) -> bool:
+def is_request_failure(error: BaseException | None) -> bool:
     """Whether a request led to the error; Prefect's clients turn those that they begin with into a ``RuntimeError``."""
     return failed_request(error) is not None
 

@@ -21,7 +21,7 @@ Watcher = Callable[[Progress], None]
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
-def tell(progress: Progress) -> None:
+def report_progress(progress: Progress) -> None:
     """Let the watcher know."""
     watcher = _watcher.get()
     if watcher is not None:
@@ -29,7 +29,7 @@ def tell(progress: Progress) -> None:
 
 
 @contextmanager
-def watched(watcher: Watcher) -> Iterator[None]:
+def watch_progress(watcher: Watcher) -> Iterator[None]:
     """Flows called in the block tell ``watcher`` how far they are."""
     token = _watcher.set(watcher)
     try:

@@ -4,15 +4,15 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows.outcome import plain_outcome
 from flows.run_settings import load_run_settings
+from flows.user_errors import user_errors_as_state
 from pipeline.registry.promotion import Promotion
 from pipeline.registry.promotion import promote as move_alias
 from pipeline.registry.versions import CHAMPION
 
 
 @flow(name="promote", description="Make a model version the champion, if it fits the settings.")
-@plain_outcome
+@user_errors_as_state
 def promote(version: int, alias: str = CHAMPION, settings_file: Path | None = None) -> Promotion:
     """What the alias names now, and what it named before."""
     done = move_alias(load_run_settings(settings_file), version, alias)

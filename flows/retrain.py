@@ -16,34 +16,35 @@ from typing import Annotated, Final
 from prefect import flow, get_run_logger
 from pydantic import Field
 
-from flows.outcome import plain_outcome, step
-from flows.progress import Progress, tell
+from flows.progress import Progress, report_progress
 from flows.retrain_report import RetrainReport, epoch_curves, horizon_curves, publish, summarise
 from flows.run_settings import load_run_settings
+from flows.user_errors import run_as_task, user_errors_as_state
 from model.artefact import save_artefact
 from model.backtest import Predictor, Scores, model_predictor
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
-from pipeline.errors import HistoryError, ModelUnfit, SettingsError
-from pipeline.evaluation.back_test import Evaluation, Selection, evaluate, model_config, training_options, unseen_part
+from pipeline.errors import HistoryError, ModelUnusable, SettingsError
+from pipeline.evaluation.evaluate import Evaluation, Selection, evaluate, model_config, training_options, unseen_part
 from pipeline.evaluation.gate import Decision, decide
 from pipeline.evaluation.report import draw
-from pipeline.exclusive import exclusive
+from pipeline.file_lock import hold_lock
 from pipeline.history.table import History
 from pipeline.messages import iso_timestamp
 from pipeline.registry.training_run import TrainingRun, training_run
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry
-from pipeline.settings import LARGEST_SEED, Settings, TrainingSettings
+from pipeline.settings import Settings
+from pipeline.settings_sections import LARGEST_SEED, TrainingSettings
 from pipeline.windows import cadence_warning, load_sequences
 
 FEWEST_COMPARED: Final = 24  # forecasts of a sensor on which challenger and champion are compared
 
 
 @flow(name="retrain", description="Train a challenger, back-test it, register it, and let the gate decide.")
-@plain_outcome
+@user_errors_as_state
 def retrain(
     settings_file: Path | None = None,
     history_version: Annotated[int, Field(ge=0)] | None = None,
@@ -60,7 +61,7 @@ def retrain(
     given = {"epochs": epochs, "budget_s": budget_s, "seed": seed, "warm_start": warm_start}
     settings = load_run_settings(settings_file)
     training = settings.training.model_copy(update={name: value for name, value in given.items() if value is not None})
-    with exclusive(settings.home / "retrain.lock", "another retraining is under way"):
+    with hold_lock(settings.home / "retrain.lock", "another retraining is under way"):
         return _retrain(settings.model_copy(update={"training": training}), history_version)
 
 
@@ -89,7 +90,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     # First what needs no training: a registry that is away must not cost one.
     champion = _champion(registry, settings)
     options = _options(settings.training)
-    data = step("read the history", lambda: _unseen(_read(settings, history_version), champion))
+    data = run_as_task("read the history", lambda: _unseen(_read(settings, history_version), champion))
     config = model_config(settings)
     initial = _initial(settings.training, config, options, champion, data.unfair)
     tags = {"settings": settings.fingerprint, "champion": str(champion.version) if champion else "none"}
@@ -97,11 +98,11 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         run.log_training_set(data.training_set)
         run.log_params(_params(options, config, data.split, champion if initial else None, settings.adaptation))
         checkpoint = settings.home / "checkpoints" / "retrain.pt"
-        result = step("train", lambda: _train(config, options, data, initial, checkpoint))
-        done = step("back-test", lambda: _back_test(settings.adaptation, result.forecaster, champion, data))
-        step("log", lambda: _log(run, result, done))
+        result = run_as_task("train", lambda: _train(config, options, data, initial, checkpoint))
+        done = run_as_task("back-test", lambda: _evaluate(settings.adaptation, result.forecaster, champion, data))
+        run_as_task("log", lambda: _log(run, result, done))
         summary = summarise(done.scores)
-        version = step("register", lambda: _register(registry, run, result.forecaster, summary, data))
+        version = run_as_task("register", lambda: _register(registry, run, result.forecaster, summary, data))
         decision = _decide(registry, settings, champion, done.scores, data.unfair)
         gate = {"gate.decision": "promoted" if decision.promote else "declined", "gate.reason": decision.reason}
         registry.tag(version, gate)
@@ -123,7 +124,7 @@ def _champion(registry: Registry, settings: Settings) -> _Champion | None:
     try:
         forecaster = registry.load(version, settings.home / "models")
         return _Champion(version, forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
-    except ModelUnfit as error:
+    except ModelUnusable as error:
         get_run_logger().warning("the champion counts as none in this retraining: %s", error)
         return _Champion(version, None, str(error))
 
@@ -153,7 +154,7 @@ def _read(settings: Settings, version: int | None) -> _Data:
         readings=int(sequences.observed.sum()),
         sensors=len(sequences.sensors),
     )
-    with _long_enough(training_set, settings.horizon_steps):
+    with _explain_short_history(training_set, settings.horizon_steps):
         split = split_by_time(sequences, settings.training.validation_fraction, settings.training.test_fraction)
     return _Data(training_set, sequences, split)
 
@@ -181,7 +182,7 @@ def _unseen(data: _Data, champion: _Champion | None) -> _Data:
 
 
 @contextmanager
-def _long_enough(training_set: TrainingSet, horizon_steps: int) -> Iterator[None]:
+def _explain_short_history(training_set: TrainingSet, horizon_steps: int) -> Iterator[None]:
     """Turns what the model's functions say of too little data into what to do about it."""
     try:
         yield
@@ -252,24 +253,24 @@ def _train(
         # Whichever ends it: the epochs or the seconds.
         done = max(epoch.epoch / options.epochs, min(1.0, epoch.seconds / options.budget_s))
         detail = f"epoch {epoch.epoch} of {options.epochs}, validation loss {epoch.validation_loss:.4f}"
-        tell(Progress("training", done, 1.0, detail))
+        report_progress(Progress("training", done, 1.0, detail))
 
-    tell(Progress("training", 0.0, 1.0))
-    with _long_enough(data.training_set, config.horizon_steps):
+    report_progress(Progress("training", 0.0, 1.0))
+    with _explain_short_history(data.training_set, config.horizon_steps):
         result = train(
             config, options, data.sequences, data.split, initial=initial, report=report, checkpoint=checkpoint
         )
-    tell(Progress("training", 1.0, 1.0, f"{len(result.epochs)} epochs on {result.device}"))
+    report_progress(Progress("training", 1.0, 1.0, f"{len(result.epochs)} epochs on {result.device}"))
     return result
 
 
-def _back_test(adaptation: Adaptation, forecaster: Forecaster, champion: _Champion | None, data: _Data) -> Evaluation:
+def _evaluate(adaptation: Adaptation, forecaster: Forecaster, champion: _Champion | None, data: _Data) -> Evaluation:
     """Scores on the held-out tail by name, the models adapted as they are when they serve."""
     rivals: list[Predictor] = []
     if champion is not None and champion.forecaster is not None and not data.unfair:
         rivals.append(model_predictor(champion.forecaster, CHAMPION, adaptation))
-    tell(Progress("back-testing", 0.0))
-    with _long_enough(data.training_set, forecaster.config.horizon_steps):
+    report_progress(Progress("back-testing", 0.0))
+    with _explain_short_history(data.training_set, forecaster.config.horizon_steps):
         done = evaluate(
             forecaster,
             data.sequences,
@@ -279,7 +280,7 @@ def _back_test(adaptation: Adaptation, forecaster: Forecaster, champion: _Champi
             beside=rivals,
             scale_until_us=data.split.validation_end_us,  # of sensors that came up lately, too
         )
-    tell(Progress("back-testing", 1.0, 1.0))
+    report_progress(Progress("back-testing", 1.0, 1.0))
     return done
 
 

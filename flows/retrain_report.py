@@ -10,7 +10,7 @@ from typing import Final
 import httpx
 from prefect.artifacts import create_markdown_artifact
 
-from flows.orchestrator import came_of_a_request
+from flows.orchestrator import is_request_failure
 from model.autoregression import Autoregression
 from model.baselines import Persistence, SeasonalNaive
 from model.metrics import Metric, Scores
@@ -45,8 +45,8 @@ class RetrainReport:
     run_url: str
 
     def __str__(self) -> str:
-        standing = "champion" if self.decision.promote else "challenger"
-        return f"version {self.version} of {self.model_name} is {standing}. {self.decision.reason}. {self.run_url}"
+        generations = "champion" if self.decision.promote else "challenger"
+        return f"version {self.version} of {self.model_name} is {generations}. {self.decision.reason}. {self.run_url}"
 
 
 def summarise(scores: Mapping[str, Scores]) -> dict[str, float]:
@@ -95,7 +95,7 @@ def publish(report: RetrainReport, scores: Mapping[str, Scores]) -> None:
     try:
         create_markdown_artifact("\n\n".join(lines), key="retrain-gate", description=report.decision.reason)
     except (httpx.HTTPError, RuntimeError) as error:
-        if not came_of_a_request(error):
+        if not is_request_failure(error):
             raise
         # By now the champion is who it is to be: a page that is missing must not make that a failure.
         log.warning("the page of version %d could not be published: Prefect failed: %s", report.version, error)

@@ -34,7 +34,8 @@ from flows.orchestrator import failed_request
 from flows.promote import promote
 from flows.retrain import retrain
 from pipeline.errors import SettingsError, StackError
-from pipeline.settings import Schedule, Settings
+from pipeline.settings import Settings
+from pipeline.settings_sections import Schedule
 
 # A run that comes due while the one before it still works is dropped, not queued: the next one does its work too.
 # The slot of a run that was killed is free again when its lease ends (300 s), if the server still knows that lease.
@@ -85,7 +86,7 @@ def serve(settings: Settings) -> None:
             deployments = scheduled_deployments(settings)
             with get_client(sync_client=True) as client:
                 for deployment in deployments:
-                    take_up(deployment, client)
+                    resume_deployment(deployment, client)
             for deployment in deployments:
                 runner.add_deployment(deployment)
             asyncio.run(runner.start())
@@ -111,7 +112,7 @@ def serve(settings: Settings) -> None:
             return
 
 
-def take_up(deployment: RunnerDeployment, client: SyncPrefectClient) -> None:
+def resume_deployment(deployment: RunnerDeployment, client: SyncPrefectClient) -> None:
     """Fit a deployment, before it is registered once more, to what has become of it in Prefect.
 
     What is paused there, as a whole or in its schedule, stays so. Runs that came due while nobody served it are deleted

@@ -49,14 +49,14 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdaptedForecasts:
     """Forecasts in the order of the model's."""
 
     quantiles: Floats  # (n, K, Q, h) in the sensor's unit
     weights: Floats  # (n, K, E) of the experts, averaged over the horizon
 
 
-def advance(config: AdaptationConfig, states: States, rounds: Rounds) -> Adapted:
+def adapt(config: AdaptationConfig, states: States, rounds: Rounds) -> AdaptedForecasts:
     """Steps ``states`` in place, and adapts the forecasts issued on the way; NaN where the model gave no finite ones.
 
     Args:
@@ -88,10 +88,10 @@ def advance(config: AdaptationConfig, states: States, rounds: Rounds) -> Adapted
     )
     # A model that gives no number is at fault: nothing that is mixed in may hide it.
     quantiles[~np.isfinite(rounds.quantiles).all(axis=(1, 2, 3))] = np.nan
-    return Adapted(quantiles, weights)
+    return AdaptedForecasts(quantiles, weights)
 
 
-def prepare(config: AdaptationConfig) -> None:
+def compile_kernel(config: AdaptationConfig) -> None:
     """Compiles the core, or reads what was compiled before: else the first step would take as long."""
     none = np.zeros(0, np.int64)
     rounds = Rounds(
@@ -103,7 +103,7 @@ def prepare(config: AdaptationConfig) -> None:
         forecast=none,
         quantiles=np.zeros((0, config.targets, len(config.levels), config.horizon_steps)),
     )
-    advance(config, np.zeros(0, adaptation_dtype(config)), rounds)
+    adapt(config, np.zeros(0, adaptation_dtype(config)), rounds)
 
 
 @cache

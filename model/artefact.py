@@ -126,7 +126,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
     return weights
 
 
-def check_fit(
+def config_differences(
     config: ModelConfig,
     *,
     features: Sequence[str],
@@ -146,11 +146,11 @@ def check_fit(
         "max_gap_steps": max_gap_steps,
     }
     return [
-        f"the model was made for {name} {_told(getattr(config, name))}, and the settings say {_told(value)}"
+        f"the model was made for {name} {_formatted(getattr(config, name))}, and the settings say {_formatted(value)}"
         for name, value in wanted.items()
         if getattr(config, name) != value
     ]
 
 
-def _told(value: object) -> str:
+def _formatted(value: object) -> str:
     return ", ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)

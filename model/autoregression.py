@@ -20,7 +20,7 @@ from . import least_squares
 from .baselines import mean_levels
 from .config import ModelConfig
 from .kernel import REGRESSOR_BOUND, SCALE_RATE, VALUE_BOUND
-from .predictor import Shown
+from .predictor import ForecastRequest
 from .sequences import Sequences
 
 Floats = NDArray[np.float64]
@@ -35,7 +35,7 @@ _NUMBERS: Final = 8_000_000
 
 
 @dataclass
-class _Learned:
+class _RegressionState:
     """What is known of n problems; a problem's rows are its own in every field."""
 
     filled: Floats  # (n,) the last value, 0 before the first
@@ -54,7 +54,7 @@ class _Learned:
     distances: Floats  # (n, Q-1, h) of the other quantiles from the median, in units
 
     @classmethod
-    def blank(cls, config: ModelConfig, n: int) -> "_Learned":
+    def blank(cls, config: ModelConfig, n: int) -> "_RegressionState":
         """Nothing seen yet."""
         h, D = config.horizon_steps, LAGS + 1
         return cls(
@@ -75,21 +75,21 @@ class _Learned:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence["_Learned"]) -> "_Learned":
+    def joined(cls, parts: Sequence["_RegressionState"]) -> "_RegressionState":
         """Several sensors' problems, one after the other."""
         return cls(**{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)})
 
-    def rows(self, rows: slice) -> "_Learned":
+    def rows(self, rows: slice) -> "_RegressionState":
         """Copies of some problems."""
-        return _Learned(**{one.name: getattr(self, one.name)[rows].copy() for one in fields(self)})
+        return _RegressionState(**{one.name: getattr(self, one.name)[rows].copy() for one in fields(self)})
 
 
 @dataclass
-class _Carried:
+class _SensorState:
     """A sensor's state after its first ``next`` steps."""
 
     next: int
-    learned: _Learned
+    learned: _RegressionState
 
 
 class Autoregression:
@@ -100,7 +100,7 @@ class Autoregression:
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
         self._level = np.zeros(config.target_count)
-        self._carried: dict[str, _Carried] = {}
+        self._carried: dict[str, _SensorState] = {}
 
     def fit(self, sequences: Sequences, until_us: int) -> Self:
         """Learn what stands in where a sensor has had no value yet: the usual level before ``until_us``."""
@@ -109,9 +109,11 @@ class Autoregression:
 
     def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
         """(hi-lo, K, Q, h) after each of a sensor's steps [lo, hi)."""
-        return self.forecasts_together([Shown(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))])[0]
+        return self.forecasts_together(
+            [ForecastRequest(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))]
+        )[0]
 
-    def forecasts_together(self, shown: Sequence[Shown]) -> list[Floats]:
+    def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
         """As ``forecasts``, for a stretch of each of several sensors, which must differ.
 
         Only these sensors' states are kept; a sensor that was not among the last ones is stepped from its first
@@ -119,33 +121,35 @@ class Autoregression:
         """
         config = self._config
         shape = (config.target_count, len(config.quantiles), config.horizon_steps)
-        found = [np.empty((len(one.steps) - one.lo, *shape)) for one in shown]
-        states = [self._state(one) for one in shown]
+        found = [np.empty((len(one.steps) - one.lo, *shape)) for one in requests]
+        states = [self._state(one) for one in requests]
         per_problem = max(LAGS + 1, len(config.quantiles) * config.horizon_steps)
-        rounds = max(1, _NUMBERS // (config.target_count * len(shown) * per_problem))
+        rounds = max(1, _NUMBERS // (config.target_count * len(requests) * per_problem))
         while True:
-            left = np.array([len(one.steps) - state.next for one, state in zip(shown, states, strict=True)])
+            left = np.array([len(one.steps) - state.next for one, state in zip(requests, states, strict=True)])
             order = np.argsort(-left, kind="stable")
             order = order[left[order] > 0]
             if not len(order):
                 break
-            group = [(shown[i], states[i], min(int(left[i]), rounds)) for i in order]
+            group = [(requests[i], states[i], min(int(left[i]), rounds)) for i in order]
             for i, (rows, quantiles) in zip(order, _Rounds(config, self._level, group).forecasts(), strict=True):
                 found[i][rows] = quantiles
-        self._carried = {one.sensor: state for one, state in zip(shown, states, strict=True)}
+        self._carried = {one.sensor: state for one, state in zip(requests, states, strict=True)}
         return found
 
-    def _state(self, one: Shown) -> _Carried:
+    def _state(self, one: ForecastRequest) -> _SensorState:
         carried = self._carried.get(one.sensor)
         if carried is not None and carried.next <= one.lo:
             return carried
-        return _Carried(0, _Learned.blank(self._config, self._config.target_count))
+        return _SensorState(0, _RegressionState.blank(self._config, self._config.target_count))
 
 
 class _Rounds:
     """The next steps of several sensors, longest first; round r takes each sensor's r-th."""
 
-    def __init__(self, config: ModelConfig, level: Floats, group: list[tuple[Shown, _Carried, int]]) -> None:
+    def __init__(
+        self, config: ModelConfig, level: Floats, group: list[tuple[ForecastRequest, _SensorState, int]]
+    ) -> None:
         self._config = config
         self._level = level
         self._group = group
@@ -157,7 +161,7 @@ class _Rounds:
         self._K, self._h = config.target_count, config.horizon_steps
         lengths = np.array([length for _, _, length in group])
         self._T = int(lengths[0])
-        self._learned = _Learned.joined([state.learned for _, state, _ in group])
+        self._learned = _RegressionState.joined([state.learned for _, state, _ in group])
         # (n,) the number of the step in round 0, from the sensor's first
         self._first = np.repeat(np.array([state.next for _, state, _ in group]), self._K)
         # (n, h+T) where the forecast of each round is kept, -1 for nowhere; behind those of the h rounds before
@@ -189,7 +193,7 @@ class _Rounds:
             start = state.next + first - one.lo
             found = self._quantiles(rows, slice(first, length), points[rows, rounds], distances[rows, rounds])
             answers.append((slice(start, start + len(found)), found))
-        self._carry_on()
+        self._store_states()
         return answers
 
     def _lay_out(self) -> None:
@@ -258,7 +262,7 @@ class _Rounds:
         found = start[:, :, None, None] + unit[:, :, None, None] * offsets
         return np.ascontiguousarray(found.swapaxes(0, 1))
 
-    def _carry_on(self) -> None:
+    def _store_states(self) -> None:
         for g, (_, state, length) in enumerate(self._group):
             rows, back = slice(g * self._K, (g + 1) * self._K), slice(length, length + self._h)
             state.next += length

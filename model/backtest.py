@@ -16,28 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .autoregression import Autoregression
-from .baselines import Persistence, SeasonalNaive, no_spread, seasonal_scale
+from .baselines import Persistence, SeasonalNaive, is_constant, seasonal_scale
 from .config import ModelConfig
 from .metrics import Metric, Scores
-from .predictor import Shown, model_predictor
+from .predictor import ForecastRequest, model_predictor
 from .sequences import Sequences
 
 __all__ = [
     "Autoregression",
+    "ForecastRequest",
     "Leak",
     "Metric",
     "Persistence",
     "Predictor",
     "Scores",
     "SeasonalNaive",
-    "Shown",
     "TogetherPredictor",
     "ask",
     "assert_causal",
     "backtest",
     "baselines",
+    "is_constant",
     "model_predictor",
-    "no_spread",
     "seasonal_scale",
 ]
 
@@ -72,7 +72,7 @@ class TogetherPredictor(Protocol):
     def name(self) -> str:
         """As ``Predictor.name``."""
 
-    def forecasts_together(self, shown: Sequence[Shown]) -> list[Floats]:
+    def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
         """As ``forecasts``, for a stretch of each of several sensors."""
 
 
@@ -109,7 +109,7 @@ def backtest(
     scale = season if scale is None else scale
     h = config.horizon_steps
     scores = {
-        predictor.name: Scores.nothing_yet(sequences.sensors, config.targets, config.quantiles, scale, h, season)
+        predictor.name: Scores.empty(sequences.sensors, config.targets, config.quantiles, scale, h, season)
         for predictor in predictors
     }
     if len(scores) < len(predictors):
@@ -160,16 +160,16 @@ def _stretches(sequences: Sequences, config: ModelConfig, start_us: int, end_us:
             ]
 
 
-def ask(predictor: Predictor, shown: Sequence[Shown]) -> list[Floats]:
+def ask(predictor: Predictor, requests: Sequence[ForecastRequest]) -> list[Floats]:
     """Each stretch's forecasts (hi-lo, K, Q, h), of all sensors together where the predictor can do that."""
     if isinstance(predictor, TogetherPredictor):
-        return predictor.forecasts_together(shown)
-    return [predictor.forecasts(one.steps, 0, one.lo, len(one.steps)) for one in shown]
+        return predictor.forecasts_together(requests)
+    return [predictor.forecasts(one.steps, 0, one.lo, len(one.steps)) for one in requests]
 
 
-def _shown(sequences: Sequences, stretches: list[_Stretch]) -> list[Shown]:
+def _shown(sequences: Sequences, stretches: list[_Stretch]) -> list[ForecastRequest]:
     return [
-        Shown(sequences.past(stretch.sensor, stretch.hi), stretch.lo - int(sequences.starts[stretch.sensor]))
+        ForecastRequest(sequences.past(stretch.sensor, stretch.hi), stretch.lo - int(sequences.starts[stretch.sensor]))
         for stretch in stretches
     ]
 

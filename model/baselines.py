@@ -140,7 +140,7 @@ def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> 
     """(S, K): the mean absolute difference between values one season apart, before ``until_us``; always positive.
 
     The denominator of the mean absolute scaled error (Hyndman and Koehler, 2006), seasonal form. Where a sensor has
-    none, or ``no_spread``, the mean absolute deviation stands in, then the median over the other sensors, then 1.
+    none, or ``is_constant``, the mean absolute deviation stands in, then the median over the other sensors, then 1.
     """
     columns = sequences.columns(config.targets)
     scale = np.full((len(sequences.sensors), len(columns)), np.nan)
@@ -154,7 +154,7 @@ def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> 
             series = values[:, number]
             differences = _finite_mean(np.abs(series - earlier[:, number]))
             deviation = _finite_mean(np.abs(series - _finite_mean(series)))
-            found = [spread for spread in (differences, deviation) if not no_spread(spread, series)]
+            found = [spread for spread in (differences, deviation) if not is_constant(spread, series)]
             scale[sensor, number] = found[0] if found else np.nan
     for column in scale.T:
         known = column[~np.isnan(column)]
@@ -162,7 +162,7 @@ def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> 
     return scale
 
 
-def no_spread(spread: float, series: Floats) -> bool:
+def is_constant(spread: float, series: Floats) -> bool:
     """Whether a spread of (n,) values, NaN where missing, is none: not positive, or what rounding leaves of constants.
 
     The mean of equal numbers is often off by the last digit; errors in units of that would outweigh all others.

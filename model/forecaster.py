@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .gru import GRUModel
-from .inputs import INPUTS_PER_FEATURE, Prepared, input_size, past_size, prepare
+from .inputs import INPUTS_PER_FEATURE, PreparedSequences, input_size, past_size, prepare
 from .normaliser import Floats, Normaliser
 from .sequences import Sequences
 
@@ -112,7 +112,7 @@ class Forecaster(nn.Module):
         spread: Floats = self.scale_spread.cpu().numpy()
         return spread
 
-    def prepare(self, sequences: Sequences) -> Prepared:
+    def prepare(self, sequences: Sequences) -> PreparedSequences:
         """The inputs of every step of a data set, for ``unroll``."""
         return prepare(self.config, self.spread, sequences)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ModelConfig
-from .normaliser import Floats, Normaliser, Trace, Tracks, profile_slots
+from .normaliser import Floats, Normaliser, NormaliserState, NormaliserTrace, profile_slots
 from .sequences import Sequences
 
 Indexes = NDArray[np.int64]
@@ -56,7 +56,7 @@ def past_size(config: ModelConfig) -> int:
     return config.target_count * (config.lag_steps + profile_slots(config))
 
 
-def step_inputs(trace: Trace, timestamp_us: Indexes, elapsed: NDArray[np.float32]) -> NDArray[np.float32]:
+def step_inputs(trace: NormaliserTrace, timestamp_us: Indexes, elapsed: NDArray[np.float32]) -> NDArray[np.float32]:
     """(M, D) from what the normaliser held after each step, its time, and the cadences since the step before."""
     M, F = trace.last.shape
     x = np.empty((M, _input_size(F)), np.float32)
@@ -165,7 +165,7 @@ def first_values(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSequences:
     """Everything the network and its loss need of a data set, step by step in the order of ``sequences``."""
 
     sequences: Sequences
@@ -183,7 +183,7 @@ class Prepared:
 _BLOCK_STEPS: Final = 65_536
 
 
-def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepared:
+def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> PreparedSequences:
     """The inputs of every step, all sensors side by side, each from a blank state at its first step.
 
     Takes one round per time step, whatever the number of sensors; memory beside the result is bounded.
@@ -196,9 +196,9 @@ def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepar
     normaliser = Normaliser(config, spread)
     lengths = np.diff(sequences.starts)
     order = np.argsort(-lengths, kind="stable")
-    tracks = Tracks.blank(config, len(order))
+    norm = NormaliserState.blank(config, len(order))
     for sizes, index in _blocks(sequences.starts[:-1][order], lengths[order]):
-        trace = normaliser.advance(tracks, sequences.values[index], sizes, sequences.reset[index])
+        trace = normaliser.step(norm, sequences.values[index], sizes, sequences.reset[index])
         x[index] = step_inputs(trace, sequences.timestamp_us[index], sequences.elapsed[index])
         steps[index] = trace.steps
         numbers["last"][index] = trace.last[:, targets]
@@ -209,7 +209,7 @@ def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepar
     seen = ~np.isnan(sequences.values[:, targets])
     begin = first_values(numbers.pop("count"), seen, steps == 1)
     past = Past(config, numbers["last"], numbers["shape"], steps, steps, begin)
-    return Prepared(sequences, x, numbers["level"], numbers["scale"], past)
+    return PreparedSequences(sequences, x, numbers["level"], numbers["scale"], past)
 
 
 def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Indexes]]:
@@ -254,12 +254,12 @@ def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floa
 
 def _spread(normaliser: Normaliser, config: ModelConfig, sequences: Sequences, spans: list[tuple[int, int]]) -> Floats:
     """(F,) the median over sensors, by what the normaliser holds at the end of each one's span."""
-    tracks = Tracks.blank(config, len(spans))
+    norm = NormaliserState.blank(config, len(spans))
     lengths = np.array([hi - lo for lo, hi in spans])
     for sizes, index in _blocks(np.array([lo for lo, _ in spans]), lengths):
-        normaliser.advance(tracks, sequences.values[index], sizes, np.zeros(len(index), bool))
-    known = (tracks.count > 2.0) & (tracks.moments > 0.0).all(axis=2)
-    ratio = np.where(known, tracks.moments[:, :, 0] / np.where(known, tracks.moments[:, :, 1], 1.0), np.nan)
+        normaliser.step(norm, sequences.values[index], sizes, np.zeros(len(index), bool))
+    known = (norm.count > 2.0) & (norm.moments > 0.0).all(axis=2)
+    ratio = np.where(known, norm.moments[:, :, 0] / np.where(known, norm.moments[:, :, 1], 1.0), np.nan)
     usual = [np.median(column[~np.isnan(column)]) if known[:, f].any() else 1.0 for f, column in enumerate(ratio.T)]
     spread: Floats = np.sqrt(np.array(usual))
     return spread

@@ -6,7 +6,7 @@ the function changes, and only then.
 
 Per target of a sensor, in this order (``_step``):
 
-1. *Release*. A forecast whose last step has been seen is judged, learned from and calibrated on (``_judge``,
+1. *Release*. A forecast whose last step has been seen is judged, learned from and calibrated on (``_score``,
    ``_learn``).
 2. *Experts*. Persistence, seasonal naive, the GRU, and corrections learned by recursive least squares.
 3. *Mixture*. Weights fall exponentially with an expert's discounted past loss ("exponentially weighted average
@@ -59,7 +59,7 @@ ERROR_RATE: Final = 0.01  # of a running mean |error|
 ERROR_BOUND: Final = 3.0  # mean errors; beyond it an error teaches no more (Huber), which draws means towards medians
 OUTLIER_ERROR: Final = 10.0  # mean errors; a larger error counts as that in the mean
 WEIGHT_BOUND: Final = 1e4  # scales; a larger one was learned while a series was all but constant, and is unlearned
-UNPRACTISED: Final = 20  # labels before a mean |error| is taken as the measure of an outlier
+UNTRAINED: Final = 20  # labels before a mean |error| is taken as the measure of an outlier
 STORED_BOUND: Final = 1e6  # scales; of what a pending forecast keeps in float32
 
 # --- mixture: chosen on the validation parts of ETTh1 and of the Beijing set
@@ -356,7 +356,7 @@ def _regressors(size: Sizes, at: Places, record: Record, k: int, y: float, moved
 
 
 @_inner
-def _release(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, to: Scratch) -> None:
+def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, to: Scratch) -> None:
     """Judges and learns from a forecast that is due, whose labels are the last h values."""
     pending = slot * size.targets + k
     unit = record.f8[at.pending_unit + pending]
@@ -375,7 +375,7 @@ def _release(size: Sizes, at: Places, table: Tables, record: Record, k: int, slo
         else:
             to.labels[j] = np.nan
     count: Any = np.int64(record.i4[at.labels + k])
-    _judge(size, at, table, record, k, pending, count, shrunk, to)
+    _score(size, at, table, record, k, pending, count, shrunk, to)
     for group in range(size.groups):
         _learn(size, at, table, record, k, pending, count, shrunk, group, to)
     if labelled:
@@ -383,7 +383,7 @@ def _release(size: Sizes, at: Places, table: Tables, record: Record, k: int, slo
 
 
 @_inner
-def _judge(
+def _score(
     size: Sizes,
     at: Places,
     table: Tables,
@@ -477,7 +477,7 @@ def _learn(
             start = 0.0 if base == 0 else f4[at.pending_bases + (pending * 3 + base - 1) * P + p] * shrunk
             error = label - start - errors[p]
             mean = np.float64(f4[means + r * P + p])
-            early = count < UNPRACTISED or mean == 0.0  # a series that has been constant so far gives no measure
+            early = count < UNTRAINED or mean == 0.0  # a series that has been constant so far gives no measure
             bound = REGRESSOR_BOUND if early else min(ERROR_BOUND * mean, STORED_BOUND)
             errors[p] = _clip(error, bound)
             counted = abs(error) if early else min(abs(error), OUTLIER_ERROR * mean)
@@ -796,7 +796,7 @@ def _step(
         if issue >= 0 and issue % size.stride == 0:
             due_slot = (issue // size.stride) % size.slots
             if i8[at.pending_step + due_slot * size.targets + k] == issue + 1:
-                _release(size, at, table, record, k, due_slot, to)
+                _learn_from_due(size, at, table, record, k, due_slot, to)
     if issued:
         _copy(to.projected, to.x[REGRESSORS:])
         _forecast_experts(size, at, table, record, k, phase, model[size.median], to)

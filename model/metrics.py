@@ -88,7 +88,7 @@ class Scores:
     below: NDArray[np.int64]  # (S, K, Q, h) labels at or below each quantile
 
     @classmethod
-    def nothing_yet(
+    def empty(
         cls,
         sensors: tuple[str, ...],
         targets: tuple[str, ...],

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 # A value further from its level than this many scales is taken as that far: one absurd reading then moves scale and
 # level by little, while a real change of level by a factor of a thousand is followed within one to two seasons.
-FURTHEST: Final = 16.0
+MAX_DISTANCE_SCALES: Final = 16.0
 # Until a sensor has been seen for this part of a season its scale leans on the size of its changes, which show sooner.
 PRIOR_SEASONS: Final = 0.5
 # Seasons over which the profile of a season is averaged.
@@ -32,8 +32,8 @@ PROFILE_SEASONS: Final = 7.0
 
 
 @dataclass
-class Tracks:
-    """The normaliser's state for B sensors, row by row; ``advance`` updates it in place."""
+class NormaliserState:
+    """The normaliser's state for B sensors, row by row; ``step`` updates it in place."""
 
     steps: NDArray[np.int64]  # (B,) since the reset, missing ones included
     count: Floats  # (B, F) values seen
@@ -45,7 +45,7 @@ class Tracks:
     profile: Floats  # (B, K, P) distance of each target from its level by time of the season
 
     @classmethod
-    def blank(cls, config: ModelConfig, rows: int) -> "Tracks":
+    def blank(cls, config: ModelConfig, rows: int) -> "NormaliserState":
         """Sensors that have seen nothing yet."""
         F = config.feature_count
         return cls(
@@ -61,14 +61,14 @@ class Tracks:
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """What a state record holds of this, by name; ``steps`` is a field of the record itself."""
-        return {name: getattr(self, name) for name in TRACK_FIELDS}
+        return {name: getattr(self, name) for name in NORMALISER_FIELDS}
 
 
-TRACK_FIELDS: Final = ("count", "age", "last", "levels", "moments", "scale", "profile")
+NORMALISER_FIELDS: Final = ("count", "age", "last", "levels", "moments", "scale", "profile")
 
 
 @dataclass
-class Trace:
+class NormaliserTrace:
     """What the normaliser held after each of M steps."""
 
     steps: NDArray[np.int64]  # (M,) since the reset, this one included
@@ -81,7 +81,7 @@ class Trace:
     shape: Floats  # (M, K) the profile in the slot of this step
 
     @classmethod
-    def empty(cls, config: ModelConfig, steps: int) -> "Trace":
+    def empty(cls, config: ModelConfig, steps: int) -> "NormaliserTrace":
         """Room for ``steps`` steps."""
         F = config.feature_count
         return cls(
@@ -102,7 +102,7 @@ def profile_slots(config: ModelConfig) -> int:
 
 
 class Normaliser:
-    """Updates tracks, many sensors at a time.
+    """Updates the states of many sensors at a time.
 
     Args:
         config: for features, targets and season.
@@ -125,35 +125,39 @@ class Normaliser:
         # A slot that spans several steps is updated that much more often.
         self._profile_gain = self._slots / config.season_steps
 
-    def advance(self, tracks: Tracks, values: Floats, sizes: Sequence[int], reset: NDArray[np.bool_]) -> Trace:
-        """Steps ``tracks`` in place, in rounds: round r steps the first ``sizes[r]`` rows, ``sizes`` never rising.
+    def step(
+        self, norm: NormaliserState, values: Floats, sizes: Sequence[int], reset: NDArray[np.bool_]
+    ) -> NormaliserTrace:
+        """Steps ``norm`` in place, in rounds: round r steps the first ``sizes[r]`` rows, ``sizes`` never rising.
 
         Args:
             values: (M, F) one round after the other, NaN where missing; ``reset``: (M,) rows to blank before a step.
 
         Returns:
-            What the tracks held after each of the M steps, in the order of ``values``.
+            What the states held after each of the M steps, in the order of ``values``.
         """
-        trace = Trace.empty(self._config, len(values))
+        trace = NormaliserTrace.empty(self._config, len(values))
         seen = ~np.isnan(values)
         position = 0
         for rows in sizes:
             here = slice(position, position + rows)
             if reset[here].any():
-                _blank(tracks, np.flatnonzero(reset[here]))
-            self._step(tracks, values[here], seen[here], trace, here)
+                _blank(norm, np.flatnonzero(reset[here]))
+            self._step_round(norm, values[here], seen[here], trace, here)
             position += rows
         return trace
 
-    def _step(self, tracks: Tracks, values: Floats, seen: NDArray[np.bool_], trace: Trace, here: slice) -> None:
+    def _step_round(
+        self, norm: NormaliserState, values: Floats, seen: NDArray[np.bool_], trace: NormaliserTrace, here: slice
+    ) -> None:
         b = len(values)
-        count, last, levels, moments = tracks.count[:b], tracks.last[:b], tracks.levels[:b], tracks.moments[:b]
-        scale, age = tracks.scale[:b], tracks.age[:b]
+        count, last, levels, moments = norm.count[:b], norm.last[:b], norm.levels[:b], norm.moments[:b]
+        scale, age = norm.scale[:b], norm.age[:b]
         count += seen
         grown = seen & (count > 1.0)
         level = levels[:, :, 1]
         # Nothing to measure by yet (or ever, in a constant sensor): then every distance counts in full.
-        furthest = np.where(scale > 0.0, scale * FURTHEST, np.inf)
+        furthest = np.where(scale > 0.0, scale * MAX_DISTANCE_SCALES, np.inf)
         away = np.where(seen, values, level) - level
         away = np.maximum(np.minimum(away, furthest), -furthest)
         taken = level + away
@@ -169,9 +173,9 @@ class Normaliser:
         age *= ~seen
         young = np.maximum(count - 1.0, 0.0)
         scale[:] = np.sqrt((moments[:, :, 0] * young + moments[:, :, 1] * self._prior) / (young + self._prior_steps))
-        trace.shape[here] = self._profile(tracks, levels, last, seen)
-        tracks.steps[:b] += 1
-        trace.steps[here] = tracks.steps[:b]
+        trace.shape[here] = self._profile(norm, levels, last, seen)
+        norm.steps[:b] += 1
+        trace.steps[here] = norm.steps[:b]
         trace.count[here] = count
         trace.age[here] = age
         trace.last[here] = last
@@ -179,25 +183,25 @@ class Normaliser:
         trace.change[here] = moments[:, :, 1]
         trace.scale[here] = scale
 
-    def _profile(self, tracks: Tracks, levels: Floats, last: Floats, seen: NDArray[np.bool_]) -> Floats:
+    def _profile(self, norm: NormaliserState, levels: Floats, last: Floats, seen: NDArray[np.bool_]) -> Floats:
         """Updates the profile's slot of this step and returns what it holds: (b, K)."""
         b = len(seen)
         targets = self._targets
         if not self._slots:
             return np.zeros((b, len(targets)))
-        steps = tracks.steps[:b]
+        steps = norm.steps[:b]
         slot = steps % self._season * self._slots // self._season
         gain = np.maximum(1.0 / (steps // self._season + 1.0), 1.0 / PROFILE_SEASONS)
         gain = np.where(steps < self._season, 1.0, gain * self._profile_gain)
         rows = np.arange(b)
-        held: Floats = tracks.profile[rows, :, slot]
+        held: Floats = norm.profile[rows, :, slot]
         away = last[:, targets] - levels[:, targets, 1]
         held += np.where(seen[:, targets], gain[:, None] * (away - held), 0.0)
-        tracks.profile[rows, :, slot] = held
+        norm.profile[rows, :, slot] = held
         return held
 
 
-def _blank(tracks: Tracks, rows: NDArray[np.intp]) -> None:
-    tracks.steps[rows] = 0
-    for array in tracks.arrays().values():
+def _blank(norm: NormaliserState, rows: NDArray[np.intp]) -> None:
+    norm.steps[rows] = 0
+    for array in norm.arrays().values():
         array[rows] = 0.0

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .batches import Chunk, Lane, chunks
 from .config import ModelConfig
 from .forecaster import Forecaster
-from .lanes import Chunk, Lane, chunks
 
 VALIDATION_LANES: Final = 64
 VALIDATION_CHUNK_STEPS: Final = 96

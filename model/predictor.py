@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .adaptation import Rounds, advance
+from .adaptation import Rounds, adapt
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig, States, adaptation_dtype
 from .forecaster import Forecaster
 from .inputs import Past, step_inputs
-from .normaliser import Floats, Trace, Tracks
+from .normaliser import Floats, NormaliserState, NormaliserTrace
 from .sequences import Sequences
 
 # What is prepared in one go while catching up with a long past: at most so many rounds, and so many numbers of their
@@ -33,7 +33,7 @@ _NUMBERS: Final = 4_000_000
 
 
 @dataclass(frozen=True)
-class Shown:
+class ForecastRequest:
     """What a predictor is shown of a sensor: its steps so far, of which those from ``lo`` on are asked for."""
 
     steps: Sequences
@@ -46,11 +46,11 @@ class Shown:
 
 
 @dataclass
-class _Carried:
+class _SensorState:
     """A sensor's state after its first ``next`` steps."""
 
     next: int
-    tracks: Tracks  # one row
+    norm: NormaliserState  # one row
     hidden: Tensor  # (L, H)
     tail: Floats  # (C, K) the targets' last values, step by step
     begin: NDArray[np.int64]  # (K,) steps of the tail that lags may reach back over
@@ -65,14 +65,16 @@ class ModelPredictor:
         self._adapting = AdaptationConfig.of(forecaster.config, adaptation)
         self._forecaster = forecaster.eval()
         self._normaliser = forecaster.normaliser()
-        self._carried: dict[str, _Carried] = {}
+        self._carried: dict[str, _SensorState] = {}
 
     def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
         """(hi-lo, K, Q, h) after each of a sensor's steps [lo, hi)."""
-        return self.forecasts_together([Shown(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))])[0]
+        return self.forecasts_together(
+            [ForecastRequest(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))]
+        )[0]
 
     @torch.inference_mode()
-    def forecasts_together(self, shown: Sequence[Shown]) -> list[Floats]:
+    def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
         """As ``forecasts``, for a stretch of each of several sensors, which must differ.
 
         A state goes on from where the sensor's last stretch ended; where that lies behind ``lo``, or the sensor was not
@@ -81,32 +83,32 @@ class ModelPredictor:
         """
         config = self._forecaster.config
         shape = (config.target_count, len(config.quantiles), config.horizon_steps)
-        found = [np.empty((len(one.steps) - one.lo, *shape)) for one in shown]
-        states = [self._state(one) for one in shown]
-        most = max(1, min(_ROUNDS, _NUMBERS // max(1, math.prod(shape) * len(shown))))
+        found = [np.empty((len(one.steps) - one.lo, *shape)) for one in requests]
+        states = [self._state(one) for one in requests]
+        most = max(1, min(_ROUNDS, _NUMBERS // max(1, math.prod(shape) * len(requests))))
         while True:
-            left = np.array([len(one.steps) - state.next for one, state in zip(shown, states, strict=True)])
+            left = np.array([len(one.steps) - state.next for one, state in zip(requests, states, strict=True)])
             lengths = np.minimum(left, most)
             order = np.argsort(-lengths, kind="stable")
             order = order[lengths[order] > 0]
             if not len(order):
                 break
-            group = [(shown[i], states[i], int(lengths[i])) for i in order]
+            group = [(requests[i], states[i], int(lengths[i])) for i in order]
             for i, (rows, quantiles) in zip(
                 order, _Rounds(self._forecaster, self._adapting, group).forecasts(), strict=True
             ):
                 found[i][rows] = quantiles
-        self._carried = {one.sensor: state for one, state in zip(shown, states, strict=True)}
+        self._carried = {one.sensor: state for one, state in zip(requests, states, strict=True)}
         return found
 
-    def _state(self, one: Shown) -> _Carried:
+    def _state(self, one: ForecastRequest) -> _SensorState:
         carried = self._carried.get(one.sensor)
         if carried is not None and carried.next <= one.lo:
             return carried
         config = self._forecaster.config
-        return _Carried(
+        return _SensorState(
             next=0,
-            tracks=Tracks.blank(config, 1),
+            norm=NormaliserState.blank(config, 1),
             hidden=self._forecaster.gru.zeros(1)[:, 0],
             tail=np.zeros((_context(self._forecaster), config.target_count)),
             begin=np.zeros(config.target_count, np.int64),
@@ -133,7 +135,7 @@ class _Rounds:
     """The next steps of several sensors, longest first; round r takes each sensor's r-th."""
 
     def __init__(
-        self, forecaster: Forecaster, adapting: AdaptationConfig, group: list[tuple[Shown, _Carried, int]]
+        self, forecaster: Forecaster, adapting: AdaptationConfig, group: list[tuple[ForecastRequest, _SensorState, int]]
     ) -> None:
         self._forecaster = forecaster
         self._adapting = adapting
@@ -141,17 +143,17 @@ class _Rounds:
         self._lengths = np.array([length for _, _, length in group])
         self._T, self._G, self._C = int(self._lengths[0]), len(group), _context(forecaster)
         # (T, G): in C order, the steps that there are stand as the normaliser takes them: round by round.
-        self._taken = np.arange(self._T)[:, None] < self._lengths
+        self._has_step = np.arange(self._T)[:, None] < self._lengths
 
     def forecasts(self) -> list[tuple[slice, Floats]]:
         """Of each sensor, the rows of its answer and the quantiles in them; the sensors' states are stepped."""
         config = self._forecaster.config
         targets = list(config.target_indices)
-        tracks = self._join_tracks()
-        before = tracks.profile.copy()
+        norm = self._join_normaliser_states()
+        before = norm.profile.copy()
         values = self._gather("values")
-        trace = self._forecaster.normaliser().advance(
-            tracks, values, self._taken.sum(axis=1).tolist(), self._gather("reset")
+        trace = self._forecaster.normaliser().step(
+            norm, values, self._has_step.sum(axis=1).tolist(), self._gather("reset")
         )
         x = self._spread(step_inputs(trace, self._gather("timestamp_us"), self._gather("elapsed")))
         past = self._past(trace, ~np.isnan(values[:, targets]))
@@ -160,7 +162,7 @@ class _Rounds:
         found = []
         for g, (_, _, length) in enumerate(self._group):
             # Adaptation learns from every forecast, asked for or only caught up with.
-            first = 0 if self._adapting.active else self._asked(g)
+            first = 0 if self._adapting.active else self._first_requested(g)
             index = self._place(g) + np.arange(first, length)
             around = past.inputs(
                 index,
@@ -177,15 +179,15 @@ class _Rounds:
             found.append(quantiles)
         if self._adapting.active:
             adapted = self._adapt(values[:, targets], hidden, found)
-            found = [each[self._asked(g) :] for g, each in enumerate(adapted)]
+            found = [each[self._first_requested(g) :] for g, each in enumerate(adapted)]
         answers = []
         for g, (one, state, _) in enumerate(self._group):
-            start = state.next + self._asked(g) - one.lo
+            start = state.next + self._first_requested(g) - one.lo
             answers.append((slice(start, start + len(found[g])) if len(found[g]) else slice(0, 0), found[g]))
-        self._carry_on(tracks, past, h)
+        self._store_states(norm, past, h)
         return answers
 
-    def _asked(self, g: int) -> int:
+    def _first_requested(self, g: int) -> int:
         """The sensor's first round that is asked for; those before it are only caught up with."""
         one, state, length = self._group[g]
         return min(max(one.lo - state.next, 0), length)
@@ -198,18 +200,18 @@ class _Rounds:
         quantiles = np.zeros((self._T, self._G, *found[0].shape[1:]))
         for g, each in enumerate(found):
             quantiles[: len(each), g] = each
-        flat = quantiles[self._taken]
+        flat = quantiles[self._has_step]
         states = np.concatenate([state.adaptation for _, state, _ in self._group])
         rounds = Rounds(
-            sizes=self._taken.sum(axis=1).tolist(),
+            sizes=self._has_step.sum(axis=1).tolist(),
             reset=self._gather("reset"),
             timestamp_us=self._gather("timestamp_us"),
             values=values,
-            hidden=hidden.transpose(0, 1).cpu().numpy()[self._taken],
+            hidden=hidden.transpose(0, 1).cpu().numpy()[self._has_step],
             forecast=forecast,
             quantiles=flat[observed],
         )
-        flat[observed] = advance(self._adapting, states, rounds).quantiles
+        flat[observed] = adapt(self._adapting, states, rounds).quantiles
         for g, (_, state, _) in enumerate(self._group):
             state.adaptation = states[g : g + 1].copy()
         adapted = self._spread(flat)
@@ -225,23 +227,23 @@ class _Rounds:
         joined = np.zeros((self._T, self._G, *parts[0].shape[1:]), parts[0].dtype)
         for g, part in enumerate(parts):
             joined[: len(part), g] = part
-        return joined[self._taken]
+        return joined[self._has_step]
 
     def _spread(self, flat: NDArray[Any]) -> NDArray[Any]:
         """(T, G, ...) from what stands round by round; 0 where a sensor has no step."""
         spread = np.zeros((self._T, self._G, *flat.shape[1:]), flat.dtype)
-        spread[self._taken] = flat
+        spread[self._has_step] = flat
         return spread
 
-    def _join_tracks(self) -> Tracks:
-        joined = Tracks.blank(self._forecaster.config, self._G)
+    def _join_normaliser_states(self) -> NormaliserState:
+        joined = NormaliserState.blank(self._forecaster.config, self._G)
         for g, (_, state, _) in enumerate(self._group):
-            joined.steps[g] = state.tracks.steps[0]
+            joined.steps[g] = state.norm.steps[0]
             for name, array in joined.arrays().items():
-                array[g] = state.tracks.arrays()[name][0]
+                array[g] = state.norm.arrays()[name][0]
         return joined
 
-    def _past(self, trace: Trace, seen: NDArray[np.bool_]) -> Past:
+    def _past(self, trace: NormaliserTrace, seen: NDArray[np.bool_]) -> Past:
         """Each sensor's context and rounds, sensor by sensor."""
         config = self._forecaster.config
         targets = list(config.target_indices)
@@ -282,18 +284,18 @@ class _Rounds:
         # Between these rounds no sensor ends and none begins anew, so that one pass serves all that are there.
         cuts = sorted({0, *self._lengths.tolist(), *np.flatnonzero(fresh.any(axis=1)).tolist()})
         for a, b in pairwise(cuts):
-            active = int(self._taken[a].sum())
+            active = int(self._has_step[a].sum())
             h[:, torch.from_numpy(fresh[a])] = 0.0
             hidden[:active, a:b], h[:, :active] = gru.unroll(inputs[:active, a:b], h[:, :active].contiguous())
         return hidden, h
 
-    def _carry_on(self, tracks: Tracks, past: Past, h: Tensor) -> None:
+    def _store_states(self, norm: NormaliserState, past: Past, h: Tensor) -> None:
         for g, (_, state, length) in enumerate(self._group):
             end = self._place(g) + length
             state.next += length
-            state.tracks.steps[0] = tracks.steps[g]
-            for name, array in state.tracks.arrays().items():
-                array[0] = tracks.arrays()[name][g]
+            state.norm.steps[0] = norm.steps[g]
+            for name, array in state.norm.arrays().items():
+                array[0] = norm.arrays()[name][g]
             state.hidden = h[:, g].clone()
             state.tail = past.last[end - self._C : end].copy()
             state.begin = np.minimum(end - past.begin[end - 1], self._C)

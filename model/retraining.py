@@ -12,7 +12,7 @@ import numpy as np
 from .config import Adaptation, ModelConfig
 from .forecaster import Forecaster
 from .normaliser import Floats
-from .predictor import ModelPredictor, Shown, model_predictor
+from .predictor import ForecastRequest, ModelPredictor, model_predictor
 from .sequences import Sequences, Split
 from .training import EpochReport, TrainingOptions, train
 
@@ -52,11 +52,11 @@ def retrain_every(
     last_us = int(sequences.timestamp_us.max())
     for moment_us in range(split.validation_end_us + every_us, last_us + 1, every_us):
         seen = sequences.slice_time(None, moment_us)
-        first = _trained(config, options, seen, Split(moment_us - validation_us, moment_us), first, report)
+        first = _retrain(config, options, seen, Split(moment_us - validation_us, moment_us), first, report)
         yield Retraining(moment_us, first)
 
 
-def _trained(
+def _retrain(
     config: ModelConfig,
     options: TrainingOptions,
     seen: Sequences,
@@ -81,19 +81,21 @@ class RetrainedPredictor:
 
     def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
         """(hi-lo, K, Q, h) after each of a sensor's steps [lo, hi)."""
-        return self.forecasts_together([Shown(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))])[0]
+        return self.forecasts_together(
+            [ForecastRequest(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))]
+        )[0]
 
-    def forecasts_together(self, shown: Sequence[Shown]) -> list[Floats]:
+    def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
         """As ``forecasts``, for a stretch of each of several sensors."""
-        parts: list[list[Floats]] = [[] for _ in shown]
+        parts: list[list[Floats]] = [[] for _ in requests]
         ends = np.append(self._from_us[1:], np.iinfo(np.int64).max)
         for predictor, begin_us, end_us in zip(self._predictors, self._from_us, ends, strict=True):
             asked, numbers = [], []
-            for number, one in enumerate(shown):
+            for number, one in enumerate(requests):
                 lo, hi = one.steps.span(0, None if begin_us == self._from_us[0] else int(begin_us), int(end_us))
                 lo = max(lo, one.lo)
                 if hi > lo:
-                    asked.append(Shown(one.steps.past(0, hi), lo))
+                    asked.append(ForecastRequest(one.steps.past(0, hi), lo))
                     numbers.append(number)
             for number, found in zip(numbers, predictor.forecasts_together(asked) if asked else [], strict=True):
                 parts[number].append(found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .rules import NEVER_US, bridge_gaps
+from .acceptance import NEVER_US, bridge_gaps
 
 
 @dataclass(frozen=True)

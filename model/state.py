@@ -8,10 +8,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .acceptance import NEVER_US
 from .config import ANCHORS, NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, adaptation_dtype
-from .normaliser import TRACK_FIELDS, Tracks
-from .rules import NEVER_US
+from .normaliser import NORMALISER_FIELDS, NormaliserState
 
 States = NDArray[Any]  # records of ``state_dtype``
 
@@ -23,7 +23,7 @@ def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
 
     What adaptation carries is a record within it; where nothing is adapted there is none.
     """
-    tracks = Tracks.blank(config, 0).arrays()
+    norm = NormaliserState.blank(config, 0).arrays()
     adapting: list[Any] = (
         [("adaptation", adaptation_dtype(AdaptationConfig.of(config, adaptation)))] if adaptation.active else []
     )
@@ -35,10 +35,10 @@ def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
             ("steps", "<i8"),  # since the origin, missing ones included
             ("accepted", "<i8"),  # readings since the origin
             # Offsets of every so many readings, newest last; -1 for none. Where a replay may not begin with the reading
-            # that is due (model.grace), that of the first one after it with which it may.
+            # that is due (model.reorder_buffer), that of the first one after it with which it may.
             ("anchors", "<i8", (ANCHORS,)),
             ("hidden", "<f4", (config.num_layers, config.hidden_size)),
-            *((name, "<f8", tracks[name].shape[1:]) for name in TRACK_FIELDS),
+            *((name, "<f8", norm[name].shape[1:]) for name in NORMALISER_FIELDS),
             ("lags", "<f8", (config.target_count, config.lag_steps)),  # last values of the targets, newest first
             *adapting,
         ]
@@ -54,10 +54,10 @@ def blank_states(config: ModelConfig, rows: int, adaptation: Adaptation = NO_ADA
     return states
 
 
-def unsound(states: States) -> NDArray[np.bool_]:
+def non_finite(states: States) -> NDArray[np.bool_]:
     """(B,) whether a state holds what is no finite number, which nothing it computes can lead to if all is well."""
     bad = np.zeros(len(states), bool)
-    for name in ("hidden", *TRACK_FIELDS, "lags"):
+    for name in ("hidden", *NORMALISER_FIELDS, "lags"):
         values = states[name]
         if not np.isfinite(values).all():
             bad |= ~np.isfinite(values).reshape(len(states), -1).all(axis=1)
@@ -67,7 +67,7 @@ def unsound(states: States) -> NDArray[np.bool_]:
 def replay_start(state: Any, steps: int, spacing: int) -> int:
     """The offset to replay from so that ``steps`` accepted readings or more, or a few less after a gap, are stepped in.
 
-    Less where a replay may not begin with the reading that was due (``model.grace``), but with a later one.
+    Less where a replay may not begin with the reading that was due (``model.reorder_buffer``), but with a later one.
     It is that of a reading accepted into this state (the newest anchor that is far enough back, else the oldest known),
     so a replay that applies the rule of acceptance from there accepts what the state itself accepted, and reads at most
     ``spacing`` too many. -1 for a blank state.

@@ -17,7 +17,7 @@ from .backtest import TogetherPredictor
 from .config import Adaptation, ModelConfig
 from .forecaster import Forecaster
 from .metrics import quantile_losses
-from .predictor import Shown, model_predictor
+from .predictor import ForecastRequest, model_predictor
 from .sequences import Sequences
 
 Floats = NDArray[np.float64]
@@ -105,11 +105,16 @@ def loss_by_age(
             sensor: sequences.span(sensor, int(part.timestamp_us[lo]), int(part.timestamp_us[hi - 1]) + 1)
             for sensor, (lo, hi) in spans.items()
         }
-        cold = build().forecasts_together([Shown(part.past(sensor, hi), 0) for sensor, (_, hi) in spans.items()])
-        shown = [
-            Shown(sequences.past(sensor, hi), lo - int(sequences.starts[sensor])) for sensor, (lo, hi) in whole.items()
+        cold = build().forecasts_together(
+            [ForecastRequest(part.past(sensor, hi), 0) for sensor, (_, hi) in spans.items()]
+        )
+        requests = [
+            ForecastRequest(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))
+            for sensor, (lo, hi) in whole.items()
         ]
-        answers = dict(zip(names, [cold, *(predictor.forecasts_together(shown) for predictor in carried)], strict=True))
+        answers = dict(
+            zip(names, [cold, *(predictor.forecasts_together(requests) for predictor in carried)], strict=True)
+        )
         for number, (sensor, (lo, hi)) in enumerate(whole.items()):
             labels = sequences.labels(lo, hi, ahead, columns)
             labels[~sequences.observed[lo:hi]] = np.nan

@@ -2,8 +2,8 @@
 
 Each sensor's new readings become steps by the gap rule, and steps are taken in rounds: round r takes the r-th new step
 of every sensor that has one. What crosses sensors, the matrix products, is computed in padded tiles of one fixed size
-(``model.cells``); the rest is element by element. A forecast is therefore a function of its sensor's own readings, to
-the bit, on one kind of processor.
+(``model.tiled_gru``); the rest is element by element. A forecast is therefore a function of its sensor's own readings,
+to the bit, on one kind of processor.
 
 Letters: B sensors, A of them with readings, n readings, M steps, F features, K targets, Q quantiles, h horizon steps,
 L layers, H hidden, R lags, P slots of the seasonal profile, E experts.
@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .adaptation import Adapted, Rounds, advance, prepare
-from .cells import TiledGRU, TiledLinear, padded, using_threads
+from .acceptance import bridge_gaps
+from .adaptation import AdaptedForecasts, Rounds, adapt, compile_kernel
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig
 from .forecaster import Forecaster
 from .inputs import Past, first_values, step_inputs
-from .normaliser import TRACK_FIELDS, Floats, Trace, Tracks
-from .rules import bridge_gaps
+from .normaliser import NORMALISER_FIELDS, Floats, NormaliserState, NormaliserTrace
 from .state import NO_OFFSET, States, state_dtype
+from .tiled_gru import TiledGRU, TiledLinear, padded, using_threads
 
 Indexes = NDArray[np.int64]
 
@@ -58,7 +58,7 @@ class Stepper:
         self.dtype = state_dtype(forecaster.config, adaptation)
         self._adapting = AdaptationConfig.of(forecaster.config, adaptation)
         if adaptation.active:
-            prepare(self._adapting)
+            compile_kernel(self._adapting)
         self._tile = tile
         self._normaliser = forecaster.normaliser()
         self._embedding = forecaster.embedding.weight.detach()
@@ -69,7 +69,7 @@ class Stepper:
         self._head = TiledLinear(weight, head.bias, tile)
         self._outputs = head.out_features
 
-    def advance(
+    def step(
         self,
         states: States,
         sensors: Sequence[str],
@@ -77,7 +77,7 @@ class Stepper:
         timestamp_us: Indexes,
         values: Floats,
         offsets: Indexes,
-        begins: NDArray[np.bool_] | None = None,
+        may_anchor: NDArray[np.bool_] | None = None,
     ) -> Forecasts:
         """Steps ``states`` in place through accepted readings, and forecasts after each of them.
 
@@ -86,27 +86,28 @@ class Stepper:
             slots: (n,) the state that each reading belongs to. Sensors may interleave; each one's readings are in
                 order of time, and later than what its state has seen.
             timestamp_us: (n,); values: (n, F), NaN where missing; offsets: (n,).
-            begins: (n,) whether a replay may begin with each reading (``model.grace``); by default with any.
+            may_anchor: (n,) whether a replay may begin with each reading (``model.reorder_buffer``); by default with
+                any.
         """
         if not len(slots):
-            return self._nothing()
+            return self._no_forecasts()
         with torch.inference_mode(), using_threads(1):
-            return self._advance(states, sensors, slots, timestamp_us, values, offsets, begins)
+            return self._step_all(states, sensors, slots, timestamp_us, values, offsets, may_anchor)
 
-    def _nothing(self) -> Forecasts:
+    def _no_forecasts(self) -> Forecasts:
         config = self.config
         K = config.target_count
         none = np.empty(0, np.int64)
         quantiles = np.empty((0, K, len(config.quantiles), config.horizon_steps))
-        weights = np.empty((0, K, self._mixed))
+        weights = np.empty((0, K, self._expert_count))
         return Forecasts(quantiles, np.empty((0, K)), none, none, none.astype(bool), weights)
 
     @property
-    def _mixed(self) -> int:
+    def _expert_count(self) -> int:
         """E."""
         return 0 if self.adaptation.level == "off" else len(self._adapting.experts)
 
-    def _advance(
+    def _step_all(
         self,
         states: States,
         sensors: Sequence[str],
@@ -114,14 +115,14 @@ class Stepper:
         timestamp_us: Indexes,
         values: Floats,
         offsets: Indexes,
-        begins: NDArray[np.bool_] | None,
+        may_anchor: NDArray[np.bool_] | None,
     ) -> Forecasts:
-        plan = _Plan.make(states, slots, timestamp_us, self.config.cadence_us, self.config.max_gap_steps)
+        plan = _StepPlan.build(states, slots, timestamp_us, self.config.cadence_us, self.config.max_gap_steps)
         rows = states[plan.slots]
-        tracks = _tracks_of(rows)
-        profile = tracks.profile.copy()
+        norm = _normaliser_state_of(rows)
+        profile = norm.profile.copy()
         seen = plan.spread(values)
-        trace = self._normaliser.advance(tracks, seen[plan.rounds], plan.sizes, plan.reset[plan.rounds])
+        trace = self._normaliser.step(norm, seen[plan.rounds], plan.sizes, plan.reset[plan.rounds])
         x = step_inputs(trace, plan.timestamp_us[plan.rounds], plan.elapsed[plan.rounds])
         hidden = self._step_network(x, rows, [sensors[slot] for slot in plan.slots.tolist()], plan)
         past, place = self._past(rows, seen, trace, plan)
@@ -133,10 +134,12 @@ class Stepper:
         weights = np.empty((*quantiles.shape[:2], 0))
         if self.adaptation.active:
             adapted = self._adapt(rows, plan, seen, hidden.numpy(), at, quantiles)
-            quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._mixed]
+            quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._expert_count]
         rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
-        _keep_tracks(rows, tracks)
-        origin = _keep_history(rows, plan, timestamp_us, offsets, begins, self.adaptation.anchor_spacing)
+        _store_normaliser_state(rows, norm)
+        origin = _store_origin_and_anchors(
+            rows, plan, timestamp_us, offsets, may_anchor, self.adaptation.anchor_spacing
+        )
         states[plan.slots] = rows
         steps = trace.steps[at]
         return Forecasts(quantiles, scale, origin, steps, steps >= self.config.warmup_steps, weights)
@@ -144,12 +147,12 @@ class Stepper:
     def _adapt(
         self,
         rows: States,
-        plan: "_Plan",
+        plan: "_StepPlan",
         seen: Floats,
         hidden: NDArray[np.float32],
         at: Indexes,
         quantiles: Floats,
-    ) -> Adapted:
+    ) -> AdaptedForecasts:
         """The forecasts adapted; ``rows`` get their new records of adaptation."""
         config = self.config
         forecast = np.full(len(plan.turn), -1)
@@ -164,11 +167,11 @@ class Stepper:
             quantiles=quantiles,
         )
         block = rows["adaptation"].copy()
-        adapted = advance(self._adapting, block, rounds)
+        adapted = adapt(self._adapting, block, rounds)
         rows["adaptation"] = block
         return adapted
 
-    def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: "_Plan") -> Tensor:
+    def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: "_StepPlan") -> Tensor:
         """(M or more, H) after each step, in the order of the rounds; ``rows`` get their new hidden states."""
         M, D = x.shape
         known = self._embedding[torch.from_numpy(self.forecaster.sensor_rows(sensors))]
@@ -186,7 +189,7 @@ class Stepper:
         rows["hidden"] = states[:, :A].numpy().transpose(1, 0, 2)
         return hidden
 
-    def _past(self, rows: States, seen: Floats, trace: Trace, plan: "_Plan") -> tuple[Past, Indexes]:
+    def _past(self, rows: States, seen: Floats, trace: NormaliserTrace, plan: "_StepPlan") -> tuple[Past, Indexes]:
         """The targets' numbers, each sensor's carried lags before its new steps; and where each new step stands."""
         config = self.config
         R, K = config.lag_steps, config.target_count
@@ -227,7 +230,7 @@ class Stepper:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _StepPlan:
     """The steps to take. They are listed sensor by sensor, the sensors with most steps first."""
 
     slots: Indexes  # (A,) of the sensors that have readings
@@ -245,12 +248,12 @@ class _Plan:
     step: Indexes  # (n,) the step of each reading, in the order given
 
     @classmethod
-    def make(
+    def build(
         cls, states: States, slots: Indexes, timestamp_us: Indexes, cadence_us: int, max_gap_steps: int
-    ) -> "_Plan":
+    ) -> "_StepPlan":
         """The steps that accepted readings take, those of skipped cadence points included."""
         active, sensor = np.unique(slots, return_inverse=True)
-        previous_us = _previous(sensor, timestamp_us, states["last_us"][active])
+        previous_us = _previous_us(sensor, timestamp_us, states["last_us"][active])
         gaps = bridge_gaps(timestamp_us, previous_us, cadence_us, max_gap_steps)
         lengths = np.bincount(sensor, weights=gaps.missing + 1).astype(np.int64)
         longest_first = np.argsort(-lengths, kind="stable")
@@ -295,7 +298,7 @@ class _Plan:
         return out
 
 
-def _previous(sensor: Indexes, timestamp_us: Indexes, last_us: Indexes) -> Indexes:
+def _previous_us(sensor: Indexes, timestamp_us: Indexes, last_us: Indexes) -> Indexes:
     """(n,) timestamp accepted before each reading: the sensor's reading before it here, else ``last_us``."""
     by_sensor = np.argsort(sensor, kind="stable")
     grouped = sensor[by_sensor]
@@ -309,23 +312,23 @@ def _previous(sensor: Indexes, timestamp_us: Indexes, last_us: Indexes) -> Index
     return previous
 
 
-def _tracks_of(rows: States) -> Tracks:
-    fields = {name: rows[name].copy() for name in TRACK_FIELDS}
-    return Tracks(steps=rows["steps"].copy(), **fields)
+def _normaliser_state_of(rows: States) -> NormaliserState:
+    fields = {name: rows[name].copy() for name in NORMALISER_FIELDS}
+    return NormaliserState(steps=rows["steps"].copy(), **fields)
 
 
-def _keep_tracks(rows: States, tracks: Tracks) -> None:
-    rows["steps"] = tracks.steps
-    for name, array in tracks.arrays().items():
+def _store_normaliser_state(rows: States, norm: NormaliserState) -> None:
+    rows["steps"] = norm.steps
+    for name, array in norm.arrays().items():
         rows[name] = array
 
 
-def _keep_history(
+def _store_origin_and_anchors(
     rows: States,
-    plan: _Plan,
+    plan: _StepPlan,
     timestamp_us: Indexes,
     offsets: Indexes,
-    begins: NDArray[np.bool_] | None,
+    may_anchor: NDArray[np.bool_] | None,
     spacing: int,
 ) -> Indexes:
     """Notes in ``rows`` which readings were stepped in; returns the origin (n,) of the state behind each forecast."""
@@ -345,8 +348,8 @@ def _keep_history(
     origin = np.where(fresh, offset[begin], rows["origin"][whose])
     due = (accepted - 1) % spacing == 0
     noted = due
-    if begins is not None:
-        fit = begins[order]
+    if may_anchor is not None:
+        fit = may_anchor[order]
         wanting = (rows["anchors"][:, -1] == NO_OFFSET) & (rows["accepted"] > 0)  # one was due, and none fit since
         wanting[whose[~fit]] = True
         noted = due | fit & wanting[whose]
@@ -357,7 +360,7 @@ def _keep_history(
                 anchors[:] = NO_OFFSET
             anchors[:-1] = anchors[1:].copy()
             anchors[-1] = NO_OFFSET
-        if anchors[-1] == NO_OFFSET and (begins is None or begins[order[at]]):
+        if anchors[-1] == NO_OFFSET and (may_anchor is None or may_anchor[order[at]]):
             anchors[-1] = offset[at]
     rows["origin"] = origin[final]
     rows["accepted"] = accepted[final]

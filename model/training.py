@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .cells import using_threads
+from .batches import Chunk, LanePool, chunk_count, chunks, evaluation_lanes
 from .checkpoint import Checkpoint, fingerprint
 from .config import ModelConfig, Preset
 from .forecaster import Forecaster
-from .inputs import Prepared, fit_spread
-from .lanes import Chunk, LanePool, chunk_count, chunks, evaluation_lanes
+from .inputs import PreparedSequences, fit_spread
 from .objective import fit_intervals, pinball, pinball_of, squared_error
 from .sequences import Sequences, Split
+from .tiled_gru import using_threads
 
 LARGEST_GRADIENT: Final = 1.0  # norm that gradients are clipped to; recurrent ones explode now and then
 PLAIN_LEARNING_RATE: Final = 1e-3  # of the plain recipe, constant
@@ -176,7 +176,12 @@ class _Run:
     """One training from first to last epoch."""
 
     def __init__(
-        self, forecaster: Forecaster, options: TrainingOptions, prepared: Prepared, split: Split, device: torch.device
+        self,
+        forecaster: Forecaster,
+        options: TrainingOptions,
+        prepared: PreparedSequences,
+        split: Split,
+        device: torch.device,
     ) -> None:
         self.best = copy.deepcopy(forecaster)
         self.sensor_steps = 0
@@ -199,14 +204,14 @@ class _Run:
             self._epoch_updates = -(-len(self._ends) // options.batch_lanes)
         else:
             if not self._pool.has_labels(options.chunk_steps):
-                raise self._nothing_to_learn()
+                raise self._no_labels_error()
             self._optimiser = torch.optim.AdamW(
                 forecaster.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
             )
             self._epoch_updates = options.updates_per_epoch
-        self._chunks = self._walk(0)
+        self._chunks = self._chunk_stream(0)
         self._hidden = forecaster.gru.zeros(1)
-        self._taken = 0  # chunks
+        self._chunks_done = 0  # chunks
         self._updates = 0
 
     @property
@@ -253,14 +258,14 @@ class _Run:
             planned = min(planned, max(affordable, len(reports)))
             if checkpoint:
                 epochs = [asdict(epoch) for epoch in reports]
-                checkpoint.write({"epochs": epochs, "planned": planned, **self._kept()})
+                checkpoint.write({"epochs": epochs, "planned": planned, **self._content()})
         if best_loss == float("inf"):
             raise ValueError(
                 "training did not lead to a finite loss on the validation part; are its targets all missing?"
             )
         return reports
 
-    def _kept(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
         """All that the next epoch depends on."""
         cuda = self._device.type == "cuda"
         return {
@@ -271,14 +276,14 @@ class _Run:
             "hidden": self._hidden,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self._device) if cuda else None,
-            "taken": self._taken,
+            "taken": self._chunks_done,
             "updates": self._updates,
             "sensor_steps": self.sensor_steps,
             "seconds": self.seconds,
         }
 
     def _restore(self, kept: dict[str, Any]) -> None:
-        """Makes ``_kept`` of an equal training this one's."""
+        """Makes ``_content`` of an equal training this one's."""
         self._forecaster.load_stored_weights(kept["forecaster"])
         self._averaged.load_stored_weights(kept["averaged"])
         self.best.load_stored_weights(kept["best"])
@@ -287,9 +292,9 @@ class _Run:
         torch.set_rng_state(kept["random"])
         if kept["random_cuda"] is not None:
             torch.cuda.set_rng_state(kept["random_cuda"], self._device)
-        self._taken, self._updates = kept["taken"], kept["updates"]
+        self._chunks_done, self._updates = kept["taken"], kept["updates"]
         self.sensor_steps, self.seconds = kept["sensor_steps"], kept["seconds"]
-        self._chunks = self._walk(self._taken)
+        self._chunks = self._chunk_stream(self._chunks_done)
 
     def _window_ends(self) -> NDArray[np.int64]:
         """The last steps of all windows of the training part that there is a label for."""
@@ -298,16 +303,16 @@ class _Run:
             raise ValueError(f"no sensor has more than {steps} steps before the validation part")
         ends = np.concatenate(list(self._pool.labelled(steps - 1)))
         if not len(ends):
-            raise self._nothing_to_learn()
+            raise self._no_labels_error()
         return ends
 
-    def _nothing_to_learn(self) -> ValueError:
+    def _no_labels_error(self) -> ValueError:
         targets = ", ".join(self._forecaster.config.targets)
         return ValueError(
             f"there is nothing to learn from: the targets ({targets}) are all missing or constant in the training part"
         )
 
-    def _walk(self, taken: int) -> Iterator[tuple[Chunk, bool]]:
+    def _chunk_stream(self, taken: int) -> Iterator[tuple[Chunk, bool]]:
         """Chunks to step through, for ever, and whether each begins from a zero state; without the first ``taken``.
 
         The pool deals the same lanes in every run, so those already walked are dealt and put aside.
@@ -332,7 +337,7 @@ class _Run:
         updates = 0
         while updates < self._epoch_updates and (updates == 0 or time.monotonic() < deadline):
             chunk, fresh = next(self._chunks)
-            self._taken += 1
+            self._chunks_done += 1
             loss = self._update(chunk.to(self._device), fresh, self._updates / planned_updates)
             self.sensor_steps += chunk.steps
             if loss is not None:

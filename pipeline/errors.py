@@ -12,7 +12,7 @@
     ├── RegistryError
     │   ├── RegistryUnreachable  MLflow, or where it keeps artefacts, does not answer
     │   ├── ModelMissing         no such version or alias
-    │   └── ModelUnfit           the artefact is damaged, or made for other features, horizon or quantiles
+    │   └── ModelUnusable           the artefact is damaged, or made for other features, horizon or quantiles
     ├── StateError               a state record cannot be read, or was made by another model
     ├── Busy                     another process is at the same work, which only one may do at a time
     └── Fenced                   a successor has taken over this forecaster's work; it must stop
@@ -74,7 +74,7 @@ class ModelMissing(RegistryError):
     """There is no such model version or alias."""
 
 
-class ModelUnfit(RegistryError):
+class ModelUnusable(RegistryError):
     """The artefact is damaged, or made for other features, horizon or quantiles than the settings name."""
 
 

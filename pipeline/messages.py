@@ -5,7 +5,7 @@ types by ``json_schemas()``; ``streamgru schema`` prints it.
 
 The rule of acceptance: a reading is *accepted* when it decodes (``ReadingDecoder``) and its timestamp is later than
 that of every reading of its sensor accepted before it, by offset order within the partition. Equal to the last: a
-duplicate. Earlier: late. ``model.rules`` holds the rule for arrays; both are tested against each other.
+duplicate. Earlier: late. ``model.acceptance`` holds the rule for arrays; both are tested against each other.
 """
 
 import struct
@@ -305,7 +305,7 @@ class StateTag(msgspec.Struct, frozen=True):
             + row
         )
 
-    def take_rows(self, values: Sequence[bytes | None], row_bytes: int) -> tuple[list[int], bytes]:
+    def unpack_rows(self, values: Sequence[bytes | None], row_bytes: int) -> tuple[list[int], bytes]:
         """The places of the values that are whole states of this tag, and their rows, one behind the other.
 
         It chooses what ``decode_state`` finds of this tag, with rows of that size, at a fraction of the cost: a start

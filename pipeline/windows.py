@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from model.grace import Grace, settle
-from model.rules import accepted_mask
+from model.acceptance import accepted_mask
+from model.reorder_buffer import GracePeriod, reorder
 from model.sequences import Sequences, build_sequences
 from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
@@ -98,7 +98,7 @@ def cadence_warning(sequences: Sequences) -> str | None:
 
 
 def sequences_from_readings(
-    readings: pl.LazyFrame, features: Sequence[str], *, grace: Grace, max_gap_steps: int
+    readings: pl.LazyFrame, features: Sequence[str], *, grace: GracePeriod, max_gap_steps: int
 ) -> Sequences:
     """The steps for readings in a frame with the history's columns; its rows may stand in any order.
 
@@ -121,7 +121,7 @@ def sequences_from_readings(
     timestamp_us = timestamp_us[order]
     accepted: NDArray[Any]  # rows in the order of steps: each sensor's readings stand together
     if grace.is_on:
-        accepted = settle(codes, timestamp_us, _column(readings, pl.col("offset"), np.int64)[order], grace).order
+        accepted = reorder(codes, timestamp_us, _column(readings, pl.col("offset"), np.int64)[order], grace).order
     else:
         accepted = accepted_mask(codes, timestamp_us)
     starts = np.searchsorted(codes[accepted], np.arange(len(ids) + 1)).astype(np.int64)

@@ -13,7 +13,7 @@ import click
 
 from deploy.context import Context
 from deploy.option_types import SEED, FiniteRange
-from pipeline.errors import DataFileError, ModelUnfit
+from pipeline.errors import DataFileError, ModelUnusable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model.metrics import Metric
     from model.sequences import Sequences, Split
     from model.training import EpochReport
-    from pipeline.evaluation.report import Trained
+    from pipeline.evaluation.report import TrainedModel
     from pipeline.settings import Settings
 
 # Metrics on demand; `coverage` and `sensors` also bring a table of their own.
@@ -129,15 +129,8 @@ def backtest(
 
     from deploy.score_tables import interval_table, score_table, sensor_table
     from model.metrics import METRICS
-    from pipeline.evaluation.back_test import (
-        MODEL,
-        evaluate,
-        plain_predictor,
-        retrained_predictor,
-        split_by,
-        train_on,
-    )
-    from pipeline.evaluation.report import Trained, read_trained, write_report
+    from pipeline.evaluation.evaluate import MODEL, evaluate, plain_predictor, retrained_predictor, split_by, train_on
+    from pipeline.evaluation.report import TrainedModel, read_trained_model, write_report
     from pipeline.history.table import History
     from pipeline.windows import cadence_warning, load_sequences
 
@@ -151,10 +144,10 @@ def backtest(
     settings = _settings(context.settings, cadence_s, horizon, training, adapting)
     source = ", ".join(str(path) for path in data) or str(settings.history_path)
     name = data[0].name.split(".")[0] if data else "history"
-    trained = read_trained(report) if report is not None else None
+    trained = read_trained_model(report) if report is not None else None
     if report is not None and trained is not None:
-        settings = _at_pace_of(trained.forecaster, settings, cadence_s, horizon)
-        _check_fit(trained.forecaster, settings, report)
+        settings = _with_model_cadence(trained.forecaster, settings, cadence_s, horizon)
+        _require_compatible(trained.forecaster, settings, report)
     folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
     if report is not None and folder.exists() and folder.samefile(report):
         raise click.UsageError(f"the model's own results are in {folder}; give another folder with --out")
@@ -165,21 +158,21 @@ def backtest(
         sequences = load_sequences(History(settings.history_path, settings.features), settings)
     if warning := cadence_warning(sequences):
         click.echo(f"warning: {warning}", err=True)
-    with _told_of(source):
+    with _naming_source(source):
         sequences, bounds = split_by(split, sequences)
-        _make_folder(folder)  # before the training, whose result would have nowhere to go
+        _create_folder(folder)  # before the training, whose result would have nowhere to go
         if version is not None:
             trained = _registered(settings, version)
         if trained is None:
             result = train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch)), checkpoint)
-            trained = Trained.of(result, bounds)
+            trained = TrainedModel.of(result, bounds)
         else:
             made_by = f"version {version}" if report is None else f"the model in {report}"
             bounds = _unseen(trained, made_by, sequences, bounds)
         also = [replace(settings.adaptation, level=level) for level in dict.fromkeys(levels[1:]) if level != levels[0]]
         beside: list[Predictor] = []
         if retrain_every is not None:
-            told = partial(_tell_retraining, console)
+            told = partial(_print_retraining, console)
             beside.append(retrained_predictor(settings, trained.forecaster, sequences, bounds, retrain_every, told))
         if baseline is not None:
             beside.append(
@@ -210,10 +203,10 @@ def backtest(
 def _on_demand(metrics: str) -> set[str]:
     """The names in a list, all of them for ``all``."""
     names = {name.strip() for name in metrics.split(",")} - {""}
-    strangers = sorted(names - {*ON_DEMAND, "all"})
-    if strangers:
+    unknown = sorted(names - {*ON_DEMAND, "all"})
+    if unknown:
         raise click.BadParameter(
-            f"there is no {', '.join(strangers)}; there are {', '.join(ON_DEMAND)}, and all", param_hint="--metrics"
+            f"there is no {', '.join(unknown)}; there are {', '.join(ON_DEMAND)}, and all", param_hint="--metrics"
         )
     return set(ON_DEMAND) if "all" in names else names
 
@@ -267,7 +260,7 @@ def _from_files(
     return settings, sequences_from_table(table, settings)
 
 
-def _at_pace_of(
+def _with_model_cadence(
     forecaster: "Forecaster", settings: "Settings", asked_s: float | None, asked_steps: int | None
 ) -> "Settings":
     """The settings with the model's cadence and horizon in their place, which options must not contradict."""
@@ -284,30 +277,30 @@ def _at_pace_of(
     return settings.model_copy(update={"cadence_s": cadence_s, "horizon_steps": horizon})
 
 
-def _check_fit(forecaster: "Forecaster", settings: "Settings", folder: Path) -> None:
+def _require_compatible(forecaster: "Forecaster", settings: "Settings", folder: Path) -> None:
     """Refuse a model of other features, say, whose values it would take one for the other."""
-    from pipeline.registry.versions import fit_differences
+    from pipeline.registry.versions import settings_differences
 
-    differences = fit_differences(forecaster.config, settings)
+    differences = settings_differences(forecaster.config, settings)
     if differences:
-        raise ModelUnfit(
+        raise ModelUnusable(
             f"the model in {folder} does not fit the settings: {'; '.join(differences)}. Give the settings that it was "
             "made with, or leave out --model to train one with these"
         )
 
 
-def _registered(settings: "Settings", version: int) -> "Trained":
-    from pipeline.evaluation.report import Trained
+def _registered(settings: "Settings", version: int) -> "TrainedModel":
+    from pipeline.evaluation.report import TrainedModel
     from pipeline.registry.versions import VALIDATE_UNTIL, Registry
 
     registry = Registry(settings)
     forecaster = registry.load(version, settings.home / "models")
-    return Trained(forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
+    return TrainedModel(forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
 
 
-def _unseen(trained: "Trained", name: str, sequences: "Sequences", bounds: "Split") -> "Split":
+def _unseen(trained: "TrainedModel", name: str, sequences: "Sequences", bounds: "Split") -> "Split":
     """The split with nothing in its test part that the model was trained or chosen on, as far as that is known."""
-    from pipeline.evaluation.back_test import Selection, unseen_part
+    from pipeline.evaluation.evaluate import Selection, unseen_part
 
     made = Selection(name, trained.forecaster.config, trained.selected_until)
     moved, remark = unseen_part(bounds, sequences, made)
@@ -316,7 +309,7 @@ def _unseen(trained: "Trained", name: str, sequences: "Sequences", bounds: "Spli
     return moved
 
 
-def _make_folder(folder: Path) -> None:
+def _create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -328,7 +321,7 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _told_of(source: str) -> Iterator[None]:
+def _naming_source(source: str) -> Iterator[None]:
     """What is wrong with the data, with its name."""
     try:
         yield
@@ -336,7 +329,7 @@ def _told_of(source: str) -> Iterator[None]:
         raise DataFileError(f"{source} cannot be back-tested on: {error}") from error
 
 
-def _tell_retraining(console: "Console", moment_us: int, epoch: "EpochReport") -> None:
+def _print_retraining(console: "Console", moment_us: int, epoch: "EpochReport") -> None:
     from pipeline.messages import iso_timestamp
 
     console.print(f"retrained at {iso_timestamp(moment_us)}, {_line(epoch)}")

@@ -123,7 +123,7 @@ def _print_result(result: "DemoResult", console: "Console") -> None:
     from deploy.demo.live import LONGEST_SILENCE_S
     from deploy.demo.report import coverage_by_target
     from deploy.demo.scores import FORECAST
-    from deploy.live import shown_steps
+    from deploy.live_forecasts import shown_steps
 
     outcome, counts = result.outcome, result.outcome.audit
     say = partial(console.print, soft_wrap=True)

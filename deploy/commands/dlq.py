@@ -11,7 +11,7 @@ from rich.table import Table
 
 from deploy.context import Context
 from deploy.renamed import RenamingGroup
-from pipeline.audit.dead_letters import DeadLetter, read_letter, read_letters, republish_letters
+from pipeline.dead_letters import DeadLetter, read_letter, read_letters, republish_letters
 from pipeline.messages import ReadingDecoder
 
 _VALUE_WIDTH = 60

@@ -11,7 +11,7 @@ from deploy.context import Context
 from deploy.option_types import SEED, FiniteRange
 from flows.orchestrator import connect, run_once
 from flows.progress import Progress as FlowProgress
-from flows.progress import watched
+from flows.progress import watch_progress
 
 R = TypeVar("R")
 
@@ -107,5 +107,5 @@ def _with_bar(call: Callable[[], R]) -> R:
                 tasks[progress.doing] = bar.add_task(progress.doing, detail="")
             bar.update(tasks[progress.doing], completed=progress.done, total=progress.total, detail=progress.detail)
 
-        with watched(show):
+        with watch_progress(show):
             return call()

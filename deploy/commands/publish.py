@@ -91,11 +91,11 @@ def publish(
             task = progress.add_task(f"readings to {topic}", total=stop - start)
             publication.run(speed, lambda row: progress.update(task, completed=row - start))
     except KeyboardInterrupt:
-        publication.settle(SETTLE_S)
-        click.echo(f"interrupted; {_how_to_go_on(publication, start, stop, limit)}", err=True)
+        publication.wait_for_acks(SETTLE_S)
+        click.echo(f"interrupted; {_resume_hint(publication, start, stop, limit)}", err=True)
         click.get_current_context().exit(INTERRUPTED)
     except KafkaError as error:
-        raise type(error)(f"{error}\n{_how_to_go_on(publication, start, stop, limit)}") from error
+        raise type(error)(f"{error}\n{_resume_hint(publication, start, stop, limit)}") from error
     finally:
         close_producer(producer, SETTLE_S)
     click.echo(f"{stop - start:,} readings of {len(table.sensors)} sensors published to {topic}")
@@ -137,7 +137,7 @@ def _span(table: ReadingTable, begin: str | None, until: str | None) -> str:
     return f"{asked}; the files have {len(table):,}, from {first} to {last}"
 
 
-def _how_to_go_on(publication: Publication, start: int, stop: int, limit: int | None) -> str:
+def _resume_hint(publication: Publication, start: int, stop: int, limit: int | None) -> str:
     done = publication.acknowledged
     rest = "" if limit is None else f" --limit {stop - done}"
     return (

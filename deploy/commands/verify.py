@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.audit.explain import Explanation
-    from pipeline.audit.verify import LoadModel, Span, Verdict
+    from pipeline.audit.verify import AuditResult, LoadModel, Span
     from pipeline.settings import Settings
 
 
@@ -74,8 +74,8 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
 
 
 def _span(settings: "Settings", since: int | None, until: int | None) -> "Span":
-    from pipeline.audit.topic_logs import offsets_at
     from pipeline.audit.verify import Span
+    from pipeline.kafka.topic_reader import offsets_at
 
     topic = settings.kafka.topics.readings
     starts = {} if since is None else offsets_at(settings, topic, since)
@@ -88,7 +88,7 @@ def _loader(settings: "Settings") -> "LoadModel":
     return RegistryChampion(settings).load
 
 
-def _print(verdict: "Verdict", settings: "Settings") -> None:
+def _print(verdict: "AuditResult", settings: "Settings") -> None:
     counts = verdict.audit
     notes = {
         "accepted": f"of {counts.readings:,} readings; {counts.duplicates:,} duplicates, {counts.late:,} late, "
@@ -98,7 +98,7 @@ def _print(verdict: "Verdict", settings: "Settings") -> None:
         f"{verdict.largest_difference:.1e} of the sensor's scale",
         "states different": f"of {verdict.states:,}",
     }
-    for name, count in {"accepted": counts.accepted, "forecasts": counts.forecasts, **verdict.must_be_none}.items():
+    for name, count in {"accepted": counts.accepted, "forecasts": counts.forecasts, **verdict.fault_counts}.items():
         click.echo(f"{name:<21}{count:>12,}  {notes.get(name, '')}".rstrip())
     if verdict.foreign:
         by_print = ", ".join(f"{count:,} of {fingerprint}" for fingerprint, count in sorted(verdict.foreign.items()))
@@ -125,12 +125,12 @@ def _print(verdict: "Verdict", settings: "Settings") -> None:
         places = "; ".join(verdict.examples.get(fault, []))
         click.echo(f"error: {fault}: {count:,}, such as {places}", err=True)
     if not verdict.faults and not counts.accepted:
-        click.echo(f"no accepted reading was audited: {_why_none(verdict)}")
+        click.echo(f"no accepted reading was audited: {_reason_for_none(verdict)}")
     elif not verdict.faults:
         click.echo("every accepted reading has one forecast, in order, and each is what the readings make of it")
 
 
-def _why_none(verdict: "Verdict") -> str:
+def _reason_for_none(verdict: "AuditResult") -> str:
     if verdict.foreign:
         return "all forecasts were made under other settings than these"
     if verdict.readings_out_of_reach:
@@ -138,7 +138,7 @@ def _why_none(verdict: "Verdict") -> str:
     return "the forecasters have committed none in this span"
 
 
-def _versions(verdict: "Verdict") -> str:
+def _versions(verdict: "AuditResult") -> str:
     return ", ".join(f"{count:,} of version {version}" for version, count in sorted(verdict.versions.items()))
 
 

@@ -9,7 +9,7 @@ from deploy.context import Context
 from pipeline.errors import StreamgruError
 
 if TYPE_CHECKING:
-    from deploy.live import StreamTail
+    from deploy.live_forecasts import StreamTail
 
 # How long a sensor that was named may stay unseen; hourly sensors are found in the look back.
 PATIENCE_S = 10.0
@@ -30,19 +30,19 @@ def watch(context: Context, sensors: tuple[str, ...], from_beginning: bool, limi
     """
     from rich.console import Console
 
-    from deploy.live import StreamTail
+    from deploy.live_forecasts import StreamTail
 
     look_back = None if from_beginning else LOOK_BACK_RECORDS
     try:
         with StreamTail(context.settings, sensors=sensors, look_back=look_back) as tail:
             console = Console()
             show = _show_table if console.is_terminal else _show_lines
-            show(tail, _Patience(sensors), limit)
+            show(tail, _UnseenSensors(sensors), limit)
     except KeyboardInterrupt:
         return  # the way to end it
 
 
-class _Patience:
+class _UnseenSensors:
     """Says once, after a while, which of the sensors that were named cannot be found."""
 
     def __init__(self, sensors: tuple[str, ...]) -> None:
@@ -73,13 +73,13 @@ class _Patience:
         click.echo(message, err=True)
 
 
-def _show_lines(tail: "StreamTail", patience: _Patience, limit: int | None) -> None:
-    from deploy.live import line
+def _show_lines(tail: "StreamTail", patience: _UnseenSensors, limit: int | None) -> None:
+    from deploy.live_forecasts import format_line
 
     while True:
-        for sighting in tail.poll(POLL_S):
-            if sighting.live:
-                click.echo(line(sighting))
+        for live_forecast in tail.poll(POLL_S):
+            if live_forecast.live:
+                click.echo(format_line(live_forecast))
                 if limit is not None:
                     limit -= 1
                     if limit == 0:
@@ -87,11 +87,11 @@ def _show_lines(tail: "StreamTail", patience: _Patience, limit: int | None) -> N
         patience.check(tail)
 
 
-def _show_table(tail: "StreamTail", patience: _Patience, limit: int | None) -> None:
+def _show_table(tail: "StreamTail", patience: _UnseenSensors, limit: int | None) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from deploy.live import LatestForecasts
+    from deploy.live_forecasts import LatestForecasts
 
     console = Console()
     latest = LatestForecasts()

@@ -138,7 +138,7 @@ def _last_line(path: Path) -> str:
 
 
 @contextmanager
-def alone(home: Path) -> Iterator[None]:
+def hold_home(home: Path) -> Iterator[None]:
     """Hold the demo's home against another demo.
 
     Raises:
@@ -164,7 +164,7 @@ def alone(home: Path) -> Iterator[None]:
         yield
 
 
-def emptied(home: Path) -> Path:
+def cleared_folder(home: Path) -> Path:
     """The folder for the demo's own files; the files of an earlier demo are removed."""
     shutil.rmtree(home)
     mark = home / _MARK

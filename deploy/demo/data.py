@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from model.rules import accepted_mask
+from model.acceptance import accepted_mask
 from pipeline.files.reading_table import ReadingTable
 
 BUNDLED: Final = Path(__file__).parents[1] / "data" / "beijing.parquet"

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from deploy.demo.children import Child, Children, alone, emptied, terminated_like_interrupted
+from deploy.demo.children import Child, Children, cleared_folder, hold_home, terminated_like_interrupted
 from deploy.demo.data import SENSOR_COLUMN, Amounts, DemoData, prepare, read_bundled
 from deploy.demo.live import (
     RETRAIN_AFTER,
@@ -33,11 +33,12 @@ from deploy.demo.live import (
 )
 from deploy.demo.report import Outcome, Step, Version, draw_picture, render
 from deploy.demo.scores import agreement, choose_traces, lay_out, score
-from deploy.live import LatestForecasts, Sighting, StreamTail, line
+from deploy.live_forecasts import LatestForecasts, LiveForecast, StreamTail, format_line
 from deploy.stack import Stack
-from pipeline.audit.findings import Offsets, audit
-from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings, topic_ends
+from pipeline.audit.delivery import count_deliveries
+from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings
 from pipeline.errors import StackError
+from pipeline.kafka.topic_reader import Offsets, topic_ends
 from pipeline.kafka.topics import ensure_topics
 from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
@@ -62,7 +63,7 @@ _LONGEST_NOTE: Final = 100
 T = TypeVar("T")
 
 
-class Telling:
+class Task:
     """A step under way, or done."""
 
     def __init__(self, title: str) -> None:
@@ -87,12 +88,12 @@ class Telling:
         self.is_done, self._ended = True, time.monotonic()
 
 
-class Narration:
+class Display:
     """Shows the steps and the stream: on one screen in a terminal, in lines elsewhere. Used by several threads."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._tellings: list[Telling] = []
+        self._tasks: list[Task] = []
         self._latest = LatestForecasts()
         self._counts = "no readings sent yet"
         self._due_s = 0.0
@@ -107,7 +108,7 @@ class Narration:
     @property
     def steps(self) -> list[Step]:
         """For the report."""
-        return [Step(telling.title, telling.result, telling.seconds) for telling in self._tellings]
+        return [Step(task.title, task.result, task.seconds) for task in self._tasks]
 
     @contextmanager
     def screen(self) -> Iterator[None]:
@@ -119,27 +120,27 @@ class Narration:
             yield
 
     @contextmanager
-    def step(self, title: str) -> Iterator[Telling]:
+    def step(self, title: str) -> Iterator[Task]:
         """Announce a step, and afterwards its ``result`` and duration."""
-        telling = Telling(title)
+        task = Task(title)
         with self._lock:
-            self._tellings.append(telling)
-            number = len(self._tellings)
+            self._tasks.append(task)
+            number = len(self._tasks)
         if not self._console.is_terminal:
             self._console.print(f"[bold cyan]{number:>2}/{STEPS}[/] {title} …", soft_wrap=True)
-        yield telling
-        telling.end()
+        yield task
+        task.end()
         if not self._console.is_terminal:
-            done = f"[green]✓[/] [dim]{title}[/]: {escape(telling.result)} [dim]({telling.seconds:.1f} s)[/]"
+            done = f"[green]✓[/] [dim]{title}[/]: {escape(task.result)} [dim]({task.seconds:.1f} s)[/]"
             self._console.print(done, soft_wrap=True)
 
-    def watch(self, tail: StreamTail, doing: str, sightings: list[Sighting]) -> None:
+    def watch(self, tail: StreamTail, doing: str, live_forecasts: list[LiveForecast]) -> None:
         """Show the counts and latest forecasts of a reader of the stream."""
-        self._latest.update(sightings)
+        self._latest.update(live_forecasts)
         self._counts = f"{tail.readings:,} readings, {tail.forecasts:,} forecasts; {doing.strip()[:_LONGEST_NOTE]}"
-        if not self._console.is_terminal and sightings and time.monotonic() > self._due_s:
+        if not self._console.is_terminal and live_forecasts and time.monotonic() > self._due_s:
             self._due_s = time.monotonic() + REPORT_S
-            told = f"   {self._counts}\n   {line(sightings[-1])}"
+            told = f"   {self._counts}\n   {format_line(live_forecasts[-1])}"
             self._console.print(told, highlight=False, markup=False, soft_wrap=True)
 
     def _render(self) -> Group:
@@ -147,11 +148,11 @@ class Narration:
         steps.add_column(min_width=4, no_wrap=True)
         steps.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         steps.add_column(min_width=5, justify="right", no_wrap=True)
-        tellings = list(self._tellings)
-        for number, telling in enumerate(tellings, start=1):
-            mark, note = ("[green]✓[/]", telling.result) if telling.is_done else ("[cyan]…[/]", telling.doing.strip())
-            text = f"{telling.title} [dim]{escape(note)}[/]"
-            steps.add_row(f"{mark} {number:>2}", text, f"{telling.seconds:.0f} s")
+        tellings = list(self._tasks)
+        for number, task in enumerate(tellings, start=1):
+            mark, note = ("[green]✓[/]", task.result) if task.is_done else ("[cyan]…[/]", task.doing.strip())
+            text = f"{task.title} [dim]{escape(note)}[/]"
+            steps.add_row(f"{mark} {number:>2}", text, f"{task.seconds:.0f} s")
         rows = max(2, self._console.height - len(tellings) - 7)
         head = f"[bold]streamgru demo[/]  step {len(tellings)} of {STEPS}, {self.seconds:.0f} s"
         return Group(head, steps, self._latest.table(escape(self._counts), rows))
@@ -181,15 +182,15 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
     Raises:
         StreamgruError: a step failed; names the log to look at.
     """
-    with alone(settings.home), terminated_like_interrupted():
+    with hold_home(settings.home), terminated_like_interrupted():
         stack = Stack(settings)
         stack.down()  # a demo that was killed may have left one
-        folder = emptied(settings.home)
+        folder = cleared_folder(settings.home)
         children = Children(folder / "logs")
-        narration = Narration(console)
+        display = Display(console)
         try:
-            with narration.screen():
-                return Demo(settings, stack, children, folder, narration).run(options)
+            with display.screen():
+                return Demo(settings, stack, children, folder, display).run(options)
         finally:
             try:
                 children.stop()
@@ -203,15 +204,13 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
 class Demo:
     """The steps."""
 
-    def __init__(
-        self, settings: Settings, stack: Stack, children: Children, folder: Path, narration: Narration
-    ) -> None:
+    def __init__(self, settings: Settings, stack: Stack, children: Children, folder: Path, display: Display) -> None:
         self._settings = settings
         self._stack = stack
         self._folder = folder
         self._children = children
-        self._narration = narration
-        self._step = narration.step
+        self._display = display
+        self._step = display.step
         self._registry = Registry(settings)
 
     def run(self, options: DemoOptions) -> DemoResult:
@@ -259,10 +258,10 @@ class Demo:
                 raise
 
     def _start_stack(self, kafka_up: "Future[None]") -> None:
-        with self._step("Start Kafka, MLflow and Prefect") as telling:
+        with self._step("Start Kafka, MLflow and Prefect") as task:
 
             def tell(service: str, doing: str, *, done: bool = False) -> None:
-                telling(f"{service}: {doing}")
+                task(f"{service}: {doing}")
                 if done and service == "kafka":
                     kafka_up.set_result(None)
 
@@ -270,63 +269,63 @@ class Demo:
                 self._stack.up(report=tell)
             finally:
                 kafka_up.cancel()  # without effect where Kafka is up
-            telling.result = ", ".join(f"{status.name} {status.address}" for status in self._stack.status())
+            task.result = ", ".join(f"{status.name} {status.address}" for status in self._stack.status())
 
     def _send_older_half(self, options: DemoOptions, kafka_up: "Future[None]") -> DemoData:
-        with self._step("Cut the bundled readings into a history and a live year with faults") as telling:
+        with self._step("Cut the bundled readings into a history and a live year with faults") as task:
             features = self._settings.features
             data = prepare(read_bundled(features), options.amounts, features, self._folder)
             faults = data.live
-            telling.result = (
+            task.result = (
                 f"{sum(data.history_readings):,} before, {len(faults.frame):,} live; of these {faults.left_out:,} left "
                 f"out, {faults.sent_late:,} sent late, {faults.sent_twice:,} sent twice"
             )
         kafka_up.result()
-        with self._step("Create the topics, and publish the older half of the history") as telling:
+        with self._step("Create the topics, and publish the older half of the history") as task:
             ensure_topics(self._settings)
-            self._publish(data, 0, telling)
+            self._publish(data, 0, task)
         return data
 
     def _send_newer_half(self, data: DemoData) -> tuple[Offsets, list[Child]]:
         """Where the live readings will begin, and the forecasters, which wait for a champion."""
-        with self._step("Publish the newer half") as telling:
-            self._publish(data, 1, telling)
+        with self._step("Publish the newer half") as task:
+            self._publish(data, 1, task)
         starts = topic_ends(self._settings, self._settings.kafka.topics.readings)
         forecasters = [self._children.start(f"forecast-{name}", "forecast", "--instance", name) for name in FORECASTERS]
         return starts, forecasters
 
-    def _publish(self, data: DemoData, half: int, telling: Telling) -> None:
+    def _publish(self, data: DemoData, half: int, task: Task) -> None:
         command = ("replay", str(data.history[half]), "--sensor-column", SENSOR_COLUMN)
-        self._children.run(f"publish-{half + 1}", *command, tell=telling)
-        telling.result = f"{data.history_readings[half]:,} readings of {data.sensors} sensors"
+        self._children.run(f"publish-{half + 1}", *command, tell=task)
+        task.result = f"{data.history_readings[half]:,} readings of {data.sensors} sensors"
 
     def _first_champion(self) -> tuple[int, str]:
         """The first model's version, and how it became champion."""
-        with self._step("Find the first champion") as telling:
+        with self._step("Find the first champion") as task:
             newest = self._registry.versions()[0]
             how = "champion, by the gate"
             if self._registry.resolve(CHAMPION) != newest.version:
                 # Without a champion no forecaster can begin, so a person has to decide, as the README says. The second
                 # model is never promoted by hand: the first one goes on.
-                self._children.run("promote", "promote", str(newest.version), tell=telling)
+                self._children.run("promote", "promote", str(newest.version), tell=task)
                 how = (
                     "champion by `streamgru promote`, as a person may decide: no model serves yet, so it replaces "
                     f"none. The gate {newest.tags.get('gate.reason', 'declined')}"
                 )
-            telling.result = f"version {newest.version} is {how}"
+            task.result = f"version {newest.version} is {how}"
             return newest.version, how
 
     def _await_ready(self, starts: Offsets, forecasters: list[Child]) -> None:
-        with self._step("Warm two forecasters up with the history") as telling:
+        with self._step("Warm two forecasters up with the history") as task:
             deadline = time.monotonic() + READY_TIMEOUT_S
             while not self._is_committed(starts):
                 self._children.require_running(forecasters)
-                telling(forecasters[0].doing())
+                task(forecasters[0].doing())
                 if time.monotonic() > deadline:
                     logs = ", ".join(str(forecaster.log) for forecaster in forecasters)
                     raise StackError(f"the forecasters were not ready within {READY_TIMEOUT_S:.0f} s; see {logs}")
                 time.sleep(POLL_S)
-            telling.result = "both at the end of the topic"
+            task.result = "both at the end of the topic"
 
     def _is_committed(self, offsets: Offsets) -> bool:
         """Whether the forecasters' group has committed these offsets, and so begins there after any crash."""
@@ -334,50 +333,50 @@ class Demo:
         return all(committed.get(partition, -1) >= offset for partition, offset in offsets.items())
 
     def _run_live(self, plan: LivePlan, forecasters: list[Child]) -> LiveOutcome:
-        with self._step("Send the live readings; train a second model meanwhile, on all readings so far") as telling:
+        with self._step("Send the live readings; train a second model meanwhile, on all readings so far") as task:
 
-            def watch(tail: StreamTail, doing: str, sightings: list[Sighting]) -> None:
-                telling(doing)
-                self._narration.watch(tail, doing, sightings)
+            def watch(tail: StreamTail, doing: str, live_forecasts: list[LiveForecast]) -> None:
+                task(doing)
+                self._display.watch(tail, doing, live_forecasts)
 
             live = LivePart(self._settings, self._children, forecasters, self._registry, plan).run(watch)
             versions = ", ".join(str(version) for version in np.unique(live.arrivals.version))
-            telling.result = (
+            task.result = (
                 f"{len(live.arrivals):,} forecasts by versions {versions}; version {live.decision.version}: "
                 f"{live.decision.standing}"
             )
             return live
 
     def _stop_forecasters(self, forecasters: list[Child]) -> None:
-        with self._step("Stop the forecasters by SIGTERM") as telling:
+        with self._step("Stop the forecasters by SIGTERM") as task:
             for forecaster in forecasters:
                 forecaster.process.send_signal(signal.SIGTERM)
             for forecaster in forecasters:
                 forecaster.require_success(STOP_TIMEOUT_S)
-            telling.result = f"both ended with exit code 0 after {telling.seconds:.1f} s"
+            task.result = f"both ended with exit code 0 after {task.seconds:.1f} s"
 
     def _check(self, data: DemoData, starts: Offsets, live: LiveOutcome, standings: Mapping[int, str]) -> DemoResult:
         settings = self._settings
-        with self._step("Audit the topics, and forecast the same with the evaluator") as telling:
-            telling("reading the topics")
+        with self._step("Audit the topics, and forecast the same with the evaluator") as task:
+            task("reading the topics")
             readings = read_readings(settings)
             forecasts = read_forecasts(settings, numbers=True)
-            counts = audit(readings, forecasts, starts)
-            telling("forecasting the same with the evaluator")
+            counts = count_deliveries(readings, forecasts, starts)
+            task("forecasting the same with the evaluator")
             recorded = lay_out(readings, forecasts, settings)
             models = settings.home / "models"
             agreed = agreement(
                 recorded, readings, forecasts, lambda version: self._registry.load(version, models), settings
             )
-            telling.result = f"{counts.forecasts:,} forecasts, {counts.lost:,} lost, {agreed.different:,} different"
+            task.result = f"{counts.forecasts:,} forecasts, {counts.lost:,} lost, {agreed.different:,} different"
         report, picture = settings.home / "report.html", settings.home / "forecasts.png"
-        with self._step("Score the forecasts, draw them, write the report") as telling:
+        with self._step("Score the forecasts, draw them, write the report") as task:
             draw_picture(choose_traces(recorded, settings, data.live, PICTURED_AT, PICTURED_SEASONS)[:2], picture)
             versions = [
                 Version(info.version, info.created, info.metrics, standings.get(info.version, ""))
                 for info in self._registry.versions()[::-1]
             ]
-            telling.result = f"{report.resolve().as_uri()}, {picture.name}"
+            task.result = f"{report.resolve().as_uri()}, {picture.name}"
             outcome = Outcome(
                 audit=counts,
                 sensors=data.sensors,
@@ -391,8 +390,8 @@ class Demo:
                 silence=longest_silence(live.arrivals),
                 retraining=live.retraining,
                 versions=versions,
-                steps=self._narration.steps,
-                took_s=self._narration.seconds,
+                steps=self._display.steps,
+                took_s=self._display.seconds,
             )
             report.write_text(render(outcome), encoding="utf-8")
         return DemoResult(outcome, report, picture)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.demo.children import Child, Children
-from deploy.live import Sighting, StreamTail
+from deploy.live_forecasts import LiveForecast, StreamTail
 from pipeline.errors import StreamgruError
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import ReadingTable
@@ -269,7 +269,7 @@ class LiveOutcome:
     decision: Decision
 
 
-Watcher = Callable[[StreamTail, str, list[Sighting]], None]
+Watcher = Callable[[StreamTail, str, list[LiveForecast]], None]
 
 
 class LivePart:
@@ -300,9 +300,9 @@ class LivePart:
             with StreamTail(self._settings) as tail:
                 progressed_s, forecasts = time.monotonic(), 0
                 for doing in self._script(tail):
-                    sightings = tail.poll(POLL_S)
-                    self._record(sightings)
-                    watch(tail, doing, sightings)
+                    live_forecasts = tail.poll(POLL_S)
+                    self._record(live_forecasts)
+                    watch(tail, doing, live_forecasts)
                     self._children.require_running(self._forecasters)
                     if tail.forecasts > forecasts or any(job.is_running() for job in self._jobs):
                         progressed_s, forecasts = time.monotonic(), tail.forecasts
@@ -358,9 +358,9 @@ class LivePart:
             self._sender.is_sending()
         job.require_success()
 
-    def _record(self, sightings: list[Sighting]) -> None:
-        for sighting in sightings:
-            version, delay_s = sighting.forecast.model.version, sighting.delay_s
+    def _record(self, live_forecasts: list[LiveForecast]) -> None:
+        for live_forecast in live_forecasts:
+            version, delay_s = live_forecast.forecast.model.version, live_forecast.delay_s
             self._seen[version] += 1
             delay_s = float("nan") if delay_s is None else delay_s
-            self._arrivals.append((sighting.arrived_s, delay_s, version, sighting.forecast.input.partition))
+            self._arrivals.append((live_forecast.arrived_s, delay_s, version, live_forecast.forecast.input.partition))

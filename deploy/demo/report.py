@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from deploy.demo.data import LiveReadings
 from deploy.demo.live import LONGEST_SILENCE_S, Seconds, Silence, Swap
 from deploy.demo.scores import FORECAST, Agreement, Trace
-from deploy.live import shown_steps
+from deploy.live_forecasts import shown_steps
 from model.metrics import Scores
-from pipeline.audit.findings import Audit
+from pipeline.audit.delivery import DeliveryCounts
 
 INK: Final = "#1f2933"
 MUTED: Final = "#8a94a0"
@@ -102,7 +102,7 @@ class Version:
 class Outcome:
     """Everything the demo found out."""
 
-    audit: Audit
+    audit: DeliveryCounts
     sensors: int
     history_readings: int
     faults: LiveReadings
@@ -227,7 +227,7 @@ def _run_note(outcome: Outcome) -> str:
     return " ".join(notes)
 
 
-def _counts(counts: Audit) -> str:
+def _counts(counts: DeliveryCounts) -> str:
     rows = [
         ("readings sent", counts.readings),
         ("accepted", counts.accepted),

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.demo.data import LiveReadings
+from model.acceptance import ACCEPTED
 from model.backtest import model_predictor
 from model.baselines import Persistence, SeasonalNaive
 from model.forecaster import Forecaster
 from model.metrics import Scores
-from model.predictor import Shown
-from model.rules import ACCEPTED
+from model.predictor import ForecastRequest
 from model.sequences import Sequences, build_sequences
-from pipeline.audit.findings import ForecastLog, ReadingLog
-from pipeline.evaluation.back_test import model_config
+from pipeline.audit.delivery import ForecastLog, ReadingLog
+from pipeline.evaluation.evaluate import model_config
 from pipeline.messages import microseconds
 from pipeline.settings import Settings
 
@@ -36,7 +36,7 @@ Outage = tuple[datetime, datetime]  # since when and until when a sensor sent no
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedForecasts:
     """The forecasts of a topic, laid out along the steps of the sequences that their readings make."""
 
     sequences: Sequences
@@ -48,7 +48,7 @@ class Recorded:
         return self.quantiles[self.row[lo:hi]].astype(np.float64)
 
 
-def lay_out(readings: ReadingLog, forecasts: ForecastLog, settings: Settings) -> Recorded:
+def lay_out(readings: ReadingLog, forecasts: ForecastLog, settings: Settings) -> RecordedForecasts:
     """The accepted readings as sequences, and with them the first forecast of each."""
     assert forecasts.quantiles is not None
     accepted = np.flatnonzero(readings.verdict == ACCEPTED)
@@ -68,7 +68,7 @@ def lay_out(readings: ReadingLog, forecasts: ForecastLog, settings: Settings) ->
         fits = (steps < hi) & (sequences.timestamp_us[np.minimum(steps, hi - 1)] == forecasts.issued_us[mine])
         row[steps[fits]] = mine[fits]
     nothing = np.full((1, *forecasts.quantiles.shape[1:]), np.nan, dtype=np.float32)
-    return Recorded(sequences, np.concatenate([forecasts.quantiles, nothing]), row)
+    return RecordedForecasts(sequences, np.concatenate([forecasts.quantiles, nothing]), row)
 
 
 def _sequences(
@@ -90,14 +90,14 @@ def _sequences(
     )
 
 
-def score(recorded: Recorded, settings: Settings) -> dict[str, Scores]:
+def score(recorded: RecordedForecasts, settings: Settings) -> dict[str, Scores]:
     """Scores of the forecasts on the topic and of the baselines, by name, each over the same times and labels."""
     sequences, targets = recorded.sequences, settings.targets
     config = model_config(settings)
     baselines = (Persistence(config), SeasonalNaive(config))  # not fitted: points only, no intervals
     shape = (sequences.sensors, targets, settings.quantiles, np.ones((len(sequences.sensors), len(targets))))
     scores = {
-        name: Scores.nothing_yet(*shape, settings.horizon_steps)
+        name: Scores.empty(*shape, settings.horizon_steps)
         for name in (FORECAST, *(baseline.name for baseline in baselines))
     }
     ahead = np.arange(1, settings.horizon_steps + 1)
@@ -129,7 +129,7 @@ class Agreement:
 
 
 def agreement(
-    recorded: Recorded,
+    recorded: RecordedForecasts,
     readings: ReadingLog,
     forecasts: ForecastLog,
     load: Callable[[int], Forecaster],
@@ -146,7 +146,7 @@ def agreement(
     spread = _spreads(readings, forecasts, settings)[:, :, None, None]
     difference = np.abs(found - forecasts.quantiles)
     tolerance = TOLERANCE * np.maximum(spread, np.abs(found))
-    theirs = Recorded(recorded.sequences, np.concatenate([found, recorded.quantiles[-1:]]), recorded.row)
+    theirs = RecordedForecasts(recorded.sequences, np.concatenate([found, recorded.quantiles[-1:]]), recorded.row)
     streamed, evaluated = (_mean_absolute_errors(each, settings) for each in (recorded, theirs))
     with np.errstate(invalid="ignore"):
         apart = np.abs(evaluated - streamed) / streamed
@@ -158,7 +158,7 @@ def agreement(
     )
 
 
-def _mean_absolute_errors(recorded: Recorded, settings: Settings) -> NDArray[np.float64]:
+def _mean_absolute_errors(recorded: RecordedForecasts, settings: Settings) -> NDArray[np.float64]:
     """(K, h): of the median."""
     sequences, median = recorded.sequences, settings.quantiles.index(0.5)
     ahead = np.arange(1, settings.horizon_steps + 1)
@@ -184,7 +184,7 @@ def _evaluated(
     for version in np.unique(forecasts.version).tolist():
         forecaster = load(version)
         # The n-th states of all sensors go through the model side by side, which takes a fraction of the time.
-        rounds: dict[int, list[tuple[NDArray[np.int64], Shown]]] = defaultdict(list)
+        rounds: dict[int, list[tuple[NDArray[np.int64], ForecastRequest]]] = defaultdict(list)
         for number in range(len(forecasts.sensors)):
             rows = np.flatnonzero((forecasts.version == version) & (forecasts.sensor == number))
             for nth, origin in enumerate(np.unique(forecasts.origin[rows]).tolist()):
@@ -192,7 +192,7 @@ def _evaluated(
                 behind = _behind(accepted, forecasts, of_state, origin, settings)
                 if behind is not None:
                     first = int(np.searchsorted(behind.timestamp_us, forecasts.issued_us[of_state].min()))
-                    rounds[nth].append((of_state, Shown(behind, first)))
+                    rounds[nth].append((of_state, ForecastRequest(behind, first)))
         for states in rounds.values():
             predictor = model_predictor(forecaster, adaptation=settings.adaptation)
             answers = predictor.forecasts_together([shown for _, shown in states])
@@ -271,7 +271,7 @@ class Stretch:
     lead_steps: int
 
 
-def trace(recorded: Recorded, settings: Settings, stretch: Stretch, outages: Sequence[Outage]) -> Trace:
+def trace(recorded: RecordedForecasts, settings: Settings, stretch: Stretch, outages: Sequence[Outage]) -> Trace:
     """A stretch on a regular grid, with NaN where nothing was measured or issued."""
     sequences, cadence_us, levels = recorded.sequences, settings.cadence_us, settings.quantiles
     first, last = sequences.span(sequences.sensors.index(stretch.sensor))
@@ -316,7 +316,7 @@ def trace(recorded: Recorded, settings: Settings, stretch: Stretch, outages: Seq
 
 
 def choose_traces(
-    recorded: Recorded, settings: Settings, live: LiveReadings, share: float, seasons: int
+    recorded: RecordedForecasts, settings: Settings, live: LiveReadings, share: float, seasons: int
 ) -> list[Trace]:
     """So many seasons of some sensors: the last one around its outage, the others around this share of the readings."""
     moments_us = live.frame["timestamp"].dt.timestamp("us").to_numpy()

@@ -1,4 +1,4 @@
-"""The topics read offline: audits of what a forecaster did, and the records that it set aside.
+"""The topics read offline: audits of what a forecaster did.
 
 ``verify`` is where to begin.
 """

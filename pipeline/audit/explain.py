@@ -7,14 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.experts import experts_of
-from pipeline.audit.findings import ReadingLog
-from pipeline.audit.recheck import TOLERANCE, relative_differences
-from pipeline.audit.recompute import AcceptedLog, Stretches, accepted_log, recompute
-from pipeline.audit.topic_logs import read_range, read_readings
+from pipeline.audit.delivery import ReadingLog
+from pipeline.audit.expert_weights import published_weights, weights_agree
+from pipeline.audit.lineage import AcceptedLog, accepted_log
+from pipeline.audit.recompute import TOLERANCE, Stretches, recompute, relative_differences
+from pipeline.audit.topic_logs import read_readings
 from pipeline.audit.verify import LoadModel
-from pipeline.audit.weights import published_weights, weights_agree
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.encoding import round_to_scale
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.messages import Forecast, decode_forecast, iso_timestamp, microseconds, quantile_key
 from pipeline.settings import Settings
 
@@ -60,7 +61,7 @@ def _forecasts(settings: Settings, sensor: str, timestamp_us: int) -> list[Forec
     key = sensor.encode()
     found: list[Forecast] = []
     seen: list[int] = []
-    for record in read_range(settings, settings.kafka.topics.forecasts, {}, None):
+    for record in read_topic(settings, settings.kafka.topics.forecasts, {}, None):
         if record.key != key:
             continue
         forecast = decode_forecast(record.value or b"")

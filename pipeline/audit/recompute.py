@@ -1,102 +1,35 @@
-"""Recomputes what a model version made of a stretch of one sensor's readings, from a blank state on.
+"""Recomputes forecasts and states from the readings, and compares them with what was published.
+
+Recomputes what a model version made of a stretch of one sensor's readings, from a blank state on.
 
 A forecast's state is a function of the model version and of the sensor's accepted readings from the state's origin to
 the forecast's input, so each such stretch is recomputed by itself, with nothing but the readings topic and the model.
 Stretches are stepped side by side, one reading of each at a time: ``model.stepper`` gives the same bits as one alone.
+
+Holds forecasts and states of one model version against what is recomputed from the readings.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.forecaster import Forecaster
-from model.grace import HELD
-from model.rules import ACCEPTED, NEVER_US, bridge_gaps
 from model.state import States, blank_states
 from model.stepper import Forecasts, Stepper
-from pipeline.audit.findings import ReadingLog, find
+from pipeline.audit.delivery import ForecastLog
+from pipeline.audit.expert_weights import weights_agree
+from pipeline.audit.lineage import AcceptedLog, Lineage
+from pipeline.audit.state_audit import state_differences
+from pipeline.forecaster.encoding import round_to_scale
 from pipeline.settings import Settings
 
 Indexes = NDArray[np.int64]
 
 _SIDE_BY_SIDE: Final = 256  # stretches; as many rows as fill a core's cache
 _NUMBERS_AT_ONCE: Final = 4_000_000  # of forecasts, in float64: 32 MB
-
-
-@dataclass(frozen=True)
-class AcceptedLog:
-    """The accepted readings, sensor by sensor ("stream": a sensor in a partition), each in the order of its steps."""
-
-    streams: tuple[tuple[int, str], ...]  # partition and sensor
-    starts: Indexes  # (streams + 1,) stream s is the places [starts[s], starts[s + 1])
-    row: Indexes  # (n,) of the reading log
-    stream: Indexes  # (n,)
-    offset: Indexes  # (n,)
-    begins: NDArray[np.bool_]  # (n,) see ``model.grace.Released``
-    timestamp_us: Indexes  # (n,)
-    values: NDArray[np.float64]  # (n, F)
-    begun: (
-        Indexes  # (n,) the place of the last reading, itself included, that a gap or the log's start made a first one
-    )
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def places(self, readings: ReadingLog, partition: NDArray[np.int32], offset: Indexes) -> Indexes:
-        """The place of the accepted reading at each position; -1 where there is none."""
-        row, found = find(readings, partition, offset)
-        place_of_row = np.full(len(readings), -1)
-        place_of_row[self.row] = np.arange(len(self.row))
-        places = np.full(len(offset), -1)
-        places[found] = place_of_row[row[found]]
-        return places
-
-
-def accepted_log(readings: ReadingLog, settings: Settings) -> AcceptedLog:
-    """The accepted readings of a log, arranged for recomputing."""
-    accepted = np.flatnonzero(readings.verdict == ACCEPTED)
-    order = np.lexsort((readings.timestamp_us[accepted], readings.sensor[accepted], readings.partition[accepted]))
-    row = accepted[order]
-    partition, sensor = readings.partition[row], readings.sensor[row]
-    fresh = np.ones(len(row), bool)
-    fresh[1:] = (partition[1:] != partition[:-1]) | (sensor[1:] != sensor[:-1])
-    starts = np.flatnonzero(fresh)
-    timestamp_us = readings.timestamp_us[row]
-    previous_us = np.full(len(row), NEVER_US)
-    previous_us[1:] = np.where(fresh[1:], NEVER_US, timestamp_us[:-1])
-    gaps = bridge_gaps(timestamp_us, previous_us, settings.cadence_us, settings.max_gap_steps)
-    return AcceptedLog(
-        streams=tuple(
-            (int(partition[start]), readings.sensors[code])
-            for start, code in zip(starts.tolist(), sensor[starts].tolist(), strict=True)
-        ),
-        starts=np.append(starts, len(row)),
-        row=row,
-        stream=np.cumsum(fresh) - 1,
-        offset=readings.offset[row],
-        begins=_begins(readings, row),
-        timestamp_us=timestamp_us,
-        values=readings.values[row],
-        begun=np.maximum.accumulate(np.where(gaps.reset, np.arange(len(row)), 0)) if len(row) else row,
-    )
-
-
-def _begins(readings: ReadingLog, row: Indexes) -> NDArray[np.bool_]:
-    """Whether all of its sensor that come after an accepted reading, or wait for that, have higher offsets."""
-    later = np.concatenate([row, np.flatnonzero(readings.verdict == HELD)])
-    later = later[np.lexsort((readings.timestamp_us[later], readings.sensor[later], readings.partition[later]))]
-    partition, sensor = readings.partition[later], readings.sensor[later]
-    last = np.append((partition[1:] != partition[:-1]) | (sensor[1:] != sensor[:-1]), True)[: len(later)]
-    stream = np.cumsum(last) - last
-    # Streams lie one behind the other, and far apart: so one pass from the end serves all.
-    apart = int(readings.offset.max(initial=0)) + 1
-    lowest = np.minimum.accumulate((readings.offset[later] + stream * apart)[::-1])[::-1] - stream * apart
-    found = np.zeros(len(readings), bool)
-    found[later] = readings.offset[later] == lowest
-    return found[row]
 
 
 @dataclass(frozen=True)
@@ -111,7 +44,7 @@ class Stretches:
 
 
 @dataclass(frozen=True)
-class Recomputed:
+class RecomputedForecasts:
     """What came of some readings of some stretches."""
 
     stretch: Indexes  # (n,)
@@ -123,7 +56,7 @@ class Recomputed:
 
 def recompute(
     forecaster: Forecaster, accepted: AcceptedLog, stretches: Stretches, settings: Settings
-) -> Iterator[Recomputed]:
+) -> Iterator[RecomputedForecasts]:
     """Step every stretch from a blank state; each of its readings comes up once, in order."""
     stepper = Stepper(forecaster, settings.adaptation)
     config = forecaster.config
@@ -140,14 +73,118 @@ def recompute(
             slots = np.repeat(np.arange(len(group)), count)
             within = np.arange(len(slots)) - np.repeat(np.cumsum(count) - count, count)
             place = stretches.first[group][slots] + done + within
-            forecasts = stepper.advance(
+            forecasts = stepper.step(
                 states,
                 sensors,
                 slots,
                 accepted.timestamp_us[place],
                 accepted.values[place],
                 accepted.offset[place],
-                accepted.begins[place],
+                accepted.may_anchor[place],
             )
             ended = np.flatnonzero((count > 0) & (lengths[group] <= done + at_once))
-            yield Recomputed(group[slots], place, forecasts, group[ended], states[ended])
+            yield RecomputedForecasts(group[slots], place, forecasts, group[ended], states[ended])
+
+
+# --- compared with what was published ---------------------------------------------------------------------------------
+
+
+# What "equal" means: this much of the sensor's scale, or of the value where that is larger.
+TOLERANCE: Final = 1e-5
+
+
+@dataclass(frozen=True)
+class RecordedState:
+    """A state from the changelog, with the places of the first and the last reading in it."""
+
+    first: int
+    last: int
+    row: np.void
+
+
+@dataclass
+class Comparison:
+    """The outcome for one version."""
+
+    recomputed: int = 0
+    different: list[int] = field(default_factory=list)  # rows of the forecasts
+    largest_difference: float = 0.0  # as a part of the scale, or of the value where that is larger
+    states_different: dict[int, list[str]] = field(default_factory=dict)  # fields, by place of the last reading
+
+
+def compare_with_readings(
+    forecaster: Forecaster,
+    settings: Settings,
+    accepted: AcceptedLog,
+    forecasts: ForecastLog,
+    lineage: Lineage,
+    rows: Indexes,
+    states: Mapping[int, RecordedState],
+) -> Comparison:
+    """Recompute some forecasts and states, all of the forecaster's version.
+
+    Args:
+        rows: of the forecasts, recomputable ones.
+        states: by the place of the last reading, which lies behind the forecasts of the same sensor.
+    """
+    outcome = Comparison(recomputed=len(rows))
+    origins = np.concatenate([lineage.origin[rows], np.array([state.first for state in states.values()], np.int64)])
+    ends = np.concatenate([lineage.place[rows], np.array([state.last for state in states.values()], np.int64)])
+    first, whose = np.unique(origins, return_inverse=True)
+    last = np.zeros(len(first), np.int64)
+    np.maximum.at(last, whose, ends)
+    stretches = Stretches(first, last)
+    # Forecasts by stretch and place, to be found when the place comes up; one that was made twice is found twice.
+    keys = whose[: len(rows)] * len(accepted) + lineage.place[rows]
+    order = np.argsort(keys, kind="stable")
+    keys, sorted_rows = keys[order], rows[order]
+    for done in recompute(forecaster, accepted, stretches, settings):
+        wanted = done.stretch * len(accepted) + done.place
+        low, high = np.searchsorted(keys, wanted), np.searchsorted(keys, wanted, side="right")
+        for nth in range(int((high - low).max(initial=0))):
+            there = np.flatnonzero(low + nth < high)
+            _compare(outcome, forecasts, sorted_rows[(low + nth)[there]], done, there)
+        for stretch, state in zip(done.ended.tolist(), done.states, strict=True):
+            recorded = states.get(int(last[stretch]))
+            if recorded is not None and recorded.first == first[stretch]:
+                fields = state_differences(recorded.row, state, TOLERANCE)
+                if fields:
+                    outcome.states_different[recorded.last] = fields
+    outcome.different.sort()
+    return outcome
+
+
+def _compare(
+    outcome: Comparison, forecasts: ForecastLog, rows: Indexes, done: RecomputedForecasts, there: Indexes
+) -> None:
+    """Forecasts at ``rows`` against the recomputed ones at ``there``."""
+    assert forecasts.quantiles is not None
+    assert forecasts.weights is not None
+    assert forecasts.origin is not None
+    assert forecasts.steps is not None
+    expected, scale = done.forecasts.quantiles[there], done.forecasts.scale[there]
+    differences = relative_differences(forecasts.quantiles[rows], expected, scale)
+    largest = differences.reshape(len(rows), -1).max(axis=1, initial=0.0)
+    wrong = (
+        (largest > TOLERANCE)
+        | ~weights_agree(forecasts.weights[rows], done.forecasts.weights[there])
+        | (forecasts.origin[rows] != done.forecasts.origin[there])
+        | (forecasts.steps[rows] != done.forecasts.steps[there])
+        | (forecasts.warm[rows] != done.forecasts.warm[there])
+    )
+    outcome.different += rows[wrong].tolist()
+    outcome.largest_difference = max(outcome.largest_difference, float(largest.max(initial=0.0)))
+
+
+def relative_differences(
+    found: NDArray[np.float32], expected: NDArray[np.float64], scale: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n, K, Q, h) how far published quantiles lie from the expected ones, as a part of the scale (n, K) or the value.
+
+    What was expected is rounded as it would have been published, so equal bits differ by 0.
+    """
+    published = round_to_scale(expected, scale).astype(np.float32).astype(np.float64)
+    apart = np.abs(found - published)
+    unit = np.maximum(np.abs(published), scale[:, :, None, None])
+    differences: NDArray[np.float64] = np.divide(apart, unit, out=np.full_like(apart, np.inf), where=unit > 0)
+    return np.where(apart == 0, 0.0, differences)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.topic_logs import read_range
 from pipeline.errors import StateError
-from pipeline.forecaster.position import POSITION_KEY
+from pipeline.forecaster.positions import POSITION_KEY
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.messages import decode_state
 from pipeline.settings import Settings
 
@@ -29,7 +29,7 @@ def read_states(settings: Settings) -> dict[tuple[int, str], LastState]:
         KafkaError: no broker answers, the topic is missing, or the records stop coming.
     """
     values: dict[tuple[int, bytes], bytes | None] = {}
-    for record in read_range(settings, settings.kafka.topics.state, {}, None):
+    for record in read_topic(settings, settings.kafka.topics.state, {}, None):
         if record.key != POSITION_KEY:
             values[record.partition, record.key or b""] = record.value
     return {

@@ -1,9 +1,9 @@
 """Audits the topics offline: was every accepted reading stepped exactly once, and is every forecast what it must be?
 
-On top of the counts of ``audit.findings``, every forecast and every sensor's last state is recomputed from the readings
+On top of the counts of ``audit.delivery``, every forecast and every sensor's last state is recomputed from the readings
 with the model version that it names (``audit.recompute``), and every record that is no reading must have been set aside
 exactly once. Nothing here is the forecaster's but its rules: topics are read anew, states begin blank. Where the
-audit of a partition begins is told by ``audit.reach``.
+audit of a partition begins is told by ``audit.scope``.
 
 On a stream at rest the outcome is exact. On a running one, what is not committed when the audit begins is left out.
 """
@@ -16,24 +16,23 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.acceptance import ACCEPTED
 from model.forecaster import Forecaster
-from model.grace import HELD
-from model.rules import ACCEPTED
+from model.reorder_buffer import BUFFERED
 from model.state import state_dtype
-from pipeline.audit.dead_letters import DeadLetter
-from pipeline.audit.findings import (
+from pipeline.audit.delivery import (
     REJECTED,
-    Audit,
+    DeliveryCounts,
     ForecastLog,
-    Offsets,
     ReadingLog,
-    audit,
-    find,
-    forecasts_elsewhere,
-    judged,
+    classify_log,
+    count_deliveries,
+    find_rows,
+    foreign_forecasts,
 )
-from pipeline.audit.lineage import log_starts, trace_states
-from pipeline.audit.reach import (
+from pipeline.audit.lineage import AcceptedLog, accepted_log, log_starts, trace_states
+from pipeline.audit.recompute import RecordedState, compare_with_readings
+from pipeline.audit.scope import (
     LogStarts,
     before_first_forecast,
     first_due,
@@ -41,11 +40,11 @@ from pipeline.audit.reach import (
     set_aside_before,
     within_retention,
 )
-from pipeline.audit.recheck import HeldState, recheck
-from pipeline.audit.recompute import AcceptedLog, accepted_log
 from pipeline.audit.state_audit import LastState, read_states
-from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_range, read_readings, topic_starts
+from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings
+from pipeline.dead_letters import DeadLetter
 from pipeline.errors import KafkaError
+from pipeline.kafka.topic_reader import Offsets, read_topic, topic_starts
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.verify")
@@ -61,7 +60,7 @@ Indexes = NDArray[np.int64]
 class Span:
     """The readings to audit, by partition: from ``starts`` (0 where not named) up to ``ends`` (committed, likewise).
 
-    What lies outside ``audit.reach`` is left out all the same.
+    What lies outside ``audit.scope`` is left out all the same.
     """
 
     starts: Offsets = field(default_factory=dict)
@@ -69,10 +68,10 @@ class Span:
 
 
 @dataclass
-class Verdict:
+class AuditResult:
     """What was found; ``faults`` names what is not as it must be."""
 
-    audit: Audit
+    audit: DeliveryCounts
     waiting: int = 0  # readings behind the audited ones, not forecast yet
     recomputed: int = 0  # forecasts
     different: int = 0
@@ -92,7 +91,7 @@ class Verdict:
     examples: dict[str, list[str]] = field(default_factory=dict)  # kind of fault -> some places
 
     @property
-    def must_be_none(self) -> dict[str, int]:
+    def fault_counts(self) -> dict[str, int]:
         """Everything that may not happen, with its count."""
         return {
             "missing": self.audit.lost,
@@ -109,7 +108,7 @@ class Verdict:
     @property
     def faults(self) -> dict[str, int]:
         """What is not as it must be, with its count; empty where all is well."""
-        return {name: count for name, count in self.must_be_none.items() if count}
+        return {name: count for name, count in self.fault_counts.items() if count}
 
     def note(self, fault: str, where: str) -> None:
         """Keep an example of a fault, if there are few yet."""
@@ -131,7 +130,7 @@ class Evidence:
     logs: LogStarts = field(default_factory=LogStarts)
 
 
-def verify(settings: Settings, load: LoadModel, span: Span | None = None) -> Verdict:
+def verify(settings: Settings, load: LoadModel, span: Span | None = None) -> AuditResult:
     """Audit the readings in ``span``; by default all that the group has committed.
 
     Args:
@@ -142,7 +141,7 @@ def verify(settings: Settings, load: LoadModel, span: Span | None = None) -> Ver
         KafkaError: no broker answers, a topic is missing, or nothing was committed.
         RegistryError: a version that a forecast names cannot be loaded.
     """
-    return judge(gather(settings, span or Span()), settings, load)
+    return audit_evidence(gather(settings, span or Span()), settings, load)
 
 
 def gather(settings: Settings, span: Span) -> Evidence:
@@ -174,7 +173,7 @@ def gather(settings: Settings, span: Span) -> Evidence:
     )
 
 
-def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
+def audit_evidence(evidence: Evidence, settings: Settings, load: LoadModel) -> AuditResult:
     """The verdict on what was read."""
     ends = evidence.ends
     owed = first_due(evidence.forecasts, evidence.starts, ends, settings.forecaster.start)
@@ -184,31 +183,33 @@ def judge(evidence: Evidence, settings: Settings, load: LoadModel) -> Verdict:
     aside = set_aside_before(readings, evidence.forecasts, evidence.letters)
     if aside.any():
         readings = replace(readings, sensor=np.where(aside, -1, readings.sensor))
-        readings = replace(readings, verdict=judged(readings, settings.grace, ends))
+        readings = replace(readings, verdict=classify_log(readings, settings.grace, ends))
         evidence = replace(evidence, readings=readings)
     due = readings.take(_is_before(readings.partition, readings.offset, ends))
     if settings.grace.is_on:
         read = {number: max(end, _end(readings, number)) for number, end in ends.items()}
-        readings = replace(readings, verdict=judged(readings, settings.grace, read))
-        due = replace(due, verdict=judged(due, settings.grace, ends))
+        readings = replace(readings, verdict=classify_log(readings, settings.grace, read))
+        due = replace(due, verdict=classify_log(due, settings.grace, ends))
         evidence = replace(evidence, readings=readings)
-    made = evidence.forecasts
-    made = made.take(_is_before(made.input_partition, made.input_offset, ends) & ~_follows(made, due, readings))
-    hidden = before_first_forecast(due, made, evidence.logs)
-    verdict = Verdict(audit(due, made, starts, hidden), waiting=len(readings) - len(due))
-    if made.foreign is not None:
-        verdict.foreign = dict(made.foreign.fingerprints)
+    issued = evidence.forecasts
+    issued = issued.take(
+        _is_before(issued.input_partition, issued.input_offset, ends) & ~_follows(issued, due, readings)
+    )
+    hidden = before_first_forecast(due, issued, evidence.logs)
+    verdict = AuditResult(count_deliveries(due, issued, starts, hidden), waiting=len(readings) - len(due))
+    if issued.foreign is not None:
+        verdict.foreign = dict(issued.foreign.fingerprints)
     cut = (_is_before(due.partition, due.offset, starts) | hidden) & ~_is_before(due.partition, due.offset, owed)
     verdict.readings_out_of_reach = int(cut.sum())
-    cut = _is_before(made.input_partition, made.input_offset, starts)
-    cut &= ~_is_before(made.input_partition, made.input_offset, owed)
+    cut = _is_before(issued.input_partition, issued.input_offset, starts)
+    cut &= ~_is_before(issued.input_partition, issued.input_offset, owed)
     verdict.forecasts_out_of_reach = int(cut.sum())
     verdict.examples.update({_FAULT.get(kind, kind): found for kind, found in verdict.audit.examples.items()})
-    _judge_letters(verdict, due, evidence)
-    made = made.take(~_is_before(made.input_partition, made.input_offset, starts))
-    versions, counts = np.unique(made.version, return_counts=True)
+    _audit_dead_letters(verdict, due, evidence)
+    issued = issued.take(~_is_before(issued.input_partition, issued.input_offset, starts))
+    versions, counts = np.unique(issued.version, return_counts=True)
     verdict.versions = dict(zip(versions.tolist(), counts.tolist(), strict=True))
-    _judge_lineages(verdict, evidence, due, made, settings, load)
+    _audit_states(verdict, evidence, due, issued, settings, load)
     return verdict
 
 
@@ -217,25 +218,25 @@ def _end(readings: ReadingLog, partition: int) -> int:
     return int(readings.offset[readings.partition == partition].max(initial=-1)) + 1
 
 
-def _follows(made: ForecastLog, due: ReadingLog, readings: ReadingLog) -> NDArray[np.bool_]:
+def _follows(issued: ForecastLog, due: ReadingLog, readings: ReadingLog) -> NDArray[np.bool_]:
     """Which forecasts are of readings that are held as of the end of the audited ones, and accepted after it."""
-    row, found = find(due, made.input_partition, made.input_offset)
-    later, known = find(readings, made.input_partition, made.input_offset)
+    row, found = find_rows(due, issued.input_partition, issued.input_offset)
+    later, known = find_rows(readings, issued.input_partition, issued.input_offset)
     found &= known
-    found[found] = (due.verdict[row[found]] == HELD) & (readings.verdict[later[found]] == ACCEPTED)
+    found[found] = (due.verdict[row[found]] == BUFFERED) & (readings.verdict[later[found]] == ACCEPTED)
     return found
 
 
 _FAULT: Final = {"lost": "missing"}  # how an audit's word reads here
 
 
-def _judge_letters(verdict: Verdict, due: ReadingLog, evidence: Evidence) -> None:
+def _audit_dead_letters(verdict: AuditResult, due: ReadingLog, evidence: Evidence) -> None:
     """Whether every rejected record was set aside once."""
     rejected = (due.verdict == REJECTED) & ~_is_before(due.partition, due.offset, evidence.starts)
     reached = letters_due(evidence.letters, evidence.starts, evidence.logs, evidence.ends)
     cut = _is_before(due.partition, due.offset, reached)
     verdict.letters_out_of_reach = int((rejected & cut).sum())
-    rejected &= ~cut & (forecasts_elsewhere(due, evidence.forecasts) == 0)  # else a reading under the settings then
+    rejected &= ~cut & (foreign_forecasts(due, evidence.forecasts) == 0)  # else a reading under the settings then
     for partition, offset in zip(due.partition[rejected].tolist(), due.offset[rejected].tolist(), strict=True):
         count = evidence.letters.get((partition, offset), 0)
         verdict.letters_missing += count == 0
@@ -245,13 +246,13 @@ def _judge_letters(verdict: Verdict, due: ReadingLog, evidence: Evidence) -> Non
             verdict.note(fault, f"partition {partition} offset {offset}")
 
 
-def _judge_lineages(
-    verdict: Verdict, evidence: Evidence, due: ReadingLog, made: ForecastLog, settings: Settings, load: LoadModel
+def _audit_states(
+    verdict: AuditResult, evidence: Evidence, due: ReadingLog, issued: ForecastLog, settings: Settings, load: LoadModel
 ) -> None:
     """Whether every state goes back far enough, and forecasts and states are what the readings make of them."""
     readings = evidence.readings
     accepted = accepted_log(readings, settings)
-    lineage = trace_states(readings, made, accepted, settings)
+    lineage = trace_states(readings, issued, accepted, settings)
     verdict.out_of_reach = int(lineage.out_of_reach.sum())
     verdict.rebuilt = int(lineage.rebuilt.sum())
     verdict.begun_anew = int(lineage.begun_anew.sum())
@@ -260,31 +261,31 @@ def _judge_lineages(
     for version in sorted({*verdict.versions, *states.versions}):
         logger.info("recomputing %d forecasts of version %d", verdict.versions.get(version, 0), version)
         forecaster = load(version)
-        rows = np.flatnonzero((made.version == version) & lineage.recomputable)
-        held = states.held(version, state_dtype(forecaster.config, settings.adaptation))
-        outcome = recheck(forecaster, settings, accepted, made, lineage, rows, held)
+        rows = np.flatnonzero((issued.version == version) & lineage.recomputable)
+        recorded = states.recorded(version, state_dtype(forecaster.config, settings.adaptation))
+        outcome = compare_with_readings(forecaster, settings, accepted, issued, lineage, rows, recorded)
         verdict.recomputed += outcome.recomputed
         verdict.largest_difference = max(verdict.largest_difference, outcome.largest_difference)
         different += outcome.different
         for place, fields in outcome.states_different.items():
-            states.blame(int(accepted.stream[place]), f"recomputed, it differs in {', '.join(fields)}")
+            states.report_fault(int(accepted.stream[place]), f"recomputed, it differs in {', '.join(fields)}")
     verdict.different = len(different)
     for fault, wrong in (("different", different), ("begun anew", np.flatnonzero(lineage.begun_anew).tolist())):
         for row in wrong[:_EXAMPLES]:
-            verdict.note(fault, f"partition {made.input_partition[row]} offset {made.input_offset[row]}")
+            verdict.note(fault, f"partition {issued.input_partition[row]} offset {issued.input_offset[row]}")
 
 
 class _StateCheck:
     """Sorts the changelog's last states: those to recompute, by version, and those that are wrong at sight."""
 
-    def __init__(self, verdict: Verdict, evidence: Evidence, due: ReadingLog, accepted: AcceptedLog) -> None:
+    def __init__(self, verdict: AuditResult, evidence: Evidence, due: ReadingLog, accepted: AcceptedLog) -> None:
         self._verdict = verdict
         self._accepted = accepted
         self._by_offset = np.lexsort((accepted.offset, accepted.stream))  # places: streams stay where they are
         self._offsets = accepted.offset[self._by_offset]
         self._starts = log_starts(evidence.readings, max(evidence.ends, default=0))
         self._found: dict[int, LastState] = {}  # by stream
-        row, found = find(due, evidence.readings.partition[accepted.row], accepted.offset)
+        row, found = find_rows(due, evidence.readings.partition[accepted.row], accepted.offset)
         before_end = found.copy()
         before_end[found] = due.verdict[row[found]] == ACCEPTED
         self._last = np.full(len(accepted.streams), -1)  # by stream, the place of the last reading that is audited
@@ -293,9 +294,9 @@ class _StateCheck:
             state = evidence.states.get(accepted.streams[stream])
             verdict.states += 1
             if state is None:
-                self.blame(stream, "there is none")
+                self.report_fault(stream, "there is none")
             elif state.fault is not None:
-                self.blame(stream, state.fault)
+                self.report_fault(stream, state.fault)
             else:
                 self._found[stream] = state
 
@@ -304,29 +305,31 @@ class _StateCheck:
         """Of the models that made the states."""
         return {state.version for state in self._found.values()}
 
-    def held(self, version: int, dtype: np.dtype[Any]) -> dict[int, HeldState]:
+    def recorded(self, version: int, dtype: np.dtype[Any]) -> dict[int, RecordedState]:
         """The states of a version to recompute, by the place of the last reading in them."""
-        held = {}
+        recorded = {}
         for stream, state in self._found.items():
             if state.version != version:
                 continue
             if len(state.row) != dtype.itemsize:
-                self.blame(stream, "it has another size than its model's")
+                self.report_fault(stream, "it has another size than its model's")
                 continue
             row = np.frombuffer(state.row, dtype)[0]
             last = self._place(stream, int(row["offset"]))
             due = self._last[stream]
             if last is None or last < due:
-                self.blame(stream, f"it does not hold the reading at offset {self._accepted.offset[due]}")
+                self.report_fault(stream, f"it does not hold the reading at offset {self._accepted.offset[due]}")
                 continue
             first = self._place(stream, int(row["origin"]))
             if first is not None:
-                held[last] = HeldState(first, last, row)
+                recorded[last] = RecordedState(first, last, row)
             elif row["origin"] >= self._starts[self._accepted.streams[stream][0]]:
-                self.blame(stream, f"it begins at offset {row['origin']}, which is no accepted reading of the sensor")
-        return held
+                self.report_fault(
+                    stream, f"it begins at offset {row['origin']}, which is no accepted reading of the sensor"
+                )
+        return recorded
 
-    def blame(self, stream: int, why: str) -> None:
+    def report_fault(self, stream: int, why: str) -> None:
         """Count a state as wrong."""
         partition, sensor = self._accepted.streams[stream]
         self._verdict.states_different += 1
@@ -341,7 +344,7 @@ class _StateCheck:
 def _read_letters(settings: Settings) -> dict[tuple[int, int], int]:
     """How many dead letters there are of each record of the readings topic."""
     letters: dict[tuple[int, int], int] = {}
-    for record in read_range(settings, settings.kafka.topics.dead_letters, {}, None):
+    for record in read_topic(settings, settings.kafka.topics.dead_letters, {}, None):
         letter = DeadLetter.of(record)
         if letter is not None and letter.topic == settings.kafka.topics.readings:
             source = (letter.partition, letter.offset)

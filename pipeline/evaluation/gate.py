@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.settings import GateSettings
+from pipeline.settings_sections import GateSettings
 
 
 @dataclass(frozen=True)

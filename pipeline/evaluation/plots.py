@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from model.backtest import Predictor, Shown, ask
+from model.backtest import ForecastRequest, Predictor, ask
 from model.config import ModelConfig
 from model.metrics import Scores
 from model.sequences import Sequences
@@ -122,7 +122,7 @@ def draw_forecasts(
     grid = figure.subplots(rows, columns, squeeze=False)
     steps = [_middle_step(sequences, config, sensor, start_us) for _, sensor in chosen]
     pasts = [sequences.past(sensor, step + 1) for (_, sensor), step in zip(chosen, steps, strict=True)]
-    fans = ask(predictor, [Shown(past, len(past) - 1) for past in pasts])
+    fans = ask(predictor, [ForecastRequest(past, len(past) - 1) for past in pasts])
     for column, ((rank, sensor), step, past, (fan,)) in enumerate(zip(chosen, steps, pasts, fans, strict=True)):
         others = {one.name: one.forecasts(past, 0, len(past) - 1, len(past))[0] for one in beside}
         for row, target in enumerate(config.targets):

@@ -19,7 +19,7 @@ from model.sequences import Split
 from model.state_age import loss_of_restarts
 from model.training import EpochReport, TrainingResult
 from pipeline.errors import DataFileError
-from pipeline.evaluation.back_test import Evaluation
+from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores, draw_state_age
 from pipeline.messages import iso_timestamp
 
@@ -29,7 +29,7 @@ SKILLS: Final[tuple[Metric, ...]] = ("mse", "mae", "pinball")
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model and, where that is known, how its training went and until when it has seen readings."""
 
     forecaster: Forecaster
@@ -37,7 +37,7 @@ class Trained:
     selected_until: str | None = None  # ISO 8601: readings before this took part in training or choosing it
 
     @classmethod
-    def of(cls, result: TrainingResult, split: Split) -> "Trained":
+    def of(cls, result: TrainingResult, split: Split) -> "TrainedModel":
         """What a training led to."""
         return cls(
             result.forecaster,
@@ -51,7 +51,7 @@ class Trained:
         )
 
 
-def read_trained(folder: Path) -> Trained:
+def read_trained_model(folder: Path) -> TrainedModel:
     """The model of an earlier report.
 
     Raises:
@@ -61,7 +61,7 @@ def read_trained(folder: Path) -> Trained:
         content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
         # Reports without it are mostly of models that were trained for them.
         selected_until = content.get("selected_until", content.get("validate_until"))
-        return Trained(load_artefact(folder / MODEL_FOLDER), content["training"], selected_until)
+        return TrainedModel(load_artefact(folder / MODEL_FOLDER), content["training"], selected_until)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataFileError(
             f"{folder} does not hold the results of a back-test ({error}); name the folder that `streamgru backtest` "
@@ -69,7 +69,7 @@ def read_trained(folder: Path) -> Trained:
         ) from error
 
 
-def write_report(done: Evaluation, trained: Trained, folder: Path, made_with: Mapping[str, Any]) -> None:
+def write_report(done: Evaluation, trained: TrainedModel, folder: Path, made_with: Mapping[str, Any]) -> None:
     """``scores.json``, the model and the plots, in ``folder``; what was there under these names is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     test_us = done.split.validation_end_us
@@ -84,7 +84,7 @@ def write_report(done: Evaluation, trained: Trained, folder: Path, made_with: Ma
         "adaptation": asdict(done.adaptation),
         "training": trained.training,
         "scores": {name: scores_content(score) for name, score in done.scores.items()},
-        "skill": {name: _skill(done.ours, score) for name, score in done.scores.items() if name != done.name},
+        "skill": {name: _skill(done.model_scores, score) for name, score in done.scores.items() if name != done.name},
     }
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
     epochs = [EpochReport(**epoch) for epoch in trained.training["epochs"]] if trained.training else []
@@ -100,10 +100,12 @@ def draw(done: Evaluation, epochs: Sequence[EpochReport]) -> dict[str, Figure]:
     fans = model_predictor(done.forecaster, done.name, done.adaptation)
     naive = SeasonalNaive(config).fit(sequences, test_us)
     adaptive = Autoregression(config).fit(sequences, test_us)
-    by_age = loss_of_restarts(done.forecaster, done.adaptation, sequences, test_us, done.ours.scale, beside=[adaptive])
+    by_age = loss_of_restarts(
+        done.forecaster, done.adaptation, sequences, test_us, done.model_scores.scale, beside=[adaptive]
+    )
     figures = {
         "scores.png": draw_scores(done.scores),
-        "forecasts.png": draw_forecasts(fans, sequences, config, done.ours, test_us, [naive]),
+        "forecasts.png": draw_forecasts(fans, sequences, config, done.model_scores, test_us, [naive]),
         "state_age.png": draw_state_age(by_age, config.warmup_steps),
     }
     if epochs:
@@ -126,13 +128,13 @@ def scores_content(score: Scores) -> dict[str, Any]:
     }
 
 
-def _skill(ours: Scores, theirs: Scores) -> dict[str, Any]:
+def _skill(model_scores: Scores, theirs: Scores) -> dict[str, Any]:
     """Of the model against another forecast: over all, and by horizon step."""
     with np.errstate(divide="ignore", invalid="ignore"):  # a perfect reference: no number
         return {
             metric: {
-                "all": skill(ours, theirs, metric),
-                "by_horizon": (1.0 - ours.pooled(metric) / theirs.pooled(metric)).tolist(),
+                "all": skill(model_scores, theirs, metric),
+                "by_horizon": (1.0 - model_scores.pooled(metric) / theirs.pooled(metric)).tolist(),
             }
             for metric in SKILLS
         }

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.files.reading_table import ReadingTable
 from pipeline.kafka.batch_producer import BatchAppender
-from pipeline.kafka.clients import translated
+from pipeline.kafka.clients import translate_errors
 from pipeline.settings import Settings
 
 # Rows encoded and appended at once: enough to spread the cost of a round over, few enough for a smooth progress bar.
@@ -63,7 +63,7 @@ class Publication:
         Raises:
             KafkaError: a reading was not taken, or no broker answers any more.
         """
-        with translated(f"publishing to topic {self._topic}", self._settings):
+        with translate_errors(f"publishing to topic {self._topic}", self._settings):
             partitions = self._partition_of_sensor()
             due = _due_times(self._table.timestamp_us[self._next : self._stop], speed)
             first, begun = self._next, time.monotonic()
@@ -82,7 +82,7 @@ class Publication:
             if report is not None:
                 report(self.acknowledged)
 
-    def settle(self, timeout_s: float) -> None:
+    def wait_for_acks(self, timeout_s: float) -> None:
         """After an interruption: give what is on its way a moment to arrive, so that ``acknowledged`` says the most."""
         deadline = time.monotonic() + timeout_s
         while self._in_flight and time.monotonic() < deadline:

@@ -16,8 +16,8 @@ from typing import Final, Protocol
 
 from model.artefact import ArtefactError, load_artefact
 from model.forecaster import Forecaster
-from pipeline.errors import ModelMissing, ModelUnfit, RegistryError
-from pipeline.registry.versions import CHAMPION, Registry, fit_differences
+from pipeline.errors import ModelMissing, ModelUnusable, RegistryError
+from pipeline.registry.versions import CHAMPION, Registry, settings_differences
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.champion")
@@ -37,21 +37,21 @@ class Candidate:
 
 
 class ChampionSource(Protocol):
-    """Where the champion comes from. Called by one thread, except ``remembered``, which comes first."""
+    """Where the champion comes from. Called by one thread, except ``last_served``, which comes first."""
 
     def resolve(self) -> int | None:
         """The version that is champion now; none where there is none. Raises ``RegistryError``."""
 
     def load(self, version: int) -> Forecaster:
-        """The model of a version. Raises ``RegistryError``; what fits no settings is ``ModelUnfit``."""
+        """The model of a version. Raises ``RegistryError``; what fits no settings is ``ModelUnusable``."""
 
-    def remembered(self) -> Candidate | None:
+    def last_served(self) -> Candidate | None:
         """The champion that served last, from what is at hand without asking anybody."""
 
-    def remember(self, version: int) -> None:
+    def save_last_served(self, version: int) -> None:
         """Note which version serves from now on."""
 
-    def forget(self) -> None:
+    def clear_last_served(self) -> None:
         """Take the note back: the next start asks for the champion before it serves."""
 
 
@@ -71,17 +71,17 @@ class RegistryChampion:
         Raises:
             RegistryError: also where that is another model than the one loaded under its number.
         """
-        named = self._registry.named(CHAMPION)
-        if named is None:
+        found = self._registry.alias_target(CHAMPION)
+        if found is None:
             return None
-        copy = self._copies.get(named.version)
-        if copy is not None and copy.name != named.copy:
+        copy = self._copies.get(found.version)
+        if copy is not None and copy.name != found.copy:
             raise RegistryError(
-                f"version {named.version} of {self._settings.model_name} in the registry is another model than the one "
+                f"version {found.version} of {self._settings.model_name} in the registry is another model than the one "
                 "loaded under that number, and states do not tell the two apart: the model was deleted and made anew, "
                 "or MLflow was set up anew. Retrain until the number is a new one, or set another model_name"
             )
-        return named.version
+        return found.version
 
     def load(self, version: int) -> Forecaster:
         """The model of a version, from the copy where it was fetched before."""
@@ -89,7 +89,7 @@ class RegistryChampion:
         self._copies[version] = copy.folder
         return copy.forecaster
 
-    def remembered(self) -> Candidate | None:
+    def last_served(self) -> Candidate | None:
         """The version of the note, if its copy is still there, whole, and fits the settings."""
         try:
             note = json.loads(self._pointer.read_text(encoding="utf-8"))
@@ -100,7 +100,7 @@ class RegistryChampion:
         except (OSError, ValueError, KeyError, TypeError, ArtefactError) as error:
             logger.warning("the model noted in %s cannot be used, so the registry is asked: %s", self._pointer, error)
             return None
-        differences = fit_differences(forecaster.config, self._settings)
+        differences = settings_differences(forecaster.config, self._settings)
         if differences:
             logger.warning(
                 "version %d, which served last, does not fit the settings any more: %s", version, "; ".join(differences)
@@ -109,7 +109,7 @@ class RegistryChampion:
         self._copies[version] = copy
         return Candidate(version, forecaster)
 
-    def remember(self, version: int) -> None:
+    def save_last_served(self, version: int) -> None:
         """Write the note, whole or not at all: a restart serves this version before it has asked MLflow."""
         copy = self._copies.get(version)
         if copy is None:
@@ -122,7 +122,7 @@ class RegistryChampion:
         except OSError as error:
             logger.warning("cannot note in %s that version %d serves: %s", self._pointer, version, error)
 
-    def forget(self) -> None:
+    def clear_last_served(self) -> None:
         """Remove the note; one that cannot be removed stays."""
         with suppress(OSError):
             self._pointer.unlink()
@@ -139,24 +139,24 @@ class ChampionWatcher:
         self._source = source
         self._poll_s = poll_s
         self._candidate: Candidate | None = None
-        self._refused: int | None = None  # a version that cannot serve is not loaded again until the alias has moved
-        self._said: str | None = None
+        self._unusable: int | None = None  # a version that cannot serve is not loaded again until the alias has moved
+        self._last_trouble: str | None = None
         self._failure: BaseException | None = None
         self._changed = threading.Event()
         self._closed = threading.Event()
-        self._may_look = threading.Event()
+        self._may_poll = threading.Event()
         self._thread = threading.Thread(target=self._run, name="champion", daemon=True)
 
     def start(self, serving: Candidate | None = None) -> None:
-        """Begin to look. Where ``serving`` serves already, ``let_look`` is waited for first, though not for long."""
+        """Begin to look. Where ``serving`` serves already, ``allow_polls`` is waited for first, though not for long."""
         self._candidate = serving
         if serving is None:
-            self._may_look.set()
+            self._may_poll.set()
         self._thread.start()
 
     def first(self, is_stopping: Callable[[], bool]) -> Candidate | None:
         """Begin to look; the model to serve first, None if the forecaster must stop before there is one."""
-        champion = self._source.remembered()
+        champion = self._source.last_served()
         self.start(champion)
         if champion is not None:
             logger.info("beginning with version %d, which served last; asking the registry", champion.version)
@@ -164,14 +164,14 @@ class ChampionWatcher:
             champion = self.wait(FIRST_WAIT_S)
         return champion
 
-    def let_look(self) -> None:
+    def allow_polls(self) -> None:
         """The states are restored: importing MLflow's client, which takes a core for seconds, delays them no more."""
-        self._may_look.set()
+        self._may_poll.set()
 
     def close(self) -> None:
         """Stop looking; a look-up under way is left to end by itself."""
         self._closed.set()
-        self._may_look.set()
+        self._may_poll.set()
 
     def candidate(self) -> Candidate | None:
         """What is to serve; none as long as no version was found that can."""
@@ -186,49 +186,51 @@ class ChampionWatcher:
 
     def _run(self) -> None:
         try:
-            self._may_look.wait(LONGEST_RESTORE_S)
+            self._may_poll.wait(LONGEST_RESTORE_S)
             while not self._closed.is_set():
-                self._look()
+                self._poll()
                 self._closed.wait(self._poll_s)
         except BaseException as error:
             self._failure = error  # raised again where the candidate is asked for
             self._changed.set()
             raise
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         staying = f"version {self._candidate.version} goes on serving" if self._candidate else "waiting for one"
         try:
             version = self._source.resolve()
             if version is None:
-                self._say("there is no champion: train one with `streamgru retrain`, or `streamgru promote`", staying)
+                self._log_once(
+                    "there is no champion: train one with `streamgru retrain`, or `streamgru promote`", staying
+                )
                 return
             if self._candidate is not None and version == self._candidate.version:
-                self._refused = None
-                self._say(None)
+                self._unusable = None
+                self._log_once(None)
                 return
-            if version == self._refused:
+            if version == self._unusable:
                 return
             self._load(version, staying)
         except RegistryError as error:
-            self._say(str(error), staying)
+            self._log_once(str(error), staying)
 
     def _load(self, version: int, staying: str) -> None:
         try:
             forecaster = self._source.load(version)
-        except (ModelUnfit, ModelMissing) as error:
-            self._refused = version
-            self._say(f"version {version} is champion and cannot serve: {error}", staying)
+        except (ModelUnusable, ModelMissing) as error:
+            self._unusable = version
+            self._log_once(f"version {version} is champion and cannot serve: {error}", staying)
             return
-        self._refused = None
-        self._say(None)
+        self._unusable = None
+        self._log_once(None)
         self._candidate = Candidate(version, forecaster)
         self._changed.set()
 
-    def _say(self, trouble: str | None, staying: str = "") -> None:
+    def _log_once(self, trouble: str | None, staying: str = "") -> None:
         """Say each trouble once, not at every look-up, and when it is over."""
-        if trouble != self._said:
+        if trouble != self._last_trouble:
             if trouble is not None:
                 logger.error("%s; %s", trouble, staying)
-            elif self._said is not None:
+            elif self._last_trouble is not None:
                 logger.warning("the champion can be followed again")
-        self._said = trouble
+        self._last_trouble = trouble

@@ -14,7 +14,7 @@ import orjson
 
 from model.config import ModelConfig
 from model.experts import AdaptationConfig
-from pipeline.errors import ModelUnfit
+from pipeline.errors import ModelUnusable
 from pipeline.kafka.batch_producer import Varints, encode_varint
 from pipeline.messages import FORECAST_TYPE, ModelId, quantile_key
 from pipeline.settings import Settings
@@ -79,7 +79,7 @@ class ForecastEncoder:
             traceparents: what arrived on the readings, or None where nothing did.
 
         Raises:
-            ModelUnfit: a forecast is not a finite number. Names the first sensor and offset.
+            ModelUnusable: a forecast is not a finite number. Names the first sensor and offset.
         """
         rounded = round_to_scale(forecasts.quantiles, forecasts.scale)
         self._check_finite(rounded, sensor_ids, offsets)
@@ -157,7 +157,7 @@ class ForecastEncoder:
         if finite.all():
             return
         row = int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
-        raise ModelUnfit(
+        raise ModelUnusable(
             f"model {self._model.name} version {self._model.version} forecasts a value that is not finite (sensor "
             f"{sensor_ids[row]}, offset {int(offsets[row])}); promote another version: `streamgru models` lists them"
         )

@@ -12,22 +12,20 @@ from typing import Any, Final
 
 import torch
 
-from pipeline.forecaster.batch_size import BatchSize
 from pipeline.forecaster.champion import ChampionSource, ChampionWatcher
-from pipeline.forecaster.commit import Work
-from pipeline.forecaster.counters import Counters, Reporter
-from pipeline.forecaster.health import answering_probes, describe, state_of
+from pipeline.forecaster.group import is_member
 from pipeline.forecaster.instance import Instance
-from pipeline.forecaster.lookout import Lookout, Pulse
-from pipeline.forecaster.membership import is_member
-from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
+from pipeline.forecaster.metrics import Counters, Reporter, answering_probes, health_report, state_of
+from pipeline.forecaster.micro_batch import BatchSize, MicroBatch, MicroBatchBuilder
+from pipeline.forecaster.model_swap import ModelSwap
 from pipeline.forecaster.partitions import Polled, listed
-from pipeline.forecaster.position import owner_of_positions
+from pipeline.forecaster.positions import position_owner
 from pipeline.forecaster.quarantine import Quarantine
-from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.session import Options as Options  # part of this module's interface
 from pipeline.forecaster.session import Session, StartOver
-from pipeline.forecaster.succession import Succession
+from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.stuck_detection import HealthMonitor, Heartbeat
+from pipeline.forecaster.transaction import TransactionContent
 from pipeline.kafka.topics import check_topics, find_topic_id
 from pipeline.settings import Settings
 
@@ -56,7 +54,7 @@ class StreamForecaster:
         self._source = source
         self._instance = instance
         self._options = options or Options()
-        self._pulse = Pulse()
+        self._heartbeat = Heartbeat()
         self._reporter = Reporter(self.counters, self._options.stats)
         self._loop: Loop | None = None
         self._is_stopping = False
@@ -80,23 +78,23 @@ class StreamForecaster:
                 answering_probes(
                     settings,
                     self._options.health_port,
-                    lambda: state_of(self._lookout),
-                    lambda: describe(self._pulse, self._lookout, self.counters),
+                    lambda: state_of(self._monitor),
+                    lambda: health_report(self._heartbeat, self._monitor, self.counters),
                 )
             )
             check_topics(settings)
-            owner = owner_of_positions(group_id, find_topic_id(settings, settings.kafka.topics.readings))
+            owner = position_owner(group_id, find_topic_id(settings, settings.kafka.topics.readings))
             opened.callback(logger.info, "stopped")
             opened.callback(self._reporter.report)
             watcher = opened.enter_context(closing(ChampionWatcher(self._source, settings.forecaster.poll_alias_s)))
             champion = watcher.first(lambda: self._is_stopping)
             if champion is None:
                 return
-            serving = Serving(champion.version, champion.forecaster, settings)
-            session = Session(settings, self._instance, self._options, owner, self._pulse)
+            serving = ServedModel(champion.version, champion.forecaster, settings)
+            session = Session(settings, self._instance, self._options, owner, self._heartbeat)
             opened.callback(session.close)
-            swap = Succession(settings, watcher)
-            opened.callback(swap.give_up)
+            swap = ModelSwap(settings, watcher)
+            opened.callback(swap.cancel)
             self._loop = loop = Loop(session, self._source, serving, swap, self.counters)
             logger.info("forecaster %s: version %d, group %s", self._instance.name, champion.version, group_id)
             while not self._is_stopping:
@@ -104,15 +102,15 @@ class StreamForecaster:
                 self._reporter.report_if_due()
 
     @property
-    def _lookout(self) -> Lookout | None:
-        return None if self._loop is None else self._loop.session.lookout
+    def _monitor(self) -> HealthMonitor | None:
+        return None if self._loop is None else self._loop.session.monitor
 
 
 class Loop:
     """The turns of a connected forecaster. One thread calls it."""
 
     def __init__(
-        self, session: Session, source: ChampionSource, serving: Serving, swap: Succession, counters: Counters
+        self, session: Session, source: ChampionSource, serving: ServedModel, swap: ModelSwap, counters: Counters
     ) -> None:
         forecaster = session.settings.forecaster
         self.session = session
@@ -123,12 +121,12 @@ class Loop:
         self._quarantine = Quarantine(session.settings.model_name, source)
         self._batch_size = BatchSize(forecaster.max_batch_readings, forecaster.poll_interval_s)
         self._swap_began: float | None = None  # until the new model's first transaction is committed
-        self._maker = self._serve(serving)
+        self._batch_builder = self._serve(serving)
 
     @property
-    def serving(self) -> Serving:
+    def serving(self) -> ServedModel:
         """The model version that serves, with its states."""
-        return self._maker.serving
+        return self._batch_builder.serving
 
     def turn(self) -> None:
         """One turn. It begins and ends at a transaction boundary."""
@@ -137,7 +135,7 @@ class Loop:
         except StartOver as why:
             self._counters.aborted += 1
             self._quarantine.clear()
-            self._swap.give_up()
+            self._swap.cancel()
             self.session.start_over(why, self.serving)
         # In every turn, since it changes also when partitions are assigned and revoked.
         self._counters.held = sum(map(len, self._partitions.buffered.values()))
@@ -148,11 +146,11 @@ class Loop:
         #    with that generation's metadata the broker would accept readings that now belong to another member.
         is_busy = self._partitions.need_full_write or not self._partitions.are_restored
         polled = self.session.poll(BUSY_POLL_MS if is_busy else POLL_MS, self._batch_size.readings)
-        membership = self.session.snapshot_membership()
+        group_metadata = self.session.snapshot_group_metadata()
 
         # 2. Apply rebalances. Then select the records of partitions that have a position: step 3 may set a position
         #    and seek there, and records that were polled before do not begin at that position.
-        self._apply_rebalances(membership)
+        self._apply_rebalances(group_metadata)
         polled = self._partitions.select(polled)
 
         # 3. Restore a slice of the partitions that were assigned.
@@ -160,73 +158,73 @@ class Loop:
         if restored is not None:
             positions = self._partitions.positions
             self._swap.include(restored.positions.keys() & positions.keys(), self.serving, positions)
-            self._counters.count_restored(restored.sensors, restored.rebuilt, restored.held_lost, restored.seconds)
+            self._counters.count_restored(restored.sensors, restored.rebuilt, restored.buffered_lost, restored.seconds)
 
         # 4. Swap the model if the next one is ready, but not during a restore: it restores for the model that serves.
-        self._swap.advance(self.serving, self._partitions.positions)
+        self._swap.update(self.serving, self._partitions.positions)
         if self._partitions.are_restored:
             self._swap_model()
 
         # 5. Step. A WRITING partition has no polled records, so a batch may consist of full writes alone. Only a member
         #    makes such a batch: the commit would be refused, and the next restore would end in WRITING again.
-        batch = self._step(polled, is_member(membership))
+        batch = self._step(polled, is_member(group_metadata))
         if batch is None:
             return
 
         # 6. Commit, with the metadata of step 1.
-        self._commit(batch, membership)
+        self._commit(batch, group_metadata)
 
         # 7. Apply: only now is the new state the state.
         self._apply(batch)
 
-    def _apply_rebalances(self, membership: Any) -> None:
+    def _apply_rebalances(self, group_metadata: Any) -> None:
         for event, numbers in self.session.rebalances.drain():
             if event == "assigned":
                 self._partitions.assign(numbers, self.serving)
                 continue
             self.session.options.reached("revoked")
             self._partitions.revoke(numbers, self.serving)
-            self._swap.drop(numbers)
+            self._swap.drop_partitions(numbers)
             logger.info("partitions revoked: %s", listed(numbers))
-        if self.session.has_missed_generation(membership):
+        if self.session.has_missed_generation(group_metadata):
             logger.warning("this forecaster was out of its group for a while; restoring all its partitions")
-            self._swap.give_up()
+            self._swap.cancel()
             self._partitions.miss_generation(self.serving)
 
     def _swap_model(self) -> None:
         began = time.monotonic()
-        serving = self._swap.hand_over()
+        serving = self._swap.swap_if_ready()
         if serving is not None:
             self.session.options.reached("swapping")
             self._swap_began = began
-            self._maker = self._serve(serving)
+            self._batch_builder = self._serve(serving)
             self._partitions.request_full_write()
             self._counters.swaps += 1
 
-    def _serve(self, serving: Serving) -> MicroBatchMaker:
-        self._batch_size.fit(serving.bytes_per_reading)
+    def _serve(self, serving: ServedModel) -> MicroBatchBuilder:
+        self._batch_size.set_bytes_per_reading(serving.bytes_per_reading)
         self._counters.model_version = serving.version
         # Before the full writes: a restart in between rebuilds states for this version, and never goes back.
-        self._source.remember(serving.version)
-        return MicroBatchMaker(self.session.settings, serving, self.session.owner)
+        self._source.save_last_served(serving.version)
+        return MicroBatchBuilder(self.session.settings, serving, self.session.owner)
 
     def _step(self, polled: Polled, may_commit: bool) -> MicroBatch | None:
         """The next transaction; None if there is nothing to commit."""
         while polled or (self._partitions.need_full_write and may_commit):
             full_writes = self._partitions.next_full_writes(self.serving.table)
-            batch = self._maker.make(polled, full_writes, self._partitions.buffered)
-            if not batch.unsound:
+            batch = self._batch_builder.build(polled, full_writes, self._partitions.buffered)
+            if not batch.non_finite:
                 return batch
-            self._counters.quarantined_states += sum(map(len, batch.unsound.values()))
-            rebuild = self._quarantine.recover(batch.unsound, self.serving)
-            self._swap.drop(rebuild)
+            self._counters.quarantined_states += sum(map(len, batch.non_finite.values()))
+            rebuild = self._quarantine.recover(batch.non_finite, self.serving)
+            self._swap.drop_partitions(rebuild)
             self._partitions.rebuild(rebuild, self.serving)
             polled = self._partitions.select(polled)
         return None
 
-    def _commit(self, batch: MicroBatch, membership: Any) -> None:
+    def _commit(self, batch: MicroBatch, group_metadata: Any) -> None:
         try:
-            self.session.commit(Work(batch.records, batch.reached, membership))
+            self.session.commit(TransactionContent(batch.records, batch.positions, group_metadata))
         except StartOver:
             self._batch_size.failed(batch.counts.readings, batch.step_s)
             raise
@@ -235,10 +233,10 @@ class Loop:
     def _apply(self, batch: MicroBatch) -> None:
         if batch.stepped is not None:
             self.serving.table.scatter(batch.stepped.rows, batch.stepped.states)
-        self._partitions.commit(batch.reached, batch.held, batch.unsaved)
+        self._partitions.commit(batch.positions, batch.buffered, batch.needs_full_write)
         # Not after a full write alone: the readings that led to a non-finite state are still to come.
         self._quarantine.clear(batch.polled)
-        self._swap.follow(batch.accepted)
+        self._swap.add_readings(batch.accepted)
         now = time.monotonic()
         if batch.counts.forecasts and not self._counters.forecasts:
             logger.info("first forecasts %.1f s after the start", now - self._counters.started)

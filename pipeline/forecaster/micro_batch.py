@@ -1,23 +1,31 @@
-"""Turns the records of one poll into the content of one transaction. Neither Kafka nor a state is touched."""
+"""Micro-batches: how many readings the next one takes, and the records of its transaction.
+
+Turns the records of one poll into the content of one transaction. Neither Kafka nor a state is touched.
+
+How many readings to take at once, so that a batch never takes longer than a poll may, nor more bytes than a commit.
+
+What a reading costs depends on the stream: many sensors are stepped together, one sensor's backlog is stepped one after
+the other. A batch that outlasts the poll interval is lost, as the group has given its forecaster up by then, and would
+be tried again for ever; so would be a transaction that is too large for its timeouts.
+"""
 
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from kafka import TopicPartition
 
 from model.stepper import Forecasts
-from pipeline.forecaster.commit import Records
-from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.encoding import ForecastEncoder
-from pipeline.forecaster.position import POSITION_KEY, Noted, Position
+from pipeline.forecaster.metrics import Counters
+from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
 from pipeline.forecaster.readings import Readings, Record, decode_records
-from pipeline.forecaster.serving import Serving, Stepped
-from pipeline.forecaster.state_table import Rows, States
+from pipeline.forecaster.state_store import Rows, ServedModel, States, StepResult
+from pipeline.forecaster.transaction import Records
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import InputPosition, ModelId, ReadingDecoder, Rejected, dead_letter
 from pipeline.settings import Settings
@@ -28,25 +36,25 @@ class MicroBatch:
     """The outcome of one poll, to be committed together."""
 
     accepted: Sequence[Readings]  # one per partition that has any, in the order in which they were stepped
-    stepped: Stepped | None  # None: no reading was accepted
+    stepped: StepResult | None  # None: no reading was accepted
     records: Sequence[Records]
-    reached: Mapping[int, Position]  # partition -> position after it; polled partitions and full writes
-    held: Mapping[int, Readings]  # partition -> reorder buffer after it; partitions with an empty one are left out
+    positions: Mapping[int, Position]  # partition -> position after it; polled partitions and full writes
+    buffered: Mapping[int, Readings]  # partition -> reorder buffer after it; partitions with an empty one are left out
     counts: Counters
-    unsound: Mapping[int, Sequence[str]]  # partition -> sensors with a non-finite new state or forecast
+    non_finite: Mapping[int, Sequence[str]]  # partition -> sensors with a non-finite new state or forecast
     polled: Collection[int]  # partitions with records in it
-    unsaved: Collection[int]  # partitions whose states are all in it
+    needs_full_write: Collection[int]  # partitions whose states are all in it
     step_s: float  # how long decoding, stepping and encoding took
 
 
-class MicroBatchMaker:
+class MicroBatchBuilder:
     """Makes micro-batches with one model version.
 
     Args:
-        owner: of the positions in the changelog, see ``position.owner_of_positions``.
+        owner: of the positions in the changelog, see ``positions.position_owner``.
     """
 
-    def __init__(self, settings: Settings, serving: Serving, owner: str) -> None:
+    def __init__(self, settings: Settings, serving: ServedModel, owner: str) -> None:
         self.serving = serving
         self._owner = owner
         self._settings = settings
@@ -54,18 +62,18 @@ class MicroBatchMaker:
         self._decoder = ReadingDecoder(settings.features)
         self._encoder = ForecastEncoder(settings, ModelId(settings.model_name, serving.version), serving.config)
 
-    def make(
+    def build(
         self,
         polled: Mapping[TopicPartition, Sequence[Record]],
-        unsaved: Mapping[int, int] = MappingProxyType({}),
-        held: Mapping[int, Readings] = MappingProxyType({}),
+        needs_full_write: Mapping[int, int] = MappingProxyType({}),
+        buffered: Mapping[int, Readings] = MappingProxyType({}),
     ) -> MicroBatch:
         """The micro-batch of some records.
 
         Args:
             polled: records by partition, in the order of their offsets; each has at least one.
-            unsaved: partition -> position, of full writes: all states go into the changelog, changed or not.
-            held: partition -> reorder buffer.
+            needs_full_write: partition -> position, of full writes: all states go into the changelog, changed or not.
+            buffered: partition -> reorder buffer.
         """
         began = time.monotonic()
         counts = Counters()
@@ -74,41 +82,47 @@ class MicroBatchMaker:
         features = len(self._settings.features)
         parts = [decode_records(self._decoder, features, at.partition, records) for at, records in polled.items()]
         offsets = {where.partition: records[-1].offset + 1 for where, records in polled.items()}
-        judgements = self.serving.judge_all([decoded.readings for decoded in parts], held, offsets)
-        still_held = {partition: waiting for partition, waiting in held.items() if partition not in offsets}
-        for (where, records), decoded, judged in zip(polled.items(), parts, judgements, strict=True):
-            if len(judged.accepted):
-                accepted.append(judged.accepted)
-            if judged.held is not None:
-                still_held[where.partition] = judged.held
+        classifications = self.serving.classify_all([decoded.readings for decoded in parts], buffered, offsets)
+        still_buffered = {partition: waiting for partition, waiting in buffered.items() if partition not in offsets}
+        for (where, records), decoded, classified in zip(polled.items(), parts, classifications, strict=True):
+            if len(classified.accepted):
+                accepted.append(classified.accepted)
+            if classified.buffered is not None:
+                still_buffered[where.partition] = classified.buffered
             counts.readings += len(records)
-            counts.accepted += len(judged.accepted)
-            counts.duplicates += judged.duplicates
-            counts.late += judged.late
+            counts.accepted += len(classified.accepted)
+            counts.duplicates += classified.duplicates
+            counts.late += classified.late
             counts.ignored_features += decoded.ignored_features
             counts.dead_letters.update(reason.reason for _, reason in decoded.rejected)
             if decoded.rejected:
                 outgoing.append(self._dead_letters(where.partition, decoded.rejected))
-        reached = {
-            partition: Position(next_, int(still_held[partition].offsets[0]) if partition in still_held else None)
-            for partition, next_ in {**unsaved, **offsets}.items()
+        positions = {
+            partition: Position(
+                next_, int(still_buffered[partition].offsets[0]) if partition in still_buffered else None
+            )
+            for partition, next_ in {**needs_full_write, **offsets}.items()
         }
         stepped = self.serving.step(accepted) if accepted else None
-        if stepped is not None and len(stepped.unsound):
-            named = self.serving.table.named(stepped.unsound)
-            return MicroBatch(accepted, stepped, [], {}, {}, counts, named, offsets, unsaved, time.monotonic() - began)
+        if stepped is not None and len(stepped.non_finite):
+            named = self.serving.table.sensors_by_partition(stepped.non_finite)
+            return MicroBatch(
+                accepted, stepped, [], {}, {}, counts, named, offsets, needs_full_write, time.monotonic() - began
+            )
         if stepped is not None:
             outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
         counts.transactions = 1
-        outgoing += self._states(stepped, unsaved)
+        outgoing += self._states(stepped, needs_full_write)
         # After the states: a log loses its newest records first, so the states before a surviving position survive.
         outgoing += [
-            Records(self._topics.state, partition, [POSITION_KEY], [Noted(position, self._owner).encode()])
-            for partition, position in reached.items()
+            Records(self._topics.state, partition, [POSITION_KEY], [PositionRecord(position, self._owner).encode()])
+            for partition, position in positions.items()
         ]
         seconds = time.monotonic() - began
-        return MicroBatch(accepted, stepped, outgoing, reached, still_held, counts, {}, offsets, unsaved, seconds)
+        return MicroBatch(
+            accepted, stepped, outgoing, positions, still_buffered, counts, {}, offsets, needs_full_write, seconds
+        )
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
         # All at once: most of the cost is per call.
@@ -132,7 +146,7 @@ class MicroBatchMaker:
             )
         return records
 
-    def _states(self, stepped: Stepped | None, unsaved: Collection[int]) -> list[Records]:
+    def _states(self, stepped: StepResult | None, needs_full_write: Collection[int]) -> list[Records]:
         """One record per changed sensor; for full writes one per sensor."""
         table = self.serving.table
         topic = self._topics.state
@@ -144,8 +158,10 @@ class MicroBatchMaker:
                 keys, values = changed.setdefault(partition, ([], []))
                 keys.append(key)
                 values.append(value)
-            records += [Records(topic, each, *changed[each]) for each in sorted(changed) if each not in unsaved]
-        for partition in unsaved:
+            records += [
+                Records(topic, each, *changed[each]) for each in sorted(changed) if each not in needs_full_write
+            ]
+        for partition in needs_full_write:
             _, rows = table.partition_rows(partition)
             states = table.gather(rows)
             if stepped is not None:
@@ -179,3 +195,63 @@ class MicroBatchMaker:
             [letter.value for letter in letters],
             [encode_headers(letter.headers) for letter in letters],
         )
+
+
+# --- how many readings ------------------------------------------------------------------------------------------------
+
+
+FIRST_BATCH_READINGS: Final = 1_000  # nothing is known yet
+SMALLEST_BATCH_READINGS: Final = 50
+BUDGET_S: Final = 2.0
+MAX_TRANSACTION_BYTES: Final = 64_000_000  # of states and forecasts; a broker takes that many in a second or two
+SMALL_TRANSACTION_BYTES: Final = 4_000_000  # a transaction of no more does not fail by its size
+_SHARE_OF_POLL_INTERVAL: Final = 0.1
+_REGROWTH: Final = 1.02  # of what is tried again behind a failed transaction, with each full batch that is committed
+
+
+class BatchSize:
+    """Follows what batches take.
+
+    Args:
+        most: readings of a batch at most.
+        poll_interval_s: how long a forecaster may go without a poll.
+    """
+
+    def __init__(self, most: int, poll_interval_s: float) -> None:
+        self._asked = self._most = most
+        self._tried = float(most)  # what is tried since a transaction failed
+        self._bytes_per_reading = 1
+        self._budget_s = min(BUDGET_S, poll_interval_s * _SHARE_OF_POLL_INTERVAL)
+        self.readings = min(FIRST_BATCH_READINGS, most)
+
+    def set_bytes_per_reading(self, bytes_per_reading: int) -> None:
+        """A reading leads to so many bytes at most, its sensor's state and its forecast."""
+        self._bytes_per_reading = bytes_per_reading
+        self._most = min(self._asked, max(SMALLEST_BATCH_READINGS, MAX_TRANSACTION_BYTES // bytes_per_reading))
+        self._tried = self._most
+        self._set(self.readings)
+
+    def committed(self, readings: int, seconds: float) -> None:
+        """A batch of so many readings, made in so many seconds, was committed: the next is to keep to the budget."""
+        is_full = readings >= self.readings
+        if is_full:
+            self._tried = min(self._most, self._tried * _REGROWTH)
+        if not self._keep_to_budget(readings, seconds) and is_full and seconds < self._budget_s / 2:
+            self._set(2 * self.readings)
+
+    def failed(self, readings: int, seconds: float) -> None:
+        """The transaction of such a batch failed: should its size have been the reason, the next is smaller."""
+        if readings * self._bytes_per_reading > SMALL_TRANSACTION_BYTES:
+            self._tried = max(SMALLEST_BATCH_READINGS, min(self._tried, readings / 2))
+        self._keep_to_budget(readings, seconds)
+        self._set(self.readings)
+
+    def _keep_to_budget(self, readings: int, seconds: float) -> bool:
+        """Whether it took too long, so that the next is smaller; where only states were written, that says nothing."""
+        if seconds <= self._budget_s or not readings:
+            return False
+        self._set(int(readings * self._budget_s / seconds))
+        return True
+
+    def _set(self, readings: int) -> None:
+        self.readings = min(self._most, max(SMALLEST_BATCH_READINGS, min(readings, int(self._tried))))

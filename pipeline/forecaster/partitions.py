@@ -50,11 +50,10 @@ from typing import Final
 
 from kafka import KafkaConsumer, TopicPartition
 
-from pipeline.forecaster.changelog import Changelog, Restored
-from pipeline.forecaster.position import Committed, Position
+from pipeline.forecaster.positions import CommittedPosition, Position
 from pipeline.forecaster.readings import Readings, Record
-from pipeline.forecaster.serving import Serving
-from pipeline.forecaster.state_table import StateTable
+from pipeline.forecaster.restore import Restorer, RestoreReport
+from pipeline.forecaster.state_store import ServedModel, StateTable
 from pipeline.kafka.patches import next_offset
 
 logger = logging.getLogger("streamgru.partitions")
@@ -118,18 +117,18 @@ class Partitions:
     """All partitions of one forecaster. The loop's thread calls every method.
 
     Args:
-        consumer: of the group; ``pipeline.forecaster.membership`` pauses each partition on assignment.
+        consumer: of the group; ``pipeline.forecaster.group`` pauses each partition on assignment.
         topic: of the readings.
     """
 
-    def __init__(self, consumer: KafkaConsumer, topic: str, changelog: Changelog, *, accept_loss: bool) -> None:
+    def __init__(self, consumer: KafkaConsumer, topic: str, restorer: Restorer, *, accept_loss: bool) -> None:
         self._consumer = consumer
         self._topic = topic
-        self._changelog = changelog
+        self._restorer = restorer
         self._accept_loss = accept_loss
         self._partitions: dict[int, Partition] = {}
         # The restore under way, and its argument: the changelog leaves out partitions that are removed from the set.
-        self._restore: Generator[None, None, Restored] | None = None
+        self._restore: Generator[None, None, RestoreReport] | None = None
         self._wanted: set[int] = set()
 
     @property
@@ -177,7 +176,7 @@ class Partitions:
 
     # --- events -------------------------------------------------------------------------------------------------------
 
-    def assign(self, numbers: Iterable[int], serving: Serving) -> None:
+    def assign(self, numbers: Iterable[int], serving: ServedModel) -> None:
         """The group assigned partitions."""
         for number in numbers:
             partition = self._partitions.get(number)
@@ -188,7 +187,7 @@ class Partitions:
                 self._discard(partition, LOST, serving)
             partition.enter(ASSIGNED)
 
-    def revoke(self, numbers: Iterable[int], serving: Serving) -> None:
+    def revoke(self, numbers: Iterable[int], serving: ServedModel) -> None:
         """The group revoked partitions."""
         for number in numbers:
             partition = self._partitions.get(number)
@@ -197,33 +196,33 @@ class Partitions:
                 partition.last_position = None
                 partition.rebuild_only = set()
 
-    def miss_generation(self, serving: Serving) -> None:
+    def miss_generation(self, serving: ServedModel) -> None:
         """Restore all: another member may have had the partitions in a generation that this member missed."""
         self._restore = None
         for partition in self._in(ASSIGNED, RESTORING, WRITING, RUNNING):
             self._discard(partition, LOST, serving)
             partition.enter(ASSIGNED)
 
-    def start_over(self, serving: Serving) -> None:
+    def start_over(self, serving: ServedModel) -> None:
         """Restore all: the states in memory may differ from the durable ones."""
         self._restore = None
         for partition in self._in(RESTORING, WRITING, RUNNING):
             self._discard(partition, ASSIGNED, serving)
 
-    def rebuild(self, non_finite: Mapping[int, Iterable[str]], serving: Serving) -> None:
+    def rebuild(self, non_finite: Mapping[int, Iterable[str]], serving: ServedModel) -> None:
         """Restore partitions, and rebuild the given sensors of each from readings; other partitions keep running."""
         for number, sensors in non_finite.items():
             partition = self._partitions[number]
             partition.rebuild_only.update(sensors)
             self._discard(partition, ASSIGNED, serving)
 
-    def restore(self, serving: Serving) -> Restored | None:
+    def restore(self, serving: ServedModel) -> RestoreReport | None:
         """Restore the ASSIGNED partitions for one slice of time; the result once the restore is complete.
 
         The first call of a restore only begins it.
 
         Raises:
-            OffsetsLost: see ``resume_point.first_position``.
+            OffsetsLost: see ``positions.position_from_group``.
             kafka.errors.KafkaError: ``start_over`` before the next call.
         """
         until = time.monotonic() + SLICE_S
@@ -238,7 +237,7 @@ class Partitions:
                     return None
         except StopIteration as done:
             self._restore = None
-            restored: Restored = done.value
+            restored: RestoreReport = done.value
             self._finish_restore(restored, serving)
             return restored
 
@@ -260,16 +259,16 @@ class Partitions:
         return chosen
 
     def commit(
-        self, reached: Mapping[int, Position], buffered: Mapping[int, Readings], full_writes: Collection[int]
+        self, positions: Mapping[int, Position], buffered: Mapping[int, Readings], full_writes: Collection[int]
     ) -> None:
         """A transaction was committed.
 
         Args:
-            reached: partition -> position in the transaction.
+            positions: partition -> position in the transaction.
             buffered: partition -> reorder buffer after the transaction, for all partitions.
             full_writes: partitions whose states were all in it.
         """
-        for number, position in reached.items():
+        for number, position in positions.items():
             self._partitions[number].position = position.next
         for partition in self._in(WRITING, RUNNING):
             partition.buffered = buffered.get(partition.number)
@@ -289,7 +288,7 @@ class Partitions:
     def _where(self, number: int) -> TopicPartition:
         return TopicPartition(self._topic, number)
 
-    def _discard(self, partition: Partition, state: PartitionState, serving: Serving) -> None:
+    def _discard(self, partition: Partition, state: PartitionState, serving: ServedModel) -> None:
         """Discard the state rows, the position and the reorder buffer of a partition."""
         with suppress(*_NOT_ASSIGNED):
             self._consumer.pause(self._where(partition.number))
@@ -300,7 +299,7 @@ class Partitions:
         partition.needs_full_write = False
         partition.enter(state)
 
-    def _begin_restore(self, serving: Serving) -> Generator[None, None, Restored]:
+    def _begin_restore(self, serving: ServedModel) -> Generator[None, None, RestoreReport]:
         assigned = self._in(ASSIGNED)
         self._wanted = {partition.number for partition in assigned}
         logger.info("partitions assigned: %s; restoring their states", listed(self._wanted))
@@ -308,19 +307,19 @@ class Partitions:
             partition.enter(RESTORING)
             partition.is_offset_fetch_stale |= partition.is_offset_fetch_pending
             partition.is_offset_fetch_pending = False
-        return self._changelog.restore(
+        return self._restorer.restore(
             serving,
             self._wanted,
             self._fetch_offset,
             accept_loss=self._accept_loss,
-            distrusted={partition.number: partition.rebuild_only for partition in assigned},
+            rebuild_only={partition.number: partition.rebuild_only for partition in assigned},
         )
 
-    def _finish_restore(self, restored: Restored, serving: Serving) -> None:
+    def _finish_restore(self, restored: RestoreReport, serving: ServedModel) -> None:
         for number, position in restored.positions.items():
             partition, where = self._partitions[number], self._where(number)
             partition.rebuild_only = set()
-            needs_full_write = number in restored.unsaved
+            needs_full_write = number in restored.needs_full_write
             try:
                 self._consumer.seek(where, position)
                 if not needs_full_write:
@@ -328,7 +327,7 @@ class Partitions:
             except _NOT_ASSIGNED:  # the revocation is among the next turn's events
                 self._discard(partition, LOST, serving)
                 continue
-            partition.position, partition.buffered = position, restored.held.get(number)
+            partition.position, partition.buffered = position, restored.buffered.get(number)
             partition.needs_full_write = needs_full_write
             partition.enter(WRITING if needs_full_write else RUNNING)
         logger.info(
@@ -340,7 +339,7 @@ class Partitions:
             restored.seconds,
         )
 
-    def _fetch_offset(self, number: int) -> Committed | None:
+    def _fetch_offset(self, number: int) -> CommittedPosition | None:
         """The group's committed offset, by an offset fetch that this restore sent.
 
         kafka-python 3.0.12 keeps an offset fetch that timed out, also while another member has the partition, and
@@ -355,9 +354,9 @@ class Partitions:
         partition.is_offset_fetch_pending = False
         return committed
 
-    def _committed(self, number: int) -> Committed | None:
+    def _committed(self, number: int) -> CommittedPosition | None:
         found = self._consumer.committed(self._where(number), metadata=True, timeout_ms=COMMITTED_TIMEOUT_MS)
-        return None if found is None else Committed.of(found)
+        return None if found is None else CommittedPosition.of(found)
 
 
 def listed(partitions: Collection[int]) -> str:

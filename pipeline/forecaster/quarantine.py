@@ -10,9 +10,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.errors import ModelUnfit
+from pipeline.errors import ModelUnusable
 from pipeline.forecaster.champion import ChampionSource
-from pipeline.forecaster.serving import Serving
+from pipeline.forecaster.state_store import ServedModel
 
 logger = logging.getLogger("streamgru.forecaster")
 
@@ -24,8 +24,8 @@ class Remedies:
     """The next remedy of each sensor, by kind."""
 
     rebuild: dict[int, list[str]] = field(default_factory=dict)
-    begin_anew: dict[int, list[str]] = field(default_factory=dict)
-    hopeless: dict[int, list[str]] = field(default_factory=dict)
+    reset: dict[int, list[str]] = field(default_factory=dict)
+    unrecoverable: dict[int, list[str]] = field(default_factory=dict)
 
 
 class Quarantine:
@@ -40,14 +40,14 @@ class Quarantine:
         self._source = source
         self._tried: dict[tuple[int, str], int] = {}
 
-    def recover(self, non_finite: Sensors, serving: Serving) -> Sensors:
+    def recover(self, non_finite: Sensors, serving: ServedModel) -> Sensors:
         """Apply the next remedy to sensors with non-finite states.
 
         Returns:
             The partitions to restore, with the sensors to rebuild from readings.
 
         Raises:
-            ModelUnfit: no remedy is left.
+            ModelUnusable: no remedy is left.
         """
         remedies = self.next_remedies(non_finite)
         for partition, sensors in non_finite.items():
@@ -58,26 +58,26 @@ class Quarantine:
                 partition,
                 ", ".join(sensors[:5]),
             )
-        for partition, sensors in remedies.hopeless.items():
-            self._source.forget()
-            raise ModelUnfit(
+        for partition, sensors in remedies.unrecoverable.items():
+            self._source.clear_last_served()
+            raise ModelUnusable(
                 f"version {serving.version} of {self._model_name} makes non-finite forecasts for sensor {sensors[0]}, "
                 f"partition {partition}, even from a state that starts from scratch; promote another version "
                 "(`streamgru models` lists them) and start the forecaster again: it continues at the same reading"
             )
-        for partition, sensors in remedies.begin_anew.items():
+        for partition, sensors in remedies.reset.items():
             logger.error(
                 "states rebuilt from readings are non-finite again; these sensors start from scratch: %s",
                 ", ".join(sensors[:5]),
             )
-            serving.begin_anew(partition, sensors)
+            serving.reset(partition, sensors)
         return remedies.rebuild
 
-    def next_remedies(self, unsound: Sensors) -> Remedies:
+    def next_remedies(self, non_finite: Sensors) -> Remedies:
         """The next remedy for each of these sensors; it counts as tried from now on."""
         remedies = Remedies()
-        ladder = (remedies.rebuild, remedies.begin_anew, remedies.hopeless)
-        for partition, sensors in unsound.items():
+        ladder = (remedies.rebuild, remedies.reset, remedies.unrecoverable)
+        for partition, sensors in non_finite.items():
             for sensor in sensors:
                 tried = self._tried.get((partition, sensor), 0)
                 ladder[min(tried, len(ladder) - 1)].setdefault(partition, []).append(sensor)

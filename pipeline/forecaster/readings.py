@@ -31,7 +31,9 @@ class Readings:
     values: NDArray[np.float64]  # (n, F), NaN where missing
     offsets: NDArray[np.int64]  # (n,)
     traceparents: list[bytes | None] | None = None  # none of the readings has one: None
-    begins: NDArray[np.bool_] | None = None  # (n,) of accepted ones, see ``model.grace.Released``; None: all
+    may_anchor: NDArray[np.bool_] | None = (
+        None  # (n,) of accepted ones, see ``model.reorder_buffer.ReleasedReading``; None: all
+    )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -42,7 +44,7 @@ class Readings:
 
     def pick(self, places: NDArray[np.intp]) -> "Readings":
         """Those at ``places``, in that order; none of them stepped so far."""
-        assert self.begins is None, "what is picked of accepted readings may begin no replay"
+        assert self.may_anchor is None, "what is picked of accepted readings may begin no replay"
         chosen = places.tolist()
         traceparents = self.traceparents
         return Readings(
@@ -57,8 +59,8 @@ class Readings:
 
     def followed_by(self, others: "Readings") -> "Readings":
         """These and then others of the same partition; none of them stepped so far."""
-        assert self.begins is None, "`begins` belongs to one acceptance check"
-        assert others.begins is None, "`begins` belongs to one acceptance check"
+        assert self.may_anchor is None, "`begins` belongs to one acceptance check"
+        assert others.may_anchor is None, "`begins` belongs to one acceptance check"
         traceparents = None
         if self.traceparents is not None or others.traceparents is not None:
             traceparents = [*(self.traceparents or [None] * len(self)), *(others.traceparents or [None] * len(others))]
@@ -79,7 +81,7 @@ class Readings:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedRecords:
     """What a run of records of one partition holds."""
 
     readings: Readings
@@ -87,7 +89,7 @@ class Decoded:
     ignored_features: int  # in the readings, features that the settings do not name
 
 
-def decode_records(decoder: ReadingDecoder, features: int, partition: int, records: Sequence[Record]) -> Decoded:
+def decode_records(decoder: ReadingDecoder, features: int, partition: int, records: Sequence[Record]) -> DecodedRecords:
     """The readings in records of one partition, and what is none. ``features`` is how many the decoder picks (F)."""
     decode = decoder.decode
     rejected: list[tuple[Record, Rejected]] = []
@@ -114,7 +116,7 @@ def decode_records(decoder: ReadingDecoder, features: int, partition: int, recor
         np.fromiter((record.offset for record in good), np.int64, count),
         _traceparents(good),
     )
-    return Decoded(readings, rejected, sum(reading.ignored for reading in found))
+    return DecodedRecords(readings, rejected, sum(reading.ignored for reading in found))
 
 
 def _traceparents(records: Sequence[Record]) -> list[bytes | None] | None:

@@ -13,18 +13,17 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from pipeline.errors import BrokerUnreachable, OffsetsLost
-from pipeline.forecaster.changelog import Changelog, Restored
-from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Transport, Work
+from pipeline.forecaster.group import GenerationTracker, RebalanceListener
+from pipeline.forecaster.hanging_transactions import resolve_hanging, was_committed
 from pipeline.forecaster.instance import Instance
-from pipeline.forecaster.lookout import Lookout, Pulse
-from pipeline.forecaster.membership import Rebalances, Standing
 from pipeline.forecaster.partitions import Partitions, Polled
-from pipeline.forecaster.resume_point import what_was_lost
-from pipeline.forecaster.serving import Serving
-from pipeline.forecaster.undecided import decide, was_committed
-from pipeline.forecaster.watchdog import Watchdog
+from pipeline.forecaster.positions import describe_lost_readings
+from pipeline.forecaster.restore import Restorer, RestoreReport
+from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.stuck_detection import HealthMonitor, Heartbeat, Watchdog
+from pipeline.forecaster.transaction import Committer, KafkaTransport, TransactionAborted, TransactionContent, Transport
 from pipeline.kafka.batch_consumer import fetch_late, read_fast
-from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translated
+from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translate_errors
 from pipeline.kafka.patches import next_offset, request_rejoin
 from pipeline.settings import Settings
 
@@ -68,18 +67,20 @@ class Session:
 
     Args:
         instance: the forecaster's name.
-        owner: of the positions in the changelog, see ``position.owner_of_positions``.
-        pulse: the loop's signs of life, which stuck detection reads.
+        owner: of the positions in the changelog, see ``positions.position_owner``.
+        heartbeat: the loop's signs of life, which stuck detection reads.
 
     Raises:
         StreamgruError: a part could not be opened; the parts opened before it are closed.
     """
 
-    def __init__(self, settings: Settings, instance: Instance, options: Options, owner: str, pulse: Pulse) -> None:
+    def __init__(
+        self, settings: Settings, instance: Instance, options: Options, owner: str, heartbeat: Heartbeat
+    ) -> None:
         self.settings = settings
         self.options = options
         self.owner = owner
-        self.pulse = pulse
+        self.heartbeat = heartbeat
         self._instance = instance
         self._failures = 0  # in a row
         self._aborts = 0  # in a row
@@ -89,13 +90,13 @@ class Session:
         forecaster = settings.forecaster
         topic = settings.kafka.topics.readings
         with ExitStack() as opened:
-            self.lookout = lookout = Lookout(
+            self.monitor = monitor = HealthMonitor(
                 settings,
-                pulse,
+                heartbeat,
                 options.max_idle_s or forecaster.stuck_after_s,
                 is_fatal=options.max_idle_s is not None,
             )
-            watchdog = Watchdog(forecaster.commit_timeout_s, is_excused=lambda: lookout.waits_for_brokers)
+            watchdog = Watchdog(forecaster.commit_timeout_s, is_excused=lambda: monitor.waits_for_brokers)
             opened.callback(watchdog.close)
             self._reader = read_fast(
                 make_consumer(
@@ -123,19 +124,19 @@ class Session:
             )
             self.consumer: KafkaConsumer = fetch_late(read_fast(consumer))
             opened.callback(_close, self.consumer)  # leaves the group, so that other members take over at once
-            self.rebalances = Rebalances(self.consumer)
-            self._standing = Standing()
+            self.rebalances = RebalanceListener(self.consumer)
+            self._generations = GenerationTracker()
             self.partitions = Partitions(
                 self.consumer,
                 topic,
-                Changelog(settings, self._reader, self._admin, owner),
+                Restorer(settings, self._reader, self._admin, owner),
                 accept_loss=options.accept_loss,
             )
             self.consumer.subscribe([topic], listener=self.rebalances)
             # The client must know the partitions before its first join: that join would assign none, and need another.
             partition_count(self.consumer, topic)
-            lookout.start()
-            opened.callback(lookout.close)
+            monitor.start()
+            opened.callback(monitor.close)
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -163,35 +164,35 @@ class Session:
             raise StartOver(f"readings were deleted before they were forecast: {error}") from error
         except client_errors.LogTruncationError as error:
             lost = {where.partition: end and end.offset for where, end in error.divergent_offsets.items()}
-            message = what_was_lost(topic, lost, self.partitions.last_positions, accept_loss=accept_loss)
+            message = describe_lost_readings(topic, lost, self.partitions.last_positions, accept_loss=accept_loss)
             raise StartOver(message) from error
         except client_errors.RetriableError as error:
             logger.warning("polling failed, trying again: %s", error)
         except client_errors.KafkaError as error:
-            with translated(f"polling {topic}", self.settings):
+            with translate_errors(f"polling {topic}", self.settings):
                 raise error
         return {}
 
-    def snapshot_membership(self) -> Any:
+    def snapshot_group_metadata(self) -> Any:
         """The group metadata; call it right after ``poll``."""
-        membership = self.consumer.group_metadata()
-        self.pulse.polled = time.monotonic()
+        group_metadata = self.consumer.group_metadata()
+        self.heartbeat.polled = time.monotonic()
         self.options.reached("polled")
-        return membership
+        return group_metadata
 
-    def has_missed_generation(self, membership: Any) -> bool:
+    def has_missed_generation(self, group_metadata: Any) -> bool:
         """Whether another member may have had this forecaster's partitions since the last call; call it every turn."""
-        is_unbroken = self._standing.is_unbroken(membership)
+        is_continuous = self._generations.is_continuous(group_metadata)
         if not self.partitions.has_any:
             self._aborts = 0
             return False
-        return not is_unbroken
+        return not is_continuous
 
-    def restore(self, serving: Serving) -> Restored | None:
+    def restore(self, serving: ServedModel) -> RestoreReport | None:
         """One slice of ``Partitions.restore``.
 
         Raises:
-            OffsetsLost: see ``resume_point.first_position``.
+            OffsetsLost: see ``positions.position_from_group``.
             StartOver: the restore failed.
         """
         if self.partitions.are_restored or time.monotonic() < self._retry_at:
@@ -208,10 +209,10 @@ class Session:
             self.options.reached("restoring")
         # A restore may take longer than readings may wait: each read counts as progress, unless commits keep failing.
         if (restored is not None or self._has_read_on()) and self._aborts < MOST_ABORTS:
-            self.pulse.progressed = time.monotonic()
+            self.heartbeat.progressed = time.monotonic()
         return restored
 
-    def commit(self, work: Work) -> None:
+    def commit(self, content: TransactionContent) -> None:
         """Commit a transaction.
 
         Raises:
@@ -219,17 +220,17 @@ class Session:
             Fenced: see ``Committer.commit``.
         """
         try:
-            self.committer.commit(work)
-        except Aborted as aborted:
+            self.committer.commit(content)
+        except TransactionAborted as aborted:
             self._aborts += 1
             if self._aborts == MOST_ABORTS:
                 # The group may have forgotten this member without telling the client.
                 request_rejoin(self.consumer)
             raise StartOver(f"the last transaction was aborted, or its outcome is unknown: {aborted}") from aborted
         self._failures = self._aborts = 0
-        self.pulse.progressed = self.pulse.committed = time.monotonic()
+        self.heartbeat.progressed = self.heartbeat.committed = time.monotonic()
 
-    def start_over(self, why: StartOver, serving: Serving) -> None:
+    def start_over(self, why: StartOver, serving: ServedModel) -> None:
         """Discard everything that is not durable; the restore begins after a wait that grows with each failure."""
         self._failures += 1
         self._retry_at = time.monotonic() + retry_wait_s(self._failures)
@@ -244,12 +245,12 @@ class Session:
             StreamgruError: stuck detection found that this forecaster must end.
         """
         if time.monotonic() - self._published > PUBLISH_INTERVAL_S:
-            self.pulse.positions = self.partitions.read_up_to()
-            self.pulse.is_restoring = not self.partitions.are_restored
-            self.pulse.sensors = sensors
+            self.heartbeat.positions = self.partitions.read_up_to()
+            self.heartbeat.is_restoring = not self.partitions.are_restored
+            self.heartbeat.sensors = sensors
             self._published = time.monotonic()
-        if self.lookout.failure is not None:
-            raise self.lookout.failure
+        if self.monitor.failure is not None:
+            raise self.monitor.failure
 
     def _has_read_on(self) -> bool:
         before = self._restore_read
@@ -263,7 +264,7 @@ class Session:
         written = (topics.forecasts, topics.state, topics.dead_letters)
         producer = make_producer(self.settings, transactional_id=transactional_id)
         return KafkaTransport(
-            producer, topics.readings, lambda made: decide(made, self._admin, written, committed=committed)
+            producer, topics.readings, lambda made: resolve_hanging(made, self._admin, written, committed=committed)
         )
 
 

@@ -8,55 +8,54 @@ from typing import Any
 
 import numpy as np
 
-from model.state import unsound
+from model.state import non_finite
 from pipeline.errors import StateError
-from pipeline.forecaster.position import POSITION_KEY, Noted, Position
+from pipeline.forecaster.positions import POSITION_KEY, PartitionLog, Position, PositionRecord
 from pipeline.forecaster.readings import Record
-from pipeline.forecaster.replay import Known, known_of_state, known_of_states
-from pipeline.forecaster.resume_point import Log
-from pipeline.forecaster.serving import Serving
+from pipeline.forecaster.rebuild import SensorAnchors, anchors_of_state, anchors_of_states
+from pipeline.forecaster.state_store import ServedModel
 from pipeline.messages import decode_state
 from pipeline.settings import Settings
 
-logger = logging.getLogger("streamgru.changelog")
+logger = logging.getLogger("streamgru.restore")
 
 
 class StateRecords:
     """Sorts state records into usable ones, which go into the table, and others, of which it notes what they tell.
 
     Args:
-        logs: by partition; what is ahead of one's floor waits for ``settle_at``.
+        logs: by partition; what is ahead of one's floor waits for ``load_up_to``.
         owner: of the positions that count.
     """
 
     def __init__(
         self,
-        serving: Serving,
-        logs: Mapping[int, Log],
+        serving: ServedModel,
+        logs: Mapping[int, PartitionLog],
         settings: Settings,
         owner: str,
-        distrusted: Mapping[int, Collection[str]] = MappingProxyType({}),
+        rebuild_only: Mapping[int, Collection[str]] = MappingProxyType({}),
     ) -> None:
         self.serving = serving
         self.logs = logs
-        self.noted: dict[int, Position] = {}  # by partition, what the changelog says
+        self.recorded: dict[int, Position] = {}  # by partition, what the changelog says
         self._owner = owner
         self._reached = {partition: log.floor for partition, log in logs.items()}
         self._ahead: dict[int, dict[str, bytes | None]] = {partition: {} for partition in logs}
         self._settings = settings
-        self._distrusted = distrusted
+        self._rebuild_only = rebuild_only
         self._prefix = _prefix(serving.table.dtype)
-        self.foreign: dict[int, dict[str, Known | None]] = {partition: {} for partition in logs}
+        self.unusable: dict[int, dict[str, SensorAnchors | None]] = {partition: {} for partition in logs}
         self.seen: dict[int, bool] = dict.fromkeys(logs, False)
 
-    def take(self, partition: int, records: Iterable[Record]) -> None:
+    def add(self, partition: int, records: Iterable[Record]) -> None:
         """Records in the order of the log: a later one of a sensor stands for it."""
         latest: dict[str, bytes | None] = {}
         for record in records:
             if record.key is None:
                 continue
             if record.key == POSITION_KEY:
-                self._note(partition, record.value)
+                self._add_position(partition, record.value)
                 continue
             try:
                 latest[record.key.decode()] = record.value
@@ -64,36 +63,36 @@ class StateRecords:
                 what = record.key[:80]
                 logger.error("partition %d of the state topic has a key that is no sensor id: %r", partition, what)
         self.seen[partition] |= bool(latest)
-        self._sort(partition, latest)
+        self._apply(partition, latest)
 
-    def settle_at(self, partition: int, reached: int) -> None:
+    def load_up_to(self, partition: int, reached: int) -> None:
         """Take what is not ahead of the next reading's offset. Whatever still is, is of a future that was undone."""
         self._reached[partition] = reached
         ahead, self._ahead[partition] = self._ahead[partition], {}
         if ahead:
-            self._sort(partition, ahead)
+            self._apply(partition, ahead)
 
-    def past(self, partition: int) -> dict[str, Known]:
+    def anchors(self, partition: int) -> dict[str, SensorAnchors]:
         """What is known of a partition's sensors by their states, used or not."""
         sensors, rows = self.serving.table.partition_rows(partition)
-        unused = {sensor: known for sensor, known in self.foreign[partition].items() if known is not None}
-        return known_of_states(sensors, self.serving.table.gather(rows), self._settings) | unused
+        unused = {sensor: known for sensor, known in self.unusable[partition].items() if known is not None}
+        return anchors_of_states(sensors, self.serving.table.gather(rows), self._settings) | unused
 
-    def _note(self, partition: int, value: bytes | None) -> None:
-        self.noted.pop(partition, None)
+    def _add_position(self, partition: int, value: bytes | None) -> None:
+        self.recorded.pop(partition, None)
         try:
-            noted = Noted.decode(value)
+            recorded = PositionRecord.decode(value)
         except StateError as error:
             logger.error("partition %d of the state topic: %s", partition, error)
         else:
-            if noted.owner == self._owner:
-                self.noted[partition] = noted.position
+            if recorded.owner == self._owner:
+                self.recorded[partition] = recorded.position
 
-    def _sort(self, partition: int, latest: Mapping[str, bytes | None]) -> None:
+    def _apply(self, partition: int, latest: Mapping[str, bytes | None]) -> None:
         sensors, values = list(latest), list(latest.values())
-        usable = self._keep(partition, sensors, values)
-        foreign, ahead = self.foreign[partition], self._ahead[partition]
-        for older in (foreign, ahead):
+        usable = self._load_usable(partition, sensors, values)
+        unusable, ahead = self.unusable[partition], self._ahead[partition]
+        for older in (unusable, ahead):
             if older:
                 for sensor in sensors:
                     older.pop(sensor, None)
@@ -101,28 +100,28 @@ class StateRecords:
             chosen = set(usable)
             for place, sensor in enumerate(sensors):
                 if place not in chosen:
-                    foreign[sensor] = self._known(partition, sensor, values[place])
+                    unusable[sensor] = self._anchors(partition, sensor, values[place])
 
-    def _keep(self, partition: int, sensors: Sequence[str], values: Sequence[bytes | None]) -> list[int]:
+    def _load_usable(self, partition: int, sensors: Sequence[str], values: Sequence[bytes | None]) -> list[int]:
         """Put the usable ones among the states of some sensors into the table; the places of these."""
         table = self.serving.table
-        places, packed = self.serving.tag.take_rows(values, table.dtype.itemsize)
+        places, packed = self.serving.tag.unpack_rows(values, table.dtype.itemsize)
         states = np.frombuffer(packed, table.dtype)
         good = states["offset"] < self._reached[partition]
-        bad = unsound(states)
+        bad = non_finite(states)
         for place in compress(places, bad.tolist()):
             what = sensors[place]
             logger.error("the state of sensor %s, partition %d, has a number that is not finite", what, partition)
-        distrusted = self._distrusted.get(partition)
-        if distrusted:
-            bad |= np.array([sensors[place] in distrusted for place in places], bool)
+        rebuild_only = self._rebuild_only.get(partition)
+        if rebuild_only:
+            bad |= np.array([sensors[place] in rebuild_only for place in places], bool)
         good &= ~bad
         if not good.all():
             states, places = states[good], list(compress(places, good.tolist()))
         table.scatter(table.rows(partition, [sensors[place] for place in places]), states)
         return places
 
-    def _known(self, partition: int, sensor: str, value: bytes | None) -> Known | None:
+    def _anchors(self, partition: int, sensor: str, value: bytes | None) -> SensorAnchors | None:
         """What an unusable state still tells, where its settings are ours: readings were accepted by the same rules."""
         if value is None:
             return None  # deleted by hand: the sensor is rebuilt
@@ -139,7 +138,7 @@ class StateRecords:
         if int(state["offset"]) >= self._reached[partition]:
             self._ahead[partition][sensor] = value
             return None  # likewise undone
-        return known_of_state(state, self._settings)
+        return anchors_of_state(state, self._settings)
 
 
 def _prefix(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -43,7 +43,7 @@ def sync_versions(table: Path, first: int, last: int) -> None:
                 raise
 
 
-def torn(table: Path, version: int) -> str:
+def describe_torn_files(table: Path, version: int) -> str:
     """What a version lacks of the readings that it added, or nothing.
 
     Raises:

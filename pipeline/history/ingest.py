@@ -21,10 +21,10 @@ import polars as pl
 from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.errors import BrokerUnreachable, HistoryError, OffsetsLost, TopicError
-from pipeline.exclusive import exclusive
+from pipeline.file_lock import hold_lock
 from pipeline.history.table import History
 from pipeline.kafka.batch_consumer import read_fast
-from pipeline.kafka.clients import make_consumer, partition_count, translated
+from pipeline.kafka.clients import make_consumer, partition_count, translate_errors
 from pipeline.kafka.topics import find_topic_id
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
@@ -90,13 +90,13 @@ def ingest(
         HistoryError: the table is damaged, holds another topic's readings, or another process wrote to it.
     """
     lock = settings.history_path.with_name(f"{settings.history_path.name}.ingest.lock")
-    with exclusive(lock, f"another ingest is writing to the history table {settings.history_path}"):
+    with hold_lock(lock, f"another ingest is writing to the history table {settings.history_path}"):
         history = History(settings.history_path, settings.features)
         history.create()
         most = min(POLL_RECORDS, chunk_readings)
         consumer = read_fast(make_consumer(settings, auto_offset_reset="none", max_poll_records=most))
         try:
-            bounds = _plan(settings, consumer, history, accept_loss)
+            bounds = _plan_range(settings, consumer, history, accept_loss)
             done = _Run(settings, consumer, history, bounds, chunk_readings, report).run()
         finally:
             consumer.close()
@@ -110,7 +110,7 @@ def ingest(
 
 
 @dataclass(frozen=True)
-class _Bounds:
+class _OffsetRange:
     """By partition, the offsets to read: from ``start`` up to, not including, ``end``."""
 
     topic: str
@@ -121,16 +121,16 @@ class _Bounds:
     lost: int
 
 
-def _plan(settings: Settings, consumer: KafkaConsumer, history: History, accept_loss: bool) -> _Bounds:
+def _plan_range(settings: Settings, consumer: KafkaConsumer, history: History, accept_loss: bool) -> _OffsetRange:
     """Where to read from and up to; checks that the topic is the one that the history goes on from."""
     topic = settings.kafka.topics.readings
-    with translated(f"looking up the offsets of topic {topic}"):
+    with translate_errors(f"looking up the offsets of topic {topic}"):
         partitions = [TopicPartition(topic, number) for number in range(partition_count(consumer, topic))]
         earliest = {at.partition: offset for at, offset in consumer.beginning_offsets(partitions).items()}
         end = {at.partition: offset for at, offset in consumer.end_offsets(partitions).items()}
     topic_id = find_topic_id(settings, topic)  # after the ends: made anew in between, it would pass for the old one
     stored = history.next_offsets(topic)
-    if not stored and history.is_begun():
+    if not stored and history.has_offsets():
         raise HistoryError(
             f"the history table {history.path} holds readings of another topic than {topic}, and their offsets would "
             "mix; give each topic a history table of its own: point `history` in the settings at a new folder"
@@ -166,7 +166,7 @@ def _plan(settings: Settings, consumer: KafkaConsumer, history: History, accept_
             "%d offsets of topic %s were deleted before they were ingested: %s", sum(lost.values()), topic, lost
         )
     start = {number: max(stored.get(number, 0), earliest[number]) for number in end}
-    return _Bounds(topic, topic_id, start, end, stored, sum(lost.values()))
+    return _OffsetRange(topic, topic_id, start, end, stored, sum(lost.values()))
 
 
 class _Run:
@@ -177,7 +177,7 @@ class _Run:
         settings: Settings,
         consumer: KafkaConsumer,
         history: History,
-        bounds: _Bounds,
+        bounds: _OffsetRange,
         chunk_readings: int,
         report: Callable[[IngestReport], None] | None,
     ) -> None:
@@ -200,7 +200,7 @@ class _Run:
     def run(self) -> IngestReport:
         bounds = self._bounds
         open_partitions = {part for part, offset in bounds.start.items() if offset < bounds.end[part]}
-        with translated(f"reading topic {bounds.topic}", self._settings):
+        with translate_errors(f"reading topic {bounds.topic}", self._settings):
             self._consumer.assign([TopicPartition(bounds.topic, part) for part in sorted(open_partitions)])
             for part in open_partitions:
                 self._consumer.seek(TopicPartition(bounds.topic, part), bounds.start[part])
@@ -208,8 +208,8 @@ class _Run:
         while open_partitions:
             polled = self._poll()
             for at, records in polled.items():
-                self._take(at.partition, records)
-            moved = self._advance(open_partitions)
+                self._decode(at.partition, records)
+            moved = self._update_positions(open_partitions)
             if moved:
                 moved_at = time.monotonic()
             elif time.monotonic() - moved_at > STALLED_S:
@@ -219,7 +219,7 @@ class _Run:
                     f"partitions {sorted(open_partitions)} of topic {bounds.topic} unread. What was read is kept; see "
                     "`streamgru status`, then run it again"
                 )
-            self._tell()
+            self._send_report()
             if len(self._chunk) >= self._chunk_readings:
                 self._commit()
         self._commit()
@@ -241,7 +241,7 @@ class _Run:
         )
 
     def _poll(self) -> dict[Any, list[Any]]:
-        with translated(f"reading topic {self._bounds.topic}", self._settings):
+        with translate_errors(f"reading topic {self._bounds.topic}", self._settings):
             try:
                 polled: dict[Any, list[Any]] = self._consumer.poll(POLL_TIMEOUT_MS)
             except client_errors.OffsetOutOfRangeError as error:
@@ -253,7 +253,7 @@ class _Run:
                 ) from error
         return polled
 
-    def _take(self, partition: int, records: Sequence[Any]) -> None:
+    def _decode(self, partition: int, records: Sequence[Any]) -> None:
         """Decode a partition's records into the chunk; those behind the end offset are left for the next run."""
         end = self._bounds.end[partition]
         decode = self._decoder.decode
@@ -275,7 +275,7 @@ class _Run:
             self._ignored += reading.ignored
         self._chunk.partitions.append((partition, len(offsets) - before))
 
-    def _advance(self, open_partitions: set[int]) -> bool:
+    def _update_positions(self, open_partitions: set[int]) -> bool:
         """Note how far each partition was read (transaction markers count), and close those that are done."""
         moved = False
         for part in sorted(open_partitions):
@@ -302,9 +302,9 @@ class _Run:
         self._committed = dict(self._position)
         self._chunk = _Chunk(self._settings.features)
         self._commits += 1
-        self._tell()
+        self._send_report()
 
-    def _tell(self) -> None:
+    def _send_report(self) -> None:
         if self._report is not None:
             self._report(self.report)
 

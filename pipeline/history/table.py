@@ -27,7 +27,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.schema import PrimitiveType
 
 from pipeline.errors import HistoryError
-from pipeline.history.durable import commit_path, sync_versions, torn
+from pipeline.history.durable import commit_path, describe_torn_files, sync_versions
 
 log = logging.getLogger("streamgru.history")
 
@@ -69,14 +69,14 @@ class History:
                 f"{unusable.group()!r} in its path; point `history` in the settings at a folder whose path has none, "
                 "or rename the folder"
             )
-        with self._translated("looked for"):
+        with self._translate_errors("looked for"):
             return DeltaTable.is_deltatable(str(self.path))
 
     def create(self) -> None:
         """An empty table, unless there is one: that one must be a history; new features are added on append."""
         if not self.exists():
             columns = _BEFORE_FEATURES | dict.fromkeys(self.features, "double") | _AFTER_FEATURES
-            with self._translated("created"):
+            with self._translate_errors("created"):
                 DeltaTable.create(
                     str(self.path),
                     Schema([Field(name, PrimitiveType(kind)) for name, kind in columns.items()]),
@@ -88,7 +88,7 @@ class History:
             self._sync(0, 0)
         self._check_columns(self._open())
 
-    def is_begun(self) -> bool:
+    def has_offsets(self) -> bool:
         """Whether anything was ever appended, of whatever topic: every version but the first comes of that."""
         return self.version > 0
 
@@ -122,14 +122,14 @@ class History:
         table = self._open()
         count = FRAGMENTED_FILES
         while True:
-            with self._translated("looked into"):
+            with self._translate_errors("looked into"):
                 commits = table.history(count)
             for commit in commits:
                 if commit["operation"] == "WRITE" and commit.get("operationMetrics", {}).get("num_added_rows"):
-                    return _made_at(commit)
+                    return _commit_time(commit)
             if len(commits) < count:
                 return None
-            earliest = _made_at(commits[-1])
+            earliest = _commit_time(commits[-1])
             if earliest.timestamp() < back_to_s:
                 return earliest
             count *= 4
@@ -158,7 +158,7 @@ class History:
         self._check_columns(table)
         stored = _next_offsets(table, topic)
         ahead = {part: offset for part, offset in next_offsets.items() if offset > stored.get(part, -1)}
-        fresh = self._conformed(frame)
+        fresh = self._with_columns(frame)
         bounds = pl.col("partition").replace_strict(dict(next_offsets), default=None, return_dtype=pl.Int64)
         beyond = fresh.filter(bounds.is_null() | (pl.col("offset") >= bounds))
         if len(beyond):
@@ -171,7 +171,7 @@ class History:
         marks.append(Transaction(f"{topic}-partitions", max([*stored, *ahead]) + 1))
         if topic_id is not None:
             marks += [Transaction(f"{topic}-ids", 1), Transaction(f"{topic}-id-{topic_id}", 1)]
-        with self._translated("appended to"):
+        with self._translate_errors("appended to"):
             # Not retried on a conflict: `table` is the version that the offsets were read from, and Delta refuses the
             # commit when a later one holds the same application transactions.
             write_deltalake(
@@ -192,7 +192,7 @@ class History:
         of files that are missing or damaged.
         """
         table = self._open(version)
-        with self._translated("read"):
+        with self._translate_errors("read"):
             schema = pl.Schema(table.schema())
             # Not pl.scan_delta: it takes the percent-encoded names in URLs for those of the files.
             files = [Path(unquote(uri)) for uri in table.file_uris()]
@@ -229,7 +229,7 @@ class History:
             count = int(sizes.is_between(below // 2, target // 2, closed="left").sum())
             if count <= files:
                 continue
-            with self._translated("compacted", "compacted or written to by another process"):
+            with self._translate_errors("compacted", "compacted or written to by another process"):
                 table.optimize.compact(target_size=target)
             self._sync(opened, table.version())
             log.info("history %s: merged %d files, now version %d", self.path, count, table.version())
@@ -241,13 +241,13 @@ class History:
         if version is not None and not commit_path(self.path, version).exists():
             # Delta Lake would look for it, for minutes where the number is large.
             raise HistoryError(f"the history table {self.path} has no version {version}: its newest is {self.version}")
-        with self._translated("opened" if version is None else f"opened at version {version}"):
+        with self._translate_errors("opened" if version is None else f"opened at version {version}"):
             return DeltaTable(str(self.path), version=version)
 
     def _check_newest(self, version: int) -> None:
         """Nothing is built on a version whose readings a power cut has taken."""
-        with self._translated(f"looked at in version {version}"):
-            if lack := torn(self.path, version):
+        with self._translate_errors(f"looked at in version {version}"):
+            if lack := describe_torn_files(self.path, version):
                 commit = commit_path(self.path, version)
                 raise HistoryError(
                     f"the newest version of the history table {self.path}, {version}, is torn, as after a power cut: "
@@ -285,7 +285,7 @@ class History:
                     "name the feature otherwise, or point `history` at a new folder"
                 )
 
-    def _conformed(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _with_columns(self, frame: pl.DataFrame) -> pl.DataFrame:
         features = [pl.col(name).cast(pl.Float64).fill_nan(None) for name in self.features]
         return frame.select(
             pl.col("sensor_id").cast(pl.String),
@@ -296,7 +296,7 @@ class History:
         )
 
     @contextmanager
-    def _translated(self, done: str, meanwhile: str = "written to by another ingest") -> Iterator[None]:
+    def _translate_errors(self, done: str, meanwhile: str = "written to by another ingest") -> Iterator[None]:
         try:
             yield
         except CommitFailedError as error:
@@ -313,7 +313,7 @@ def _first_line(error: BaseException) -> str:
     return said.splitlines()[0] if said else type(error).__name__
 
 
-def _made_at(commit: Mapping[str, Any]) -> datetime:
+def _commit_time(commit: Mapping[str, Any]) -> datetime:
     return datetime.fromtimestamp(commit["timestamp"] / 1_000, UTC)
 
 

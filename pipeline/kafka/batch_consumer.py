@@ -99,7 +99,7 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
             if batch.magic != _RECORD_FORMAT or (self.check_crcs and not batch.validate_crc()):
                 raise CorruptRecordError(f"a record batch of {tp} at offset {batch.base_offset} is damaged")
             self.leader_epoch = batch.leader_epoch
-            if self._is_void(batch) or batch.is_control_batch:
+            if self._is_aborted(batch) or batch.is_control_batch:
                 self.next_fetch_offset = batch.next_offset
                 continue
             self.records_read += batch.records_count
@@ -112,7 +112,7 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
             self.next_fetch_offset = batch.next_offset
         self.drain()
 
-    def _is_void(self, batch: Any) -> bool:
+    def _is_aborted(self, batch: Any) -> bool:
         """Whether a batch is part of an aborted transaction."""
         if self.isolation_level != IsolationLevel.READ_COMMITTED or not batch.has_producer_id():
             return False

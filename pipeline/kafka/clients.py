@@ -1,7 +1,7 @@
 """The only module that makes Kafka clients, with every setting of theirs that this project relies on.
 
 Consumers read committed records only and never commit by themselves; producers are idempotent. Clients are made by
-calling, never by importing. ``translated`` turns the client's errors into those of ``pipeline.errors``.
+calling, never by importing. ``translate_errors`` turns the client's errors into those of ``pipeline.errors``.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ import kafka.errors as client_errors
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from pipeline.errors import BrokerUnreachable, Fenced, KafkaError, TopicError
-from pipeline.kafka.connection_diagnosis import why_unreachable
-from pipeline.kafka.patches import make_or_let_go, patch_consumer, patch_producer, stop_sender
-from pipeline.settings import KafkaSettings, Settings
+from pipeline.kafka.connection_diagnosis import diagnose_connection
+from pipeline.kafka.patches import make_or_clean_up, patch_consumer, patch_producer, stop_sender
+from pipeline.settings import Settings
+from pipeline.settings_sections import KafkaSettings
 
 # How long making a client waits for the first broker to answer: a local one takes 0.1 s, and a person waits no longer.
 BOOTSTRAP_TIMEOUT_MS: Final = 10_000
@@ -82,7 +83,7 @@ def make_consumer(settings: Settings, *, group_id: str | None = None, **override
         "fetch_max_wait_ms": _milliseconds(min(0.5, forecaster.request_timeout_s / 2)),
     }
     with _connecting("connecting a consumer", settings):
-        consumer: KafkaConsumer = make_or_let_go(KafkaConsumer, _connection(settings.kafka) | options | overrides)
+        consumer: KafkaConsumer = make_or_clean_up(KafkaConsumer, _connection(settings.kafka) | options | overrides)
     return patch_consumer(consumer)
 
 
@@ -142,7 +143,7 @@ def make_admin(settings: Settings, **overrides: Any) -> KafkaAdminClient:
     """
     options = {"client_id": "streamgru-admin"} | overrides
     with _connecting("connecting to look at the topics", settings):
-        admin: KafkaAdminClient = make_or_let_go(KafkaAdminClient, _connection(settings.kafka) | options)
+        admin: KafkaAdminClient = make_or_clean_up(KafkaAdminClient, _connection(settings.kafka) | options)
     return admin
 
 
@@ -153,7 +154,7 @@ def partition_count(client: KafkaConsumer | KafkaAdminClient, topic: str) -> int
         TopicError: there is no such topic.
         BrokerUnreachable: no broker answers.
     """
-    with translated(f"looking up the partitions of topic {topic}"):
+    with translate_errors(f"looking up the partitions of topic {topic}"):
         if isinstance(client, KafkaConsumer):
             count = len(client.partitions_for_topic(topic))
         else:
@@ -165,7 +166,7 @@ def partition_count(client: KafkaConsumer | KafkaAdminClient, topic: str) -> int
 
 
 @contextmanager
-def translated(what: str, settings: Settings | None = None) -> Iterator[None]:
+def translate_errors(what: str, settings: Settings | None = None) -> Iterator[None]:
     """Turns kafka-python's errors into ours. ``what`` says what is being done: "creating the topics".
 
     Raises:
@@ -198,12 +199,12 @@ def translated(what: str, settings: Settings | None = None) -> Iterator[None]:
 
 @contextmanager
 def _connecting(what: str, settings: Settings) -> Iterator[None]:
-    """``translated``, and where an address answers that no broker answers at, a word on why."""
+    """``translate_errors``, and where an address answers that no broker answers at, a word on why."""
     try:
-        with translated(what, settings):
+        with translate_errors(what, settings):
             yield
     except BrokerUnreachable as error:
-        why = why_unreachable(settings.kafka)
+        why = diagnose_connection(settings.kafka)
         if not why:
             raise
         raise BrokerUnreachable(f"no Kafka broker can be talked to ({what}): {why}") from error

@@ -5,21 +5,21 @@ import ssl
 from contextlib import suppress
 from typing import Final
 
-from pipeline.settings import KafkaSettings
+from pipeline.settings_sections import KafkaSettings
 
 PROBE_TIMEOUT_S: Final = 2.0
 
 
-def why_unreachable(kafka: KafkaSettings) -> str:
+def diagnose_connection(kafka: KafkaSettings) -> str:
     """A sentence about the first address that accepts connections; empty if no address does."""
     for server in kafka.bootstrap_servers.split(","):
         host, _, port = server.strip().rpartition(":")
         with suppress(OSError, ValueError), socket.create_connection((host, int(port)), PROBE_TIMEOUT_S) as connection:
-            return f"{server.strip()} accepts connections, {_what_is_wrong(kafka, connection, host)}"
+            return f"{server.strip()} accepts connections, {_diagnose(kafka, connection, host)}"
     return ""
 
 
-def _what_is_wrong(kafka: KafkaSettings, connection: socket.socket, host: str) -> str:
+def _diagnose(kafka: KafkaSettings, connection: socket.socket, host: str) -> str:
     protocol = f"kafka.security_protocol = {kafka.security_protocol}"
     login = (
         f"it refuses {protocol} with this login: check kafka.sasl_mechanism, kafka.sasl_username and "

@@ -16,7 +16,7 @@ from kafka.coordinator.base import Generation, MemberState
 UNREADY_WAIT_MS: Final = 50
 
 
-def make_or_let_go(kind: Any, options: Mapping[str, Any]) -> Any:
+def make_or_clean_up(kind: Any, options: Mapping[str, Any]) -> Any:
     """A consumer or an admin client; if no broker answers, its thread and its files are closed.
 
     Private: ``_client``, ``_net``.

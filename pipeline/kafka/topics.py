@@ -14,7 +14,13 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from pipeline.errors import KafkaError, TopicError
-from pipeline.kafka.clients import DEAD_LETTER_ROOM_BYTES, OUTPUT_LIMIT_BYTES, make_admin, make_consumer, translated
+from pipeline.kafka.clients import (
+    DEAD_LETTER_ROOM_BYTES,
+    OUTPUT_LIMIT_BYTES,
+    make_admin,
+    make_consumer,
+    translate_errors,
+)
 from pipeline.settings import Settings
 
 # The changelog is read to its end before a forecaster starts, so it has to stay near one record per sensor. Compaction
@@ -41,7 +47,7 @@ class TopicSetting:
         """The value, with what the stream needs of it: ``at least 16777216``."""
         return self.value if self.need in (None, "equal") else f"{self.need} {self.value}"
 
-    def is_needed_and_unlike(self, found: str | None) -> bool:
+    def is_violated_by(self, found: str | None) -> bool:
         """Whether ``found`` would break the stream."""
         if self.need is None or found is None:
             return self.need is not None
@@ -70,7 +76,7 @@ class TopicStatus:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Topic:
     partitions: int
     replicas: int
     settings: Mapping[str, str | None]
@@ -123,7 +129,7 @@ def ensure_topics(settings: Settings, *, alter: bool = False) -> list[str]:
     """
     plans = plan_topics(settings)
     report = []
-    with make_admin(settings) as admin, translated("creating the topics", settings):
+    with make_admin(settings) as admin, translate_errors("creating the topics", settings):
         found = _find(admin, plans)
         missing = [plan for plan in plans if plan.name not in found]
         if missing:
@@ -155,7 +161,7 @@ def check_topics(settings: Settings, admin: KafkaAdminClient | None = None) -> N
     plans = plan_topics(settings)
     with ExitStack() as opened:
         asking = admin or opened.enter_context(make_admin(settings))
-        with translated("checking the topics", settings):
+        with translate_errors("checking the topics", settings):
             found = _find(asking, plans)
     missing = [plan.name for plan in plans if plan.name not in found]
     if missing:
@@ -176,7 +182,7 @@ def find_topic_id(settings: Settings, topic: str) -> str:
     Raises:
         BrokerUnreachable: no broker answers.
     """
-    with make_admin(settings) as admin, translated(f"describing topic {topic}", settings):
+    with make_admin(settings) as admin, translate_errors(f"describing topic {topic}", settings):
         [found] = admin.describe_topics([topic])
         if found["error_code"]:
             raise client_errors.for_code(found["error_code"])(f"topic {topic}")
@@ -190,11 +196,11 @@ def topic_statuses(settings: Settings) -> list[TopicStatus]:
         BrokerUnreachable: no broker answers.
     """
     plans = plan_topics(settings)
-    with make_admin(settings) as admin, translated("describing the topics", settings):
+    with make_admin(settings) as admin, translate_errors("describing the topics", settings):
         found = _find(admin, plans)
     consumer = make_consumer(settings)
     try:
-        with translated("counting the topics' records", settings):
+        with translate_errors("counting the topics' records", settings):
             return [
                 TopicStatus(
                     plan,
@@ -216,7 +222,7 @@ def _count_records(consumer: KafkaConsumer, topic: str, partitions: int) -> int:
     return sum(end[each] - first[each] for each in where)
 
 
-def _find(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> dict[str, _Found]:
+def _find(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> dict[str, _Topic]:
     """The topics that exist."""
     described: dict[str, dict[str, Any]] = {
         topic["name"]: topic
@@ -238,7 +244,7 @@ def _find(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> dict[str, _Fou
                 "know the topic yet)"
             )
     return {
-        name: _Found(
+        name: _Topic(
             partitions=len(topic["partitions"]),
             replicas=min(len(partition["replica_nodes"]) for partition in topic["partitions"]),
             settings={key: config["value"] for key, config in configs[name].items()},
@@ -269,7 +275,7 @@ def _create(admin: KafkaAdminClient, settings: Settings, plans: list[TopicPlan])
     admin.wait_for_topics(list(wanted))
 
 
-def _alter(admin: KafkaAdminClient, plans: Iterable[TopicPlan], found: Mapping[str, _Found]) -> list[str]:
+def _alter(admin: KafkaAdminClient, plans: Iterable[TopicPlan], found: Mapping[str, _Topic]) -> list[str]:
     lines = []
     for plan in plans:
         if plan.name not in found:
@@ -288,7 +294,7 @@ def _alter(admin: KafkaAdminClient, plans: Iterable[TopicPlan], found: Mapping[s
     return lines
 
 
-def _differences(settings: Settings, plan: TopicPlan, found: _Found | None, *, only_needed: bool = False) -> list[str]:
+def _differences(settings: Settings, plan: TopicPlan, found: _Topic | None, *, only_needed: bool = False) -> list[str]:
     """A line for each way in which a topic is not as planned; a missing one differs in nothing."""
     if found is None:
         return []
@@ -306,7 +312,7 @@ def _differences(settings: Settings, plan: TopicPlan, found: _Found | None, *, o
         )
     for setting in plan.settings:
         value = found.settings.get(setting.name)
-        if setting.is_needed_and_unlike(value) if only_needed else value != setting.value:
+        if setting.is_violated_by(value) if only_needed else value != setting.value:
             lines.append(f"{plan.name}: {setting.name} is {value}, and should be {setting.wanted}")
     return lines
 

@@ -31,7 +31,7 @@ class MlflowSession:
     patient: bool = False  # every conversation waits and tries again
 
     @contextmanager
-    def talking(self, what: str, version: int | None = None, *, patient: bool = False) -> Iterator[Any]:
+    def client(self, what: str, version: int | None = None, *, patient: bool = False) -> Iterator[Any]:
         """A client for a few calls. ``what`` says what they are for; a ``patient`` conversation waits and tries again.
 
         Raises:

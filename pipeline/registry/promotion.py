@@ -25,7 +25,7 @@ def promote(settings: Settings, version: int, alias: str = CHAMPION) -> Promotio
 
     Raises:
         ModelMissing: there is no such version.
-        ModelUnfit: its artefact is damaged, or was made for other settings; the alias stays where it is.
+        ModelUnusable: its artefact is damaged, or was made for other settings; the alias stays where it is.
         RegistryUnreachable: MLflow does not answer.
     """
     registry = Registry(settings)

@@ -57,7 +57,7 @@ class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no ty
         for start in range(0, len(codes), CHUNK_READINGS):
             part = slice(start, start + CHUNK_READINGS)
             offsets = np.arange(start, start + len(codes[part]), dtype=np.int64)
-            forecasts = self._stepper.advance(states, sensors, codes[part], timestamp_us[part], values[part], offsets)
+            forecasts = self._stepper.step(states, sensors, codes[part], timestamp_us[part], values[part], offsets)
             last[codes[part]] = forecasts.quantiles  # a sensor's readings are in order: its last one stays
         return forecast_frame(sensors, states["last_us"], last, config)
 
@@ -84,7 +84,7 @@ class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no ty
                 values[:, index] = pd.to_numeric(frame[feature]).to_numpy(dtype=np.float64, na_value=np.nan)
         order = np.argsort(timestamp_us, kind="stable")
         codes = codes.astype(np.int64)[order]
-        kept = self._module("rules").accepted_mask(codes, timestamp_us[order])
+        kept = self._module("acceptance").accepted_mask(codes, timestamp_us[order])
         return list(names), codes[kept], timestamp_us[order][kept], values[order][kept]
 
 

@@ -37,7 +37,7 @@ class TrainingRun:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """What the run was started with."""
-        with self._talking("logging parameters") as client:
+        with self._client("logging parameters") as client:
             from mlflow.entities import Param
 
             client.log_batch(self.id, params=[Param(key, str(value)) for key, value in params.items()])
@@ -45,7 +45,7 @@ class TrainingRun:
     def log_curves(self, curves: Mapping[str, Mapping[int, float]]) -> None:
         """Metrics by name: a value per step, which is an epoch or a step of the horizon."""
         now_ms = int(time.time() * 1_000)
-        with self._talking("logging metrics") as client:
+        with self._client("logging metrics") as client:
             from mlflow.entities import Metric
 
             metrics = [
@@ -58,12 +58,12 @@ class TrainingRun:
 
     def log_figure(self, figure: "Figure", file_name: str) -> None:
         """A plot, among the run's artifacts."""
-        with self._talking("logging a plot") as client:
+        with self._client("logging a plot") as client:
             client.log_figure(self.id, figure, file_name)
 
     def log_training_set(self, training_set: TrainingSet) -> None:
         """The data set, by version of the history table and Kafka offsets."""
-        with self._talking("logging the data set") as client:
+        with self._client("logging the data set") as client:
             from mlflow.data.meta_dataset import MetaDataset
             from mlflow.entities import DatasetInput, InputTag
 
@@ -77,7 +77,7 @@ class TrainingRun:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Tags of the run."""
-        with self._talking("tagging a run") as client:
+        with self._client("tagging a run") as client:
             for key, value in tags.items():
                 client.set_tag(self.id, key, value)
 
@@ -89,7 +89,7 @@ class TrainingRun:
         name = self.session.model_name
         with (
             tempfile.TemporaryDirectory(prefix="streamgru-") as folder,
-            self._talking("registering a version") as client,
+            self._client("registering a version") as client,
         ):
             import mlflow
 
@@ -122,8 +122,8 @@ class TrainingRun:
             )
         return int(made.version)
 
-    def _talking(self, what: str) -> Any:
-        return self.session.talking(what, patient=True)
+    def _client(self, what: str) -> Any:
+        return self.session.client(what, patient=True)
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def training_run(settings: Settings, name: str, tags: Mapping[str, str]) -> Iter
         RegistryUnreachable: MLflow does not answer.
     """
     session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
-    with session.talking("starting a run", patient=True) as client:
+    with session.client("starting a run", patient=True) as client:
         experiment = client.get_experiment_by_name(settings.model_name)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(settings.model_name)
         run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
@@ -160,7 +160,7 @@ def last_trained(settings: Settings) -> datetime | None:
         RegistryUnreachable: MLflow does not answer.
     """
     session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
-    with session.talking("looking up the last training run") as client:
+    with session.client("looking up the last training run") as client:
         experiment = client.get_experiment_by_name(settings.model_name)
         if experiment is None:
             return None
@@ -171,7 +171,7 @@ def last_trained(settings: Settings) -> datetime | None:
 
 
 def _end(session: MlflowSession, run_id: str, status: str) -> None:
-    with session.talking("ending a run", patient=True) as client:
+    with session.client("ending a run", patient=True) as client:
         client.set_terminated(run_id, status)
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.errors import ModelUnfit, RegistryError, RegistryUnreachable
+from pipeline.errors import ModelUnusable, RegistryError, RegistryUnreachable
 from pipeline.registry.mlflow_session import MlflowSession, is_missing, mlflow_error
 from pipeline.settings import Settings
 
@@ -43,7 +43,7 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class Named:
+class AliasTarget:
     """What an alias names."""
 
     version: int
@@ -75,25 +75,25 @@ class Registry:
 
     def resolve(self, alias: str) -> int | None:
         """The version that an alias names; none where there is no such alias, or no model yet."""
-        named = self.named(alias)
-        return None if named is None else named.version
+        target = self.alias_target(alias)
+        return None if target is None else target.version
 
-    def named(self, alias: str) -> Named | None:
+    def alias_target(self, alias: str) -> AliasTarget | None:
         """As ``resolve``, with what tells the version from another of the same number."""
-        with self._session.talking(f"looking up alias {alias}") as client:
+        with self._session.client(f"looking up alias {alias}") as client:
             try:
                 found = client.get_model_version_by_alias(self._name, alias)
             except mlflow_error() as error:
                 if is_missing(error):
                     return None
                 raise
-        return Named(int(found.version), copy_name(int(found.version), found.source))
+        return AliasTarget(int(found.version), copy_name(int(found.version), found.source))
 
     def versions(self) -> list[ModelInfo]:
         """All versions, newest first."""
         found: list[Any] = []
         token = None
-        with self._session.talking("listing the versions") as client:
+        with self._session.client("listing the versions") as client:
             try:
                 aliases = client.get_registered_model(self._name).aliases
             except mlflow_error() as error:
@@ -123,12 +123,12 @@ class Registry:
         Raises:
             ModelMissing: there is no such version.
         """
-        with self._session.talking(f"setting alias {alias}", version) as client:
+        with self._session.client(f"setting alias {alias}", version) as client:
             client.set_registered_model_alias(self._name, alias, str(version))
 
     def tag(self, version: int, tags: Mapping[str, str]) -> None:
         """Add tags to a version, which MLflow's page of it shows."""
-        with self._session.talking(f"tagging version {version}", version) as client:
+        with self._session.client(f"tagging version {version}", version) as client:
             for key, value in tags.items():
                 client.set_model_version_tag(self._name, str(version), key, value)
 
@@ -145,7 +145,8 @@ class Registry:
 
         Raises:
             ModelMissing: there is no such version.
-            ModelUnfit: its artefact is damaged, or was made for other features, targets, cadence, horizon or quantiles.
+            ModelUnusable: its artefact is damaged, or was made for other features, targets, cadence, horizon or
+                quantiles.
             RegistryUnreachable: MLflow does not answer, or its store of artefacts is away, and there is no copy.
             RegistryError: no copy can be kept below ``into``.
         """
@@ -157,9 +158,9 @@ class Registry:
                 f"cannot keep a copy of {self._name} version {version} in {copies}: {error}; see to the space and the "
                 "permissions there"
             ) from error
-        differences = fit_differences(copy.forecaster.config, self._settings)
+        differences = settings_differences(copy.forecaster.config, self._settings)
         if differences:
-            raise ModelUnfit(
+            raise ModelUnusable(
                 f"{self._name} version {version} does not fit the settings: {'; '.join(differences)}. "
                 "Retrain with these settings (`streamgru retrain`), or promote a version that fits (`streamgru models`)"
             )
@@ -171,13 +172,13 @@ class Registry:
             source: str = self._model_version(version).source
         except RegistryUnreachable:
             earlier = sorted(copies.glob(f"{version}-*"), key=lambda folder: folder.stat().st_mtime)
-            copy = _whole(earlier[-1]) if earlier else None
+            copy = _intact_copy(earlier[-1]) if earlier else None
             if copy is None:
                 raise
             logger.warning("MLflow does not answer; using the copy of version %d in %s", version, copy.folder)
             return copy
         target = copies / copy_name(version, source)
-        return _whole(target) or self._fetch(version, target)
+        return _intact_copy(target) or self._fetch(version, target)
 
     def _fetch(self, version: int, target: Path) -> LocalCopy:
         """Download a version and let it appear at ``target``, in place of what is damaged there."""
@@ -191,10 +192,10 @@ class Registry:
             try:
                 forecaster = load_artefact(fetched)
             except ArtefactError as error:
-                raise ModelUnfit(
+                raise ModelUnusable(
                     f"{self._name} version {version} cannot be loaded: {error}; promote another version"
                 ) from error
-            if target.is_dir() and _whole(target) is None:
+            if target.is_dir() and _intact_copy(target) is None:
                 shutil.rmtree(target)
             try:
                 fetched.rename(target)
@@ -204,7 +205,7 @@ class Registry:
         return LocalCopy(target, forecaster)
 
     def _model_version(self, version: int) -> Any:
-        with self._session.talking(f"looking up version {version}", version) as client:
+        with self._session.client(f"looking up version {version}", version) as client:
             return client.get_model_version(self._name, str(version))
 
     def _download(self, version: int, staging: Path) -> Path:
@@ -214,7 +215,7 @@ class Registry:
         a failure after that counts as passing: it must not make a good version look unfit.
         """
         nothing = f"{self._name} version {version} holds no forecaster of streamgru; promote another version"
-        with self._session.talking(f"downloading version {version}", version, patient=True):
+        with self._session.client(f"downloading version {version}", version, patient=True):
             import mlflow.artifacts
 
             uri = f"models:/{self._name}/{version}/artifacts/{ARTEFACT}"
@@ -227,11 +228,11 @@ class Registry:
                             "shows none of its files; look at the place where that server keeps artifacts. If they are "
                             "gone for good, promote another version, or take the alias away on MLflow's page"
                         )
-                    raise ModelUnfit(nothing)
+                    raise ModelUnusable(nothing)
                 mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(staging))
             except (mlflow_error(), OSError) as error:
                 if isinstance(error, mlflow_error()) and is_missing(error):
-                    raise ModelUnfit(f"{nothing} ({error})") from error
+                    raise ModelUnusable(f"{nothing} ({error})") from error
                 cause = " ".join(str(error).split())  # MLflow writes a line for each file
                 raise RegistryUnreachable(
                     f"{self._name} version {version} could not be downloaded from MLflow at "
@@ -240,7 +241,7 @@ class Registry:
                 ) from error
         found = [note.parent for note in staging.rglob("config.json")]
         if len(found) != 1:
-            raise ModelUnfit(nothing)
+            raise ModelUnusable(nothing)
         return found[0]
 
 
@@ -249,11 +250,11 @@ def copy_name(version: int, source: str) -> str:
     return f"{version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
 
-def fit_differences(config: "ModelConfig", settings: Settings) -> list[str]:
+def settings_differences(config: "ModelConfig", settings: Settings) -> list[str]:
     """What keeps a model from serving these settings, one sentence each."""
-    from model.artefact import check_fit
+    from model.artefact import config_differences
 
-    return check_fit(
+    return config_differences(
         config,
         features=settings.features,
         targets=settings.targets,
@@ -264,7 +265,7 @@ def fit_differences(config: "ModelConfig", settings: Settings) -> list[str]:
     )
 
 
-def _whole(folder: Path) -> LocalCopy | None:
+def _intact_copy(folder: Path) -> LocalCopy | None:
     """The copy in a folder; none where there is no folder, or what it holds is damaged, which is said."""
     from model.artefact import ArtefactError, load_artefact
 
@@ -281,7 +282,7 @@ def _info(version: Any, aliases: Mapping[str, Any]) -> ModelInfo:
     tags = dict(version.tags)
     return ModelInfo(
         version=int(version.version),
-        aliases=tuple(sorted(alias for alias, named in aliases.items() if int(named) == int(version.version))),
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if int(target) == int(version.version))),
         metrics={
             key.removeprefix(SCORE_PREFIX): float(value) for key, value in tags.items() if key.startswith(SCORE_PREFIX)
         },

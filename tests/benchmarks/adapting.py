@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from model.adaptation import Rounds, advance
+from model.adaptation import Rounds, adapt
 from model.config import Level
 from model.experts import AdaptationConfig, adaptation_dtype
 
@@ -41,12 +41,12 @@ def measure(level: Level, targets: int, horizon: int, sensors: int) -> tuple[int
     random = np.random.default_rng(0)
     states = np.zeros(sensors, adaptation_dtype(config))
     past = 2 * horizon + 10
-    advance(config, states, rounds(config, sensors, past, random))  # so that every round has labels
+    adapt(config, states, rounds(config, sensors, past, random))  # so that every round has labels
     least = float("inf")
     for repeat in range(REPEATS):
         one = rounds(config, sensors, 1, random, past + repeat)
         began = time.perf_counter()
-        advance(config, states, one)
+        adapt(config, states, one)
         least = min(least, time.perf_counter() - began)
     return states.dtype.itemsize, least / sensors * 1e6
 

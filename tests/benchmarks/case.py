@@ -18,8 +18,8 @@ from model.forecaster import Forecaster
 from model.sequences import Sequences, Split
 from model.state import States
 from model.stepper import Stepper
-from pipeline.evaluation.back_test import split_by, standard_deviations
-from pipeline.evaluation.report import read_trained
+from pipeline.evaluation.evaluate import split_by, standard_deviations
+from pipeline.evaluation.report import read_trained_model
 from pipeline.files.reading_table import FileLayout, read_readings
 from pipeline.settings import load_settings
 from pipeline.windows import sequences_from_table
@@ -49,7 +49,7 @@ class Case:
         layout = FileLayout(**{name: given[name] for name in ("timezone", "sensor_column", "columns_as_sensors")})
         table = read_readings([run.data], layout, settings.features)
         sequences, split = split_by(given["split"], sequences_from_table(table, settings))
-        forecaster = read_trained(folder).forecaster
+        forecaster = read_trained_model(folder).forecaster
         measure = standard_deviations if given["standardise"] else seasonal_scale
         scale = measure(sequences, forecaster.config, split.train_end_us)
         return cls(forecaster, sequences, split, scale, seed)

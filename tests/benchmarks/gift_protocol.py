@@ -28,7 +28,7 @@ from model.backtest import model_predictor
 from model.config import Adaptation
 from model.sequences import Sequences, Split
 from model.training import EpochReport
-from pipeline.evaluation.back_test import train_on
+from pipeline.evaluation.evaluate import train_on
 from pipeline.files.reading_table import FileLayout, read_readings
 from pipeline.settings import Settings
 from pipeline.windows import sequences_from_table

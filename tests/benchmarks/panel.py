@@ -94,7 +94,7 @@ class Walk:
         length = max(1, _NUMBERS // (numbers * B))
         for lo in range(0, n, length):
             hi = min(lo + length, n)
-            forecasts = self.stepper.advance(
+            forecasts = self.stepper.step(
                 self.states,
                 self.sensors,
                 np.tile(np.arange(B), hi - lo),

@@ -153,7 +153,7 @@ def forecast_value(settings: Settings) -> bytes:
     values = np.full((1, len(settings.features)), 12.345)
     states = blank_states(forecaster.config, 1, settings.adaptation)
     stepper = Stepper(forecaster, settings.adaptation)
-    stepped = stepper.advance(states, ["sensor-00000"], one, one, values, one)
+    stepped = stepper.step(states, ["sensor-00000"], one, one, values, one)
     (value,), _ = encoder.encode(settings.kafka.topics.readings, [0], ["sensor-00000"], one, one, stepped)
     return value
 
@@ -175,13 +175,13 @@ def _passing(settings: Settings) -> Iterator[tuple[Any, Any]]:
 def _pass_on(settings: Settings, consumer: Any, producer: Any, batches: Any, payload: bytes) -> int:
     """One transaction: as many records as were polled, and their offsets."""
     topic = settings.kafka.topics.forecasts
-    membership = consumer.group_metadata()
+    group_metadata = consumer.group_metadata()
     producer.begin_transaction()
     for where, records in batches.items():
         for record in records:
             producer.send(topic, value=payload, key=record.key, partition=where.partition)
     producer.flush()
-    producer.send_offsets_to_transaction({where: _next(records) for where, records in batches.items()}, membership)
+    producer.send_offsets_to_transaction({where: _next(records) for where, records in batches.items()}, group_metadata)
     producer.commit_transaction()
     return sum(map(len, batches.values()))
 

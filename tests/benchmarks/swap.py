@@ -6,7 +6,8 @@ the sensors, with ``forecaster.rewarm_steps`` and with what a step costs.
 
 import time
 
-from pipeline.audit.topic_logs import committed_offsets, topic_ends
+from pipeline.audit.topic_logs import committed_offsets
+from pipeline.kafka.topic_reader import topic_ends
 from pipeline.settings import Settings
 from tests.benchmarks.command import ForecastCommand, named, promote, register
 from tests.benchmarks.page import Figure, Section

@@ -13,10 +13,10 @@ from typing import Any, Final
 import pipeline.forecaster.session
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.champion import Candidate
-from pipeline.forecaster.commit import KafkaTransport
 from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
-from pipeline.forecaster.position import Position
+from pipeline.forecaster.positions import Position
+from pipeline.forecaster.transaction import KafkaTransport
 from pipeline.settings import Settings
 from tests.chaos.gauge import KILL, Gauge
 from tests.chaos.guards import GUARDS
@@ -44,18 +44,18 @@ class Champion(FolderChampion):
         super().__init__(orders.models, orders.settings)
         self._note = orders.folder / "served"
 
-    def remembered(self) -> Candidate | None:
+    def last_served(self) -> Candidate | None:
         if not self._note.exists():
             return None
         version = int(self._note.read_text())
         return Candidate(version, self.load(version))
 
-    def remember(self, version: int) -> None:
+    def save_last_served(self, version: int) -> None:
         partial = self._note.with_suffix(".partial")
         partial.write_text(str(version))
         partial.replace(self._note)
 
-    def forget(self) -> None:
+    def clear_last_served(self) -> None:
         self._note.unlink(missing_ok=True)
 
 
@@ -103,8 +103,8 @@ def _watch_transactions(gauge: Gauge) -> None:
             gauge.in_transaction = True
             super().begin()
 
-        def send_offsets(self, offsets: Mapping[int, Position], membership: Any) -> None:
-            super().send_offsets(offsets, membership)
+        def send_offsets(self, offsets: Mapping[int, Position], group_metadata: Any) -> None:
+            super().send_offsets(offsets, group_metadata)
             self._partitions = list(offsets)
 
         def commit(self) -> None:

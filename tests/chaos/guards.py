@@ -9,15 +9,14 @@ from typing import Any, Final
 from kafka import TopicPartition
 from kafka.structs import ConsumerGroupMetadata
 
-import pipeline.forecaster.changelog
-import pipeline.forecaster.commit
+import pipeline.forecaster.restore
 import pipeline.forecaster.session
-from pipeline.forecaster.changelog import Changelog, Restored
-from pipeline.forecaster.commit import KafkaTransport
-from pipeline.forecaster.membership import Standing
-from pipeline.forecaster.position import Committed, Position
-from pipeline.forecaster.resume_point import first_position
-from pipeline.forecaster.serving import Serving
+import pipeline.forecaster.transaction
+from pipeline.forecaster.group import GenerationTracker
+from pipeline.forecaster.positions import CommittedPosition, Position, position_from_group
+from pipeline.forecaster.restore import Restorer, RestoreReport
+from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.transaction import KafkaTransport
 from pipeline.kafka.clients import make_consumer
 
 _consumers: list[Any] = []  # of the group, newest last
@@ -37,17 +36,17 @@ def without_membership() -> None:
     """Commits in the group's name alone, as clients did before KIP-447: a zombie's offsets pass the broker."""
     send_offsets = KafkaTransport.send_offsets
 
-    def send_unfenced(self: KafkaTransport, offsets: Mapping[int, Position], membership: Any) -> None:
-        nobody = ConsumerGroupMetadata(membership.group_id, -1, "", None)
+    def send_unfenced(self: KafkaTransport, offsets: Mapping[int, Position], group_metadata: Any) -> None:
+        nobody = ConsumerGroupMetadata(group_metadata.group_id, -1, "", None)
         send_offsets(self, offsets, nobody)
 
     KafkaTransport.send_offsets = send_unfenced  # type: ignore[method-assign]
-    pipeline.forecaster.commit.is_member = lambda membership: True  # type: ignore[attr-defined]
+    pipeline.forecaster.transaction.is_member = lambda group_metadata: True  # type: ignore[attr-defined]
 
 
 def without_standing() -> None:
     """Keeps what the client says it kept, also over a generation that passed without it."""
-    Standing.is_unbroken = lambda self, membership: True  # type: ignore[method-assign]
+    GenerationTracker.is_continuous = lambda self, group_metadata: True  # type: ignore[method-assign]
 
 
 def without_offsets_in_transaction() -> None:
@@ -56,14 +55,14 @@ def without_offsets_in_transaction() -> None:
     The changelog's position, which would tell that, is taken for the group's.
     """
     _keep_consumers()
-    pipeline.forecaster.changelog.settle_position = (  # type: ignore[assignment]
-        lambda settings, log, noted, *, accept_loss: first_position(settings, log, accept_loss=accept_loss)
+    pipeline.forecaster.restore.resume_position = (  # type: ignore[assignment]
+        lambda settings, log, noted, *, accept_loss: position_from_group(settings, log, accept_loss=accept_loss)
     )
     commit = KafkaTransport.commit
     pending: list[dict[Any, Any]] = []
     late: list[dict[Any, Any]] = []
 
-    def keep(self: KafkaTransport, offsets: Mapping[int, Position], membership: Any) -> None:
+    def keep(self: KafkaTransport, offsets: Mapping[int, Position], group_metadata: Any) -> None:
         topic = self._readings_topic
         pending.append({TopicPartition(topic, p): position.to_commit() for p, position in offsets.items()})
 
@@ -81,16 +80,20 @@ def without_restore() -> None:
     """Serves partitions from their committed offsets with blank states."""
 
     def restore(
-        self: Changelog, serving: Serving, wanted: set[int], committed: Callable[[int], Committed | None], **_: Any
-    ) -> Generator[None, None, Restored]:
-        restored = Restored()
+        self: Restorer,
+        serving: ServedModel,
+        wanted: set[int],
+        committed: Callable[[int], CommittedPosition | None],
+        **_: Any,
+    ) -> Generator[None, None, RestoreReport]:
+        restored = RestoreReport()
         for partition in sorted(wanted):
-            log = yield from self._log(partition, committed)
+            log = yield from self._partition_log(partition, committed)
             restored.positions[partition] = log.start if log.committed is None else log.committed.position.next
             serving.table.add_partition(partition)
         return restored
 
-    Changelog.restore = restore  # type: ignore[method-assign]
+    Restorer.restore = restore  # type: ignore[method-assign]
 
 
 GUARDS: Final[Mapping[str, Callable[[], None]]] = {

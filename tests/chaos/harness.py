@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from deploy.stack import Stack
-from pipeline.audit.topic_logs import committed_offsets, read_range, topic_ends
-from pipeline.audit.verify import Verdict, verify
+from pipeline.audit.topic_logs import committed_offsets
+from pipeline.audit.verify import AuditResult, verify
 from pipeline.errors import StreamgruError
+from pipeline.kafka.topic_reader import read_topic, topic_ends
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.chaos.fleet import Fleet, Kill, Member
 from tests.chaos.gauge import KILL, STOP
-from tests.chaos.observer import Observer, Sighting
+from tests.chaos.observer import LiveForecast, Observer
 from tests.chaos.plan import Fault, Size, draw
 from tests.chaos.publisher import Publisher
 from tests.integration.stream_rig import FolderChampion, small_forecaster
@@ -61,8 +62,8 @@ class Record:
     restarts: int = 0
     given_up: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
-    sightings: list[Sighting] = field(default_factory=list)
-    verdict: Verdict | None = None
+    live_forecasts: list[LiveForecast] = field(default_factory=list)
+    verdict: AuditResult | None = None
 
 
 def chaos_settings(home: Path, size: Size, kafka_port: int) -> Settings:
@@ -319,8 +320,8 @@ class Harness:
         fleet, record = self._fleet, self.record
         topic = self.settings.kafka.topics.forecasts
         caught_up = observer.finish(topic_ends(self.settings, topic), SETTLE_S)
-        record.sightings = observer.sightings
-        record.seen_all = caught_up and _is_what_lies_there(self.settings, topic, observer.sightings)
+        record.live_forecasts = observer.live_forecasts
+        record.seen_all = caught_up and _is_what_lies_there(self.settings, topic, observer.live_forecasts)
         record.kills, record.killed_at, record.passings = fleet.kills, fleet.killed_at(), fleet.passings()
         record.transitions, record.wrong_transitions = fleet.transitions()
         record.stalls, record.restarts = fleet.stalls, fleet.restarts
@@ -331,12 +332,12 @@ class Harness:
         record.verify_s = time.monotonic() - began
 
 
-def _is_what_lies_there(settings: Settings, topic: str, sightings: list[Sighting]) -> bool:
+def _is_what_lies_there(settings: Settings, topic: str, live_forecasts: list[LiveForecast]) -> bool:
     """Whether what was seen while it was written, in the order seen, is what lies on the topic."""
     seen: dict[int, list[tuple[int, int]]] = {}
-    for sighting in sightings:
-        seen.setdefault(sighting.partition, []).append((sighting.offset, sighting.checksum))
+    for live_forecast in live_forecasts:
+        seen.setdefault(live_forecast.partition, []).append((live_forecast.offset, live_forecast.checksum))
     there: dict[int, list[tuple[int, int]]] = {}
-    for record in read_range(settings, topic, {}, None):
+    for record in read_topic(settings, topic, {}, None):
         there.setdefault(record.partition, []).append((record.offset, zlib.crc32(record.value)))
     return seen == there

@@ -14,7 +14,7 @@ from pipeline.settings import Settings
 
 
 @dataclass(frozen=True)
-class Sighting:
+class LiveForecast:
     """A forecast that became visible."""
 
     partition: int
@@ -29,7 +29,7 @@ class Observer(threading.Thread):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(name="observer", daemon=True)
-        self.sightings: list[Sighting] = []
+        self.live_forecasts: list[LiveForecast] = []
         self._settings = settings
         self._topic = settings.kafka.topics.forecasts
         self._next = dict.fromkeys(range(settings.kafka.partitions), 0)
@@ -63,8 +63,8 @@ class Observer(threading.Thread):
             polled = consumer.poll(timeout_ms=100)
             seen = time.time()
             for where, records in polled.items():
-                self.sightings += [
-                    Sighting(where.partition, record.offset, zlib.crc32(record.value), record.timestamp, seen)
+                self.live_forecasts += [
+                    LiveForecast(where.partition, record.offset, zlib.crc32(record.value), record.timestamp, seen)
                     for record in records
                 ]
             for partition, where in places.items():

@@ -18,8 +18,8 @@ def recovery_times(record: Record) -> tuple[list[float], list[float]]:
     The first list has all; the second those without an outage of the broker, and without another kill, in between.
     """
     first_seen: dict[int, list[tuple[float, float]]] = {}  # by partition: when sent, when seen
-    for sighting in record.sightings:
-        first_seen.setdefault(sighting.partition, []).append((sighting.sent_ms / 1_000, sighting.seen))
+    for live_forecast in record.live_forecasts:
+        first_seen.setdefault(live_forecast.partition, []).append((live_forecast.sent_ms / 1_000, live_forecast.seen))
     times = sorted(kill.at for kill in record.kills)
     everything, alone = [], []
     for kill in record.kills:
@@ -95,7 +95,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "forecasters_given_up": dict(record.given_up),
         "forecasters_broken": record.broken,
         "times_caught_up": record.settled,
-        "forecasts_seen_live": len(record.sightings),
+        "forecasts_seen_live": len(record.live_forecasts),
         "live_reader_saw_all": record.seen_all,
         "recovery_s": _summary(everything),
         "recovery_s_undisturbed": _summary(alone),

@@ -16,11 +16,10 @@ from flows.retrain import retrain
 from model.experts import experts_of
 from model.metrics import METRICS, Interval
 from model.training import EpochReport, TrainingOptions
-from pipeline.audit.findings import Audit
-from pipeline.audit.verify import Verdict
-from pipeline.forecaster.counters import Counters
-from pipeline.forecaster.health import describe
-from pipeline.forecaster.lookout import Pulse, State
+from pipeline.audit.delivery import DeliveryCounts
+from pipeline.audit.verify import AuditResult
+from pipeline.forecaster.metrics import Counters, health_report
+from pipeline.forecaster.stuck_detection import ForecasterState, Heartbeat
 from pipeline.messages import ReadingDecoder, json_schemas
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import ModelInfo
@@ -37,14 +36,14 @@ def names() -> dict[str, Any]:
             flow.name: list(inspect.signature(flow.fn).parameters) for flow in (ingest, retrain, monitor, promote)
         },
         "counts in --stats": list(Counters().content()),
-        "answer of /healthz": list(describe(Pulse(), None, Counters())),
-        "states in /healthz": [state.value for state in State],
+        "answer of /healthz": ["state", *health_report(Heartbeat(), None, Counters())],
+        "states in /healthz": [state.value for state in ForecasterState],
         "reasons of dead letters": list(ReadingDecoder.REASONS),
         "experts in a forecast": {level: list(experts_of(level)) for level in ("off", "light", "full")},
         "fields of a reading": _properties(schemas["reading"], schemas["$defs"]),
         "fields of a forecast": _properties(schemas["forecast"], schemas["$defs"]),
-        "verify --json": _fields(Verdict),
-        "verify --json, audit": _fields(Audit),
+        "verify --json": _fields(AuditResult),
+        "verify --json, audit": _fields(DeliveryCounts),
         "models --json": _fields(ModelInfo),
         "scores": list(METRICS),
         "scores.json, intervals": _fields(Interval),

@@ -19,8 +19,9 @@ from kafka import KafkaProducer
 from deploy.stack import Stack
 from model.artefact import save_artefact
 from model.state import state_dtype
-from pipeline.audit.topic_logs import committed_offsets, topic_ends
+from pipeline.audit.topic_logs import committed_offsets
 from pipeline.kafka.clients import make_admin
+from pipeline.kafka.topic_reader import topic_ends
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.compatibility.golden import CASES, FOLDER, MODEL_VERSION, NAMES_FILE, Golden, Record, as_text, layout, newest

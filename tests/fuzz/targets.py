@@ -7,13 +7,12 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from model.state import unsound
+from model.state import non_finite
 from pipeline.errors import StateError
-from pipeline.forecaster.position import Committed, Position
+from pipeline.forecaster.positions import CommittedPosition, PartitionLog, Position
 from pipeline.forecaster.readings import decode_records
-from pipeline.forecaster.resume_point import Log
-from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.state_records import StateRecords
+from pipeline.forecaster.state_store import ServedModel
 from pipeline.kafka.batch_consumer import FetchedRecord
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
@@ -111,7 +110,7 @@ def _check_reading(reading: Reading, key: bytes | None) -> None:
 # --- states -----------------------------------------------------------------------------------------------------------
 
 _FORECASTER = small_forecaster(SETTINGS, hidden_size=4)
-_DTYPE = Serving(1, _FORECASTER, SETTINGS).table.dtype
+_DTYPE = ServedModel(1, _FORECASTER, SETTINGS).table.dtype
 _TAG = StateTag(1, SETTINGS.fingerprint)
 
 
@@ -144,9 +143,9 @@ def state_codec(chance: random.Random) -> None:
 
 def restore(chance: random.Random) -> None:
     """A changelog of broken records restores what is whole, and names every other sensor as one to rebuild."""
-    serving = Serving(1, _FORECASTER, SETTINGS)
+    serving = ServedModel(1, _FORECASTER, SETTINGS)
     serving.table.add_partition(0)
-    found = StateRecords(serving, {0: Log(0, 0, 100, Committed(Position(100)))}, SETTINGS, "")
+    found = StateRecords(serving, {0: PartitionLog(0, 0, 100, CommittedPosition(Position(100)))}, SETTINGS, "")
     records, latest = [], {}
     for number in range(chance.randrange(1, 12)):
         key = b"s%d" % chance.randrange(5)
@@ -160,13 +159,13 @@ def restore(chance: random.Random) -> None:
             value = chance.choice((tag, msgspec.structs.replace(tag, model_version=9))).encode(state.tobytes())
         records.append(FetchedRecord(key, value, number, []))
         latest[key.decode()] = value
-    found.take(0, records)
+    found.add(0, records)
     sensors, rows = serving.table.partition_rows(0)
-    assert not unsound(serving.table.gather(rows)).any()
+    assert not non_finite(serving.table.gather(rows)).any()
     states = dict(zip(sensors, serving.table.gather(rows), strict=True))
     for sensor, value in latest.items():
         whole = value in _STATES
-        assert (sensor in found.foreign[0]) != whole
+        assert (sensor in found.unusable[0]) != whole
         if whole:
             assert value is not None
             assert states[sensor].tobytes() == decode_state(value)[1]
@@ -179,7 +178,7 @@ _ABSURD = (0.0, -0.0, 1e30, -1e30, 1e-300, -5e-324, 1.0, 3.14, 1e9, -1e15, float
 
 def steps(chance: random.Random) -> None:
     """Whatever readings are accepted, states and forecasts stay finite, and forecasts do not depend on the batches."""
-    serving, single = Serving(1, _FORECASTER, SETTINGS), Serving(1, _FORECASTER, SETTINGS)
+    serving, single = ServedModel(1, _FORECASTER, SETTINGS), ServedModel(1, _FORECASTER, SETTINGS)
     for one in (serving, single):
         one.table.add_partition(0)
     moment = chance.randrange(EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US)
@@ -191,11 +190,11 @@ def steps(chance: random.Random) -> None:
         key, value = encode_reading(chance.choice("ab"), moment, values)
         records.append(FetchedRecord(key, value, offset, []))
     readings = decode_records(_DECODER, len(FEATURES), 0, records).readings
-    accepted = serving.judge(readings).accepted
+    accepted = serving.classify(readings).accepted
     if not len(accepted):
         return
     stepped = serving.step([accepted])
-    assert not len(stepped.unsound), "an accepted reading led to a number that is not finite"
+    assert not len(stepped.non_finite), "an accepted reading led to a number that is not finite"
     found = []
     for number in range(len(accepted)):
         mask = np.arange(len(accepted)) == number

@@ -19,19 +19,19 @@ import torch
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from deploy.stack import Stack
+from model.acceptance import ACCEPTED, DUPLICATE
 from model.artefact import ArtefactError, load_artefact, save_artefact
 from model.config import ModelConfig
 from model.forecaster import Forecaster
-from model.rules import ACCEPTED, DUPLICATE
-from pipeline.errors import ModelUnfit, RegistryUnreachable
-from pipeline.forecaster.champion import Candidate, fit_differences
+from pipeline.errors import ModelUnusable, RegistryUnreachable
+from pipeline.forecaster.champion import Candidate, settings_differences
 from pipeline.forecaster.encoding import ForecastEncoder
 from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
-from pipeline.forecaster.position import POSITION_KEY
+from pipeline.forecaster.positions import POSITION_KEY
 from pipeline.forecaster.readings import Readings, decode_records
-from pipeline.forecaster.serving import Serving
 from pipeline.forecaster.session import Session
+from pipeline.forecaster.state_store import ServedModel
 from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
 from pipeline.settings import Settings
 from tests.waiting import wait_until
@@ -102,22 +102,22 @@ class FolderChampion:
         try:
             forecaster = load_artefact(self._folder / str(version))
         except ArtefactError as error:
-            raise ModelUnfit(str(error)) from error
-        differences = fit_differences(forecaster.config, self._settings)
+            raise ModelUnusable(str(error)) from error
+        differences = settings_differences(forecaster.config, self._settings)
         if differences:
-            raise ModelUnfit("; ".join(differences))
+            raise ModelUnusable("; ".join(differences))
         return forecaster
 
-    def remembered(self) -> Candidate | None:
+    def last_served(self) -> Candidate | None:
         note = self._folder / "remembered"
         return Candidate(int(note.read_text()), self.load(int(note.read_text()))) if note.exists() else None
 
-    def remember(self, version: int) -> None:
+    def save_last_served(self, version: int) -> None:
         partial = self._folder / f"remembered.{threading.get_ident()}"  # forecasters share a process here
         partial.write_text(str(version))
         partial.replace(self._folder / "remembered")
 
-    def forget(self) -> None:
+    def clear_last_served(self) -> None:
         (self._folder / "remembered").unlink(missing_ok=True)
 
 
@@ -249,19 +249,19 @@ def _forecasts(records: Sequence[Any]) -> list[Forecast]:
 
 def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int = 1) -> list[Forecast]:
     """What an offline pass over the readings topic forecasts, one reading at a time."""
-    serving = Serving(version, forecaster, settings)
+    serving = ServedModel(version, forecaster, settings)
     encoder = ForecastEncoder(settings, ModelId(settings.model_name, version), forecaster.config)
     decoder = ReadingDecoder(settings.features)
     for partition in range(settings.kafka.partitions):
         serving.table.add_partition(partition)
     expected = []
-    held: dict[int, Readings | None] = {}
+    buffered: dict[int, Readings | None] = {}
     for record in read_all(settings, settings.kafka.topics.readings):
         one = decode_records(decoder, len(settings.features), record.partition, [record])
-        judged = serving.judge(one.readings, held.get(record.partition))
-        held[record.partition] = judged.held
-        for place in range(len(judged.accepted)):
-            accepted = replace(judged.accepted, begins=None).pick(np.array([place]))
+        classified = serving.classify(one.readings, buffered.get(record.partition))
+        buffered[record.partition] = classified.buffered
+        for place in range(len(classified.accepted)):
+            accepted = replace(classified.accepted, may_anchor=None).pick(np.array([place]))
             stepped = serving.step([accepted])
             serving.table.scatter(stepped.rows, stepped.states)
             (value,), _ = encoder.encode(

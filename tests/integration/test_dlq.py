@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from deploy.commands.dlq import dlq
 from deploy.context import Context
-from pipeline.audit.dead_letters import DeadLetter, republish_letters
+from pipeline.dead_letters import DeadLetter, republish_letters
 from pipeline.errors import KafkaError, TopicError
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings

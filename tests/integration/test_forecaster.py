@@ -254,6 +254,6 @@ def test_a_stuck_forecaster_ends_and_an_idle_one_does_not(settings: Settings, ch
         for where in session_of(forecaster).consumer.assignment():
             session_of(forecaster).consumer.pause(where)
         publish(settings, rounds(settings, SENSORS, range(4, 6)))
-        lookout = forecaster._lookout
-        assert lookout is not None
-        wait_until(lambda: lookout.failure, 15, "it was seen to be stuck")
+        monitor = forecaster._monitor
+        assert monitor is not None
+        wait_until(lambda: monitor.failure, 15, "it was seen to be stuck")

@@ -19,9 +19,9 @@ from kafka import KafkaConsumer, TopicPartition
 
 from deploy.stack import Stack
 from pipeline.audit.topic_logs import committed_offsets
-from pipeline.forecaster.commit import Aborted, Committer, KafkaTransport, Records, Work
-from pipeline.forecaster.position import Position
-from pipeline.forecaster.watchdog import EXIT_CODE, Watchdog
+from pipeline.forecaster.positions import Position
+from pipeline.forecaster.stuck_detection import EXIT_CODE, Watchdog
+from pipeline.forecaster.transaction import Committer, KafkaTransport, Records, TransactionAborted, TransactionContent
 from pipeline.kafka.clients import make_consumer, make_producer
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
@@ -124,7 +124,9 @@ def zombie(one_partition: Settings) -> Iterator[Zombie]:
     zombie = Zombie(one_partition)
     with committing(one_partition, "successor") as committer:
         committer.commit(
-            Work([forecast_of(one_partition, b"successor's")], {0: Position(7)}, zombie.successor.group_metadata())
+            TransactionContent(
+                [forecast_of(one_partition, b"successor's")], {0: Position(7)}, zombie.successor.group_metadata()
+            )
         )
     yield zombie
     zombie.close()
@@ -133,11 +135,11 @@ def zombie(one_partition: Settings) -> Iterator[Zombie]:
 def test_a_zombie_cannot_commit_over_its_successor(zombie: Zombie) -> None:
     work = [forecast_of(zombie.settings, b"zombie's")]
     with committing(zombie.settings, "zombie") as committer:
-        with pytest.raises(Aborted, match=r"CommitFailed|IllegalGeneration|UnknownMember"):
-            committer.commit(Work(work, {0: Position(3)}, zombie.snapshot))
+        with pytest.raises(TransactionAborted, match=r"CommitFailed|IllegalGeneration|UnknownMember"):
+            committer.commit(TransactionContent(work, {0: Position(3)}, zombie.snapshot))
         committer.open()
-        with pytest.raises(Aborted, match="not a member"):
-            committer.commit(Work(work, {0: Position(3)}, zombie.consumer.group_metadata()))
+        with pytest.raises(TransactionAborted, match="not a member"):
+            committer.commit(TransactionContent(work, {0: Position(3)}, zombie.consumer.group_metadata()))
     assert values(zombie.settings) == [b"successor's"]
     assert committed_offsets(zombie.settings) == {0: 7}
 
@@ -145,10 +147,12 @@ def test_a_zombie_cannot_commit_over_its_successor(zombie: Zombie) -> None:
 def test_without_the_snapshot_and_the_refusal_the_broker_takes_a_zombies_commit(
     zombie: Zombie, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.forecaster.commit.is_member", lambda membership: True)
+    monkeypatch.setattr("pipeline.forecaster.transaction.is_member", lambda group_metadata: True)
     with committing(zombie.settings, "zombie") as committer:
         committer.commit(
-            Work([forecast_of(zombie.settings, b"zombie's")], {0: Position(3)}, zombie.consumer.group_metadata())
+            TransactionContent(
+                [forecast_of(zombie.settings, b"zombie's")], {0: Position(3)}, zombie.consumer.group_metadata()
+            )
         )
     assert values(zombie.settings) == [b"successor's", b"zombie's"]
     assert committed_offsets(zombie.settings) == {0: 3}
@@ -212,7 +216,7 @@ def test_a_forecaster_that_was_overtaken_unawares_restores_what_it_keeps(impatie
 def test_without_minding_its_standing_it_forecasts_its_successors_readings_once_more(
     impatient: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.forecaster.membership.Standing.is_unbroken", lambda self, membership: True)
+    monkeypatch.setattr("pipeline.forecaster.group.GenerationTracker.is_continuous", lambda self, group_metadata: True)
     champion = FolderChampion(tmp_path / "models", impatient)
     champion.promote(1, small_forecaster(impatient))
     overtake(impatient, champion)
@@ -279,7 +283,7 @@ def commit_late(settings: Settings, consumer: KafkaConsumer) -> None:
     committer = Committer(lambda: LateTransport(settings), watchdog, exclusive=True)
     committer.open()
     try:
-        committer.commit(Work([], {0: Position(1)}, consumer.group_metadata()))
+        committer.commit(TransactionContent([], {0: Position(1)}, consumer.group_metadata()))
     finally:
         committer.close()
         watchdog.close()
@@ -287,7 +291,7 @@ def commit_late(settings: Settings, consumer: KafkaConsumer) -> None:
 
 def test_a_transaction_does_not_commit_without_a_batch_that_expired(member: Any) -> None:
     before = values(member.settings)
-    with pytest.raises(Aborted):
+    with pytest.raises(TransactionAborted):
         commit_late(member.settings, member)
     assert values(member.settings) == before
     assert committed_offsets(member.settings) == {}

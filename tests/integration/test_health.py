@@ -131,18 +131,18 @@ def test_markers_at_a_logs_end_are_no_work(settings: Settings, tmp_path: Path) -
         producer.flush()
         producer.abort_transaction()
         producer.close()
-        lookout = forecaster._lookout
-        assert lookout is not None
+        monitor = forecaster._monitor
+        assert monitor is not None
         looks = 0
 
         def has_looked_often() -> bool:
             nonlocal looks
             looks += 1
-            assert lookout.failure is None
+            assert monitor.failure is None
             return looks > 100  # some 5 s
 
         wait_until(has_looked_often, 20, "it was watched for long enough")
-        assert dict(lookout.lag) == {0: 0, 1: 0}
+        assert dict(monitor.lag) == {0: 0, 1: 0}
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from kafka import TopicPartition
 from kafka.admin import NewTopic
 
 from pipeline.errors import Busy, HistoryError, OffsetsLost, TopicError
-from pipeline.exclusive import exclusive
+from pipeline.file_lock import hold_lock
 from pipeline.history.ingest import IngestReport, ingest
 from pipeline.history.table import History
 from pipeline.kafka.clients import make_admin, make_producer
@@ -134,7 +134,7 @@ def test_missing_topic_says_how_to_create_it(settings: Settings) -> None:
 def test_a_second_ingest_at_the_same_time_is_refused(settings: Settings) -> None:
     create_topic(settings)
     lock = settings.history_path.with_name(f"{settings.history_path.name}.ingest.lock")
-    with exclusive(lock, "held"), pytest.raises(Busy, match="another ingest"):
+    with hold_lock(lock, "held"), pytest.raises(Busy, match="another ingest"):
         ingest(settings)
 
 

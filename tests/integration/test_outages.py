@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from deploy.stack import Stack
-from pipeline.audit.topic_logs import committed_offsets, topic_ends
+from pipeline.audit.topic_logs import committed_offsets
 from pipeline.audit.verify import verify
 from pipeline.errors import StreamgruError
+from pipeline.kafka.topic_reader import topic_ends
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.chaos.fleet import Fleet

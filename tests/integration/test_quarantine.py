@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from model.forecaster import Forecaster
-from model.state import state_dtype, unsound
-from pipeline.errors import ModelUnfit
+from model.state import non_finite, state_dtype
+from pipeline.errors import ModelUnusable
 from pipeline.kafka.clients import make_producer
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import decode_state
@@ -68,7 +68,7 @@ def test_a_state_that_goes_bad_in_memory_is_rebuilt(
     assert forecaster.counters.rebuilt_sensors == 1
     assert forecaster.counters.aborted == 0
     assert any("in quarantine: sensor-3" in message for message in caplog.messages)
-    assert not unsound(states_written(settings, small_forecaster(settings))).any()
+    assert not non_finite(states_written(settings, small_forecaster(settings))).any()
 
 
 def test_a_bad_state_in_the_changelog_is_rebuilt(settings: Settings, champion: FolderChampion) -> None:
@@ -114,23 +114,23 @@ def test_a_state_that_is_bad_again_begins_anew(settings: Settings, champion: Fol
     assert forecaster.counters.aborted == 0
     (anew,) = [forecast for forecast in found if forecast.sensor_id == SICK][12:]
     assert (anew.state.steps, anew.state.warm, anew.state.origin) == (1, False, anew.input.offset)
-    assert not unsound(states_written(settings, small_forecaster(settings))).any()
+    assert not non_finite(states_written(settings, small_forecaster(settings))).any()
 
 
 def test_a_model_that_cannot_even_begin_ends_the_forecaster_and_is_not_remembered(
     settings: Settings, tmp_path: Path
 ) -> None:
-    hopeless = small_forecaster(settings)
+    unrecoverable = small_forecaster(settings)
     with torch.no_grad():
-        hopeless.gru.fc.weight[:] = 3e38
-        hopeless.gru.fc.weight[:, ::2] *= -1.0
-        hopeless.gru.fc.bias[:] = 3e38
+        unrecoverable.gru.fc.weight[:] = 3e38
+        unrecoverable.gru.fc.weight[:, ::2] *= -1.0
+        unrecoverable.gru.fc.bias[:] = 3e38
     champion = FolderChampion(tmp_path / "champion", settings)
-    champion.promote(1, hopeless)
+    champion.promote(1, unrecoverable)
     count = publish(settings, rounds(settings, SENSORS, range(4)))
-    with pytest.raises(ModelUnfit, match=r"version 1 .* non-finite forecasts for sensor .*promote another version"):
+    with pytest.raises(ModelUnusable, match=r"version 1 .* non-finite forecasts for sensor .*promote another version"):
         run_until_it_fails(settings, champion)
-    assert champion.remembered() is None
+    assert champion.last_served() is None
     assert read_all(settings, settings.kafka.topics.forecasts) == []
     champion.promote(2, small_forecaster(settings))
     with running(settings, champion):

@@ -72,7 +72,7 @@ def test_one_more_forecaster_than_partitions_waits_and_steps_in(settings: Settin
             wait_until(lambda: shares() == [0, 1, 1], 60, "two have a partition each, and one has none")
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
             wait_for_forecasts(settings, count)
-            lookouts = [member._lookout for member in members]
+            lookouts = [member._monitor for member in members]
             wait_until(lambda: {one.state for one in lookouts if one} == {"serving"}, 20, "to wait is no trouble")
         count += publish(settings, rounds(settings, SENSORS, range(10, 15)))
         found = wait_for_forecasts(settings, count)

@@ -27,7 +27,7 @@ from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.state import blank_states
 from model.stepper import Stepper
-from pipeline.errors import ModelMissing, ModelUnfit, RegistryError, RegistryUnreachable
+from pipeline.errors import ModelMissing, ModelUnusable, RegistryError, RegistryUnreachable
 from pipeline.forecaster.champion import RegistryChampion
 from pipeline.registry.mlflow_session import MlflowSession, mlflow_error
 from pipeline.registry.promotion import Promotion, promote
@@ -143,7 +143,7 @@ def test_a_damaged_artefact_is_unfit(settings: Settings, tmp_path: Path) -> None
     weights = (folder / "weights.pt").read_bytes()
     (folder / "weights.pt").write_bytes(weights[: len(weights) // 2])
     version = registered(settings, folder)
-    with pytest.raises(ModelUnfit, match=f"version {version} cannot be loaded"):
+    with pytest.raises(ModelUnusable, match=f"version {version} cannot be loaded"):
         Registry(settings).load(version, tmp_path / "models")
     assert not any(path.is_dir() for path in (tmp_path / "models" / settings.model_name).iterdir())
 
@@ -153,22 +153,22 @@ def test_a_copy_that_was_damaged_is_fetched_again(settings: Settings, tmp_path: 
     version = registered(settings, artefact(settings, tmp_path))
     champion = RegistryChampion(settings)
     champion.load(version)
-    champion.remember(version)
+    champion.save_last_served(version)
     copy = Registry(settings).load_copy(version, settings.home / "models").folder
     whole = (copy / name).read_bytes()
     (copy / name).write_bytes(whole[: len(whole) // 2])
 
     restarted = RegistryChampion(settings)
-    assert restarted.remembered() is None
+    assert restarted.last_served() is None
     (nobody,) = free_ports(1)
     away = Registry(settings.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{nobody}"}))
     with pytest.raises(RegistryUnreachable):
         away.load(version, settings.home / "models")
     restarted.load(version)
     assert (copy / name).read_bytes() == whole
-    remembered = RegistryChampion(settings).remembered()
-    assert remembered is not None
-    assert remembered.version == version
+    last_served = RegistryChampion(settings).last_served()
+    assert last_served is not None
+    assert last_served.version == version
 
 
 def test_a_folder_that_cannot_be_written_is_named(settings: Settings, tmp_path: Path) -> None:
@@ -180,11 +180,11 @@ def test_a_folder_that_cannot_be_written_is_named(settings: Settings, tmp_path: 
 
 def test_a_version_that_is_no_forecaster_is_unfit(settings: Settings, tmp_path: Path) -> None:
     session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
-    with training_run(settings, "somebody else's", {}) as run, session.talking("a foreign model") as client:
+    with training_run(settings, "somebody else's", {}) as run, session.client("a foreign model") as client:
         client.log_text(run.id, "hello", "thing/hello.txt")
         client.create_registered_model(settings.model_name)
         made = client.create_model_version(settings.model_name, f"runs:/{run.id}/thing", run_id=run.id)
-    with pytest.raises(ModelUnfit, match="holds no forecaster of streamgru"):
+    with pytest.raises(ModelUnusable, match="holds no forecaster of streamgru"):
         Registry(settings).load(int(made.version), tmp_path / "models")
 
 
@@ -282,13 +282,13 @@ def test_another_model_of_the_same_number_is_told_apart(
     first = RegistryChampion(chosen)
     assert first.resolve() == 1
     first.load(1)
-    first.remember(1)
+    first.save_last_served(1)
     assert first.resolve() == 1
     MlflowClient(mlflow_server.mlflow_tracking_uri).delete_registered_model(settings.model_name)
     assert first.resolve() is None
     promote(settings, registered(settings, artefact(settings, tmp_path, seed=1)))
     restarted = RegistryChampion(chosen)
-    assert restarted.remembered() is not None
+    assert restarted.last_served() is not None
     for champion in (first, restarted):
         with pytest.raises(RegistryError, match="is another model than the one loaded under that number"):
             champion.resolve()
@@ -310,7 +310,7 @@ def test_a_version_of_other_settings_is_not_promoted(settings: Settings, tmp_pat
     good = registered(settings, artefact(settings, tmp_path))
     promote(settings, good)
     other = registered(settings, artefact(settings, tmp_path, features=("a", "c"), horizon_steps=5))
-    with pytest.raises(ModelUnfit, match=r"(?s)does not fit the settings.*horizon"):
+    with pytest.raises(ModelUnusable, match=r"(?s)does not fit the settings.*horizon"):
         promote(settings, other)
     assert Registry(settings).resolve(CHAMPION) == good
 
@@ -356,7 +356,7 @@ def test_a_run_holds_the_training_set(settings: Settings) -> None:
     training_set = TrainingSet("/somewhere/history", 7, "readings", {"0": 12, "1": 34}, 46, 3)
     with training_run(settings, "a run", {}) as run:
         run.log_training_set(training_set)
-    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a run") as client:
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("reading a run") as client:
         found = client.get_run(run.id)
     (logged,) = found.inputs.dataset_inputs
     assert logged.dataset.name == "history@7"
@@ -367,7 +367,7 @@ def test_a_run_holds_the_training_set(settings: Settings) -> None:
 def test_a_run_that_fails_is_marked_so(settings: Settings) -> None:
     with pytest.raises(ZeroDivisionError), training_run(settings, "a run", {}) as run:
         _ = 1 / 0
-    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a run") as client:
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("reading a run") as client:
         assert client.get_run(run.id).info.status == "FAILED"
     assert last_trained(settings) is None
 
@@ -415,7 +415,7 @@ def stepped(folder: Path, frame: pd.DataFrame, adaptation: Adaptation) -> dict[s
         states = blank_states(stepper.config, 1, adaptation)
         timestamp_us = part["timestamp"].dt.as_unit("us").astype("int64").to_numpy()
         values = part[["a", "b"]].to_numpy()
-        forecasts = stepper.advance(
+        forecasts = stepper.step(
             states, [str(sensor)], np.zeros(len(part), np.int64), timestamp_us, values, np.arange(len(part))
         )
         found[str(sensor)] = forecasts.quantiles[-1]
@@ -478,7 +478,7 @@ def test_a_frame_that_is_no_readings_is_refused_in_words(
     import mlflow
 
     version = registered(settings, artefact(settings, tmp_path))
-    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("loading the pyfunc"):
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("loading the pyfunc"):
         loaded = mlflow.pyfunc.load_model(f"models:/{settings.model_name}/{version}")
     with pytest.raises((ValueError, mlflow_error()), match=message):
         loaded.predict(change(readings()))  # type: ignore[operator]

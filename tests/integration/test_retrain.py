@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from deploy.commands.backtest import backtest
 from deploy.context import Context
 from flows.monitor import monitor, overdue
-from flows.progress import Progress, watched
+from flows.progress import Progress, watch_progress
 from flows.promote import promote
 from flows.retrain import retrain
 from flows.retrain_report import RetrainReport
@@ -26,12 +26,13 @@ from model.artefact import save_artefact
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from pipeline.errors import Busy, HistoryError, ModelMissing, RegistryUnreachable, SettingsError
-from pipeline.exclusive import exclusive
+from pipeline.file_lock import hold_lock
 from pipeline.history.table import History
 from pipeline.registry.mlflow_session import MlflowSession
 from pipeline.registry.training_run import training_run
 from pipeline.registry.versions import CHALLENGER, CHAMPION, Registry
-from pipeline.settings import MonitorSettings, Settings
+from pipeline.settings import Settings
+from pipeline.settings_sections import MonitorSettings
 from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.ports import free_ports
@@ -99,13 +100,13 @@ def fill_history(settings: Settings, hours: int, first_hour: int = 0) -> None:
 
 def mlflow_run(settings: Settings, report: RetrainReport) -> Any:
     run_id = Registry(settings).version(report.version).run_id
-    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a run") as client:
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("reading a run") as client:
         return client.get_run(run_id)
 
 
 def artifacts(settings: Settings, report: RetrainReport, folder: str) -> set[str]:
     run_id = Registry(settings).version(report.version).run_id
-    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a run") as client:
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("reading a run") as client:
         return {file.path for file in client.list_artifacts(run_id, folder)}
 
 
@@ -122,7 +123,7 @@ def markdown_of(flow_run: FlowRun) -> str:
 def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -> None:
     fill_history(settings, 900)
     seen: list[Progress] = []
-    with watched(seen.append):
+    with watch_progress(seen.append):
         state = retrain(return_state=True)
     report = state.result()
 
@@ -152,7 +153,7 @@ def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -
     source = json.loads(data.dataset.source)
     assert source["version"] == History(settings.history_path, settings.features).version
     assert source["next_offsets"] == {"0": 900 * SENSORS}
-    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).talking("reading a metric") as client:
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("reading a metric") as client:
         curve = client.get_metric_history(run.info.run_id, "challenger/pinball/a")
     assert [metric.step for metric in curve] == [1, 2, 3, 4, 5, 6]
 
@@ -245,7 +246,7 @@ def test_without_enough_history_it_says_what_is_needed(settings: Settings) -> No
 
 
 def test_two_retrainings_at_once_are_one(settings: Settings) -> None:
-    with exclusive(settings.home / "retrain.lock", "held"):
+    with hold_lock(settings.home / "retrain.lock", "held"):
         state = retrain(return_state=True)
         assert state.is_cancelled()
         assert "another retraining is under way" in str(state.message)

@@ -25,9 +25,10 @@ from prefect.states import Pending
 
 from deploy.processes import DetachedProcess
 from deploy.stack import Stack
-from flows.schedules import INTERVALS_FROM, ONE_AT_A_TIME, scheduled_deployments, take_up
+from flows.schedules import INTERVALS_FROM, ONE_AT_A_TIME, resume_deployment, scheduled_deployments
 from pipeline.kafka.clients import make_admin
-from pipeline.settings import Schedule, Settings
+from pipeline.settings import Settings
+from pipeline.settings_sections import Schedule
 from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.ports import free_ports, steady_port
@@ -131,7 +132,7 @@ def test_a_start_moves_no_schedule_ends_no_pause_and_makes_up_for_one_run(
     def register() -> dict[str, Any]:
         found = {}
         for deployment in scheduled_deployments(chosen):
-            take_up(deployment, prefect)
+            resume_deployment(deployment, prefect)
             found[deployment.flow_name] = prefect.read_deployment(deployment.apply())
         return found
 

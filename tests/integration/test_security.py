@@ -17,7 +17,8 @@ from deploy.stack import Stack
 from pipeline.errors import BrokerUnreachable, KafkaError
 from pipeline.kafka import clients
 from pipeline.kafka.topics import check_topics, ensure_topics
-from pipeline.settings import KafkaSettings, Settings
+from pipeline.settings import Settings
+from pipeline.settings_sections import KafkaSettings
 from tests.ports import steady_ports
 from tests.stacks import end_stack
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from deploy.commands.publish import publish
 from deploy.context import Context
-from pipeline.forecaster.counters import Counters
-from pipeline.forecaster.serving import Serving
+from pipeline.forecaster.metrics import Counters
+from pipeline.forecaster.state_store import ServedModel
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import Forecast, decode_state
 from pipeline.settings import Settings
@@ -74,7 +74,7 @@ def forecast_file(settings: Settings, path: Path, rows: int, models: Path) -> tu
 
 def double_updates(settings: Settings, accepted: int) -> int:
     """Steps that the final state has beyond one for each accepted reading."""
-    dtype = Serving(1, small_forecaster(settings), settings).table.dtype
+    dtype = ServedModel(1, small_forecaster(settings), settings).table.dtype
     newest = read_states(settings)[-1]
     (state,) = np.frombuffer(decode_state(newest.value)[1], dtype)
     assert state["accepted"] == accepted

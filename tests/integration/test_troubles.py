@@ -6,9 +6,9 @@ from kafka import OffsetAndMetadata, TopicPartition
 from kafka.admin import NewPartitions
 
 from pipeline.errors import OffsetsLost, StreamgruError, TopicError
-from pipeline.forecaster.commit import KafkaTransport
-from pipeline.forecaster.lookout import State
 from pipeline.forecaster.loop import StreamForecaster
+from pipeline.forecaster.stuck_detection import ForecasterState
+from pipeline.forecaster.transaction import KafkaTransport
 from pipeline.kafka.clients import make_admin
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
@@ -46,7 +46,7 @@ def champion(settings: Settings, champion: FolderChampion) -> FolderChampion:
 
 def has_ended(forecaster: StreamForecaster) -> bool:
     """Whether it ended by itself, which it does once its lookout has a reason."""
-    return forecaster._lookout is not None and forecaster._lookout._closed.is_set()
+    return forecaster._monitor is not None and forecaster._monitor._closed.is_set()
 
 
 @pytest.mark.parametrize("which", ["readings", "forecasts", "state"])
@@ -88,14 +88,14 @@ def test_what_watches_outlives_whatever_looking_raises(
 
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "the readings were forecast")
-        lookout = forecaster._lookout
-        assert lookout is not None
-        wait_until(lambda: lookout.state is State.SERVING, 20, "it has looked")
+        monitor = forecaster._monitor
+        assert monitor is not None
+        wait_until(lambda: monitor.state is ForecasterState.SERVING, 20, "it has looked")
         with monkeypatch.context() as patched:
-            patched.setattr("pipeline.forecaster.lookout.check_topics", fail)
-            wait_until(lambda: "something new" in lookout.trouble, 20, "it says that it cannot see")
-            assert not lookout.waits_for_brokers
-        wait_until(lambda: not lookout.trouble, 20, "it sees again")
+            patched.setattr("pipeline.forecaster.stuck_detection.check_topics", fail)
+            wait_until(lambda: "something new" in monitor.trouble, 20, "it says that it cannot see")
+            assert not monitor.waits_for_brokers
+        wait_until(lambda: not monitor.trouble, 20, "it sees again")
 
 
 def test_a_partition_without_a_leader_is_told_and_the_others_are_watched(
@@ -106,14 +106,14 @@ def test_a_partition_without_a_leader_is_told_and_the_others_are_watched(
 
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "the readings were forecast")
-        lookout = forecaster._lookout
-        assert lookout is not None
+        monitor = forecaster._monitor
+        assert monitor is not None
         with monkeypatch.context() as patched:
-            patched.setattr("pipeline.forecaster.lookout.leaderless", leaderless)
-            wait_until(lambda: "no broker leads partition 1" in lookout.trouble, 20, "it says so")
-            wait_until(lambda: lookout.state is State.SERVING, 20, "it sees the other")
-            assert list(lookout.lag) == [0]
-        wait_until(lambda: not lookout.trouble and list(lookout.lag) == [0, 1], 20, "it sees both again")
+            patched.setattr("pipeline.forecaster.stuck_detection.leaderless", leaderless)
+            wait_until(lambda: "no broker leads partition 1" in monitor.trouble, 20, "it says so")
+            wait_until(lambda: monitor.state is ForecasterState.SERVING, 20, "it sees the other")
+            assert list(monitor.lag) == [0]
+        wait_until(lambda: not monitor.trouble and list(monitor.lag) == [0, 1], 20, "it sees both again")
 
 
 def truncate(settings: Settings, forecaster: StreamForecaster, partition: int, offset: int) -> None:
@@ -135,7 +135,7 @@ def test_readings_that_the_brokers_lost_after_they_were_forecast_need_consent(
         truncate(settings, forecaster, 0, 1)
         wait_until(lambda: has_ended(forecaster), 40, "it ended")
     with running(settings, champion, accept_loss=True) as forecaster:
-        wait_until(lambda: not forecaster._pulse.is_restoring and forecaster._pulse.positions, 30, "it serves")
+        wait_until(lambda: not forecaster._heartbeat.is_restoring and forecaster._heartbeat.positions, 30, "it serves")
         truncate(settings, forecaster, 0, 1)
         publish(settings, rounds(settings, SENSORS, range(3, 5)))
         wait_for_forecasts(settings, 5 * len(SENSORS))

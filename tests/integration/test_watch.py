@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from deploy.commands import watch as watch_module
 from deploy.commands.watch import watch
 from deploy.context import Context
-from deploy.live import LatestForecasts, StreamTail
-from pipeline.audit.findings import audit
+from deploy.live_forecasts import LatestForecasts, StreamTail
+from pipeline.audit.delivery import count_deliveries
 from pipeline.audit.topic_logs import read_forecasts, read_readings
 from pipeline.errors import StreamgruError
 from pipeline.kafka.topics import ensure_topics
@@ -104,7 +104,7 @@ def test_the_audit_agrees_with_what_was_sent(stream: Settings) -> None:
     )
     wait_for_forecasts(stream, len(SENSORS) * STEPS + 1)
     readings, forecasts = read_readings(stream), read_forecasts(stream, numbers=True)
-    counts = audit(readings, forecasts, {})
+    counts = count_deliveries(readings, forecasts, {})
     assert counts.exactly_once
     assert (counts.accepted, counts.late, counts.duplicates, counts.rejected) == (19, 1, 1, 1)
     assert readings.reasons == {"malformed": 1}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.adaptation import Rounds, advance
+from model.adaptation import Rounds, adapt
 from model.config import Level
 from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, RULE, AdaptationConfig, States, adaptation_dtype
 
@@ -63,7 +63,7 @@ def run(
     timestamp_us = np.repeat((start + np.arange(T)) * HOUR_US if times_us is None else times_us, B)
     hidden = hidden_of(values).reshape(n, HIDDEN).astype(np.float32)
     rounds = Rounds([B] * T, np.zeros(n, bool), timestamp_us, values.reshape(n, K), hidden, forecast, given[issued])
-    adapted = advance(shape, states, rounds)
+    adapted = adapt(shape, states, rounds)
     outs, weights = np.full(given.shape, np.nan), np.full((n, K, adapted.weights.shape[2]), np.nan)
     outs[issued], weights[issued] = adapted.quantiles, adapted.weights
     return Run(states, outs.reshape(quantiles.shape), weights.reshape(T, B, K, -1))

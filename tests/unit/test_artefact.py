@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.artefact import CONFIG_FILE, WEIGHTS_FILE, ArtefactError, check_fit, load_artefact, save_artefact
+from model.artefact import CONFIG_FILE, WEIGHTS_FILE, ArtefactError, config_differences, load_artefact, save_artefact
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 
@@ -163,8 +163,8 @@ def test_what_does_not_fit_is_told_one_sentence_each() -> None:
         "quantiles": [0.1, 0.5, 0.9],
         "max_gap_steps": 168,
     }
-    assert check_fit(CONFIG, **fitting) == []  # type: ignore[arg-type]
-    differing = check_fit(CONFIG, **(fitting | {"horizon_steps": 5, "features": ["load", "heat"]}))  # type: ignore[arg-type]
+    assert config_differences(CONFIG, **fitting) == []  # type: ignore[arg-type]
+    differing = config_differences(CONFIG, **(fitting | {"horizon_steps": 5, "features": ["load", "heat"]}))  # type: ignore[arg-type]
     assert differing == [
         "the model was made for features load, größe, and the settings say load, heat",
         "the model was made for horizon_steps 4, and the settings say 5",

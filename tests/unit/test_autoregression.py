@@ -111,8 +111,8 @@ def test_any_cut_into_stretches_gives_the_same_bits(numbers: int, monkeypatch: p
         parts = [predictor.forecasts(sequences, sensor, a, b) for a, b in pairwise(cuts)]
         np.testing.assert_array_equal(np.concatenate(parts), expected)
     together = Autoregression(CONFIG)
-    shown = [autoregression.Shown(sequences.past(s, sequences.span(s)[1]), 10 * s) for s in range(3)]
-    for sensor, found in enumerate(together.forecasts_together(shown)):
+    requests = [autoregression.ForecastRequest(sequences.past(s, sequences.span(s)[1]), 10 * s) for s in range(3)]
+    for sensor, found in enumerate(together.forecasts_together(requests)):
         np.testing.assert_array_equal(found, whole[sensor][10 * sensor :])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model import backtest as evaluator
-from model.backtest import Leak, Persistence, SeasonalNaive, Shown, assert_causal, backtest
+from model.backtest import ForecastRequest, Leak, Persistence, SeasonalNaive, assert_causal, backtest
 from model.sequences import Sequences
 from tests.series import CONFIG, HOUR_US, noisy_days
 
@@ -180,7 +180,7 @@ def test_a_planted_leak_is_found(build: Callable[[Sequences], PointForecast]) ->
 def test_a_predictor_holds_nothing_of_the_future_nor_of_other_sensors() -> None:
     """Whatever a predictor can reach from what it is given ends at ``hi``; the arrays behind the views are not its."""
     sequences = noisy_days()
-    seen: list[Shown] = []
+    seen: list[ForecastRequest] = []
 
     class Curious:
         name = "curious"
@@ -188,9 +188,9 @@ def test_a_predictor_holds_nothing_of_the_future_nor_of_other_sensors() -> None:
         def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> np.ndarray:
             raise AssertionError("asked together instead")
 
-        def forecasts_together(self, shown: list[Shown]) -> list[np.ndarray]:
-            seen.extend(shown)
-            return [np.zeros((len(one.steps) - one.lo, 1, 3, CONFIG.horizon_steps)) for one in shown]
+        def forecasts_together(self, requests: list[ForecastRequest]) -> list[np.ndarray]:
+            seen.extend(requests)
+            return [np.zeros((len(one.steps) - one.lo, 1, 3, CONFIG.horizon_steps)) for one in requests]
 
     backtest([Curious()], sequences, CONFIG, TEST_START_US)
     for one in seen:

@@ -9,7 +9,7 @@ from model.backtest import Predictor
 from model.baselines import Persistence, SeasonalNaive, seasonal_scale
 from model.config import ModelConfig
 from model.sequences import Sequences, build_sequences
-from pipeline.evaluation.back_test import standard_deviations
+from pipeline.evaluation.evaluate import standard_deviations
 
 CADENCE_US = 100
 NAN = float("nan")

@@ -1,6 +1,13 @@
 """How the size of a batch follows what batches take."""
 
-from pipeline.forecaster.batch_size import BUDGET_S, FIRST, MOST_BYTES, SMALL_BYTES, SMALLEST, BatchSize
+from pipeline.forecaster.micro_batch import (
+    BUDGET_S,
+    FIRST_BATCH_READINGS,
+    MAX_TRANSACTION_BYTES,
+    SMALL_TRANSACTION_BYTES,
+    SMALLEST_BATCH_READINGS,
+    BatchSize,
+)
 
 
 def test_full_batches_that_are_quick_grow_up_to_the_limit() -> None:
@@ -9,14 +16,14 @@ def test_full_batches_that_are_quick_grow_up_to_the_limit() -> None:
     for _ in range(8):
         size.committed(size.readings, 0.1)
         seen.append(size.readings)
-    assert seen[:3] == [FIRST, 2 * FIRST, 4 * FIRST]
+    assert seen[:3] == [FIRST_BATCH_READINGS, 2 * FIRST_BATCH_READINGS, 4 * FIRST_BATCH_READINGS]
     assert seen[-1] == 20_000
 
 
 def test_small_batches_say_nothing_about_large_ones() -> None:
     size = BatchSize(20_000, 60.0)
     size.committed(10, 0.001)
-    assert size.readings == FIRST
+    assert size.readings == FIRST_BATCH_READINGS
 
 
 def test_a_batch_that_took_too_long_is_followed_by_one_that_fits() -> None:
@@ -24,7 +31,7 @@ def test_a_batch_that_took_too_long_is_followed_by_one_that_fits() -> None:
     size.committed(1_000, 10 * BUDGET_S)
     assert size.readings == 100
     size.committed(100, 100 * BUDGET_S)
-    assert size.readings == SMALLEST
+    assert size.readings == SMALLEST_BATCH_READINGS
 
 
 def test_the_budget_lies_far_below_a_short_poll_interval() -> None:
@@ -43,11 +50,11 @@ def test_the_settings_limit_holds_however_small() -> None:
 
 def test_readings_of_large_states_are_fewer() -> None:
     size = BatchSize(20_000, 60.0)
-    size.fit(40_000)
+    size.set_bytes_per_reading(40_000)
     for _ in range(8):
         size.committed(size.readings, 0.1)
-    assert size.readings == MOST_BYTES // 40_000
-    size.fit(1_000)
+    assert size.readings == MAX_TRANSACTION_BYTES // 40_000
+    size.set_bytes_per_reading(1_000)
     for _ in range(8):
         size.committed(size.readings, 0.1)
     assert size.readings == 20_000
@@ -55,24 +62,24 @@ def test_readings_of_large_states_are_fewer() -> None:
 
 def test_states_of_any_size_are_written() -> None:
     size = BatchSize(20_000, 60.0)
-    size.fit(10 * MOST_BYTES)
-    assert size.readings == SMALLEST
+    size.set_bytes_per_reading(10 * MAX_TRANSACTION_BYTES)
+    assert size.readings == SMALLEST_BATCH_READINGS
 
 
 def test_transactions_that_fail_are_followed_by_smaller_ones_until_they_are_small() -> None:
     size = BatchSize(20_000, 60.0)
-    size.fit(40_000)
+    size.set_bytes_per_reading(40_000)
     for _ in range(10):
         size.failed(size.readings, 0.1)
-    assert SMALLEST <= size.readings <= SMALL_BYTES // 40_000
-    size.fit(10 * MOST_BYTES)
+    assert SMALLEST_BATCH_READINGS <= size.readings <= SMALL_TRANSACTION_BYTES // 40_000
+    size.set_bytes_per_reading(10 * MAX_TRANSACTION_BYTES)
     size.failed(size.readings, 0.1)
-    assert size.readings == SMALLEST
+    assert size.readings == SMALLEST_BATCH_READINGS
 
 
 def test_what_failed_is_not_tried_again_at_once_and_not_never() -> None:
     size = BatchSize(20_000, 60.0)
-    size.fit(6_000)
+    size.set_bytes_per_reading(6_000)
     size.failed(1_000, 0.1)
     seen = []
     for _ in range(40):
@@ -84,10 +91,10 @@ def test_what_failed_is_not_tried_again_at_once_and_not_never() -> None:
 
 def test_a_small_transaction_does_not_fail_by_its_size() -> None:
     size = BatchSize(20_000, 60.0)
-    size.fit(6_000)
+    size.set_bytes_per_reading(6_000)
     for _ in range(20):
         size.failed(60, 0.01)
-    assert size.readings == FIRST
+    assert size.readings == FIRST_BATCH_READINGS
 
 
 def test_a_batch_that_took_too_long_and_failed_is_followed_by_one_that_fits() -> None:
@@ -99,4 +106,4 @@ def test_a_batch_that_took_too_long_and_failed_is_followed_by_one_that_fits() ->
 def test_writing_states_alone_says_nothing_about_readings() -> None:
     size = BatchSize(20_000, 60.0)
     size.committed(0, 10 * BUDGET_S)
-    assert size.readings == FIRST
+    assert size.readings == FIRST_BATCH_READINGS

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ModelUnfit, RegistryUnreachable
+from pipeline.errors import ModelUnusable, RegistryUnreachable
 from pipeline.forecaster.champion import Candidate, ChampionWatcher
 from tests.waiting import wait_until
 
@@ -32,10 +32,10 @@ class FakeSource:
             raise self.models[version]
         return self.models[version]
 
-    def remembered(self) -> Candidate | None:
+    def last_served(self) -> Candidate | None:
         return None
 
-    def remember(self, version: int) -> None:
+    def save_last_served(self, version: int) -> None:
         pass
 
 
@@ -80,7 +80,7 @@ def test_trouble_is_said_once_and_leaves_the_candidate(
     serving = Candidate(1, "one")  # type: ignore[arg-type]
     source.champion = trouble
     watcher.start(serving)
-    watcher.let_look()
+    watcher.allow_polls()
     looks_again(source)
     assert watcher.candidate() == serving
     assert len(errors(caplog)) == 1
@@ -92,11 +92,11 @@ def test_trouble_is_said_once_and_leaves_the_candidate(
 def test_a_model_that_cannot_serve_is_refused_until_the_alias_moves(
     source: FakeSource, watcher: ChampionWatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source.models[2] = ModelUnfit("made for other features")
+    source.models[2] = ModelUnusable("made for other features")
     source.champion = 2
     serving = Candidate(1, "one")  # type: ignore[arg-type]
     watcher.start(serving)
-    watcher.let_look()
+    watcher.allow_polls()
     looks_again(source)
     assert source.loads == [2]
     assert watcher.candidate() == serving
@@ -132,5 +132,5 @@ def test_a_forecaster_that_can_serve_is_left_to_restore_before_the_registry_is_a
     watcher.start(serving)
     assert watcher.wait(0.2) == serving
     assert source.looks == 0
-    watcher.let_look()
+    watcher.allow_polls()
     wait_until(lambda: watcher.candidate() != serving, 5, "version 2 is the candidate")

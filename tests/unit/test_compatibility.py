@@ -12,8 +12,8 @@ import torch
 from model.artefact import load_artefact, save_artefact
 from model.state import state_dtype
 from model.stepper import Stepper
-from pipeline.audit.dead_letters import DeadLetter
-from pipeline.forecaster.position import POSITION_KEY, Committed, Noted
+from pipeline.dead_letters import DeadLetter
+from pipeline.forecaster.positions import POSITION_KEY, CommittedPosition, PositionRecord
 from pipeline.messages import (
     ReadingDecoder,
     Rejected,
@@ -65,7 +65,7 @@ def test_states_are_decoded_and_encoded_alike(golden: Golden, part: str) -> None
         assert tag == ours
         assert tag.encode(row) == record.value
         assert len(row) == dtype.itemsize
-    places, _ = ours.take_rows([record.value for record in records], dtype.itemsize)
+    places, _ = ours.unpack_rows([record.value for record in records], dtype.itemsize)
     assert places == list(range(len(records)))
 
 
@@ -97,7 +97,7 @@ def test_positions_are_decoded_and_encoded_alike(golden: Golden, part: str) -> N
     assert len(positions) == 2  # a partition each
     for record in positions:
         assert record.value is not None
-        noted = Noted.decode(record.value)
+        noted = PositionRecord.decode(record.value)
         assert noted.encode() == record.value
         content = json.loads(record.value)
         assert content["owner"] == noted.owner
@@ -105,7 +105,7 @@ def test_positions_are_decoded_and_encoded_alike(golden: Golden, part: str) -> N
         offset, metadata = golden.committed(part)[record.partition]
         committed = noted.position.to_commit()
         assert (committed.offset, committed.metadata) == (offset, metadata)
-        assert Committed.of(committed) == Committed(noted.position)
+        assert CommittedPosition.of(committed) == CommittedPosition(noted.position)
 
 
 def test_a_stream_was_stopped_while_readings_were_held() -> None:
@@ -174,7 +174,7 @@ def test_the_model_goes_on_from_its_states_with_equal_forecasts(golden: Golden) 
     }
     made = [decode_forecast(record.value or b"") for record in golden.records("after", "forecasts")]
     stepped = [decoded(golden, readings[forecast.input.partition, forecast.input.offset]) for forecast in made]
-    found = stepper.advance(
+    found = stepper.step(
         states,
         sensors,
         np.array([sensors.index(reading.sensor_id) for reading in stepped]),

@@ -6,7 +6,7 @@ from itertools import islice
 from click.testing import CliRunner
 
 from deploy.commands.dlq import dlq
-from pipeline.audit.dead_letters import DeadLetter, transactions_of
+from pipeline.dead_letters import DeadLetter, transactions_of
 
 
 def letter(offset: int, value_bytes: int, header_bytes: int = 0) -> DeadLetter:

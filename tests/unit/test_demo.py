@@ -19,13 +19,13 @@ from deploy.commands.demo import PORT_VARIABLES, _demo_settings
 from deploy.demo.data import LIVE_FROM, Amounts, disturb, prepare
 from deploy.demo.live import Arrivals, Decision, Silence, by_second, find_swaps, longest_silence, pace
 from deploy.demo.report import Outcome, Step, Version, coverage_by_target, draw_picture, render
-from deploy.demo.scores import FORECAST, Agreement, Recorded, Stretch, agreement, lay_out, score, trace
+from deploy.demo.scores import FORECAST, Agreement, RecordedForecasts, Stretch, agreement, lay_out, score, trace
+from model.acceptance import ACCEPTED, classify
 from model.forecaster import Forecaster
-from model.rules import ACCEPTED, classify
 from model.state import blank_states
 from model.stepper import Stepper
-from pipeline.audit.findings import ForecastLog, ReadingLog, audit
-from pipeline.evaluation.back_test import model_config
+from pipeline.audit.delivery import ForecastLog, ReadingLog, count_deliveries
+from pipeline.evaluation.evaluate import model_config
 from pipeline.messages import microseconds
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings
 from tests.ports import free_ports
@@ -133,7 +133,7 @@ def forecasts_log(readings: ReadingLog, error: float) -> ForecastLog:
     )
 
 
-def recorded(error: float = 0.5) -> Recorded:
+def recorded(error: float = 0.5) -> RecordedForecasts:
     readings = readings_log()
     return lay_out(readings, forecasts_log(readings, error), SETTINGS)
 
@@ -166,7 +166,7 @@ def streamed(forecaster: Forecaster) -> ForecastLog:
     stepper = Stepper(forecaster, SETTINGS.adaptation)
     for begin, number in ((10, 0), (200, 1), (240, 1)):
         offsets = np.flatnonzero((readings.sensor == number) & (readings.offset >= begin))
-        forecasts = stepper.advance(
+        forecasts = stepper.step(
             blank_states(forecaster.config, 1, SETTINGS.adaptation),
             [SENSORS[number]],
             np.zeros(len(offsets), np.int64),
@@ -314,7 +314,7 @@ def outcome() -> Outcome:
     middle_us = microseconds(LIVE_FROM) + 100 * HOUR_US
     silent = [(LIVE_FROM + timedelta(hours=100), LIVE_FROM + timedelta(hours=101))]
     return Outcome(
-        audit=audit(readings, forecasts, {0: 50}),
+        audit=count_deliveries(readings, forecasts, {0: 50}),
         sensors=2,
         history_readings=3_000,
         faults=disturb(hourly(days=60), seed=1),

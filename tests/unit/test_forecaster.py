@@ -57,7 +57,7 @@ def test_clients_opened_before_connecting_failed_are_closed(monkeypatch: pytest.
     monkeypatch.setattr(loop, "check_topics", same)
     monkeypatch.setattr(loop, "find_topic_id", same)
     monkeypatch.setattr(loop, "ChampionWatcher", Watcher)
-    monkeypatch.setattr(loop, "Serving", same)
+    monkeypatch.setattr(loop, "ServedModel", same)
     monkeypatch.setattr(session, "make_consumer", lambda *args, **options: Reader())
     monkeypatch.setattr(session, "read_fast", same)
     monkeypatch.setattr(session, "make_admin", unreachable)

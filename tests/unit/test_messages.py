@@ -316,7 +316,7 @@ def test_many_states_are_taken_as_each_is_decoded(
                 found, row = decode_state(value)
                 if found == tag and len(row) == 4:
                     expected.append((place, row))
-    places, packed = tag.take_rows(values, 4)
+    places, packed = tag.unpack_rows(values, 4)
     assert list(zip(places, [packed[at : at + 4] for at in range(0, len(packed), 4)], strict=True)) == expected
 
 

@@ -18,7 +18,7 @@ def scored(
     """Of sensors (S, n, Q) one step ahead."""
     sensors = tuple(f"s{number}" for number in range(len(labels)))
     ones = np.ones((len(sensors), 1))
-    scores = Scores.nothing_yet(sensors, ("level",), quantiles, ones, 1, season * ones)
+    scores = Scores.empty(sensors, ("level",), quantiles, ones, 1, season * ones)
     for sensor in range(len(sensors)):
         scores.add(sensor, forecasts[sensor][:, None, :, None], labels[sensor][:, None, None])
     return scores

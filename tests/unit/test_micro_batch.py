@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from kafka import TopicPartition
 
-from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchMaker
-from pipeline.forecaster.position import POSITION_KEY, Noted, Position
-from pipeline.forecaster.serving import Serving
+from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchBuilder
+from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
+from pipeline.forecaster.state_store import ServedModel
 from pipeline.kafka.batch_consumer import FetchedRecord
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings
@@ -19,8 +19,8 @@ SENSORS = ("a", "b")
 
 
 @pytest.fixture
-def serving() -> Serving:
-    made = Serving(1, FORECASTER, SETTINGS)
+def serving() -> ServedModel:
+    made = ServedModel(1, FORECASTER, SETTINGS)
     for partition in range(3):
         made.table.add_partition(partition)
     return made
@@ -48,38 +48,38 @@ def changelog(batch: MicroBatch, partition: int) -> list[bytes | None]:
     ]
 
 
-def test_a_partitions_position_stands_behind_its_states(serving: Serving) -> None:
-    maker = MicroBatchMaker(SETTINGS, serving, "group")
-    batch = maker.make(polled(0, 0) | polled(1, 0))
+def test_a_partitions_position_stands_behind_its_states(serving: ServedModel) -> None:
+    maker = MicroBatchBuilder(SETTINGS, serving, "group")
+    batch = maker.build(polled(0, 0) | polled(1, 0))
     for partition in (0, 1):
         *states, position = changelog(batch, partition)
         assert (set(states), position) == ({b"a", b"b"}, POSITION_KEY)
     assert changelog(batch, 2) == []
     noted = [records.values[0] for records in batch.records if list(records.keys) == [POSITION_KEY]]
-    assert [Noted.decode(value) for value in noted] == [Noted(Position(3), "group")] * 2
+    assert [PositionRecord.decode(value) for value in noted] == [PositionRecord(Position(3), "group")] * 2
 
 
-def test_an_unsaved_partition_has_its_position_behind_all_its_states(serving: Serving) -> None:
-    maker = MicroBatchMaker(SETTINGS, serving, "group")
-    before = maker.make(polled(0, 0))
+def test_an_unsaved_partition_has_its_position_behind_all_its_states(serving: ServedModel) -> None:
+    maker = MicroBatchBuilder(SETTINGS, serving, "group")
+    before = maker.build(polled(0, 0))
     assert before.stepped is not None
     serving.table.scatter(before.stepped.rows, before.stepped.states)
-    batch = maker.make(polled(1, 0), unsaved={0: 3})
+    batch = maker.build(polled(1, 0), needs_full_write={0: 3})
     *states, position = changelog(batch, 0)
     assert (sorted(states), position) == ([b"a", b"b"], POSITION_KEY)
-    assert batch.reached == {0: Position(3), 1: Position(3)}
+    assert batch.positions == {0: Position(3), 1: Position(3)}
 
 
-def test_what_holds_no_reading_moves_the_position_alone(serving: Serving) -> None:
+def test_what_holds_no_reading_moves_the_position_alone(serving: ServedModel) -> None:
     where = TopicPartition(TOPICS.readings, 0)
-    batch = MicroBatchMaker(SETTINGS, serving, "group").make({where: [FetchedRecord(b"a", b"rubbish", 7, [])]})
+    batch = MicroBatchBuilder(SETTINGS, serving, "group").build({where: [FetchedRecord(b"a", b"rubbish", 7, [])]})
     assert changelog(batch, 0) == [POSITION_KEY]
     assert {records.topic for records in batch.records} == {TOPICS.dead_letters, TOPICS.state}
-    assert batch.reached == {0: Position(8)}
+    assert batch.positions == {0: Position(8)}
 
 
-def test_a_batch_changes_no_state(serving: Serving) -> None:
-    maker = MicroBatchMaker(SETTINGS, serving, "group")
-    maker.make(polled(0, 0))
+def test_a_batch_changes_no_state(serving: ServedModel) -> None:
+    maker = MicroBatchBuilder(SETTINGS, serving, "group")
+    maker.build(polled(0, 0))
     _, rows = serving.table.partition_rows(0)
     assert np.array_equal(serving.table.gather(rows), serving.table.blank(len(rows)))

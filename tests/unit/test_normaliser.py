@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from model.inputs import fit_spread, input_size, prepare, step_inputs
-from model.normaliser import FURTHEST, Normaliser, Trace, Tracks, profile_slots
+from model.normaliser import MAX_DISTANCE_SCALES, Normaliser, NormaliserState, NormaliserTrace, profile_slots
 from model.sequences import Sequences, build_sequences
 
 HOUR_US = 3_600_000_000
@@ -48,10 +48,10 @@ def sequences(*sensors: NDArray[np.float64], shape: ModelConfig) -> Sequences:
     )
 
 
-def stepped(shape: ModelConfig, values: NDArray[np.float64]) -> Trace:
+def stepped(shape: ModelConfig, values: NDArray[np.float64]) -> NormaliserTrace:
     """One sensor, all its steps in one call."""
     normaliser = Normaliser(shape, np.ones(shape.feature_count))
-    return normaliser.advance(Tracks.blank(shape, 1), values, [1] * len(values), np.zeros(len(values), bool))
+    return normaliser.step(NormaliserState.blank(shape, 1), values, [1] * len(values), np.zeros(len(values), bool))
 
 
 @settings(max_examples=30, deadline=None)
@@ -67,9 +67,9 @@ def test_a_batch_gives_the_bits_of_single_steps(seed: int, lengths: list[int], s
     together = prepare(shape, np.array([2.0, 3.0]), sequences(*sensors, shape=shape))
     normaliser = Normaliser(shape, np.array([2.0, 3.0]))
     for number, values in enumerate(sensors):
-        tracks = Tracks.blank(shape, 1)
+        norm = NormaliserState.blank(shape, 1)
         for step, row in enumerate(values):
-            trace = normaliser.advance(tracks, row[None], [1], np.zeros(1, bool))
+            trace = normaliser.step(norm, row[None], [1], np.zeros(1, bool))
             moment, elapsed = np.array([step * HOUR_US]), np.array([min(step, 1)], np.float32)
             at = int(together.sequences.starts[number]) + step
             np.testing.assert_array_equal(together.x[at], step_inputs(trace, moment, elapsed)[0])
@@ -91,17 +91,17 @@ def test_lags_and_profile_are_what_rings_kept_step_by_step_would_hold(
     shape = config(profile_slots=slots, season_steps=season, lag_steps=lags)
     values = walk(seed, steps, missing=0.2)
     past = prepare(shape, np.ones(2), sequences(values, shape=shape))
-    tracks = Tracks.blank(shape, 1)
+    norm = NormaliserState.blank(shape, 1)
     normaliser = Normaliser(shape, np.ones(2))
     P = profile_slots(shape)
     ring: list[float] = []
     for step, row in enumerate(values):
-        trace = normaliser.advance(tracks, row[None], [1], np.zeros(1, bool))
+        trace = normaliser.step(norm, row[None], [1], np.zeros(1, bool))
         if trace.count[0, 1] == 1.0 and not np.isnan(row[1]):
             ring = [float(trace.last[0, 1])] * lags
         elif trace.count[0, 1]:
             ring = [float(trace.last[0, 1]), *ring][:lags]
-        held = tracks.profile[0, 0]
+        held = norm.profile[0, 0]
         own = step % season * P // season if P else 0
         around = [held[(own + 1 + slot) % P] for slot in range(P)]
         level, scale = trace.levels[0, 1, 1], trace.scale[0, 1]
@@ -159,12 +159,12 @@ def test_a_constant_sensor_has_scale_zero_and_inputs_of_zero() -> None:
 def test_a_missing_value_updates_nothing_but_its_age() -> None:
     shape = config()
     values = walk(3, 30)
-    tracks = Tracks.blank(shape, 1)
+    norm = NormaliserState.blank(shape, 1)
     normaliser = Normaliser(shape, np.ones(2))
-    normaliser.advance(tracks, values, [1] * 30, np.zeros(30, bool))
-    before = {name: array.copy() for name, array in tracks.arrays().items()}
-    normaliser.advance(tracks, np.full((1, 2), np.nan), [1], np.zeros(1, bool))
-    for name, array in tracks.arrays().items():
+    normaliser.step(norm, values, [1] * 30, np.zeros(30, bool))
+    before = {name: array.copy() for name, array in norm.arrays().items()}
+    normaliser.step(norm, np.full((1, 2), np.nan), [1], np.zeros(1, bool))
+    for name, array in norm.arrays().items():
         expected = before[name] + 1.0 if name == "age" else before[name]
         np.testing.assert_array_equal(array, expected)
 
@@ -172,11 +172,11 @@ def test_a_missing_value_updates_nothing_but_its_age() -> None:
 def test_a_reset_forgets_everything() -> None:
     shape = config()
     values = walk(4, 30)
-    tracks = Tracks.blank(shape, 1)
+    norm = NormaliserState.blank(shape, 1)
     normaliser = Normaliser(shape, np.ones(2))
     reset = np.zeros(30, bool)
     reset[20] = True
-    trace = normaliser.advance(tracks, values, [1] * 30, reset)
+    trace = normaliser.step(norm, values, [1] * 30, reset)
     np.testing.assert_array_equal(trace.levels[20:], stepped(shape, values[20:]).levels)
     assert trace.steps[-1] == 10
 
@@ -189,7 +189,7 @@ def test_an_absurd_reading_is_soon_forgotten(wild: float) -> None:
     calm, upset = stepped(shape, walk(5, 400)), stepped(shape, values)
     assert np.isfinite(upset.scale).all()
     assert upset.scale[300, 1] < 2 * calm.scale[300, 1]
-    assert abs(upset.levels[301, 1, 1] - calm.levels[301, 1, 1]) <= FURTHEST * calm.scale[300, 1] / 24 * 1.5
+    assert abs(upset.levels[301, 1, 1] - calm.levels[301, 1, 1]) <= MAX_DISTANCE_SCALES * calm.scale[300, 1] / 24 * 1.5
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3, 1e6])

@@ -15,7 +15,6 @@ from kafka.errors import KafkaTimeoutError
 from kafka.structs import OffsetAndMetadata
 
 from pipeline.forecaster import partitions as module
-from pipeline.forecaster.changelog import Restored
 from pipeline.forecaster.partitions import (
     ASSIGNED,
     LOST,
@@ -27,9 +26,10 @@ from pipeline.forecaster.partitions import (
     Partitions,
     PartitionState,
 )
-from pipeline.forecaster.position import Committed, Position
+from pipeline.forecaster.positions import CommittedPosition, Position
 from pipeline.forecaster.readings import Readings
-from pipeline.forecaster.state_table import StateTable
+from pipeline.forecaster.restore import RestoreReport
+from pipeline.forecaster.state_store import StateTable
 
 NUMBERS: Final = range(4)
 
@@ -51,7 +51,7 @@ class Client:
         self.paused.update(numbers)
         self.positions.update(dict.fromkeys(numbers, 0))
 
-    def give_up(self, *numbers: int) -> None:
+    def cancel(self, *numbers: int) -> None:
         self.assigned.difference_update(numbers)
         self.paused.difference_update(numbers)
 
@@ -92,13 +92,13 @@ class StateLog:
         self,
         serving: Any,
         wanted: set[int],
-        committed: Callable[[int], Committed],
+        committed: Callable[[int], CommittedPosition],
         *,
         accept_loss: bool,
-        distrusted: dict[int, set[str]],
-    ) -> Generator[None, None, Restored]:
+        rebuild_only: dict[int, set[str]],
+    ) -> Generator[None, None, RestoreReport]:
         positions = {}
-        self.rebuilt = {number: set(sensors) for number, sensors in distrusted.items()}
+        self.rebuilt = {number: set(sensors) for number, sensors in rebuild_only.items()}
         for number in sorted(wanted):
             while number not in positions:
                 try:
@@ -110,14 +110,14 @@ class StateLog:
         yield
         for number in wanted:
             serving.table.rows(number, ["sensor"])
-        return Restored(
+        return RestoreReport(
             {number: positions[number] for number in wanted},
-            unsaved=self.incomplete & wanted,
-            held={number: readings for number, readings in self.buffered.items() if number in wanted},
+            needs_full_write=self.incomplete & wanted,
+            buffered={number: readings for number, readings in self.buffered.items() if number in wanted},
         )
 
 
-class Serving:
+class ServedModel:
     def __init__(self) -> None:
         self.table = StateTable(np.zeros(1, [("last_us", np.int64)]))
 
@@ -128,7 +128,7 @@ class Rig:
     def __init__(self) -> None:
         self.client = Client()
         self.state_log: Any = StateLog()
-        self.serving: Any = Serving()
+        self.serving: Any = ServedModel()
         self.partitions = Partitions(self.client, "readings", self.state_log, accept_loss=False)
 
     def state(self, number: int = 0) -> PartitionState:
@@ -139,10 +139,10 @@ class Rig:
         self.partitions.assign(numbers, self.serving)
 
     def revoke(self, *numbers: int) -> None:
-        self.client.give_up(*numbers)
+        self.client.cancel(*numbers)
         self.partitions.revoke(numbers, self.serving)
 
-    def restore_slice(self) -> Restored | None:
+    def restore_slice(self) -> RestoreReport | None:
         return self.partitions.restore(self.serving)
 
     def restore(self, incomplete: set[int] = frozenset()) -> None:
@@ -239,7 +239,7 @@ def test_an_assignment_of_a_partition_that_was_not_revoked_restores_it(
 def test_a_partition_that_the_client_gives_up_during_its_restore_is_lost(rig: Rig) -> None:
     rig.assign(0, 1)
     rig.restore_slice()
-    rig.client.give_up(0)
+    rig.client.cancel(0)
     rig.restore()
     assert (rig.state(0), rig.state(1)) == (LOST, RUNNING)
     assert rig.serving.table.partitions == {1}
@@ -378,8 +378,8 @@ class Lifecycle(RuleBasedStateMachine):
         self.others_commit(numbers)
 
     @rule(number=st.sampled_from(NUMBERS))
-    def give_up(self, number: int) -> None:
-        self.rig.client.give_up(number)
+    def cancel(self, number: int) -> None:
+        self.rig.client.cancel(number)
         self.unreported.add(number)
 
     @rule()

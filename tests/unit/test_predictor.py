@@ -10,7 +10,7 @@ from model import predictor as predictor_module
 from model.backtest import Predictor, assert_causal, backtest, model_predictor
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
-from model.predictor import Shown
+from model.predictor import ForecastRequest
 from model.sequences import Sequences
 from model.state import blank_states
 from model.stepper import Stepper
@@ -83,10 +83,12 @@ def test_any_cut_into_stretches_gives_the_same(
     ends = [hi for _, hi in map(sequences.span, range(3))]
     for _ in range(4):
         reach = [min(hi, lo + int(random.integers(0, 60))) for lo, hi in zip(at, ends, strict=True)]
-        shown = [
-            Shown(sequences.past(s, reach[s]), at[s] - int(sequences.starts[s])) for s in range(3) if reach[s] > at[s]
+        requests = [
+            ForecastRequest(sequences.past(s, reach[s]), at[s] - int(sequences.starts[s]))
+            for s in range(3)
+            if reach[s] > at[s]
         ]
-        for one, found in zip(shown, predictor.forecasts_together(shown), strict=True):
+        for one, found in zip(requests, predictor.forecasts_together(requests), strict=True):
             s = sequences.sensors.index(one.sensor)
             np.testing.assert_allclose(found, whole[s][one.lo : len(one.steps)], rtol=0, atol=1e-5)
         at = reach
@@ -112,7 +114,7 @@ def test_forecasts_equal_the_streams(forecaster: Forecaster, adaptation: Adaptat
     slots = np.searchsorted(sequences.starts, read, side="right") - 1
     order = np.argsort(sequences.timestamp_us[read], kind="stable")
     read, slots = read[order], slots[order]
-    streamed = Stepper(forecaster, adaptation, tile=32).advance(
+    streamed = Stepper(forecaster, adaptation, tile=32).step(
         blank_states(config, 3, adaptation),
         sequences.sensors,
         slots,

@@ -12,9 +12,9 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.orchestrator import run_once
-from flows.outcome import plain_outcome
 from flows.retrain_report import RetrainReport, publish
 from flows.schedules import RETRY_S, is_outage, scheduled_deployments, serve
+from flows.user_errors import user_errors_as_state
 from pipeline.errors import HistoryError, SettingsError, StackError
 from pipeline.evaluation.gate import Decision
 from pipeline.settings import Settings
@@ -37,7 +37,7 @@ def test_a_page_that_cannot_be_published_is_a_warning(settings: Settings, caplog
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_was_done_is_told_when_prefect_does_not_learn_of_it(settings: Settings, fails: bool) -> None:
-    @plain_outcome
+    @user_errors_as_state
     def work() -> str:
         if fails:
             _fail()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from model.config import ModelConfig
-from model.state import blank_states, unsound
+from model.state import blank_states, non_finite
 from pipeline.forecaster.quarantine import Quarantine
 
 UNUSED: Any = None
@@ -14,11 +14,11 @@ UNUSED: Any = None
 def test_each_sensor_goes_through_the_remedies_in_order() -> None:
     quarantine = Quarantine("model", UNUSED)
     first = quarantine.next_remedies({0: ["a"], 1: ["b"]})
-    assert (first.rebuild, first.begin_anew, first.hopeless) == ({0: ["a"], 1: ["b"]}, {}, {})
+    assert (first.rebuild, first.reset, first.unrecoverable) == ({0: ["a"], 1: ["b"]}, {}, {})
     second = quarantine.next_remedies({0: ["a", "c"]})
-    assert (second.rebuild, second.begin_anew, second.hopeless) == ({0: ["c"]}, {0: ["a"]}, {})
+    assert (second.rebuild, second.reset, second.unrecoverable) == ({0: ["c"]}, {0: ["a"]}, {})
     third = quarantine.next_remedies({0: ["a"]})
-    assert (third.rebuild, third.begin_anew, third.hopeless) == ({}, {}, {0: ["a"]})
+    assert (third.rebuild, third.reset, third.unrecoverable) == ({}, {}, {0: ["a"]})
 
 
 def test_after_a_commit_the_first_remedy_comes_again_for_its_partitions() -> None:
@@ -26,7 +26,7 @@ def test_after_a_commit_the_first_remedy_comes_again_for_its_partitions() -> Non
     quarantine.next_remedies({0: ["a"], 1: ["a"]})
     quarantine.clear([0])
     after = quarantine.next_remedies({0: ["a"], 1: ["a"]})
-    assert (after.rebuild, after.begin_anew) == ({0: ["a"]}, {1: ["a"]})
+    assert (after.rebuild, after.reset) == ({0: ["a"]}, {1: ["a"]})
     quarantine.clear()
     assert quarantine.next_remedies({1: ["a"]}).rebuild == {1: ["a"]}
 
@@ -36,6 +36,6 @@ def test_any_non_finite_number_makes_a_state_unsound() -> None:
     for name in ("hidden", "levels", "scale", "profile", "lags", "last"):
         for value in (np.nan, np.inf, -np.inf):
             states = blank_states(config, 3)
-            assert not unsound(states).any()
+            assert not non_finite(states).any()
             states[name][1].flat[-1] = value
-            assert unsound(states).tolist() == [False, True, False]
+            assert non_finite(states).tolist() == [False, True, False]

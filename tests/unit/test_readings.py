@@ -63,9 +63,9 @@ def test_a_traceparent_of_a_length_that_none_has_is_ignored() -> None:
 
 
 def test_readings_that_follow_others_and_are_picked_keep_all_columns_together() -> None:
-    held = decode_records(DECODER, 2, 0, [record(1, "x", a=1.0), record(2, "y", a=2.0)]).readings
+    buffered = decode_records(DECODER, 2, 0, [record(1, "x", a=1.0), record(2, "y", a=2.0)]).readings
     new = decode_records(DECODER, 2, 0, [record(7, "z", a=7.0, headers=[("traceparent", b"t")])]).readings
-    picked = held.followed_by(new).pick(np.array([2, 0, 1]))
+    picked = buffered.followed_by(new).pick(np.array([2, 0, 1]))
     assert picked.offsets.tolist() == [7, 1, 2]
     assert (picked.keys, picked.sensors) == ([b"z", b"x", b"y"], ["z", "x", "y"])
     assert picked.timestamp_us.tolist() == [7_000_000, 1_000_000, 2_000_000]
@@ -76,7 +76,7 @@ def test_readings_that_follow_others_and_are_picked_keep_all_columns_together() 
 def test_accepted_readings_are_not_picked_from_unnoticed() -> None:
     """With which of them a replay may begin is of the whole they were judged in."""
     new = decode_records(DECODER, 2, 0, [record(1, a=1.0), record(2, a=2.0)]).readings
-    accepted = replace(new, begins=np.array([True, False]))
+    accepted = replace(new, may_anchor=np.array([True, False]))
     for pick in (
         lambda: accepted.pick(np.array([1])),
         lambda: accepted.followed_by(new),

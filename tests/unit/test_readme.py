@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel
 
 from deploy.cli import COMMANDS, streamgru
-from pipeline.forecaster.lookout import State
 from pipeline.forecaster.partitions import TRANSITIONS
+from pipeline.forecaster.stuck_detection import ForecasterState
 from pipeline.messages import (
     Forecast,
     InputPosition,
@@ -336,7 +336,7 @@ def test_fields_and_headers_of_forecasts_are_those_of_the_code() -> None:
 
 def test_states_of_the_health_endpoint_are_those_of_the_code() -> None:
     (operating,) = (document for document in FOLDER_READMES if document.name == "deploy/README.md")
-    assert set(first_column(operating, "## Health and counts")) == {state.value for state in State}
+    assert set(first_column(operating, "## Health and counts")) == {state.value for state in ForecasterState}
 
 
 def test_the_lifecycle_is_that_of_the_code() -> None:

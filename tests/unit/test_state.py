@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.acceptance import NEVER_US
 from model.config import ANCHORS, Adaptation, ModelConfig
-from model.rules import NEVER_US
 from model.state import NO_OFFSET, blank_states, replay_start, state_dtype
 
 ANCHOR_SPACING = 64

@@ -103,7 +103,7 @@ def stream(seed: int, sensors: int, readings: int, pauses: float = 0.08, paces: 
 
 
 def advance(stepper: Stepper, states: States, part: Stream) -> Forecasts:
-    return stepper.advance(states, part.sensors, part.slots, part.timestamp_us, part.values, part.offsets)
+    return stepper.step(states, part.sensors, part.slots, part.timestamp_us, part.values, part.offsets)
 
 
 def blank(stepper: Stepper, sensors: int) -> States:
@@ -172,7 +172,7 @@ def test_neither_neighbours_nor_the_place_in_a_tile_change_a_bit(
         return
     alone = readings.taken(mine)
     states = blank(stepper, place + 1)
-    got = stepper.advance(
+    got = stepper.step(
         states,
         [*(f"other{n}" for n in range(place)), readings.sensors[sensor]],
         np.full(len(alone), place),
@@ -214,10 +214,10 @@ def batched(forecaster: Forecaster, data: Sequences) -> tuple[NDArray[np.float64
     """Quantiles and scale after every reading by one pass per sensor and reset."""
     prepared = forecaster.prepare(data)
     rows = torch.from_numpy(forecaster.sensor_rows(data.sensors))
-    begins = [*np.flatnonzero(data.reset).tolist(), len(data)]
+    may_anchor = [*np.flatnonzero(data.reset).tolist(), len(data)]
     found = []
     with torch.no_grad():
-        for lo, hi in pairwise(begins):
+        for lo, hi in pairwise(may_anchor):
             sensor = int(np.searchsorted(data.starts, lo, side="right")) - 1
             past = torch.from_numpy(prepared.past_inputs(np.arange(lo, hi)))[None]
             x = torch.from_numpy(prepared.x[lo:hi])[None]
@@ -292,7 +292,7 @@ def test_an_unknown_sensor_is_served() -> None:
     known = steady(30)
     states = blank_states(STEPPER.config, 1)
     arguments = (known.slots, known.timestamp_us, known.values, known.offsets)
-    stranger = STEPPER.advance(states, ["never seen"], *arguments)
+    stranger = STEPPER.step(states, ["never seen"], *arguments)
     assert np.isfinite(stranger.quantiles).all()
     assert not np.array_equal(stranger.quantiles, in_one_go(STEPPER, known)[0].quantiles)
 
@@ -364,21 +364,21 @@ def test_a_model_that_is_far_off_is_put_right_from_reading_to_reading() -> None:
 
 def test_where_a_replay_may_not_begin_the_next_reading_that_it_may_begin_with_is_the_anchor() -> None:
     readings = steady(2 * ANCHOR_SPACING + 10)
-    begins = np.ones(len(readings), bool)
-    begins[ANCHOR_SPACING : ANCHOR_SPACING + 3] = False
+    may_anchor = np.ones(len(readings), bool)
+    may_anchor[ANCHOR_SPACING : ANCHOR_SPACING + 3] = False
     for cut in (0, ANCHOR_SPACING, ANCHOR_SPACING + 2):
         states = blank_states(STEPPER.config, 1)
         for part in (slice(0, cut), slice(cut, len(readings))):
             given = readings.taken(part)
-            STEPPER.advance(
-                states, given.sensors, given.slots, given.timestamp_us, given.values, given.offsets, begins[part]
+            STEPPER.step(
+                states, given.sensors, given.slots, given.timestamp_us, given.values, given.offsets, may_anchor[part]
             )
         np.testing.assert_array_equal(
             states["anchors"][0][-3:], 100 + np.array([0, ANCHOR_SPACING + 3, 2 * ANCHOR_SPACING])
         )
     states = blank_states(STEPPER.config, 1)
     given = readings.taken(slice(0, ANCHOR_SPACING + 2))
-    STEPPER.advance(
-        states, given.sensors, given.slots, given.timestamp_us, given.values, given.offsets, begins[: len(given)]
+    STEPPER.step(
+        states, given.sensors, given.slots, given.timestamp_us, given.values, given.offsets, may_anchor[: len(given)]
     )
     assert replay_start(states[0], 1, ANCHOR_SPACING) == 100, "while one is wanting, the one before it serves"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.batches import LARGEST_LABEL, LanePool, chunks, evaluation_lanes, scaled_labels
 from model.config import ModelConfig
 from model.forecaster import UNKNOWN_SENSOR, Forecaster
-from model.lanes import LARGEST_LABEL, LanePool, chunks, evaluation_lanes, scaled_labels
 from model.sequences import Sequences, Split, build_sequences
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
 

@@ -16,21 +16,20 @@ from numpy.typing import NDArray
 from deploy.commands.verify import moment_us
 from deploy.commands.verify import verify as command
 from deploy.context import Context
+from model.acceptance import ACCEPTED
 from model.forecaster import Forecaster
-from model.grace import MOST_OFFSETS
-from model.rules import ACCEPTED
+from model.reorder_buffer import MAX_BUFFERED_OFFSETS
+from pipeline.audit.delivery import REJECTED, ForecastLog, ReadingLog, classify_log
 from pipeline.audit.explain import explain
-from pipeline.audit.findings import REJECTED, ForecastLog, ReadingLog, judged
-from pipeline.audit.lineage import trace_states
-from pipeline.audit.reach import LogStarts
-from pipeline.audit.recompute import accepted_log
+from pipeline.audit.lineage import accepted_log, trace_states
+from pipeline.audit.scope import LogStarts
 from pipeline.audit.state_audit import LastState
 from pipeline.audit.topic_logs import read_forecasts
-from pipeline.audit.verify import Evidence, judge
+from pipeline.audit.verify import Evidence, audit_evidence
 from pipeline.errors import KafkaError, StreamgruError
 from pipeline.forecaster.encoding import WEIGHT_PARTS, round_to_scale
 from pipeline.forecaster.readings import Readings
-from pipeline.forecaster.serving import Serving
+from pipeline.forecaster.state_store import ServedModel
 from pipeline.messages import Forecast, InputPosition, ModelId, StateAge, decode_state, quantile_key
 from pipeline.settings import Settings
 from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster
@@ -66,9 +65,9 @@ def evidence() -> Evidence:
         verdict=np.append(np.full(n, ACCEPTED), REJECTED).astype(np.int8),
     )
 
-    def step(version: int, first: int, last: int) -> tuple[Serving, dict[str, Any]]:
+    def step(version: int, first: int, last: int) -> tuple[ServedModel, dict[str, Any]]:
         rows = slice(first, last)
-        serving = Serving(version, MODELS[version], SETTINGS)
+        serving = ServedModel(version, MODELS[version], SETTINGS)
         serving.table.add_partition(0)
         names = [SENSORS[code] for code in sensor[rows]]
         batch = Readings(
@@ -111,7 +110,7 @@ def evidence() -> Evidence:
 
 
 def faults(evidence: Evidence) -> dict[str, int]:
-    return judge(evidence, SETTINGS, load).faults
+    return audit_evidence(evidence, SETTINGS, load).faults
 
 
 def with_forecasts(evidence: Evidence, change: Callable[[ForecastLog], ForecastLog]) -> Evidence:
@@ -125,7 +124,7 @@ def changed(log: ForecastLog, name: str, row: int, value: Any) -> ForecastLog:
 
 
 def test_what_the_stream_makes_has_no_fault(evidence: Evidence) -> None:
-    verdict = judge(evidence, SETTINGS, load)
+    verdict = audit_evidence(evidence, SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.recomputed == len(evidence.forecasts)
     assert verdict.largest_difference == 0.0
@@ -168,7 +167,7 @@ def test_a_weight_that_is_one_digit_off_is_found(evidence: Evidence) -> None:
 
 def test_a_state_that_begins_later_than_it_must_is_found(evidence: Evidence) -> None:
     """The last forecast and the last state of a sensor are what its last reading alone makes of a blank state."""
-    serving = Serving(2, MODELS[2], SETTINGS)
+    serving = ServedModel(2, MODELS[2], SETTINGS)
     serving.table.add_partition(0)
     log = evidence.readings
     last = len(log) - 2
@@ -252,7 +251,7 @@ def test_how_late_a_state_may_begin_is_known_however_long_ago_its_sensor_did(
 )
 def test_a_state_that_cannot_be_is_found(evidence: Evidence, state: LastState | None, why: str) -> None:
     states = {key: value for key, value in {**evidence.states, (0, "s"): state}.items() if value is not None}
-    verdict = judge(replace(evidence, states=states), SETTINGS, load)
+    verdict = audit_evidence(replace(evidence, states=states), SETTINGS, load)
     assert verdict.faults == {"states different": 1}
     assert verdict.examples["states different"] == [f"sensor s, partition 0: {why}"]
 
@@ -270,7 +269,7 @@ def test_forecasts_whose_readings_were_deleted_are_counted_and_not_blamed(eviden
         readings=evidence.readings.take(evidence.readings.offset >= first),
         logs=LogStarts(readings={0: first}),
     )
-    verdict = judge(cut, SETTINGS, load)
+    verdict = audit_evidence(cut, SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.out_of_reach == verdict.audit.forecasts == len(evidence.forecasts) - first
     assert (verdict.readings_out_of_reach, verdict.forecasts_out_of_reach) == (0, first)
@@ -282,18 +281,18 @@ def test_readings_whose_forecasts_were_deleted_are_counted_and_not_missed(eviden
     cut = with_forecasts(evidence, lambda log: log.take(log.offset >= 20))
     assert faults(cut) == {"missing": 20}
     deleted = replace(cut, logs=LogStarts(forecasts={0: 20}))
-    verdict = judge(deleted, SETTINGS, load)
+    verdict = audit_evidence(deleted, SETTINGS, load)
     assert verdict.faults == {}
     assert (verdict.readings_out_of_reach, verdict.forecasts_out_of_reach) == (20, 0)
     assert faults(with_forecasts(deleted, lambda log: log.take(log.input_offset != 40))) == {"missing": 1}
 
-    none = judge(with_forecasts(deleted, lambda log: log.take(log.offset < 0)), SETTINGS, load)
+    none = audit_evidence(with_forecasts(deleted, lambda log: log.take(log.offset < 0)), SETTINGS, load)
     assert none.faults == {}
     assert none.readings_out_of_reach == len(evidence.readings)
 
 
 def test_records_whose_dead_letters_were_deleted_are_counted_and_not_missed(evidence: Evidence) -> None:
-    verdict = judge(replace(evidence, letters={}, logs=LogStarts(letters={0: 1})), SETTINGS, load)
+    verdict = audit_evidence(replace(evidence, letters={}, logs=LogStarts(letters={0: 1})), SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.letters_out_of_reach == 1
 
@@ -304,15 +303,17 @@ def test_a_reading_that_was_set_aside_and_sent_once_more_is_due_no_forecast_but_
     readings, forecasts, states = waited_for(SETTINGS, ["s"] * 3, hours[2:], offsets[2:])
     both, *_ = waited_for(SETTINGS, ["s"] * 5, hours, offsets)
     values = np.concatenate([readings.values[:2], readings.values])
-    readings = replace(both, values=values, verdict=judged(both, SETTINGS.grace, {}))
+    readings = replace(both, values=values, verdict=classify_log(both, SETTINGS.grace, {}))
     letters = {(0, 0): 1, (0, 1): 1}
-    verdict = judge(Evidence(readings, forecasts, states, letters, {}, {0: 5}), SETTINGS, load)
+    verdict = audit_evidence(Evidence(readings, forecasts, states, letters, {}, {0: 5}), SETTINGS, load)
     assert verdict.faults == {}
     assert (verdict.audit.accepted, verdict.audit.rejected, verdict.recomputed) == (3, 2, 3)
 
-    unanswered = judge(Evidence(readings, forecasts.take(offsets[:3] > 1), states, letters, {}, {0: 5}), SETTINGS, load)
+    unanswered = audit_evidence(
+        Evidence(readings, forecasts.take(offsets[:3] > 1), states, letters, {}, {0: 5}), SETTINGS, load
+    )
     assert unanswered.audit.lost == 2, "neither it nor its copy has one"
-    never_aside = judge(Evidence(readings, forecasts, states, {}, {}, {0: 5}), SETTINGS, load)
+    never_aside = audit_evidence(Evidence(readings, forecasts, states, {}, {}, {0: 5}), SETTINGS, load)
     assert (never_aside.audit.lost, never_aside.audit.unexpected) == (2, 2)
 
 
@@ -333,7 +334,7 @@ def test_a_stream_that_began_with_the_latest_reading_owes_no_forecast_of_earlier
         },
     )
     waiting = replace(evidence, readings=both, ends={**evidence.ends, 1: 30})
-    assert judge(waiting, settings, load).audit.lost == missing
+    assert audit_evidence(waiting, settings, load).audit.lost == missing
 
 
 # --- settings that were changed ---------------------------------------------------------------------------------------
@@ -349,7 +350,7 @@ def test_a_partition_is_audited_from_its_first_forecast_of_the_present_settings_
     since = 2 * HOURS.index(50)
     n = len(evidence.forecasts)
     changed = with_forecasts(evidence, lambda log: made_under_others(log, np.arange(n) < since))
-    verdict = judge(changed, SETTINGS, load)
+    verdict = audit_evidence(changed, SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.foreign == {"0123456789ab": since}
     assert (verdict.audit.readings, verdict.audit.accepted, verdict.recomputed) == (n + 1 - since, n - since, n - since)
@@ -362,7 +363,7 @@ def test_readings_that_were_forecast_under_other_settings_in_between_are_not_mis
     n = len(evidence.forecasts)
     between = (np.arange(n) >= 90) & (np.arange(n) < SWAP_AT)
     changed = with_forecasts(evidence, lambda log: made_under_others(log, between))
-    verdict = judge(changed, SETTINGS, load)
+    verdict = audit_evidence(changed, SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.audit.accepted == n - (SWAP_AT - 90)
     assert faults(with_forecasts(changed, lambda log: log.take(log.input_offset != 50))) == {"missing": 1}
@@ -370,7 +371,9 @@ def test_readings_that_were_forecast_under_other_settings_in_between_are_not_mis
 
 def test_where_nothing_was_forecast_under_the_present_settings_nothing_is_due(evidence: Evidence) -> None:
     n = len(evidence.forecasts)
-    verdict = judge(with_forecasts(evidence, lambda log: made_under_others(log, np.ones(n, bool))), SETTINGS, load)
+    verdict = audit_evidence(
+        with_forecasts(evidence, lambda log: made_under_others(log, np.ones(n, bool))), SETTINGS, load
+    )
     assert verdict.faults == {}
     assert (verdict.audit.accepted, verdict.audit.forecasts) == (0, 0)
 
@@ -402,7 +405,7 @@ def test_a_reading_before_the_first_forecast_left_of_its_sensor_is_not_missed(ev
         evidence, readings=evidence.readings.take(evidence.readings.offset >= 20), logs=LogStarts(readings={0: 20})
     )
     late = with_forecasts(cut, lambda log: log.take((log.offset >= 20) & (log.input_offset != 20)))
-    verdict = judge(late, SETTINGS, load)
+    verdict = audit_evidence(late, SETTINGS, load)
     assert "missing" not in verdict.faults
     assert verdict.readings_out_of_reach == 1
     assert faults(with_forecasts(late, lambda log: log.take(log.input_offset != 30)))["missing"] == 1
@@ -440,8 +443,8 @@ def on_the_topic(monkeypatch: pytest.MonkeyPatch) -> list[Forecast]:
                 timestamp=0,
             )
 
-    monkeypatch.setattr("pipeline.audit.topic_logs.read_range", read)
-    monkeypatch.setattr("pipeline.audit.explain.read_range", read)
+    monkeypatch.setattr("pipeline.audit.topic_logs.read_topic", read)
+    monkeypatch.setattr("pipeline.audit.explain.read_topic", read)
     return forecasts
 
 
@@ -483,10 +486,12 @@ def waited_for(
     """What is on the topics of partition 0 where these readings were all taken at once."""
     n, sensors = len(hours), tuple(sorted(set(names)))
     timestamp_us, values = START_US + hours * HOUR_US, np.arange(n, dtype=float)[:, None]
-    serving = Serving(1, MODELS[1], settings)
+    serving = ServedModel(1, MODELS[1], settings)
     serving.table.add_partition(0)
     keys = [name.encode() for name in names]
-    accepted = serving.judge(Readings(0, keys, names, timestamp_us, values, offsets), end=int(offsets[-1]) + 1).accepted
+    accepted = serving.classify(
+        Readings(0, keys, names, timestamp_us, values, offsets), end=int(offsets[-1]) + 1
+    ).accepted
     stepped = serving.step([accepted])
     made, m = stepped.forecasts, len(accepted)
     forecasts = ForecastLog(
@@ -509,7 +514,7 @@ def waited_for(
     readings = ReadingLog(
         sensors, zeros.astype(np.int32), offsets, codes, timestamp_us, values, zeros, np.zeros(n, np.int8)
     )
-    found = serving.table.named(stepped.rows)[0]
+    found = serving.table.sensors_by_partition(stepped.rows)[0]
     states = {(0, name): LastState(1, state.tobytes()) for name, state in zip(found, stepped.states, strict=True)}
     return readings, forecasts, states
 
@@ -517,10 +522,10 @@ def waited_for(
 def test_a_reading_held_at_the_end_may_have_got_its_forecast_by_its_age_since() -> None:
     """What lies behind the audited readings, here one of ``t``, tells how long ``s`` has been waited for."""
     settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
-    hours, offsets = np.array([0, 2, 0, 1]), np.array([0, 1, 2, 2 + MOST_OFFSETS])
+    hours, offsets = np.array([0, 2, 0, 1]), np.array([0, 1, 2, 2 + MAX_BUFFERED_OFFSETS])
     readings, forecasts, states = waited_for(settings, ["s", "s", "t", "t"], hours, offsets)
     assert sorted(forecasts.input_offset.tolist()) == offsets.tolist()
-    outcome = judge(Evidence(readings, forecasts, states, {}, {}, {0: 3}), settings, load)
+    outcome = audit_evidence(Evidence(readings, forecasts, states, {}, {}, {0: 3}), settings, load)
     assert outcome.faults == {}
     assert (outcome.audit.accepted, outcome.audit.held) == (2, 1)
 
@@ -533,15 +538,15 @@ def test_readings_that_are_held_at_the_end_are_due_no_forecast_and_may_have_got_
     readings, forecasts, states = waited_for(settings, ["s"] * n, hours, np.arange(n))
     m = len(forecasts)
     for end, due, held in ((n, 6, 1), (5, 5, 0), (4, 2, 2)):
-        outcome = judge(Evidence(readings, forecasts, states, {}, {}, {0: end}), settings, load)
+        outcome = audit_evidence(Evidence(readings, forecasts, states, {}, {}, {0: end}), settings, load)
         assert outcome.faults == {}
         assert (outcome.audit.accepted, outcome.audit.held, outcome.recomputed) == (due, held, due)
 
     swapped = forecasts.take(np.ones(m, bool))
     swapped.offset[[2, 3]] = swapped.offset[[3, 2]]
-    found = judge(Evidence(readings, swapped, states, {}, {}, {0: n}), settings, load)
+    found = audit_evidence(Evidence(readings, swapped, states, {}, {}, {0: n}), settings, load)
     assert found.faults == {"out of order": 1}
-    lost = judge(Evidence(readings, forecasts.take(np.arange(m) != 3), states, {}, {}, {0: n}), settings, load)
+    lost = audit_evidence(Evidence(readings, forecasts.take(np.arange(m) != 3), states, {}, {}, {0: n}), settings, load)
     assert lost.faults == {"missing": 1}
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.grace import Grace, settle
+from model.reorder_buffer import GracePeriod, reorder
 from model.sequences import Sequences
 from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
@@ -52,7 +52,7 @@ def frame_of(stream: Stream) -> pl.DataFrame:
 
 def load(frame: pl.DataFrame, wait_us: int = 0) -> Sequences:
     return sequences_from_readings(
-        frame.lazy(), ["sensor", "place"], grace=Grace(CADENCE_US, wait_us), max_gap_steps=MAX_GAP_STEPS
+        frame.lazy(), ["sensor", "place"], grace=GracePeriod(CADENCE_US, wait_us), max_gap_steps=MAX_GAP_STEPS
     )
 
 
@@ -99,10 +99,10 @@ def test_where_gaps_are_waited_for_steps_are_those_of_the_accepted_in_order_of_t
     stream: Stream, random: Random
 ) -> None:
     frame = frame_of(stream)
-    grace = Grace(CADENCE_US, 3 * CADENCE_US)
+    grace = GracePeriod(CADENCE_US, 3 * CADENCE_US)
     sequences = load(frame.sample(fraction=1, shuffle=True, seed=random.randrange(99)), grace.wait_us)
     codes, moments = (frame[name].to_numpy().astype(np.int64) for name in ("partition", "timestamp"))
-    order = settle(codes, moments, np.arange(len(stream)), grace).order.tolist()
+    order = reorder(codes, moments, np.arange(len(stream)), grace).order.tolist()
     for number, sensor_id in enumerate(SENSORS):
         mine = [place for place in order if codes[place] == number]
         accepted = [stream[place] for place in mine]
@@ -267,6 +267,6 @@ def test_the_usual_interval_is_the_median_within_sensors() -> None:
 def test_readings_that_do_not_come_once_in_a_cadence_are_told(every_us: int, odd_us: int | None) -> None:
     frame = frame_of([(1, number * every_us) for number in range(20)] + [(0, 5)])
     sequences = sequences_from_readings(
-        frame.lazy(), ("sensor",), grace=Grace(CADENCE_US, 0), max_gap_steps=MAX_GAP_STEPS
+        frame.lazy(), ("sensor",), grace=GracePeriod(CADENCE_US, 0), max_gap_steps=MAX_GAP_STEPS
     )
     assert odd_interval_us(sequences) == odd_us

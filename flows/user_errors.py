@@ -1,0 +1,66 @@
+"""How a flow run ends when something is the user's to act on: with the message as its state, and no traceback."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled, Failed
+
+from flows.orchestrator import record_result
+from pipeline.errors import Busy, StreamgruError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def user_errors_as_state(function: Callable[P, R]) -> Callable[P, R]:
+    """A flow's function whose ``StreamgruError`` becomes the run's state; anything else keeps its traceback.
+
+    Work that another process is at already (``Busy``) cancels the run: nothing failed. Who calls the flow directly gets
+    the error raised, as from any function.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        logging.getLogger("prefect.flow_runs").addFilter(_has_new_traceback)
+        try:
+            result = function(*args, **kwargs)
+            record_result(result)
+            return result
+        except Busy as error:
+            record_result(error)
+            return Cancelled(message=str(error), data=error)  # type: ignore[return-value]  # Prefect unwraps a state
+        except StreamgruError as error:
+            record_result(error)
+            return Failed(message=str(error), data=error)  # type: ignore[return-value]  # likewise
+
+    return run
+
+
+def _has_new_traceback(record: logging.LogRecord) -> bool:
+    """Leaves out the traceback that a process of Prefect's own logs of an error whose message is the state already."""
+    return not (record.exc_info and isinstance(record.exc_info[1], StreamgruError))
+
+
+def run_as_task(name: str, work: Callable[[], R]) -> R:
+    """What ``work`` returns, done as a task, so that the run's page shows the step and how long it took.
+
+    A ``StreamgruError`` is the task's state, without a traceback, and is raised here again for the flow.
+    """
+    errors: list[StreamgruError] = []
+
+    @task(name=name, cache_policy=NO_CACHE, persist_result=False)
+    def run() -> R:
+        try:
+            return work()
+        except StreamgruError as error:
+            errors.append(error)
+            return Failed(message=str(error))  # type: ignore[return-value]  # as above
+
+    result = run()
+    if errors:
+        raise errors[0]
+    return result

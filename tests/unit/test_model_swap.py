@@ -1,0 +1,34 @@
+"""A warm-up that ended early hands nothing over, whatever ended it."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.errors import BrokerUnreachable
+from pipeline.forecaster import model_swap as rewarm
+from pipeline.forecaster.champion import Candidate
+from pipeline.forecaster.model_swap import WarmUp
+from pipeline.settings import Settings
+
+
+class Reader:
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [BrokerUnreachable("gone"), KeyError("sensor"), MemoryError(), RuntimeError("torch")])
+def test_a_failed_warm_up_is_never_handed_over(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: WarmUp, order: Any, rebuilder: Any) -> None:
+        raise error
+
+    def nothing(*args: Any, **options: Any) -> Any:
+        return Reader()
+
+    for name in ("make_consumer", "read_fast", "StateRebuilder", "ServedModel"):
+        monkeypatch.setattr(rewarm, name, nothing)
+    monkeypatch.setattr(WarmUp, "_execute", fail)
+    forecaster: Any = None
+    warming = WarmUp(Settings(), Candidate(2, forecaster))
+    warming.add_partition(0, {}, 10)
+    assert warming.finish() is None
+    assert warming.failure is error
