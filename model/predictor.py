@@ -25,6 +25,7 @@ from .forecaster import Forecaster
 from .inputs import Past, step_inputs
 from .normaliser import Floats, NormaliserState, NormaliserTrace
 from .sequences import Sequences
+from .tiled_gru import using_threads
 
 # What is prepared in one go while catching up with a long past: at most so many rounds, and so many numbers of their
 # forecasts, all sensors together; adaptation has some seven arrays of those at a time.
@@ -74,6 +75,7 @@ class ModelPredictor:
         )[0]
 
     @torch.inference_mode()
+    @using_threads(1)  # a step's products are small: a second thread gains nothing, and crawls on a busy core
     def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
         """As ``forecasts``, for a stretch of each of several sensors, which must differ.
 
