@@ -167,7 +167,7 @@ def test_a_changelog_that_lost_its_newest_records_is_caught_up_with(
         wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
     assert_all_is_as_it_must_be(settings)
     assert forecaster.counters.rebuilt_sensors == 0
-    assert "readings are stepped once more" in caplog.text
+    assert "stepping the readings in between again" in caplog.text
 
 
 def test_where_retention_has_taken_what_was_to_be_caught_up_with_no_time_is_forgotten(
