@@ -228,9 +228,8 @@ def lost_buffered_offsets(settings: Settings, partition: int, position: Position
     if position.held_from is None or position.held_from >= start:
         return 0
     logger.error(
-        "partition %d: retention has deleted offsets %d to %d of %s. The first of them was a buffered reading, and "
-        "others may have been; buffered readings that were deleted get no forecast. To keep them, set a longer "
-        "kafka.retention_s",
+        "partition %d: retention has deleted offsets %d to %d of %s. The first reading there was buffered, and more "
+        "may have been; they get no forecast. To keep buffered readings, set a longer kafka.retention_s",
         partition,
         position.held_from,
         start - 1,
