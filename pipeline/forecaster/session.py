@@ -30,17 +30,17 @@ from pipeline.settings import Settings
 logger = logging.getLogger("streamgru.forecaster")
 
 TYPICAL_READING_BYTES: Final = 96  # on the wire, with one or a few features
-SMALLEST_FETCH_BYTES: Final = 16 * 1024
-LARGEST_FETCH_BYTES: Final = 1024 * 1024
-# bytes of all partitions together in one fetch of a restore. Fetched records take some three times as much memory,
-# beside the states, and larger fetches are not faster.
+SMALLEST_FETCH_BYTES: Final = 16 * 1024  # of one partition
+LARGEST_FETCH_BYTES: Final = 1024 * 1024  # of one partition
+# bytes of one fetch of a restore, all partitions together. Fetched records take up to three times as much memory, and
+# larger fetches are not faster.
 RESTORE_FETCH_BYTES: Final = 2 * 1024 * 1024
 
 PUBLISH_INTERVAL_S: Final = 0.5  # seconds between two updates of the progress that other threads see
 FIRST_RETRY_S: Final = 0.1  # seconds from a first failure to the next restore; each further failure doubles the wait
 LONGEST_RETRY_S: Final = 5.0
-# transactions aborted in a row, each after a restore; from then on this forecaster rejoins its group, and a restore no
-# longer counts as progress
+# transactions aborted in a row, each after a restore. Then this forecaster rejoins its group, and stuck detection does
+# not count restores as progress until a transaction commits.
 MOST_ABORTS: Final = 3
 
 
