@@ -25,7 +25,7 @@ class RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]
         """Pause the partitions: the loop restores their states and sets their positions before the first fetch."""
         self._consumer.pause(*assigned)
         for partition in assigned:
-            # Any position keeps the client from looking up its own, which fails if no offset is committed.
+            # Without a position the client looks up the committed offset, and raises an error if the group has none.
             self._consumer.seek(partition, 0)
         self._record("assigned", assigned)
 
@@ -73,5 +73,8 @@ class GenerationTracker:
 
 
 def is_member(group_metadata: Any) -> bool:
-    """Whether group metadata names a member. After the poll interval it does not, and the broker accepts it anyway."""
+    """Whether group metadata names a member.
+
+    It does not after this forecaster has exceeded the poll interval. The broker accepts such metadata all the same.
+    """
     return group_metadata.generation_id >= 0 and bool(group_metadata.member_id)

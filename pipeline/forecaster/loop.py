@@ -148,8 +148,8 @@ class Loop:
         polled = self.session.poll(BUSY_POLL_MS if is_busy else POLL_MS, self._batch_size.readings)
         group_metadata = self.session.snapshot_group_metadata()
 
-        # 2. Apply rebalances. Then select the records of partitions that have a position, before step 3 sets further
-        #    positions: records polled earlier do not begin there.
+        # 2. Apply rebalances. Then select the records of partitions that have a position. Step 3 may give further
+        #    partitions a position, and their records of this poll do not begin there.
         self._apply_rebalances(group_metadata)
         polled = self._partitions.select(polled)
 

@@ -136,7 +136,7 @@ class Restorer:
             restored.needs_full_write.add(partition)
             if recorded is None or recorded.read_from < log.start:
                 logger.error(
-                    "partition %d: the changelog has no position, or readings behind its position were deleted; the "
+                    "partition %d: the changelog has no position, or readings after its position were deleted; the "
                     "committed offset is %d. Rebuilding the states from the readings that are left",
                     partition,
                     position.next,

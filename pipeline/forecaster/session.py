@@ -121,7 +121,7 @@ class Session:
             restorer = Restorer(settings, self._reader, self._admin, owner)
             self.partitions = Partitions(self.consumer, topic, restorer, accept_loss=options.accept_loss)
             self.consumer.subscribe([topic], listener=self.rebalances)
-            # A join before the client knows the partitions assigns none of them, and a second join follows.
+            # Look the partitions up before the first join. Otherwise that join assigns none, and a second one follows.
             partition_count(self.consumer, topic)
             monitor.start()
             opened.callback(monitor.close)

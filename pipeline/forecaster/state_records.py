@@ -42,6 +42,7 @@ class StateRecords:
         self.serving = serving
         self.logs = logs
         self.recorded: dict[int, Position] = {}  # partition -> the changelog's position
+        # partition -> sensor -> the anchors in its unusable state, or None
         self.unusable: dict[int, dict[str, SensorAnchors | None]] = {partition: {} for partition in logs}
         self.seen: dict[int, bool] = dict.fromkeys(logs, False)  # partition -> whether it has a state record
         self._owner = owner
@@ -129,7 +130,7 @@ class StateRecords:
         return places
 
     def _anchors(self, partition: int, sensor: str, value: bytes | None) -> SensorAnchors | None:
-        """The anchors in an unusable state. None if its settings are not ours: they accepted other readings."""
+        """The anchors in an unusable state; None if it has other settings, which may have accepted other readings."""
         if value is None:
             return None  # a user deleted the state
         try:

@@ -278,5 +278,5 @@ class Committer:
 
 
 def _is_fencing(error: BaseException) -> bool:
-    """Whether an error, or an error in its arguments (the client wraps errors like that), is a fencing one."""
+    """Whether an error is a fencing error, or wraps one in its arguments, as the client does."""
     return isinstance(error, _FENCING) or any(isinstance(argument, _FENCING) for argument in error.args)
