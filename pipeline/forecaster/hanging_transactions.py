@@ -1,20 +1,15 @@
-"""Hanging transactions: those that brokers left undecided, and those that dead forecasters left open.
+"""Hanging transactions: a broker left one open although it ended, or a dead forecaster left one open.
 
-Decides what brokers left undecided of a forecaster's last transaction.
+Consumers of committed records cannot read past a hanging transaction. If it contains offsets, fetches of the group's
+committed offsets wait for it too. There are two kinds:
 
-A broker that comes back while the markers of a transaction are being written can leave out partitions that have no
-leader yet (Kafka 4.3), though the transaction counts as complete. What lies there, and all that follows, stays hidden
-from readers until the same producer writes there once more; and then the outcome of *that* transaction decides. So it
-is looked for when a forecaster's producer is opened, before anything is written, and decided as it should have been.
-
-Ends the transactions that dead forecasters of the group left open.
-
-A partition's committed offset cannot be read while a transaction that may still change it is open. A forecaster that
-is started again under its name ends its own; where it is not, the broker would: past the transaction timeout, at its
-next look, by default every 10 s. Its partitions would be silent for so long.
-
-Whoever is not a member of the group cannot commit any more: its generation is fenced. So such a transaction can only
-be aborted, and a successor does it at once, by taking the transactional id for a moment.
+1. A transaction ended, but one partition has no marker. A broker that restarts while markers are written can leave out
+   a partition without a leader (Kafka 4.3). Only the producer of the transaction can end it there. A forecaster does so
+   after it has opened its producer: ``was_committed`` before, then ``resolve_hanging``.
+2. The forecaster of an open transaction died, and no forecaster has started with its name. The brokers abort it after
+   the transaction timeout, at a check that they make every 10 s by default. A forecaster that restores does so at once
+   with ``abort_hanging_transactions``, which opens a producer with the same id. This is safe, because a forecaster that
+   is not a member of the group cannot commit.
 """
 
 import logging
@@ -34,52 +29,57 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.hanging_transactions")
 
-QUERY_TIMEOUT_S: Final = 3.0
-QUERY_RETRY_S: Final = 0.1
+# milliseconds of one request. The loop waits for it; opening a producer with another's id takes 100 to 400.
+REQUEST_TIMEOUT_MS: Final = 3_000
+QUERY_RETRY_S: Final = 0.1  # seconds between two queries for the outcome of a transaction
 
 _COMMITTED: Final = ("PrepareCommit", "CompleteCommit")
+_ONGOING: Final = "Ongoing"
+
+
+# --- of this forecaster -----------------------------------------------------------------------------------------------
 
 
 def was_committed(settings: Settings, transactional_id: str) -> bool:
-    """Whether the last transaction of an id ended, or is bound to end, in a commit; asked before it is taken.
+    """Whether the last transaction of an id was committed, or will be; call it before a producer opens with the id.
 
-    False also where brokers do not say: they are older than 3.0, or this login may not ask.
+    It is also False if the brokers do not tell: they are older than 3.0, or this login may not ask.
 
     Raises:
-        kafka.errors.KafkaError: they cannot say for seconds, such as one that has come back and is still loading. To be
-            asked again: taken for an abort, what was committed would be aborted where they left it out.
+        kafka.errors.KafkaError: the brokers gave no answer for seconds, for example after a restart. Retry: assuming
+            "aborted" would abort committed records.
         BrokerUnreachable: no broker answers.
     """
-    until = time.monotonic() + QUERY_TIMEOUT_S
+    until = time.monotonic() + REQUEST_TIMEOUT_MS / 1_000
     while True:
         try:
-            return _is_committed(settings, transactional_id)
+            # A new client, because kafka-python caches forever which broker coordinates an id.
+            with make_admin(settings, request_timeout_ms=REQUEST_TIMEOUT_MS) as admin:
+                return admin.describe_transactions([transactional_id])[transactional_id].state in _COMMITTED
         except client_errors.TransactionalIdNotFoundError:
             return False
         except (client_errors.UnsupportedVersionError, client_errors.AuthorizationError) as error:
-            logger.debug("how the last transaction of %s ended cannot be asked: %s", transactional_id, error)
+            logger.debug("the outcome of the last transaction of %s is unknown: %s", transactional_id, error)
             return False
-        except client_errors.RetriableError:  # as ever where nobody has had a transaction on these brokers before
+        except client_errors.RetriableError:  # also before the first transaction on new brokers
             if time.monotonic() > until:
                 raise
             time.sleep(QUERY_RETRY_S)
 
 
-def _is_committed(settings: Settings, transactional_id: str) -> bool:
-    # A client of its own: kafka-python remembers for ever which broker knew of an id first.
-    with make_admin(settings, request_timeout_ms=round(QUERY_TIMEOUT_S * 1_000)) as admin:
-        return admin.describe_transactions([transactional_id])[transactional_id].state in _COMMITTED
-
-
 def resolve_hanging(
     producer: KafkaProducer, admin: KafkaAdminClient, topics: Iterable[str], *, committed: bool
 ) -> None:
-    """End what a producer, initialised and without a transaction, still has open in these topics.
+    """End the hanging transaction of a producer in every partition of these topics, as it ended elsewhere.
 
-    Where brokers do not let us look (access rights, partitions without a leader), nothing is done.
+    It does nothing if the brokers do not list open transactions: a partition has no leader, or this login may not ask.
+
+    Args:
+        producer: initialised, without a transaction.
+        committed: the result of ``was_committed``.
 
     Raises:
-        kafka.errors.KafkaError: what is open could not be ended.
+        kafka.errors.KafkaError: a hanging transaction could not be ended.
     """
     try:
         partitions = [
@@ -87,76 +87,68 @@ def resolve_hanging(
         ]
         found = admin.describe_producers(partitions)
     except client_errors.KafkaError as error:
-        logger.debug("what transactions are open cannot be asked: %s", error)
+        logger.debug("the brokers do not list open transactions: %s", error)
         return
     own_id = producer_id(producer)
-    left = {
+    hanging = {
         partition: active
         for partition, state in found.items()
         for active in state.active_producers
         if active.producer_id == own_id and active.current_transaction_start_offset >= 0
     }
-    if not left:
+    if not hanging:
         return
     logger.warning(
-        "brokers left the last transaction undecided in %s; it was %s, and is so there from now on",
-        *(", ".join(f"{at.topic}-{at.partition}" for at in left), "committed" if committed else "aborted"),
+        "the last transaction is hanging in %s; ending it there as it ended elsewhere: %s",
+        ", ".join(f"{at.topic}-{at.partition}" for at in hanging),
+        "committed" if committed else "aborted",
     )
     if committed:
-        _commit(producer, left)
+        # The next marker of the producer decides, so commit a transaction without records in these partitions.
+        producer.begin_transaction()
+        for partition in hanging:
+            add_to_transaction(producer, partition)
+        producer.commit_transaction()
     else:
-        for partition, active in left.items():
+        for partition, active in hanging.items():
             admin.abort_transaction(AbortTransactionSpec(partition, own_id, active.producer_epoch))
-
-
-def _commit(producer: KafkaProducer, partitions: Iterable[TopicPartition]) -> None:
-    """A transaction without a record: its markers decide."""
-    producer.begin_transaction()
-    for partition in partitions:
-        add_to_transaction(producer, partition)
-    producer.commit_transaction()
 
 
 # --- of dead forecasters ----------------------------------------------------------------------------------------------
 
 
-_ONGOING: Final = "Ongoing"
-# Taking an id takes 0.1 to 0.4 s. The loop waits meanwhile, so no longer than this; then it is tried again.
-_TIMEOUT_MS: Final = 3_000
-
-
 def abort_hanging_transactions(settings: Settings) -> list[str]:
-    """Abort open transactions of forecasters that are not in the group; the names of these.
+    """Abort the open transactions of forecasters that are not members of the group; the names of these forecasters.
 
-    Where the brokers do not let us look or take an id (access rights, or they are busy), nothing is done: then the
-    transaction's timeout ends it.
+    It does nothing if the brokers are busy or refuse. They abort the transactions after the transaction timeout.
     """
     try:
-        # A client of its own: kafka-python remembers for ever which broker knew of the group first.
-        with make_admin(settings, bootstrap_timeout_ms=_TIMEOUT_MS, request_timeout_ms=_TIMEOUT_MS) as admin:
+        # A new client, because kafka-python caches forever which broker coordinates the group.
+        timeout_ms = REQUEST_TIMEOUT_MS
+        with make_admin(settings, bootstrap_timeout_ms=timeout_ms, request_timeout_ms=timeout_ms) as admin:
             hanging = _find_hanging(settings, admin)
         for transactional_id in hanging:
-            producer = make_producer(settings, transactional_id=transactional_id, max_block_ms=_TIMEOUT_MS)
+            producer = make_producer(settings, transactional_id=transactional_id, max_block_ms=timeout_ms)
             try:
                 producer.init_transactions()
             finally:
                 close_producer(producer)
     except (client_errors.KafkaError, StreamgruError) as error:
-        logger.info("cannot end what others left open; their timeout will: %s: %s", type(error).__name__, error)
+        logger.info("cannot abort hanging transactions; their timeout ends them: %s: %s", type(error).__name__, error)
         return []
     names = [transactional_id.removeprefix(f"{settings.forecaster.group_id}-") for transactional_id in hanging]
     if names:
-        logger.warning("ended what forecasters that are not in the group any more left open: %s", ", ".join(names))
+        logger.warning("aborted the open transactions of forecasters that left the group: %s", ", ".join(names))
     return names
 
 
 def _find_hanging(settings: Settings, admin: KafkaAdminClient) -> list[str]:
-    """Transactional ids of this group's forecasters that have a transaction open and are no members."""
+    """Transactional ids of this group's forecasters that have an open transaction and are not members."""
     group = settings.forecaster.group_id
     described = admin.describe_groups([group])[group]
     members = described["members"]
-    if described.get("error") or not members:  # whoever asks is a member, so then the brokers do not know of any
-        logger.info("who is in group %s is not known just now: %s", group, described.get("error") or "no members")
+    if described.get("error") or not members:  # this forecaster is a member, so an empty list is out of date
+        logger.info("the members of group %s are unknown now: %s", group, described.get("error") or "an empty list")
         return []
     alive = {f"{group}-{member['client_id'].removeprefix(CLIENT_PREFIX)}" for member in members}
     open_ids = [
@@ -167,7 +159,7 @@ def _find_hanging(settings: Settings, admin: KafkaAdminClient) -> list[str]:
     ]
     if not open_ids:
         return []
-    # Another group's name may begin with this one's: only who writes our states is ours.
+    # A group's name may be the prefix of another's: keep only transactions that write to our state topic.
     return [
         transactional_id
         for transactional_id, found in admin.describe_transactions(open_ids).items()

@@ -1,8 +1,8 @@
-"""The forecaster's loop: poll, step the model, commit; and between two transactions, follow the group and the champion.
+"""The forecaster's loop: poll, step the model, commit.
 
-One thread changes the states, in the order of the numbered steps (``Loop._turn``). At a transaction boundary the state
-table equals the states that the last transaction made durable. Only there are partitions assigned and revoked, and only
-there does a new model take over. A restore takes one slice of time per turn, so that other partitions keep running.
+One thread changes the states, in the order of the numbered steps in ``Loop._turn``. Each turn begins and ends at a
+transaction boundary. There the state table equals the states that the last transaction made durable. Rebalances and
+model swaps are applied only there. A restore takes one slice of time per turn, so other partitions keep running.
 """
 
 import logging
@@ -31,18 +31,18 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.forecaster")
 
-POLL_MS: Final = 200  # how long an idle poll waits for readings; also the delay of a SIGTERM
-BUSY_POLL_MS: Final = 10  # the same while a restore or a full write is due
+POLL_MS: Final = 200  # milliseconds that a poll waits for readings; SIGTERM is noticed after that
+BUSY_POLL_MS: Final = 10  # milliseconds that a poll waits while a restore or a full write is due
 
 
 class StreamForecaster:
     """Forecasts the readings topic until it is stopped.
 
-    Every accepted reading is stepped into its sensor's state exactly once and gets exactly one visible forecast, also
-    when this process is killed at any moment and started again.
+    Every accepted reading is stepped into its sensor's state exactly once and gets exactly one visible forecast. This
+    also holds if the process is killed at any moment and started again.
 
     Args:
-        source: where the champion comes from.
+        source: source of the champion.
         instance: this forecaster's name, the same after a restart.
     """
 
@@ -67,11 +67,11 @@ class StreamForecaster:
         """Forecast until ``stop``.
 
         Raises:
-            Fenced: another process continues with this forecaster's name.
-            OffsetsLost: the next readings are not in the log any more.
+            Fenced: another process has taken over this forecaster's name.
+            OffsetsLost: the next readings were deleted or lost.
             StreamgruError: any other reason to end; no error loses readings or forecasts.
         """
-        torch.set_num_threads(1)  # at these sizes more threads only wait for each other; forecasters scale by partition
+        torch.set_num_threads(1)  # more threads do not speed up batches of this size; forecasters scale by partition
         settings, group_id = self._settings, self._settings.forecaster.group_id
         with ExitStack() as opened:
             opened.enter_context(
@@ -120,7 +120,7 @@ class Loop:
         self._counters = counters
         self._quarantine = Quarantine(session.settings.model_name, source)
         self._batch_size = BatchSize(forecaster.max_batch_readings, forecaster.poll_interval_s)
-        self._swap_began: float | None = None  # until the new model's first transaction is committed
+        self._swap_began: float | None = None  # monotonic time; None after the new model's first commit
         self._batch_builder = self._serve(serving)
 
     @property
@@ -129,7 +129,7 @@ class Loop:
         return self._batch_builder.serving
 
     def turn(self) -> None:
-        """One turn. It begins and ends at a transaction boundary."""
+        """Run one turn; discard the states in memory and restore if it fails."""
         try:
             self._turn()
         except StartOver as why:
@@ -137,19 +137,19 @@ class Loop:
             self._quarantine.clear()
             self._swap.cancel()
             self.session.start_over(why, self.serving)
-        # In every turn, since it changes also when partitions are assigned and revoked.
+        # Every turn, because commits, restores and revocations all change it.
         self._counters.held = sum(map(len, self._partitions.buffered.values()))
         self.session.publish_progress(len(self.serving.table))
 
     def _turn(self) -> None:
-        # 1. Poll, and snapshot the group metadata at once: a moment later the client may be in another generation, and
-        #    with that generation's metadata the broker would accept readings that now belong to another member.
+        # 1. Poll, and snapshot the group metadata at once. A moment later the client may be in another generation. With
+        #    that generation's metadata the broker accepts offsets of partitions that now belong to another member.
         is_busy = self._partitions.need_full_write or not self._partitions.are_restored
         polled = self.session.poll(BUSY_POLL_MS if is_busy else POLL_MS, self._batch_size.readings)
         group_metadata = self.session.snapshot_group_metadata()
 
-        # 2. Apply rebalances. Then select the records of partitions that have a position: step 3 may set a position
-        #    and seek there, and records that were polled before do not begin at that position.
+        # 2. Apply rebalances. Then select the records of partitions that have a position. Step 3 may give further
+        #    partitions a position, and their records of this poll do not begin there.
         self._apply_rebalances(group_metadata)
         polled = self._partitions.select(polled)
 
@@ -160,13 +160,13 @@ class Loop:
             self._swap.include(restored.positions.keys() & positions.keys(), self.serving, positions)
             self._counters.count_restored(restored.sensors, restored.rebuilt, restored.buffered_lost, restored.seconds)
 
-        # 4. Swap the model if the next one is ready, but not during a restore: it restores for the model that serves.
+        # 4. Swap the model if the next one is ready, but not during a restore, which fills the serving model's table.
         self._swap.update(self.serving, self._partitions.positions)
         if self._partitions.are_restored:
             self._swap_model()
 
-        # 5. Step. A WRITING partition has no polled records, so a batch may consist of full writes alone. Only a member
-        #    makes such a batch: the commit would be refused, and the next restore would end in WRITING again.
+        # 5. Step. A WRITING partition has no polled records, so a batch may consist of full writes alone. A forecaster
+        #    that is not a member builds no such batch: its commit fails, and the next restore ends in WRITING again.
         batch = self._step(polled, is_member(group_metadata))
         if batch is None:
             return
@@ -174,7 +174,7 @@ class Loop:
         # 6. Commit, with the metadata of step 1.
         self._commit(batch, group_metadata)
 
-        # 7. Apply: only now is the new state the state.
+        # 7. Apply: only now do the new states replace the old ones.
         self._apply(batch)
 
     def _apply_rebalances(self, group_metadata: Any) -> None:
@@ -187,7 +187,7 @@ class Loop:
             self._swap.drop_partitions(numbers)
             logger.info("partitions revoked: %s", listed(numbers))
         if self.session.has_missed_generation(group_metadata):
-            logger.warning("this forecaster was out of its group for a while; restoring all its partitions")
+            logger.warning("this forecaster missed a generation of its consumer group; restoring all its partitions")
             self._swap.cancel()
             self._partitions.miss_generation(self.serving)
 
@@ -204,7 +204,7 @@ class Loop:
     def _serve(self, serving: ServedModel) -> MicroBatchBuilder:
         self._batch_size.set_bytes_per_reading(serving.bytes_per_reading)
         self._counters.model_version = serving.version
-        # Before the full writes: a restart in between rebuilds states for this version, and never goes back.
+        # Before the full writes: after a crash in between, this forecaster restarts with the new version.
         self._source.save_last_served(serving.version)
         return MicroBatchBuilder(self.session.settings, serving, self.session.owner)
 
@@ -234,7 +234,8 @@ class Loop:
         if batch.stepped is not None:
             self.serving.table.scatter(batch.stepped.rows, batch.stepped.states)
         self._partitions.commit(batch.positions, batch.buffered, batch.needs_full_write)
-        # Not after a full write alone: the readings that led to a non-finite state are still to come.
+        # A full write alone has no polled partition. It clears nothing, because the readings that led to a non-finite
+        # state come later.
         self._quarantine.clear(batch.polled)
         self._swap.add_readings(batch.accepted)
         now = time.monotonic()
@@ -242,6 +243,6 @@ class Loop:
             logger.info("first forecasts %.1f s after the start", now - self._counters.started)
         self._counters.add(batch.counts)
         if self._swap_began is not None:
-            self._counters.swap_pause_s, self._swap_began = now - self._swap_began, None
-            pause_s = self._counters.swap_pause_s
+            self._counters.swap_pause_s = pause_s = now - self._swap_began
+            self._swap_began = None
             logger.info("version %d serves; forecasts paused for %.3f s", self.serving.version, pause_s)

@@ -30,14 +30,13 @@
     RUNNING    yes     yes       complete
     LOST       -       -         -
 
-``needs_full_write`` says that all states of a partition go into one of the next transactions. It holds in two cases,
-which differ in whether the partition is polled meanwhile:
+``needs_full_write`` means that all states of a partition go into one of the next transactions. There are two cases:
 
-- WRITING: the restore rebuilt states, or corrected the position. The changelog still holds states from before. Readings
-  committed first would move the changelog's position past these states, and the next restore would take them for
-  current. So the partition stays paused until the full write is committed.
-- RUNNING, after a model swap: the changelog holds states of the previous model version, which no restore takes for the
-  new version's. So the partition is polled meanwhile.
+- WRITING: the restore rebuilt states or corrected the position, and the changelog still holds the old states. A commit
+  of new readings would move the changelog's position past the old states, and the next restore would use them. So the
+  partition stays paused until the full write is committed.
+- RUNNING, after a model swap: the changelog holds states of the previous model version. No restore uses them for the
+  new version. So the partition is polled while it waits for its full write.
 """
 
 import logging
@@ -60,14 +59,14 @@ logger = logging.getLogger("streamgru.partitions")
 
 Polled = Mapping[TopicPartition, Sequence[Record]]
 
-# How long one offset fetch waits for another forecaster's open transaction; then the other partitions get a turn.
+# milliseconds that one offset fetch waits for another forecaster's open transaction; then other partitions get a turn
 COMMITTED_TIMEOUT_MS: Final = 200
-# How long one call of ``restore`` takes: the other partitions wait for it, and each turn costs an empty poll
-# (``loop.BUSY_POLL_MS``).
+# seconds of one call of ``restore``. A longer slice delays the other partitions; a shorter one spends more of the time
+# on empty polls (``loop.BUSY_POLL_MS`` each).
 SLICE_S: Final = 0.1
-# States of full writes in one transaction: far below the size that a broker takes.
+# bytes of full writes in one transaction; far below the limit of a broker
 FULL_WRITE_BYTES: Final = 20_000_000
-# kafka-python raises these for a partition that its own thread has just given up.
+# kafka-python raises these errors for a partition that its I/O thread has just revoked.
 _NOT_ASSIGNED: Final = (ValueError, KeyError)
 
 
@@ -94,17 +93,17 @@ TRANSITIONS: Final[Mapping[PartitionState, frozenset[PartitionState]]] = {
 
 @dataclass
 class Partition:
-    """The record of one partition. It outlives LOST, for the sake of the offset fetches."""
+    """The record of one partition. It is kept in LOST, because the reply to an offset fetch may still arrive."""
 
     number: int
     state: PartitionState = ASSIGNED
     position: int | None = None  # offset of the next reading to process; in WRITING and RUNNING only
     last_position: int | None = None  # the position before the current restore
-    buffered: Readings | None = None  # the reorder buffer: readings that wait for earlier ones; None: empty
+    buffered: Readings | None = None  # reorder buffer: readings that wait for earlier readings; None if empty
     needs_full_write: bool = False  # in WRITING always; in RUNNING after a model swap
-    rebuild_only: set[str] = field(default_factory=set)  # sensors whose states the next restore must not take over
-    is_offset_fetch_pending: bool = False  # the current restore's offset fetch has not been answered yet
-    is_offset_fetch_stale: bool = False  # an earlier restore's was not: discard the next reply, it may be stale
+    rebuild_only: set[str] = field(default_factory=set)  # sensors whose recorded states the next restore discards
+    is_offset_fetch_pending: bool = False  # no reply yet to the current restore's offset fetch
+    is_offset_fetch_stale: bool = False  # no reply yet to an earlier restore's offset fetch: discard the next reply
 
     def enter(self, state: PartitionState) -> None:
         """Change the state."""
@@ -127,7 +126,7 @@ class Partitions:
         self._restorer = restorer
         self._accept_loss = accept_loss
         self._partitions: dict[int, Partition] = {}
-        # The restore under way, and its argument: the changelog leaves out partitions that are removed from the set.
+        # The current restore, and its partitions: it skips a partition that is removed from the set.
         self._restore: Generator[None, None, RestoreReport] | None = None
         self._wanted: set[int] = set()
 
@@ -153,13 +152,13 @@ class Partitions:
 
     @property
     def last_positions(self) -> dict[int, int]:
-        """``positions``, and for partitions that are restored again their positions before."""
+        """``positions``, and the previous positions of partitions that wait for a restore."""
         before = {each.number: each.last_position for each in self._in() if each.last_position is not None}
         return before | self.positions
 
     @property
     def buffered(self) -> dict[int, Readings]:
-        """Partition -> reorder buffer, where it is not empty."""
+        """Partition -> reorder buffer; partitions without buffered readings are left out."""
         return {each.number: each.buffered for each in self._in() if each.buffered is not None}
 
     def select(self, polled: Polled) -> Polled:
@@ -168,7 +167,7 @@ class Partitions:
         return {where: records for where, records in polled.items() if where.partition in positions}
 
     def read_up_to(self) -> dict[int, int]:
-        """Partition -> offset at which the client reads on: past transaction markers, which it never returns."""
+        """Partition -> next offset that the client reads, past transaction markers, which ``poll`` never returns."""
         found = self.positions
         for number, position in found.items():
             found[number] = max(position, next_offset(self._consumer, self._where(number)) or 0)
@@ -177,7 +176,7 @@ class Partitions:
     # --- events -------------------------------------------------------------------------------------------------------
 
     def assign(self, numbers: Iterable[int], serving: ServedModel) -> None:
-        """The group assigned partitions."""
+        """Enter ASSIGNED: the group assigned partitions."""
         for number in numbers:
             partition = self._partitions.get(number)
             if partition is None:
@@ -188,7 +187,7 @@ class Partitions:
             partition.enter(ASSIGNED)
 
     def revoke(self, numbers: Iterable[int], serving: ServedModel) -> None:
-        """The group revoked partitions."""
+        """Enter LOST: the group revoked partitions."""
         for number in numbers:
             partition = self._partitions.get(number)
             if partition is not None and partition.state is not LOST:
@@ -197,33 +196,33 @@ class Partitions:
                 partition.rebuild_only = set()
 
     def miss_generation(self, serving: ServedModel) -> None:
-        """Restore all: another member may have had the partitions in a generation that this member missed."""
+        """Restore all partitions: another member may have had them in a generation that this member missed."""
         self._restore = None
         for partition in self._in(ASSIGNED, RESTORING, WRITING, RUNNING):
             self._discard(partition, LOST, serving)
             partition.enter(ASSIGNED)
 
     def start_over(self, serving: ServedModel) -> None:
-        """Restore all: the states in memory may differ from the durable ones."""
+        """Restore all partitions: the states in memory may differ from the durable ones."""
         self._restore = None
         for partition in self._in(RESTORING, WRITING, RUNNING):
             self._discard(partition, ASSIGNED, serving)
 
     def rebuild(self, non_finite: Mapping[int, Iterable[str]], serving: ServedModel) -> None:
-        """Restore partitions, and rebuild the given sensors of each from readings; other partitions keep running."""
+        """Restore partitions and rebuild their non-finite sensors from readings; other partitions keep running."""
         for number, sensors in non_finite.items():
             partition = self._partitions[number]
             partition.rebuild_only.update(sensors)
             self._discard(partition, ASSIGNED, serving)
 
     def restore(self, serving: ServedModel) -> RestoreReport | None:
-        """Restore the ASSIGNED partitions for one slice of time; the result once the restore is complete.
+        """Restore the ASSIGNED partitions for one slice of time; the report when the restore is complete.
 
-        The first call of a restore only begins it.
+        The first call begins a restore and reads nothing.
 
         Raises:
-            OffsetsLost: see ``positions.position_from_group``.
-            kafka.errors.KafkaError: ``start_over`` before the next call.
+            OffsetsLost: the next readings were deleted or lost.
+            kafka.errors.KafkaError: the restore failed; call ``start_over`` before the next call.
         """
         until = time.monotonic() + SLICE_S
         if self._restore is None:
@@ -242,12 +241,12 @@ class Partitions:
             return restored
 
     def request_full_write(self) -> None:
-        """The model was swapped: all states of all partitions must be written once."""
+        """Write all states of all partitions once: the model was swapped."""
         for partition in self._in(WRITING, RUNNING):
             partition.needs_full_write = True
 
     def next_full_writes(self, table: StateTable) -> dict[int, int]:
-        """Partition -> position, for the full writes of the next transaction: as many as ``FULL_WRITE_BYTES`` hold."""
+        """Partition -> position, for the next transaction's full writes: at least one, up to ``FULL_WRITE_BYTES``."""
         chosen: dict[int, int] = {}
         size = 0
         for number, position in sorted(self.positions.items()):
@@ -261,12 +260,12 @@ class Partitions:
     def commit(
         self, positions: Mapping[int, Position], buffered: Mapping[int, Readings], full_writes: Collection[int]
     ) -> None:
-        """A transaction was committed.
+        """Apply a transaction that was committed.
 
         Args:
             positions: partition -> position in the transaction.
             buffered: partition -> reorder buffer after the transaction, for all partitions.
-            full_writes: partitions whose states were all in it.
+            full_writes: partitions with a full write in the transaction.
         """
         for number, position in positions.items():
             self._partitions[number].position = position.next
@@ -282,7 +281,7 @@ class Partitions:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _in(self, *states: PartitionState) -> list[Partition]:
-        """The partitions in some states; no states named: all."""
+        """The partitions in the given states; all partitions if no state is given."""
         return [each for each in list(self._partitions.values()) if not states or each.state in states]
 
     def _where(self, number: int) -> TopicPartition:
@@ -294,7 +293,8 @@ class Partitions:
             self._consumer.pause(self._where(partition.number))
         serving.table.drop_partition(partition.number)
         self._wanted.discard(partition.number)
-        partition.last_position = partition.last_position if partition.position is None else partition.position
+        if partition.position is not None:
+            partition.last_position = partition.position
         partition.position = partition.buffered = None
         partition.needs_full_write = False
         partition.enter(state)
@@ -324,7 +324,7 @@ class Partitions:
                 self._consumer.seek(where, position)
                 if not needs_full_write:
                     self._consumer.resume(where)
-            except _NOT_ASSIGNED:  # the revocation is among the next turn's events
+            except _NOT_ASSIGNED:  # the next turn gets the revocation as an event
                 self._discard(partition, LOST, serving)
                 continue
             partition.position, partition.buffered = position, restored.buffered.get(number)
@@ -340,10 +340,11 @@ class Partitions:
         )
 
     def _fetch_offset(self, number: int) -> CommittedPosition | None:
-        """The group's committed offset, by an offset fetch that this restore sent.
+        """The group's committed position, from an offset fetch that this restore sent.
 
-        kafka-python 3.0.12 keeps an offset fetch that timed out, also while another member has the partition, and
-        returns its reply to the next caller. So a reply to an earlier restore's fetch is awaited and discarded.
+        kafka-python 3.0.12 keeps an offset fetch that timed out, even while another member has the partition. It
+        returns the late reply to the next caller. So this method waits for the reply to an earlier restore's fetch,
+        and discards it.
         """
         partition = self._partitions[number]
         if partition.is_offset_fetch_stale:
@@ -360,5 +361,5 @@ class Partitions:
 
 
 def listed(partitions: Collection[int]) -> str:
-    """Partitions for a message."""
+    """Partition numbers as text for a message."""
     return ", ".join(map(str, sorted(partitions))) or "none"

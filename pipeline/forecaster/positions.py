@@ -1,17 +1,15 @@
-"""Positions in the readings topic: committed by the group, recorded in the changelog, and where to resume.
+"""Positions in the readings topic: committed by the group, recorded in the changelog, and the position to resume from.
 
-How far the readings of a partition are dealt with, as two records of every transaction say it.
+Every transaction writes the position of a partition twice:
 
-The group's committed offset is what the brokers fence by, and what lag is measured by. While readings are held
-(``model.reorder_buffer``), it is that of the first of them: a successor reads on from there, so what is held needs no
-copy. How far all others are dealt with stands beside it, as the offset's metadata.
+1. The group's committed offset, by which brokers fence, and which tools use for the lag. If readings are buffered
+   (``model.reorder_buffer``), it is the offset of the first of them. A successor reads them again from there, so no
+   copy of the buffer is stored. The offset's metadata has the offset of the next reading.
+2. A record in the changelog, under a key of its own beside the states.
 
-The same position stands in the changelog, under a key of its own among the states. One transaction writes both, yet
-brokers may lose either alone: a marker that is left out for a partition without a leader, the newest records of a
-machine that lost its power, the offsets of a group that was away for longer than these are kept (7 days by default).
-What the two say together tells which (``pipeline.forecaster.restore``).
-
-Where to go on in a partition of the readings topic: by its log, the group's offset and the changelog.
+Brokers may lose one of the two. A restarted broker may leave out the commit marker of a partition without a leader, a
+power cut may destroy the newest records, and the offsets of a group expire (7 days after its last member by default).
+``resume_position`` compares the two and chooses the position at which a forecaster continues.
 """
 
 import logging
@@ -27,7 +25,7 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.positions")
 
-# Of the record in the changelog. It is no sensor's: their ids are UTF-8.
+# Key of the position in the changelog. Sensor ids are UTF-8, so no sensor has this key.
 POSITION_KEY: Final = b"\xffposition"
 _REACHED: Final = "reached="
 
@@ -36,8 +34,8 @@ _REACHED: Final = "reached="
 class Position:
     """A place in a partition of the readings topic."""
 
-    next: int  # the offset of the next reading
-    held_from: int | None = None  # the offset of the first one that is held; none is: None
+    next: int  # offset of the next reading
+    held_from: int | None = None  # offset of the first buffered reading; None if none is buffered
 
     @property
     def read_from(self) -> int:
@@ -45,7 +43,7 @@ class Position:
         return self.next if self.held_from is None else self.held_from
 
     def to_commit(self) -> OffsetAndMetadata:
-        """What the group commits."""
+        """The offset and the metadata that the group commits."""
         return OffsetAndMetadata(self.read_from, f"{_REACHED}{self.next}", -1)
 
 
@@ -61,10 +59,10 @@ class PositionRecord(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, value: bytes | None) -> "PositionRecord":
-        """What ``encode`` made.
+        """The record with the given value.
 
         Raises:
-            StateError: it made nothing like it.
+            StateError: the value is not a position.
         """
         try:
             found = msgspec.json.decode(value or b"", type=cls)
@@ -76,15 +74,15 @@ class PositionRecord(msgspec.Struct, frozen=True):
 
 
 def position_owner(group_id: str, topic_id: str) -> str:
-    """What positions belong to: another group begins anew, and so does a topic that was deleted and made anew."""
+    """The owner of positions. Another group has another owner, and so has a topic that was deleted and recreated."""
     return f"{group_id} in {topic_id}"
 
 
 @dataclass(frozen=True)
 class CommittedPosition:
-    """What the group has committed for a partition.
+    """The group's committed position of a partition.
 
-    ``is_ours``: a forecaster did, and no hand that reset the offset, which is obeyed whatever the changelog says.
+    ``is_ours``: a forecaster committed it. Otherwise a user reset the offset, and the changelog does not override it.
     """
 
     position: Position
@@ -92,12 +90,12 @@ class CommittedPosition:
 
     @classmethod
     def of(cls, committed: OffsetAndMetadata) -> "CommittedPosition":
-        """Metadata that is not ours says nothing."""
+        """The position in a committed offset and its metadata; without our metadata the offset alone counts."""
         metadata = str(committed.metadata or "")
         reached = metadata.removeprefix(_REACHED)
         if reached != metadata and reached.isdecimal() and int(reached) >= committed.offset:
-            behind = committed.offset < int(reached)
-            return cls(Position(int(reached), committed.offset if behind else None))
+            is_buffering = committed.offset < int(reached)
+            return cls(Position(int(reached), committed.offset if is_buffering else None))
         return cls(Position(committed.offset), is_ours=False)
 
 
@@ -106,7 +104,7 @@ class CommittedPosition:
 
 @dataclass(frozen=True)
 class PartitionLog:
-    """Where a partition of the readings topic begins and ends, and where the group goes on."""
+    """The first and the end offset of a partition of the readings topic, and the group's position."""
 
     partition: int
     start: int
@@ -115,70 +113,75 @@ class PartitionLog:
 
     @property
     def floor(self) -> int:
-        """The lowest offset that the next reading may turn out to have."""
+        """A lower bound for the position that ``resume_position`` returns."""
         committed = self.committed
         return self.start if committed is None or committed.position.next > self.end else committed.position.next
 
 
 def position_from_group(settings: Settings, log: PartitionLog, *, accept_loss: bool) -> Position:
-    """Where to go on in a partition.
+    """The position to continue from, by the group's committed offset.
 
     Raises:
-        OffsetsLost: the committed offset lies outside the log, and ``accept_loss`` does not allow for that.
+        OffsetsLost: the committed offset lies outside the log, and ``accept_loss`` is not set.
     """
-    topic = settings.kafka.topics.readings
     committed = log.committed
     if committed is None:
         return Position(log.start if settings.forecaster.start == "earliest" else log.end)
     reached = committed.position.next
     if reached > log.end:
-        lost = "the topic was deleted and made anew, or the brokers have lost its newest readings"
+        cause = "the topic was deleted and recreated, or the brokers lost its newest readings"
     elif reached < log.start:
-        lost = f"{log.start - reached} readings were deleted by retention before they were forecast"
+        cause = f"{log.start - reached} readings were deleted by retention before they were forecast"
     else:
         return committed.position
     message = (
-        f"group {settings.forecaster.group_id} is to go on at offset {reached} of {topic}, partition {log.partition} "
-        f"and the log has offsets {log.start} to {log.end}: {lost}"
+        f"group {settings.forecaster.group_id} is at offset {reached} of {settings.kafka.topics.readings}, partition "
+        f"{log.partition}, and the log has offsets {log.start} to {log.end}: {cause}"
     )
     if not accept_loss:
-        raise OffsetsLost(f"{message}. To go on from offset {log.start}, start the forecaster with --accept-loss")
-    logger.error("%s; going on from offset %d", message, log.start)
+        raise OffsetsLost(f"{message}. To continue from offset {log.start}, start the forecaster with --accept-loss")
+    logger.error("%s; continuing from offset %d", message, log.start)
     return Position(log.start)
 
 
 def resume_position(settings: Settings, log: PartitionLog, recorded: Position | None, *, accept_loss: bool) -> Position:
-    """Where to go on, by what the group says and what the changelog does.
+    """The position to continue from, by the group's committed offset and the changelog's position.
+
+    Args:
+        recorded: the changelog's position; None if the changelog has none.
 
     Raises:
         OffsetsLost: see ``position_from_group``.
     """
     committed = log.committed
-    if recorded is None:
-        pass
-    elif committed is None:
+    if recorded is None or (committed is not None and not committed.is_ours):
+        return position_from_group(settings, log, accept_loss=accept_loss)
+    group = settings.forecaster.group_id
+    if committed is None:
         logger.warning(
-            "group %s has no offset in partition %d, and the changelog says %d: brokers forget a group that is away "
-            "for long; going on from there. To begin anew, reset the group's offsets, since deleting them does not",
-            settings.forecaster.group_id,
+            "group %s has no offset for partition %d: brokers delete the offsets of a group that was away for long. "
+            "Continuing at the changelog's offset %d. To start from scratch, reset the group's offsets; deleting them "
+            "has no effect",
+            group,
             log.partition,
             recorded.next,
         )
         committed = CommittedPosition(recorded)
-    elif committed.is_ours and recorded.next > log.end:
+    elif recorded.next > log.end:
         logger.error(
-            "the changelog says offset %d of partition %d, where the log of readings ends at %d: the brokers have lost "
-            "readings that had been forecast; going on from the group's offset %d",
-            recorded.next,
+            "the changelog of partition %d is at offset %d, and the log of readings ends at %d: the brokers lost "
+            "readings that had been forecast; continuing at the offset of group %s, %d",
             log.partition,
+            recorded.next,
             log.end,
+            group,
             committed.position.next,
         )
-    elif committed.is_ours and committed.position.next < recorded.next:
+    elif committed.position.next < recorded.next:
         logger.error(
-            "group %s is at offset %d of partition %d, and the changelog at %d: the brokers have lost an offset that "
-            "was committed; going on where the changelog is, since all before has been forecast",
-            settings.forecaster.group_id,
+            "group %s is at offset %d of partition %d, and the changelog is at %d: the brokers lost an offset that was "
+            "committed; continuing at the changelog's offset, because all earlier readings have been forecast",
+            group,
             committed.position.next,
             log.partition,
             recorded.next,
@@ -190,46 +193,46 @@ def resume_position(settings: Settings, log: PartitionLog, recorded: Position | 
 def describe_lost_readings(
     topic: str, lost_from: Mapping[int, int | None], reached: Mapping[int, int], *, accept_loss: bool
 ) -> str:
-    """What to say of readings that the brokers lost after they were read: going back to the last transaction will do.
+    """A message about readings that the brokers lost after this forecaster read them.
 
-    Unless they had been forecast. Only who had read them can see it: a forecaster that starts later sees no more than
-    where its log ends.
+    If none of them had been forecast, a restore repairs everything. Only the forecaster that read them can see the
+    loss: a forecaster that starts later sees a shorter log.
 
     Args:
-        lost_from: by partition, the first offset that is lost; none where the brokers do not know.
-        reached: by partition, the offset up to which readings were forecast.
+        lost_from: partition -> first lost offset; None if the brokers do not know it.
+        reached: partition -> offset up to which readings were forecast.
 
     Raises:
-        OffsetsLost: they had been forecast, and ``accept_loss`` does not allow for that.
+        OffsetsLost: some of the readings had been forecast, and ``accept_loss`` is not set.
     """
-    named = ", ".join(
-        f"{number} (from offset {'unknown' if offset is None else offset} on)" for number, offset in lost_from.items()
+    places = ", ".join(
+        f"{number} (from an unknown offset on)" if offset is None else f"{number} (from offset {offset} on)"
+        for number, offset in lost_from.items()
     )
-    what = f"the brokers have lost readings of {topic} that were read: partition {named}"
+    message = f"the brokers lost readings of {topic} that this forecaster had read: partition {places}"
     were_forecast = any(offset is None or offset < reached.get(number, 0) for number, offset in lost_from.items())
     if were_forecast and not accept_loss:
         raise OffsetsLost(
-            f"{what}; they were forecast already, and others may be in their place. To go on all the same, from the "
-            "start of a log that ends before its offset now, start the forecaster with --accept-loss"
+            f"{message}. These readings had been forecast, and other readings may have taken their offsets. To "
+            "continue, start the forecaster with --accept-loss; a partition whose log now ends before its committed "
+            "offset continues from the start of its log"
         )
-    return what
+    return message
 
 
 def lost_buffered_offsets(settings: Settings, partition: int, position: Position, start: int) -> int:
-    """How many offsets retention has taken from the first held reading on; what was held there gets no forecast.
+    """The number of offsets that retention deleted from the first buffered reading on; logs an error if there are any.
 
-    It is logged and no reason to stop: one sensor that fell silent may hold a reading for longer than retention lasts.
+    The forecaster continues, because one silent sensor can keep a reading buffered for longer than retention lasts.
     """
     if position.held_from is None or position.held_from >= start:
         return 0
-    lost = start - position.held_from
     logger.error(
-        "partition %d: retention has deleted offsets %d to %d of %s, of which the first and maybe more were readings "
-        "held behind a gap; they get no forecast, and the stream goes on. To keep such readings, set a longer "
-        "kafka.retention_s",
+        "partition %d: retention has deleted offsets %d to %d of %s. The first reading there was buffered, and more "
+        "may have been; they get no forecast. To keep buffered readings, set a longer kafka.retention_s",
         partition,
         position.held_from,
         start - 1,
         settings.kafka.topics.readings,
     )
-    return lost
+    return start - position.held_from

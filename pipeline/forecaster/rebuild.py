@@ -1,18 +1,19 @@
-"""Rebuilds sensors' states by stepping their recent readings of the input topic through a model once more.
+"""Rebuilds the states of sensors by stepping their recent readings through a model again.
 
-Used where a state is of another model version, damaged, or gone, and to warm up a new model while the old one serves.
-A replay must begin with a reading that was accepted, or late ones would be taken for news, and where gaps are waited
-for, with one that all stepped after it came behind (``model.reorder_buffer``). Where an earlier state of the sensor is
-known, its anchors say such offsets. Where nothing is known, a first pass over the readings learns them: from the start
-of the log all is known; else the first half of the pass only learns each sensor's latest timestamp.
+A restore rebuilds states that are missing, damaged, or of another model version. A model swap rebuilds all states for
+the new model while the old one serves. A replay of a sensor must begin with one of its accepted readings: before that
+reading, late ones look new. With a reorder buffer, all readings that are stepped later must also have higher offsets
+(``model.reorder_buffer``). The offsets of these readings are the sensor's anchors. An earlier state of the sensor
+contains its anchors. Without one, a first pass over the readings finds them. If that pass does not begin at the start
+of the log, its first half only learns each sensor's latest timestamp.
 
-All functions are generators that yield after every poll, so that the caller can go on polling its own consumer.
+The functions are generators that yield after every poll, so that the caller can poll its own consumer in between.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
@@ -26,18 +27,15 @@ from pipeline.forecaster.state_store import ServedModel
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
-POLL_MS: Final = 100
-POLL_RECORDS: Final = 5_000
-_NOWHERE: Final = np.iinfo(np.int64).max
-
-RebuildJob = Generator[None, None, "RebuildReport"]
+POLL_MS: Final = 100  # milliseconds that a poll waits for records
+POLL_RECORDS: Final = 5_000  # records of one poll
 
 
 @dataclass(frozen=True)
 class SensorAnchors:
-    """What is known of a sensor's past: enough to find where to replay from, and to go on judging its readings.
+    """The offsets from which a sensor's readings can be replayed, and the time of its latest accepted reading.
 
-    ``anchors`` are offsets of readings that a replay may begin with, ascending, the best one first; empty: none known.
+    ``anchors`` are ascending. The first is the newest from which a replay warms the state up, or the oldest known.
     """
 
     anchors: tuple[int, ...]
@@ -46,13 +44,13 @@ class SensorAnchors:
 
 @dataclass
 class RebuildReport:
-    """What a replay did, for the log and the counters."""
+    """The result of a rebuild, for the log and the counters."""
 
-    sensors: int = 0
-    readings: int = 0
-    cold: list[str] = field(default_factory=list)  # no reading to start from was left: they start at their next one
-    # Taken to have had their first reading on arrival; had it been held, what it came behind being gone, it has been
-    # passed over. The other way round, most would be forecast twice.
+    sensors: int = 0  # sensors that are rebuilt from at least one reading
+    readings: int = 0  # readings stepped
+    cold: list[str] = field(default_factory=list)  # sensors without an anchor in the log: they start from scratch
+    # Sensors without a reading before the first buffered one. Their first remaining reading counts as forecast, because
+    # otherwise most of these readings would be forecast twice. If it was buffered, it gets no forecast.
     maybe_skipped: list[str] = field(default_factory=list)
 
     def __add__(self, other: "RebuildReport") -> "RebuildReport":
@@ -65,14 +63,19 @@ class RebuildReport:
 
 
 def anchors_of_state(state: np.void, settings: Settings) -> SensorAnchors:
-    """What a state, of whatever model version, says of its sensor's past."""
+    """The anchors in a state of any model version."""
     best = int(replay_start(state, settings.rewarm_steps, settings.adaptation.anchor_spacing))
     later = sorted(int(anchor) for anchor in state["anchors"] if anchor > best)
     return SensorAnchors((best, *later) if best >= 0 else (), int(state["last_us"]))
 
 
+def anchors_of_states(sensors: Sequence[str], states: NDArray[np.void], settings: Settings) -> dict[str, SensorAnchors]:
+    """``anchors_of_state`` for several sensors."""
+    return {sensor: anchors_of_state(state, settings) for sensor, state in zip(sensors, states, strict=True)}
+
+
 def read_range(reader: KafkaConsumer, topic: str, partition: int, start: int, end: int) -> Iterator[list[Record]]:
-    """The records of [start, end), in runs, an empty one where a poll brought none."""
+    """The records of [start, end), one list per poll; the list is empty if the poll returned no record."""
     where = TopicPartition(topic, partition)
     reader.assign([where])
     reader.seek(where, start)
@@ -84,11 +87,11 @@ def read_range(reader: KafkaConsumer, topic: str, partition: int, start: int, en
 
 
 class StateRebuilder:
-    """Rebuilds states of one serving from the readings topic.
+    """Rebuilds states of one model version from the readings topic.
 
     Args:
-        reader: a consumer of its own, without a group.
-        alive: asked between polls; a replay whose partition is wanted no more ends early.
+        reader: a consumer without a group.
+        alive: whether a partition is still wanted; a rebuild asks after every poll, and ends early if not.
     """
 
     def __init__(
@@ -107,21 +110,20 @@ class StateRebuilder:
 
     def rebuild(
         self, partition: int, known: Mapping[str, SensorAnchors | None] | None, end: int, held_from: int | None = None
-    ) -> RebuildJob:
-        """States as of ``end`` (the offset of the next reading to be served) for the sensors given.
+    ) -> Generator[None, None, RebuildReport]:
+        """Rebuild the states of the given sensors as of ``end``, the offset of the next reading to process.
 
         Args:
-            known: by sensor, None where nothing is known of one; None in all: whatever sensors there are.
-            held_from: of the first reading that is held as of ``end``; none is: None. What lies behind it is judged
-                once more by these states (``read_buffered``), so they are learned from as far before it as else before
-                ``end``.
+            known: sensor -> anchors, or None if they are unknown; None instead of a mapping: all sensors.
+            held_from: offset of the first reading that is buffered as of ``end``; None if none is buffered. The states
+                must be warm at this offset already, because ``read_buffered`` classifies later readings by them.
         """
         where = TopicPartition(self._topic, partition)
         log_start = self._reader.beginning_offsets([where])[where]
-        judged_from = end if held_from is None else held_from
-        floor = max(log_start, judged_from - self._settings.forecaster.rewarm_max_readings)
-        unknown = None if known is None else {sensor for sensor, what in known.items() if what is None}
-        past: dict[str, SensorAnchors] = {sensor: what for sensor, what in (known or {}).items() if what is not None}
+        warm_at = end if held_from is None else held_from
+        floor = max(log_start, warm_at - self._settings.forecaster.rewarm_max_readings)
+        unknown = None if known is None else {sensor for sensor, anchors in known.items() if anchors is None}
+        past = {sensor: anchors for sensor, anchors in (known or {}).items() if anchors is not None}
         maybe_skipped: list[str] = []
         if unknown is None or unknown:
             finder = _AnchorFinder(self._settings, 0 if floor == log_start else floor + (end - floor) // 2, held_from)
@@ -129,59 +131,49 @@ class StateRebuilder:
             if not self._alive(partition):
                 return RebuildReport()
             past.update(finder.found())
-            maybe_skipped = finder.maybe_skipped if floor else []  # from the first offset on, there was nothing before
+            maybe_skipped = finder.maybe_skipped if floor else []  # there are no readings before offset 0
             past.update({sensor: SensorAnchors((), NEVER_US) for sensor in (unknown or ()) if sensor not in past})
         starts = {
-            sensor: next((anchor for anchor in what.anchors if anchor >= floor), None) for sensor, what in past.items()
+            sensor: next((anchor for anchor in known_past.anchors if anchor >= floor), None)
+            for sensor, known_past in past.items()
         }
-        warm = {sensor: start for sensor, start in starts.items() if start is not None}
-        self._reset(partition, past)
-        replayed = yield from self._step_from(partition, warm, end)
+        table = self._serving.table
+        table.scatter(table.rows(partition, list(past)), table.blank(len(past)))
+        first: dict[bytes | None, int] = {
+            sensor.encode(): start for sensor, start in starts.items() if start is not None
+        }
+        replayed = 0
+        if first:
+            replayed = yield from self.catch_up(partition, min(first.values()), end, first)
         if not self._alive(partition):
             return RebuildReport()
         self.keep_timestamps(partition, past)
         cold = [sensor for sensor, start in starts.items() if start is None]
-        return RebuildReport(len(warm), replayed, cold, maybe_skipped)
+        return RebuildReport(len(first), replayed, cold, maybe_skipped)
 
-    def _reset(self, partition: int, past: Mapping[str, SensorAnchors]) -> None:
-        table = self._serving.table
-        sensors = list(past)
-        table.scatter(table.rows(partition, sensors), table.blank(len(sensors)))
-
-    def catch_up(self, partition: int, start: int, end: int) -> Generator[None, None, None]:
-        """Step all readings of [start, end) into states that are as of an offset in between; none twice."""
-        yield from self._step(partition, start, end, lambda run: run)
-
-    def _step_from(self, partition: int, starts: Mapping[str, int], end: int) -> Generator[None, None, int]:
-        """Step each sensor's readings from its start on."""
-        if not starts:
-            return 0
-        first: dict[bytes | None, int] = {sensor.encode(): start for sensor, start in starts.items()}
-
-        def due(run: list[Record]) -> list[Record]:
-            return [record for record in run if first.get(record.key, _NOWHERE) <= record.offset]
-
-        stepped = yield from self._step(partition, min(starts.values()), end, due)
-        return stepped
-
-    def _step(
-        self, partition: int, start: int, end: int, choose: Callable[[list[Record]], list[Record]]
+    def catch_up(
+        self, partition: int, start: int, end: int, first: Mapping[bytes | None, int] | None = None
     ) -> Generator[None, None, int]:
-        features = len(self._settings.features)
+        """Step the readings of [start, end); the number of readings stepped.
+
+        A reading that its sensor's state already contains is not stepped again.
+
+        Args:
+            first: key -> the first offset to step; a sensor without one is skipped. None: all readings of all sensors.
+        """
         stepped = 0
         buffered: Readings | None = None
         for run in read_range(self._reader, self._topic, partition, start, end):
             if not self._alive(partition):
                 break
-            due = choose(run)
+            due = run if first is None else [record for record in run if first.get(record.key, end) <= record.offset]
             if due:
-                readings = decode_records(self._decoder, features, partition, due).readings
-                classified = self._serving.classify(readings, buffered)
+                classified = self._serving.classify(self._decode(partition, due), buffered)
                 buffered = classified.buffered
                 self._serving.replay([classified.accepted])
                 stepped += len(classified.accepted)
             yield
-        # Whose turn comes at the end, since it has been held for so many offsets.
+        # A buffered reading is released if enough offsets lie between it and the end.
         if buffered is not None and self._alive(partition):
             classified = self._serving.classify(buffered, end=end)
             self._serving.replay([classified.accepted])
@@ -189,20 +181,19 @@ class StateRebuilder:
         return stepped
 
     def read_buffered(self, partition: int, start: int, end: int) -> Generator[None, None, Readings]:
-        """The readings of [start, end) that wait for earlier ones, in the order of their offsets, by states as of end.
+        """The readings of [start, end) that are buffered as of ``end``, by ascending offset.
 
-        What was stepped, late or a duplicate is not later than its sensor's state, or is so again.
+        The states must be as of ``end``. By these states, each reading that was stepped, late or a duplicate is late or
+        a duplicate again. All other readings are buffered.
         """
-        features = len(self._settings.features)
-        buffered = decode_records(self._decoder, features, partition, []).readings
+        buffered = self._decode(partition, [])
         for run in read_range(self._reader, self._topic, partition, start, end):
             if not self._alive(partition):
                 break
             if run:
-                classified = self._serving.classify(
-                    decode_records(self._decoder, features, partition, run).readings, buffered
-                )
-                # What is accepted here belongs to a state that was lost: it gets its forecast with the next batch.
+                classified = self._serving.classify(self._decode(partition, run), buffered)
+                # Only a state that was lost and reset accepts a reading here. The reading stays buffered, and the next
+                # batch steps it and makes its forecast.
                 accepted = replace(classified.accepted, may_anchor=None)
                 buffered = accepted if classified.buffered is None else classified.buffered.followed_by(accepted)
                 buffered = buffered.pick(np.argsort(buffered.offsets))
@@ -210,54 +201,64 @@ class StateRebuilder:
         return buffered
 
     def keep_timestamps(self, partition: int, past: Mapping[str, SensorAnchors]) -> None:
-        """Whatever was or was not replayed, a reading that came too late before is too late now."""
+        """Move no sensor's time back: a reading that was late before the rebuild is late after it."""
         table = self._serving.table
         rows = table.rows(partition, list(past))
         states = table.gather(rows)
-        latest = np.fromiter((what.last_us for what in past.values()), np.int64, len(past))
+        latest = np.fromiter((anchors.last_us for anchors in past.values()), np.int64, len(past))
         states["last_us"] = np.maximum(states["last_us"], latest)
         table.scatter(rows, states)
+
+    def _decode(self, partition: int, records: Sequence[Record]) -> Readings:
+        return decode_records(self._decoder, len(self._settings.features), partition, records).readings
 
     def _find_anchors(
         self, partition: int, wanted: set[str] | None, floor: int, end: int, finder: "_AnchorFinder"
     ) -> Generator[None, None, None]:
-        """Show the finder all readings since ``floor`` of the sensors wanted."""
+        """Pass all readings of [floor, end) of the wanted sensors to the finder; None: of all sensors."""
         for run in read_range(self._reader, self._topic, partition, floor, end):
             if not self._alive(partition):
                 break
-            self._collect_anchors(run, wanted, finder)
+            for record in run:
+                try:
+                    reading = self._decoder.decode(record.key, record.value)
+                except Rejected:
+                    continue
+                if wanted is None or reading.sensor_id in wanted:
+                    finder.add(reading.sensor_id, reading.timestamp_us, record.offset)
             yield
 
-    def _collect_anchors(self, run: Sequence[Record], wanted: set[str] | None, finder: "_AnchorFinder") -> None:
-        for record in run:
-            try:
-                reading = self._decoder.decode(record.key, record.value)
-            except Rejected:
-                continue
-            if wanted is None or reading.sensor_id in wanted:
-                finder.add(reading.sensor_id, reading.timestamp_us, record.offset)
+
+@dataclass
+class _SensorPast:
+    """The readings of one sensor, as far as the finder has read them."""
+
+    anchors: deque[int]
+    last_us: int = NEVER_US  # time of the latest accepted reading
+    accepted: int = 0  # accepted readings from ``trusted_from`` on
+    is_anchor_due: bool = False
 
 
 class _AnchorFinder:
-    """Anchors of every sensor, from its readings one by one.
+    """Finds the anchors of every sensor in its readings.
 
     Args:
-        trusted_from: the offset from which on readings count; from those before only the latest timestamps are learned.
-        held_from: of the first reading that is held at the end; none is: None.
+        trusted_from: offset of the first possible anchor; from earlier readings only the latest timestamps are learned.
+        held_from: offset of the first reading that is buffered at the end; None if none is buffered.
     """
 
     def __init__(self, settings: Settings, trusted_from: int, held_from: int | None) -> None:
         self._trusted_from = trusted_from
         self._held_from = held_from
-        # The first reading held, where what it came behind is not there any more: it would pass for its sensor's first.
-        # Nothing as late has been stepped, and a replay cannot begin before it.
-        self._cutoff_us: dict[str, int] = {}  # sensor -> time
-        self.maybe_skipped: list[str] = []  # sensors without a reading from before the first one held
+        # sensor -> time of the first buffered reading, if the readings before it were deleted: it looks like the
+        # sensor's first. No reading with this time or a later one has been stepped. Readings with earlier times have
+        # higher offsets and are stepped before it, so they are not anchors.
+        self._cutoff_us: dict[str, int] = {}
+        self.maybe_skipped: list[str] = []  # sensors without a reading before the first buffered one
         self._grace = settings.grace
         self._spacing = settings.adaptation.anchor_spacing
         self._anchors_kept = -(-settings.rewarm_steps // self._spacing) + 1
-        # Latest timestamp, accepted readings that count, anchors, and whether one is due.
-        self._seen: dict[str, list[Any]] = {}
+        self._seen: dict[str, _SensorPast] = {}
         self._buffers: dict[str, ReorderBuffer] = {}
 
     def add(self, sensor: str, timestamp_us: int, offset: int) -> None:
@@ -281,23 +282,16 @@ class _AnchorFinder:
     def _add_accepted(self, sensor: str, timestamp_us: int, offset: int, *, may_anchor: bool = True) -> None:
         seen = self._seen.get(sensor)
         if seen is None:
-            seen = self._seen[sensor] = [NEVER_US, 0, deque(maxlen=self._anchors_kept), False]
-        if timestamp_us <= seen[0]:
+            seen = self._seen[sensor] = _SensorPast(deque(maxlen=self._anchors_kept))
+        if timestamp_us <= seen.last_us:
             return
-        seen[0] = timestamp_us
+        seen.last_us = timestamp_us
         if offset >= self._trusted_from:
-            seen[3] |= seen[1] % self._spacing == 0
-            if seen[3] and may_anchor:
-                seen[2].append(offset)
-                seen[3] = False
-            seen[1] += 1
+            seen.is_anchor_due |= seen.accepted % self._spacing == 0
+            if seen.is_anchor_due and may_anchor:
+                seen.anchors.append(offset)
+                seen.is_anchor_due = False
+            seen.accepted += 1
 
     def found(self) -> dict[str, SensorAnchors]:
-        return {
-            sensor: SensorAnchors(tuple(anchors), last_us) for sensor, (last_us, _, anchors, _) in self._seen.items()
-        }
-
-
-def anchors_of_states(sensors: Sequence[str], states: NDArray[np.void], settings: Settings) -> dict[str, SensorAnchors]:
-    """``anchors_of_state`` for several sensors."""
-    return {sensor: anchors_of_state(state, settings) for sensor, state in zip(sensors, states, strict=True)}
+        return {sensor: SensorAnchors(tuple(seen.anchors), seen.last_us) for sensor, seen in self._seen.items()}

@@ -1,20 +1,21 @@
-"""Restores states from the compacted state topic, and from the readings where that does not serve.
+"""Restores the states of partitions from the changelog, and rebuilds missing states from readings.
 
-A partition's states are restored, as of the group's position, before its first reading is processed. The changelog is
-read to the end that it has *after* the group's position is known, open transactions included: a committed transaction
-whose markers are still being written is waited for. A state is used only if it is whole, of the model version that
-serves, of the same settings, and not ahead of the position. Any other sensor is rebuilt by ``StateRebuilder``.
+The steps for each partition, before its first reading is processed:
 
-The changelog has a position of its own, and the two are the same unless the brokers have lost one of them. Where the
-changelog's lies ahead, or the group has none, it is gone on from there, since all before has been forecast; where it
-lies behind, the readings in between are stepped once more. Only an offset that was reset by hand is taken as it is.
+1. Fetch the group's committed offset. If a transaction that may change it is open, wait.
+2. Read the changelog to the end that it has after step 1, open transactions included.
+3. Load the usable states. A usable state is undamaged and finite, of the serving model version, of the present
+   settings, and not ahead of the position to resume from.
+4. Compare the changelog's position with the committed offset (``positions.resume_position``). They differ only if
+   brokers lost one of the two, or if a user reset the offset. If the changelog is behind, step the readings in between
+   again.
+5. Rebuild every other sensor's state from readings (``StateRebuilder``), and read the buffered readings again.
 """
 
 import logging
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final
 
 from kafka import KafkaConsumer, TopicPartition
@@ -38,36 +39,36 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.restore")
 
-# Each poll's records are in memory beside the table: few enough not to show beside it, enough to be worth a round.
+# records of one poll; they take little memory beside the state table, and more of them are not read faster
 POLL_RECORDS: Final = 2_000
-# An open transaction that is waited for so long may be a dead forecaster's: a live one's takes milliseconds.
+# seconds between attempts to abort hanging transactions during a restore; a live forecaster commits within milliseconds
 HANGING_CHECK_INTERVAL_S: Final = 0.5
-HANGING_S: Final = 30.0  # brokers end what timed out before
-PROGRESS_INTERVAL_S: Final = 2.0  # how often a long restore says how far it is
+HANGING_S: Final = 30.0  # seconds until a blocked restore logs an error; brokers end a transaction before that
+PROGRESS_INTERVAL_S: Final = 2.0  # seconds between two log lines of a long restore
 
 
 @dataclass
 class RestoreReport:
-    """What restoring did: positions to go on from, and counts."""
+    """The result of a restore: positions, reorder buffers and counts."""
 
-    positions: dict[int, int] = field(default_factory=dict)  # by partition, the offset of the next reading
-    sensors: int = 0  # whose states came from the changelog
+    positions: dict[int, int] = field(default_factory=dict)  # partition -> offset of the next reading
+    sensors: int = 0  # sensors with a state from the changelog
     rebuilt: RebuildReport = field(default_factory=RebuildReport)
-    # Partitions where states were rebuilt or the position is not what is committed: one transaction is due at once,
-    # so that the next restart has less to do and begins at the same reading.
+    # Partitions whose states were rebuilt or whose position was corrected. All their states go into the next
+    # transaction, so that another restart finds them and has the same position.
     needs_full_write: set[int] = field(default_factory=set)
-    buffered: dict[int, Readings] = field(default_factory=dict)  # by partition, the readings that wait for earlier ones
-    buffered_lost: int = 0  # offsets deleted by retention where readings were held
+    buffered: dict[int, Readings] = field(default_factory=dict)  # partition -> reorder buffer, if not empty
+    buffered_lost: int = 0  # offsets that retention deleted from the first buffered reading on
     seconds: float = 0.0
 
 
 class Restorer:
-    """Reads back what the forecasters wrote.
+    """Restores partitions.
 
     Args:
-        reader: a consumer of its own, without a group, of committed records.
-        admin: says where a log ends, open transactions included, which a reader of committed records cannot.
-        owner: of the positions that count, see ``positions.position_owner``.
+        reader: a consumer of committed records, without a group, that nothing else uses.
+        admin: finds the end of a log behind open transactions, which ``reader`` cannot.
+        owner: owner of the positions that count, see ``positions.position_owner``.
     """
 
     def __init__(self, settings: Settings, reader: KafkaConsumer, admin: KafkaAdminClient, owner: str) -> None:
@@ -82,17 +83,17 @@ class Restorer:
         wanted: set[int],
         committed: Callable[[int], CommittedPosition | None],
         *,
-        accept_loss: bool = False,
-        rebuild_only: Mapping[int, Collection[str]] = MappingProxyType({}),
+        accept_loss: bool,
+        rebuild_only: Mapping[int, Collection[str]],
     ) -> Generator[None, None, RestoreReport]:
-        """Fill the serving's table for the partitions wanted; yields between polls.
+        """Fill the state table for the wanted partitions; yields between polls.
 
         Args:
-            wanted: partitions; the caller may discard one while this runs, and it is left out from then on.
-            committed: what the group has committed for a partition, None: nothing. It raises ``KafkaTimeoutError``
-                while a transaction that may still change that is open, and is asked again.
-            accept_loss: go on from the start of the log where it has lost what was to come next.
-            rebuild_only: by partition, sensors whose states are rebuilt whatever the changelog has of them.
+            wanted: partitions; the restore skips a partition that the caller removes from the set.
+            committed: returns the group's committed position of a partition, or None. It raises ``KafkaTimeoutError``
+                while a transaction that may change it is open; the restore then calls it again.
+            accept_loss: continue from the start of the log if the next readings were deleted or lost.
+            rebuild_only: partition -> sensors whose states are rebuilt although the changelog has them.
 
         Raises:
             OffsetsLost: see ``positions.position_from_group``.
@@ -113,17 +114,13 @@ class Restorer:
                 states.load_up_to(partition, position.next)
                 yield from self._bring_to_position(partition, position, states, restored, wanted)
         restored.positions = {partition: restored.positions[partition] for partition in wanted}
-        restored.buffered = {
-            partition: buffered for partition, buffered in restored.buffered.items() if partition in wanted
-        }
-        restored.needs_full_write &= wanted
         restored.seconds = time.monotonic() - began
         return restored
 
     def _bring_to_position(
         self, partition: int, position: Position, states: StateRecords, restored: RestoreReport, wanted: set[int]
     ) -> Generator[None, None, None]:
-        """Bring the states of a partition, whose changelog has been read, to its position."""
+        """Bring the loaded states of a partition to its position, and rebuild the missing ones."""
         serving, log, recorded = states.serving, states.logs[partition], states.recorded.get(partition)
         rebuilder = StateRebuilder(self._settings, self._reader, serving, alive=wanted.__contains__)
         restored.positions[partition] = position.next
@@ -132,16 +129,31 @@ class Restorer:
         is_as_committed = log.committed == CommittedPosition(position)
         if lost or not is_as_committed or (recorded is not None and recorded.next != position.next):
             restored.needs_full_write.add(partition)
-        # An empty changelog does not say which sensors there are: whatever the readings have is rebuilt.
+        # An empty changelog names no sensors: rebuild every sensor that has readings.
         known = states.unusable[partition] if states.seen[partition] else None
         past: dict[str, SensorAnchors] = {}
         if is_as_committed and states.seen[partition] and (recorded is None or recorded.next < position.next):
             restored.needs_full_write.add(partition)
-            caught_up = yield from self._catch_up(rebuilder, log, recorded, position)
-            if partition not in wanted:
-                return
-            if not caught_up:  # whatever readings there are tell the most
+            if recorded is None or recorded.read_from < log.start:
+                logger.error(
+                    "partition %d: the changelog has no position, or readings after its position were deleted; the "
+                    "committed offset is %d. Rebuilding the states from the readings that are left",
+                    partition,
+                    position.next,
+                )
+                # The changelog may not name all sensors: rebuild every sensor that has readings.
                 past, known = states.anchors(partition), None
+            else:
+                logger.error(
+                    "partition %d: the changelog ends at offset %d, before the committed offset %d; stepping the "
+                    "readings in between again",
+                    partition,
+                    recorded.next,
+                    position.next,
+                )
+                yield from rebuilder.catch_up(partition, recorded.read_from, position.next)
+        if partition not in wanted:
+            return
         rebuilt = yield from self._rebuild(rebuilder, partition, known, position)
         restored.rebuilt += rebuilt
         if rebuilt.sensors or rebuilt.cold:
@@ -155,97 +167,71 @@ class Restorer:
             if len(buffered):
                 restored.buffered[partition] = buffered
 
-    def _catch_up(
-        self, rebuilder: StateRebuilder, log: PartitionLog, recorded: Position | None, position: Position
-    ) -> Generator[None, None, bool]:
-        """Step the readings once more whose states a changelog that lags behind the group has lost.
-
-        Returns:
-            False where those readings are not all there, or which they are is not known; then nothing was stepped.
-        """
-        logger.error(
-            "partition %d: the changelog says offset %s, and the group is at %d: states that were committed in "
-            "between may be lost; readings are stepped once more",
-            log.partition,
-            "nothing of an" if recorded is None else recorded.next,
-            position.next,
-        )
-        if recorded is None or recorded.read_from < log.start:
-            return False
-        yield from rebuilder.catch_up(log.partition, recorded.read_from, position.next)
-        return True
-
     def _partition_log(
         self, partition: int, committed: Callable[[int], CommittedPosition | None]
     ) -> Generator[None, None, PartitionLog]:
-        """Where a partition of the readings topic begins and ends, and where the group goes on."""
-        began = said = looked = time.monotonic()
+        """The log of a partition of the readings topic, with the group's committed position."""
+        began = logged_at = checked_at = time.monotonic()
         while True:
             try:
                 found = committed(partition)
                 break
             except KafkaTimeoutError:
-                if time.monotonic() - looked > HANGING_CHECK_INTERVAL_S:
+                if time.monotonic() - checked_at > HANGING_CHECK_INTERVAL_S:
                     abort_hanging_transactions(self._settings)
-                    looked = time.monotonic()
-                if time.monotonic() - said > PROGRESS_INTERVAL_S:
-                    said = time.monotonic()
+                    checked_at = time.monotonic()
+                if time.monotonic() - logged_at > PROGRESS_INTERVAL_S:
+                    logged_at = time.monotonic()
                     logger.info(
                         "partition %d: waiting for another forecaster's open transaction to end, for %.0f s so far",
                         partition,
-                        said - began,
+                        logged_at - began,
                     )
             yield
         where = TopicPartition(self._settings.kafka.topics.readings, partition)
         start = self._reader.beginning_offsets([where])[where]
-        # The last stable offset: the group never commits beyond it, and "latest" does not wait for what is open.
+        # The end is the last stable offset, which no committed offset exceeds. A forecaster that starts at "latest"
+        # starts there, and does not wait for open transactions of publishers.
         return PartitionLog(partition, start, self._reader.end_offsets([where])[where], found)
 
     def _read(self, states: StateRecords, wanted: set[int]) -> Generator[None, None, None]:
-        """Every record of the partitions' changelogs, in order, up to their present ends."""
+        """Add all records of the partitions' changelogs, in order, up to their present ends."""
         topic = self._settings.kafka.topics.state
-        ends = {
-            where: found.offset
-            for where, found in self._admin.list_partition_offsets(
-                {TopicPartition(topic, partition): OffsetSpec.LATEST for partition in wanted}
-            ).items()
-        }
+        changelogs = {TopicPartition(topic, partition): OffsetSpec.LATEST for partition in wanted}
+        ends = {where: found.offset for where, found in self._admin.list_partition_offsets(changelogs).items()}
         remaining = [where for where, end in ends.items() if end > 0]
         if not remaining:
             return
         self._reader.assign(remaining)
         self._reader.seek_to_beginning(*remaining)
-        total = sum(ends.values())
-        said = got = moved = time.monotonic()
+        logged_at = checked_at = read_at = time.monotonic()
         read = 0
         while remaining:
             polled = self._reader.poll(timeout_ms=POLL_MS, max_records=POLL_RECORDS)
             if polled:
-                got = moved = time.monotonic()
-            elif time.monotonic() - got > HANGING_CHECK_INTERVAL_S:
-                # What is left to read lies in, or behind, a transaction that is open.
+                checked_at = read_at = time.monotonic()
+            elif time.monotonic() - checked_at > HANGING_CHECK_INTERVAL_S:
+                # An open transaction blocks the remaining records.
                 abort_hanging_transactions(self._settings)
-                got = time.monotonic()
+                checked_at = time.monotonic()
             for where, records in polled.items():
                 if where.partition in wanted:
                     states.add(where.partition, records)
                 read += len(records)
-            remaining = [where for where in remaining if (self._reader.position(where) or 0) < ends[where]]
-            if time.monotonic() - said > PROGRESS_INTERVAL_S:
-                said = time.monotonic()
-                left = sum(ends[where] - (self._reader.position(where) or 0) for where in remaining)
-                logger.info("restoring: %d state records read, offsets %d of %d", read, total - left, total)
-                if said - moved > HANGING_S:
-                    self._log_hanging(remaining)
+            offsets = {where: self._reader.position(where) or 0 for where in remaining}
+            remaining = [where for where in remaining if offsets[where] < ends[where]]
+            if time.monotonic() - logged_at > PROGRESS_INTERVAL_S:
+                logged_at = time.monotonic()
+                left = sum(ends[where] - offsets[where] for where in remaining)
+                logger.info("restoring: %d state records read, %d of %d offsets left", read, left, sum(ends.values()))
+                if logged_at - read_at > HANGING_S:
+                    logger.error(
+                        "open transactions block the remaining records of %s, in partitions %s. Find them by "
+                        "`kafka-transactions.sh find-hanging`, and end each by its command `abort`",
+                        topic,
+                        ", ".join(f"{where.partition} (offset {offsets[where]})" for where in remaining),
+                    )
             yield
-
-    def _log_hanging(self, remaining: Sequence[TopicPartition]) -> None:
-        logger.error(
-            "nothing more of %s can be read, in partitions %s: transactions there have neither been committed nor "
-            "aborted. `kafka-transactions.sh find-hanging` names them, and `abort` ends them",
-            self._settings.kafka.topics.state,
-            ", ".join(f"{where.partition} (offset {self._reader.position(where)})" for where in remaining),
-        )
 
     def _rebuild(
         self,
@@ -254,32 +240,31 @@ class Restorer:
         known: dict[str, SensorAnchors | None] | None,
         position: Position,
     ) -> Generator[None, None, RebuildReport]:
-        topic = self._settings.kafka.topics.readings
         if known is not None and not known:
             return RebuildReport()
         began = time.monotonic()
         rebuilt = yield from rebuilder.rebuild(partition, known, position.next, position.held_from)
         if rebuilt.sensors or rebuilt.cold:
             logger.warning(
-                "partition %d: the states of %d sensors %s; rebuilt by replaying %d readings of %s in %.1f s",
+                "partition %d: the changelog has no usable states of %d sensors; rebuilt by replaying %d readings of "
+                "%s in %.1f s",
                 partition,
                 rebuilt.sensors + len(rebuilt.cold),
-                "are not in the changelog" if known is None else "in the changelog are not of this model or unusable",
                 rebuilt.readings,
-                topic,
+                self._settings.kafka.topics.readings,
                 time.monotonic() - began,
             )
         if rebuilt.cold:
             logger.error(
-                "partition %d: %d sensors start cold, their recent readings lie too far back or are gone: %s",
+                "partition %d: %d sensors start cold, because their recent readings are too far back or deleted: %s",
                 partition,
                 len(rebuilt.cold),
                 ", ".join(rebuilt.cold[:5]),
             )
         if rebuilt.maybe_skipped:
             logger.error(
-                "partition %d: of %d sensors nothing is left from before offset %d, that of the first reading held; if "
-                "the first one left of such a sensor was held too, it gets no forecast: %s",
+                "partition %d: %d sensors have no readings left before offset %d, the first buffered reading. The "
+                "first remaining reading of each counts as forecast; if it was buffered, it gets no forecast: %s",
                 partition,
                 len(rebuilt.maybe_skipped),
                 position.held_from,

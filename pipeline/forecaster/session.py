@@ -30,25 +30,25 @@ from pipeline.settings import Settings
 logger = logging.getLogger("streamgru.forecaster")
 
 TYPICAL_READING_BYTES: Final = 96  # on the wire, with one or a few features
-SMALLEST_FETCH_BYTES: Final = 16 * 1024
-LARGEST_FETCH_BYTES: Final = 1024 * 1024
-# Of all partitions together during a restore. Fetched records are in memory beside the states, some three times over,
-# and larger fetches gain nothing.
+SMALLEST_FETCH_BYTES: Final = 16 * 1024  # of one partition
+LARGEST_FETCH_BYTES: Final = 1024 * 1024  # of one partition
+# bytes of one fetch of a restore, all partitions together. Fetched records take up to three times as much memory, and
+# larger fetches are not faster.
 RESTORE_FETCH_BYTES: Final = 2 * 1024 * 1024
 
-PUBLISH_INTERVAL_S: Final = 0.5  # how old the progress that other threads see may be
-# The wait after a failure before the next restore; it doubles with each further failure, up to the limit.
-FIRST_RETRY_S: Final = 0.1
+PUBLISH_INTERVAL_S: Final = 0.5  # seconds between two updates of the progress that other threads see
+FIRST_RETRY_S: Final = 0.1  # seconds from a first failure to the next restore; each further failure doubles the wait
 LONGEST_RETRY_S: Final = 5.0
-_MOST_DOUBLINGS: Final = 16  # far past the limit, and a float still holds it
-MOST_ABORTS: Final = 3  # in a row, each followed by a restore: from then on a restore does not count as progress
+# transactions aborted in a row, each after a restore. Then this forecaster rejoins its group, and stuck detection does
+# not count restores as progress until a transaction commits.
+MOST_ABORTS: Final = 3
 
 
 @dataclass(frozen=True)
 class Options:
     """The command line's additions to the settings.
 
-    ``reached`` is called with the name of each fault point as the loop passes it; tests end the process there.
+    ``reached`` is called with the name of each fault point that the loop passes; tests end the process there.
     """
 
     accept_loss: bool = False
@@ -67,11 +67,11 @@ class Session:
 
     Args:
         instance: the forecaster's name.
-        owner: of the positions in the changelog, see ``positions.position_owner``.
-        heartbeat: the loop's signs of life, which stuck detection reads.
+        owner: owner of the positions in the changelog, see ``positions.position_owner``.
+        heartbeat: the loop's progress, which stuck detection reads.
 
     Raises:
-        StreamgruError: a part could not be opened; the parts opened before it are closed.
+        StreamgruError: a part could not be opened; the parts opened before it were closed.
     """
 
     def __init__(
@@ -84,28 +84,20 @@ class Session:
         self._instance = instance
         self._failures = 0  # in a row
         self._aborts = 0  # in a row
-        self._retry_at = 0.0  # no restore before
-        self._restore_read: Mapping[TopicPartition, int | None] = {}  # the reader's positions at the last look
+        self._retry_at = 0.0  # monotonic time of the next restore at the earliest
+        self._restore_read: Mapping[TopicPartition, int | None] = {}  # partition -> the restore reader's last position
         self._published = time.monotonic()
         forecaster = settings.forecaster
         topic = settings.kafka.topics.readings
         with ExitStack() as opened:
-            self.monitor = monitor = HealthMonitor(
-                settings,
-                heartbeat,
-                options.max_idle_s or forecaster.stuck_after_s,
-                is_fatal=options.max_idle_s is not None,
-            )
+            is_fatal, limit_s = options.max_idle_s is not None, options.max_idle_s or forecaster.stuck_after_s
+            self.monitor = monitor = HealthMonitor(settings, heartbeat, limit_s, is_fatal=is_fatal)
             watchdog = Watchdog(forecaster.commit_timeout_s, is_excused=lambda: monitor.waits_for_brokers)
             opened.callback(watchdog.close)
-            self._reader = read_fast(
-                make_consumer(
-                    settings,
-                    client_id="streamgru-restore",
-                    auto_offset_reset="none",
-                    fetch_max_bytes=RESTORE_FETCH_BYTES,
-                )
+            reader = make_consumer(
+                settings, client_id="streamgru-restore", auto_offset_reset="none", fetch_max_bytes=RESTORE_FETCH_BYTES
             )
+            self._reader = read_fast(reader)
             opened.callback(_close, self._reader)
             self._admin = make_admin(settings)
             opened.callback(_close, self._admin)
@@ -120,20 +112,16 @@ class Session:
                 group_instance_id=instance.name if forecaster.static_membership else None,
                 partition_assignment_strategy=(CooperativeStickyAssignor,),
                 max_partition_fetch_bytes=_fetch_bytes(settings),
-                auto_offset_reset="none",  # a position outside the log raises, see ``poll``; it is not moved
+                auto_offset_reset="none",  # a position outside the log raises in ``poll``, and is not moved
             )
             self.consumer: KafkaConsumer = fetch_late(read_fast(consumer))
-            opened.callback(_close, self.consumer)  # leaves the group, so that other members take over at once
+            opened.callback(_close, self.consumer)  # leaves the group: other members take over at once
             self.rebalances = RebalanceListener(self.consumer)
             self._generations = GenerationTracker()
-            self.partitions = Partitions(
-                self.consumer,
-                topic,
-                Restorer(settings, self._reader, self._admin, owner),
-                accept_loss=options.accept_loss,
-            )
+            restorer = Restorer(settings, self._reader, self._admin, owner)
+            self.partitions = Partitions(self.consumer, topic, restorer, accept_loss=options.accept_loss)
             self.consumer.subscribe([topic], listener=self.rebalances)
-            # The client must know the partitions before its first join: that join would assign none, and need another.
+            # Look the partitions up before the first join. Otherwise that join assigns none, and a second one follows.
             partition_count(self.consumer, topic)
             monitor.start()
             opened.callback(monitor.close)
@@ -144,11 +132,11 @@ class Session:
         self._opened.close()
 
     def poll(self, timeout_ms: int, max_records: int) -> Polled:
-        """The next records of the readings topic.
+        """The next records of the readings topic; no records if the poll failed and can be repeated.
 
         Raises:
-            OffsetsLost: the log lost readings before they were forecast, or after; not with ``accept_loss``.
-            StartOver: the log lost readings, and the position that a restore finds is right.
+            OffsetsLost: readings were deleted or lost, and the user must agree to continue without them.
+            StartOver: readings were deleted or lost; a restore finds the position to continue from.
         """
         topic = self.settings.kafka.topics.readings
         accept_loss = self.options.accept_loss
@@ -159,15 +147,15 @@ class Session:
             if not accept_loss:
                 raise OffsetsLost(
                     f"readings of {topic} were deleted by retention before they were forecast: {error}. "
-                    "To go on from the start of the log, start the forecaster with --accept-loss"
+                    "To continue from the start of the log, start the forecaster with --accept-loss"
                 ) from error
-            raise StartOver(f"readings were deleted before they were forecast: {error}") from error
+            raise StartOver(f"readings of {topic} were deleted before they were forecast: {error}") from error
         except client_errors.LogTruncationError as error:
             lost = {where.partition: end and end.offset for where, end in error.divergent_offsets.items()}
             message = describe_lost_readings(topic, lost, self.partitions.last_positions, accept_loss=accept_loss)
             raise StartOver(message) from error
         except client_errors.RetriableError as error:
-            logger.warning("polling failed, trying again: %s", error)
+            logger.warning("polling %s failed, trying again: %s", topic, error)
         except client_errors.KafkaError as error:
             with translate_errors(f"polling {topic}", self.settings):
                 raise error
@@ -199,15 +187,16 @@ class Session:
             return None
         try:
             if not self.committer.is_open:
-                # Opening ends the transaction that a predecessor of the same name left open. The offset fetches of the
-                # restore would wait for that transaction.
+                # First, because opening ends the open transaction of a predecessor with the same name, and the
+                # restore's offset fetches wait for open transactions.
                 self.committer.open()
             restored = self.partitions.restore(serving)
         except (client_errors.KafkaError, BrokerUnreachable) as error:
             raise StartOver(f"restoring failed: {error}") from error
         if restored is None:
             self.options.reached("restoring")
-        # A restore may take longer than readings may wait: each read counts as progress, unless commits keep failing.
+        # A restore may take longer than stuck detection allows, so each read counts as progress. It does not after
+        # MOST_ABORTS: a loop of restores and aborted transactions is stuck.
         if (restored is not None or self._has_read_on()) and self._aborts < MOST_ABORTS:
             self.heartbeat.progressed = time.monotonic()
         return restored
@@ -224,14 +213,14 @@ class Session:
         except TransactionAborted as aborted:
             self._aborts += 1
             if self._aborts == MOST_ABORTS:
-                # The group may have forgotten this member without telling the client.
+                # The group may have removed this member without telling the client.
                 request_rejoin(self.consumer)
             raise StartOver(f"the last transaction was aborted, or its outcome is unknown: {aborted}") from aborted
         self._failures = self._aborts = 0
         self.heartbeat.progressed = self.heartbeat.committed = time.monotonic()
 
     def start_over(self, why: StartOver, serving: ServedModel) -> None:
-        """Discard everything that is not durable; the restore begins after a wait that grows with each failure."""
+        """Discard all states in memory; the restore begins after a wait that grows with each failure."""
         self._failures += 1
         self._retry_at = time.monotonic() + retry_wait_s(self._failures)
         logger.error("%s; starting over from the last transaction", why)
@@ -239,7 +228,7 @@ class Session:
         self.partitions.start_over(serving)
 
     def publish_progress(self, sensors: int) -> None:
-        """Let the other threads see how far the partitions are.
+        """Show the other threads the partitions' positions.
 
         Raises:
             StreamgruError: stuck detection found that this forecaster must end.
@@ -276,15 +265,15 @@ def _close(client: KafkaConsumer | Committer) -> None:
 
 
 def _fetch_bytes(settings: Settings) -> int:
-    """How much to fetch of one partition at a time, so that one batch takes a share of each partition.
+    """The bytes to fetch of one partition at a time, so that one batch takes a share of each partition.
 
-    The client returns one partition's fetched records after the other: with large fetches a batch would hold many
-    readings of few sensors, and the model is several times faster on few readings of many sensors.
+    The client returns the fetched records of one partition after those of another. After large fetches a batch has
+    many readings of few sensors. The model is several times faster on few readings of many sensors.
     """
     share = settings.forecaster.max_batch_readings // settings.kafka.partitions
     return min(LARGEST_FETCH_BYTES, max(SMALLEST_FETCH_BYTES, share * TYPICAL_READING_BYTES))
 
 
 def retry_wait_s(failures: int) -> float:
-    """How long to wait after this many failures in a row, at least one."""
-    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
+    """Seconds to wait after the given number of failures in a row, at least 1."""
+    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 16))  # a larger power can overflow

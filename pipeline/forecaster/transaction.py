@@ -1,20 +1,17 @@
-"""One transaction: forecasts, states and dead letters become visible together with the offsets they came from, or not.
+"""One transaction: forecasts, states, dead letters and the offsets of their readings become visible together.
 
 The steps, numbered as in ``Committer.commit``:
 
-1. refuse group metadata that is not a member's: the broker would take it, over a successor's head
-2. begin
-3. append all records; where these are many megabytes, flush and check now and then, since what is appended must arrive
-   within the delivery timeout
-4. flush
-5. check every future: a batch that expired does not keep a transaction from committing without it
-6. add the offsets, with the group metadata of the poll that fetched the readings: this is what fences a zombie
-7. commit
+1. Refuse group metadata that is not a member's: the broker accepts it although another member may own the partitions.
+2. Begin.
+3. Append all records. Each record must arrive within the delivery timeout, so flush and check between ``FLUSH_BYTES``.
+4. Flush.
+5. Check the result of every send: a transaction can commit without a batch that expired.
+6. Add the offsets, with the group metadata of the poll that fetched the readings. The broker fences by this metadata.
+7. Commit.
 
-Any failure: abort, and the caller forgets what it computed, opens a new producer and rebuilds its states. Only after
-step 7 has returned is the new state the state.
-
-``Transport`` is the seam: the one real implementation drives kafka-python, a fake in the tests fails at each step.
+After a failure the transaction is aborted. The caller discards its states, opens a new producer and restores. The new
+states replace the old ones only after step 7 has returned.
 """
 
 import logging
@@ -36,10 +33,10 @@ from pipeline.kafka.patches import abort_transaction
 
 logger = logging.getLogger("streamgru.transaction")
 
-# An abort that takes longer is left to the broker: the next producer of the same id ends the open transaction at once.
+# seconds; after that the next producer with the same id aborts the open transaction
 ABORT_TIMEOUT_S: Final = 3.0
 
-# Appended at once: takes a slow broker some tenths of a second.
+# bytes of values between two flushes; a slow broker takes some tenths of a second for them
 FLUSH_BYTES: Final = 16_000_000
 
 _FENCING: Final = (
@@ -60,7 +57,7 @@ class Records:
     headers: Sequence[bytes] | bytes = NO_HEADERS
 
     def pieces(self, most_bytes: int) -> Iterator[tuple["Records", int]]:
-        """The same records in pieces of so many bytes of values at most (or one larger), with what each measures."""
+        """The records in pieces, each with its bytes of values: at most ``most_bytes``, unless one record is larger."""
         sizes = [0 if value is None else len(value) for value in self.values]
         if sum(sizes) <= most_bytes:
             yield self, sum(sizes)
@@ -79,28 +76,28 @@ class Records:
 
 @dataclass(frozen=True)
 class TransactionContent:
-    """What one transaction makes durable. Every transaction carries offsets: they are what the broker fences by."""
+    """The content of one transaction. Every transaction has offsets, because brokers fence a forecaster by them."""
 
     records: Sequence[Records]
-    offsets: Mapping[int, Position]  # of the readings topic, by partition
+    offsets: Mapping[int, Position]  # partition of the readings topic -> position
     group_metadata: Any  # kafka.structs.ConsumerGroupMetadata, of the poll that fetched the readings
 
 
 class TransactionAborted(Exception):
-    """Not known to be committed: nothing of it is visible, but where the answer to the commit itself was lost.
+    """A transaction was aborted, or its outcome is unknown because the reply to the commit was lost.
 
-    What holds is found at the next start over: opening a producer settles whatever was open before.
+    The next producer with the same id ends an open transaction. The restore then finds the positions that hold.
     """
 
 
 class Transport(Protocol):
-    """What a transaction needs of a producer; every method may raise kafka-python's errors."""
+    """The producer of one transaction after another; every method may raise kafka-python's errors."""
 
     def begin(self) -> None:
         """Begin a transaction."""
 
     def append(self, records: Records) -> None:
-        """Take records into it."""
+        """Add records to the transaction."""
 
     def flush(self) -> None:
         """Return when every record has arrived or failed."""
@@ -112,20 +109,20 @@ class Transport(Protocol):
         """Add offsets of the readings topic."""
 
     def commit(self) -> None:
-        """Make it all visible."""
+        """Make the records and the offsets visible."""
 
     def abort(self) -> None:
-        """Make it all void; gives up after a while."""
+        """Discard the records and the offsets; give up after ``ABORT_TIMEOUT_S``."""
 
     def close(self) -> None:
-        """Let go of the connection, at once."""
+        """Close the connection without waiting."""
 
 
 class KafkaTransport:
-    """A transactional kafka-python producer, initialised: its predecessor's open transaction has been aborted.
+    """A transactional kafka-python producer. Opening it aborts the open transaction of its predecessor.
 
     Args:
-        resolve_hanging: called with it then, before anything is written.
+        resolve_hanging: called with the producer before the first transaction.
     """
 
     def __init__(
@@ -146,44 +143,32 @@ class KafkaTransport:
             raise
 
     def begin(self) -> None:
-        """Begin a transaction."""
         self._futures = []
         self._producer.begin_transaction()
 
     def append(self, records: Records) -> None:
-        """Take records into it."""
         self._futures += self._appender.append(
             records.topic, records.partition, records.keys, records.values, records.headers
         )
 
     def flush(self) -> None:
-        """Return when every record has arrived or failed."""
         self._producer.flush()
 
     def check(self) -> None:
-        """Raise the first failure among the records."""
         check_delivered(self._futures)
 
     def send_offsets(self, offsets: Mapping[int, Position], group_metadata: Any) -> None:
-        """Add offsets of the readings topic."""
-        self._producer.send_offsets_to_transaction(
-            {
-                TopicPartition(self._readings_topic, partition): position.to_commit()
-                for partition, position in offsets.items()
-            },
-            group_metadata,
-        )
+        topic = self._readings_topic
+        to_commit = {TopicPartition(topic, number): position.to_commit() for number, position in offsets.items()}
+        self._producer.send_offsets_to_transaction(to_commit, group_metadata)
 
     def commit(self) -> None:
-        """Make it all visible."""
         self._producer.commit_transaction()
 
     def abort(self) -> None:
-        """Make it all void, and wait no longer than ``ABORT_TIMEOUT_S``."""
         abort_transaction(self._producer, ABORT_TIMEOUT_S)
 
     def close(self) -> None:
-        """Let go of the connection, at once."""
         close_producer(self._producer)
 
 
@@ -191,10 +176,10 @@ class Committer:
     """Runs transactions one after another.
 
     Args:
-        open_transport: makes an initialised transport; called at ``open``.
-        watchdog: watches the calls that wait without limit.
-        exclusive: no other living process has this transactional id, so fenced means timed out.
-        reached: told the name of each fault point as it is passed; tests end the process there.
+        open_transport: opens a producer; called by ``open``.
+        watchdog: ends the process if a call hangs.
+        exclusive: no other process has this transactional id, so a fenced transaction has timed out.
+        reached: called with the name of each fault point; tests end the process there.
     """
 
     def __init__(
@@ -217,34 +202,36 @@ class Committer:
         return self._transport is not None
 
     def open(self) -> None:
-        """Make a producer; what a predecessor of the same id left open is aborted by that.
+        """Open a producer; this aborts the open transaction of a predecessor with the same id.
 
         Raises:
-            kafka.errors.KafkaError: it could not be made.
+            kafka.errors.KafkaError: the producer could not be opened.
         """
         self.close()
         with self._watchdog.watching("initialising transactions"):
             self._transport = self._open_transport()
 
     def close(self) -> None:
-        """Let go of the producer, if there is one."""
+        """Close the producer, if one is open."""
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
 
     def commit(self, content: TransactionContent) -> None:
-        """Make ``content`` durable and visible, all of it or nothing.
+        """Make ``content`` durable and visible, completely or not at all.
+
+        After an error the producer is closed: call ``open`` before the next commit.
 
         Raises:
-            TransactionAborted: see there. The producer is closed: ``open`` before the next commit.
-            Fenced: likewise, and a successor has taken over: this process must stop. Not where the brokers were away
-                during the commit: who really has a successor is fenced again at the next.
+            TransactionAborted: the transaction was aborted, or its outcome is unknown.
+            Fenced: a successor has taken over; this process must stop. If brokers were unreachable during the commit,
+                TransactionAborted is raised instead: a real successor fences the next commit.
         """
         transport = self._transport
         assert transport is not None, "commit before open"
         if not is_member(content.group_metadata):  # 1
             self.close()
-            raise TransactionAborted("this forecaster is not a member of its consumer group any more")
+            raise TransactionAborted("this forecaster is no longer a member of its consumer group")
         try:
             with self._watchdog.watching("a commit") as call:
                 transport.begin()  # 2
@@ -258,12 +245,12 @@ class Committer:
                 transport.commit()  # 7
         except (client_errors.KafkaError, KafkaError) as error:
             self._abort(transport)
-            # The brokers themselves fence whoever was cut off from them for longer than the transaction timeout.
+            # Brokers also fence a producer that could not reach them for longer than the transaction timeout.
             if _is_fencing(error) and not self._exclusive and not call.excused_s:
                 raise Fenced(
-                    "another process has taken over this forecaster's transactional id (or its transaction timed out "
-                    "while it was stalled); nothing of the last batch was committed. Give each forecaster a name of "
-                    "its own (--instance), and start this one again if no other has its name"
+                    "another process has taken over this forecaster's transactional id, or the transaction timed out "
+                    "while this process was stalled; the last batch was aborted. Give each forecaster its own name "
+                    "(--instance). Start this forecaster again if no other one has its name"
                 ) from error
             raise TransactionAborted(f"{type(error).__name__}: {error}") from error
         except BaseException:
@@ -272,24 +259,24 @@ class Committer:
         self._reached("committed")
 
     def _append(self, transport: Transport, records: Sequence[Records]) -> None:
-        waiting = 0
+        unflushed = 0
         for piece, size in chain.from_iterable(each.pieces(FLUSH_BYTES) for each in records):
-            if waiting and waiting + size > FLUSH_BYTES:
+            if unflushed and unflushed + size > FLUSH_BYTES:
                 transport.flush()
                 transport.check()
-                waiting = 0
+                unflushed = 0
             transport.append(piece)
-            waiting += size
+            unflushed += size
 
     def _abort(self, transport: Transport) -> None:
-        """Abort as far as the broker can be reached, and drop the producer: one that failed is not used again."""
+        """Abort if a broker can be reached, and close the producer: a producer that failed is not used again."""
         try:
             transport.abort()
         except client_errors.KafkaError as error:
-            logger.debug("the abort failed: %s", error)  # fenced, never begun, or left to the broker
+            logger.debug("the abort failed: %s", error)  # fenced, never begun, or no broker answers
         self.close()
 
 
 def _is_fencing(error: BaseException) -> bool:
-    """Whether an error, or one that it wraps as the client does, says that another has taken over."""
+    """Whether an error is a fencing error, or wraps one in its arguments, as the client does."""
     return isinstance(error, _FENCING) or any(isinstance(argument, _FENCING) for argument in error.args)

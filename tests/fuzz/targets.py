@@ -145,7 +145,7 @@ def restore(chance: random.Random) -> None:
     """A changelog of broken records restores what is whole, and names every other sensor as one to rebuild."""
     serving = ServedModel(1, _FORECASTER, SETTINGS)
     serving.table.add_partition(0)
-    found = StateRecords(serving, {0: PartitionLog(0, 0, 100, CommittedPosition(Position(100)))}, SETTINGS, "")
+    found = StateRecords(serving, {0: PartitionLog(0, 0, 100, CommittedPosition(Position(100)))}, SETTINGS, "", {})
     records, latest = [], {}
     for number in range(chance.randrange(1, 12)):
         key = b"s%d" % chance.randrange(5)

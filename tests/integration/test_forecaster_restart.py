@@ -203,5 +203,5 @@ def test_what_a_dead_forecaster_left_open_is_ended_by_its_successor(
     with running(settings, champion, "successor") as forecaster:
         found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
-    assert any("left open: dead" in message for message in caplog.messages)
+    assert any("left the group: dead" in message for message in caplog.messages)
     assert forecaster.counters.aborted == 0

@@ -18,7 +18,7 @@ class Reader:
 
 @pytest.mark.parametrize("error", [BrokerUnreachable("gone"), KeyError("sensor"), MemoryError(), RuntimeError("torch")])
 def test_a_failed_warm_up_is_never_handed_over(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: WarmUp, order: Any, rebuilder: Any) -> None:
+    def fail(self: WarmUp, *arguments: Any) -> None:
         raise error
 
     def nothing(*args: Any, **options: Any) -> Any:
@@ -26,7 +26,7 @@ def test_a_failed_warm_up_is_never_handed_over(error: Exception, monkeypatch: py
 
     for name in ("make_consumer", "read_fast", "StateRebuilder", "ServedModel"):
         monkeypatch.setattr(rewarm, name, nothing)
-    monkeypatch.setattr(WarmUp, "_execute", fail)
+    monkeypatch.setattr(WarmUp, "_rebuild", fail)
     forecaster: Any = None
     warming = WarmUp(Settings(), Candidate(2, forecaster))
     warming.add_partition(0, {}, 10)

@@ -35,7 +35,7 @@ def test_a_committed_offset_within_the_log_is_gone_on_from(committed: Position) 
     )
 
 
-@pytest.mark.parametrize(("committed", "why"), [(9, "1 readings were deleted"), (91, "made anew")])
+@pytest.mark.parametrize(("committed", "why"), [(9, "1 readings were deleted"), (91, "deleted and recreated")])
 def test_a_committed_offset_outside_the_log_needs_consent(committed: int, why: str) -> None:
     log = PartitionLog(3, 10, 90, CommittedPosition(Position(committed)))
     with pytest.raises(OffsetsLost, match=why) as raised:

@@ -118,7 +118,7 @@ def test_with_a_name_that_nobody_else_can_have_fenced_means_timed_out() -> None:
 
 def test_group_metadata_of_no_member_is_refused_before_anything_is_sent() -> None:
     transport = FakeTransport()
-    with pytest.raises(TransactionAborted, match="not a member"):
+    with pytest.raises(TransactionAborted, match="no longer a member"):
         committer(transport).commit(TransactionContent(WORK.records, WORK.offsets, STRANGER))
     assert transport.calls == ["close"]
 
