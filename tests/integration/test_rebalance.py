@@ -1,4 +1,4 @@
-"""Partitions that move while something else goes on, and forecasters that have none."""
+"""Rebalances during restores and revocations, and forecasters without partitions."""
 
 import threading
 
@@ -44,7 +44,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.
 
 
 class Hold:
-    """Makes a forecaster wait, once, where it passes a point."""
+    """Blocks a forecaster once, at a point of its loop."""
 
     def __init__(self, point: str) -> None:
         self._point = point
@@ -57,10 +57,12 @@ class Hold:
             assert self.let_go.wait(60)
 
 
-def test_one_more_forecaster_than_partitions_waits_and_steps_in(settings: Settings, champion: FolderChampion) -> None:
+def test_a_forecaster_without_partitions_waits_and_takes_over_later(
+    settings: Settings, champion: FolderChampion
+) -> None:
     count = publish(settings, rounds(settings, SENSORS, range(5)))
     with running(settings, champion, "last") as last:
-        wait_until(lambda: last.counters.forecasts == count, 60, "the last did all while it was alone")
+        wait_until(lambda: last.counters.forecasts == count, 60, "the last processed all readings alone")
         with running(settings, champion, "first") as first, running(settings, champion, "second") as second:
             members = (first, second, last)
 
@@ -69,17 +71,19 @@ def test_one_more_forecaster_than_partitions_waits_and_steps_in(settings: Settin
                     len(session_of(member).partitions.positions) for member in members if member._loop is not None
                 )
 
-            wait_until(lambda: shares() == [0, 1, 1], 60, "two have a partition each, and one has none")
+            wait_until(lambda: shares() == [0, 1, 1], 60, "two forecasters have one partition each")
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
             wait_for_forecasts(settings, count)
-            lookouts = [member._monitor for member in members]
-            wait_until(lambda: {one.state for one in lookouts if one} == {"serving"}, 20, "to wait is no trouble")
+            monitors = [member._monitor for member in members]
+            wait_until(lambda: {one.state for one in monitors if one} == {"serving"}, 20, "all count as serving")
         count += publish(settings, rounds(settings, SENSORS, range(10, 15)))
         found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
 
 
-def test_partitions_that_leave_while_they_are_restored(settings: Settings, champion: FolderChampion) -> None:
+def test_partitions_revoked_during_their_restore_lose_and_repeat_no_forecast(
+    settings: Settings, champion: FolderChampion
+) -> None:
     count = publish(settings, rounds(settings, SENSORS, range(5)))
     with running(settings, champion, "before") as before:
         wait_until(lambda: before.counters.forecasts == count, 60, "there are states to restore")
@@ -87,7 +91,7 @@ def test_partitions_that_leave_while_they_are_restored(settings: Settings, champ
     with running(settings, champion, "first", reached=hold.reached):
         assert hold.is_held.wait(60)
         with running(settings, champion, "second") as second:
-            # Only the first's next poll lets the group go on; it then stands in the middle of its restore.
+            # The group waits for the next poll of the first, which is in the middle of its restore then.
             wait_until(lambda: second._loop is not None, 30, "the second joins")
             hold.let_go.set()
             wait_until(lambda: second.counters.restored_sensors > 0, 60, "the second has a partition")
@@ -96,12 +100,14 @@ def test_partitions_that_leave_while_they_are_restored(settings: Settings, champ
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
 
 
-def test_a_revocation_that_outlasts_the_poll_interval(settings: Settings, champion: FolderChampion) -> None:
-    """Whoever takes that long is put out of the group: all it had goes to the other, and it begins anew."""
+def test_a_forecaster_whose_revocation_outlasts_the_poll_interval_joins_again(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    """The group drops the slow forecaster and gives its partitions to the quick one; the slow one joins again."""
     count = publish(settings, rounds(settings, SENSORS, range(5)))
     hold = Hold("revoked")
     with running(settings, champion, "slow", reached=hold.reached) as slow:
-        wait_until(lambda: slow.counters.forecasts == count, 60, "the slow one did what there was")
+        wait_until(lambda: slow.counters.forecasts == count, 60, "the slow one forecast all readings")
         with running(settings, champion, "quick") as quick:
             assert hold.is_held.wait(60)
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
