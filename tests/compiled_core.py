@@ -1,4 +1,4 @@
-"""Loads the compiled kernel of ``model.adaptation`` on import, so that forks of this process start a second faster."""
+"""Loads the compiled kernel of ``model.adaptation`` on import, which saves forks of this process a second."""
 
 from model.adaptation import compile_kernel
 from model.experts import AdaptationConfig

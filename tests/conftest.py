@@ -1,4 +1,4 @@
-"""One Kafka, one MLflow and one Prefect for the whole test run, started only if a collected test asks for them."""
+"""One Kafka, one MLflow and one Prefect per test run, each started only if a collected test needs it."""
 
 import json
 import os
@@ -151,7 +151,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _settings_file_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo `streamgru --settings`, which leaves the file's name in the environment for its child processes."""
+    """Undo `streamgru --settings`, which puts the file's name into the environment for child processes."""
     monkeypatch.setenv(SETTINGS_FILE_VARIABLE, "")
 
 
@@ -184,7 +184,7 @@ def prefect_server(pytestconfig: pytest.Config, stack_settings: Settings) -> Set
 
 @pytest.fixture
 def fresh_settings(stack_settings: Settings, tmp_path: Path) -> SettingsFactory:
-    """A function that makes settings on the shared servers, with new names for topics, group, model and history.
+    """A function that makes settings with new topics, group, model and history on the shared servers.
 
     Keyword arguments go to ``Settings``; a dict for a section is merged into it:
     ``fresh_settings(horizon_steps=2, kafka={"partitions": 3})``.

@@ -10,7 +10,7 @@ from pipeline.settings import Settings
 
 
 def end_stack(settings: Settings) -> None:
-    """Kill the servers of a stack whose data no test needs any more; a clean stop takes seconds per server."""
+    """Kill the servers of a stack, whose data nobody needs; a clean stop takes seconds per server."""
     for service in SERVICES:
         record = DetachedProcess(service, settings.home.resolve()).running()
         if record is not None:

@@ -172,7 +172,7 @@ def publish(settings: Settings, messages: Iterable[Message]) -> int:
 
 
 class TopicReader:
-    """A plain consumer that reads the committed records of a topic, each once; closed when the context ends."""
+    """A plain consumer that reads each committed record of a topic once; the context closes it."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._topic = topic

@@ -1,4 +1,4 @@
-"""The batch consumer against kafka-python's own: equal records, and no prefetch while batches are small."""
+"""The batch consumer against kafka-python's own: equal records, and no prefetch after small batches."""
 
 import uuid
 from collections.abc import Iterator

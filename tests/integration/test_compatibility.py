@@ -1,4 +1,4 @@
-"""The present forecaster continues on topics and a model of an earlier commit, with the forecasts of that commit."""
+"""The present forecaster continues the stream of an earlier commit, with the same forecasts."""
 
 import json
 from pathlib import Path

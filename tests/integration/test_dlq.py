@@ -1,4 +1,4 @@
-"""``streamgru dlq`` against a real broker: it lists and shows dead letters, and republishes those that decode."""
+"""``streamgru dlq`` on a real broker: it lists and shows dead letters and republishes valid ones."""
 
 import itertools
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def letters(broker: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A stream with four dead letters: three in partition 0, and one without a known feature in partition 1."""
+    """A stream with four dead letters: three in partition 0, one without a known feature in partition 1."""
     name = tmp_path_factory.mktemp("dlq")
     settings = Settings(
         home=name,

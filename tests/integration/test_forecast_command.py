@@ -1,4 +1,4 @@
-"""``streamgru forecast`` as a user runs it: with the real registry, and its messages if a service is missing."""
+"""``streamgru forecast`` as a user runs it, and its messages if broker, topics or MLflow are missing."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Forecasters that are killed, replaced or run side by side: one forecast per reading, as without any fault."""
+"""Forecasters that are killed, replaced or run side by side: still one forecast per reading."""
 
 import itertools
 import signal
@@ -41,7 +41,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
 
 
 def keeping_partitions(settings: Settings) -> Settings:
-    """Settings with which a successor of the same name gets its partitions without waiting for a session timeout."""
+    """Settings with which a successor of the same name does not wait for the session timeout."""
     return settings.model_copy(
         update={"forecaster": settings.forecaster.model_copy(update={"static_membership": True})}
     )
@@ -177,7 +177,7 @@ def test_a_forecaster_is_fenced_by_a_successor_of_the_same_name(
 
 
 def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Settings, champion: FolderChampion) -> None:
-    """It commits with the group metadata of the poll that fetched the batch; brokers would accept the live metadata."""
+    """It commits with the group metadata of its last poll; brokers would accept live metadata."""
     short = {"poll_interval_s": 9.0, "transaction_timeout_s": 8.0}
     settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update=short)})
     count = publish(settings, rounds(settings, SENSORS, range(20)))
@@ -199,7 +199,7 @@ def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Setting
 def test_a_successor_ends_the_hanging_transaction_of_a_dead_forecaster(
     settings: Settings, champion: FolderChampion, tmp_path: Path, caplog: pytest.LogCaptureFixture, point: str
 ) -> None:
-    """The successor has another name. The broker alone would take the transaction timeout and up to 10 s more."""
+    """Under another name. The broker alone would need the transaction timeout and up to 10 s more."""
     caplog.set_level("INFO", logger="streamgru")
     count = publish(settings, rounds(settings, SENSORS, range(20)))
     with ForecasterProcess(settings, tmp_path / "champion", "dead", die_at=point, times=2) as process:

@@ -159,7 +159,7 @@ def test_the_broker_accepts_a_zombies_commit_without_the_snapshot_and_the_member
 
 
 def overtake(settings: Settings, champion: FolderChampion) -> None:
-    """Drop a forecaster from its group without a callback of its client, while a successor processes readings.
+    """Drop a forecaster from its group without a callback, while a successor processes readings.
 
     The client calls nothing if the group drops it after it prepared to join and before the broker's answer. Setting
     ``rejoining`` puts it into that moment.
@@ -309,7 +309,7 @@ def test_a_transaction_with_an_expired_batch_commits_without_the_check_of_every_
 
 
 def test_a_transaction_that_was_open_when_the_broker_died_is_aborted(own_broker: Settings) -> None:
-    """Otherwise every consumer of committed records, such as the next forecaster, would wait behind it for ever."""
+    """Otherwise consumers of committed records, such as forecasters, would wait behind it for ever."""
     topic = own_broker.kafka.topics.forecasts
     producer = make_producer(own_broker, transactional_id="orphan", transaction_timeout_ms=2_000)
     producer.init_transactions()
@@ -405,7 +405,7 @@ def test_readings_of_an_aborted_transaction_are_forecast_without_read_committed(
 
 
 def test_the_clients_get_timeouts_in_increasing_order(one_partition: Settings) -> None:
-    """A batch must expire before its transaction; otherwise a transaction could end while the batch is in flight."""
+    """A batch must expire before its transaction, which could otherwise end with a batch in flight."""
     producer = make_producer(one_partition, transactional_id="order")
     consumer = make_consumer(one_partition, group_id="order")
     ours, groups = producer.config, consumer.config

@@ -1,4 +1,4 @@
-"""Hanging transactions: none is aborted while its forecaster may live, and an unknown outcome is an error."""
+"""Hanging transactions: none is aborted if its forecaster may live; an unknown outcome is an error."""
 
 from collections.abc import Iterator
 

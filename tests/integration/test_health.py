@@ -89,7 +89,7 @@ def is_listening(port: int) -> bool:
 
 
 def hold(forecaster: StreamForecaster) -> None:
-    """Make a forecaster stuck as a client's bug would: it stays in its group, and its polls return nothing."""
+    """Make a forecaster stuck as a client's bug would: it stays in its group, but polls return nothing."""
     for where in session_of(forecaster).consumer.assignment():
         session_of(forecaster).consumer.pause(where)
 

@@ -85,7 +85,7 @@ def by_partition(found: list[Forecast]) -> list[list[Forecast]]:
 
 
 def assert_replay_explains(settings: Settings, models: dict[int, Forecaster], found: list[Forecast]) -> None:
-    """Assert that the model gives each forecast again when it steps the accepted readings from the state's origin."""
+    """Assert that a replay of the accepted readings from a state's origin gives the same forecasts."""
     decoder = ReadingDecoder(settings.features)
     records = {
         (record.partition, record.offset): record for record in read_all(settings, settings.kafka.topics.readings)

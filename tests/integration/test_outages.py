@@ -1,4 +1,4 @@
-"""Brokers that are unreachable for minutes or have a full disk: forecasters wait, continue, and lose nothing."""
+"""Brokers that are unreachable or have a full disk: forecasters wait, continue, and lose nothing."""
 
 import os
 import signal
@@ -129,7 +129,7 @@ class Stream:
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Callable[[int, int], list[Stream]]]:
-    """A function that begins ``count`` streams with ``forecasters`` forecasters each, which end with the test."""
+    """A function that begins ``count`` streams of ``forecasters`` forecasters; they end with the test."""
     with ExitStack() as opened:
 
         def make(count: int, forecasters: int) -> list[Stream]:

@@ -1,4 +1,4 @@
-"""Faults of kafka-python that ``patches`` works around: each test shows the client with and without its patch."""
+"""Faults of kafka-python that ``patches`` works around: the client with and without each patch."""
 
 import os
 import signal
@@ -197,7 +197,7 @@ def test_a_client_that_reaches_no_broker_leaves_no_thread_behind(
 
 @pytest.fixture
 def transactional(settings: Settings) -> Iterator[Callable[[], KafkaProducer]]:
-    """A function that makes producers of one transactional id, each with one record in an open transaction."""
+    """A function that makes producers of one transactional id, each with an open transaction."""
     made: list[KafkaProducer] = []
 
     def make() -> KafkaProducer:

@@ -1,4 +1,4 @@
-"""Brokers that lose a part of a committed transaction: the group's offset, or the newest changelog records."""
+"""Brokers that lose part of a committed transaction: an offset, or the newest changelog records."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.
 
 
 def some(settings: Settings, start: int) -> list[Message]:
-    """Nine readings of every sensor, with a gap before the ninth, and then an invalid record of every sensor."""
+    """Nine readings of every sensor, with a gap before the ninth, and then one invalid record each."""
     readings = [*rounds(settings, SENSORS, range(start, start + 8)), *rounds(settings, SENSORS, [start + 9])]
     return [*readings, *(Message(sensor.encode(), b"rubbish", partition_of(settings, sensor)) for sensor in SENSORS)]
 
@@ -190,7 +190,7 @@ def test_last_timestamps_are_kept_if_readings_behind_the_changelog_were_deleted(
 
 @contextmanager
 def without_partition_verification(settings: Settings) -> Iterator[None]:
-    """Let the broker accept records for a partition that the transaction lacks; they stay in a hanging transaction."""
+    """Let the broker accept records whose partition is not in their transaction; they stay hanging."""
     name = "transaction.partition.verification.enable"
     with admin_of(settings) as admin:
         (node,) = (str(broker["broker_id"]) for broker in admin.describe_cluster()["brokers"])
@@ -249,7 +249,7 @@ class Died(Exception):
 def test_a_kill_while_caught_up_states_are_written_loses_and_repeats_no_forecast(
     settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first transaction writes the states of one partition; the position of the other must not move yet."""
+    """The first transaction writes one partition's states; the other's position must not move yet."""
     lose_newest_of_changelog(settings, champion)
     publish(settings, some(settings, 20))
     monkeypatch.setattr(pipeline.forecaster.partitions, "FULL_WRITE_BYTES", 1)

@@ -1,4 +1,4 @@
-"""Non-finite states: they are never written, their sensors are rebuilt, and all other sensors continue."""
+"""Non-finite states: they are never written, their sensors are rebuilt, and other sensors continue."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The consumer program of the root README against a running forecaster; only topic and address are replaced."""
+"""The consumer program of the root README against a running forecaster."""
 
 import subprocess
 import sys

@@ -103,7 +103,7 @@ def test_partitions_revoked_during_their_restore_lose_and_repeat_no_forecast(
 def test_a_forecaster_whose_revocation_outlasts_the_poll_interval_joins_again(
     settings: Settings, champion: FolderChampion
 ) -> None:
-    """The group drops the slow forecaster and gives its partitions to the quick one; the slow one joins again."""
+    """The group drops the slow forecaster, the quick one gets all partitions, and the slow one rejoins."""
     count = publish(settings, rounds(settings, SENSORS, range(5)))
     hold = Hold("revoked")
     with running(settings, champion, "slow", reached=hold.reached) as slow:
