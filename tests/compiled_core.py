@@ -1,4 +1,4 @@
-"""Loads the compiled kernel of ``model.adaptation`` on import, which saves forks of this process a second."""
+"""Loads the compiled kernel of ``model.adaptation`` on import: forks of this process save a second."""
 
 from model.adaptation import compile_kernel
 from model.experts import AdaptationConfig

@@ -41,7 +41,7 @@ class Document:
         return re.findall(r"`([^`\n]+)`", self.prose)
 
     def commands(self) -> Iterator[list[str]]:
-        """The words of each command in the bash blocks, without comments; ``&&``, ``;`` and ``&`` end a command."""
+        """The words of each command in bash blocks, without comments; ``&&``, ``;`` and ``&`` end a command."""
         for line in "\n".join(self.blocks("bash")).splitlines():
             words: list[str] = []
             for word in shlex.split(line, comments=True):

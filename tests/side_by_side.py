@@ -1,4 +1,4 @@
-"""``python -m tests.side_by_side COMMAND …``: run commands in parallel and print their outputs in turn.
+"""``python -m tests.side_by_side COMMAND …``: run commands in parallel, print their outputs in turn.
 
 Exits with 1 if a command failed.
 """

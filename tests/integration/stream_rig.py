@@ -86,14 +86,14 @@ class FolderChampion:
         folder.mkdir(exist_ok=True)
         (folder / "weights.pt").write_bytes(b"rubbish")
 
-    def go_away(self) -> None:
-        (self._folder / "away").touch()
+    def become_unreachable(self) -> None:
+        (self._folder / "unreachable").touch()
 
-    def come_back(self) -> None:
-        (self._folder / "away").unlink()
+    def become_reachable(self) -> None:
+        (self._folder / "unreachable").unlink()
 
     def resolve(self) -> int | None:
-        if (self._folder / "away").exists():
+        if (self._folder / "unreachable").exists():
             raise RegistryUnreachable("the folder is unreachable")
         champion = self._folder / "champion"
         return int(champion.read_text()) if champion.exists() else None
@@ -113,7 +113,9 @@ class FolderChampion:
         return Candidate(int(note.read_text()), self.load(int(note.read_text()))) if note.exists() else None
 
     def save_last_served(self, version: int) -> None:
-        partial = self._folder / f"remembered.{threading.get_ident()}"  # forecasters share a process here
+        partial = (
+            self._folder / f"remembered.{threading.get_ident()}"
+        )  # forecasters of one process may write at the same time
         partial.write_text(str(version))
         partial.replace(self._folder / "remembered")
 
@@ -232,7 +234,7 @@ def read_forecasts(settings: Settings) -> list[Forecast]:
 def wait_for_forecasts(settings: Settings, count: int, timeout_s: float = 60) -> list[Forecast]:
     """All forecasts, once there are at least ``count``."""
     with TopicReader(settings, settings.kafka.topics.forecasts) as reader:
-        wait_until(lambda: reader.poll() >= count, timeout_s, f"{count} forecasts")
+        wait_until(lambda: reader.poll() >= count, timeout_s, f"{count} forecasts arrived")
         return _forecasts(reader.read_to_end())
 
 
@@ -330,7 +332,7 @@ def running(
 
 
 def session_of(forecaster: StreamForecaster) -> Session:
-    """The connected parts of a forecaster."""
+    """The session of a connected forecaster."""
     assert forecaster._loop is not None, "the forecaster is not connected yet"
     return forecaster._loop.session
 

@@ -78,7 +78,7 @@ def test_every_accepted_reading_gets_one_forecast_in_order(
 
 
 def test_invalid_records_become_dead_letters_with_their_reasons(settings: Settings, champion: FolderChampion) -> None:
-    poison = [
+    invalid = [
         Message(b"sensor-0", b"not json", 0, (("origin", b"test"),)),
         Message(b"sensor-0", None, 1),
         Message(None, reading(settings, "sensor-0", 3).value, 0),
@@ -89,7 +89,7 @@ def test_invalid_records_become_dead_letters_with_their_reasons(settings: Settin
         Message(b"sensor-0", b"[" * 100_000, 0),
     ]
     good = list(rounds(settings, SENSORS, range(5)))
-    messages = good[:10] + poison[:4] + good[10:20] + poison[4:] + good[20:]
+    messages = good[:10] + invalid[:4] + good[10:20] + invalid[4:] + good[20:]
     publish(settings, messages)
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == len(messages), 30, "all records were processed")
@@ -98,7 +98,7 @@ def test_invalid_records_become_dead_letters_with_their_reasons(settings: Settin
     originals = {
         (record.partition, record.offset): record for record in read_all(settings, settings.kafka.topics.readings)
     }
-    assert len(letters) == len(poison)
+    assert len(letters) == len(invalid)
     for letter in letters:
         headers = dict(letter.headers)
         original = originals[letter.partition, int(headers["streamgru-offset"])]
@@ -108,7 +108,7 @@ def test_invalid_records_become_dead_letters_with_their_reasons(settings: Settin
         assert headers["streamgru-reason"].decode() == rejected_reason(settings, message)
         assert headers["streamgru-topic"].decode() == settings.kafka.topics.readings
         assert headers["streamgru-partition"] == str(original.partition).encode()
-    assert sum(forecaster.counters.dead_letters.values()) == len(poison)
+    assert sum(forecaster.counters.dead_letters.values()) == len(invalid)
 
 
 def test_a_record_that_is_too_large_when_decompressed_becomes_a_truncated_dead_letter(

@@ -143,18 +143,18 @@ def test_states_are_rebuilt_from_the_readings_if_the_changelog_was_deleted(
     assert forecaster.counters.rebuilt_sensors == 0
 
 
-class Hold:
+class Blocker:
     """Blocks a forecaster of this process once, at the first point of its loop for which ``when`` is true."""
 
     def __init__(self, when: Callable[[str], bool]) -> None:
         self._when = when
-        self.is_held = threading.Event()
-        self.let_go = threading.Event()
+        self.is_blocked = threading.Event()
+        self.release = threading.Event()
 
     def reached(self, point: str) -> None:
-        if not self.is_held.is_set() and self._when(point):
-            self.is_held.set()
-            assert self.let_go.wait(60)
+        if not self.is_blocked.is_set() and self._when(point):
+            self.is_blocked.set()
+            assert self.release.wait(60)
 
 
 @pytest.mark.parametrize("point", ["before-flush", "flushed", "offsets-sent"])
@@ -164,12 +164,12 @@ def test_a_forecaster_is_fenced_by_a_successor_of_the_same_name(
     settings = keeping_partitions(settings)
     count = publish(settings, rounds(settings, SENSORS, range(20)))
     passed = itertools.count()
-    hold = Hold(lambda passing: passing == point and next(passed) == 3)
-    with pytest.raises(Fenced, match="--instance"), running(settings, champion, reached=hold.reached):
-        assert hold.is_held.wait(30)
+    blocker = Blocker(lambda passing: passing == point and next(passed) == 3)
+    with pytest.raises(Fenced, match="--instance"), running(settings, champion, reached=blocker.reached):
+        assert blocker.is_blocked.wait(30)
         with running(settings, champion) as second:
             wait_until(lambda: second.counters.restore_s > 0, 30, "the successor has partitions")
-            hold.let_go.set()
+            blocker.release.set()
             found = wait_for_forecasts(settings, count)
             count += publish(settings, rounds(settings, SENSORS, range(20, 22)))
             found = wait_for_forecasts(settings, count)
@@ -177,18 +177,18 @@ def test_a_forecaster_is_fenced_by_a_successor_of_the_same_name(
 
 
 def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Settings, champion: FolderChampion) -> None:
-    """It commits with the group metadata of its last poll; brokers would accept live metadata."""
+    """The commit uses the group metadata of the last poll; brokers would accept live metadata."""
     short = {"poll_interval_s": 9.0, "transaction_timeout_s": 8.0}
     settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update=short)})
     count = publish(settings, rounds(settings, SENSORS, range(20)))
-    # It blocks with a batch and no transaction, so only the group's generation can refuse the commit.
-    hold = Hold(lambda passing: passing == "polled" and stalled.counters.forecasts > 0)
-    with running(settings, champion, "stalled", reached=hold.reached) as stalled:
-        assert hold.is_held.wait(30)
+    # It blocks before its transaction begins, so only the group's generation can refuse the commit.
+    blocker = Blocker(lambda passing: passing == "polled" and stalled.counters.forecasts > 0)
+    with running(settings, champion, "stalled", reached=blocker.reached) as stalled:
+        assert blocker.is_blocked.wait(30)
         with running(settings, champion, "successor") as successor:
             found = wait_for_forecasts(settings, count)
             assert 0 < successor.counters.forecasts < count
-            hold.let_go.set()
+            blocker.release.set()
             wait_until(lambda: stalled.counters.aborted == 1, 30, "the stalled forecaster aborted")
             count += publish(settings, rounds(settings, SENSORS, range(30, 40)))
             found = wait_for_forecasts(settings, count)
@@ -199,7 +199,7 @@ def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Setting
 def test_a_successor_ends_the_hanging_transaction_of_a_dead_forecaster(
     settings: Settings, champion: FolderChampion, tmp_path: Path, caplog: pytest.LogCaptureFixture, point: str
 ) -> None:
-    """Under another name. The broker alone would need the transaction timeout and up to 10 s more."""
+    """The broker alone would need the transaction timeout and up to 10 s more."""
     caplog.set_level("INFO", logger="streamgru")
     count = publish(settings, rounds(settings, SENSORS, range(20)))
     with ForecasterProcess(settings, tmp_path / "champion", "dead", die_at=point, times=2) as process:

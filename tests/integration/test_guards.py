@@ -162,26 +162,26 @@ def overtake(settings: Settings, champion: FolderChampion) -> None:
     """Drop a forecaster from its group without a callback, while a successor processes readings.
 
     The client calls nothing if the group drops it after it prepared to join and before the broker's answer. Setting
-    ``rejoining`` puts it into that moment.
+    ``rejoining`` reproduces that moment.
     """
     step = len(SENSORS)
-    hold, held, released = threading.Event(), threading.Event(), threading.Event()
+    block, blocked, released = threading.Event(), threading.Event(), threading.Event()
 
     def reached(point: str) -> None:
-        if point == "polled" and hold.is_set():
-            held.set()
+        if point == "polled" and block.is_set():
+            blocked.set()
             released.wait(60)
 
     publish(settings, rounds(settings, SENSORS, range(5)))
     with running(settings, champion, "overtaken", reached=reached) as forecaster:
         wait_until(lambda: forecaster.counters.readings == 5 * step, 30, "the first readings were processed")
-        hold.set()
-        assert held.wait(10), "it did not block after an empty poll"
+        block.set()
+        assert blocked.wait(10), "the forecaster did not block after an empty poll"
         session_of(forecaster).consumer._coordinator.rejoining = True
         with running(settings, champion, "successor") as successor:
             publish(settings, rounds(settings, SENSORS, range(5, 10)))
             wait_until(lambda: successor.counters.readings == 5 * step, 60, "the successor processed readings")
-        hold.clear()
+        block.clear()
         released.set()
         publish(settings, rounds(settings, SENSORS, range(10, 15)))
         wait_for_forecasts(settings, 15 * step)

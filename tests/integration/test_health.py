@@ -65,11 +65,11 @@ def test_the_health_endpoint_reports_state_lag_and_counters_until_the_forecaster
         assert ask(port, "/healthz")[0] == 200
         champion.promote(1, small_forecaster(settings))
         wait_until(lambda: ask(port, "/readyz")[0] == 200, 30, "the forecaster is ready")
-        wait_until(lambda: ask(port, "/healthz")[1]["counters"]["forecasts"] == count, 30, "it counts the forecasts")
+        wait_until(lambda: ask(port, "/healthz")[1]["counters"]["forecasts"] == count, 30, "the forecasts are counted")
         wait_until(lambda: ask(port, "/healthz")[1]["lag"] == {"0": 0, "1": 0}, 10, "no partition lags")
         code, said = ask(port, "/healthz")
         assert (code, said["state"], said["model_version"], said["sensors"]) == (200, "serving", 1, len(SENSORS))
-        wait_until(lambda: ask(port, "/readyz")[1]["counters"]["dead_letters"], 10, "it counts the dead letter")
+        wait_until(lambda: ask(port, "/readyz")[1]["counters"]["dead_letters"], 10, "the dead letter is counted")
         letters = ask(port, "/readyz")[1]["counters"]["dead_letters"]
         assert list(letters.values()) == [1]
         assert said["since_poll_s"] < 2
@@ -88,7 +88,7 @@ def is_listening(port: int) -> bool:
     return True
 
 
-def hold(forecaster: StreamForecaster) -> None:
+def make_stuck(forecaster: StreamForecaster) -> None:
     """Make a forecaster stuck as a client's bug would: it stays in its group, but polls return nothing."""
     for where in session_of(forecaster).consumer.assignment():
         session_of(forecaster).consumer.pause(where)
@@ -102,14 +102,14 @@ def test_a_stuck_forecaster_is_reported_and_continues_without_max_idle(settings:
     champion.promote(1, small_forecaster(settings))
     publish(settings, rounds(settings, SENSORS, range(3)))
     with running(settings, champion, health_port=port) as forecaster:
-        wait_until(lambda: is_listening(port) and ask(port, "/readyz")[0] == 200, 30, "it serves")
+        wait_until(lambda: is_listening(port) and ask(port, "/readyz")[0] == 200, 30, "the forecaster serves")
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "all readings were forecast")
-        hold(forecaster)
+        make_stuck(forecaster)
         publish(settings, rounds(settings, SENSORS, range(3, 5)))
-        code, said = wait_until(lambda: is_stuck(port), 20, "it is stuck")
+        code, said = wait_until(lambda: is_stuck(port), 20, "it is reported as stuck")
         assert (code, sum(said["lag"].values())) == (503, 2 * len(SENSORS))
         session_of(forecaster).consumer.resume(*session_of(forecaster).consumer.assignment())
-        wait_until(lambda: ask(port, "/readyz")[0] == 200, 20, "it serves again")
+        wait_until(lambda: ask(port, "/readyz")[0] == 200, 20, "the forecaster serves again")
         assert forecaster.counters.forecasts == 5 * len(SENSORS)
 
 

@@ -124,7 +124,7 @@ def test_a_promotion_goes_live_without_a_gap(settings: Settings, champion: Folde
                 wait_until(lambda: forecaster.counters.model_version == version, 10, "the promotion went live")  # noqa: B023
                 assert time.monotonic() - promoted < 10
                 served = forecaster.counters.forecasts
-                wait_until(lambda: forecaster.counters.forecasts > served + 50, 10, "it forecasts")  # noqa: B023
+                wait_until(lambda: forecaster.counters.forecasts > served + 50, 10, "the version forecasts")  # noqa: B023
         found = wait_for_forecasts(settings, feed.step * len(SENSORS))
     assert len(found) == feed.step * len(SENSORS)
     assert forecaster.counters.swaps == 2
@@ -154,7 +154,7 @@ def test_a_swap_writes_all_states_so_that_a_restart_restores_them(settings: Sett
     assert again.counters.model_version == 2
 
 
-@pytest.mark.parametrize("trouble", ["corrupt", "unfit", "demoted", "away"])
+@pytest.mark.parametrize("trouble", ["corrupt", "unfit", "demoted", "unreachable"])
 def test_the_old_model_goes_on_serving_after_a_bad_promotion(
     settings: Settings, champion: FolderChampion, trouble: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,14 +170,14 @@ def test_the_old_model_goes_on_serving_after_a_bad_promotion(
         elif trouble == "demoted":
             champion.demote()
         else:
-            champion.go_away()
+            champion.become_unreachable()
         wait_until(lambda: "goes on serving" in caplog.text, 10, "the trouble was said")
         count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
         found = wait_for_forecasts(settings, count)
         assert {forecast.model.version for forecast in found} == {1}
         assert caplog.text.count("goes on serving") == 1
-        if trouble == "away":
-            champion.come_back()
+        if trouble == "unreachable":
+            champion.become_reachable()
         champion.promote(3, small_forecaster(settings, 3))
         wait_until(lambda: forecaster.counters.model_version == 3, 10, "a good promotion went live")
 
@@ -188,7 +188,7 @@ def test_a_restart_while_the_registry_is_unreachable_serves_the_last_served_vers
     count = publish(settings, rounds(settings, SENSORS, range(5)))
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
-    champion.go_away()
+    champion.become_unreachable()
     count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
     with running(settings, champion):
         found = wait_for_forecasts(settings, count)

@@ -82,7 +82,7 @@ def test_readings_of_every_codec_are_forecast_and_ingested(settings: Settings, c
 
 
 def test_a_header_with_a_non_utf8_name_does_not_stop_the_stream(settings: Settings, champion: FolderChampion) -> None:
-    """Brokers accept any bytes as a name, but kafka-python alone raises at the record after every restart."""
+    """Brokers accept any bytes as a name; kafka-python alone would raise again after every restart."""
     send(settings, range(5), NO_UTF8)
     count = 5 * len(SENSORS)
     with running(settings, champion):

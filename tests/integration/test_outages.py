@@ -29,7 +29,7 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(480)]
 
 SENSORS = [f"sensor-{number}" for number in range(8)]
-GO_ON_S = 90.0  # limit on the time until forecasters have caught up after an outage
+GO_ON_S = 90.0  # limit on the time to catch up after an outage
 # On a busy machine, a restarted broker takes long to end the transactions that were open.
 COMMIT_TIMEOUT_S = 60.0
 
@@ -87,14 +87,14 @@ class Stream:
         self.publish(1)
         return self.is_caught_up() and all(any(member.gauge.commits()) for member in self.fleet.members)
 
-    def hold(self, points: Sequence[str]) -> None:
+    def stop_at(self, points: Sequence[str]) -> None:
         """Stop each forecaster at a point of its loop, with readings in its batch."""
         for member, point in zip(self.fleet.members, points, strict=True):
             member.gauge.arm(point, STOP)
         self.publish(40)
         wait_until(lambda: all(member.gauge.has_fired for member in self.fleet.members), 30, f"they stop at {points}")
 
-    def let_go(self) -> None:
+    def resume(self) -> None:
         for member in self.fleet.members:
             self.fleet.resume(member)
 
@@ -164,7 +164,7 @@ def dead(stream: Stream) -> Iterator[None]:
 
 # (outage, points of the loop at which the two forecasters are when it begins)
 OUTAGES = ((frozen, ("offsets-sent", "before-flush")), (dead, ("offsets-sent", "polled")))
-OUTAGE_S = 75.0  # longer than any timeout of a forecaster
+OUTAGE_S = 75.0  # longer than the timeouts of a forecaster
 
 
 @pytest.mark.long(107)
@@ -178,9 +178,9 @@ def test_forecasters_continue_after_an_outage_longer_than_their_timeouts(
         wait_until(stream.all_work, 60, "each forecaster has a partition")
     with ExitStack() as outages:
         for stream, (outage, points) in zip(streams, OUTAGES, strict=True):
-            stream.hold(points)
+            stream.stop_at(points)
             outages.enter_context(outage(stream))
-            stream.let_go()
+            stream.resume()
         until = time.monotonic() + OUTAGE_S
         wait_until(lambda: time.monotonic() > until, OUTAGE_S + 5, "the outage lasted")
     for stream in streams:
@@ -200,10 +200,10 @@ def test_a_forecaster_waits_for_a_broker_that_ends_because_its_disk_is_full(
     (stream,) = begin(1, 1)
     wait_until(stream.all_work, 60, "the forecaster has a partition")
     broker = psutil.Process(stream.broker_pid)
-    stream.hold(["before-flush"])
+    stream.stop_at(["before-flush"])
     _, hard = broker.rlimit(psutil.RLIMIT_FSIZE)
     broker.rlimit(psutil.RLIMIT_FSIZE, (1, hard))
-    stream.let_go()
+    stream.resume()
     wait_until(lambda: not Stack(stream.settings).status()[0].pid, 60, "the broker ended")
     wait_until(lambda: "no Kafka broker answers" in stream.said[0], 30, "the forecaster says so")
     Stack(stream.settings).up(("kafka",))  # without the limit

@@ -206,7 +206,7 @@ def without_partition_verification(settings: Settings) -> Iterator[None]:
 def test_a_hanging_transaction_ends_as_it_ended_in_its_other_partitions(
     settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture, committed: bool
 ) -> None:
-    """A broker that restarts while it writes the markers of a transaction leaves some out."""
+    """A broker that restarts while it writes the markers of a transaction may leave some out."""
     letters = settings.kafka.topics.dead_letters
     its_own = Instance("forecaster", exclusive=False).transactional_id(settings)
     hidden, marked = TopicPartition(letters, 0), TopicPartition(letters, 1)
@@ -243,7 +243,7 @@ def test_a_hanging_transaction_ends_as_it_ended_in_its_other_partitions(
 
 
 class Died(Exception):
-    """Stands for a SIGKILL."""
+    """Ends a forecaster at a point of its loop, in place of a SIGKILL."""
 
 
 def test_a_kill_while_caught_up_states_are_written_loses_and_repeats_no_forecast(

@@ -43,18 +43,18 @@ def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.
     return made
 
 
-class Hold:
+class Blocker:
     """Blocks a forecaster once, at a point of its loop."""
 
     def __init__(self, point: str) -> None:
         self._point = point
-        self.is_held = threading.Event()
-        self.let_go = threading.Event()
+        self.is_blocked = threading.Event()
+        self.release = threading.Event()
 
     def reached(self, point: str) -> None:
-        if point == self._point and not self.is_held.is_set():
-            self.is_held.set()
-            assert self.let_go.wait(60)
+        if point == self._point and not self.is_blocked.is_set():
+            self.is_blocked.set()
+            assert self.release.wait(60)
 
 
 def test_a_forecaster_without_partitions_waits_and_takes_over_later(
@@ -87,13 +87,13 @@ def test_partitions_revoked_during_their_restore_lose_and_repeat_no_forecast(
     count = publish(settings, rounds(settings, SENSORS, range(5)))
     with running(settings, champion, "before") as before:
         wait_until(lambda: before.counters.forecasts == count, 60, "there are states to restore")
-    hold = Hold("restoring")
-    with running(settings, champion, "first", reached=hold.reached):
-        assert hold.is_held.wait(60)
+    blocker = Blocker("restoring")
+    with running(settings, champion, "first", reached=blocker.reached):
+        assert blocker.is_blocked.wait(60)
         with running(settings, champion, "second") as second:
             # The group waits for the next poll of the first, which is in the middle of its restore then.
             wait_until(lambda: second._loop is not None, 30, "the second joins")
-            hold.let_go.set()
+            blocker.release.set()
             wait_until(lambda: second.counters.restored_sensors > 0, 60, "the second has a partition")
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
             found = wait_for_forecasts(settings, count)
@@ -105,15 +105,15 @@ def test_a_forecaster_whose_revocation_outlasts_the_poll_interval_joins_again(
 ) -> None:
     """The group drops the slow forecaster, the quick one gets all partitions, and the slow one rejoins."""
     count = publish(settings, rounds(settings, SENSORS, range(5)))
-    hold = Hold("revoked")
-    with running(settings, champion, "slow", reached=hold.reached) as slow:
+    blocker = Blocker("revoked")
+    with running(settings, champion, "slow", reached=blocker.reached) as slow:
         wait_until(lambda: slow.counters.forecasts == count, 60, "the slow one forecast all readings")
         with running(settings, champion, "quick") as quick:
-            assert hold.is_held.wait(60)
+            assert blocker.is_blocked.wait(60)
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
             wait_until(lambda: len(session_of(quick).partitions.positions) == 2, 60, "the quick one has all partitions")
             wait_for_forecasts(settings, count)
-            hold.let_go.set()
+            blocker.release.set()
             count += publish(settings, rounds(settings, SENSORS, range(10, 15)))
             found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))

@@ -171,7 +171,7 @@ def test_a_damaged_copy_is_downloaded_again(settings: Settings, tmp_path: Path, 
     assert last_served.version == version
 
 
-def test_a_folder_that_cannot_be_written_is_named(settings: Settings, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(settings: Settings, tmp_path: Path) -> None:
     version = registered(settings, artefact(settings, tmp_path))
     (tmp_path / "models").write_text("a file in its place")
     with pytest.raises(RegistryError, match=rf"cannot keep a copy .* in {tmp_path / 'models'}"):

@@ -1,4 +1,4 @@
-"""Unusable state records of every kind: their sensors are rebuilt and counted, and none is reset."""
+"""Unusable state records of every kind: their sensors are rebuilt, counted, and not silently reset."""
 
 from collections.abc import Callable
 from pathlib import Path

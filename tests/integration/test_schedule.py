@@ -209,7 +209,7 @@ def test_the_slot_of_a_run_that_died_with_its_server_is_freed(own_prefect: Setti
         assert record is not None
         os.kill(record.pid, signal.SIGKILL)
         wait_until(lambda: server.running() is None, 30, "the server is dead")
-        for file in leases.glob("*.json"):  # as if the lease had expired meanwhile
+        for file in leases.glob("*.json"):  # as if the lease had expired while the server was down
             file.write_text(re.sub(r'"20\d\d-', '"2020-', file.read_text()))
 
         stack.up(("prefect",))

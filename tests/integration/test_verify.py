@@ -60,7 +60,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
 
 @pytest.fixture
 def forecast_stream(settings: Settings, champion: FolderChampion) -> Settings:
-    """A stream with gaps, duplicates, late readings, poison and a promotion, forecast by one forecaster."""
+    """A stream with gaps, duplicates, late readings, invalid records and a model swap."""
     messages = [*rounds(settings, SENSORS, range(40)), *rounds(settings, SENSORS, range(42, 50))]
     messages += [*messages[100:104], Message(b"sensor-0", b"rubbish", 0), Message(None, b"{}", 1)]
     later = [*rounds(settings, SENSORS, range(50, 70)), *rounds(settings, SENSORS, range(90, 100))]
