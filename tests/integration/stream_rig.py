@@ -113,9 +113,7 @@ class FolderChampion:
         return Candidate(int(note.read_text()), self.load(int(note.read_text()))) if note.exists() else None
 
     def save_last_served(self, version: int) -> None:
-        partial = (
-            self._folder / f"remembered.{threading.get_ident()}"
-        )  # forecasters of one process may write at the same time
+        partial = self._folder / f"remembered.{threading.get_ident()}"  # other threads may write too
         partial.write_text(str(version))
         partial.replace(self._folder / "remembered")
 

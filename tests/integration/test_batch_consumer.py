@@ -56,7 +56,7 @@ def read(settings: Settings, topic: str, *, fast: bool, isolation_level: str) ->
         found.extend(FetchedRecord(one.key, one.value, one.offset, one.headers, one.timestamp) for one in polled)
         return consumer.position(where) >= end
 
-    wait_until(is_at_end, 30, "the topic was read")
+    wait_until(is_at_end, 30, "the topic was read to its end")
     position = consumer.position(where)
     consumer.close()
     return found, position
