@@ -1,4 +1,4 @@
-"""Importing this loads the compiled core of ``model.adaptation``: forks of a process that has it save a second each."""
+"""Loads the compiled kernel of ``model.adaptation`` on import: forks of this process save a second."""
 
 from model.adaptation import compile_kernel
 from model.experts import AdaptationConfig

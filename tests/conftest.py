@@ -1,4 +1,4 @@
-"""One Kafka, one MLflow and one Prefect for the whole test run, started only if a collected test asks for them."""
+"""One Kafka, one MLflow and one Prefect per test run, each started only if a collected test needs it."""
 
 import json
 import os
@@ -21,12 +21,12 @@ from tests.stacks import end_stack
 
 SERVICE_OF_FIXTURE = {"broker": "kafka", "mlflow_server": "mlflow", "prefect_server": "prefect"}
 
-# Costly fixtures of a wider scope than a test, and how many seconds the tests that share one take, all in one process.
+# Shared costly fixture -> seconds that all its tests take, one after the other in one process.
 SECONDS_OF_SHARED = {"frail_broker": 80, "secured": 30, "letters": 10, "filled": 15}
 
 SettingsFactory = Callable[..., Settings]
 
-# How fast a case is drawn says how busy the machine is, and nothing about what is tested.
+# Examples have no time limit, because a busy machine draws and runs them slowly.
 hypothesis.settings.register_profile(
     "any machine", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None
 )
@@ -34,10 +34,10 @@ hypothesis.settings.load_profile("any machine")
 
 
 class Servers:
-    """The run's own stack, in a folder of its own, on ports that were free.
+    """The stack of this test run, in a temporary folder and on free ports.
 
-    The processes that pytest-xdist spreads the tests over share it: whichever is first starts a service, and the others
-    wait for it. They are told where it is by the process that started them, which stops it at the end.
+    All workers of pytest-xdist share the stack. The first worker that needs a service starts it, and the other workers
+    wait. The main process passes the settings of the stack to the workers and stops it at the end.
     """
 
     def __init__(self, settings: Settings, *, shared: bool) -> None:
@@ -49,7 +49,7 @@ class Servers:
 
     @classmethod
     def own(cls) -> "Servers":
-        """A stack that this process stops in the end."""
+        """A new stack, which this process stops at the end."""
         kafka, mlflow, prefect = free_ports(3)
         return cls(
             Settings(
@@ -61,7 +61,7 @@ class Servers:
 
     @classmethod
     def of(cls, description: str) -> "Servers":
-        """Another process's, from its ``description``."""
+        """The stack of the main process, from its ``description``."""
         return cls(Settings(**json.loads(description)), shared=True)
 
     @property
@@ -69,7 +69,7 @@ class Servers:
         return self.settings.model_dump_json(exclude_unset=True)
 
     def start(self, service: str) -> None:
-        """Begin to start a service; ``wait_for`` returns once it answers."""
+        """Start a service in the background; ``wait_for`` waits until it answers."""
         if service not in self._starts:
             self._starts[service] = self._pool.submit(self._stack.up, (service,))
 
@@ -78,7 +78,7 @@ class Servers:
         self._starts[service].result()
 
     def stop(self) -> None:
-        """End by process id what was started, also what a failed start left, and remove the folder."""
+        """Kill the servers, also those of a failed start, and remove the folder."""
         self._pool.shutdown(wait=True)
         if not self._shared:
             end_stack(self.settings)
@@ -89,16 +89,16 @@ SERVERS = pytest.StashKey[Servers]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A developer's own STREAMGRU_ variables must not lead the tests to other servers.
+    # A developer's STREAMGRU_ variables must not lead the tests to other servers.
     for variable in [name for name in os.environ if name.startswith("STREAMGRU_")]:
         del os.environ[variable]
-    workerinput = getattr(config, "workerinput", None)  # what a process of pytest-xdist was told
+    workerinput = getattr(config, "workerinput", None)  # present in workers of pytest-xdist only
     config.stash[SERVERS] = Servers.own() if workerinput is None else Servers.of(workerinput["servers"])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a process of pytest-xdist, before it begins, where the servers are."""
+    """Pass the settings of the servers to a new worker of pytest-xdist."""
     node.workerinput["servers"] = node.config.stash[SERVERS].description
 
 
@@ -106,10 +106,11 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group the tests that share a costly fixture, and begin with the longest groups and tests.
 
-    Each process of pytest-xdist has one test or group waiting behind the one that it runs: no long one should wait so.
+    Each worker of pytest-xdist queues one test or group behind the running one. Long and short ones alternate, so that
+    no long one waits behind another long one.
     """
     units: dict[str, list[pytest.Item]] = {}  # group, or the name of a test outside any group -> its tests
-    seconds: dict[str, float] = {}  # of the long ones
+    seconds: dict[str, float] = {}  # group or test -> duration; long ones only
     for item in items:
         fixtures = [name for name in SECONDS_OF_SHARED if name in getattr(item, "fixturenames", ())]
         for name in fixtures:
@@ -130,12 +131,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for unit, tests in units.items():
             for item in tests:
                 if item.get_closest_marker("xdist_group"):
-                    # pytest-xdist 3.8 itself sets what pytest 9.2 reads no more, and the groups would be torn apart.
+                    # pytest-xdist 3.8 sets an attribute that pytest 9.2 no longer reads, so it would split the groups.
                     item._id = type(item._id).parse(f"{item.nodeid}@{unit}")  # type: ignore[attr-defined]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start in the background what the collected tests will ask for, while the first of them run."""
+    """Start the servers of the collected tests in the background, while the first tests run."""
     if session.config.option.collectonly:
         return
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
@@ -150,40 +151,40 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _settings_file_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`streamgru --settings` leaves the file's name in the environment, for processes that it starts."""
+    """Undo `streamgru --settings`, which puts the file's name into the environment for child processes."""
     monkeypatch.setenv(SETTINGS_FILE_VARIABLE, "")
 
 
 @pytest.fixture(scope="session")
 def stack_settings(pytestconfig: pytest.Config) -> Settings:
-    """Settings of the run's own stack: free ports, a temporary home. Starts nothing."""
+    """Settings of the stack of this test run: free ports, a temporary home. This fixture starts no server."""
     return pytestconfig.stash[SERVERS].settings
 
 
 @pytest.fixture(scope="session")
 def broker(pytestconfig: pytest.Config, stack_settings: Settings) -> Settings:
-    """Kafka is up; the settings say where."""
+    """Settings with the address of the running Kafka."""
     pytestconfig.stash[SERVERS].wait_for("kafka")
     return stack_settings
 
 
 @pytest.fixture(scope="session")
 def mlflow_server(pytestconfig: pytest.Config, stack_settings: Settings) -> Settings:
-    """MLflow is up; the settings say where."""
+    """Settings with the address of the running MLflow."""
     pytestconfig.stash[SERVERS].wait_for("mlflow")
     return stack_settings
 
 
 @pytest.fixture(scope="session")
 def prefect_server(pytestconfig: pytest.Config, stack_settings: Settings) -> Settings:
-    """Prefect is up; the settings say where."""
+    """Settings with the address of the running Prefect."""
     pytestconfig.stash[SERVERS].wait_for("prefect")
     return stack_settings
 
 
 @pytest.fixture
 def fresh_settings(stack_settings: Settings, tmp_path: Path) -> SettingsFactory:
-    """Makes settings that share the run's servers and nothing else: own topics, group, model and history.
+    """A function that makes settings with new topics, group, model and history on the shared servers.
 
     Keyword arguments go to ``Settings``; a dict for a section is merged into it:
     ``fresh_settings(horizon_steps=2, kafka={"partitions": 3})``.
@@ -192,7 +193,7 @@ def fresh_settings(stack_settings: Settings, tmp_path: Path) -> SettingsFactory:
 
 
 def settings_factory(servers: Settings, home: Path) -> SettingsFactory:
-    """As the fixture ``fresh_settings`` gives it, for any servers."""
+    """The function that the fixture ``fresh_settings`` returns, for any servers."""
 
     def make(**overrides: Any) -> Settings:
         name = uuid.uuid4().hex[:8]
@@ -208,7 +209,7 @@ def settings_factory(servers: Settings, home: Path) -> SettingsFactory:
                     "state": f"state-{name}",
                     "dead_letters": f"readings-{name}.dlq",
                 },
-                # Enough to be several, and few: a run makes hundreds of topics on one small broker.
+                # Only two, because a test run creates hundreds of topics on one small broker.
                 "partitions": 2,
             },
             "forecaster": {"group_id": f"group-{name}", "instance": f"instance-{name}"},

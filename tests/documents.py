@@ -1,4 +1,4 @@
-"""The project's Markdown documents as tests read them: code blocks, commands, inline code, links and headings."""
+"""The project's Markdown documents: their code blocks, commands, inline code, links and headings."""
 
 import re
 import shlex
@@ -41,7 +41,7 @@ class Document:
         return re.findall(r"`([^`\n]+)`", self.prose)
 
     def commands(self) -> Iterator[list[str]]:
-        """The words of every command in the bash blocks: comments removed, lines with ``&&``, ``;`` or ``&`` split."""
+        """The words of each command in bash blocks, without comments; ``&&``, ``;`` and ``&`` end a command."""
         for line in "\n".join(self.blocks("bash")).splitlines():
             words: list[str] = []
             for word in shlex.split(line, comments=True):

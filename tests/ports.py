@@ -4,11 +4,11 @@ import os
 import socket
 from itertools import islice
 
-_APART = 97  # ports; more than one process takes, and without a common divisor with their number
+_APART = 97  # ports between the first candidates of two processes with neighbouring ids; more than a process takes
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
+    """Different ports that no program listens on."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -20,7 +20,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen there: a killed one may be a zombie and hold its port for a moment still."""
+    """Whether a server could listen on the port; a killed server may hold its port for a moment."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -31,16 +31,16 @@ def is_free(port: int) -> bool:
 
 
 def steady_port() -> int:
-    """One of ``steady_ports``."""
+    """One port as ``steady_ports`` chooses it."""
     return steady_ports(1)[0]
 
 
 def steady_ports(count: int) -> list[int]:
-    """Ports that stay free while their server is away, though clients go on trying to connect.
+    """Ports that stay free while their server is down, although clients keep trying to connect.
 
-    Those that ``free_ports`` gives are of the range that the system takes a client's own end from: a client that tries
-    often enough gets the very port it wants to reach, is connected to itself, and keeps the server from coming back.
-    Processes that test side by side, whose numbers follow on each other, begin to look far apart.
+    The ports of ``free_ports`` lie in the range from which the system gives clients their own ports. A client that
+    retries often enough gets the port of its server, connects to itself, and blocks the port. Test processes with
+    neighbouring process ids begin their search far apart.
     """
     first = 20_000 + os.getpid() * _APART % 10_000
     return list(islice((port for port in range(first, 32_000) if is_free(port)), count))

@@ -1,11 +1,10 @@
-"""Refuses phrases that make a sentence hard to read, wherever people read: ``python -m tests.prose [FILE...]``.
+"""Finds phrases that make a sentence hard to read: ``python -m tests.prose [FILE...]``.
 
-Python files: comments, docstrings, every other string of two words or more, the names of tests. Pages: each paragraph.
-Settings, manifests, the Makefile: comments and lines. Without names the command reads all files that git would commit.
+In Python files it checks comments, docstrings, other strings of two words or more, and test names. In Markdown pages it
+checks paragraphs; in settings, manifests and the Makefile, lines and comments. FILE defaults to all committed files.
 
-A phrase that is meant as a quotation stands in backticks; no file is exempt, except a page that a program has written
-(its third line begins with "Written by"), since the program's own strings are checked. A use that is good English goes
-into ``allowed`` of its phrase.
+Put a quoted phrase in backticks. No file is exempt except generated pages, whose third line begins with "Written by";
+the strings of the program that writes them are checked. Add a use that is good English to ``allowed`` of its phrase.
 """
 
 import argparse
@@ -27,7 +26,7 @@ PAGES: Final = (".md",)
 COMMENTED: Final = (".toml", ".yaml", ".yml", ".properties", ".gitignore", "Makefile", "Dockerfile", "run")
 CLAUSE_MARKS: Final = " .:;,(|\"'"
 CONTEXT: Final = 28  # characters shown on either side of a phrase
-QUOTED: Final = re.compile(r"(`+)[^`]{1,80}\1")  # code, and phrases that are spoken of
+QUOTED: Final = re.compile(r"(`+)[^`]{1,80}\1")  # code and quoted phrases
 GENERATED: Final = re.compile(r"# .*\n\nWritten by `")
 
 NOUNS: Final = (
@@ -63,7 +62,7 @@ PHRASES: Final = (
         r"\bwhat\b",
         "name the noun: the readings, offsets, states, settings",
         allowed=rf"{START}(?:and )?(?:for )?\bwhat\b[^.!?;:]*\?"  # a question
-        rf"|\b(?:{ASKED}) (?:(?:{PEOPLE}|it|them|him|us|you|me) )?\bwhat\b"  # an indirect one
+        rf"|\b(?:{ASKED}) (?:(?:{PEOPLE}|it|them|him|us|you|me) )?\bwhat\b"  # an indirect question
         r"|(?<=[\w,] )\bwhat (?:happens|happened|went wrong|goes wrong|to do)\b|\bno matter\swhat\b",
     ),
     phrase(
@@ -144,11 +143,11 @@ PHRASES: Final = (
 
 @dataclass(frozen=True)
 class Passage:
-    """Text that is read in one go, on one line, and where each of its lines stood."""
+    """Text to check as one line, with the places of its source lines."""
 
     text: str
-    starts: list[int]  # of each source line in ``text``
-    lines: list[int]  # its number in the file
+    starts: list[int]  # position of each source line in ``text``
+    lines: list[int]  # number of each source line in the file
 
     def line(self, position: int) -> int:
         return self.lines[bisect.bisect_right(self.starts, position) - 1]
@@ -192,7 +191,7 @@ def faults(path: str, source: str) -> list[Fault]:
     """The faults in one file, by line.
 
     Raises:
-        SyntaxError: a Python file that cannot be parsed.
+        SyntaxError: the Python file cannot be parsed.
     """
     found = set()
     for piece in passages(path, source):
@@ -220,7 +219,7 @@ def passages(path: str, source: str) -> Iterator[Passage]:
 
 
 def _comments(source: str) -> Iterator[Passage]:
-    """Comments of Python code; those that fill consecutive lines are one passage."""
+    """Comments of Python code; comments on consecutive lines are one passage."""
     block = _Lines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
@@ -235,7 +234,7 @@ def _comments(source: str) -> Iterator[Passage]:
 
 
 def _strings(source: str) -> Iterator[Passage]:
-    """Docstrings by paragraph, every other string with a space between words, and the names of tests."""
+    """Docstrings by paragraph, other strings of two words or more, and test names."""
     lines = source.splitlines()
     waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
@@ -260,7 +259,7 @@ def _string(text: str, node: ast.Constant | ast.JoinedStr, source: list[str]) ->
     if last - first == len(parts) - 1:  # line by line as in the source
         yield from _joined(enumerate(parts, first))
         return
-    # Concatenated: a part begins where its first words stand in the source, at the earliest behind the part before it.
+    # Concatenated literals: look for the first word of each part in the source, not before the preceding part.
     found, number = [], first
     for part in re.split(r"(?<=\s)(?=\S)", text):
         word = part.split("{}")[0].strip()
@@ -274,7 +273,7 @@ def _paragraphs(page: str) -> Iterator[Passage]:
 
 
 def _joined(lines: Iterator[tuple[int, str]]) -> Iterator[Passage]:
-    """Paragraphs: up to an empty line, a heading, the next item or row; each line of code by itself."""
+    """Paragraphs, each up to an empty line, heading, list item or table row; each line of code alone."""
     block, in_code = _Lines(), False
     for number, line in lines:
         text = line.strip()
@@ -292,7 +291,7 @@ def _joined(lines: Iterator[tuple[int, str]]) -> Iterator[Passage]:
 
 
 def _commented_lines(source: str) -> Iterator[Passage]:
-    """Comments behind ``#``, those of consecutive lines as one passage, and each line without its comment."""
+    """Comments behind ``#``, consecutive ones as one passage, and each line without its comment."""
     block = _Lines()
     for number, line in enumerate(source.splitlines(), 1):
         code, mark, comment = re.match(r"(.*?)(?:(?<!\S)(#+!?)(.*))?$", line).groups()  # type: ignore[union-attr]
@@ -307,7 +306,7 @@ def _commented_lines(source: str) -> Iterator[Passage]:
 
 
 def committed_files() -> list[str]:
-    """The files that git knows or would add, of the kinds that are read here."""
+    """The files that git would commit, of the kinds that the check reads."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -321,13 +320,13 @@ def committed_files() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.prose", description="Find phrases that are hard to read.")
-    parser.add_argument("files", nargs="*", help="all that git would commit, if not named")
+    parser.add_argument("files", nargs="*", help="files to check; default: all that git would commit")
     paths = parser.parse_args(arguments).files or committed_files()
     found = [fault for path in paths for fault in faults(path, (ROOT / path).read_text(encoding="utf-8"))]
     for fault in found:
         print(fault)
     if found:
-        print(f"{len(found)} phrases to rewrite, in {len({fault.path for fault in found})} files")
+        print(f"phrases to rewrite: {len(found)}; files with such phrases: {len({fault.path for fault in found})}")
     return 1 if found else 0
 
 

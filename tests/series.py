@@ -1,4 +1,4 @@
-"""Made-up series for tests of what learns or scores."""
+"""Synthetic series for tests of training and scoring."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ CONFIG = ModelConfig(("level", "other"), ("level",), HOUR_US, 6, season_steps=24
 
 
 def noisy_days(sensors: int = 3, hours: int = 500, seed: int = 0, scale: float = 1.0) -> Sequences:
-    """Daily swings with noise; some readings and some values left out."""
+    """Daily cycles with noise; 20 readings of every sensor and 2 % of the values are missing."""
     random = np.random.default_rng(seed)
     moments, values, starts = [], [], [0]
     for sensor in range(sensors):

@@ -1,4 +1,4 @@
-"""``python -m tests.side_by_side COMMAND …``: run commands at once, and print their outputs one after the other.
+"""``python -m tests.side_by_side COMMAND …``: run commands in parallel, print their outputs in turn.
 
 Exits with 1 if a command failed.
 """
@@ -20,7 +20,7 @@ def main(commands: list[str]) -> int:
         running = []
         for command in commands:
             output = opened.enter_context(tempfile.TemporaryFile())
-            # In this session, or the kernel would not weigh one command's niceness against the other's.
+            # No session of its own: Linux compares the niceness of processes only within one session.
             process = subprocess.Popen(
                 command,
                 shell=True,
@@ -40,7 +40,7 @@ def main(commands: list[str]) -> int:
 
 
 def _show(process: "subprocess.Popen[bytes]", output: IO[bytes]) -> None:
-    """Print what the process writes, until it has ended."""
+    """Print the output of the process until it ends."""
     shown = 0
     while True:
         has_ended = process.poll() is not None
@@ -55,7 +55,7 @@ def _show(process: "subprocess.Popen[bytes]", output: IO[bytes]) -> None:
 
 
 def _interrupt(process: "subprocess.Popen[bytes]") -> None:
-    """End the command as Ctrl-C would, all its processes included, if it still runs."""
+    """Interrupt the command and its child processes, as Ctrl-C would, if it still runs."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)
         process.wait()

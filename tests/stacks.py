@@ -1,4 +1,4 @@
-"""Stacks that belong to tests."""
+"""Stopping the stacks of tests."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pipeline.settings import Settings
 
 
 def end_stack(settings: Settings) -> None:
-    """Kill the servers of a stack whose data no test needs any more: a polite stop takes seconds each."""
+    """Kill the servers of a stack whose data is not needed; a clean stop takes seconds per server."""
     for service in SERVICES:
         record = DetachedProcess(service, settings.home.resolve()).running()
         if record is not None:

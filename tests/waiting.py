@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def wait_until(predicate: Callable[[], T], timeout_s: float, message: str) -> T:
-    """The first true value of ``predicate``; fails the test with ``message`` when none came in time."""
+    """The first true value of ``predicate``; the test fails with ``message`` after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while True:
         value = predicate()

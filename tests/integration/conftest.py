@@ -1,4 +1,4 @@
-"""What most tests of a forecaster begin with."""
+"""Fixtures of the forecaster tests: a champion, and a broker that a test may kill."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.stacks import end_stack
 
 @pytest.fixture
 def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
-    """Version 1 of a small model serves the stream of the test's own ``settings``."""
+    """A champion source whose version 1 is a small model for the ``settings`` of the test."""
     source = FolderChampion(tmp_path / "champion", settings)
     source.promote(1, small_forecaster(settings))
     return source
@@ -23,7 +23,7 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
 
 @pytest.fixture(scope="session")
 def frail_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """A broker that tests may freeze and kill; a test that kills it starts it again."""
+    """A broker that tests may freeze and kill; a test that kills it must start it again."""
     settings = Settings(home=tmp_path_factory.mktemp("frail"), stack={"kafka_port": steady_port()})
     Stack(settings).up(("kafka",))
     yield settings
@@ -32,5 +32,5 @@ def frail_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]
 
 @pytest.fixture
 def frail_settings(frail_broker: Settings) -> SettingsFactory:
-    """Like ``fresh_settings``, on the broker that may be killed."""
+    """Like ``fresh_settings``, on the ``frail_broker``."""
     return settings_factory(frail_broker, frail_broker.home)

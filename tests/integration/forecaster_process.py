@@ -14,7 +14,7 @@ from tests.integration.stream_rig import FolderChampion
 
 
 def run(settings: Settings, folder: Path, name: str, die_at: str | None, times: int, log: Path) -> None:
-    """Forecast until SIGTERM, or until ``die_at`` was passed ``times`` times: then die by SIGKILL."""
+    """Forecast until SIGTERM; die by SIGKILL at the ``times``-th pass of the point ``die_at`` of the loop."""
     left = times
 
     def reached(point: str) -> None:

@@ -1,4 +1,4 @@
-"""What the forecaster's tests share: a model, readings, forecasters in threads and processes, and what is expected."""
+"""Tools of the forecaster tests: models, readings, running forecasters and expected forecasts."""
 
 import json
 import multiprocessing
@@ -59,12 +59,12 @@ def small_forecaster(settings: Settings, seed: int = 0, hidden_size: int = 8) ->
     forecaster = Forecaster(config)
     with torch.no_grad():
         for parameter in forecaster.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # or the forecast would hardly depend on the state
+            parameter.add_(0.1 * torch.randn_like(parameter))  # otherwise the forecast would hardly depend on the state
     return forecaster.eval()
 
 
 class FolderChampion:
-    """A champion source that is a folder: what the registry is to the forecaster, where a test is not about MLflow."""
+    """A champion source in a folder, which replaces the MLflow registry in tests of the forecaster."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self._folder = folder
@@ -86,15 +86,15 @@ class FolderChampion:
         folder.mkdir(exist_ok=True)
         (folder / "weights.pt").write_bytes(b"rubbish")
 
-    def go_away(self) -> None:
-        (self._folder / "away").touch()
+    def become_unreachable(self) -> None:
+        (self._folder / "unreachable").touch()
 
-    def come_back(self) -> None:
-        (self._folder / "away").unlink()
+    def become_reachable(self) -> None:
+        (self._folder / "unreachable").unlink()
 
     def resolve(self) -> int | None:
-        if (self._folder / "away").exists():
-            raise RegistryUnreachable("the folder is away")
+        if (self._folder / "unreachable").exists():
+            raise RegistryUnreachable("the folder is unreachable")
         champion = self._folder / "champion"
         return int(champion.read_text()) if champion.exists() else None
 
@@ -113,7 +113,7 @@ class FolderChampion:
         return Candidate(int(note.read_text()), self.load(int(note.read_text()))) if note.exists() else None
 
     def save_last_served(self, version: int) -> None:
-        partial = self._folder / f"remembered.{threading.get_ident()}"  # forecasters share a process here
+        partial = self._folder / f"remembered.{threading.get_ident()}"  # other threads may write too
         partial.write_text(str(version))
         partial.replace(self._folder / "remembered")
 
@@ -135,7 +135,7 @@ class Message:
 
 
 def reading(settings: Settings, sensor: str, step: int, **values: float | None) -> Message:
-    """Reading number ``step`` of a sensor; its values follow from the two unless they are given."""
+    """Reading ``step`` of a sensor; its values depend on sensor and step unless they are given."""
     given = values or {
         feature: round(float(np.sin(step / 5 + zlib.crc32(f"{sensor}{feature}".encode()) % 7) * 10 + step % 11), 3)
         for feature in settings.features
@@ -156,7 +156,7 @@ def rounds(settings: Settings, sensors: Sequence[str], steps: Iterable[int]) -> 
 
 
 def publish(settings: Settings, messages: Iterable[Message]) -> int:
-    """Send messages; how many."""
+    """Send the messages and return their number."""
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers, acks="all", linger_ms=5)
     topic = settings.kafka.topics.readings
     sent = [
@@ -172,7 +172,7 @@ def publish(settings: Settings, messages: Iterable[Message]) -> int:
 
 
 class TopicReader:
-    """A plain consumer that reads the committed records of a topic, each once; closed when the context ends."""
+    """A plain consumer that reads each committed record of a topic once; the context closes it."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._topic = topic
@@ -196,7 +196,7 @@ class TopicReader:
         self._consumer.close()
 
     def poll(self, timeout_ms: int = 200) -> int:
-        """Wait for more records; the number of records read so far."""
+        """Wait for more records and return the number of records read so far."""
         for where, records in self._consumer.poll(timeout_ms=timeout_ms).items():
             self._found[where] += records
         return sum(map(len, self._found.values()))
@@ -220,7 +220,7 @@ def read_all(settings: Settings, topic: str) -> list[Any]:
 
 
 def read_states(settings: Settings) -> list[Any]:
-    """The records of all states in the changelog, those replaced by later ones included."""
+    """All state records of the changelog, also those that a later record replaced."""
     return [record for record in read_all(settings, settings.kafka.topics.state) if record.key != POSITION_KEY]
 
 
@@ -232,7 +232,7 @@ def read_forecasts(settings: Settings) -> list[Forecast]:
 def wait_for_forecasts(settings: Settings, count: int, timeout_s: float = 60) -> list[Forecast]:
     """All forecasts, once there are at least ``count``."""
     with TopicReader(settings, settings.kafka.topics.forecasts) as reader:
-        wait_until(lambda: reader.poll() >= count, timeout_s, f"{count} forecasts")
+        wait_until(lambda: reader.poll() >= count, timeout_s, f"{count} forecasts arrived")
         return _forecasts(reader.read_to_end())
 
 
@@ -244,11 +244,11 @@ def _forecasts(records: Sequence[Any]) -> list[Forecast]:
     return found
 
 
-# --- what is expected -------------------------------------------------------------------------------------------------
+# --- expected forecasts ----------------------------------------------------------------------------------------------
 
 
 def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int = 1) -> list[Forecast]:
-    """What an offline pass over the readings topic forecasts, one reading at a time."""
+    """The forecasts of an offline pass over the readings topic, one reading at a time."""
     serving = ServedModel(version, forecaster, settings)
     encoder = ForecastEncoder(settings, ModelId(settings.model_name, version), forecaster.config)
     decoder = ReadingDecoder(settings.features)
@@ -277,7 +277,7 @@ def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int 
 
 
 def assert_same(found: Sequence[Forecast], expected: Sequence[Forecast]) -> None:
-    """The same forecasts in the same order; the numbers as equal as design.md says (their scale is about 1)."""
+    """Assert the same forecasts in the same order; their numbers may differ by 1e-5."""
     assert [_without_numbers(forecast) for forecast in found] == [_without_numbers(forecast) for forecast in expected]
     for one, other in zip(found, expected, strict=True):
         for target, levels in other.quantiles.items():
@@ -307,7 +307,7 @@ VERDICTS = {ACCEPTED: "accepted", DUPLICATE: "duplicate"}
 def running(
     settings: Settings, source: FolderChampion, name: str = "forecaster", **options: Any
 ) -> Iterator[StreamForecaster]:
-    """A forecaster in a thread; stopped at the end, and whatever it raised is raised."""
+    """Run a forecaster in a thread; at the end stop it and raise its error, if any."""
     forecaster = StreamForecaster(settings, source, Instance(name, exclusive=False), Options(**options))
     failures: list[BaseException] = []
 
@@ -330,13 +330,13 @@ def running(
 
 
 def session_of(forecaster: StreamForecaster) -> Session:
-    """The connected parts of a forecaster."""
-    assert forecaster._loop is not None, "it is not connected yet"
+    """The session of a connected forecaster."""
+    assert forecaster._loop is not None, "the forecaster is not connected yet"
     return forecaster._loop.session
 
 
 def run_until_it_fails(settings: Settings, source: FolderChampion, **options: Any) -> None:
-    """Run a forecaster here, for 30 s at most; raises what it raises."""
+    """Run a forecaster in this thread for at most 30 s and let its error propagate."""
     forecaster = StreamForecaster(settings, source, Instance("failing", exclusive=False), Options(**options))
     timer = threading.Timer(30, forecaster.stop)
     timer.start()
@@ -347,7 +347,7 @@ def run_until_it_fails(settings: Settings, source: FolderChampion, **options: An
 
 
 def broker_pid(settings: Settings) -> int:
-    """The process of a local stack's broker."""
+    """The process id of a local stack's broker."""
     pid = Stack(settings).status()[0].pid
     assert pid is not None
     return pid
@@ -355,7 +355,7 @@ def broker_pid(settings: Settings) -> int:
 
 @contextmanager
 def stopped(settings: Settings) -> Iterator[None]:
-    """The broker is frozen meanwhile."""
+    """Freeze the broker within the context."""
     pid = broker_pid(settings)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -364,7 +364,7 @@ def stopped(settings: Settings) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-# Forks of a process that has imported everything, and has no threads yet: a fresh interpreter takes seconds to start.
+# Forks of a process that has imported all modules and has no threads: a new interpreter takes seconds to start.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.integration.forecaster_process", "tests.compiled_core"])
 
@@ -375,7 +375,7 @@ class ForecasterProcess:
     def __init__(
         self, settings: Settings, folder: Path, name: str = "forecaster", *, die_at: str | None = None, times: int = 1
     ) -> None:
-        """``die_at`` ends it by SIGKILL when it passes that point so many times."""
+        """The process dies by SIGKILL if its loop passes the point ``die_at`` for the ``times``-th time."""
         self._log = folder / f"{name}-{time.time_ns()}.log"
         self._log.touch()
         self._process = _PROCESSES.Process(
@@ -392,20 +392,20 @@ class ForecasterProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id of the forecaster."""
         assert self._process.pid is not None
         return self._process.pid
 
     @property
     def said(self) -> str:
-        """What it has logged so far."""
+        """The log of the forecaster so far."""
         return self._log.read_text()
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def exit_code(self, timeout_s: float) -> int:
-        """How it ended, by which signal if negative; fails the test with its log where it did not."""
+        """The exit code, negative for a signal; the test fails with the log if the process does not end."""
         self._process.join(timeout_s)
         code = self._process.exitcode
         assert code is not None, f"the forecaster did not end within {timeout_s:g} s:\n{self.said}"

@@ -1,4 +1,4 @@
-"""The batch consumer beside the client's own: equal records of every kind, and a fetch only when it is asked for."""
+"""The batch consumer against kafka-python's own: equal records, and no prefetch after small batches."""
 
 import uuid
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def filled(broker: Settings) -> str:
-    """Committed, aborted, compressed and plain records, nulls, headers, and control batches in between."""
+    """A topic with committed, aborted, compressed and plain records, nulls, headers and control batches."""
     topic = f"records-{uuid.uuid4().hex[:8]}"
     admin = make_admin(broker)
     admin.create_topics([NewTopic(topic, 1, 1)])
@@ -56,14 +56,14 @@ def read(settings: Settings, topic: str, *, fast: bool, isolation_level: str) ->
         found.extend(FetchedRecord(one.key, one.value, one.offset, one.headers, one.timestamp) for one in polled)
         return consumer.position(where) >= end
 
-    wait_until(is_at_end, 30, "the topic was read")
+    wait_until(is_at_end, 30, "the topic was read to its end")
     position = consumer.position(where)
     consumer.close()
     return found, position
 
 
 @pytest.mark.parametrize("isolation_level", ["read_committed", "read_uncommitted"])
-def test_records_and_positions_are_those_of_the_client(broker: Settings, filled: str, isolation_level: str) -> None:
+def test_records_and_positions_equal_those_of_kafka_python(broker: Settings, filled: str, isolation_level: str) -> None:
     theirs = read(broker, filled, fast=False, isolation_level=isolation_level)
     assert len(theirs[0]) == (500 if isolation_level == "read_committed" else 750) - 3
     assert read(broker, filled, fast=True, isolation_level=isolation_level) == theirs
@@ -95,45 +95,45 @@ def consumer(broker: Settings, where: TopicPartition) -> Iterator[KafkaConsumer]
 
 
 def send(producer: KafkaProducer, where: TopicPartition, count: int) -> None:
-    """All of them, when this returns."""
+    """Send records and wait until the broker has them."""
     for number in range(count):
         producer.send(where.topic, str(number).encode(), partition=where.partition)
     producer.flush()
 
 
 def poll(consumer: KafkaConsumer, where: TopicPartition, most: int = 10_000) -> int:
-    """How many records the next poll that brings any brought."""
+    """The number of records in the next non-empty poll."""
     found: list[int] = []
 
-    def has_come() -> bool:
+    def is_not_empty() -> bool:
         found.append(len(consumer.poll(timeout_ms=1_000, max_records=most).get(where, [])))
         return found[-1] > 0
 
-    wait_until(has_come, 30, "records were polled")
+    wait_until(is_not_empty, 30, "records were polled")
     return found[-1]
 
 
-def test_behind_a_small_batch_a_poll_brings_all_that_arrived_meanwhile(
+def test_a_poll_after_a_small_batch_returns_all_records_that_arrived_since(
     consumer: KafkaConsumer, producer: KafkaProducer, where: TopicPartition
 ) -> None:
     send(producer, where, 2)
-    assert [poll(consumer, where, 1), poll(consumer, where, 1)] == [1, 1]  # the second was at hand already
+    assert [poll(consumer, where, 1), poll(consumer, where, 1)] == [1, 1]  # the client had buffered the second record
     for _ in range(4):
-        send(producer, where, 2)  # the first of these would have answered a fetch that was sent ahead
+        send(producer, where, 2)  # the first of these records would answer a prefetch
     assert poll(consumer, where) == 8
 
 
-def test_behind_a_large_batch_the_client_fetches_ahead(
+def test_a_poll_of_a_large_batch_prefetches(
     consumer: KafkaConsumer, producer: KafkaProducer, where: TopicPartition
 ) -> None:
     send(producer, where, 2 * FEW_RECORDS)
     assert poll(consumer, where, FEW_RECORDS) == FEW_RECORDS
     assert not consumer._fetcher.in_flight_fetches()
-    assert poll(consumer, where) == FEW_RECORDS  # to the end of what was at hand
+    assert poll(consumer, where) == FEW_RECORDS  # the rest of the client's buffer
     assert consumer._fetcher.in_flight_fetches()
 
 
-def test_the_marker_behind_a_transaction_is_no_backlog(
+def test_a_transaction_marker_does_not_count_as_backlog(
     broker: Settings, consumer: KafkaConsumer, where: TopicPartition
 ) -> None:
     producer = make_producer(broker, transactional_id=f"late-{where.topic}")
@@ -146,13 +146,13 @@ def test_the_marker_behind_a_transaction_is_no_backlog(
     assert not consumer._fetcher.in_flight_fetches()
 
 
-def test_an_idle_consumer_has_asked_already(
+def test_an_idle_consumer_keeps_a_fetch_in_flight(
     consumer: KafkaConsumer, producer: KafkaProducer, where: TopicPartition
 ) -> None:
-    def has_asked() -> bool:  # not before it knows the partition's leader
+    def has_fetch_in_flight() -> bool:  # false until the client knows the partition's leader
         assert consumer.poll(timeout_ms=20) == {}
         return bool(consumer._fetcher.in_flight_fetches())
 
-    wait_until(has_asked, 30, "a fetch is on its way")
+    wait_until(has_fetch_in_flight, 30, "a fetch is in flight")
     send(producer, where, 1)
     assert poll(consumer, where) == 1

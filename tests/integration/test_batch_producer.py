@@ -1,4 +1,4 @@
-"""The fast path of producing: the same bytes as kafka-python's ``send``, under the same guarantees."""
+"""The batch producer: the same bytes as kafka-python's ``send``, with the same guarantees."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ def topic(broker: Settings) -> Iterator[str]:
 
 @pytest.fixture
 def producer(broker: Settings) -> Iterator[Callable[..., KafkaProducer]]:
-    """Makes producers that are closed when the test ends."""
+    """A function that makes producers, which are closed after the test."""
     made: list[KafkaProducer] = []
 
     def make(**options: Any) -> KafkaProducer:
@@ -48,7 +48,7 @@ def producer(broker: Settings) -> Iterator[Callable[..., KafkaProducer]]:
 
 
 def read_all(settings: Settings, topic: str, partition: int, count: int, **options: Any) -> list[ConsumerRecord]:
-    """The first ``count`` records, and whatever a moment later has come after them."""
+    """At least ``count`` records from the beginning of a partition, and those of one more poll."""
     where = TopicPartition(topic, partition)
     consumer = make_consumer(settings, **options)
     try:
@@ -60,7 +60,7 @@ def read_all(settings: Settings, topic: str, partition: int, count: int, **optio
             records.extend(consumer.poll(timeout_ms=200).get(where, []))
             return len(records) >= count
 
-        wait_until(arrived, 20, f"{count} records on {topic}-{partition}")
+        wait_until(arrived, 20, f"{count} records of {topic}-{partition} were read")
         records.extend(consumer.poll(timeout_ms=200).get(where, []))
         return records
     finally:
@@ -68,7 +68,7 @@ def read_all(settings: Settings, topic: str, partition: int, count: int, **optio
 
 
 def varied_records(count: int) -> tuple[list[bytes | None], list[bytes | None]]:
-    """Keys and values whose lengths cross the borders of one-, two- and three-byte varints, nulls among them."""
+    """Keys and values, some of them null, with lengths that need varints of one, two and three bytes."""
     keys: list[bytes | None] = [f"sensor-{i % 7}".encode() * (i % 13) for i in range(count)]
     values: list[bytes | None] = [bytes([i % 256]) * (i * 37 % 9_000) for i in range(count)]
     for i in range(5, count, 11):
@@ -77,7 +77,7 @@ def varied_records(count: int) -> tuple[list[bytes | None], list[bytes | None]]:
 
 
 @pytest.mark.parametrize("compression", [None, "lz4"])
-def test_bytes_are_those_of_send(
+def test_appended_batches_have_the_same_bytes_as_sent_ones(
     broker: Settings, topic: str, producer: Callable[..., KafkaProducer], monkeypatch: Any, compression: str | None
 ) -> None:
     built: dict[str, list[bytes]] = {"send": [], "append": []}
@@ -90,8 +90,8 @@ def test_bytes_are_those_of_send(
         return buffer
 
     monkeypatch.setattr(DefaultRecordBatchBuilder, "build", recording_build)
-    # An hour of linger: a batch goes when it is full or at the flush, however the threads are scheduled.
-    # Without idempotence both producers have the same id, none, and so the same bytes in the batches' headers.
+    # With an hour of linger only a full buffer or the flush sends a batch, so thread timing does not matter.
+    # Without idempotence the producers have no ids, which would differ in the headers of their batches.
     options: dict[str, Any] = {"linger_ms": 3_600_000, "delivery_timeout_ms": 4_000_000, "enable_idempotence": False}
     sender = producer(compression_type=compression, batch_size=50_000, **options)
     appender_producer = producer(compression_type=compression, batch_size=50_000, **options)
@@ -116,7 +116,7 @@ def test_bytes_are_those_of_send(
 HEADERS_FOR_SEND = [(name, value) for name, value in HEADERS if value is not None]  # send refuses null headers
 
 
-def test_committed_records_are_read_back_intact_and_aborted_ones_never(
+def test_committed_records_are_read_back_intact_and_aborted_records_are_not(
     broker: Settings, topic: str, producer: Callable[..., KafkaProducer]
 ) -> None:
     transactional = producer(transactional_id=topic, transaction_timeout_ms=40_000)
@@ -146,7 +146,7 @@ def test_committed_records_are_read_back_intact_and_aborted_ones_never(
     assert [(record.key, record.value, list(record.headers)) for record in records] == expected
 
 
-def test_futures_name_the_offsets_of_what_was_appended(
+def test_futures_give_the_offsets_of_the_appended_batches(
     broker: Settings, topic: str, producer: Callable[..., KafkaProducer]
 ) -> None:
     plain = producer(batch_size=10_000)
@@ -161,7 +161,7 @@ def test_futures_name_the_offsets_of_what_was_appended(
     assert offsets[-1] < 1_000
 
 
-def test_a_record_of_the_largest_size_goes_and_a_larger_one_is_refused_before_any_is_appended(
+def test_a_record_of_the_largest_size_is_sent_and_a_larger_one_is_refused_before_any_append(
     broker: Settings, topic: str, producer: Callable[..., KafkaProducer]
 ) -> None:
     plain = producer(max_request_size=40_000, batch_size=1_000, compression_type=None)
@@ -177,7 +177,7 @@ def test_a_record_of_the_largest_size_goes_and_a_larger_one_is_refused_before_an
     assert [len(record.value) for record in read_all(broker, topic, 0, 3)] == [1, largest, 1]
 
 
-def test_a_batch_that_the_topic_refuses_fails_as_a_whole(
+def test_no_record_of_a_batch_is_delivered_if_the_topic_refuses_the_batch(
     broker: Settings, producer: Callable[..., KafkaProducer]
 ) -> None:
     name = f"batches-{uuid.uuid4().hex[:8]}"
@@ -194,7 +194,9 @@ def test_a_batch_that_the_topic_refuses_fails_as_a_whole(
         admin.delete_topics([name])
 
 
-def test_mistaken_calls_are_refused(topic: str, producer: Callable[..., KafkaProducer]) -> None:
+def test_append_refuses_unknown_partitions_unequal_lengths_and_a_closed_producer(
+    topic: str, producer: Callable[..., KafkaProducer]
+) -> None:
     plain = producer()
     appender = BatchAppender(plain)
     assert appender.append(topic, 0, [], []) == []
@@ -218,5 +220,5 @@ def test_mistaken_calls_are_refused(topic: str, producer: Callable[..., KafkaPro
         (1 << 20, b"\x80\x80\x80\x01"),
     ],
 )
-def test_varints_are_zigzag(value: int, encoded: bytes) -> None:
+def test_varints_are_zigzag_encoded(value: int, encoded: bytes) -> None:
     assert encode_varint(value) == encoded

@@ -1,4 +1,4 @@
-"""A forecaster of today starts on the topics and the model that an earlier commit left, and goes on as that one did."""
+"""The present forecaster continues the stream of an earlier commit, with the same forecasts."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def settings(golden: Golden, broker: Settings, tmp_path: Path) -> Settings:
     return made
 
 
-def test_it_goes_on_as_the_commit_that_wrote_them_without_a_rebuild(
+def test_a_forecaster_continues_from_states_of_an_earlier_commit_without_a_rebuild(
     golden: Golden, settings: Settings, tmp_path: Path
 ) -> None:
     champion = FolderChampion(tmp_path / "models", settings)
@@ -47,7 +47,7 @@ def test_it_goes_on_as_the_commit_that_wrote_them_without_a_rebuild(
     leave(golden, settings)
     with running(settings, champion) as forecaster:
         publish(settings, [message(record) for record in golden.records("after", "readings")])
-        wait_until(lambda: has_caught_up(settings), 60, "all readings were dealt with")
+        wait_until(lambda: has_caught_up(settings), 60, "all readings were processed")
     counters = forecaster.counters
     assert (counters.restored_sensors, counters.rebuilt_sensors, counters.cold_sensors) == (3, 0, 0)
     assert counters.held_lost == 0
@@ -57,13 +57,13 @@ def test_it_goes_on_as_the_commit_that_wrote_them_without_a_rebuild(
 
 
 def leave(golden: Golden, settings: Settings) -> None:
-    """Put on the topics what the earlier commit left there, with the same offsets of readings."""
+    """Write the records of the earlier commit to the topics; readings get the same offsets."""
     topics = settings.kafka.topics
     publish(settings, [message(record) for record in golden.records("before", "readings")])
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
     for record in golden.records("before", "state"):
         value = record.value
-        if record.key == POSITION:  # it names the topic's id, and this topic is another
+        if record.key == POSITION:  # it contains the id of the topic, which differs here
             content = json.loads(value or b"")
             content["owner"] = f"{settings.forecaster.group_id} in {find_topic_id(settings, topics.readings)}"
             value = json.dumps(content).encode()
@@ -80,7 +80,7 @@ def leave(golden: Golden, settings: Settings) -> None:
         try:
             admin.alter_group_offsets(group, offsets)
         except client_errors.RetriableError:
-            return False  # the broker has just started, and does not look after groups yet
+            return False  # a broker that has just started does not serve groups yet
         return True
 
     wait_until(commit, 30, "the group has its offsets")
@@ -100,7 +100,7 @@ def compare_forecasts(settings: Settings, expected: list[Record]) -> None:
 
 
 def assert_alike(ours: Any, theirs: Any) -> None:
-    """The same keys in the same order, and the same values but for the last digits of numbers."""
+    """Assert the same keys in the same order and the same values; numbers may differ by 1e-5."""
     if isinstance(theirs, dict):
         assert list(ours) == list(theirs)
         for name in theirs:
@@ -117,14 +117,14 @@ def compare_letters(settings: Settings, expected: list[Record]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.partition, ours.key, ours.value) == (theirs.partition, theirs.key, theirs.value)
         assert [name for name, _ in ours.headers] == [name for name, _ in theirs.headers]
-        texts = {"streamgru-detail"}  # for people
+        texts = {"streamgru-detail"}  # text for people, which may change
         assert {name: value for name, value in ours.headers if name not in texts} == {
             name: value for name, value in theirs.headers if name not in texts
         }
 
 
 def compare_states(golden: Golden, settings: Settings) -> None:
-    """The last record of each sensor, and the positions."""
+    """Compare the last state of each sensor and the positions with those of the earlier commit."""
     dtype = state_dtype(load_artefact(golden.artefact).config, settings.adaptation)
     records = read_all(settings, settings.kafka.topics.state)
     found = {(record.partition, record.key): record.value for record in records}
@@ -152,7 +152,7 @@ def committed(settings: Settings) -> dict[int, tuple[int, str]]:
 
 
 def numbers(row: bytes, dtype: np.dtype[Any]) -> list[Any]:
-    """The fields of a state in their order."""
+    """The fields of a state, in order."""
     return list(fields_of(np.frombuffer(row, dtype)[0]))
 
 

@@ -1,4 +1,4 @@
-"""The demo in a short form: every step and every service, with few sensors, few days and little training."""
+"""The demo in a short form: all steps and services, with few sensors, few days and short training."""
 
 import os
 import re
@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(480)]
 
 StartDemo = Callable[..., subprocess.Popen[str]]
 
-TIMEOUT_S = 420  # a machine that runs other things too takes three times as long as a quiet one
+TIMEOUT_S = 420  # a busy machine takes three times as long as an idle one
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A home and ports of its own, and a training that takes seconds."""
+    """Environment variables for a temporary home, free ports and a training of seconds."""
     kafka, mlflow, prefect = map(str, free_ports(3))
     return os.environ | {
         "STREAMGRU_HOME": str(tmp_path),
@@ -39,7 +39,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def start(environment: dict[str, str]) -> Iterator[StartDemo]:
-    """Starts a demo; whatever is left of it at the end is ended."""
+    """A function that starts a demo, which is terminated after the test if it still runs."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(*options: str) -> subprocess.Popen[str]:
@@ -62,7 +62,7 @@ def is_free(port: str) -> bool:
 
 
 @pytest.mark.long(145)
-def test_the_whole_job_is_done_and_everything_is_stopped(
+def test_the_demo_runs_all_its_steps_and_stops_all_servers(
     start: StartDemo, environment: dict[str, str], tmp_path: Path
 ) -> None:
     short = ("--sensors", "3", "--history-days", "60", "--live-days", "20", "--live-seconds", "20")
@@ -88,7 +88,9 @@ def test_the_whole_job_is_done_and_everything_is_stopped(
 
 
 @pytest.mark.long(20)
-def test_sigterm_in_the_middle_stops_everything(start: StartDemo, environment: dict[str, str], tmp_path: Path) -> None:
+def test_sigterm_during_the_demo_stops_all_servers(
+    start: StartDemo, environment: dict[str, str], tmp_path: Path
+) -> None:
     process = start("--sensors", "1")
     kafka = environment["STREAMGRU_STACK__KAFKA_PORT"]
     wait_until(lambda: not is_free(kafka), 60, "Kafka was started")

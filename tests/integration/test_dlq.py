@@ -1,4 +1,4 @@
-"""``streamgru dlq`` against a real broker: what was set aside can be seen, and put back once it is a reading."""
+"""``streamgru dlq`` on a real broker: it lists and shows dead letters and republishes valid ones."""
 
 import itertools
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def letters(broker: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A stream that set four records aside: in partition 0 rubbish, in partition 1 one without a known feature."""
+    """A stream with four dead letters: three in partition 0, one without a known feature in partition 1."""
     name = tmp_path_factory.mktemp("dlq")
     settings = Settings(
         home=name,
@@ -89,7 +89,7 @@ def with_pressure(settings: Settings) -> Settings:
     return Settings(**content)
 
 
-def test_list_counts_by_reason_and_shows_the_letters(letters: Settings) -> None:
+def test_list_counts_dead_letters_by_reason_and_shows_each(letters: Settings) -> None:
     output = run(letters, "list").output
     assert output.startswith("4 dead letters: ")
     for reason in ("malformed", "no-value", "bad-key", "no-feature"):
@@ -98,12 +98,12 @@ def test_list_counts_by_reason_and_shows_the_letters(letters: Settings) -> None:
     assert "\x1b" not in output
 
 
-def test_list_is_limited_to_a_reason(letters: Settings) -> None:
+def test_list_shows_only_the_chosen_reason(letters: Settings) -> None:
     assert run(letters, "list", "--reason", "malformed").output.startswith("1 dead letters: malformed 1\n")
     assert "no record was set aside for 'bad-value'" in run(letters, "list", "--reason", "bad-value").output
 
 
-def test_show_tells_why_and_from_where_and_what_was_in_it(letters: Settings) -> None:
+def test_show_prints_the_reason_origin_and_content_of_a_dead_letter(letters: Settings) -> None:
     output = run(letters, "show", position(letters, "malformed")).output
     assert "malformed: " in output
     assert f"{letters.kafka.topics.readings}, partition 0, offset 0" in output
@@ -114,13 +114,13 @@ def test_show_tells_why_and_from_where_and_what_was_in_it(letters: Settings) -> 
     assert "(none)" in run(letters, "show", position(letters, "no-value")).output
 
 
-def test_a_position_without_a_letter_is_refused(letters: Settings) -> None:
+def test_show_refuses_a_position_without_a_dead_letter(letters: Settings) -> None:
     with pytest.raises(KafkaError, match="no dead letter at offset 9000"):
         run(letters, "show", "0:9000")
     assert "PARTITION:OFFSET" in run(letters, "show", "nonsense").output
 
 
-def test_republish_publishes_only_what_has_become_a_reading(letters: Settings) -> None:
+def test_republish_publishes_only_dead_letters_that_decode_now(letters: Settings) -> None:
     before = read_all(letters, letters.kafka.topics.readings)
     assert run(letters, "republish").output.startswith("0 were published")
     learned = with_pressure(letters)
@@ -135,7 +135,7 @@ def test_republish_publishes_only_what_has_become_a_reading(letters: Settings) -
     assert (again.key, again.value, again.headers) == (original.key, original.value, original.headers)
 
 
-def test_republish_takes_positions(letters: Settings) -> None:
+def test_republish_publishes_only_the_chosen_positions(letters: Settings) -> None:
     learned = with_pressure(letters)
     chosen = position(letters, "no-feature")
     assert run(learned, "republish", "--dry-run", chosen).output == (
@@ -144,7 +144,7 @@ def test_republish_takes_positions(letters: Settings) -> None:
 
 
 def letter_of(message: Message, settings: Settings, **changes: Any) -> DeadLetter:
-    """A letter as if the message, which is a reading by now, had once been set aside."""
+    """A dead letter whose content is the message, a valid reading."""
     letter = DeadLetter(
         at_partition=0,
         at_offset=0,
@@ -173,7 +173,7 @@ def test_republish_keeps_headers_without_a_value(broker: Settings, fresh_setting
 
 
 @pytest.mark.parametrize("publish", [True, False])
-def test_letters_from_a_partition_that_is_gone_are_named_before_anything_is_published(
+def test_republish_names_dead_letters_of_missing_partitions_before_it_publishes(
     broker: Settings, fresh_settings: SettingsFactory, publish: bool
 ) -> None:
     settings = fresh_settings()
@@ -188,7 +188,7 @@ def test_letters_from_a_partition_that_is_gone_are_named_before_anything_is_publ
     assert republish_letters(settings, lambda: [fit, foreign]).published == 1
 
 
-def test_a_republication_that_dies_has_published_whole_transactions_and_can_be_run_again(
+def test_a_republish_that_fails_has_published_whole_transactions_and_can_run_again(
     broker: Settings, fresh_settings: SettingsFactory
 ) -> None:
     settings = fresh_settings()
@@ -212,7 +212,9 @@ def test_a_republication_that_dies_has_published_whole_transactions_and_can_be_r
     assert [record.value for record in read_all(settings, settings.kafka.topics.readings)] == values[:4] + values
 
 
-def test_an_empty_topic_is_said_to_be_empty(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> None:
+def test_list_says_so_if_there_are_no_dead_letters(
+    broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path
+) -> None:
     settings = fresh_settings()
     ensure_topics(settings)
     assert "every record so far was a reading" in run(settings, "list").output

@@ -1,4 +1,4 @@
-"""``streamgru forecast`` as a user runs it: with the real registry, and what it says when something is missing."""
+"""``streamgru forecast`` as a user runs it, and its messages if broker, topics or MLflow are missing."""
 
 import json
 import signal
@@ -78,7 +78,7 @@ def forecasting(settings: Settings, folder: Path, *arguments: str) -> Iterator[C
 
 @pytest.mark.xdist_group("mlflow")  # see test_registry
 @pytest.mark.long(150)
-def test_from_the_first_champion_through_a_promotion_to_a_restart_without_mlflow(
+def test_the_command_waits_for_a_champion_swaps_models_and_restarts_without_mlflow(
     settings: Settings, tmp_path: Path
 ) -> None:
     count = publish(settings, rounds(settings, SENSORS, range(3)))
@@ -105,7 +105,7 @@ def test_from_the_first_champion_through_a_promotion_to_a_restart_without_mlflow
     assert {forecast.model.version for forecast in found if forecast.input.offset > 0} == {first, second}
 
 
-def test_without_a_broker_it_says_what_to_do(fresh_settings: SettingsFactory, tmp_path: Path) -> None:
+def test_the_command_says_what_to_do_if_no_broker_answers(fresh_settings: SettingsFactory, tmp_path: Path) -> None:
     settings = fresh_settings(kafka={"bootstrap_servers": "127.0.0.1:9"})
     with forecasting(settings, tmp_path) as command:
         assert command.process.wait(60) == 1
@@ -113,7 +113,9 @@ def test_without_a_broker_it_says_what_to_do(fresh_settings: SettingsFactory, tm
         assert "Traceback" not in command.said
 
 
-def test_without_topics_it_says_what_to_do(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> None:
+def test_the_command_says_what_to_do_if_topics_are_missing(
+    broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path
+) -> None:
     with forecasting(fresh_settings(), tmp_path) as command:
         assert command.process.wait(60) == 1
         assert "streamgru topics create" in command.said

@@ -1,4 +1,4 @@
-"""The stream against a real broker, seen from outside: by a plain consumer of the forecasts topic."""
+"""A forecaster on a real broker, checked by a plain consumer of the forecasts topic."""
 
 import random
 import time
@@ -57,7 +57,7 @@ def test_every_accepted_reading_gets_one_forecast_in_order(
     messages += list(rounds(settings, SENSORS[:3], range(63, 70)))  # a gap: missing steps
     messages += list(rounds(settings, SENSORS[3:], range(500, 510)))  # a gap beyond the limit: a reset
     for message in generator.sample(messages, 40):
-        messages.insert(generator.randrange(len(messages)), message)  # twice, or late, or (first) early
+        messages.insert(generator.randrange(len(messages)), message)  # duplicate, late or early
     count = publish(settings, messages)
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == count, 30, "all readings were processed")
@@ -77,8 +77,8 @@ def test_every_accepted_reading_gets_one_forecast_in_order(
     assert counters.late
 
 
-def test_poison_becomes_dead_letters_with_their_reasons(settings: Settings, champion: FolderChampion) -> None:
-    poison = [
+def test_invalid_records_become_dead_letters_with_their_reasons(settings: Settings, champion: FolderChampion) -> None:
+    invalid = [
         Message(b"sensor-0", b"not json", 0, (("origin", b"test"),)),
         Message(b"sensor-0", None, 1),
         Message(None, reading(settings, "sensor-0", 3).value, 0),
@@ -89,7 +89,7 @@ def test_poison_becomes_dead_letters_with_their_reasons(settings: Settings, cham
         Message(b"sensor-0", b"[" * 100_000, 0),
     ]
     good = list(rounds(settings, SENSORS, range(5)))
-    messages = good[:10] + poison[:4] + good[10:20] + poison[4:] + good[20:]
+    messages = good[:10] + invalid[:4] + good[10:20] + invalid[4:] + good[20:]
     publish(settings, messages)
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == len(messages), 30, "all records were processed")
@@ -98,7 +98,7 @@ def test_poison_becomes_dead_letters_with_their_reasons(settings: Settings, cham
     originals = {
         (record.partition, record.offset): record for record in read_all(settings, settings.kafka.topics.readings)
     }
-    assert len(letters) == len(poison)
+    assert len(letters) == len(invalid)
     for letter in letters:
         headers = dict(letter.headers)
         original = originals[letter.partition, int(headers["streamgru-offset"])]
@@ -108,10 +108,10 @@ def test_poison_becomes_dead_letters_with_their_reasons(settings: Settings, cham
         assert headers["streamgru-reason"].decode() == rejected_reason(settings, message)
         assert headers["streamgru-topic"].decode() == settings.kafka.topics.readings
         assert headers["streamgru-partition"] == str(original.partition).encode()
-    assert sum(forecaster.counters.dead_letters.values()) == len(poison)
+    assert sum(forecaster.counters.dead_letters.values()) == len(invalid)
 
 
-def test_a_record_that_is_large_only_when_decompressed_is_set_aside_cut(
+def test_a_record_that_is_too_large_when_decompressed_becomes_a_truncated_dead_letter(
     settings: Settings, champion: FolderChampion
 ) -> None:
     producer = make_producer(settings, compression_type="gzip", max_request_size=64_000_000)
@@ -176,7 +176,7 @@ def test_a_batch_without_an_accepted_reading_still_commits_its_offsets(
     )
 
 
-def test_latest_begins_at_the_end_with_states_warmed_up_from_what_was_there(
+def test_start_latest_forecasts_from_the_end_with_states_rebuilt_from_earlier_readings(
     settings: Settings, champion: FolderChampion
 ) -> None:
     settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update={"start": "latest"})})
@@ -189,7 +189,9 @@ def test_latest_begins_at_the_end_with_states_warmed_up_from_what_was_there(
     assert_same(found, [forecast for forecast in expected if forecast.state.steps > 30])
 
 
-def test_readings_deleted_before_they_were_forecast_need_consent(settings: Settings, champion: FolderChampion) -> None:
+def test_readings_deleted_before_their_forecast_are_an_error_unless_loss_is_accepted(
+    settings: Settings, champion: FolderChampion
+) -> None:
     publish(settings, rounds(settings, SENSORS, range(3)))
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == 3 * len(SENSORS), 30, "the readings were processed")
@@ -208,17 +210,17 @@ def test_readings_deleted_before_they_were_forecast_need_consent(settings: Setti
         run_until_it_fails(settings, champion)
     with running(settings, champion, accept_loss=True) as forecaster:
         remaining = sum(ends[where] - kept[where] for where in kept)
-        wait_until(lambda: forecaster.counters.readings == remaining, 30, "what is left was processed")
+        wait_until(lambda: forecaster.counters.readings == remaining, 30, "the remaining readings were processed")
 
 
-def test_a_missing_topic_is_named(settings: Settings, champion: FolderChampion) -> None:
+def test_a_missing_topic_is_an_error_that_names_it(settings: Settings, champion: FolderChampion) -> None:
     topics = settings.kafka.topics.model_copy(update={"state": "no-such-topic"})
     settings = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"topics": topics})})
     with pytest.raises(TopicError, match="no-such-topic"):
         run_until_it_fails(settings, champion)
 
 
-def test_offsets_that_were_set_back_are_forecast_again_from_rebuilt_states(
+def test_a_reset_of_the_groups_offsets_repeats_forecasts_from_rebuilt_states(
     settings: Settings, champion: FolderChampion
 ) -> None:
     publish(settings, rounds(settings, SENSORS, range(10)))
@@ -248,12 +250,12 @@ def test_a_stuck_forecaster_ends_and_an_idle_one_does_not(settings: Settings, ch
     ):
         wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
         idle_since = time.monotonic()
-        wait_until(lambda: time.monotonic() - idle_since > 2.5, 5, "it was idle for longer than that")
+        wait_until(lambda: time.monotonic() - idle_since > 2.5, 5, "it was idle for longer than max_idle_s")
         count += publish(settings, rounds(settings, SENSORS, range(2, 4)))
-        wait_until(lambda: forecaster.counters.readings == count, 30, "it went on")
+        wait_until(lambda: forecaster.counters.readings == count, 30, "the new readings were processed")
         for where in session_of(forecaster).consumer.assignment():
             session_of(forecaster).consumer.pause(where)
         publish(settings, rounds(settings, SENSORS, range(4, 6)))
         monitor = forecaster._monitor
         assert monitor is not None
-        wait_until(lambda: monitor.failure, 15, "it was seen to be stuck")
+        wait_until(lambda: monitor.failure, 15, "the monitor reported that it is stuck")

@@ -1,4 +1,4 @@
-"""The stream after a kill, and beside others: still one forecast per reading, the same as if nothing had happened."""
+"""Forecasters that are killed, replaced or run side by side: still one forecast per reading."""
 
 import itertools
 import signal
@@ -41,18 +41,20 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
 
 
 def keeping_partitions(settings: Settings) -> Settings:
-    """A successor of the same name need not wait for the group to give up on the one before."""
+    """Settings with which a successor of the same name does not wait for the session timeout."""
     return settings.model_copy(
         update={"forecaster": settings.forecaster.model_copy(update={"static_membership": True})}
     )
 
 
-# In the order in which they are tried on one stream: the name of a point, and how often it is passed first.
+# (point of the loop, number of the pass at which the forecaster dies), in the order of the kills on one stream.
 KILLS = [("before-flush", 2), ("flushed", 2), ("offsets-sent", 2), ("committed", 2), ("restoring", 1), ("polled", 5)]
 
 
 @pytest.mark.long(19)
-def test_kills_lose_nothing_and_repeat_nothing(settings: Settings, champion: FolderChampion, tmp_path: Path) -> None:
+def test_kills_at_every_point_of_the_loop_lose_and_repeat_no_forecast(
+    settings: Settings, champion: FolderChampion, tmp_path: Path
+) -> None:
     settings = keeping_partitions(settings)
     count = 0
     for number, (point, times) in enumerate(KILLS):
@@ -66,7 +68,7 @@ def test_kills_lose_nothing_and_repeat_nothing(settings: Settings, champion: Fol
     assert forecaster.counters.rebuilt_sensors == 0
 
 
-def test_sigterm_finishes_and_exits_0_within_5_seconds(
+def test_sigterm_ends_a_forecaster_with_exit_code_0_within_5_seconds(
     settings: Settings, champion: FolderChampion, tmp_path: Path
 ) -> None:
     publish(settings, rounds(settings, SENSORS, range(50)))
@@ -75,12 +77,12 @@ def test_sigterm_finishes_and_exits_0_within_5_seconds(
         process.signal(signal.SIGTERM)
         assert process.exit_code(5) == 0, process.said
     count = len(SENSORS) * 50
-    with running(settings, champion):  # what the first has not done; it left the group, so this one need not wait
+    with running(settings, champion):  # the first has left the group, so this one starts at once
         found = wait_for_forecasts(settings, count, 5)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
 
 
-def test_sigterm_while_waiting_for_a_champion(settings: Settings, tmp_path: Path) -> None:
+def test_sigterm_ends_a_forecaster_that_waits_for_a_champion(settings: Settings, tmp_path: Path) -> None:
     folder = tmp_path / "nothing promoted"
     folder.mkdir()
     with ForecasterProcess(settings, folder) as process:
@@ -106,21 +108,21 @@ def test_two_forecasters_share_the_partitions(
     sensors = [f"sensor-{number}" for number in range(40)]
     count = publish(settings, rounds(settings, sensors, range(10)))
     with running(settings, champion, "first") as first:
-        wait_until(lambda: first.counters.readings == count, 30, "the first did all")
+        wait_until(lambda: first.counters.readings == count, 30, "the first processed all readings")
         with running(settings, champion, "second") as second:
             wait_until(lambda: second.counters.restored_sensors > 0, 30, "the second took over partitions")
             count += publish(settings, rounds(settings, sensors, range(10, 20)))
             wait_for_forecasts(settings, count)
             assert first.counters.readings < count
             assert second.counters.readings > 0
-        # The second has left: the first has all of it again.
+        # The second has left, so the first has all partitions again.
         count += publish(settings, rounds(settings, sensors, range(20, 30)))
         found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
     assert first.counters.aborted == second.counters.aborted == 0
 
 
-def test_states_are_rebuilt_from_the_readings_when_the_changelog_is_gone(
+def test_states_are_rebuilt_from_the_readings_if_the_changelog_was_deleted(
     settings: Settings, champion: FolderChampion
 ) -> None:
     count = publish(settings, rounds(settings, SENSORS, range(20)))
@@ -128,7 +130,7 @@ def test_states_are_rebuilt_from_the_readings_when_the_changelog_is_gone(
         wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
     admin = make_admin(settings)
     admin.delete_topics([settings.kafka.topics.state])
-    wait_until(lambda: settings.kafka.topics.state not in admin.list_topics(), 10, "the changelog is gone")
+    wait_until(lambda: settings.kafka.topics.state not in admin.list_topics(), 10, "the changelog was deleted")
     admin.close()
     ensure_topics(settings)
     with running(settings, champion) as forecaster:
@@ -137,35 +139,37 @@ def test_states_are_rebuilt_from_the_readings_when_the_changelog_is_gone(
         found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
     with running(settings, champion) as forecaster:
-        wait_until(lambda: forecaster.counters.restored_sensors == len(SENSORS), 30, "the changelog is whole again")
+        wait_until(lambda: forecaster.counters.restored_sensors == len(SENSORS), 30, "the changelog is complete again")
     assert forecaster.counters.rebuilt_sensors == 0
 
 
-class Hold:
-    """Makes a forecaster in this process wait, once, where ``when`` says so of the point it passes."""
+class Blocker:
+    """Blocks a forecaster of this process once, at the first point of its loop for which ``when`` is true."""
 
     def __init__(self, when: Callable[[str], bool]) -> None:
         self._when = when
-        self.is_held = threading.Event()
-        self.let_go = threading.Event()
+        self.is_blocked = threading.Event()
+        self.release = threading.Event()
 
     def reached(self, point: str) -> None:
-        if not self.is_held.is_set() and self._when(point):
-            self.is_held.set()
-            assert self.let_go.wait(60)
+        if not self.is_blocked.is_set() and self._when(point):
+            self.is_blocked.set()
+            assert self.release.wait(60)
 
 
 @pytest.mark.parametrize("point", ["before-flush", "flushed", "offsets-sent"])
-def test_a_successor_of_the_same_name_ends_this_one(settings: Settings, champion: FolderChampion, point: str) -> None:
+def test_a_forecaster_is_fenced_by_a_successor_of_the_same_name(
+    settings: Settings, champion: FolderChampion, point: str
+) -> None:
     settings = keeping_partitions(settings)
     count = publish(settings, rounds(settings, SENSORS, range(20)))
     passed = itertools.count()
-    hold = Hold(lambda passing: passing == point and next(passed) == 3)
-    with pytest.raises(Fenced, match="--instance"), running(settings, champion, reached=hold.reached):
-        assert hold.is_held.wait(30)
+    blocker = Blocker(lambda passing: passing == point and next(passed) == 3)
+    with pytest.raises(Fenced, match="--instance"), running(settings, champion, reached=blocker.reached):
+        assert blocker.is_blocked.wait(30)
         with running(settings, champion) as second:
             wait_until(lambda: second.counters.restore_s > 0, 30, "the successor has partitions")
-            hold.let_go.set()
+            blocker.release.set()
             found = wait_for_forecasts(settings, count)
             count += publish(settings, rounds(settings, SENSORS, range(20, 22)))
             found = wait_for_forecasts(settings, count)
@@ -173,29 +177,29 @@ def test_a_successor_of_the_same_name_ends_this_one(settings: Settings, champion
 
 
 def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Settings, champion: FolderChampion) -> None:
-    """Its group metadata is of the poll that fetched the batch: live metadata would pass the broker."""
+    """The commit uses the group metadata of the last poll; brokers would accept live metadata."""
     short = {"poll_interval_s": 9.0, "transaction_timeout_s": 8.0}
     settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update=short)})
     count = publish(settings, rounds(settings, SENSORS, range(20)))
-    # With a batch in hand and no transaction begun: only the group knows that it is too late.
-    hold = Hold(lambda passing: passing == "polled" and stalled.counters.forecasts > 0)
-    with running(settings, champion, "stalled", reached=hold.reached) as stalled:
-        assert hold.is_held.wait(30)
+    # It blocks before its transaction begins, so only the group's generation can refuse the commit.
+    blocker = Blocker(lambda passing: passing == "polled" and stalled.counters.forecasts > 0)
+    with running(settings, champion, "stalled", reached=blocker.reached) as stalled:
+        assert blocker.is_blocked.wait(30)
         with running(settings, champion, "successor") as successor:
             found = wait_for_forecasts(settings, count)
             assert 0 < successor.counters.forecasts < count
-            hold.let_go.set()
-            wait_until(lambda: stalled.counters.aborted == 1, 30, "the stalled one found out")
+            blocker.release.set()
+            wait_until(lambda: stalled.counters.aborted == 1, 30, "the stalled forecaster aborted")
             count += publish(settings, rounds(settings, SENSORS, range(30, 40)))
             found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
 
 
 @pytest.mark.parametrize("point", ["flushed", "offsets-sent"])
-def test_what_a_dead_forecaster_left_open_is_ended_by_its_successor(
+def test_a_successor_ends_the_hanging_transaction_of_a_dead_forecaster(
     settings: Settings, champion: FolderChampion, tmp_path: Path, caplog: pytest.LogCaptureFixture, point: str
 ) -> None:
-    """Under another name. The broker alone would take the transaction timeout and up to 10 s more."""
+    """The broker alone would need the transaction timeout and up to 10 s more."""
     caplog.set_level("INFO", logger="streamgru")
     count = publish(settings, rounds(settings, SENSORS, range(20)))
     with ForecasterProcess(settings, tmp_path / "champion", "dead", die_at=point, times=2) as process:

@@ -1,7 +1,7 @@
-"""The guards of exactly-once, each against a real broker: what they prevent, and that it happens without them.
+"""The guards of exactly-once on a real broker: the harm that each prevents, and the harm without it.
 
-The counter-tests take a guard away in this process and show the harm: were a guard lost from the product, the test
-beside it would fail the same way.
+A counter-test removes a guard in this process and shows the harm. If the product lost that guard, the test beside the
+counter-test would fail in the same way.
 """
 
 import multiprocessing
@@ -58,7 +58,7 @@ TIMEOUTS = {
 
 @contextmanager
 def committing(settings: Settings, name: str) -> Iterator[Committer]:
-    """A committer by itself, as a forecaster of that name has it."""
+    """A committer with the transactional id ``name``, without a forecaster."""
     watchdog = Watchdog(60)
 
     def open_transport() -> KafkaTransport:
@@ -93,11 +93,11 @@ def one_partition(broker: Settings, fresh_settings: SettingsFactory) -> Settings
 
 
 class Zombie:
-    """A forecaster's consumer that polled, was held up beyond the poll interval, and has a successor by now."""
+    """A consumer that polled, stalled for longer than the poll interval, and has a successor by now."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.consumer = self._join(max_poll_interval_ms=3_000)  # joining takes a busy machine longer than 1 s
+        self.consumer = self._join(max_poll_interval_ms=3_000)  # on a busy machine joining takes longer than 1 s
         self.snapshot = self.consumer.group_metadata()
         self.successor = self._join()
 
@@ -105,7 +105,7 @@ class Zombie:
             self.successor.poll(timeout_ms=100)
             return bool(self.successor.assignment()) and self.consumer.group_metadata().generation_id < 0
 
-        wait_until(is_out, 30, "the successor has the partition, and the zombie's client knows that it is out")
+        wait_until(is_out, 30, "the successor has the partition, and the zombie is out of the group")
 
     def _join(self, **overrides: Any) -> KafkaConsumer:
         consumer = make_consumer(self.settings, group_id=self.settings.forecaster.group_id, **overrides)
@@ -144,7 +144,7 @@ def test_a_zombie_cannot_commit_over_its_successor(zombie: Zombie) -> None:
     assert committed_offsets(zombie.settings) == {0: 7}
 
 
-def test_without_the_snapshot_and_the_refusal_the_broker_takes_a_zombies_commit(
+def test_the_broker_accepts_a_zombies_commit_without_the_snapshot_and_the_membership_check(
     zombie: Zombie, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.forecaster.transaction.is_member", lambda group_metadata: True)
@@ -159,38 +159,38 @@ def test_without_the_snapshot_and_the_refusal_the_broker_takes_a_zombies_commit(
 
 
 def overtake(settings: Settings, champion: FolderChampion) -> None:
-    """Put a forecaster out of its group in the one way that its client does not tell; a successor goes on meanwhile.
+    """Drop a forecaster from its group without a callback, while a successor processes readings.
 
-    The client forgets to say so where it is put out between its preparing to join and the broker's answer
-    (``rejoining``): that moment is held here, not left to chance.
+    The client calls nothing if the group drops it after it prepared to join and before the broker's answer. Setting
+    ``rejoining`` reproduces that moment.
     """
     step = len(SENSORS)
-    hold, held, released = threading.Event(), threading.Event(), threading.Event()
+    block, blocked, released = threading.Event(), threading.Event(), threading.Event()
 
     def reached(point: str) -> None:
-        if point == "polled" and hold.is_set():
-            held.set()
+        if point == "polled" and block.is_set():
+            blocked.set()
             released.wait(60)
 
     publish(settings, rounds(settings, SENSORS, range(5)))
     with running(settings, champion, "overtaken", reached=reached) as forecaster:
         wait_until(lambda: forecaster.counters.readings == 5 * step, 30, "the first readings were processed")
-        hold.set()
-        assert held.wait(10), "it stands behind a poll that brought nothing"
+        block.set()
+        assert blocked.wait(10), "the forecaster did not block after an empty poll"
         session_of(forecaster).consumer._coordinator.rejoining = True
         with running(settings, champion, "successor") as successor:
             publish(settings, rounds(settings, SENSORS, range(5, 10)))
-            wait_until(lambda: successor.counters.readings == 5 * step, 60, "the successor went on")
-        hold.clear()
+            wait_until(lambda: successor.counters.readings == 5 * step, 60, "the successor processed readings")
+        block.clear()
         released.set()
         publish(settings, rounds(settings, SENSORS, range(10, 15)))
         wait_for_forecasts(settings, 15 * step)
-        wait_until(lambda: forecaster.counters.readings >= 10 * step, 30, "it goes on itself")
+        wait_until(lambda: forecaster.counters.readings >= 10 * step, 30, "the overtaken forecaster continues")
 
 
 @pytest.fixture
 def impatient(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
-    """A forecaster that is put out of its group when it has not polled for 7 s."""
+    """Settings with which a group drops a forecaster after 7 s without a poll."""
     settings = fresh_settings(
         features=["a"],
         targets=["a"],
@@ -206,14 +206,14 @@ def impatient(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
     return settings
 
 
-def test_a_forecaster_that_was_overtaken_unawares_restores_what_it_keeps(impatient: Settings, tmp_path: Path) -> None:
+def test_a_forecaster_that_missed_a_generation_restores_its_states(impatient: Settings, tmp_path: Path) -> None:
     champion = FolderChampion(tmp_path / "models", impatient)
     champion.promote(1, small_forecaster(impatient))
     overtake(impatient, champion)
     assert read_forecasts(impatient) == expected_forecasts(impatient, small_forecaster(impatient))
 
 
-def test_without_minding_its_standing_it_forecasts_its_successors_readings_once_more(
+def test_a_forecaster_that_missed_a_generation_repeats_forecasts_without_the_generation_check(
     impatient: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.forecaster.group.GenerationTracker.is_continuous", lambda self, group_metadata: True)
@@ -228,7 +228,7 @@ def test_without_minding_its_standing_it_forecasts_its_successors_readings_once_
 
 @pytest.fixture
 def own_broker(frail_settings: SettingsFactory) -> Settings:
-    """A broker that may be stopped, with a group that is at its beginning."""
+    """Settings with new topics on a broker that a test may stop."""
     settings = frail_settings(
         features=["a"], targets=["a"], horizon_steps=1, kafka={"partitions": 1}, forecaster=TIMEOUTS
     )
@@ -238,7 +238,7 @@ def own_broker(frail_settings: SettingsFactory) -> Settings:
 
 @pytest.fixture
 def member(own_broker: Settings) -> Iterator[KafkaConsumer]:
-    """A member of a group of its own, whose offsets are to be committed."""
+    """The only member of a new group, which has polled readings and committed no offset."""
     settings = with_group(own_broker, f"group-{time.monotonic_ns()}")
     publish(settings, rounds(settings, SENSORS, range(2)))
     consumer = make_consumer(settings, group_id=settings.forecaster.group_id)
@@ -255,9 +255,10 @@ def with_group(settings: Settings, group_id: str) -> Settings:
 
 
 class LateTransport(KafkaTransport):
-    """Flushes while the broker is frozen for longer than a batch may take to be delivered.
+    """Freezes the broker during a flush, for longer than the delivery timeout.
 
-    One batch arrives before; one is on its way, and may still arrive; one waits behind it, and never does.
+    The first batch arrives before that. The second is in flight and may still arrive. The third waits behind the second
+    and expires.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -273,7 +274,7 @@ class LateTransport(KafkaTransport):
     def flush(self) -> None:
         with stopped(self._settings):
             self.append(forecast_of(self._settings, b"on its way"))
-            wait_until(self._producer._sender._in_flight_batches.values, 5, "a batch is on its way")
+            wait_until(self._producer._sender._in_flight_batches.values, 5, "a batch is in flight")
             self.append(forecast_of(self._settings, b"lost"))
             super().flush()
 
@@ -289,7 +290,7 @@ def commit_late(settings: Settings, consumer: KafkaConsumer) -> None:
         watchdog.close()
 
 
-def test_a_transaction_does_not_commit_without_a_batch_that_expired(member: Any) -> None:
+def test_a_transaction_with_an_expired_batch_is_aborted(member: Any) -> None:
     before = values(member.settings)
     with pytest.raises(TransactionAborted):
         commit_late(member.settings, member)
@@ -297,7 +298,9 @@ def test_a_transaction_does_not_commit_without_a_batch_that_expired(member: Any)
     assert committed_offsets(member.settings) == {}
 
 
-def test_without_the_check_of_every_future_it_does(member: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transaction_with_an_expired_batch_commits_without_the_check_of_every_future(
+    member: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(KafkaTransport, "check", lambda self: None)
     commit_late(member.settings, member)
     assert b"arrives" in values(member.settings)
@@ -305,8 +308,8 @@ def test_without_the_check_of_every_future_it_does(member: Any, monkeypatch: pyt
     assert committed_offsets(member.settings) == {0: 1}
 
 
-def test_a_transaction_that_was_open_when_the_broker_died_ends(own_broker: Settings) -> None:
-    """Else whoever reads committed records would wait behind it for ever: the next forecaster, and every user."""
+def test_a_transaction_that_was_open_when_the_broker_died_is_aborted(own_broker: Settings) -> None:
+    """Otherwise consumers of committed records, such as forecasters, would wait behind it for ever."""
     topic = own_broker.kafka.topics.forecasts
     producer = make_producer(own_broker, transactional_id="orphan", transaction_timeout_ms=2_000)
     producer.init_transactions()
@@ -320,7 +323,7 @@ def test_a_transaction_that_was_open_when_the_broker_died_ends(own_broker: Setti
     committed = make_consumer(own_broker)
     everything = make_consumer(own_broker, isolation_level="read_uncommitted")
     end = everything.end_offsets([where])[where]
-    # The abort leaves a marker of its own, so its end lies behind the record's.
+    # The abort writes a marker, so the end of the committed records lies behind the record.
     wait_until(lambda: committed.end_offsets([where])[where] >= end, 40, "the transaction was aborted")
     for client in (committed, everything):
         client.close()
@@ -328,12 +331,12 @@ def test_a_transaction_that_was_open_when_the_broker_died_ends(own_broker: Setti
 
 
 def hang_in_commit(settings: Settings, models: Path, log: Path) -> None:
-    """A forecaster whose client does not return from a commit, for a process of its own."""
+    """Run a forecaster whose commit never returns; the target of a separate process."""
     KafkaTransport.commit = lambda self: threading.Event().wait()
     run(settings, models, "hanging", None, 0, log)
 
 
-def test_a_commit_that_hangs_though_brokers_answer_ends_the_process_with_a_message(
+def test_a_commit_that_hangs_while_brokers_answer_ends_the_process_with_a_message(
     broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path
 ) -> None:
     settings = fresh_settings(features=["a"], targets=["a"], horizon_steps=1, forecaster=TIMEOUTS)
@@ -355,7 +358,7 @@ def test_a_commit_that_hangs_though_brokers_answer_ends_the_process_with_a_messa
     assert "Traceback" not in log.read_text()
 
 
-# --- what is read, and how long is waited -----------------------------------------------------------------------------
+# --- isolation and timeouts -------------------------------------------------------------------------------------------
 
 
 def publish_aborted(settings: Settings, steps: range) -> None:
@@ -371,7 +374,7 @@ def publish_aborted(settings: Settings, steps: range) -> None:
 
 @pytest.fixture
 def half_aborted(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> Settings:
-    """Readings of steps 0 to 4, of 5 to 9 in a transaction that was aborted, and of 10 to 14."""
+    """A stream with readings of steps 0 to 14; those of steps 5 to 9 are in an aborted transaction."""
     settings = fresh_settings(features=["a"], targets=["a"], horizon_steps=1)
     ensure_topics(settings)
     FolderChampion(tmp_path / "models", settings).promote(1, small_forecaster(settings))
@@ -389,7 +392,7 @@ def test_readings_of_an_aborted_transaction_are_not_forecast(half_aborted: Setti
     assert forecaster.counters.accepted == 10 * len(SENSORS)
 
 
-def test_without_read_committed_they_are(
+def test_readings_of_an_aborted_transaction_are_forecast_without_read_committed(
     half_aborted: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make_uncommitted(settings: Settings, **options: Any) -> KafkaConsumer:
@@ -401,8 +404,8 @@ def test_without_read_committed_they_are(
         assert len(wait_for_forecasts(half_aborted, 15 * len(SENSORS))) == 15 * len(SENSORS)
 
 
-def test_timeouts_reach_the_clients_in_their_order(one_partition: Settings) -> None:
-    """A batch gives up before its transaction does, or a transaction could end without the batch's fate known."""
+def test_the_clients_get_timeouts_in_increasing_order(one_partition: Settings) -> None:
+    """A batch must expire before its transaction, which could otherwise end with a batch in flight."""
     producer = make_producer(one_partition, transactional_id="order")
     consumer = make_consumer(one_partition, group_id="order")
     ours, groups = producer.config, consumer.config

@@ -1,4 +1,4 @@
-"""What brokers are asked before somebody's transaction is ended: where they do not know, nothing is guessed."""
+"""Hanging transactions: none is aborted if its forecaster may live; an unknown outcome is an error."""
 
 from collections.abc import Iterator
 
@@ -34,14 +34,14 @@ def busy(settings: Settings) -> Iterator[KafkaProducer]:
     producer._sender.force_close()
 
 
-def test_who_is_in_the_group_is_not_guessed(
+def test_no_transaction_is_aborted_while_the_members_of_the_group_are_unknown(
     settings: Settings, busy: KafkaProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def describe(members: list[dict[str, str]], error: str | None) -> None:
         answer = {settings.forecaster.group_id: {"members": members, "error": error}}
         monkeypatch.setattr(KafkaAdminClient, "describe_groups", lambda self, groups: answer)
 
-    describe([], "[Error 16] NotCoordinatorError")  # as kafka-python has it, which does not raise
+    describe([], "[Error 16] NotCoordinatorError")  # kafka-python returns this error and does not raise it
     assert abort_hanging_transactions(settings) == []
     describe([], None)
     assert abort_hanging_transactions(settings) == []
@@ -54,7 +54,7 @@ def test_who_is_in_the_group_is_not_guessed(
         busy.commit_transaction()
 
 
-def test_how_a_transaction_ended_is_not_guessed(
+def test_was_committed_raises_if_the_outcome_of_a_transaction_is_unknown(
     settings: Settings, busy: KafkaProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"{settings.forecaster.group_id}-busy"

@@ -1,4 +1,4 @@
-"""What a forecaster says of itself over HTTP, and that being idle is told from being stuck, with a real broker."""
+"""The health endpoint of a forecaster on a real broker, and the difference between idle and stuck."""
 
 import json
 import os
@@ -50,24 +50,26 @@ def ask(port: int, path: str) -> tuple[int, dict[str, Any]]:
         return refused.code, json.load(refused)
 
 
-def test_it_says_how_it_is_from_the_start_to_the_end(settings: Settings, tmp_path: Path) -> None:
+def test_the_health_endpoint_reports_state_lag_and_counters_until_the_forecaster_ends(
+    settings: Settings, tmp_path: Path
+) -> None:
     (port,) = free_ports(1)
     champion = FolderChampion(tmp_path / "champion", settings)
     count = publish(settings, rounds(settings, SENSORS, range(3)))
     publish(settings, [Message(b"sensor-0", b"no JSON", 0)])
     stats = tmp_path / "stats.json"
     with running(settings, champion, health_port=port, stats=stats):
-        wait_until(lambda: is_listening(port), 10, "it answers")
+        wait_until(lambda: is_listening(port), 10, "the endpoint answers")
         code, said = ask(port, "/readyz")
         assert (code, said["state"], said["model_version"]) == (503, "starting", None)
         assert ask(port, "/healthz")[0] == 200
         champion.promote(1, small_forecaster(settings))
-        wait_until(lambda: ask(port, "/readyz")[0] == 200, 30, "it is ready")
-        wait_until(lambda: ask(port, "/healthz")[1]["counters"]["forecasts"] == count, 30, "it counts")
-        wait_until(lambda: ask(port, "/healthz")[1]["lag"] == {"0": 0, "1": 0}, 10, "it says how far it has read")
+        wait_until(lambda: ask(port, "/readyz")[0] == 200, 30, "the forecaster is ready")
+        wait_until(lambda: ask(port, "/healthz")[1]["counters"]["forecasts"] == count, 30, "the forecasts are counted")
+        wait_until(lambda: ask(port, "/healthz")[1]["lag"] == {"0": 0, "1": 0}, 10, "no partition lags")
         code, said = ask(port, "/healthz")
         assert (code, said["state"], said["model_version"], said["sensors"]) == (200, "serving", 1, len(SENSORS))
-        wait_until(lambda: ask(port, "/readyz")[1]["counters"]["dead_letters"], 10, "it counts the dead letter")
+        wait_until(lambda: ask(port, "/readyz")[1]["counters"]["dead_letters"], 10, "the dead letter is counted")
         letters = ask(port, "/readyz")[1]["counters"]["dead_letters"]
         assert list(letters.values()) == [1]
         assert said["since_poll_s"] < 2
@@ -86,13 +88,13 @@ def is_listening(port: int) -> bool:
     return True
 
 
-def hold(forecaster: StreamForecaster) -> None:
-    """Make it stuck as a client's bug would: it stays in its group and polls, and nothing comes."""
+def make_stuck(forecaster: StreamForecaster) -> None:
+    """Make a forecaster stuck as a client's bug would: it stays in its group, but polls return nothing."""
     for where in session_of(forecaster).consumer.assignment():
         session_of(forecaster).consumer.pause(where)
 
 
-def test_a_stuck_one_is_reported_and_without_max_idle_goes_on(settings: Settings, tmp_path: Path) -> None:
+def test_a_stuck_forecaster_is_reported_and_continues_without_max_idle(settings: Settings, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     forecaster_settings = settings.forecaster.model_copy(update={"stuck_after_s": 1.5})
     settings = settings.model_copy(update={"forecaster": forecaster_settings})
@@ -100,14 +102,14 @@ def test_a_stuck_one_is_reported_and_without_max_idle_goes_on(settings: Settings
     champion.promote(1, small_forecaster(settings))
     publish(settings, rounds(settings, SENSORS, range(3)))
     with running(settings, champion, health_port=port) as forecaster:
-        wait_until(lambda: is_listening(port) and ask(port, "/readyz")[0] == 200, 30, "it serves")
-        wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "it did what there was")
-        hold(forecaster)
+        wait_until(lambda: is_listening(port) and ask(port, "/readyz")[0] == 200, 30, "the forecaster serves")
+        wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "all readings were forecast")
+        make_stuck(forecaster)
         publish(settings, rounds(settings, SENSORS, range(3, 5)))
-        code, said = wait_until(lambda: is_stuck(port), 20, "it is stuck")
+        code, said = wait_until(lambda: is_stuck(port), 20, "it is reported as stuck")
         assert (code, sum(said["lag"].values())) == (503, 2 * len(SENSORS))
         session_of(forecaster).consumer.resume(*session_of(forecaster).consumer.assignment())
-        wait_until(lambda: ask(port, "/readyz")[0] == 200, 20, "it serves again")
+        wait_until(lambda: ask(port, "/readyz")[0] == 200, 20, "the forecaster serves again")
         assert forecaster.counters.forecasts == 5 * len(SENSORS)
 
 
@@ -116,13 +118,15 @@ def is_stuck(port: int) -> tuple[int, dict[str, Any]] | None:
     return (code, said) if said["state"] == "stuck" else None
 
 
-def test_markers_at_a_logs_end_are_no_work(settings: Settings, tmp_path: Path) -> None:
-    """They take offsets that no reader is ever handed: counted as readings, an idle forecaster would seem stuck."""
+def test_transaction_markers_at_the_end_of_a_log_do_not_make_an_idle_forecaster_stuck(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Markers have offsets that no consumer receives; they must not count as readings to process."""
     champion = FolderChampion(tmp_path / "champion", settings)
     champion.promote(1, small_forecaster(settings))
     publish(settings, rounds(settings, SENSORS, range(3)))
     with running(settings, champion, max_idle_s=1.0) as forecaster:
-        wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "it did what there was")
+        wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "all readings were forecast")
         producer = make_producer(settings, transactional_id=f"{settings.forecaster.group_id}-publisher")
         producer.init_transactions()
         producer.begin_transaction()
@@ -133,27 +137,27 @@ def test_markers_at_a_logs_end_are_no_work(settings: Settings, tmp_path: Path) -
         producer.close()
         monitor = forecaster._monitor
         assert monitor is not None
-        looks = 0
+        checks = 0
 
-        def has_looked_often() -> bool:
-            nonlocal looks
-            looks += 1
+        def has_checked_often() -> bool:
+            nonlocal checks
+            checks += 1
             assert monitor.failure is None
-            return looks > 100  # some 5 s
+            return checks > 100  # some 5 s
 
-        wait_until(has_looked_often, 20, "it was watched for long enough")
+        wait_until(has_checked_often, 20, "the monitor was checked 100 times")
         assert dict(monitor.lag) == {0: 0, 1: 0}
 
 
 @pytest.fixture
 def own_broker(frail_settings: SettingsFactory) -> Settings:
-    """A broker that may be stopped."""
+    """Settings on a broker that a test may stop."""
     settings = frail_settings(features=["a"], targets=["a"], horizon_steps=1)
     ensure_topics(settings)
     return settings
 
 
-def test_a_broker_that_goes_away_is_waited_for_and_said(
+def test_a_forecaster_waits_for_an_unreachable_broker_and_reports_it(
     own_broker: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (port,) = free_ports(1)
@@ -161,15 +165,15 @@ def test_a_broker_that_goes_away_is_waited_for_and_said(
     champion.promote(1, small_forecaster(own_broker))
     count = publish(own_broker, rounds(own_broker, SENSORS, range(3)))
     with running(own_broker, champion, health_port=port, max_idle_s=30.0) as forecaster:
-        wait_until(lambda: forecaster.counters.forecasts == count, 30, "it did what there was")
+        wait_until(lambda: forecaster.counters.forecasts == count, 30, "all readings were forecast")
         stack = Stack(own_broker)
         pid = stack.status()[0].pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: ask(port, "/healthz")[1]["state"] == "waiting for broker", 30, "it waits")
+        wait_until(lambda: ask(port, "/healthz")[1]["state"] == "waiting for broker", 30, "the forecaster waits")
         assert (ask(port, "/healthz")[0], ask(port, "/readyz")[0]) == (200, 503)
         assert any("no Kafka broker answers" in message for message in caplog.messages)
         stack.up(("kafka",))
         count += publish(own_broker, rounds(own_broker, SENSORS, range(3, 6)))
-        wait_until(lambda: forecaster.counters.forecasts == count, 60, "it goes on")
-        wait_until(lambda: ask(port, "/readyz")[0] == 200, 20, "it says so")
+        wait_until(lambda: forecaster.counters.forecasts == count, 60, "the new readings were forecast")
+        wait_until(lambda: ask(port, "/readyz")[0] == 200, 20, "the forecaster is ready again")

@@ -1,4 +1,4 @@
-"""Ingest against a real broker: each reading once, whatever happens to the process; messages that say what to do."""
+"""Ingest against a real broker: each reading once, also after kills, and errors that say what to do."""
 
 import signal
 import subprocess
@@ -42,7 +42,7 @@ def create_topic(settings: Settings) -> None:
 
 
 def publish(settings: Settings, count: int, *, first: int = 0, transactional: bool = False) -> None:
-    """Readings numbered from ``first``: number i is of sensor i % 7, and i is its value of ``a``."""
+    """Publish readings numbered from ``first``: reading i is of sensor i % 7, and its value of ``a`` is i."""
     producer = make_producer(settings, transactional_id=f"tx-{time.time_ns()}" if transactional else None)
     topic = settings.kafka.topics.readings
     if transactional:
@@ -70,7 +70,7 @@ def numbers_in_history(settings: Settings) -> list[int]:
     return [int(number) for number in frame["a"]]
 
 
-def test_takes_in_what_is_new_and_only_that(settings: Settings) -> None:
+def test_ingest_appends_only_new_readings(settings: Settings) -> None:
     create_topic(settings)
     publish(settings, 500)
     assert ingest(settings).readings == 500
@@ -85,7 +85,7 @@ def test_takes_in_what_is_new_and_only_that(settings: Settings) -> None:
     assert row["timestamp"].dt.epoch("us").item() == 12 * HOUR_US
 
 
-def test_nothing_new_makes_no_commit(settings: Settings) -> None:
+def test_ingest_without_new_readings_makes_no_commit(settings: Settings) -> None:
     create_topic(settings)
     assert str(ingest(settings)) == f"nothing new on topic {settings.kafka.topics.readings}"
     publish(settings, 10)
@@ -95,14 +95,14 @@ def test_nothing_new_makes_no_commit(settings: Settings) -> None:
     assert History(settings.history_path, settings.features).version == version
 
 
-def test_transaction_markers_at_the_end_of_a_partition_do_not_hold_it_up(settings: Settings) -> None:
+def test_transaction_markers_at_the_end_of_a_partition_do_not_block_ingest(settings: Settings) -> None:
     create_topic(settings)
     publish(settings, 50, transactional=True)
     assert ingest(settings).readings == 50
     assert ingest(settings).total_offsets == 0
 
 
-def test_malformed_records_are_left_out_and_counted_by_reason(settings: Settings) -> None:
+def test_malformed_records_are_skipped_and_counted_by_reason(settings: Settings) -> None:
     create_topic(settings)
     send_raw(
         settings,
@@ -119,14 +119,14 @@ def test_malformed_records_are_left_out_and_counted_by_reason(settings: Settings
     assert ingest(settings).total_offsets == 0
 
 
-def test_only_malformed_records_still_move_the_offsets(settings: Settings) -> None:
+def test_ingest_of_only_malformed_records_still_moves_the_offsets(settings: Settings) -> None:
     create_topic(settings)
     send_raw(settings, (b"s1", b"?"))
     assert ingest(settings).rejected == {"malformed": 1}
     assert ingest(settings).total_offsets == 0
 
 
-def test_missing_topic_says_how_to_create_it(settings: Settings) -> None:
+def test_a_missing_topic_is_an_error_that_says_how_to_create_it(settings: Settings) -> None:
     with pytest.raises(TopicError, match="streamgru topics create"):
         ingest(settings)
 
@@ -138,7 +138,7 @@ def test_a_second_ingest_at_the_same_time_is_refused(settings: Settings) -> None
         ingest(settings)
 
 
-def test_offsets_below_retention_are_an_error_until_the_loss_is_accepted(settings: Settings) -> None:
+def test_deleted_readings_are_an_error_unless_the_loss_is_accepted(settings: Settings) -> None:
     create_topic(settings)
     publish(settings, 140)
     ingest(settings)
@@ -159,9 +159,9 @@ def test_offsets_below_retention_are_an_error_until_the_loss_is_accepted(setting
     assert ingest(settings).total_offsets == 0
 
 
-def test_readings_that_a_so_far_empty_partition_lost_are_missed(settings: Settings) -> None:
+def test_readings_deleted_from_a_partition_that_was_empty_so_far_are_an_error(settings: Settings) -> None:
     create_topic(settings)
-    send_raw(settings, (b"s1", b"?"))  # to partition 0 alone
+    send_raw(settings, (b"s1", b"?"))  # to partition 0 only
     ingest(settings)
     topic = settings.kafka.topics.readings
     assert History(settings.history_path, settings.features).next_offsets(topic) == {0: 1, 1: 0}
@@ -174,7 +174,7 @@ def test_readings_that_a_so_far_empty_partition_lost_are_missed(settings: Settin
 
 
 @pytest.mark.parametrize("records", [14, 140, 280], ids=["shorter", "as-long", "longer"])
-def test_a_topic_made_anew_is_not_mixed_with_the_old_one(settings: Settings, records: int) -> None:
+def test_a_recreated_topic_is_refused(settings: Settings, records: int) -> None:
     create_topic(settings)
     publish(settings, 140)
     ingest(settings)
@@ -190,7 +190,7 @@ def test_a_topic_made_anew_is_not_mixed_with_the_old_one(settings: Settings, rec
     assert numbers_in_history(settings) == list(range(140))
 
 
-def test_a_table_from_before_ids_were_stored_takes_the_present_one(settings: Settings) -> None:
+def test_a_table_without_a_topic_id_gets_the_id_of_the_present_topic(settings: Settings) -> None:
     create_topic(settings)
     publish(settings, 14)
     history = History(settings.history_path, settings.features)
@@ -241,10 +241,10 @@ def run_killed(settings: Settings, at_report: int) -> int:
     return done.returncode
 
 
-def test_killed_at_any_report_nothing_is_lost_and_nothing_twice(settings: Settings) -> None:
+def test_a_kill_at_any_report_loses_and_repeats_no_reading(settings: Settings) -> None:
     create_topic(settings)
     publish(settings, 5_000)
-    for kill, at_report in enumerate((1, 2, 3, 6)):  # after a poll, after a commit, and further on
+    for kill, at_report in enumerate((1, 2, 3, 6)):  # after a poll, after a commit, and later
         assert run_killed(settings, at_report) == -signal.SIGKILL
         publish(settings, 100, first=5_000 + 100 * kill)
     so_far = numbers_in_history(settings)
@@ -258,8 +258,8 @@ def data_files(table: Path) -> Iterator[Path]:
     return table.glob("*.parquet")
 
 
-def test_killed_between_data_file_and_commit_nothing_is_lost_and_nothing_twice(settings: Settings) -> None:
-    """The moment that matters: the readings are on the disk already, and the commit that names them is not."""
+def test_a_kill_between_data_file_and_commit_loses_and_repeats_no_reading(settings: Settings) -> None:
+    """At that moment the data file with the readings is on disk, and no commit of the table names it."""
     create_topic(settings)
     publish(settings, 20_000)
     kills = 0

@@ -1,4 +1,4 @@
-"""A promotion while the stream runs: forecasts go on, and the new model's states are those a replay gives."""
+"""Model swaps in a running stream: no forecast is missing, and the new states equal those of a replay."""
 
 import signal
 import threading
@@ -57,7 +57,7 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
 
 
 class Feed:
-    """Publishes one reading of every sensor again and again, and counts them."""
+    """Publishes readings of every sensor in a thread and counts the steps."""
 
     def __init__(self, settings: Settings, first_step: int = 0) -> None:
         self.step = first_step
@@ -85,7 +85,7 @@ def by_partition(found: list[Forecast]) -> list[list[Forecast]]:
 
 
 def assert_replay_explains(settings: Settings, models: dict[int, Forecaster], found: list[Forecast]) -> None:
-    """Every forecast is what its model gives when it steps the accepted readings from the state's origin on."""
+    """Assert that a replay of the accepted readings from a state's origin gives the same forecasts."""
     decoder = ReadingDecoder(settings.features)
     records = {
         (record.partition, record.offset): record for record in read_all(settings, settings.kafka.topics.readings)
@@ -124,7 +124,7 @@ def test_a_promotion_goes_live_without_a_gap(settings: Settings, champion: Folde
                 wait_until(lambda: forecaster.counters.model_version == version, 10, "the promotion went live")  # noqa: B023
                 assert time.monotonic() - promoted < 10
                 served = forecaster.counters.forecasts
-                wait_until(lambda: forecaster.counters.forecasts > served + 50, 10, "it forecasts")  # noqa: B023
+                wait_until(lambda: forecaster.counters.forecasts > served + 50, 10, "the version forecasts")  # noqa: B023
         found = wait_for_forecasts(settings, feed.step * len(SENSORS))
     assert len(found) == feed.step * len(SENSORS)
     assert forecaster.counters.swaps == 2
@@ -139,7 +139,7 @@ def test_a_promotion_goes_live_without_a_gap(settings: Settings, champion: Folde
     assert_replay_explains(settings, models, found)
 
 
-def test_a_swap_writes_all_states_for_a_restart(settings: Settings, champion: FolderChampion) -> None:
+def test_a_swap_writes_all_states_so_that_a_restart_restores_them(settings: Settings, champion: FolderChampion) -> None:
     publish(settings, rounds(settings, SENSORS, range(20)))
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == 20 * len(SENSORS), 30, "the readings were processed")
@@ -154,8 +154,8 @@ def test_a_swap_writes_all_states_for_a_restart(settings: Settings, champion: Fo
     assert again.counters.model_version == 2
 
 
-@pytest.mark.parametrize("trouble", ["corrupt", "unfit", "demoted", "away"])
-def test_a_bad_promotion_leaves_the_old_model(
+@pytest.mark.parametrize("trouble", ["corrupt", "unfit", "demoted", "unreachable"])
+def test_the_old_model_goes_on_serving_after_a_bad_promotion(
     settings: Settings, champion: FolderChampion, trouble: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     count = publish(settings, rounds(settings, SENSORS, range(5)))
@@ -170,25 +170,25 @@ def test_a_bad_promotion_leaves_the_old_model(
         elif trouble == "demoted":
             champion.demote()
         else:
-            champion.go_away()
+            champion.become_unreachable()
         wait_until(lambda: "goes on serving" in caplog.text, 10, "the trouble was said")
         count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
         found = wait_for_forecasts(settings, count)
         assert {forecast.model.version for forecast in found} == {1}
         assert caplog.text.count("goes on serving") == 1
-        if trouble == "away":
-            champion.come_back()
+        if trouble == "unreachable":
+            champion.become_reachable()
         champion.promote(3, small_forecaster(settings, 3))
         wait_until(lambda: forecaster.counters.model_version == 3, 10, "a good promotion went live")
 
 
-def test_a_restart_while_the_registry_is_away_serves_what_served_last(
+def test_a_restart_while_the_registry_is_unreachable_serves_the_last_served_version(
     settings: Settings, champion: FolderChampion
 ) -> None:
     count = publish(settings, rounds(settings, SENSORS, range(5)))
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
-    champion.go_away()
+    champion.become_unreachable()
     count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
     with running(settings, champion):
         found = wait_for_forecasts(settings, count)
@@ -211,7 +211,7 @@ def test_a_promotion_while_no_forecaster_runs_rebuilds_the_states(settings: Sett
     assert_replay_explains(settings, models, found)
 
 
-def test_sensors_whose_readings_lie_too_far_back_start_cold_and_keep_their_time(
+def test_sensors_without_readings_in_the_warm_up_start_cold_and_keep_their_last_timestamp(
     settings: Settings, champion: FolderChampion
 ) -> None:
     settings = settings.model_copy(
@@ -228,14 +228,16 @@ def test_sensors_whose_readings_lie_too_far_back_start_cold_and_keep_their_time(
         late = publish(settings, rounds(settings, [quiet], range(99, 100)))
         new = publish(settings, rounds(settings, [quiet], range(100, 102)))
         found = wait_for_forecasts(settings, count + new)
-        wait_until(lambda: forecaster.counters.readings == count + late + new, 10, "all were processed")
+        wait_until(lambda: forecaster.counters.readings == count + late + new, 10, "all readings were processed")
     assert forecaster.counters.duplicates == late
     cold = [forecast for forecast in found if forecast.sensor_id == quiet and forecast.model.version == 2]
     assert [forecast.state.steps for forecast in cold] == [1, 2]
     assert_replay_explains(settings, models, found)
 
 
-def test_a_kill_in_the_middle_of_a_swap(settings: Settings, champion: FolderChampion, tmp_path: Path) -> None:
+def test_a_kill_during_a_swap_loses_and_repeats_no_forecast(
+    settings: Settings, champion: FolderChampion, tmp_path: Path
+) -> None:
     models = {version: small_forecaster(settings, version) for version in (1, 2)}
     count = publish(settings, rounds(settings, SENSORS, range(30)))
     with ForecasterProcess(settings, tmp_path / "champion", die_at="swapping") as process:
@@ -254,14 +256,20 @@ def test_a_kill_in_the_middle_of_a_swap(settings: Settings, champion: FolderCham
     assert_replay_explains(settings, models, found)
 
 
-def test_partitions_that_come_and_go_during_a_warm_up(settings: Settings, champion: FolderChampion) -> None:
+def test_partitions_that_move_during_a_warm_up_lose_and_repeat_no_forecast(
+    settings: Settings, champion: FolderChampion
+) -> None:
     models = {version: small_forecaster(settings, version) for version in (1, 2)}
     count = publish(settings, rounds(settings, SENSORS, range(150)))
     with running(settings, champion, "first") as first:
-        wait_until(lambda: first.counters.readings == count, 30, "the first did all")
+        wait_until(lambda: first.counters.readings == count, 30, "the first processed all readings")
         with running(settings, champion, "second") as second:
             champion.promote(2, models[2])
-            wait_until(lambda: second.counters.model_version == first.counters.model_version == 2, 30, "both swapped")
+            wait_until(
+                lambda: second.counters.model_version == first.counters.model_version == 2,
+                30,
+                "both forecasters swapped models",
+            )
             count += publish(settings, rounds(settings, SENSORS, range(150, 155)))
             wait_for_forecasts(settings, count)
         count += publish(settings, rounds(settings, SENSORS, range(155, 160)))

@@ -1,4 +1,4 @@
-"""Readings as other people's clients may send them: by any codec, with headers of any name."""
+"""Readings of other Kafka clients: with any compression codec and any header names."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
 
 
 def send(settings: Settings, steps: range, headers: Headers, codec: str | None = None) -> None:
-    """Readings of these steps, and behind them what is none."""
+    """Publish the readings of ``steps``, and an invalid record after them."""
     producer = make_producer(settings, compression_type=codec)
     messages = list(rounds(settings, SENSORS, steps))
     keys = [message.key for message in messages] + [b"sensor-0"]
@@ -81,8 +81,8 @@ def test_readings_of_every_codec_are_forecast_and_ingested(settings: Settings, c
     assert ingest(settings).readings == count
 
 
-def test_a_header_whose_name_is_no_utf8_stops_nothing(settings: Settings, champion: FolderChampion) -> None:
-    """Brokers take any bytes, and kafka-python would end at such a record, started again and again."""
+def test_a_header_with_a_non_utf8_name_does_not_stop_the_stream(settings: Settings, champion: FolderChampion) -> None:
+    """Brokers accept any bytes as a name; kafka-python alone would raise again after every restart."""
     send(settings, range(5), NO_UTF8)
     count = 5 * len(SENSORS)
     with running(settings, champion):

@@ -1,4 +1,4 @@
-"""A broker away for minutes, or with nowhere to write: forecasters wait, go on by themselves, and lose nothing."""
+"""Brokers that are unreachable or have a full disk: forecasters wait, continue, and lose nothing."""
 
 import os
 import signal
@@ -29,14 +29,14 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(480)]
 
 SENSORS = [f"sensor-{number}" for number in range(8)]
-GO_ON_S = 90.0
-# A broker that comes back on a busy machine takes its time with the transactions that were open.
+GO_ON_S = 90.0  # limit on the time to catch up after an outage
+# On a busy machine, a restarted broker takes long to end the transactions that were open.
 COMMIT_TIMEOUT_S = 60.0
 
 
 @dataclass
 class Stream:
-    """A broker of its own and its forecasters, whose processes are the same from beginning to end."""
+    """A broker and its forecasters, whose processes are never restarted."""
 
     settings: Settings
     champion: FolderChampion
@@ -73,7 +73,7 @@ class Stream:
         self.published += publish(self.settings, rounds(self.settings, SENSORS, range(first, first + steps)))
 
     def is_caught_up(self) -> bool:
-        """Everything on the topic is forecast, as far as the broker can be asked."""
+        """Whether all readings are processed; False if the broker is unreachable."""
         self.assert_all_run()
         try:
             ends = topic_ends(self.settings, self.settings.kafka.topics.readings)
@@ -83,33 +83,33 @@ class Stream:
         return all(committed.get(partition, 0) >= end for partition, end in ends.items())
 
     def all_work(self) -> bool:
-        """Each forecaster commits: they share the partitions."""
+        """Whether every forecaster commits, so that each has a partition."""
         self.publish(1)
         return self.is_caught_up() and all(any(member.gauge.commits()) for member in self.fleet.members)
 
-    def hold(self, points: Sequence[str]) -> None:
-        """Stop each forecaster at a point of its loop, with readings in hand."""
+    def stop_at(self, points: Sequence[str]) -> None:
+        """Stop each forecaster at a point of its loop, with readings in its batch."""
         for member, point in zip(self.fleet.members, points, strict=True):
             member.gauge.arm(point, STOP)
         self.publish(40)
-        wait_until(lambda: all(member.gauge.has_fired for member in self.fleet.members), 30, f"they stand at {points}")
+        wait_until(lambda: all(member.gauge.has_fired for member in self.fleet.members), 30, f"they stop at {points}")
 
-    def let_go(self) -> None:
+    def resume(self) -> None:
         for member in self.fleet.members:
             self.fleet.resume(member)
 
     def assert_all_run(self) -> None:
-        """None has ended: the fleet is not tended, so none was started again."""
+        """Assert that no forecaster has ended; the fleet, which is not tended here, restarts no forecaster."""
         for member, said in zip(self.fleet.members, self.said, strict=True):
             assert member.process is not None
             assert member.process.exitcode is None, said
 
     @property
     def said(self) -> list[str]:
-        """What each forecaster has logged so far."""
+        """The log of each forecaster so far."""
         return [(member.folder / "log").read_text() for member in self.fleet.members]
 
-    def have_told_of_the_outage(self) -> bool:
+    def have_logged_the_outage(self) -> bool:
         return all(
             "no Kafka broker answers" in said and "the brokers can be reached again" in said for said in self.said
         )
@@ -129,7 +129,7 @@ class Stream:
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Callable[[int, int], list[Stream]]]:
-    """Makes so many streams with so many forecasters each, all stopped at the end."""
+    """A function that begins ``count`` streams of ``forecasters`` forecasters; they end with the test."""
     with ExitStack() as opened:
 
         def make(count: int, forecasters: int) -> list[Stream]:
@@ -144,7 +144,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[[int, int], list[Stream]]]:
 
 @contextmanager
 def frozen(stream: Stream) -> Iterator[None]:
-    """Its connections stay, and nothing comes through them: a machine or a network that stalls."""
+    """Freeze the broker: its connections stay open and carry nothing, as if its machine stalled."""
     pid = stream.broker_pid
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -155,57 +155,59 @@ def frozen(stream: Stream) -> Iterator[None]:
 
 @contextmanager
 def dead(stream: Stream) -> Iterator[None]:
-    """Nobody listens on its port."""
+    """Kill the broker and start it again at the end; in between nothing listens on its port."""
     os.kill(stream.broker_pid, signal.SIGKILL)
     wait_until(lambda: is_free(stream.settings.stack.kafka_port), 10, "the broker is dead")
     yield
     Stack(stream.settings).up(("kafka",))
 
 
-# How the broker goes away, and where in their loops its two forecasters are then.
+# (outage, points of the loop at which the two forecasters are when it begins)
 OUTAGES = ((frozen, ("offsets-sent", "before-flush")), (dead, ("offsets-sent", "polled")))
-AWAY_S = 75.0  # longer than any timeout of a forecaster's
+OUTAGE_S = 75.0  # longer than the timeouts of a forecaster
 
 
 @pytest.mark.long(107)
-def test_after_minutes_without_a_broker_forecasters_go_on(begin: Callable[[int, int], list[Stream]]) -> None:
+def test_forecasters_continue_after_an_outage_longer_than_their_timeouts(
+    begin: Callable[[int, int], list[Stream]],
+) -> None:
     streams = begin(len(OUTAGES), 2)
     chosen = streams[0].settings.forecaster
-    assert max(chosen.poll_interval_s, chosen.commit_timeout_s, chosen.transaction_timeout_s) < AWAY_S
+    assert max(chosen.poll_interval_s, chosen.commit_timeout_s, chosen.transaction_timeout_s) < OUTAGE_S
     for stream in streams:
-        wait_until(stream.all_work, 60, "each has its partition")
-    with ExitStack() as away:
+        wait_until(stream.all_work, 60, "each forecaster has a partition")
+    with ExitStack() as outages:
         for stream, (outage, points) in zip(streams, OUTAGES, strict=True):
-            stream.hold(points)
-            away.enter_context(outage(stream))
-            stream.let_go()
-        until = time.monotonic() + AWAY_S
-        wait_until(lambda: time.monotonic() > until, AWAY_S + 5, "the outage lasted")
+            stream.stop_at(points)
+            outages.enter_context(outage(stream))
+            stream.resume()
+        until = time.monotonic() + OUTAGE_S
+        wait_until(lambda: time.monotonic() > until, OUTAGE_S + 5, "the outage lasted")
     for stream in streams:
-        wait_until(stream.is_caught_up, GO_ON_S, "they go on")
+        wait_until(stream.is_caught_up, GO_ON_S, "the forecasters caught up")
         stream.publish(5)
-        wait_until(stream.is_caught_up, 30, "what is new is forecast")
-        wait_until(stream.have_told_of_the_outage, 30, "each has said that the brokers were away, and are back")
+        wait_until(stream.is_caught_up, 30, "the new readings were forecast")
+        wait_until(stream.have_logged_the_outage, 30, "each forecaster has logged the outage and its end")
         stream.assert_nothing_is_lost_or_twice()
 
 
 @pytest.mark.long(20)
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the files of a process that runs already")
-def test_a_broker_whose_disk_is_full_ends_and_the_forecaster_waits_for_room(
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can limit the file size of a running process")
+def test_a_forecaster_waits_for_a_broker_that_ends_because_its_disk_is_full(
     begin: Callable[[int, int], list[Stream]],
 ) -> None:
-    """No file of the broker may grow: its writes fail as on a full disk, with another number."""
+    """No file of the broker may grow: its writes fail as on a full disk, with another error number."""
     (stream,) = begin(1, 1)
-    wait_until(stream.all_work, 60, "it forecasts")
+    wait_until(stream.all_work, 60, "the forecaster has a partition")
     broker = psutil.Process(stream.broker_pid)
-    stream.hold(["before-flush"])
+    stream.stop_at(["before-flush"])
     _, hard = broker.rlimit(psutil.RLIMIT_FSIZE)
     broker.rlimit(psutil.RLIMIT_FSIZE, (1, hard))
-    stream.let_go()
+    stream.resume()
     wait_until(lambda: not Stack(stream.settings).status()[0].pid, 60, "the broker ended")
     wait_until(lambda: "no Kafka broker answers" in stream.said[0], 30, "the forecaster says so")
-    Stack(stream.settings).up(("kafka",))  # there is room again
-    wait_until(stream.is_caught_up, GO_ON_S, "it goes on")
+    Stack(stream.settings).up(("kafka",))  # without the limit
+    wait_until(stream.is_caught_up, GO_ON_S, "the forecaster caught up")
     stream.publish(5)
-    wait_until(stream.is_caught_up, 30, "it forecasts what is new")
+    wait_until(stream.is_caught_up, 30, "the new readings were forecast")
     stream.assert_nothing_is_lost_or_twice()

@@ -1,4 +1,4 @@
-"""The client's faults that ``patches`` works around: each is gone with its patch, and there without."""
+"""Faults of kafka-python that ``patches`` works around: the client with and without each patch."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def partitions(settings: Settings) -> list[TopicPartition]:
 
 @pytest.fixture
 def leader(settings: Settings, partitions: list[TopicPartition]) -> Iterator[KafkaConsumer]:
-    """The only member of its group, which has assigned itself all there is."""
+    """The only member of its group, to which all partitions are assigned."""
     topic = settings.kafka.topics.readings
     consumer = make_consumer(
         settings,
@@ -63,7 +63,7 @@ def leader(settings: Settings, partitions: list[TopicPartition]) -> Iterator[Kaf
         knows = coordinator._assignment_snapshot == coordinator._metadata_snapshot == {topic: {0, 1}}
         return knows and is_stable(consumer) and consumer.assignment() == set(partitions)
 
-    wait_until(has_settled, 30, "it has assigned itself the partitions")
+    wait_until(has_settled, 30, "all partitions are assigned to it")
     yield consumer
     consumer.close()
 
@@ -73,7 +73,7 @@ def is_stable(consumer: KafkaConsumer) -> bool:
 
 
 def begin_a_join(consumer: KafkaConsumer) -> None:
-    """In a poll that does not wait for the brokers' answers; then let them answer."""
+    """Begin to join in a poll that does not wait, and then wait for the answers of the brokers."""
     consumer.poll(timeout_ms=0)
     joining = consumer._coordinator._join_task
     assert joining is not None
@@ -81,12 +81,12 @@ def begin_a_join(consumer: KafkaConsumer) -> None:
 
 
 @both_ways
-def test_a_rejoin_for_another_partition_is_finished_though_its_poll_timed_out(
+def test_a_rejoin_for_another_partition_is_finished_after_its_poll_timed_out(
     leader: KafkaConsumer, is_patched: bool
 ) -> None:
     coordinator = leader._coordinator
     if not is_patched:
-        del coordinator.need_rejoin  # what is left is the client's own
+        del coordinator.need_rejoin  # the client's own method remains
     coordinator._assignment_snapshot = {topic: set() for topic in coordinator._assignment_snapshot}
     begin_a_join(leader)
     for _ in range(10):
@@ -96,7 +96,7 @@ def test_a_rejoin_for_another_partition_is_finished_though_its_poll_timed_out(
 
 
 @both_ways
-def test_a_join_that_was_finished_between_two_polls_is_taken(leader: KafkaConsumer, is_patched: bool) -> None:
+def test_a_join_that_finished_between_two_polls_is_used(leader: KafkaConsumer, is_patched: bool) -> None:
     coordinator = leader._coordinator
     if not is_patched:
         del coordinator._do_join_and_sync_async
@@ -111,17 +111,17 @@ def test_a_join_that_was_finished_between_two_polls_is_taken(leader: KafkaConsum
         second = coordinator._join_task
         wait_until(lambda: second.is_done, 10, "the brokers answered")
         assert not is_stable(leader)
-        assert leader.group_metadata().generation_id == before + 2, "and so on, for ever"
+        assert leader.group_metadata().generation_id == before + 2, "every poll begins another join"
 
 
 def claimed(consumer: KafkaConsumer) -> list[Any]:
-    """The partitions that its next JoinGroup says are its own."""
+    """The partitions that the consumer claims to own in its next JoinGroup."""
     [(_, metadata)] = consumer._coordinator.group_protocols()
     return [number for topic in metadata.owned_partitions for number in topic.partitions]
 
 
 @both_ways
-def test_who_was_out_of_the_group_claims_nothing(leader: KafkaConsumer, is_patched: bool) -> None:
+def test_a_consumer_that_left_its_group_claims_no_partitions(leader: KafkaConsumer, is_patched: bool) -> None:
     for assignor in leader._coordinator._assignors.values():
         if not is_patched:
             del assignor.metadata
@@ -131,7 +131,7 @@ def test_who_was_out_of_the_group_claims_nothing(leader: KafkaConsumer, is_patch
 
 
 @both_ways
-def test_a_partition_without_a_leader_is_named(
+def test_end_offsets_name_a_partition_without_a_leader(
     settings: Settings, partitions: list[TopicPartition], is_patched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(make_consumer(settings)) as consumer:
@@ -144,14 +144,12 @@ def test_a_partition_without_a_leader_is_named(
         with pytest.raises(client_errors.LeaderNotAvailableError if is_patched else KeyError, match="partition"):
             consumer.end_offsets(partitions)
         asked: list[str] = []
-        monkeypatch.setattr(cluster, "request_update", lambda: asked.append("whether it has one by now"))
+        monkeypatch.setattr(cluster, "request_update", lambda: asked.append("metadata"))
         assert leaderless(consumer, partitions) == partitions[1:]
         assert asked
 
 
-def test_looking_where_a_consumer_reads_on_leaves_what_poll_has_to_tell(
-    settings: Settings, partitions: list[TopicPartition]
-) -> None:
+def test_next_offset_leaves_a_truncation_error_for_poll(settings: Settings, partitions: list[TopicPartition]) -> None:
     lost = LogTruncationError({partitions[0]: None})
     with closing(make_consumer(settings)) as consumer:
         consumer.assign(partitions[:1])
@@ -162,26 +160,26 @@ def test_looking_where_a_consumer_reads_on_leaves_what_poll_has_to_tell(
         assert next_offset(consumer, partitions[1]) is None
         with pytest.raises(LogTruncationError):
             consumer.position(partitions[0], timeout_ms=0)
-        assert consumer._fetcher._cached_log_truncation is None, "which is why it is not asked"
+        assert consumer._fetcher._cached_log_truncation is None, "position() takes the error that poll has to raise"
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
+# --- consumers and producers ------------------------------------------------------------------------------------------
 
 
-def test_looking_for_a_topic_does_not_create_it(settings: Settings) -> None:
+def test_a_metadata_request_does_not_create_a_topic(settings: Settings) -> None:
     with closing(make_consumer(settings)) as consumer, closing(make_producer(settings)) as producer:
         assert not consumer._cluster.metadata_request().allow_auto_topic_creation
         assert not producer._metadata.metadata_request().allow_auto_topic_creation
     options = {"bootstrap_servers": settings.kafka.bootstrap_servers, "allow_auto_create_topics": False}
-    with closing(KafkaConsumer(**options)) as as_it_is:
-        assert as_it_is._cluster.metadata_request().allow_auto_topic_creation
+    with closing(KafkaConsumer(**options)) as unpatched:
+        assert unpatched._cluster.metadata_request().allow_auto_topic_creation
 
 
 @pytest.mark.parametrize("make", [make_admin, make_consumer])
-def test_a_client_that_reaches_no_broker_leaves_nothing_behind(
+def test_a_client_that_reaches_no_broker_leaves_no_thread_behind(
     make: Callable[[Settings], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waits for brokers makes one after the other, for as long as these are away."""
+    """A process that waits for brokers makes one client after the other."""
     monkeypatch.setattr("pipeline.kafka.clients.BOOTSTRAP_TIMEOUT_MS", 200)
     (nobody,) = free_ports(1)
     settings = Settings(kafka={"bootstrap_servers": f"127.0.0.1:{nobody}"})
@@ -190,8 +188,8 @@ def test_a_client_that_reaches_no_broker_leaves_nothing_behind(
     for _ in range(3):
         with pytest.raises(BrokerUnreachable):
             make(settings)
-    # Its files go with what keeps it; here that is the record of what was logged.
-    wait_until(lambda: threading.active_count() == before, 5, "no thread of theirs is left")
+    # Only threads are counted: a client's sockets close when it is freed, and captured log records keep it here.
+    wait_until(lambda: threading.active_count() == before, 5, "the threads of the clients ended")
 
 
 # --- producers --------------------------------------------------------------------------------------------------------
@@ -199,7 +197,7 @@ def test_a_client_that_reaches_no_broker_leaves_nothing_behind(
 
 @pytest.fixture
 def transactional(settings: Settings) -> Iterator[Callable[[], KafkaProducer]]:
-    """Makes producers of one transactional id, with a transaction open and one record in it."""
+    """A function that makes producers of one transactional id, each with an open transaction."""
     made: list[KafkaProducer] = []
 
     def make() -> KafkaProducer:
@@ -227,7 +225,11 @@ def test_a_predecessor_does_not_end_its_successors_transaction(
     with pytest.raises(client_errors.KafkaError):
         late.get(10)
     if not is_patched:
-        wait_until(lambda: predecessor._transaction_manager.has_fatal_error(), 10, "it has asked for another epoch")
+        wait_until(
+            lambda: predecessor._transaction_manager.has_fatal_error(),
+            10,
+            "the predecessor has asked for another epoch",
+        )
         with pytest.raises(client_errors.KafkaError):
             successor.commit_transaction()
         return
@@ -236,7 +238,7 @@ def test_a_predecessor_does_not_end_its_successors_transaction(
 
 
 @both_ways
-def test_a_login_that_was_refused_is_tried_again(
+def test_a_refused_login_is_tried_again(
     settings: Settings, transactional: Callable[[], KafkaProducer], is_patched: bool
 ) -> None:
     manager = transactional()._sender._client._manager
@@ -252,7 +254,7 @@ def test_a_login_that_was_refused_is_tried_again(
 
 
 @both_ways
-def test_nobody_asks_who_leads_a_partition_to_which_nothing_is_to_be_sent(
+def test_the_producer_looks_up_no_leader_for_a_partition_without_records(
     transactional: Callable[[], KafkaProducer], is_patched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     producer = transactional()
@@ -265,13 +267,13 @@ def test_nobody_asks_who_leads_a_partition_to_which_nothing_is_to_be_sent(
 
 @pytest.fixture
 def own_broker(frail_settings: SettingsFactory) -> Settings:
-    """A broker that may be killed."""
+    """Settings on a broker that a test may kill."""
     settings = frail_settings(kafka={"partitions": 1})
     ensure_topics(settings)
     return settings
 
 
-def test_a_producer_is_let_go_of_though_the_broker_does_not_answer(own_broker: Settings) -> None:
+def test_close_producer_ends_its_thread_if_the_broker_does_not_answer(own_broker: Settings) -> None:
     producers = [make_producer(own_broker) for _ in range(2)]
     for producer in producers:
         producer.partitions_for(own_broker.kafka.topics.readings)
@@ -280,7 +282,7 @@ def test_a_producer_is_let_go_of_though_the_broker_does_not_answer(own_broker: S
             producer.send(own_broker.kafka.topics.readings, b"never arrives")
         with pytest.raises(client_errors.KafkaTimeoutError):
             producers[0].close(timeout=0.2)
-        assert producers[0]._sender.is_alive(), "and it goes on trying"
+        assert producers[0]._sender.is_alive(), "close() alone ends the thread too"
         for producer in producers:
             close_producer(producer, timeout_s=0.2)
             producer._sender.join(5)
@@ -288,7 +290,7 @@ def test_a_producer_is_let_go_of_though_the_broker_does_not_answer(own_broker: S
 
 
 @both_ways
-def test_a_commit_that_the_broker_missed_is_sent_when_it_is_back(own_broker: Settings, is_patched: bool) -> None:
+def test_a_commit_that_a_killed_broker_missed_is_sent_after_its_restart(own_broker: Settings, is_patched: bool) -> None:
     topic = own_broker.kafka.topics.forecasts
     producer = make_producer(own_broker, transactional_id=f"caught-{is_patched}", transaction_timeout_ms=60_000)
     if not is_patched:
@@ -298,7 +300,7 @@ def test_a_commit_that_the_broker_missed_is_sent_when_it_is_back(own_broker: Set
     producer.send(topic, str(is_patched).encode(), partition=0).get(10)
     os.kill(broker_pid(own_broker), signal.SIGKILL)
     wait_until(lambda: is_free(own_broker.stack.kafka_port), 10, "the broker is dead")
-    wait_until(lambda: not producer._sender._client._manager._conns, 10, "the producer has seen it")
+    wait_until(lambda: not producer._sender._client._manager._conns, 10, "the producer lost its connections")
     is_committed = threading.Event()
 
     def commit() -> None:

@@ -1,4 +1,4 @@
-"""Brokers that lose one part of a committed transaction: the group's offset, or the newest of the changelog."""
+"""Brokers that lose part of a committed transaction: an offset, or the newest changelog records."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ SENSORS = [f"sensor-{number}" for number in range(8)]
 Offsets = Mapping[TopicPartition, OffsetAndMetadata]
 
 
-@pytest.fixture(params=[0, 3], ids=["at once", "with grace"])
+@pytest.fixture(params=[0, 3], ids=["no buffer", "reorder buffer"])
 def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.FixtureRequest) -> Settings:
     made = fresh_settings(features=["a"], targets=["a"], horizon_steps=2, grace_steps=request.param)
     ensure_topics(made)
@@ -46,7 +46,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.
 
 
 def some(settings: Settings, start: int) -> list[Message]:
-    """Nine readings of every sensor, a gap and what comes behind it, and poison that nothing comes behind."""
+    """Nine readings of every sensor, with a gap before the ninth, and then one invalid record each."""
     readings = [*rounds(settings, SENSORS, range(start, start + 8)), *rounds(settings, SENSORS, [start + 9])]
     return [*readings, *(Message(sensor.encode(), b"rubbish", partition_of(settings, sensor)) for sensor in SENSORS)]
 
@@ -72,21 +72,21 @@ def processed(settings: Settings) -> int:
 
 
 def commit(settings: Settings, offsets: Offsets) -> None:
-    """Set the group's offsets; it has no members."""
+    """Set the offsets of the group, which has no members."""
     with admin_of(settings) as admin:
         admin.alter_group_offsets(settings.forecaster.group_id, offsets)
     assert committed(settings) == offsets
 
 
 def process(settings: Settings, champion: FolderChampion, messages: list[Message]) -> None:
-    """Publish, and have all that is on the topic dealt with."""
+    """Publish the messages, and process all readings of the topic."""
     publish(settings, messages)
     count = len(read_all(settings, settings.kafka.topics.readings))
     with running(settings, champion):
-        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
+        wait_until(lambda: processed(settings) == count, 30, "the readings were processed")
 
 
-def assert_all_is_as_it_must_be(settings: Settings) -> None:
+def assert_outputs_are_complete(settings: Settings) -> None:
     expected = expected_forecasts(settings, small_forecaster(settings))
     assert_same(wait_for_forecasts(settings, len(expected)), expected)
     letters = read_all(settings, settings.kafka.topics.dead_letters)
@@ -94,7 +94,7 @@ def assert_all_is_as_it_must_be(settings: Settings) -> None:
     assert len(letters) == len(rejected)
 
 
-def test_a_committed_offset_that_was_lost_repeats_nothing(
+def test_a_lost_committed_offset_repeats_no_forecast(
     settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture
 ) -> None:
     process(settings, champion, some(settings, 0))
@@ -104,51 +104,55 @@ def test_a_committed_offset_that_was_lost_repeats_nothing(
     with running(settings, champion) as forecaster:
         publish(settings, some(settings, 20))
         count = len(read_all(settings, settings.kafka.topics.readings))
-        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
-    assert_all_is_as_it_must_be(settings)
+        wait_until(lambda: processed(settings) == count, 30, "the readings were processed")
+    assert_outputs_are_complete(settings)
     assert forecaster.counters.rebuilt_sensors == 0
     assert "the brokers lost an offset that was committed" in caplog.text
 
 
-def test_a_group_that_the_brokers_forgot_goes_on_where_it_was(settings: Settings, champion: FolderChampion) -> None:
+def test_a_group_without_offsets_continues_at_the_offset_of_the_changelog(
+    settings: Settings, champion: FolderChampion
+) -> None:
     settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update={"start": "latest"})})
     with running(settings, champion):
         wait_until(lambda: len(committed_offsets(settings)) == settings.kafka.partitions, 30, "the stream has begun")
         count = publish(settings, some(settings, 0))
-        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
+        wait_until(lambda: processed(settings) == count, 30, "the readings were processed")
     with admin_of(settings) as admin:
         admin.delete_group_offsets(settings.forecaster.group_id, list(committed(settings)))
     assert not processed(settings)
-    count += publish(settings, some(settings, 10))  # while it is away
+    count += publish(settings, some(settings, 10))  # while no forecaster runs
     with running(settings, champion):
-        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
-    assert_all_is_as_it_must_be(settings)
+        wait_until(lambda: processed(settings) == count, 30, "the readings were processed")
+    assert_outputs_are_complete(settings)
 
 
-def test_an_offset_that_was_reset_by_hand_is_obeyed(settings: Settings, champion: FolderChampion) -> None:
+def test_an_offset_that_a_user_reset_repeats_forecasts_from_rebuilt_states(
+    settings: Settings, champion: FolderChampion
+) -> None:
     process(settings, champion, some(settings, 0))
     before = committed(settings)
     process(settings, champion, some(settings, 10))
     commit(settings, {where: OffsetAndMetadata(at.offset, "", -1) for where, at in before.items()})
     count = len(read_all(settings, settings.kafka.topics.readings))
     with running(settings, champion) as forecaster:
-        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with once more")
+        wait_until(lambda: processed(settings) == count, 30, "the readings were processed again")
     assert forecaster.counters.rebuilt_sensors == len(SENSORS)
     assert forecaster.counters.readings == count - sum(at.offset for at in before.values())
-    with running(settings, champion) as forecaster:  # the changelog has followed
+    with running(settings, champion) as forecaster:  # the changelog holds the rebuilt states
         wait_until(lambda: forecaster.counters.restored_sensors == len(SENSORS), 30, "the states were restored")
     assert forecaster.counters.rebuilt_sensors == 0
 
 
 def lose_newest_of_changelog(settings: Settings, champion: FolderChampion) -> None:
-    """Have some steps dealt with whose states and positions are gone afterwards."""
+    """Process readings, and delete their states and positions from the changelog."""
     process(settings, champion, some(settings, 0))
     topic = settings.kafka.topics.state
     before = read_all(settings, topic)
     process(settings, champion, [*some(settings, 10), reading(settings, "newcomer", 10)])
     with admin_of(settings) as admin:
         admin.delete_topics([topic])
-        wait_until(lambda: topic not in admin.list_topics(), 10, "the changelog is gone")
+        wait_until(lambda: topic not in admin.list_topics(), 10, "the changelog was deleted")
     ensure_topics(settings)
     producer = make_producer(settings)
     for record in before:
@@ -157,36 +161,36 @@ def lose_newest_of_changelog(settings: Settings, champion: FolderChampion) -> No
     producer.close()
 
 
-def test_a_changelog_that_lost_its_newest_records_is_caught_up_with(
+def test_readings_behind_a_changelog_without_its_newest_records_are_stepped_again(
     settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture
 ) -> None:
     lose_newest_of_changelog(settings, champion)
     with running(settings, champion) as forecaster:
         publish(settings, [*some(settings, 20), reading(settings, "newcomer", 20)])
         count = len(read_all(settings, settings.kafka.topics.readings))
-        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
-    assert_all_is_as_it_must_be(settings)
+        wait_until(lambda: processed(settings) == count, 30, "the readings were processed")
+    assert_outputs_are_complete(settings)
     assert forecaster.counters.rebuilt_sensors == 0
     assert "stepping the readings in between again" in caplog.text
 
 
-def test_where_retention_has_taken_what_was_to_be_caught_up_with_no_time_is_forgotten(
+def test_last_timestamps_are_kept_if_readings_behind_the_changelog_were_deleted(
     settings: Settings, champion: FolderChampion
 ) -> None:
     lose_newest_of_changelog(settings, champion)
     forecast = len(read_all(settings, settings.kafka.topics.forecasts))
     with admin_of(settings) as admin:
         admin.delete_records({where: at.offset - 2 for where, at in committed(settings).items()})
-    publish(settings, rounds(settings, SENSORS, range(8)))  # as old as what the changelog still has
+    publish(settings, rounds(settings, SENSORS, range(8)))  # no newer than the states in the changelog
     with running(settings, champion) as forecaster:
-        wait_until(lambda: forecaster.counters.readings == 8 * len(SENSORS), 30, "the readings were dealt with")
+        wait_until(lambda: forecaster.counters.readings == 8 * len(SENSORS), 30, "the readings were processed")
     assert forecaster.counters.duplicates + forecaster.counters.late == 8 * len(SENSORS)
     assert len(read_all(settings, settings.kafka.topics.forecasts)) == forecast
 
 
 @contextmanager
-def taking_what_no_transaction_has_announced(settings: Settings) -> Iterator[None]:
-    """The broker then also takes records whose partition is in no transaction, and leaves them undecided."""
+def without_partition_verification(settings: Settings) -> Iterator[None]:
+    """Let the broker accept records whose partition is not in their transaction; they stay hanging."""
     name = "transaction.partition.verification.enable"
     with admin_of(settings) as admin:
         (node,) = (str(broker["broker_id"]) for broker in admin.describe_cluster()["brokers"])
@@ -197,25 +201,25 @@ def taking_what_no_transaction_has_announced(settings: Settings) -> Iterator[Non
             admin.alter_configs([ConfigResource(ConfigResourceType.BROKER, node, {name: "true"})])
 
 
-@pytest.mark.xdist_group("broker configuration")  # which two processes would change under each other
+@pytest.mark.xdist_group("broker configuration")  # one worker at a time may change it
 @pytest.mark.parametrize("committed", [True, False])
-def test_what_brokers_left_undecided_is_decided_as_its_transaction_was(
+def test_a_hanging_transaction_ends_as_it_ended_in_its_other_partitions(
     settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture, committed: bool
 ) -> None:
-    """As where a broker comes back while a transaction's markers are written, and leaves some out."""
+    """A broker that restarts while it writes the markers of a transaction may leave some out."""
     letters = settings.kafka.topics.dead_letters
     its_own = Instance("forecaster", exclusive=False).transactional_id(settings)
     hidden, marked = TopicPartition(letters, 0), TopicPartition(letters, 1)
 
-    def leave_undecided() -> bool:
+    def leave_hanging() -> bool:
         producer = make_producer(settings, transactional_id=its_own)
         producer.init_transactions()
         producer.begin_transaction()
         producer._transaction_manager._partitions_in_transaction.add(hidden)
-        arrived = producer.send(letters, b"left undecided", partition=hidden.partition)
+        arrived = producer.send(letters, b"hanging", partition=hidden.partition)
         producer.flush()
         if arrived.succeeded():
-            producer.send(letters, b"decided", partition=marked.partition)
+            producer.send(letters, b"ended", partition=marked.partition)
             producer.flush()
             if committed:
                 producer.commit_transaction()
@@ -224,28 +228,28 @@ def test_what_brokers_left_undecided_is_decided_as_its_transaction_was(
         producer.close()
         return bool(arrived.succeeded())
 
-    with taking_what_no_transaction_has_announced(settings):
-        wait_until(leave_undecided, 20, "the broker takes it, soon after it was told to")
+    with without_partition_verification(settings):
+        wait_until(leave_hanging, 20, "the broker accepts the record, soon after its reconfiguration")
     others = make_producer(settings)
     others.send(letters, b"behind it", partition=hidden.partition).get(10)
     others.close()
-    decided = [b"decided"] if committed else []
-    assert [letter.value for letter in read_all(settings, letters)] == decided
+    visible = [b"ended"] if committed else []
+    assert [letter.value for letter in read_all(settings, letters)] == visible
     with running(settings, champion):
-        wait_until(lambda: len(read_all(settings, letters)) == len(decided) + 1 + committed, 30, "all can be read")
-    expected = {b"left undecided", b"decided", b"behind it"} if committed else {b"behind it"}
+        wait_until(lambda: len(read_all(settings, letters)) == len(visible) + 1 + committed, 30, "all can be read")
+    expected = {b"hanging", b"ended", b"behind it"} if committed else {b"behind it"}
     assert {letter.value for letter in read_all(settings, letters)} == expected
     assert f"the last transaction is hanging in {letters}-0" in caplog.text
 
 
 class Died(Exception):
-    """In place of a SIGKILL."""
+    """Ends a forecaster at a point of its loop, in place of a SIGKILL."""
 
 
-def test_a_kill_while_what_was_caught_up_with_is_being_saved(
+def test_a_kill_while_caught_up_states_are_written_loses_and_repeats_no_forecast(
     settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first transaction saves one partition: the others' positions must not move before their states are saved."""
+    """The first transaction writes one partition's states; the other's position must not move yet."""
     lose_newest_of_changelog(settings, champion)
     publish(settings, some(settings, 20))
     monkeypatch.setattr(pipeline.forecaster.partitions, "FULL_WRITE_BYTES", 1)
@@ -258,11 +262,11 @@ def test_a_kill_while_what_was_caught_up_with_is_being_saved(
         run_until_it_fails(settings, champion, reached=die)
     with running(settings, champion):
         count = len(read_all(settings, settings.kafka.topics.readings))
-        wait_until(lambda: processed(settings) == count, 30, "the readings were dealt with")
-    assert_all_is_as_it_must_be(settings)
+        wait_until(lambda: processed(settings) == count, 30, "the readings were processed")
+    assert_outputs_are_complete(settings)
 
 
-def test_positions_of_a_topic_that_was_made_anew_count_for_nothing(
+def test_positions_of_a_deleted_topic_do_not_count_for_the_recreated_one(
     settings: Settings, champion: FolderChampion
 ) -> None:
     process(settings, champion, some(settings, 0))
@@ -270,9 +274,9 @@ def test_positions_of_a_topic_that_was_made_anew_count_for_nothing(
     before = read_all(settings, topic)
     with admin_of(settings) as admin:
         admin.delete_topics([topic])
-        wait_until(lambda: topic not in admin.list_topics(), 10, "the readings are gone")
+        wait_until(lambda: topic not in admin.list_topics(), 10, "the readings topic was deleted")
     ensure_topics(settings)
     publish(settings, some(settings, 100))
     with running(settings, champion) as forecaster:
-        wait_until(lambda: processed(settings) == len(before), 30, "all readings of the new topic were dealt with")
+        wait_until(lambda: processed(settings) == len(before), 30, "all readings of the new topic were processed")
     assert forecaster.counters.readings == len(before)

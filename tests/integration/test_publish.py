@@ -1,4 +1,4 @@
-"""``streamgru publish`` puts files on the readings topic: all of them, in order, resumable."""
+"""``streamgru publish`` publishes files as readings: completely, in order, and resumable."""
 
 import re
 import signal
@@ -76,7 +76,9 @@ def write_hours(path: Path, count: int, column: str = "value") -> Path:
     return path
 
 
-def test_files_become_readings_each_sensor_in_order_on_its_own_partition(settings: Settings, tmp_path: Path) -> None:
+def test_the_readings_of_each_file_arrive_in_order_on_the_partition_of_its_sensor(
+    settings: Settings, tmp_path: Path
+) -> None:
     files = [write_hours(tmp_path / f"sensor {i}.csv", 300) for i in range(6)]
     result = run(settings, *files)
     assert result.exit_code == 0, result.output
@@ -90,7 +92,7 @@ def test_files_become_readings_each_sensor_in_order_on_its_own_partition(setting
         assert {each.partition for each in found} == {(murmur2(sensor.encode()) & 0x7FFFFFFF) % 4}
 
 
-def test_the_bundled_data_goes_through_whole(fresh_settings: SettingsFactory, broker: Settings) -> None:
+def test_the_bundled_data_is_published_completely(fresh_settings: SettingsFactory, broker: Settings) -> None:
     settings = fresh_settings(features=("PM2.5", "TEMP"), targets=("TEMP",))
     ensure_topics(settings)
     options = ("--sensor-column", "station", "--timezone", "Asia/Shanghai")
@@ -99,14 +101,14 @@ def test_the_bundled_data_goes_through_whole(fresh_settings: SettingsFactory, br
     found = published(settings)
     count = int(re.findall(r"([\d,]+) readings of 12 sensors", result.stdout)[0].replace(",", ""))
     assert len(found) == count > 105_000
-    assert max(each.reading.timestamp_us for each in found) == 1_393_599_600_000_000  # 2014-02-28T15:00Z, 23:00 there
+    assert max(each.reading.timestamp_us for each in found) == 1_393_599_600_000_000  # 23:00 on 28 February in Shanghai
     result = run(settings, BUNDLED, *options, "--from", "2014-03-01", "--limit", "12")
     assert result.exit_code == 0, result.output
     latest = sorted(each.reading.timestamp_us for each in published(settings))[-13:]
     assert latest == [1_393_599_600_000_000] + [1_393_603_200_000_000] * 12
 
 
-def test_what_is_refused_publishes_nothing(settings: Settings, tmp_path: Path) -> None:
+def test_a_refused_publication_publishes_nothing(settings: Settings, tmp_path: Path) -> None:
     path = write_hours(tmp_path / "a.csv", 3)
     bad = tmp_path / "bad.csv"
     bad.write_text("timestamp,value\n2020-01-01T00:00:00Z,x\n", encoding="utf-8")
@@ -128,14 +130,16 @@ def test_what_is_refused_publishes_nothing(settings: Settings, tmp_path: Path) -
     assert published(settings) == []
 
 
-def test_a_missing_topic_is_said_at_once(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> None:
+def test_a_missing_topic_is_an_error_that_says_how_to_create_it(
+    broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path
+) -> None:
     settings = fresh_settings()
     result = run(settings, write_hours(tmp_path / "a.csv", 3))
     assert isinstance(result.exception, TopicError)
     assert "streamgru topics create" in str(result.exception)
 
 
-def test_speed_keeps_the_readings_distances(settings: Settings, tmp_path: Path) -> None:
+def test_speed_keeps_the_time_between_readings(settings: Settings, tmp_path: Path) -> None:
     path = write_hours(tmp_path / "a.csv", 5)
     begun = time.monotonic()
     result = run(settings, path, "--speed", 4 * 3_600)  # 4 hours of data in one second
@@ -145,7 +149,7 @@ def test_speed_keeps_the_readings_distances(settings: Settings, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_publication_says_how_to_go_on_and_nothing_is_lost(
+def test_an_interrupted_publication_says_at_which_row_to_continue_without_loss(
     settings: Settings, tmp_path: Path, number: signal.Signals
 ) -> None:
     path = write_hours(tmp_path / "a.csv", 700)
@@ -180,6 +184,6 @@ def test_an_interrupted_publication_says_how_to_go_on_and_nothing_is_lost(
     assert set(every[:row]) == {every[0] + i * HOUR_US for i in range(row)}
 
 
-def test_publish_needs_no_torch() -> None:
+def test_publish_imports_neither_torch_nor_mlflow() -> None:
     program = "import sys, deploy.commands.publish; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

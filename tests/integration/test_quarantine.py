@@ -1,4 +1,4 @@
-"""Numbers that are not finite in a state: it is never written, its sensor is rebuilt, and nothing else stops."""
+"""Non-finite states: they are never written, their sensors are rebuilt, and other sensors continue."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def states_written(settings: Settings, forecaster: Forecaster) -> np.ndarray:
     )
 
 
-def test_a_state_that_goes_bad_in_memory_is_rebuilt(
+def test_a_state_that_becomes_non_finite_in_memory_is_rebuilt(
     settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture
 ) -> None:
     count = publish(settings, rounds(settings, SENSORS, range(12)))
@@ -71,8 +71,8 @@ def test_a_state_that_goes_bad_in_memory_is_rebuilt(
     assert not non_finite(states_written(settings, small_forecaster(settings))).any()
 
 
-def test_a_bad_state_in_the_changelog_is_rebuilt(settings: Settings, champion: FolderChampion) -> None:
-    """Written by a program with a bug, say: whole by its checksum, and of this very version."""
+def test_a_non_finite_state_in_the_changelog_is_rebuilt(settings: Settings, champion: FolderChampion) -> None:
+    """A program with a bug may write it, with a valid checksum and the version of the champion."""
     count = publish(settings, rounds(settings, SENSORS, range(12)))
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
@@ -92,7 +92,9 @@ def test_a_bad_state_in_the_changelog_is_rebuilt(settings: Settings, champion: F
     assert (counters.restored_sensors, counters.rebuilt_sensors) == (len(SENSORS) - 1, 1)
 
 
-def test_a_state_that_is_bad_again_begins_anew(settings: Settings, champion: FolderChampion) -> None:
+def test_a_state_that_is_non_finite_again_after_a_rebuild_is_reset(
+    settings: Settings, champion: FolderChampion
+) -> None:
     is_armed = False
 
     def reached(point: str) -> None:
@@ -106,18 +108,18 @@ def test_a_state_that_is_bad_again_begins_anew(settings: Settings, champion: Fol
         wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
         is_armed = True
         count += publish(settings, [reading(settings, SICK, 12)])
-        wait_until(lambda: forecaster.counters.forecasts == count, 30, "there is a forecast all the same")
+        wait_until(lambda: forecaster.counters.forecasts == count, 30, "the reset sensor has a forecast")
         is_armed = False
         count += publish(settings, rounds(settings, [name for name in SENSORS if name != SICK], range(12, 16)))
         found = wait_for_forecasts(settings, count)
     assert forecaster.counters.quarantined_states == 2
     assert forecaster.counters.aborted == 0
-    (anew,) = [forecast for forecast in found if forecast.sensor_id == SICK][12:]
-    assert (anew.state.steps, anew.state.warm, anew.state.origin) == (1, False, anew.input.offset)
+    (cold,) = [forecast for forecast in found if forecast.sensor_id == SICK][12:]
+    assert (cold.state.steps, cold.state.warm, cold.state.origin) == (1, False, cold.input.offset)
     assert not non_finite(states_written(settings, small_forecaster(settings))).any()
 
 
-def test_a_model_that_cannot_even_begin_ends_the_forecaster_and_is_not_remembered(
+def test_a_model_with_non_finite_forecasts_from_blank_states_ends_the_forecaster_and_is_not_saved(
     settings: Settings, tmp_path: Path
 ) -> None:
     unrecoverable = small_forecaster(settings)

@@ -1,4 +1,4 @@
-"""The root README's program for consumers, as it stands there, against a forecaster at work."""
+"""The consumer program of the root README against a running forecaster."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tests.integration.stream_rig import FolderChampion, publish, rounds, runnin
 pytestmark = pytest.mark.integration
 
 
-def test_the_program_prints_a_line_per_forecast(
+def test_the_consumer_of_the_readme_prints_a_line_per_forecast(
     broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path
 ) -> None:
     settings = fresh_settings(features=("PM2.5",), targets=("PM2.5",), horizon_steps=24)

@@ -1,4 +1,4 @@
-"""Partitions that move while something else goes on, and forecasters that have none."""
+"""Rebalances during restores and revocations, and forecasters without partitions."""
 
 import threading
 
@@ -43,24 +43,26 @@ def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.
     return made
 
 
-class Hold:
-    """Makes a forecaster wait, once, where it passes a point."""
+class Blocker:
+    """Blocks a forecaster once, at a point of its loop."""
 
     def __init__(self, point: str) -> None:
         self._point = point
-        self.is_held = threading.Event()
-        self.let_go = threading.Event()
+        self.is_blocked = threading.Event()
+        self.release = threading.Event()
 
     def reached(self, point: str) -> None:
-        if point == self._point and not self.is_held.is_set():
-            self.is_held.set()
-            assert self.let_go.wait(60)
+        if point == self._point and not self.is_blocked.is_set():
+            self.is_blocked.set()
+            assert self.release.wait(60)
 
 
-def test_one_more_forecaster_than_partitions_waits_and_steps_in(settings: Settings, champion: FolderChampion) -> None:
+def test_a_forecaster_without_partitions_waits_and_takes_over_later(
+    settings: Settings, champion: FolderChampion
+) -> None:
     count = publish(settings, rounds(settings, SENSORS, range(5)))
     with running(settings, champion, "last") as last:
-        wait_until(lambda: last.counters.forecasts == count, 60, "the last did all while it was alone")
+        wait_until(lambda: last.counters.forecasts == count, 60, "the last processed all readings alone")
         with running(settings, champion, "first") as first, running(settings, champion, "second") as second:
             members = (first, second, last)
 
@@ -69,45 +71,49 @@ def test_one_more_forecaster_than_partitions_waits_and_steps_in(settings: Settin
                     len(session_of(member).partitions.positions) for member in members if member._loop is not None
                 )
 
-            wait_until(lambda: shares() == [0, 1, 1], 60, "two have a partition each, and one has none")
+            wait_until(lambda: shares() == [0, 1, 1], 60, "two forecasters have one partition each")
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
             wait_for_forecasts(settings, count)
-            lookouts = [member._monitor for member in members]
-            wait_until(lambda: {one.state for one in lookouts if one} == {"serving"}, 20, "to wait is no trouble")
+            monitors = [member._monitor for member in members]
+            wait_until(lambda: {one.state for one in monitors if one} == {"serving"}, 20, "all count as serving")
         count += publish(settings, rounds(settings, SENSORS, range(10, 15)))
         found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
 
 
-def test_partitions_that_leave_while_they_are_restored(settings: Settings, champion: FolderChampion) -> None:
+def test_partitions_revoked_during_their_restore_lose_and_repeat_no_forecast(
+    settings: Settings, champion: FolderChampion
+) -> None:
     count = publish(settings, rounds(settings, SENSORS, range(5)))
     with running(settings, champion, "before") as before:
         wait_until(lambda: before.counters.forecasts == count, 60, "there are states to restore")
-    hold = Hold("restoring")
-    with running(settings, champion, "first", reached=hold.reached):
-        assert hold.is_held.wait(60)
+    blocker = Blocker("restoring")
+    with running(settings, champion, "first", reached=blocker.reached):
+        assert blocker.is_blocked.wait(60)
         with running(settings, champion, "second") as second:
-            # Only the first's next poll lets the group go on; it then stands in the middle of its restore.
+            # The group waits for the next poll of the first, which is in the middle of its restore then.
             wait_until(lambda: second._loop is not None, 30, "the second joins")
-            hold.let_go.set()
+            blocker.release.set()
             wait_until(lambda: second.counters.restored_sensors > 0, 60, "the second has a partition")
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
             found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
 
 
-def test_a_revocation_that_outlasts_the_poll_interval(settings: Settings, champion: FolderChampion) -> None:
-    """Whoever takes that long is put out of the group: all it had goes to the other, and it begins anew."""
+def test_a_forecaster_whose_revocation_outlasts_the_poll_interval_joins_again(
+    settings: Settings, champion: FolderChampion
+) -> None:
+    """The group drops the slow forecaster, the quick one gets all partitions, and the slow one rejoins."""
     count = publish(settings, rounds(settings, SENSORS, range(5)))
-    hold = Hold("revoked")
-    with running(settings, champion, "slow", reached=hold.reached) as slow:
-        wait_until(lambda: slow.counters.forecasts == count, 60, "the slow one did what there was")
+    blocker = Blocker("revoked")
+    with running(settings, champion, "slow", reached=blocker.reached) as slow:
+        wait_until(lambda: slow.counters.forecasts == count, 60, "the slow one forecast all readings")
         with running(settings, champion, "quick") as quick:
-            assert hold.is_held.wait(60)
+            assert blocker.is_blocked.wait(60)
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
             wait_until(lambda: len(session_of(quick).partitions.positions) == 2, 60, "the quick one has all partitions")
             wait_for_forecasts(settings, count)
-            hold.let_go.set()
+            blocker.release.set()
             count += publish(settings, rounds(settings, SENSORS, range(10, 15)))
             found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))

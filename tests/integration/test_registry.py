@@ -1,4 +1,4 @@
-"""The registry against a real MLflow: versions, aliases, artefacts, and the model as any user of MLflow loads it."""
+"""The registry on a real MLflow: versions, aliases, artefacts, and the pyfunc as MLflow users load it."""
 
 import json
 import os
@@ -38,7 +38,7 @@ from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.ports import free_ports
 
-# One test takes MLflow's store of artefacts away, one reads its log: no other process may use them meanwhile.
+# One test moves MLflow's artefact store and one reads its log, so only one worker at a time may use MLflow.
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow"), pytest.mark.long(150)]
 
 HOUR_US = 3_600_000_000
@@ -50,7 +50,7 @@ def settings(mlflow_server: Settings, fresh_settings: SettingsFactory) -> Settin
 
 
 def artefact(settings: Settings, tmp_path: Path, seed: int = 0, **changes: object) -> Path:
-    """An untrained forecaster's; ``changes`` make it one of other settings."""
+    """The artefact of an untrained forecaster; ``changes`` go into its configuration."""
     config = ModelConfig(
         features=settings.features,
         targets=settings.targets,
@@ -73,7 +73,7 @@ def registered(settings: Settings, folder: Path, **scores: float) -> int:
         return run.register(folder, scores, {"gate.reason": "because"})
 
 
-def test_before_the_first_version_there_is_nothing(settings: Settings) -> None:
+def test_an_empty_registry_has_no_versions_and_raises_for_a_version_number(settings: Settings) -> None:
     registry = Registry(settings)
     assert registry.resolve(CHAMPION) is None
     assert registry.versions() == []
@@ -84,7 +84,7 @@ def test_before_the_first_version_there_is_nothing(settings: Settings) -> None:
         registry.set_alias(CHAMPION, 1)
 
 
-def test_versions_aliases_scores_and_tags(settings: Settings, tmp_path: Path) -> None:
+def test_the_registry_lists_versions_with_aliases_scores_and_tags(settings: Settings, tmp_path: Path) -> None:
     registry = Registry(settings)
     first = registered(settings, artefact(settings, tmp_path), pinball=0.25)
     assert registry.resolve(CHAMPION) is None
@@ -104,13 +104,13 @@ def test_versions_aliases_scores_and_tags(settings: Settings, tmp_path: Path) ->
     assert last_trained(settings) is not None
 
 
-def test_a_name_that_mlflow_reserves_is_refused_in_words(settings: Settings, tmp_path: Path) -> None:
+def test_an_alias_that_mlflow_reserves_is_refused_with_a_message(settings: Settings, tmp_path: Path) -> None:
     version = registered(settings, artefact(settings, tmp_path))
     with pytest.raises(RegistryError, match="setting alias latest"):
         Registry(settings).set_alias("latest", version)
 
 
-def test_a_download_is_whole_checked_and_kept(settings: Settings, tmp_path: Path) -> None:
+def test_a_download_is_complete_and_is_made_once(settings: Settings, tmp_path: Path) -> None:
     folder = artefact(settings, tmp_path)
     registry = Registry(settings)
     version = registered(settings, folder)
@@ -124,7 +124,7 @@ def test_a_download_is_whole_checked_and_kept(settings: Settings, tmp_path: Path
     assert copy.stat().st_mtime_ns == before
 
 
-def test_without_mlflow_the_copy_serves_and_all_else_says_so_at_once(settings: Settings, tmp_path: Path) -> None:
+def test_without_mlflow_the_copy_loads_and_other_calls_fail_at_once(settings: Settings, tmp_path: Path) -> None:
     version = registered(settings, artefact(settings, tmp_path))
     copy = Registry(settings).load_copy(version, tmp_path / "models").folder
     (nobody,) = free_ports(1)
@@ -138,7 +138,7 @@ def test_without_mlflow_the_copy_serves_and_all_else_says_so_at_once(settings: S
     assert time.monotonic() - began < 10
 
 
-def test_a_damaged_artefact_is_unfit(settings: Settings, tmp_path: Path) -> None:
+def test_a_version_with_a_damaged_artefact_is_unusable(settings: Settings, tmp_path: Path) -> None:
     folder = artefact(settings, tmp_path)
     weights = (folder / "weights.pt").read_bytes()
     (folder / "weights.pt").write_bytes(weights[: len(weights) // 2])
@@ -149,7 +149,7 @@ def test_a_damaged_artefact_is_unfit(settings: Settings, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "config.json"])
-def test_a_copy_that_was_damaged_is_fetched_again(settings: Settings, tmp_path: Path, name: str) -> None:
+def test_a_damaged_copy_is_downloaded_again(settings: Settings, tmp_path: Path, name: str) -> None:
     version = registered(settings, artefact(settings, tmp_path))
     champion = RegistryChampion(settings)
     champion.load(version)
@@ -171,14 +171,14 @@ def test_a_copy_that_was_damaged_is_fetched_again(settings: Settings, tmp_path: 
     assert last_served.version == version
 
 
-def test_a_folder_that_cannot_be_written_is_named(settings: Settings, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(settings: Settings, tmp_path: Path) -> None:
     version = registered(settings, artefact(settings, tmp_path))
     (tmp_path / "models").write_text("a file in its place")
     with pytest.raises(RegistryError, match=rf"cannot keep a copy .* in {tmp_path / 'models'}"):
         Registry(settings).load(version, tmp_path / "models")
 
 
-def test_a_version_that_is_no_forecaster_is_unfit(settings: Settings, tmp_path: Path) -> None:
+def test_a_version_without_a_forecaster_is_unusable(settings: Settings, tmp_path: Path) -> None:
     session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
     with training_run(settings, "somebody else's", {}) as run, session.client("a foreign model") as client:
         client.log_text(run.id, "hello", "thing/hello.txt")
@@ -189,7 +189,7 @@ def test_a_version_that_is_no_forecaster_is_unfit(settings: Settings, tmp_path: 
 
 
 class ArtefactFault(BaseHTTPRequestHandler):
-    """Passes requests on to the MLflow at ``upstream``; those whose address contains ``broken`` fail inside."""
+    """Forwards requests to the MLflow at ``upstream``; answers 500 if their path contains ``broken``."""
 
     upstream = ""
     broken: str | None = None
@@ -216,7 +216,7 @@ class ArtefactFault(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def faulty(settings: Settings) -> Iterator[tuple[Settings, type[ArtefactFault]]]:
-    """Settings that lead to the real MLflow through a place where faults can be made."""
+    """Settings that reach the real MLflow through the proxy ``ArtefactFault``, and the class of the proxy."""
     handler = type("Fault", (ArtefactFault,), {"upstream": settings.mlflow_tracking_uri})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -226,7 +226,7 @@ def faulty(settings: Settings) -> Iterator[tuple[Settings, type[ArtefactFault]]]
 
 
 @pytest.mark.parametrize("broken", ["mlflow-artifacts/artifacts?", "weights.pt"], ids=["listing", "file"])
-def test_a_fault_during_the_download_passes(
+def test_a_version_loads_after_a_download_that_failed(
     settings: Settings,
     faulty: tuple[Settings, type[ArtefactFault]],
     tmp_path: Path,
@@ -244,10 +244,10 @@ def test_a_fault_during_the_download_passes(
     assert registry.load(version, tmp_path / "models").config.features == ("a", "b")
 
 
-def test_a_store_of_artefacts_that_is_away_is_not_taken_for_an_empty_version(
+def test_a_missing_artefact_store_is_unreachable_and_not_an_empty_version(
     settings: Settings, mlflow_server: Settings, tmp_path: Path
 ) -> None:
-    """MLflow lists a folder that is not there, such as a disk not mounted yet, as one without files."""
+    """MLflow lists a missing folder, such as a disk that is not mounted, as an empty folder."""
     version = registered(settings, artefact(settings, tmp_path))
     registry = Registry(settings)
     store = mlflow_server.home / "mlflow" / "artifacts"
@@ -262,8 +262,8 @@ def test_a_store_of_artefacts_that_is_away_is_not_taken_for_an_empty_version(
     assert registry.load(version, tmp_path / "models").config.features == ("a", "b")
 
 
-def test_looking_at_an_alias_leaves_nothing_in_the_servers_log(settings: Settings, mlflow_server: Settings) -> None:
-    """Forecasters look every other second, for years."""
+def test_resolving_an_alias_writes_nothing_to_the_servers_log(settings: Settings, mlflow_server: Settings) -> None:
+    """Forecasters resolve the alias every two seconds, for years."""
     log = mlflow_server.home / "logs" / "mlflow.log"
     registry = Registry(settings)
     registry.resolve(CHAMPION)
@@ -273,10 +273,10 @@ def test_looking_at_an_alias_leaves_nothing_in_the_servers_log(settings: Setting
     assert log.stat().st_size == before
 
 
-def test_another_model_of_the_same_number_is_told_apart(
+def test_a_recreated_model_with_the_same_version_number_is_an_error(
     settings: Settings, mlflow_server: Settings, tmp_path: Path
 ) -> None:
-    """A model that is deleted and made anew counts its versions from 1 again."""
+    """A model that is deleted and recreated counts its versions from 1 again."""
     chosen = settings.model_copy(update={"home": tmp_path / "home"})
     promote(settings, registered(settings, artefact(settings, tmp_path)))
     first = RegistryChampion(chosen)
@@ -294,7 +294,7 @@ def test_another_model_of_the_same_number_is_told_apart(
             champion.resolve()
 
 
-def test_promotion_moves_the_alias_and_knows_the_way_back(settings: Settings, tmp_path: Path) -> None:
+def test_a_promotion_moves_the_alias_and_returns_the_previous_version(settings: Settings, tmp_path: Path) -> None:
     first = registered(settings, artefact(settings, tmp_path))
     second = registered(settings, artefact(settings, tmp_path, seed=1))
     assert promote(settings, first) == Promotion(first, CHAMPION, None)
@@ -315,7 +315,7 @@ def test_a_version_of_other_settings_is_not_promoted(settings: Settings, tmp_pat
     assert Registry(settings).resolve(CHAMPION) == good
 
 
-def test_commands_list_and_promote(settings: Settings, tmp_path: Path) -> None:
+def test_the_commands_list_and_promote_versions(settings: Settings, tmp_path: Path) -> None:
     context = Context(lambda: settings)
     run = CliRunner()
     assert "streamgru retrain" in run.invoke(models_command, obj=context).output
@@ -334,15 +334,15 @@ def test_commands_list_and_promote(settings: Settings, tmp_path: Path) -> None:
     assert [(entry["version"], entry["aliases"]) for entry in listed] == [(second, ["champion"]), (first, [])]
 
 
-def test_the_environment_is_left_as_it_was(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registry_calls_do_not_change_the_environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    Registry(settings).resolve(CHAMPION)  # some libraries leave variables of their own when they are imported
+    Registry(settings).resolve(CHAMPION)  # the import of some libraries sets variables
     before = dict(os.environ)
     Registry(settings).resolve(CHAMPION)
     assert dict(os.environ) == before
 
 
-def test_a_registry_in_the_environment_leads_nothing_elsewhere(
+def test_the_registry_ignores_the_environments_registry_uri(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (nobody,) = free_ports(1)
@@ -352,7 +352,7 @@ def test_a_registry_in_the_environment_leads_nothing_elsewhere(
     assert Registry(settings).load(version, tmp_path / "models").config.features == ("a", "b")
 
 
-def test_a_run_holds_the_training_set(settings: Settings) -> None:
+def test_a_training_run_records_its_training_set(settings: Settings) -> None:
     training_set = TrainingSet("/somewhere/history", 7, "readings", {"0": 12, "1": 34}, 46, 3)
     with training_run(settings, "a run", {}) as run:
         run.log_training_set(training_set)
@@ -364,7 +364,7 @@ def test_a_run_holds_the_training_set(settings: Settings) -> None:
     assert found.info.status == "FINISHED"
 
 
-def test_a_run_that_fails_is_marked_so(settings: Settings) -> None:
+def test_a_training_run_that_raises_is_marked_as_failed(settings: Settings) -> None:
     with pytest.raises(ZeroDivisionError), training_run(settings, "a run", {}) as run:
         _ = 1 / 0
     with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("reading a run") as client:
@@ -374,7 +374,7 @@ def test_a_run_that_fails_is_marked_so(settings: Settings) -> None:
 
 # --- the pyfunc -------------------------------------------------------------------------------------------------------
 
-# Without the site module there is no editable install: streamgru cannot be imported, only what it depends on.
+# Without the site module there is no editable install: only the dependencies of streamgru can be imported.
 USER = """
 import json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
@@ -408,7 +408,7 @@ def readings(count: int = 60) -> pd.DataFrame:
 
 
 def stepped(folder: Path, frame: pd.DataFrame, adaptation: Adaptation) -> dict[str, np.ndarray]:
-    """Each sensor's last forecast (K, Q, h) by this project's own stepper."""
+    """The last forecast (K, Q, h) of each sensor, by the stepper of this project."""
     stepper = Stepper(load_artefact(folder), adaptation)
     found = {}
     for sensor, part in frame.groupby("sensor_id"):
@@ -422,7 +422,7 @@ def stepped(folder: Path, frame: pd.DataFrame, adaptation: Adaptation) -> dict[s
     return found
 
 
-def test_any_user_of_mlflow_can_forecast_with_it(settings: Settings, tmp_path: Path) -> None:
+def test_a_user_of_mlflow_can_forecast_with_the_pyfunc(settings: Settings, tmp_path: Path) -> None:
     folder = artefact(settings, tmp_path)
     version = registered(settings, folder)
     Registry(settings).set_alias(CHAMPION, version)
@@ -472,7 +472,7 @@ def test_any_user_of_mlflow_can_forecast_with_it(settings: Settings, tmp_path: P
         (lambda frame: frame.assign(timestamp=None), "without sensor_id or timestamp"),
     ],
 )
-def test_a_frame_that_is_no_readings_is_refused_in_words(
+def test_the_pyfunc_refuses_an_invalid_frame_with_a_message(
     settings: Settings, tmp_path: Path, change: object, message: str
 ) -> None:
     import mlflow

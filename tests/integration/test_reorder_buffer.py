@@ -1,4 +1,4 @@
-"""Readings that come out of order within grace: stepped in order, whatever is killed while some of them are held."""
+"""The reorder buffer on a real broker: it puts readings in order, also after kills and model swaps."""
 
 import random
 import signal
@@ -74,7 +74,7 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
 
 
 def shuffled(settings: Settings, steps: range, seed: int, *, faults: bool = False) -> list[Message]:
-    """Each sensor's readings of these steps, delayed at random within grace; with ``faults`` not only those."""
+    """Readings with random delays up to GRACE_STEPS; ``faults`` adds gaps, repeats and invalid records."""
     chance = random.Random(seed)
     sent: list[tuple[float, Message]] = []
     silent_until = dict.fromkeys(SENSORS, steps.start)
@@ -95,7 +95,7 @@ def shuffled(settings: Settings, steps: range, seed: int, *, faults: bool = Fals
 
 
 def ahead(settings: Settings, sensor: str, step: int) -> list[Message]:
-    """Two readings behind gaps: both are held."""
+    """Two readings behind a gap: both are buffered."""
     return [reading(settings, sensor, step + 2), reading(settings, sensor, step + 1)]
 
 
@@ -124,7 +124,7 @@ def is_processed(settings: Settings, readings: int) -> bool:
 def lose_changelog(settings: Settings) -> None:
     admin = make_admin(settings)
     admin.delete_topics([settings.kafka.topics.state])
-    wait_until(lambda: settings.kafka.topics.state not in admin.list_topics(), 10, "the changelog is gone")
+    wait_until(lambda: settings.kafka.topics.state not in admin.list_topics(), 10, "the changelog was deleted")
     admin.close()
     ensure_topics(settings)
 
@@ -135,13 +135,13 @@ def by_reading(forecasts: list[Forecast]) -> dict[tuple[str, str], list[float]]:
     }
 
 
-def test_readings_shuffled_within_grace_are_forecast_as_if_they_had_come_in_order(
+def test_readings_shuffled_within_the_buffer_are_forecast_as_if_they_were_in_order(
     settings: Settings, champion: FolderChampion
 ) -> None:
     count = publish(settings, shuffled(settings, range(60), seed=1))
     with running(settings, champion) as forecaster:
         counters = forecaster.counters
-        wait_until(lambda: counters.readings == count and not counters.held, 60, "all was processed, nothing is held")
+        wait_until(lambda: counters.readings == count and not counters.held, 60, "all readings left the buffer")
     assert (counters.accepted, counters.forecasts) == (count, count)
     assert (counters.late, counters.duplicates) == (0, 0)
     found = read_forecasts(settings)
@@ -168,10 +168,10 @@ def test_readings_shuffled_within_grace_are_forecast_as_if_they_had_come_in_orde
 
 
 @pytest.mark.parametrize("point", ["before-flush", "offsets-sent", "committed"])
-def test_a_kill_while_readings_are_held_loses_none_and_repeats_none(
+def test_a_kill_while_readings_are_buffered_loses_and_repeats_no_forecast(
     settings: Settings, champion: FolderChampion, tmp_path: Path, point: str
 ) -> None:
-    """What is held is nowhere but on the topic; what lies between, poison and duplicates too, is not done again."""
+    """Buffered readings are read again; processed records between them must not be processed again."""
     sensor = SENSORS[0]
     messages = shuffled(settings, range(40), seed=2, faults=True)
     halves = messages[: len(messages) // 2], messages[len(messages) // 2 :]
@@ -184,7 +184,7 @@ def test_a_kill_while_readings_are_held_loses_none_and_repeats_none(
         wait_until(
             lambda: is_processed(settings, count) and forecaster.counters.held > 0,
             60,
-            "all was processed, some is held",
+            "all records were processed, some readings are buffered",
         )
     position = committed(settings)[partition_of(settings, sensor)]
     assert position.held_from is not None
@@ -198,7 +198,7 @@ def test_a_kill_while_readings_are_held_loses_none_and_repeats_none(
         wait_until(
             lambda: is_processed(settings, total) and not forecaster.counters.held,
             60,
-            "all was processed, and nothing is held",
+            "all records were processed, no reading is buffered",
         )
     assert_same(read_forecasts(settings), expected_forecasts(settings, small_forecaster(settings, 1)))
     verdict = audited(settings)
@@ -207,7 +207,7 @@ def test_a_kill_while_readings_are_held_loses_none_and_repeats_none(
     assert verdict.audit.late > 0
 
 
-def test_held_readings_that_retention_took_are_counted_and_all_others_are_forecast(
+def test_buffered_readings_that_were_deleted_are_counted_and_the_stream_continues(
     settings: Settings, champion: FolderChampion
 ) -> None:
     sensor = SENSORS[0]
@@ -223,18 +223,18 @@ def test_held_readings_that_retention_took_are_counted_and_all_others_are_foreca
     admin.close()
     with running(settings, champion) as forecaster:
         wait_until(
-            lambda: committed(settings)[partition] == Position(reached.next), 60, "it is not waited for any more"
+            lambda: committed(settings)[partition] == Position(reached.next), 60, "the deleted readings left the buffer"
         )
         count += publish(settings, [reading(settings, one, 9) for one in SENSORS[1:]])
-        wait_until(partial(is_processed, settings, count), 60, "the stream goes on")
+        wait_until(partial(is_processed, settings, count), 60, "the new readings were processed")
         assert forecaster.counters.held_lost == 2, "offsets 1 and 2"
     assert len(read_forecasts(settings)) == count - 1
 
 
-def test_models_change_and_states_are_rebuilt_while_readings_are_held(
+def test_model_swaps_and_rebuilds_while_readings_are_buffered_pass_the_audit(
     settings: Settings, champion: FolderChampion
 ) -> None:
-    """Replays step what was stepped and nothing that is held; the audit follows every state to where it begins."""
+    """Replays step no buffered readings, and the audit follows every state to its origin."""
     messages = [*shuffled(settings, range(300), seed=3, faults=True), *ahead(settings, SENSORS[0], 300)]
     cuts = [0, *(len(messages) * part // 5 for part in range(1, 6))]
     met = 0
@@ -247,7 +247,7 @@ def test_models_change_and_states_are_rebuilt_while_readings_are_held(
             met += any(at.held_from is not None for at in committed(settings).values())
             champion.promote(2 - number % 2)
             wait_until(lambda counters=forecaster.counters: counters.swaps == 1, 60, "the other version serves")
-    assert met >= 4, "at the first cut none is held"
+    assert met >= 4, "readings were buffered at every cut except perhaps the first"
     verdict = audited(settings)
     assert verdict.audit.held >= 2
     assert set(verdict.versions) == {1, 2}

@@ -1,4 +1,4 @@
-"""State records that cannot be used: whatever they are, their sensors are rebuilt, counted, and never silently zero."""
+"""Unusable state records of every kind: their sensors are rebuilt, counted, and not silently reset."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +43,7 @@ def of_another_size(value: bytes) -> bytes:
     return tag.encode(row[:-8])
 
 
-# By sensor, what becomes of its newest record.
+# sensor -> the damaged form of its newest state record
 DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
     "whole": lambda value: value,
     "deleted": lambda value: None,
@@ -67,7 +67,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
     return made
 
 
-def test_unusable_records_are_rebuilt_and_counted(
+def test_sensors_with_unusable_state_records_are_rebuilt_and_counted(
     settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     champion = FolderChampion(tmp_path / "champion", settings)
@@ -81,7 +81,7 @@ def test_unusable_records_are_rebuilt_and_counted(
     for sensor, damage in DAMAGE.items():
         record = newest[sensor.encode()]
         producer.send(topic, damage(record.value), record.key, partition=record.partition)
-    # Keys of nobody: one that is no text, and one of a sensor without readings.
+    # Two keys without a sensor: one is not UTF-8, and the sensor of the other has no readings.
     producer.send(topic, newest[b"whole"].value, b"\xff\xfe", partition=0)
     producer.send(topic, b"of nobody", b"stranger", partition=partition_of(settings, "stranger"))
     producer.flush()
@@ -99,6 +99,6 @@ def test_unusable_records_are_rebuilt_and_counted(
         assert f"the state of sensor {sensor}, partition" in said
     assert "is not a sensor id" in said
     with running(settings, champion) as forecaster:
-        wait_until(lambda: forecaster.counters.restore_s > 0, 30, "it was restored")
-        wait_until(lambda: forecaster.counters.restored_sensors >= len(SENSORS), 30, "the changelog is whole again")
+        wait_until(lambda: forecaster.counters.restore_s > 0, 30, "the states were restored")
+        wait_until(lambda: forecaster.counters.restored_sensors >= len(SENSORS), 30, "the changelog is complete again")
     assert forecaster.counters.rebuilt_sensors == 0

@@ -46,7 +46,7 @@ Use = Callable[[Settings], None]
 
 @pytest.fixture
 def use(prefect_server: Settings, tmp_path: Path) -> Iterator[Use]:
-    """Makes flows called in this process run with these settings, on the run's Prefect."""
+    """A function that makes flows of this process use the given settings and the Prefect of this test run."""
     outside = dict(os.environ)
 
     def now(settings: Settings) -> None:
@@ -74,7 +74,7 @@ def settings(mlflow_server: Settings, fresh_settings: SettingsFactory, use: Use)
 
 
 def fill_history(settings: Settings, hours: int, first_hour: int = 0) -> None:
-    """A daily swing around a level that drifts: yesterday's value is a poor forecast, and the last one too."""
+    """Append a daily cycle around a drifting level, for which both naive forecasts are poor."""
     random = np.random.default_rng(first_hour)
     history = History(settings.history_path, settings.features)
     history.create()
@@ -183,7 +183,7 @@ def test_a_challenger_that_is_not_better_by_the_margin_stays_challenger(settings
     assert (run.data.params["warm_start_from"], run.data.params["seed"]) == ("1", "3")
 
 
-def test_a_back_test_of_a_version_leaves_out_what_it_was_chosen_on(settings: Settings) -> None:
+def test_a_back_test_of_a_version_leaves_out_its_validation_readings(settings: Settings) -> None:
     fill_history(settings, 900)
     version = retrain(epochs=1).version
     chosen_on = Registry(settings).version(version).tags["validate_until"]
@@ -195,7 +195,7 @@ def test_a_back_test_of_a_version_leaves_out_what_it_was_chosen_on(settings: Set
     assert scores["validate_until"] == chosen_on
 
 
-def test_a_longer_tail_begins_where_the_champion_was_chosen(settings: Settings, use: Use) -> None:
+def test_a_longer_test_part_begins_behind_the_champions_validation_readings(settings: Settings, use: Use) -> None:
     fill_history(settings, 900)
     retrain(epochs=1)
     training = settings.training.model_copy(update={"test_fraction": 0.4})
@@ -206,7 +206,7 @@ def test_a_longer_tail_begins_where_the_champion_was_chosen(settings: Settings, 
     assert "of the champion" in report.decision.reason
 
 
-def test_an_earlier_version_of_the_history_can_be_trained_on(settings: Settings) -> None:
+def test_a_retraining_on_an_earlier_history_version_is_not_compared_with_a_later_champion(settings: Settings) -> None:
     fill_history(settings, 700)
     version = History(settings.history_path, settings.features).version
     fill_history(settings, 300, first_hour=700)
@@ -215,7 +215,7 @@ def test_an_earlier_version_of_the_history_can_be_trained_on(settings: Settings)
     assert mlflow_run(settings, report).data.params["warm_start_from"] == "random weights"
     source = json.loads(mlflow_run(settings, report).inputs.dataset_inputs[0].dataset.source)
     assert (source["version"], source["readings"]) == (version, 700 * SENSORS)
-    # The champion was chosen on readings of until hour 800.
+    # The validation readings of the champion end at hour 800.
     assert not report.decision.promote
     assert "no fair comparison with the champion, version 1" in report.decision.reason
     assert "pinball.champion" not in Registry(settings).version(report.version).metrics
@@ -223,7 +223,7 @@ def test_an_earlier_version_of_the_history_can_be_trained_on(settings: Settings)
         retrain(history_version=99)
 
 
-def test_a_champion_that_does_not_fit_counts_as_none_and_is_said_to(settings: Settings, tmp_path: Path) -> None:
+def test_a_champion_of_other_settings_is_not_compared_and_the_gate_says_so(settings: Settings, tmp_path: Path) -> None:
     fill_history(settings, 900)
     config = ModelConfig(settings.features, settings.targets, settings.cadence_us, settings.horizon_steps + 2)
     save_artefact(Forecaster(config), tmp_path / "other")
@@ -236,7 +236,7 @@ def test_a_champion_that_does_not_fit_counts_as_none_and_is_said_to(settings: Se
     assert mlflow_run(settings, report).data.params["warm_start_from"] == "random weights"
 
 
-def test_without_enough_history_it_says_what_is_needed(settings: Settings) -> None:
+def test_a_retraining_without_enough_history_says_what_to_do(settings: Settings) -> None:
     with pytest.raises(HistoryError, match="streamgru ingest"):
         retrain()
     fill_history(settings, 5)
@@ -245,7 +245,7 @@ def test_without_enough_history_it_says_what_is_needed(settings: Settings) -> No
     assert Registry(settings).versions() == []
 
 
-def test_two_retrainings_at_once_are_one(settings: Settings) -> None:
+def test_a_second_retraining_at_the_same_time_is_cancelled(settings: Settings) -> None:
     with hold_lock(settings.home / "retrain.lock", "held"):
         state = retrain(return_state=True)
         assert state.is_cancelled()
@@ -254,7 +254,7 @@ def test_two_retrainings_at_once_are_one(settings: Settings) -> None:
             retrain()
 
 
-def test_errors_of_the_user_fail_the_run_with_their_message(settings: Settings, use: Use) -> None:
+def test_user_errors_fail_the_run_with_their_message(settings: Settings, use: Use) -> None:
     use(settings.model_copy(update={"training": settings.training.model_copy(update={"device": "cuda:77"})}))
     with pytest.raises(SettingsError, match=r"training.device"):
         retrain()
@@ -267,7 +267,7 @@ def test_errors_of_the_user_fail_the_run_with_their_message(settings: Settings, 
         state.result()
 
 
-def test_the_promote_flow_fails_in_words(settings: Settings) -> None:
+def test_the_promote_flow_fails_for_an_unknown_version(settings: Settings) -> None:
     with pytest.raises(ModelMissing, match="no version 5"):
         promote(5)
 
@@ -285,7 +285,7 @@ def test_the_monitor_fails_while_something_is_overdue(settings: Settings) -> Non
     assert monitor() == []
 
 
-def test_what_is_overdue_is_told_with_its_age() -> None:
+def test_overdue_work_is_reported_with_its_age() -> None:
     limits = MonitorSettings(retrain_within_s=7_200, append_within_s=3_600)
     now = datetime(2024, 1, 2, 12, tzinfo=UTC)
     assert overdue(limits, now, now - timedelta(hours=2), now - timedelta(hours=1)) == []

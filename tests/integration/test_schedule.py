@@ -1,4 +1,4 @@
-"""Schedules on a real Prefect: runs that come by themselves, a clean stop, and the deployments for work pools."""
+"""Schedules on a real Prefect: scheduled runs, a clean stop, and the deployments for work pools."""
 
 import os
 import re
@@ -62,7 +62,7 @@ def settings(broker: Settings, mlflow_server: Settings, fresh_settings: Settings
 
 @pytest.fixture
 def serving(settings: Settings, prefect: SyncPrefectClient, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """`streamgru schedule`, in a folder that is not the project's, where somebody has paused the monitor before."""
+    """`streamgru schedule` outside the project's folder, after a user has paused the monitor."""
     for deployment in scheduled_deployments(settings):
         if deployment.flow_name == "monitor":
             prefect.pause_deployment(deployment.apply())
@@ -83,7 +83,7 @@ def serving(settings: Settings, prefect: SyncPrefectClient, tmp_path: Path) -> I
 
 
 @pytest.mark.long(30)
-def test_a_schedule_fires_by_itself_and_survives_a_clean_stop(
+def test_a_schedule_starts_runs_and_its_deployments_survive_a_clean_stop(
     settings: Settings, prefect: SyncPrefectClient, serving: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     name = settings.model_name
@@ -100,12 +100,12 @@ def test_a_schedule_fires_by_itself_and_survives_a_clean_stop(
         ).json()
         return [run for run in found if run["auto_scheduled"]]
 
-    def told() -> str:
+    def read_log() -> str:
         assert serving.poll() is None, (tmp_path / "schedule.log").read_text()
         return (tmp_path / "schedule.log").read_text()
 
-    wait_until(lambda: told() and len(runs("ingest", "COMPLETED")) >= 2, 240, "ingest has run twice by itself")
-    log = told()
+    wait_until(lambda: read_log() and len(runs("ingest", "COMPLETED")) >= 2, 240, "the schedule has run ingest twice")
+    log = read_log()
     assert "ingest   every 10 s" in log
     assert "retrain  0 3 * * * (UTC)" in log
     assert "monitor is paused in Prefect" in log
@@ -121,13 +121,12 @@ def test_a_schedule_fires_by_itself_and_survives_a_clean_stop(
     prefect.request("DELETE", f"/deployments/{deployment['id']}")
 
 
-def test_a_start_moves_no_schedule_ends_no_pause_and_makes_up_for_one_run(
+def test_a_start_keeps_schedules_and_pauses_and_only_the_newest_overdue_run(
     settings: Settings, prefect: SyncPrefectClient, request: pytest.FixtureRequest
 ) -> None:
-    """Registering replaces deployments and their schedules, and leaves what is overdue: this is what it must not do."""
-
+    """Registration at Prefect alone would replace deployments and schedules, and keep all overdue runs."""
     never = settings.schedules.model_copy(update={"monitor": Schedule(interval_s=400_000_000)})
-    chosen = settings.model_copy(update={"schedules": never})  # not due by itself while this runs
+    chosen = settings.model_copy(update={"schedules": never})  # not due during this test
 
     def register() -> dict[str, Any]:
         found = {}
@@ -173,15 +172,15 @@ def test_a_start_moves_no_schedule_ends_no_pause_and_makes_up_for_one_run(
 
 @pytest.fixture
 def own_prefect(tmp_path: Path) -> Iterator[Settings]:
-    """A Prefect that belongs to one test alone, which kills it."""
+    """Settings of a Prefect server for one test, which kills it."""
     settings = Settings(home=tmp_path, stack={"prefect_port": steady_port()})
     yield settings
     end_stack(settings)
 
 
 @pytest.mark.long(17)
-def test_the_slot_of_a_run_that_died_with_its_server_is_free_again(own_prefect: Settings) -> None:
-    """What holds it is a lease, which has to be known to the next server: it frees only what it knows."""
+def test_the_slot_of_a_run_that_died_with_its_server_is_freed(own_prefect: Settings) -> None:
+    """A lease occupies the slot; the next server frees it only if the lease is stored on disk."""
     stack = Stack(own_prefect)
     stack.up(("prefect",))
     leases = own_prefect.home / "prefect" / "concurrency_leases"
@@ -191,7 +190,7 @@ def test_the_slot_of_a_run_that_died_with_its_server_is_free_again(own_prefect: 
     ):
 
         def begin() -> StateType:
-            """A run of the deployment, as far as it needs a slot."""
+            """Create a run of the deployment and request its slot; return the state of the run."""
             run = client.create_flow_run_from_deployment(deployment)
             state = client.set_flow_run_state(run.id, Pending()).state
             assert state is not None
@@ -210,14 +209,14 @@ def test_the_slot_of_a_run_that_died_with_its_server_is_free_again(own_prefect: 
         assert record is not None
         os.kill(record.pid, signal.SIGKILL)
         wait_until(lambda: server.running() is None, 30, "the server is dead")
-        for file in leases.glob("*.json"):  # as if it had been away until the lease's end
+        for file in leases.glob("*.json"):  # as if the lease had expired while the server was down
             file.write_text(re.sub(r'"20\d\d-', '"2020-', file.read_text()))
 
         stack.up(("prefect",))
         wait_until(lambda: begin() == StateType.PENDING, 60, "a new run gets the slot")
 
 
-def test_deployments_for_work_pools_are_made_without_a_question(
+def test_deployments_for_work_pools_are_created_without_a_prompt(
     prefect: SyncPrefectClient, prefect_server: Settings, tmp_path: Path
 ) -> None:
     variables = {
@@ -256,7 +255,7 @@ def test_deployments_for_work_pools_are_made_without_a_question(
         prefect.request("DELETE", f"/deployments/{found['id']}")
 
 
-def test_commands_run_the_flows_and_say_what_came_of_them(settings: Settings, prefect: SyncPrefectClient) -> None:
+def test_the_commands_run_the_flows_and_print_their_results(settings: Settings, prefect: SyncPrefectClient) -> None:
     def streamgru(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [STREAMGRU, *arguments],

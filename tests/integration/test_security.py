@@ -1,4 +1,4 @@
-"""Brokers that ask for TLS or a login: what works, and what is said where it is refused."""
+"""Brokers that require TLS or a login: accepted clients, and the errors of refused clients."""
 
 import datetime
 import ipaddress
@@ -28,7 +28,7 @@ LISTENERS = {"LOGIN": "SASL_PLAINTEXT", "TLS": "SSL", "BOTH": "SASL_SSL"}
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, str, str]:
-    """A certificate for this machine, signed by itself: its file, and certificate and key as Kafka takes them."""
+    """A self-signed certificate for this machine: its file, and the PEM texts of certificate and key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -108,14 +108,14 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 ALICE = {"sasl_mechanism": "PLAIN", "sasl_username": "alice", "sasl_password": "secret"}
 
 
-def test_tls_and_logins_work(secured: Secured) -> None:
+def test_clients_connect_with_tls_with_a_login_and_with_both(secured: Secured) -> None:
     check_topics(secured.settings("LOGIN", security_protocol="SASL_PLAINTEXT", **ALICE))
     check_topics(secured.settings("TLS", security_protocol="SSL", ssl_cafile=secured.cafile))
     check_topics(secured.settings("BOTH", security_protocol="SASL_SSL", ssl_cafile=secured.cafile, **ALICE))
 
 
 @pytest.mark.parametrize("listener", ["LOGIN", "BOTH"])
-def test_a_wrong_password_is_named(secured: Secured, listener: str) -> None:
+def test_a_wrong_password_is_an_error_that_names_its_setting(secured: Secured, listener: str) -> None:
     wrong = ALICE | {"sasl_password": "guess"}
     settings = secured.settings(listener, security_protocol=LISTENERS[listener], ssl_cafile=secured.cafile, **wrong)
     with pytest.raises(KafkaError, match=r"refuses? .*this login.*kafka\.sasl_password") as refused:
@@ -123,13 +123,13 @@ def test_a_wrong_password_is_named(secured: Secured, listener: str) -> None:
     assert "guess" not in str(refused.value)
 
 
-def test_a_mechanism_that_the_broker_does_not_know_is_named(secured: Secured) -> None:
+def test_a_mechanism_that_the_broker_lacks_is_an_error_that_names_its_setting(secured: Secured) -> None:
     scram = ALICE | {"sasl_mechanism": "SCRAM-SHA-512"}
     with pytest.raises(KafkaError, match=r"kafka\.sasl_mechanism"):
         check_topics(secured.settings("LOGIN", security_protocol="SASL_PLAINTEXT", **scram))
 
 
-def test_a_certificate_of_a_stranger_is_named(secured: Secured) -> None:
+def test_an_untrusted_certificate_is_an_error_that_names_its_setting(secured: Secured) -> None:
     with pytest.raises(BrokerUnreachable, match=r"TLS with it fails .*(?i:certificate).*kafka\.ssl_cafile"):
         check_topics(secured.settings("TLS", security_protocol="SSL", ssl_cafile=secured.strange_cafile))
 
@@ -143,7 +143,7 @@ def test_a_certificate_of_a_stranger_is_named(secured: Secured) -> None:
         ("LOGIN", "PLAINTEXT", "or a login"),
     ],
 )
-def test_another_protocol_than_the_listeners_is_named(
+def test_a_protocol_that_differs_from_the_listeners_is_an_error_that_says_so(
     secured: Secured, listener: str, protocol: str, said: str
 ) -> None:
     login = ALICE if protocol.startswith("SASL") else {}

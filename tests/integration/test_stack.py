@@ -29,7 +29,7 @@ START_LIMIT_S = 240
 
 @pytest.fixture
 def own_settings(tmp_path: Path) -> Iterator[Settings]:
-    """A stack that belongs to one test alone, for what would disturb the others."""
+    """Settings of a stack for one test that would disturb other tests."""
     kafka, mlflow, prefect = free_ports(3)
     settings = Settings(home=tmp_path, stack={"kafka_port": kafka, "mlflow_port": mlflow, "prefect_port": prefect})
     yield settings
@@ -84,7 +84,7 @@ def test_a_second_up_finds_the_broker_running(broker: Settings) -> None:
 
 
 @pytest.mark.long(23)
-def test_up_status_and_down_by_command_leave_nothing_running(own_settings: Settings) -> None:
+def test_the_commands_up_status_and_down_leave_no_process_running(own_settings: Settings) -> None:
     code, out, err = finish(streamgru(own_settings, "up"))
     assert (code, err) == (0, "")
     addresses = [own_settings.kafka.bootstrap_servers, own_settings.mlflow_tracking_uri, own_settings.prefect_api_url]
@@ -105,7 +105,7 @@ def test_up_status_and_down_by_command_leave_nothing_running(own_settings: Setti
     assert out.count(" down ") == 3
 
 
-def test_ctrl_c_while_it_starts_leaves_nothing_running(own_settings: Settings) -> None:
+def test_ctrl_c_during_the_start_leaves_no_process_running(own_settings: Settings) -> None:
     command = streamgru(own_settings, "up", "mlflow")
     assert command.stdout is not None
     assert command.stdout.readline() == "mlflow  starting\n"
@@ -116,7 +116,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing_running(own_settings: Settings) -
     assert using(own_settings.home) == []
 
 
-def test_a_killed_broker_has_its_data_when_it_is_started_again(frail_broker: Settings) -> None:
+def test_a_killed_broker_has_its_data_after_a_restart(frail_broker: Settings) -> None:
     stack = Stack(frail_broker)
     with closing(make_admin(frail_broker)) as admin:
         admin.create_topics([NewTopic("kept", num_partitions=1, replication_factor=1)])
@@ -141,13 +141,15 @@ def test_a_killed_broker_has_its_data_when_it_is_started_again(frail_broker: Set
                 values.extend(record.value for record in consumer.poll(200).get(partition, [])) or len(values) >= 100
             ),
             20,
-            "the readings sent before the kill",
+            "the records sent before the kill were read",
         )
     assert values == [b"%d" % number for number in range(100)]
 
 
 @pytest.mark.parametrize("service", ["kafka", "mlflow", "prefect"])
-def test_a_port_that_another_program_has_is_named_with_that_program(service: str, own_settings: Settings) -> None:
+def test_a_port_of_another_program_is_an_error_that_names_port_and_program(
+    service: str, own_settings: Settings
+) -> None:
     port = getattr(own_settings.stack, f"{service}_port")
     with closing(socket.create_server(("127.0.0.1", port))), pytest.raises(StackError) as raised:
         Stack(own_settings).up((service,))
@@ -162,7 +164,7 @@ def test_an_up_with_another_port_does_not_start_a_second_broker(broker: Settings
     assert Stack(moved).status()[0].state == "on another port"
 
 
-def test_a_file_in_a_folder_s_place_is_named(own_settings: Settings) -> None:
+def test_a_file_in_place_of_a_data_folder_is_an_error_that_names_it(own_settings: Settings) -> None:
     for name in ("kafka", "mlflow", "prefect"):
         (own_settings.home / name).touch()
     with pytest.raises(StackError) as raised:
@@ -172,7 +174,7 @@ def test_a_file_in_a_folder_s_place_is_named(own_settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(("service", "database"), [("mlflow", "mlflow/mlflow.db"), ("prefect", "prefect/prefect.db")])
-def test_a_damaged_database_is_named(service: str, database: str, own_settings: Settings) -> None:
+def test_a_damaged_database_is_an_error_that_names_it(service: str, database: str, own_settings: Settings) -> None:
     path = own_settings.home / database
     path.parent.mkdir()
     path.write_bytes(b"not a database at all" * 100)
@@ -180,7 +182,7 @@ def test_a_damaged_database_is_named(service: str, database: str, own_settings: 
         Stack(own_settings).up((service,))
 
 
-def test_a_damaged_broker_folder_is_named_and_left_as_it_is(own_settings: Settings) -> None:
+def test_a_damaged_broker_folder_is_an_error_and_is_not_changed(own_settings: Settings) -> None:
     meta = own_settings.home / "kafka" / "data" / "meta.properties"
     meta.parent.mkdir(parents=True)
     meta.write_text("garbage\n")
@@ -189,7 +191,7 @@ def test_a_damaged_broker_folder_is_named_and_left_as_it_is(own_settings: Settin
     assert meta.read_text() == "garbage\n"
 
 
-def test_a_broker_that_dies_on_start_is_named_with_the_end_of_its_log(own_settings: Settings) -> None:
+def test_a_broker_that_ends_during_its_start_is_an_error_with_the_end_of_its_log(own_settings: Settings) -> None:
     data = own_settings.home / "kafka" / "data"
     data.mkdir(parents=True)
     (data / "meta.properties").write_text("version=1\nnode.id=7\ncluster.id=another-brokers-folder\n")

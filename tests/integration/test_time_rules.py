@@ -1,7 +1,7 @@
-"""Time that runs backwards in a file of real readings' shape: published in the file's order, nothing is stepped twice.
+"""A file whose timestamps jump back, published in row order: no timestamp is stepped twice.
 
-The shape is that of machine_temperature_system_failure.csv of the Numenta Anomaly Benchmark: one reading every five
-minutes, and in the middle a jump back by 55 minutes, after which 12 timestamps come a second time. The file itself:
+The synthetic file resembles machine_temperature_system_failure.csv of the Numenta Anomaly Benchmark: it has one reading
+every five minutes, and in the middle a jump back by 55 minutes, so that 12 timestamps repeat. To publish the original:
 
     streamgru publish machine_temperature_system_failure.csv --order file --timezone UTC
 """
@@ -46,7 +46,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory, request: pytest.
 
 
 def machine_temperatures(path: Path, before: int = 250, after: int = 400) -> int:
-    """Write a file of that shape; how many rows it has."""
+    """Write the synthetic file and return its number of rows."""
     start = datetime(2014, 1, 6, 6, 10)  # noqa: DTZ001 - the file's times have no zone
     rows = [start + FIVE_MINUTES * row for row in range(before)]
     rows += [rows[-1] - timedelta(minutes=55) + FIVE_MINUTES * row for row in range(REPEATED + after)]
@@ -57,11 +57,11 @@ def machine_temperatures(path: Path, before: int = 250, after: int = 400) -> int
 
 
 def forecast_file(settings: Settings, path: Path, rows: int, models: Path) -> tuple[Counters, list[Forecast]]:
-    """Publish a file in its own order through a forecaster, and hold what came out against an offline pass."""
+    """Publish a file in the order of its rows, and compare the forecasts with those of an offline pass."""
     champion = FolderChampion(models, settings)
     champion.promote(1, small_forecaster(settings))
     with running(settings, champion) as forecaster:
-        wait_until(lambda: forecaster.counters.restore_s > 0, 60, "it serves")
+        wait_until(lambda: forecaster.counters.restore_s > 0, 60, "the forecaster serves")
         done = CliRunner().invoke(
             publish, [str(path), "--order", "file", "--timezone", "UTC"], obj=Context(lambda: settings)
         )
@@ -73,7 +73,7 @@ def forecast_file(settings: Settings, path: Path, rows: int, models: Path) -> tu
 
 
 def double_updates(settings: Settings, accepted: int) -> int:
-    """Steps that the final state has beyond one for each accepted reading."""
+    """The number of steps of the final state beyond one per accepted reading."""
     dtype = ServedModel(1, small_forecaster(settings), settings).table.dtype
     newest = read_states(settings)[-1]
     (state,) = np.frombuffer(decode_state(newest.value)[1], dtype)
@@ -81,15 +81,13 @@ def double_updates(settings: Settings, accepted: int) -> int:
     return int(state["steps"]) - accepted
 
 
-def test_a_jump_back_in_a_file_steps_nothing_twice(settings: Settings, tmp_path: Path) -> None:
-    """Grace changes nothing: no gap is left that the repeated readings could fill."""
+def test_a_jump_back_in_a_file_steps_no_timestamp_twice(settings: Settings, tmp_path: Path) -> None:
+    """The reorder buffer changes nothing, because the repeated readings fill no gap."""
     path = tmp_path / "machine_temperature.csv"
     rows = machine_temperatures(path)
     counters, found = forecast_file(settings, path, rows, tmp_path / "champion")
     assert (counters.readings, counters.accepted, counters.forecasts) == (rows, rows - REPEATED, rows - REPEATED)
-    assert (counters.duplicates, counters.late) == (
-        1,
-        REPEATED - 1,
-    )  # the last of them is as old as the newest accepted
+    # The last repeated reading has the newest accepted timestamp; all repeated readings before it are older.
+    assert (counters.duplicates, counters.late) == (1, REPEATED - 1)
     assert double_updates(settings, counters.accepted) == 0
     assert len({forecast.issued_at for forecast in found}) == len(found)

@@ -1,4 +1,4 @@
-"""Topics are made as the settings say, and existing ones that differ are complained about."""
+"""Topics are created as in the settings, and existing topics that differ are an error."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def with_kafka(settings: Settings, **changes: object) -> Settings:
     return settings.model_copy(update={"kafka": settings.kafka.model_copy(update=changes)})
 
 
-def test_making_them_twice_is_harmless(broker: Settings, fresh_settings: SettingsFactory) -> None:
+def test_creating_topics_twice_changes_nothing(broker: Settings, fresh_settings: SettingsFactory) -> None:
     settings = fresh_settings(kafka={"partitions": 3, "retention_s": 3_600})
     with pytest.raises(TopicError, match=r"topics do not exist: readings-\w+, forecasts-\w+.*topics create"):
         check_topics(settings)
@@ -42,7 +42,7 @@ def test_making_them_twice_is_harmless(broker: Settings, fresh_settings: Setting
         assert {partition_count(admin, name) for name in settings.kafka.topics.model_dump().values()} == {3}
 
 
-def test_every_difference_is_named(made: Settings) -> None:
+def test_every_difference_from_the_settings_is_named(made: Settings) -> None:
     other = with_kafka(made, partitions=3, max_reading_bytes=500_000, retention_s=3_600, replication_factor=2)
     with pytest.raises(TopicError) as raised:
         ensure_topics(other)
@@ -56,7 +56,7 @@ def test_every_difference_is_named(made: Settings) -> None:
     assert "topics create --alter" in complaint
 
 
-def test_the_stream_refuses_only_what_would_break_it(made: Settings) -> None:
+def test_the_stream_refuses_only_differences_that_would_break_it(made: Settings) -> None:
     check_topics(with_kafka(made, retention_s=3_600, replication_factor=2, max_reading_bytes=1_000_000))
     with pytest.raises(TopicError, match=r"max.message.bytes is 1000000, and should be at most 999999"):
         check_topics(with_kafka(made, max_reading_bytes=999_999))
@@ -66,7 +66,7 @@ def test_the_stream_refuses_only_what_would_break_it(made: Settings) -> None:
         check_topics(with_kafka(made, partitions=4))
 
 
-def test_alter_changes_what_differs_and_only_that(made: Settings) -> None:
+def test_alter_changes_only_configurations_that_differ(made: Settings) -> None:
     other = with_kafka(made, retention_s=3_600)
     report = ensure_topics(other, alter=True)
     assert f"{made.kafka.topics.readings}: set retention.ms=3600000" in report
@@ -76,9 +76,7 @@ def test_alter_changes_what_differs_and_only_that(made: Settings) -> None:
         ensure_topics(with_kafka(other, partitions=4), alter=True)
 
 
-def test_a_plain_log_in_the_place_of_the_changelog_is_refused(
-    broker: Settings, fresh_settings: SettingsFactory
-) -> None:
+def test_a_changelog_without_compaction_is_refused(broker: Settings, fresh_settings: SettingsFactory) -> None:
     settings = fresh_settings()
     with make_admin(settings) as admin:
         admin.create_topics({settings.kafka.topics.state: {"num_partitions": 2, "replication_factor": 1}})
@@ -88,12 +86,14 @@ def test_a_plain_log_in_the_place_of_the_changelog_is_refused(
         check_topics(settings)
 
 
-def test_more_replicas_than_brokers_is_a_plain_message(broker: Settings, fresh_settings: SettingsFactory) -> None:
+def test_more_replicas_than_brokers_are_an_error_that_names_the_setting(
+    broker: Settings, fresh_settings: SettingsFactory
+) -> None:
     with pytest.raises(TopicError, match=r"could not be made: .*kafka.replication_factor in the settings"):
         ensure_topics(fresh_settings(kafka={"replication_factor": 3}))
 
 
-def test_records_are_counted(made: Settings) -> None:
+def test_the_status_of_a_topic_counts_its_records(made: Settings) -> None:
     producer = make_producer(made)
     for partition in (0, 0, 1):
         producer.send(made.kafka.topics.forecasts, b"{}", b"key", partition=partition)
@@ -104,7 +104,7 @@ def test_records_are_counted(made: Settings) -> None:
     assert not any(status.differences for status in by_purpose.values())
 
 
-def test_the_commands_make_and_show_them(broker: Settings, fresh_settings: SettingsFactory) -> None:
+def test_the_commands_create_and_show_topics(broker: Settings, fresh_settings: SettingsFactory) -> None:
     settings = fresh_settings()
     context = Context(lambda: settings)
 
@@ -126,7 +126,9 @@ def test_the_commands_make_and_show_them(broker: Settings, fresh_settings: Setti
     assert output.count(" ok") == 4
 
 
-def test_no_broker_is_a_plain_message(fresh_settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_broker_is_an_error_that_says_what_to_do(
+    fresh_settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.kafka.clients.BOOTSTRAP_TIMEOUT_MS", 300)
     (port,) = free_ports(1)
     settings = fresh_settings(kafka={"bootstrap_servers": f"127.0.0.1:{port}"})
@@ -137,7 +139,9 @@ def test_no_broker_is_a_plain_message(fresh_settings: SettingsFactory, monkeypat
         make_admin(fresh_settings(kafka={"bootstrap_servers": "nonsense"}))
 
 
-def test_a_missing_topic_is_named_and_not_made_by_asking(broker: Settings, fresh_settings: SettingsFactory) -> None:
+def test_a_look_up_of_a_missing_topic_names_it_and_does_not_create_it(
+    broker: Settings, fresh_settings: SettingsFactory
+) -> None:
     settings = fresh_settings()
     consumer = make_consumer(settings)
     with make_admin(settings) as admin:
@@ -148,17 +152,19 @@ def test_a_missing_topic_is_named_and_not_made_by_asking(broker: Settings, fresh
     consumer.close()
 
 
-def test_brokers_that_do_not_tell_how_topics_are_configured_are_not_taken_for_topics_that_differ(
+def test_brokers_that_hide_topic_configurations_do_not_cause_a_topic_error(
     made: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = {"topic": {name: {} for name in made.kafka.topics.model_dump().values()}}
     monkeypatch.setattr(KafkaAdminClient, "describe_configs", lambda self, resources, config_filter: refused)
     with pytest.raises(KafkaError, match="needs the right to DescribeConfigs") as raised:
         check_topics(made)
-    assert not isinstance(raised.value, TopicError), "for which forecasters end"
+    assert not isinstance(raised.value, TopicError), "forecasters end with a TopicError"
 
 
-def test_a_change_that_the_brokers_refuse_is_told(made: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_the_brokers_refuse_is_an_error_with_their_reason(
+    made: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = {"topic": {made.kafka.topics.readings: "[Error 44] PolicyViolationError: no"}}
     monkeypatch.setattr(KafkaAdminClient, "alter_configs", lambda self, resources: refused)
     with pytest.raises(TopicError, match=r"could not be changed, the brokers say: .*PolicyViolation"):

@@ -1,4 +1,4 @@
-"""What changes under a running forecaster: it waits or ends by a stated policy, and says so."""
+"""Faults under a running forecaster: it waits or ends by a stated policy, and reports the fault."""
 
 import kafka.errors as client_errors
 import pytest
@@ -45,7 +45,7 @@ def champion(settings: Settings, champion: FolderChampion) -> FolderChampion:
 
 
 def has_ended(forecaster: StreamForecaster) -> bool:
-    """Whether it ended by itself, which it does once its lookout has a reason."""
+    """Whether the forecaster ended by itself, because of a failure that its monitor found."""
     return forecaster._monitor is not None and forecaster._monitor._closed.is_set()
 
 
@@ -56,32 +56,32 @@ def test_a_topic_deleted_under_a_forecaster_ends_it(settings: Settings, champion
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "the readings were forecast")
         with make_admin(settings) as admin:
             admin.delete_topics([name])
-        wait_until(lambda: has_ended(forecaster), 40, "it ended")
+        wait_until(lambda: has_ended(forecaster), 40, "the forecaster ended")
 
 
-def test_commits_that_fail_one_after_the_other_are_no_progress(
+def test_a_forecaster_whose_commits_all_fail_is_stuck(
     settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is followed by a restore that succeeds, so that it would otherwise seem to get on for ever."""
+    """A restore succeeds after each failed commit and must not count as progress."""
     refused = client_errors.KafkaError("not enough replicas")
 
     def commit(transport: KafkaTransport) -> None:
         raise refused
 
     monkeypatch.setattr(KafkaTransport, "commit", commit)
-    monkeypatch.setattr("pipeline.forecaster.session.LONGEST_RETRY_S", 0.2)  # or waiting alone would count as stuck
+    monkeypatch.setattr("pipeline.forecaster.session.LONGEST_RETRY_S", 0.2)  # long retries alone would count as stuck
     with (
         pytest.raises(StreamgruError, match="no transaction for 3 s"),
         running(settings, champion, max_idle_s=3.0) as forecaster,
     ):
-        wait_until(lambda: has_ended(forecaster), 40, "it ended")
+        wait_until(lambda: has_ended(forecaster), 40, "the forecaster ended")
     assert read_forecasts(settings) == []
 
 
-def test_what_watches_outlives_whatever_looking_raises(
+def test_the_monitor_survives_an_unexpected_error_of_its_check(
     settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dead, it would say for ever what it saw last: that all is well."""
+    """A dead monitor would report its last result for ever, that the forecaster serves."""
 
     def fail(*args: object) -> None:
         raise KeyError("something new")
@@ -90,15 +90,15 @@ def test_what_watches_outlives_whatever_looking_raises(
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "the readings were forecast")
         monitor = forecaster._monitor
         assert monitor is not None
-        wait_until(lambda: monitor.state is ForecasterState.SERVING, 20, "it has looked")
+        wait_until(lambda: monitor.state is ForecasterState.SERVING, 20, "the monitor has checked")
         with monkeypatch.context() as patched:
             patched.setattr("pipeline.forecaster.stuck_detection.check_topics", fail)
-            wait_until(lambda: "something new" in monitor.trouble, 20, "it says that it cannot see")
+            wait_until(lambda: "something new" in monitor.trouble, 20, "the monitor reports the error")
             assert not monitor.waits_for_brokers
-        wait_until(lambda: not monitor.trouble, 20, "it sees again")
+        wait_until(lambda: not monitor.trouble, 20, "the monitor checks again")
 
 
-def test_a_partition_without_a_leader_is_told_and_the_others_are_watched(
+def test_a_partition_without_a_leader_is_reported_and_the_others_are_checked(
     settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leaderless(consumer: object, partitions: list[TopicPartition]) -> list[TopicPartition]:
@@ -111,19 +111,19 @@ def test_a_partition_without_a_leader_is_told_and_the_others_are_watched(
         with monkeypatch.context() as patched:
             patched.setattr("pipeline.forecaster.stuck_detection.leaderless", leaderless)
             wait_until(lambda: "no broker leads partition 1" in monitor.trouble, 20, "it says so")
-            wait_until(lambda: monitor.state is ForecasterState.SERVING, 20, "it sees the other")
+            wait_until(lambda: monitor.state is ForecasterState.SERVING, 20, "the other partition is checked")
             assert list(monitor.lag) == [0]
-        wait_until(lambda: not monitor.trouble and list(monitor.lag) == [0, 1], 20, "it sees both again")
+        wait_until(lambda: not monitor.trouble and list(monitor.lag) == [0, 1], 20, "both are checked again")
 
 
 def truncate(settings: Settings, forecaster: StreamForecaster, partition: int, offset: int) -> None:
-    """As the client does when a new leader's log ends before what it has read."""
+    """Do as the client does if the log of a new leader ends before the position of the consumer."""
     where = TopicPartition(settings.kafka.topics.readings, partition)
     lost = client_errors.LogTruncationError({where: OffsetAndMetadata(offset, "", -1)})
     session_of(forecaster).consumer._fetcher._cached_log_truncation = lost
 
 
-def test_readings_that_the_brokers_lost_after_they_were_forecast_need_consent(
+def test_readings_lost_after_their_forecast_end_the_forecaster_unless_loss_is_accepted(
     settings: Settings, champion: FolderChampion
 ) -> None:
     count = 3 * len(SENSORS)
@@ -133,7 +133,7 @@ def test_readings_that_the_brokers_lost_after_they_were_forecast_need_consent(
     ):
         wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
         truncate(settings, forecaster, 0, 1)
-        wait_until(lambda: has_ended(forecaster), 40, "it ended")
+        wait_until(lambda: has_ended(forecaster), 40, "the forecaster ended")
     with running(settings, champion, accept_loss=True) as forecaster:
         wait_until(lambda: not forecaster._heartbeat.is_restoring and forecaster._heartbeat.positions, 30, "it serves")
         truncate(settings, forecaster, 0, 1)
@@ -141,14 +141,14 @@ def test_readings_that_the_brokers_lost_after_they_were_forecast_need_consent(
         wait_for_forecasts(settings, 5 * len(SENSORS))
 
 
-def test_readings_that_the_brokers_lost_before_they_were_forecast_do_not(
+def test_readings_lost_before_their_forecast_do_not_end_the_forecaster(
     settings: Settings, champion: FolderChampion
 ) -> None:
     count = 3 * len(SENSORS)
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")
         truncate(settings, forecaster, 0, session_of(forecaster).partitions.positions[0])
-        wait_until(lambda: forecaster.counters.aborted, 30, "it started over")
+        wait_until(lambda: forecaster.counters.aborted, 30, "the forecaster started over")
         publish(settings, rounds(settings, SENSORS, range(3, 5)))
         wait_for_forecasts(settings, 5 * len(SENSORS))
     assert read_forecasts(settings) == expected_forecasts(settings, small_forecaster(settings))
@@ -163,4 +163,4 @@ def test_partitions_added_under_a_forecaster_end_it(settings: Settings, champion
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "the readings were forecast")
         with make_admin(settings) as admin:
             admin.create_partitions({name: NewPartitions(3)})
-        wait_until(lambda: has_ended(forecaster), 40, "it ended")
+        wait_until(lambda: has_ended(forecaster), 40, "the forecaster ended")

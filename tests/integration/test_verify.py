@@ -1,4 +1,4 @@
-"""``streamgru verify`` and ``explain`` on a real broker: a good stream passes, and whatever is planted is found."""
+"""``streamgru verify`` and ``explain`` on a real broker: they find planted faults in a good stream."""
 
 import json
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
 
 @pytest.fixture
 def forecast_stream(settings: Settings, champion: FolderChampion) -> Settings:
-    """A stream with gaps, duplicates, late readings, poison and a promotion, forecast by one forecaster."""
+    """A stream with gaps, duplicates, late readings, invalid records and a model swap."""
     messages = [*rounds(settings, SENSORS, range(40)), *rounds(settings, SENSORS, range(42, 50))]
     messages += [*messages[100:104], Message(b"sensor-0", b"rubbish", 0), Message(None, b"{}", 1)]
     later = [*rounds(settings, SENSORS, range(50, 70)), *rounds(settings, SENSORS, range(90, 100))]
@@ -76,7 +76,7 @@ def forecast_stream(settings: Settings, champion: FolderChampion) -> Settings:
     return settings
 
 
-def test_a_faultless_stream_has_no_faults(forecast_stream: Settings, champion: FolderChampion) -> None:
+def test_verify_finds_no_faults_in_a_good_stream(forecast_stream: Settings, champion: FolderChampion) -> None:
     verdict = verify(forecast_stream, champion.load)
     assert verdict.faults == {}
     counts = verdict.audit
@@ -88,7 +88,7 @@ def test_a_faultless_stream_has_no_faults(forecast_stream: Settings, champion: F
     assert (verdict.waiting, verdict.out_of_reach, verdict.rebuilt) == (0, 0, 0)
 
 
-def test_a_span_limits_the_audit(forecast_stream: Settings, champion: FolderChampion) -> None:
+def test_verify_audits_only_the_given_span(forecast_stream: Settings, champion: FolderChampion) -> None:
     whole = verify(forecast_stream, champion.load)
     half = verify(forecast_stream, champion.load, Span({0: 50, 1: 50}, {0: 100, 1: 100}))
     assert half.faults == {}
@@ -96,8 +96,8 @@ def test_a_span_limits_the_audit(forecast_stream: Settings, champion: FolderCham
     assert half.audit.forecasts < whole.audit.forecasts
 
 
-def test_a_planted_loss_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
-    # A reading that the committed offsets have passed and that nobody forecast: the group is set behind it by hand.
+def test_verify_finds_a_reading_without_a_forecast(forecast_stream: Settings, champion: FolderChampion) -> None:
+    # The committed offset of the group is set behind a reading that has no forecast.
     publish(forecast_stream, [reading(forecast_stream, SENSORS[0], 100)])
     commit_ends(forecast_stream)
     verdict = verify(forecast_stream, champion.load)
@@ -105,24 +105,24 @@ def test_a_planted_loss_is_found(forecast_stream: Settings, champion: FolderCham
     assert "does not hold the reading" in verdict.examples["states different"][0]
 
 
-def test_a_planted_duplicate_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+def test_verify_finds_a_second_forecast_of_a_reading(forecast_stream: Settings, champion: FolderChampion) -> None:
     plant_forecast(forecast_stream, lambda forecast: forecast)
     assert verify(forecast_stream, champion.load).faults == {"twice": 1, "out of order": 1}
 
 
-def test_a_planted_number_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+def test_verify_finds_a_changed_number(forecast_stream: Settings, champion: FolderChampion) -> None:
     plant_forecast(forecast_stream, shifted)
     verdict = verify(forecast_stream, champion.load)
     assert verdict.faults == {"twice": 1, "out of order": 1, "different": 1}
     assert verdict.largest_difference > 1e-5
 
 
-def test_a_planted_weight_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+def test_verify_finds_changed_weights(forecast_stream: Settings, champion: FolderChampion) -> None:
     plant_forecast(forecast_stream, other_weights)
     assert verify(forecast_stream, champion.load).faults == {"twice": 1, "out of order": 1, "different": 1}
 
 
-def test_a_planted_wrong_state_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+def test_verify_finds_a_changed_state(forecast_stream: Settings, champion: FolderChampion) -> None:
     def touch(row: Any) -> None:
         row["hidden"][0, 0] += 1e-3
 
@@ -132,7 +132,7 @@ def test_a_planted_wrong_state_is_found(forecast_stream: Settings, champion: Fol
     assert "hidden" in verdict.examples["states different"][0]
 
 
-def test_a_state_that_missed_a_reading_is_found(forecast_stream: Settings, champion: FolderChampion) -> None:
+def test_verify_finds_a_state_that_missed_a_reading(forecast_stream: Settings, champion: FolderChampion) -> None:
     def set_back(row: Any) -> None:
         row["offset"] -= 1
 
@@ -140,7 +140,7 @@ def test_a_state_that_missed_a_reading_is_found(forecast_stream: Settings, champ
     assert verify(forecast_stream, champion.load).faults == {"states different": 1}
 
 
-def test_a_lost_state_is_found_though_its_forecasts_are_what_its_readings_make_of_them(
+def test_verify_finds_blank_states_even_if_their_forecasts_are_correct(
     settings: Settings, champion: FolderChampion
 ) -> None:
     publish(settings, rounds(settings, SENSORS, range(20)))
@@ -153,7 +153,7 @@ def test_a_lost_state_is_found_though_its_forecasts_are_what_its_readings_make_o
     assert verify(settings, champion.load).faults == {"begun anew": len(SENSORS)}
 
 
-def test_settings_that_were_changed_are_audited_from_their_first_forecast_on(
+def test_verify_audits_changed_settings_from_their_first_forecast_on(
     settings: Settings, champion: FolderChampion, tmp_path: Path
 ) -> None:
     publish(settings, rounds(settings, SENSORS, [*range(30), *range(36, 40)]))
@@ -179,7 +179,7 @@ def test_settings_that_were_changed_are_audited_from_their_first_forecast_on(
 
 @pytest.fixture
 def loading(champion: FolderChampion, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models come from the test's folder; everything else is as for a user."""
+    """The commands load models from the folder of the test instead of MLflow."""
     monkeypatch.setattr("deploy.commands.verify._loader", lambda settings: champion.load)
 
 
@@ -246,7 +246,7 @@ def commit_ends(settings: Settings) -> None:
 
 
 def wipe_states(settings: Settings, champion: FolderChampion) -> None:
-    """Replace every state by a whole and blank one that only knows its sensor's last timestamp."""
+    """Replace every state by a valid blank state with the last timestamp of its sensor."""
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
     blank = blank_states(champion.load(1).config, 1, settings.adaptation)
     for record in read_states(settings):
@@ -257,13 +257,13 @@ def wipe_states(settings: Settings, champion: FolderChampion) -> None:
 
 
 def shifted(forecast: Forecast) -> Forecast:
-    """A forecast whose numbers are a little too large."""
+    """The forecast with numbers that are 0.1 too large."""
     quantiles = {"a": {level: [value + 0.1 for value in row] for level, row in forecast.quantiles["a"].items()}}
     return msgspec.structs.replace(forecast, quantiles=quantiles)
 
 
 def other_weights(forecast: Forecast) -> Forecast:
-    """A forecast that says of its two largest weights that each is the other's."""
+    """The forecast with its two largest weights swapped."""
     assert forecast.weights is not msgspec.UNSET
     shares = forecast.weights["a"]
     first, second = sorted(shares, key=shares.__getitem__, reverse=True)[:2]
@@ -273,7 +273,7 @@ def other_weights(forecast: Forecast) -> Forecast:
 
 
 def plant_forecast(settings: Settings, change: Callable[[Forecast], Forecast]) -> None:
-    """Send a sensor's next to last forecast once more, changed."""
+    """Send the last but one forecast of a sensor again, with a change."""
     *_, forecast, _ = [found for found in read_forecasts(settings) if found.sensor_id == SENSORS[0]]
     changed = change(forecast)
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
@@ -288,7 +288,7 @@ def plant_forecast(settings: Settings, change: Callable[[Forecast], Forecast]) -
 
 
 def plant_state(settings: Settings, champion: FolderChampion, change: Callable[[Any], None]) -> None:
-    """Write a sensor's last state once more, changed."""
+    """Write the last state of the changelog again, with a change."""
     record = read_states(settings)[-1]
     tag, packed = decode_state(record.value)
     row = np.frombuffer(packed, state_dtype(champion.load(tag.model_version).config, settings.adaptation)).copy()

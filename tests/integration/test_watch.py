@@ -1,4 +1,4 @@
-"""``streamgru watch`` against a forecaster at work on the real broker."""
+"""``streamgru watch`` beside a running forecaster on a real broker."""
 
 import re
 import signal
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def stream(broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path) -> Iterator[Settings]:
-    """Readings of three sensors, all forecast, and a forecaster that goes on."""
+    """A stream with forecasts of three sensors and a running forecaster."""
     settings = fresh_settings(features=("a", "b"), targets=("a",), horizon_steps=8)
     ensure_topics(settings)
     champion = FolderChampion(tmp_path / "champion", settings)
@@ -60,7 +60,7 @@ def run(settings: Settings, *arguments: str) -> str:
     return result.output
 
 
-def test_every_forecast_is_shown_beside_its_reading(stream: Settings) -> None:
+def test_watch_prints_every_forecast_beside_its_reading(stream: Settings) -> None:
     lines = run(stream, "--from-beginning", "--limit", str(len(SENSORS) * STEPS)).splitlines()
     assert len(lines) == len(SENSORS) * STEPS
     assert {line.partition(": ")[0].partition(" ")[2] for line in lines} == set(SENSORS)
@@ -68,29 +68,31 @@ def test_every_forecast_is_shown_beside_its_reading(stream: Settings) -> None:
         assert re.search(r": a -?[\d.]+, \+1: \S+ \(\S+ … \S+\) \+6: .* \+8: .* \(v1, (cold|warm)\)$", line), line
 
 
-def test_sensors_can_be_chosen(stream: Settings) -> None:
+def test_watch_prints_only_the_chosen_sensors(stream: Settings) -> None:
     lines = run(stream, "attic", "--from-beginning", "--limit", str(STEPS)).splitlines()
     assert len(lines) == STEPS
     assert all(" attic: " in line for line in lines)
 
 
-def test_an_unknown_sensor_is_named_with_those_there_are(stream: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_sensor_is_an_error_that_names_the_known_ones(
+    stream: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watch_module, "PATIENCE_S", 1.0)
     with pytest.raises(StreamgruError, match=r"nothing was seen of attc.*attic, cellar, roof \[east\]"):
         run(stream, "attc")
 
 
-def test_only_what_comes_in_from_now_on_counts_and_the_table_knows_what_was_before(stream: Settings) -> None:
+def test_the_tail_counts_only_new_forecasts_and_knows_earlier_sensors(stream: Settings) -> None:
     latest = LatestForecasts()
     with StreamTail(stream, look_back=100) as tail:
-        wait_until(lambda: latest.update(tail.poll(0.1)) or len(tail.known_sensors) == 3, 20, "sensors were seen")
+        wait_until(lambda: latest.update(tail.poll(0.1)) or len(tail.known_sensors) == 3, 20, "all sensors are known")
         assert tail.forecasts == 0
         publish(stream, rounds(stream, SENSORS, [STEPS]))
-        wait_until(lambda: latest.update(tail.poll(0.1)) or tail.forecasts == 3, 20, "forecasts came in")
+        wait_until(lambda: latest.update(tail.poll(0.1)) or tail.forecasts == 3, 20, "three forecasts arrived")
         assert latest.table("").row_count == 3
 
 
-def test_the_audit_agrees_with_what_was_sent(stream: Settings) -> None:
+def test_the_delivery_counts_match_the_published_readings(stream: Settings) -> None:
     key, value = encode_reading("attic", 0, {"a": 1.0})
     spoilt = Message(b"attic", b"{}", partition_of(stream, "attic"))
     publish(
@@ -112,7 +114,7 @@ def test_the_audit_agrees_with_what_was_sent(stream: Settings) -> None:
     assert forecasts.quantiles.shape == (19, 1, 3, 8)
 
 
-def test_ctrl_c_is_the_way_to_end_it(stream: Settings) -> None:
+def test_ctrl_c_ends_watch_with_exit_code_0(stream: Settings) -> None:
     variables = {
         "STREAMGRU_STACK__KAFKA_PORT": str(stream.stack.kafka_port),
         "STREAMGRU_KAFKA__TOPICS__READINGS": stream.kafka.topics.readings,

@@ -1,4 +1,4 @@
-"""A run by a Prefect worker, which starts in a temporary folder, keeps nothing there: it fails and says why."""
+"""A Prefect worker runs flows in a temporary folder, so a run with a relative home fails and says why."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ PREFECT = Path(sys.executable).with_name("prefect")
 
 
 @pytest.mark.long(16)
-def test_a_worker_s_run_with_a_relative_home_fails_and_names_it(prefect_server: Settings, tmp_path: Path) -> None:
+def test_a_run_of_a_worker_with_a_relative_home_fails_and_names_it(prefect_server: Settings, tmp_path: Path) -> None:
     name = f"pool-{uuid.uuid4().hex[:8]}"
     variables = {
         **environment(prefect_server),
