@@ -65,7 +65,7 @@ class Case:
 
     @property
     def horizon(self) -> int:
-        """h."""
+        """The horizon in steps, h."""
         return self.forecaster.config.horizon_steps
 
     @cached_property

@@ -21,7 +21,7 @@ from tests.benchmarks.sides import HIDDEN_SIZE, adapting
 from tests.integration.stream_rig import small_forecaster
 
 SENSORS = 2_000
-WRITES = 400  # of every state
+WRITES = 400  # writes of every state
 SECONDS = 60.0
 PARTITIONS = 2
 SETTLE_S = 45.0  # three times the broker's interval between compactions

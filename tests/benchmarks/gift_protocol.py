@@ -42,7 +42,7 @@ MEDIAN: Final = LEVELS.index(0.5)
 SEASON_STEPS: Final = 24
 TEST_PART: Final = 0.1
 MOST_WINDOWS: Final = 20
-VALIDATION_PART: Final = 0.1  # of the steps before the test part
+VALIDATION_PART: Final = 0.1  # share of the steps before the test part
 
 
 @dataclass
@@ -96,7 +96,7 @@ def seasonal_naive(past: Floats, horizon_steps: int) -> Floats:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Train, forecast and score. The object to print."""
+    """Train, forecast and score; return the object to print."""
     began = time.monotonic()
     horizon_steps = TERMS[options.term]
     settings = Settings(

@@ -134,7 +134,7 @@ def _fed() -> int:
 
 
 def _delays(settings: Settings) -> Delays:
-    """Feed readings, the sensors taking turns, and read the forecasts. The delay of each reading after the warm-up.
+    """Feed readings, the sensors taking turns; return the delay of the forecast of each reading after the warm-up.
 
     The n-th record of an output partition belongs to the n-th reading of the readings partition with that number.
     """
@@ -186,7 +186,7 @@ def feed(servers: str, topic: str, messages: list[Message], ready: Any) -> None:
     real sensors run on other machines.
     """
     client = KafkaNetClient(bootstrap_servers=servers)
-    client.check_version()  # connects
+    client.check_version()  # opens the connection
     ready.set()
     began = next_at = time.monotonic()
     sent = 0
@@ -220,7 +220,7 @@ def _send(client: KafkaNetClient, topic: str, messages: list[Message]) -> None:
         min_version=PRODUCE_VERSION,
         max_version=PRODUCE_VERSION,
     )
-    response = client.send_and_receive(client.least_loaded_node(), request)  # there is one broker
+    response = client.send_and_receive(client.least_loaded_node(), request)  # the only broker
     failed = [each.error_code for found in response.responses for each in found.partition_responses if each.error_code]
     assert not failed, f"the broker rejected readings with the error codes {failed}"
 

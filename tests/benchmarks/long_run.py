@@ -15,7 +15,7 @@ from tests.benchmarks.panel import Walk
 # Number of moments at which forecasts are scored, the same for all sensors.
 MOMENTS: Final = 40
 WINDOWS: Final = (1, 2, 4, 8, 24, 48, 96, 168, 336, 720, 1024)
-PARTS: Final = 4  # of the test part, by time
+PARTS: Final = 4  # equal stretches of the test part, by time
 TILED_STEPS: Final = 100_000
 WEEK_US: Final = 7 * 86_400_000_000
 # A sensor that was not in the training data, in another unit.

@@ -19,7 +19,7 @@ from model.stepper import Stepper
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 
-# Numbers in the forecasts of one call of the stepper: 64 MB, held a few times.
+# Numbers in the forecasts of one call of the stepper: 64 MB, of which a call holds a few copies.
 _NUMBERS: Final = 8_000_000
 
 
@@ -48,7 +48,7 @@ class Panel:
         return cls(sequences.sensors, times[0], sequences.values.reshape(S, len(times[0]), -1))
 
     def __len__(self) -> int:
-        """N."""
+        """The number of readings per sensor, N."""
         return len(self.timestamp_us)
 
     def labels(self, moments: Sequence[int] | Indexes, targets: Sequence[int], horizon_steps: int) -> Floats:
@@ -72,7 +72,7 @@ class Walk:
         return cls(stepper, sensors, blank_states(stepper.config, len(sensors), stepper.adaptation))
 
     def go(self, timestamp_us: Indexes, values: Floats, kept: Sequence[int] | Indexes) -> Floats:
-        """Step n readings into each state. (B, m, K, h) medians issued at m of them.
+        """Step n readings into each state; return the (B, m, K, h) medians issued at m of them.
 
         Args:
             timestamp_us: (n,), or (B, n) if the times differ.

@@ -173,7 +173,7 @@ def _passing(settings: Settings) -> Iterator[tuple[Any, Any]]:
 
 
 def _pass_on(settings: Settings, consumer: Any, producer: Any, batches: Any, payload: bytes) -> int:
-    """Commit one transaction with a record per polled record, and the offsets. The number of records."""
+    """Commit one transaction: a record per polled record, and the offsets; return the number of records."""
     topic = settings.kafka.topics.forecasts
     group_metadata = consumer.group_metadata()
     producer.begin_transaction()

@@ -146,12 +146,12 @@ class Fleet:
         return counts, wrong
 
     def killed_at(self) -> dict[str, int]:
-        """Kills by fault point."""
+        """Fault point, or "random" -> number of kills there."""
         counts = Counter(kill.point for kill in self.kills)
         return {point: counts[point] for point in ("random", *POINTS)}
 
     def end(self, timeout_s: float) -> bool:
-        """Send SIGTERM to all. Whether every process ended in time, with one of ``ENDED_AS_ASKED``."""
+        """Send SIGTERM to all; return whether each process ended in time with a code in ``ENDED_AS_ASKED``."""
         processes = [member.process for member in self.members if member.process is not None]
         self.want(0)
         deadline = time.monotonic() + timeout_s

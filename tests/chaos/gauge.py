@@ -65,7 +65,7 @@ class Gauge:
         self._numbers[_IN_TRANSACTION] = value
 
     def passed(self, point: str) -> int:
-        """Count a pass of a point. The signal that the forecaster must send itself: 0 (none), ``KILL`` or ``STOP``."""
+        """Count a pass; return the signal that the forecaster must send itself: 0 (none), ``KILL`` or ``STOP``."""
         index = POINTS.index(point)
         numbers = self._numbers
         numbers[_PASSINGS + index] += 1

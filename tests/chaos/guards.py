@@ -56,7 +56,7 @@ def without_offsets_in_transaction() -> None:
     """
     _keep_consumers()
     pipeline.forecaster.restore.resume_position = (  # type: ignore[assignment]
-        lambda settings, log, noted, *, accept_loss: position_from_group(settings, log, accept_loss=accept_loss)
+        lambda settings, log, recorded, *, accept_loss: position_from_group(settings, log, accept_loss=accept_loss)
     )
     commit = KafkaTransport.commit
     pending: list[dict[Any, Any]] = []

@@ -179,7 +179,7 @@ class Harness:
             self._settle()
 
     def _kill(self, point: str | None) -> bool:
-        """Kill a forecaster at a point, or wherever it is if None. Whether it died at the point."""
+        """Kill a forecaster at a point, or wherever it is if None; return whether it died as planned."""
         victim = self._victim()
         if point is None:
             self._fleet.kill(victim)
@@ -192,7 +192,7 @@ class Harness:
         return self._kill_at(victim, point, self._random.randint(1, 8))
 
     def _kill_at(self, victim: Member, point: str, countdown: int) -> bool:
-        """Make the victim kill itself at a point. If it does not pass the point in time, kill it from outside."""
+        """Make the victim kill itself at a point, or kill it after a timeout; return whether it was at the point."""
         before = len(self._fleet.kills)
         victim.gauge.arm(point, KILL, countdown)
         came_by = self._wait_until(lambda: victim.gauge.has_fired and len(self._fleet.kills) > before, FAULT_S)
@@ -202,7 +202,7 @@ class Harness:
         return came_by
 
     def _kill_at_revocation(self, leaver: Member) -> bool:
-        """Make a forecaster leave and rejoin. A member that gives up a partition to it then kills itself."""
+        """Make a forecaster leave and rejoin, so that a member that gives up a partition to it kills itself."""
         before = len(self._fleet.kills)
         others = [member for member in self._fleet.running() if member is not leaver]
         for member in others:
@@ -276,7 +276,7 @@ class Harness:
     # --- waiting ------------------------------------------------------------------------------------------------------
 
     def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Tend the fleet until the condition holds. Whether it did in time."""
+        """Tend the fleet until the condition holds; return whether it did in time."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._fleet.tend()

@@ -19,7 +19,7 @@ class LiveForecast:
 
     partition: int
     offset: int
-    checksum: int  # of the record's value
+    checksum: int  # CRC-32 of the record's value
     sent_ms: int  # the record's timestamp
     seen: float  # seconds since the epoch
 
@@ -36,7 +36,7 @@ class Observer(threading.Thread):
         self._ends: dict[int, int] | None = None
 
     def finish(self, ends: dict[int, int], timeout_s: float) -> bool:
-        """Read up to these offsets, then end. Whether it ended in time."""
+        """Read up to these offsets, then end; return whether that was in time."""
         self._ends = ends
         self.join(timeout_s)
         return not self.is_alive()

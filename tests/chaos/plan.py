@@ -37,7 +37,7 @@ class Fault:
     kind: Literal["kill", "stall", "broker kill", "broker stall", "promotion", "forecasters"]
     point: str | None = None  # fault point; None for a random moment
     count: int = 0  # forecasters that run from now on; 0 keeps their number
-    pause_s: float = 0.0  # wait before the fault
+    pause_s: float = 0.0  # seconds to wait before the fault
 
 
 def draw(size: Size, seed: int) -> list[Fault]:

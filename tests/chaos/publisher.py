@@ -35,9 +35,11 @@ def messages(settings: Settings, sensors: list[str], seed: int) -> Iterator[Mess
             batch.append(_reading(settings, generator, sensor, step, values))
             trouble = generator.random()
             if trouble < 0.01:
-                batch.append(batch[-1])  # twice
+                batch.append(batch[-1])  # a duplicate
             elif trouble < 0.02:
-                batch.append(_reading(settings, generator, sensor, step - generator.randint(1, 9), values))  # late
+                batch.append(
+                    _reading(settings, generator, sensor, step - generator.randint(1, 9), values)
+                )  # a late reading
             elif trouble < 0.03:
                 batch.append(_poison(settings, generator, sensor))
         generator.shuffle(batch)

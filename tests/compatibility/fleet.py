@@ -101,7 +101,7 @@ class Upgrade:
         self._began = time.monotonic()
 
     def run(self) -> list[str]:
-        """Roll forward and back. The faults found; empty if it passed. The stack is stopped at the end."""
+        """Roll forward and back, then stop the stack; return the faults, empty if the run passed."""
         publisher = None
         try:
             self._prepare()

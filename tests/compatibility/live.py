@@ -94,7 +94,7 @@ class LivePublisher(threading.Thread):
             if trouble >= 0.04 or waiting is not None:  # otherwise a gap
                 self._send(sensor, step)
                 if trouble < 0.06:
-                    self._send(sensor, step)  # twice
+                    self._send(sensor, step)  # a duplicate
             if waiting is not None:
                 self._send(sensor, waiting)
 

@@ -31,7 +31,7 @@ class Side:
     logs: Path
 
     def run(self, *arguments: str, check: bool = True) -> str:
-        """Run a ``streamgru`` command. Its standard output.
+        """Run a ``streamgru`` command; return its standard output.
 
         Raises:
             Failed: ``check`` is true and the exit code is not 0.
@@ -64,7 +64,7 @@ class Forecaster:
     """A place in the fleet, and the process that fills it now."""
 
     name: str
-    port: int  # of its health endpoint
+    port: int  # port of its health endpoint
     folder: Path
     side: Side | None = None
     process: "subprocess.Popen[bytes] | None" = None
@@ -84,7 +84,7 @@ class Forecaster:
             )
 
     def stop(self) -> tuple[int | None, dict[str, Any]]:
-        """End it by SIGTERM. Its exit code (None if it had to be killed) and its counts."""
+        """Send SIGTERM; return the exit code (None if it had to be killed) and the counts."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         try:

@@ -15,7 +15,7 @@ from tests.integration.stream_rig import Message
 HOUR_MS: Final = 3_600_000
 START_MS: Final = 1_700_000_000_000 // HOUR_MS * HOUR_MS
 LIMIT_BYTES: Final = 1_000  # kafka.max_reading_bytes: the smallest allowed, which keeps the oversized record small
-# Sensor ids by partition; the second is not ASCII, and the third appears late.
+# Sensor id -> partition. The second id is not ASCII. The third sensor begins at step 20.
 SENSORS: Final = {"aotizhongxin": 0, "süd-1": 1, "late": 0}
 RESTART: Final = 30  # the first step of "after"
 END: Final = 37
@@ -112,7 +112,7 @@ def _of_step(settings: Settings, sensor: str, step: int) -> Iterator[Message]:
         step = {12: 13, 13: 12, RESTART - 1: RESTART, RESTART: RESTART - 1}.get(step, step)
         yield _reading(settings, sensor, step)
         if step in (9, RESTART + 2):
-            yield _reading(settings, sensor, step)  # twice
+            yield _reading(settings, sensor, step)  # a duplicate
         return
     yield _reading(settings, sensor, step)
 
