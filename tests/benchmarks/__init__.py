@@ -1,4 +1,4 @@
-"""Benchmarks: each is a program that a person starts, none is part of ``make test``.
+"""Benchmarks: programs that a person starts. ``make test`` runs none of them.
 
 - ``make bench`` (``python -m tests.benchmarks``): throughput, latency, takeover, restore; writes SPEED.md
 - ``make quality`` (``python -m tests.benchmarks.quality``): accuracy on every data set; writes QUALITY.md

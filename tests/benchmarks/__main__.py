@@ -1,6 +1,6 @@
-"""``make bench``: measures, and writes SPEED.md beside this file; with names behind it only those of its sections.
+"""``make bench``: measure speed, and write SPEED.md beside this file.
 
-Exits with 1 where a figure is not as the project promises.
+``python -m tests.benchmarks SECTION...`` measures only those sections. The exit code is 1 if a promise is not met.
 """
 
 import argparse
@@ -24,17 +24,17 @@ from tests.benchmarks import page, sides
 from tests.ports import free_ports
 
 REPORT = Path(__file__).with_name("SPEED.md")
-# In the order of the page, each a module of this folder. The first comes before MLflow, whose start takes a core.
+# Modules of this folder, in the order of the page. "rates" is first, because the start of MLflow occupies a core.
 SECTIONS = ("rates", "latency", "takeover", "swap", "restore", "changelog", "extras")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; by default all")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"one of {', '.join(SECTIONS)}; default: all")
     chosen = parser.parse_args().sections or SECTIONS
-    strangers = [name for name in chosen if name not in SECTIONS]
-    if strangers:
-        parser.error(f"there is no section {', '.join(strangers)}; there are {', '.join(SECTIONS)}")
+    unknown = [name for name in chosen if name not in SECTIONS]
+    if unknown:
+        parser.error(f"unknown section: {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     home = Path(tempfile.mkdtemp(prefix="streamgru-bench-"))
     kafka, mlflow, prefect = free_ports(3)

@@ -1,6 +1,6 @@
-"""What each part of the model and its training is worth: ETTh1 at horizon 96, validation and test, one part changed.
+"""Ablations: scores on ETTh1 at horizon 96 with one part of the model or its training changed at a time.
 
-Choices are made on the validation column; the test column is there to see what they led to.
+Choices are made by the validation scores; the test scores only show their effect.
 """
 
 import json
@@ -30,7 +30,7 @@ _WEEK_US: Final = 7 * 86_400_000_000
 
 @dataclass(frozen=True)
 class Variant:
-    """The default model with something changed."""
+    """The default model with one change."""
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Variant:
 
     @property
     def trained_as_default(self) -> bool:
-        """Whether only what happens after the training differs."""
+        """Whether the variant needs no training of its own, because only its adaptation differs."""
         return not self.config and not self.options and self.calendar
 
 
@@ -64,7 +64,7 @@ VARIANTS: Final = (
 
 
 def run_all(data: Path, seed: int, runs: Path, budget_s: float | None) -> None:
-    """Trains and scores every variant whose result is not there yet."""
+    """Train and score every variant that has no result in ``runs``."""
     settings = Settings(horizon_steps=HORIZON)
     sequences: Sequences | None = None
     for variant in VARIANTS:
@@ -83,7 +83,7 @@ def run_all(data: Path, seed: int, runs: Path, budget_s: float | None) -> None:
 
 
 def result_path(runs: Path, variant: Variant, seed: int) -> Path:
-    """Where the variant's scores are kept."""
+    """The file of a variant's scores."""
     return runs / NAME / f"{variant.name.replace(' ', '-')}-seed{seed}.json"
 
 
@@ -95,7 +95,7 @@ def _scores(
     split: Split,
     default: Path,
 ) -> dict[str, Any]:
-    """Of one variant; the default's model is kept in the folder ``default`` for those that only adapt it."""
+    """Scores of one variant. Variants that differ in adaptation alone share the model in ``default``."""
     config = replace(config, **variant.config)
     if not variant.calendar:
         config, sequences, split = _without_calendar(config, sequences, split)
@@ -122,7 +122,7 @@ def _scores(
 
 
 def _without_calendar(config: ModelConfig, sequences: Sequences, split: Split) -> tuple[ModelConfig, Sequences, Split]:
-    """The same readings a week apart, so that hour and weekday say nothing; steps and labels are as they were."""
+    """The same readings a week apart: hour and weekday become constant, steps and labels stay."""
 
     def stretched(moment_us: Any) -> Any:
         return moment_us // config.cadence_us * _WEEK_US

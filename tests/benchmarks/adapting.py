@@ -1,8 +1,6 @@
-"""What adaptation costs: bytes in a sensor's state, and microseconds a reading.
+"""The cost of adaptation: bytes in a sensor's state, and microseconds per reading.
 
-    python -m tests.benchmarks.adapting
-
-prints a table; the figures in model/README.md are from an idle machine.
+``python -m tests.benchmarks.adapting`` prints the table. The figures in model/README.md are from an idle machine.
 """
 
 import time
@@ -22,7 +20,7 @@ HOUR_US: Final = 3_600_000_000
 
 
 def rounds(config: AdaptationConfig, sensors: int, steps: int, random: np.random.Generator, first: int = 0) -> Rounds:
-    """A reading of every sensor at each of some steps from the first on, and forecasts of no particular worth."""
+    """One reading of every sensor at each of ``steps`` steps, beginning at step ``first``, with random forecasts."""
     n, K, Q = sensors * steps, config.targets, len(config.levels)
     return Rounds(
         sizes=[sensors] * steps,
@@ -36,12 +34,12 @@ def rounds(config: AdaptationConfig, sensors: int, steps: int, random: np.random
 
 
 def measure(level: Level, targets: int, horizon: int, sensors: int) -> tuple[int, float]:
-    """Bytes a sensor, and the least microseconds a reading among some rounds of one reading of every sensor."""
+    """Bytes per sensor, and microseconds per reading in the fastest of ``REPEATS`` rounds of one reading per sensor."""
     config = AdaptationConfig(level, True, targets, horizon, 24, (0.1, 0.5, 0.9), 64, HOUR_US)
     random = np.random.default_rng(0)
     states = np.zeros(sensors, adaptation_dtype(config))
     past = 2 * horizon + 10
-    adapt(config, states, rounds(config, sensors, past, random))  # so that every round has labels
+    adapt(config, states, rounds(config, sensors, past, random))  # then every round has labels
     least = float("inf")
     for repeat in range(REPEATS):
         one = rounds(config, sensors, 1, random, past + repeat)

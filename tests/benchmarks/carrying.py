@@ -1,7 +1,7 @@
-"""What carrying a state for ever is worth, by the models that the back-tests of ``make quality`` have left.
+"""Studies of carried states, with the models that the back-tests of ``make quality`` trained.
 
-Each study takes a trained model and its data, steps states through them as the stream would, and leaves a JSON file in
-the runs' folder; one that is there is not made again.
+Each study steps states through a model's data as the stream would, and writes a JSON file to the runs' folder. A study
+whose file exists is not run again.
 """
 
 import json
@@ -30,7 +30,7 @@ _ALONE: Final[dict[str, Callable[[Case, Adaptation], Result]]] = {
     "gaps": gaps,
 }
 SWAP: Final = "swap"
-# Which runs each study is made with.
+# Study -> names of the back-tests whose models it uses.
 STUDIES: Final[dict[str, tuple[str, ...]]] = {
     "windows": ("etth1-96", "etth1-stream-24", "beijing-24"),
     "tiled": ("etth1-96",),
@@ -41,7 +41,7 @@ STUDIES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def run_all(back_tests: Sequence["Run"], seeds: Sequence[int], runs: Path) -> None:
-    """Makes every study whose result is not there yet and whose models are."""
+    """Run every study that has no result in ``runs`` and whose models exist there."""
     named = {run.name: run for run in back_tests}
     for seed, level, (study, names) in product(seeds, ADAPTATIONS, STUDIES.items()):
         for name in [name for name in names if name in named]:
@@ -51,8 +51,9 @@ def run_all(back_tests: Sequence["Run"], seeds: Sequence[int], runs: Path) -> No
             if out.exists():
                 continue
             if seed not in trained or (study == SWAP and not others):
-                # Scores are kept with the code, models are not.
-                print(f"{study}: {name}, seed {seed}: left out, {_folder(runs, name, seed)} or another has no model")
+                # Scores are kept in the repository, models are not.
+                needed = "two seeds" if study == SWAP else f"seed {seed}"
+                print(f"{study}: {name}, seed {seed}: skipped, because {runs} has no model of {name} for {needed}")
                 continue
             print(f"{study}: {name}, adaptation {level}, seed {seed}", flush=True)
             case = Case.read(named[name], _folder(runs, name, seed), seed)
@@ -66,10 +67,10 @@ def run_all(back_tests: Sequence["Run"], seeds: Sequence[int], runs: Path) -> No
 
 
 def result_path(runs: Path, study: str, run: str, level: str, seed: int) -> Path:
-    """Where a study's result is kept."""
+    """The file of a study's result."""
     return runs / NAME / f"{study}-{run}-{level}-seed{seed}.json"
 
 
 def _folder(runs: Path, run: str, seed: int) -> Path:
-    """Where a back-test's results are kept."""
+    """The folder of a back-test's results."""
     return runs / f"{run}-seed{seed}"

@@ -1,4 +1,4 @@
-"""The sections of QUALITY.md on carried states, out of what the studies of ``tests.benchmarks.carrying`` left."""
+"""The sections of QUALITY.md on carried states, from the results of the studies in ``tests.benchmarks.carrying``."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ from tests.benchmarks.carrying import ADAPTATIONS, STUDIES, SWAP, result_path
 from tests.benchmarks.long_run import FACTOR, OFFSET, TILED_STEPS
 from tests.benchmarks.markdown import mean, spread, table
 
-# A cost below this, of a swap or of a change of unit, counts as none.
+# Ratio of errors with and without a change of unit; below it the sensor has recovered.
 RECOVERED: Final = 1.05
 NAIVE: Final = ("seasonal naive", "persistence")
 
-Found = dict[tuple[str, str], list[dict[str, Any]]]  # by run and level, each seed's
+Found = dict[tuple[str, str], list[dict[str, Any]]]  # (run, level) -> the result of each seed
 
 
 def sections(runs: Path, seeds: Sequence[int]) -> list[str]:
-    """What there is of them."""
+    """The sections of the studies that have results."""
     makers: dict[str, Callable[[Found], list[str]]] = {
         "windows": _windows,
         "tiled": _tiled,
@@ -41,7 +41,7 @@ def sections(runs: Path, seeds: Sequence[int]) -> list[str]:
 
 
 def metric_of(run: str) -> str:
-    """What errors are given in: as in the data set's own table."""
+    """The metric of a run's errors, the same as in the data set's main table."""
     return "mse" if run.startswith("etth1") else "mae"
 
 
@@ -66,15 +66,15 @@ def _windows(found: Found) -> list[str]:
     parts = [
         "## States carried beside windows replayed",
         (
-            f"The same forecasts of the test part ({first['moments']} moments by seed, all sensors, the whole "
-            "horizon), made from states that have seen no more than the last so many readings, and from the state "
-            "carried from the first reading on. Wanted: carried no worse than any window, and the first forecasts of a "
-            f"new sensor sane. Forecasts after {cold} readings are marked cold (`warm: false`)."
+            f"The same forecasts of the test part ({first['moments']} moments, drawn by seed; all sensors, the whole "
+            "horizon), made from states that have seen only the last readings, and from the state carried from the "
+            "first reading on. Wanted: errors of the carried state do not exceed any window's, and the first forecasts "
+            f"of a new sensor are plausible. Forecasts after {cold} readings are marked cold (`warm: false`)."
         ),
         table(["readings seen", *_heading(found)], rows),
         (
-            "The same for a sensor that training did not know, in a unit that it did not know (values times "
-            f"{FACTOR:,.0f} + {OFFSET:,.0f}; errors in the unit of before):"
+            "The same for a sensor that was not in the training data, in another unit (values times "
+            f"{FACTOR:,.0f} + {OFFSET:,.0f}; errors in the original unit):"
         ),
         table(["readings seen", *_heading(found)], [row for row in strange if any(row[1:])]),
     ]
@@ -101,9 +101,9 @@ def _windows(found: Found) -> list[str]:
     header = ["run", "steps carried", "carried", f"the last {longest}", "difference", "hidden state"]
     parts += [
         (
-            "By age of the carried state, to the data's length. Errors differ from part to part as the data do: what "
-            f"counts is the difference from states that have seen the last {longest} readings only. The hidden state's "
-            "size is the root mean square of layer 1 · layer 2."
+            "By age of the carried state, up to the length of the data. Errors vary from part to part because the data "
+            f"do. The column to read is the difference from states that have seen only the last {longest} readings. "
+            "The last column is the size of the hidden state: the root mean square of layer 1 · layer 2."
         ),
         table(header, ages),
     ]
@@ -130,11 +130,12 @@ def _tiled(found: Found) -> list[str]:
     return [
         f"## Carried for {steps} steps",
         (
-            "The test part of ETTh1, in whole weeks, over and over; each tile's last week fades into the week before "
-            "its first reading, so that no seam jumps. The readings are the same each time: any difference from the "
-            "second tile is the state's age. Wanted: errors and hidden states that stay."
+            "The test part of ETTh1, cut to whole weeks (a tile), repeated. Each tile's last week fades into the week "
+            "before its first reading, so that values do not jump from tile to tile. All tiles have the same readings, "
+            "so a difference from the second tile comes from the age of the state. Wanted: errors and hidden states do "
+            "not grow."
         ),
-        table(["run", "steps, until", "MSE", "from the second tile", "hidden state", "largest in a week"], rows),
+        table(["run", "up to step", "MSE", "against the second tile", "hidden state", "largest in a week"], rows),
     ]
 
 
@@ -157,18 +158,19 @@ def _rescaled(found: Found) -> list[str]:
             rows.append(
                 [f"{run}, {level}" if not stage else "", span, *(_times(ratios[name][stage]) for name in changes)]
             )
-        told = []
+        recovery = []
         for name in changes:
             late = [stage for stage, ratio in enumerate(ratios[name]) if ratio > RECOVERED]
             end = steps[late[-1]] if late else 0
-            told.append(f"{name}: " + ("not within what was measured" if end == steps[-1] else f"after {end:,} steps"))
-        parts.append(f"{run}, {level} - {'; '.join(told)}.")
+            recovery.append(f"{name}: {'not within' if end == steps[-1] else 'after'} {end:,} steps")
+        parts.append(f"{run}, {level} - {'; '.join(recovery)}.")
     return [
         "## A sensor whose unit changes",
         (
-            "While a sensor is forecast, all its values are from one reading on multiplied, divided, or lifted by 100 "
-            "standard deviations. Squared errors in the new unit, as a multiple of those without the change. "
-            f"Recovered (for good below {RECOVERED:g}): " + " ".join(parts)
+            "From one reading on, all values of a sensor are multiplied, divided, or raised by 100 standard "
+            "deviations. The table shows squared errors, converted back to the original unit, as a multiple of the "
+            f"errors without the change. A sensor has recovered when the multiple stays below {RECOVERED:g}: "
+            + " ".join(parts)
         ),
         table(["run", "steps since", *changes], rows),
     ]
@@ -206,11 +208,11 @@ def _swap(found: Found) -> list[str]:
     return [
         "## A model takes over from another",
         (
-            "A model trained with another seed takes over in the middle of the test part. Its errors over the first "
-            "forecasts, beside those of the same model had it never been interrupted: warmed up again by a replay of "
-            f"the last readings (the stream replays at least so many: {replayed}), fed the old model's states as they "
-            "are, or begun blank; and what the old model would have come to. Wanted: at most 2 % over the first 50, "
-            "warmed up again."
+            "A model trained with another seed takes over in the middle of the test part. The table compares its "
+            "errors over the first forecasts with those of the same model running without an interruption. It starts "
+            "from states warmed up by a replay of the last readings, from the old model's states as they are, or from "
+            "blank states. The last column is the old model itself. The stream replays at least this many readings: "
+            f"{replayed}. Wanted: at most 2 % over the first 50 forecasts after a warm-up."
         ),
         table(["run", "first forecasts", "never interrupted", *kinds], rows),
     ]
@@ -243,10 +245,10 @@ def _gaps(found: Found) -> list[str]:
     return [
         "## Gaps",
         (
-            "Blocks of readings of the Beijing set left out by seed (of all stations at once), and the mean absolute "
-            "errors of the forecasts after them, in mean seasonal differences; in brackets, against the same forecasts "
-            "without the gap. Gaps of up to 168 hours are stepped as missing; after a longer one the state begins "
-            "anew, marked cold."
+            "Blocks of readings of the Beijing set are left out, of all stations at once, at times drawn by seed. The "
+            "table shows the mean absolute errors of the forecasts after a gap, in mean seasonal differences, and in "
+            "brackets the change against the same forecasts without the gap. Gaps of up to 168 hours are stepped as "
+            "missing; after a longer gap the state is reset and marked cold."
         ),
         *parts,
     ]

@@ -1,4 +1,4 @@
-"""A trained model on its data, as the studies of ``tests.benchmarks.carrying`` take it.
+"""A trained model and its data, for the studies of ``tests.benchmarks.carrying``.
 
 Letters: S sensors, N readings, M or m moments, K targets, h horizon steps.
 """
@@ -38,12 +38,12 @@ class Case:
     forecaster: Forecaster
     sequences: Sequences
     split: Split
-    scale: Floats  # (S, K) that errors are divided by
+    scale: Floats  # (S, K) divisors of the errors
     seed: int
 
     @classmethod
     def read(cls, run: "Run", folder: Path, seed: int) -> "Case":
-        """The case of a back-test that was made by the command of ``run`` and left its results in ``folder``."""
+        """The case of a back-test that the command of ``run`` made, with its results in ``folder``."""
         given = command.make_context("backtest", [str(run.data), *run.arguments]).params
         settings = load_settings(run.settings)
         layout = FileLayout(**{name: given[name] for name in ("timezone", "sensor_column", "columns_as_sensors")})
@@ -60,37 +60,37 @@ class Case:
 
     @property
     def targets(self) -> list[int]:
-        """Where the targets stand among the features."""
+        """Indices of the targets among the features."""
         return list(self.forecaster.config.target_indices)
 
     @property
     def horizon(self) -> int:
-        """h."""
+        """The horizon in steps, h."""
         return self.forecaster.config.horizon_steps
 
     @cached_property
     def issued(self) -> range:
-        """The readings whose forecasts are scored in the test part."""
+        """Indices of the readings whose forecasts are scored in the test part."""
         begin = int(np.searchsorted(self.panel.timestamp_us, self.split.validation_end_us))
         return range(begin - 1, len(self.panel) - self.horizon)
 
     def moments(self, count: int, before: int = 0, after: int = 0) -> Indexes:
-        """At most ``count`` of the readings in ``issued``, by seed, with so many of these before and after each."""
+        """At most ``count`` indices drawn from ``issued``, leaving out its first ``before`` and last ``after``."""
         chosen = self.issued[before : len(self.issued) - after]
         random = np.random.default_rng(self.seed)
         return np.sort(random.choice(chosen, size=min(count, len(chosen)), replace=False))
 
     def errors(self, medians: Floats, labels: Floats) -> Floats:
-        """(S, m, K, h) in scales; NaN where there is no label."""
+        """(S, m, K, h) errors in units of ``scale``; NaN for missing labels."""
         found: Floats = (medians - labels) / self.scale[:, None, :, None]
         return found
 
     def labels(self, moments: Sequence[int] | Indexes) -> Floats:
-        """(S, m, K, h)."""
+        """(S, m, K, h) labels of the forecasts issued at these readings."""
         return self.panel.labels(moments, self.targets, self.horizon)
 
     def naive(self, moments: Indexes) -> dict[str, Floats]:
-        """(S, m, K, h) errors of the forecasts by rule at these moments, by name."""
+        """Baseline -> (S, m, K, h) errors of its forecasts at these readings."""
         labels = self.labels(moments)
         return {
             kind.name: self.errors(medians_by_rule(kind(self.forecaster.config), self.sequences, moments), labels)
@@ -99,11 +99,13 @@ class Case:
 
 
 def medians_by_rule(rule: Persistence | SeasonalNaive, sequences: Sequences, moments: Indexes) -> Floats:
-    """(S, m, K, h) at these readings of every sensor."""
+    """(S, m, K, h) medians of a baseline's forecasts at these readings of every sensor."""
     lo, hi = int(moments[0]), int(moments[-1]) + 1
     found = []
     for sensor, start in enumerate(sequences.starts[:-1].tolist()):
-        points = rule.forecasts(sequences, sensor, start + lo, start + hi)[:, :, 0]  # unfitted: all quantiles are one
+        points = rule.forecasts(sequences, sensor, start + lo, start + hi)[
+            :, :, 0
+        ]  # not fitted: all quantiles are equal
         found.append(points[moments - lo])
     return np.stack(found)
 
@@ -114,12 +116,12 @@ def scored(errors: Floats) -> dict[str, float]:
 
 
 def narrow(case: Case, adaptation: Adaptation) -> Stepper:
-    """The engine for a walk of the sensors alone: in small tiles, which few sensors fill better."""
+    """A stepper with small tiles, which few sensors fill better."""
     return Stepper(case.forecaster, adaptation, tile=32)
 
 
 def carried(case: Case, adaptation: Adaptation, cuts: Iterable[int]) -> dict[int, States]:
-    """The states after these readings, carried from each sensor's first reading on."""
+    """Cut -> the states after that reading, carried from each sensor's first reading on."""
     panel, walk = case.panel, Walk.blank(narrow(case, adaptation), case.panel.sensors)
     found, begin = {}, 0
     for cut in sorted(set(cuts)):
@@ -129,7 +131,7 @@ def carried(case: Case, adaptation: Adaptation, cuts: Iterable[int]) -> dict[int
 
 
 def side_by_side(panel: Panel, begins: Indexes, ends: Indexes) -> tuple[list[str], Indexes, Floats]:
-    """Readings [begin, end) of every sensor, for each of M pairs as far apart: M·S names, times and values."""
+    """Names, times and values of M·S copies: readings [begin, end) of every sensor, for M pairs of equal length."""
     index = begins[:, None] + np.arange(ends[0] - begins[0])
     values = panel.values[:, index].transpose(1, 0, 2, 3)  # (M, S, n, F)
     times = np.repeat(panel.timestamp_us[index], len(panel.sensors), axis=0)
@@ -137,5 +139,5 @@ def side_by_side(panel: Panel, begins: Indexes, ends: Indexes) -> tuple[list[str
 
 
 def by_sensor(found: Floats, moments: int) -> Floats:
-    """(S, M, ...) from what stands as ``side_by_side`` lays it out."""
+    """(S, M, ...) from (M·S, ...), the order of ``side_by_side``."""
     return found.reshape(moments, -1, *found.shape[1:]).swapaxes(0, 1)

@@ -1,7 +1,7 @@
-"""Whether compaction keeps the changelog near one record a sensor while states are rewritten again and again.
+"""The size of the changelog while states are rewritten: compaction must keep it near one record per sensor.
 
-The states are written by the project's own encoder to a topic with the project's own settings, many times over, at a
-pace that a busy stream has; the broker compacts as it sees fit. What counts is what a restart has to read.
+The product's encoder writes the states to a topic with the product's settings, many times, at the rate of a busy
+stream. A restart has to read all of the changelog.
 """
 
 import time
@@ -21,12 +21,12 @@ from tests.benchmarks.sides import HIDDEN_SIZE, adapting
 from tests.integration.stream_rig import small_forecaster
 
 SENSORS = 2_000
-WRITES = 400  # of each state
+WRITES = 400  # writes of every state
 SECONDS = 60.0
 PARTITIONS = 2
-SETTLE_S = 45.0  # the broker looks for something to compact every 15 s
-# Beside one record a sensor, in each partition: the open segment, which is never compacted, and one that was closed
-# since the broker looked last.
+SETTLE_S = 45.0  # three times the broker's interval between compactions
+# In each partition, beyond one record per sensor: the open segment, which is never compacted, and one segment that was
+# closed since the last compaction.
 SLACK_BYTES = PARTITIONS * 2 * STATE_SEGMENT_BYTES
 
 
@@ -44,19 +44,19 @@ def measure(base: Settings) -> Section:
         "The changelog while states are rewritten",
         [
             Figure("written", f"{written / 2**20:,.0f} MiB"),
-            Figure("one record of each sensor", f"{live / 2**20:,.1f} MiB"),
-            Figure("on disk at the most meanwhile", f"{largest / 2**20:,.0f} MiB"),
-            Figure("on disk afterwards", f"{found / 2**20:,.1f} MiB", f"≤ {limit / 2**20:,.0f} MiB", found <= limit),
+            Figure("one record per sensor", f"{live / 2**20:,.1f} MiB"),
+            Figure("largest size on disk during the writes", f"{largest / 2**20:,.0f} MiB"),
+            Figure("size on disk after", f"{found / 2**20:,.1f} MiB", f"≤ {limit / 2**20:,.0f} MiB", found <= limit),
         ],
         f"{SENSORS:,} states of hidden size {HIDDEN_SIZE}, each written {WRITES} times within {SECONDS:g} s to "
-        f"{PARTITIONS} partitions. A compacted topic keeps its open segment ({STATE_SEGMENT_BYTES >> 20} MiB a "
-        f"partition) and what was closed since the broker looked (every 15 s); segments are compacted from "
-        f"{STATE_DIRTY_RATIO:.0%} of superseded bytes on.",
+        f"{PARTITIONS} partitions. A compacted topic keeps its open segment ({STATE_SEGMENT_BYTES >> 20} MiB per "
+        "partition) and the segments closed since the last compaction. The broker looks for work every 15 s, and "
+        f"compacts a partition when {STATE_DIRTY_RATIO:.0%} of its bytes are superseded.",
     )
 
 
 def _rewrite(settings: Settings) -> tuple[int, int, int]:
-    """Bytes of one state each, bytes written, and the most that lay on disk."""
+    """Bytes of one record per sensor, bytes written, and the largest size on disk during the writes."""
     states = blank_states(small_forecaster(settings, hidden_size=HIDDEN_SIZE).config, SENSORS)
     random = np.random.default_rng(0)
     states["hidden"] = random.uniform(-1, 1, states["hidden"].shape)
@@ -86,7 +86,7 @@ def _rewrite(settings: Settings) -> tuple[int, int, int]:
 
 
 def _size(settings: Settings) -> int:
-    """Bytes of the topic's log on the broker's disk; what is deleted already counts no more."""
+    """Bytes of the topic's log on the broker's disk, without segments that are marked as deleted."""
     folder = settings.home.parent / "kafka" / "data"
     total = 0
     for partition in range(PARTITIONS):
@@ -94,5 +94,5 @@ def _size(settings: Settings) -> int:
             try:
                 total += path.stat().st_size
             except FileNotFoundError:
-                continue  # compacted away between the two looks
+                continue  # the broker deleted the segment after ``glob`` listed it
     return total

@@ -1,4 +1,4 @@
-"""``streamgru forecast`` as a user starts it: a process of its own, its model from the registry, its log in a file."""
+"""``streamgru forecast`` as a user starts it: a separate process, its model from the registry, its log in a file."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ END_S = 60.0
 
 
 def register(settings: Settings, seed: int = 0) -> int:
-    """A version with random weights of the size that is measured, in the registry."""
+    """Register a version with random weights and the benchmarks' hidden size."""
     artefact = settings.home / f"artefact-{uuid.uuid4().hex[:8]}"
     save_artefact(small_forecaster(settings, seed, HIDDEN_SIZE), artefact)
     with training_run(settings, "bench", {}) as run:
@@ -36,7 +36,7 @@ def promote(settings: Settings, version: int) -> None:
 
 
 def named(base: Settings, name: str, **overrides: Any) -> Settings:
-    """The base with topics, a group, a model and a home of its own."""
+    """The base settings with separate topics, group, model name and home."""
     content = base.model_dump(exclude_unset=True) | overrides
     content["kafka"] = content.get("kafka", {}) | {
         "topics": {
@@ -55,7 +55,7 @@ def named(base: Settings, name: str, **overrides: Any) -> Settings:
 
 
 class ForecastCommand:
-    """The command from its start on; leaving the context kills it."""
+    """A running ``streamgru forecast``. Leaving the context kills it."""
 
     def __init__(self, settings: Settings, instance: str) -> None:
         self._log = settings.home / f"{instance}-{uuid.uuid4().hex[:8]}.log"
@@ -76,33 +76,33 @@ class ForecastCommand:
         self.kill()
 
     @property
-    def said(self) -> str:
+    def log(self) -> str:
         """Its log so far."""
         return self._log.read_text()
 
     def wait_for(self, pattern: str, timeout_s: float) -> "re.Match[str]":
-        """The first match in its log."""
+        """The first match in its log, awaited."""
 
-        def look() -> "re.Match[str] | None":
+        def search() -> "re.Match[str] | None":
             if self._process.poll() is not None:
-                raise AssertionError(f"`streamgru forecast` ended with {self._process.returncode}:\n{self.said}")
-            return re.search(pattern, self.said)
+                raise AssertionError(f"`streamgru forecast` ended with {self._process.returncode}:\n{self.log}")
+            return re.search(pattern, self.log)
 
-        found = wait_until(look, timeout_s, f"the log says {pattern!r}")
+        found = wait_until(search, timeout_s, f"the log contains {pattern!r}")
         assert found is not None
         return found
 
     def memory(self) -> "Memory":
-        """What it takes now, and has taken at most."""
+        """Its resident memory now, and the peak."""
         return Memory(psutil.Process(self._process.pid).memory_info().rss, _peak(self._process.pid))
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL, and wait."""
         self._process.kill()
         self._process.wait(END_S)
 
     def end(self) -> None:
-        """SIGTERM, and wait."""
+        """Send SIGTERM, and wait."""
         self._process.terminate()
         self._process.wait(END_S)
 
@@ -116,8 +116,8 @@ class Memory:
 
 
 def _peak(pid: int) -> int:
-    """The most resident bytes that the process has had (Linux)."""
+    """The process's peak of resident bytes (Linux)."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("the system does not say how much memory a process has had at most")
+    raise RuntimeError(f"/proc/{pid}/status does not contain VmHWM, the peak of resident memory")

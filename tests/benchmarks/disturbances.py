@@ -1,4 +1,4 @@
-"""What disturbs a carried state: another unit, another model, readings that stay away.
+"""Studies of disturbed states: a change of unit, a model swap, missing readings.
 
 Letters: S sensors, M moments, K targets, h horizon steps.
 """
@@ -16,7 +16,7 @@ from model.stepper import Stepper
 from tests.benchmarks.case import Case, Result, by_sensor, carried, medians_by_rule, scored, side_by_side
 from tests.benchmarks.panel import Floats, Indexes, Walk
 
-# Disturbed are the states of all sensors at so many moments.
+# Number of moments at which the states of all sensors are disturbed.
 MOMENTS: Final = 24
 AFTER_CHANGE: Final = (1, 6, 24, 48, 96, 168, 336, 504, 672, 1_008)
 AFTER_SWAP: Final = (1, 10, 50)
@@ -26,7 +26,7 @@ AFTER_GAP: Final = (1, 6, 24)
 
 
 def rescaled(case: Case, adaptation: Adaptation) -> Result:
-    """Errors after all values of a sensor have changed their unit, by steps since then."""
+    """Errors after a change of unit of all values, by steps since the change."""
     stepper = Stepper(case.forecaster, adaptation)
     moments = case.moments(MOMENTS, after=AFTER_CHANGE[-1])
     states = carried_at(case, adaptation, moments)
@@ -46,7 +46,7 @@ def rescaled(case: Case, adaptation: Adaptation) -> Result:
 
 
 def swap(case: Case, old: Case, adaptation: Adaptation) -> Result:
-    """Errors of a model's first forecasts in another's place, by what its states were made of."""
+    """Errors of a new model's first forecasts after a swap, by the origin of its states."""
     stepper, olds = Stepper(case.forecaster, adaptation), Stepper(old.forecaster, adaptation)
     moments = case.moments(MOMENTS, after=AFTER_SWAP[-1])
     names, times, values = side_by_side(case.panel, moments + 1, moments + 1 + AFTER_SWAP[-1])
@@ -65,7 +65,7 @@ def swap(case: Case, old: Case, adaptation: Adaptation) -> Result:
 def gaps(case: Case, adaptation: Adaptation) -> Result:
     """Errors of the first forecasts after blocks of readings that were left out, and without the gap."""
     stepper, last = Stepper(case.forecaster, adaptation), AFTER_GAP[-1]
-    moments = case.moments(MOMENTS, after=last)  # of the first reading after the gap
+    moments = case.moments(MOMENTS, after=last)  # the first readings after the gaps
     starts = {length: moments - length - 1 for length in (0, *GAPS)}
     at = carried(case, adaptation, np.concatenate(list(starts.values())).tolist())
     names, times, values = side_by_side(case.panel, moments, moments + last)
@@ -81,7 +81,7 @@ def gaps(case: Case, adaptation: Adaptation) -> Result:
 
 
 def carried_at(case: Case, adaptation: Adaptation, moments: Indexes) -> States:
-    """(M·S,) the states carried from the first reading on, after these, as ``side_by_side`` lays them out."""
+    """(M·S,) states after these readings, carried from the first reading on, in the order of ``side_by_side``."""
     at = carried(case, adaptation, moments.tolist())
     return np.concatenate([at[moment] for moment in moments.tolist()])
 
@@ -96,11 +96,12 @@ def stages(
     factor: float = 1.0,
     offset: Floats | float = 0.0,
 ) -> list[Result]:
-    """Scores of the forecasts up to each of ``ends`` steps on, from the end before it.
+    """Scores of the forecasts in each stage: from the previous end, or 0, to each of ``ends``, in steps.
 
     Args:
-        begins: (M,) readings that the steps begin with; times, values: as ``side_by_side`` gives them.
-        factor, offset: of the unit that the sensors are read in; errors are in that of the data.
+        begins: (M,) first reading of the first stage.
+        times, values: of the readings, in the order of ``side_by_side``.
+        factor, offset: conversion of the data's unit to the unit in which the model sees the values.
     """
     found, begin = [], 0
     for end in ends:
@@ -117,7 +118,7 @@ def stages(
 
 
 def _naive_after(case: Case, moments: Indexes, gap: int) -> dict[str, list[Result]]:
-    """What forecasts by rule come to where so many readings before these moments were left out."""
+    """Scores of the baselines if ``gap`` readings before these moments are missing."""
     season = case.forecaster.config.season_steps
     last, before = AFTER_GAP[-1], GAPS[-1] + 2 * season
     found: dict[str, list[Floats]] = {}

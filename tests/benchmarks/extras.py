@@ -1,4 +1,4 @@
-"""What the benchmark measures besides rates: memory for many sensors, training, and the time to the first forecast."""
+"""Memory of a forecaster with many sensors, training rate, and the time from a start to the first forecast."""
 
 import time
 from pathlib import Path
@@ -32,12 +32,17 @@ def measure(base: Settings) -> Section:
     per_sensor = (many - few) / (MANY_SENSORS - FEW_SENSORS)
     figures = [
         Figure(f"a forecaster's memory after a flood of {MANY_SENSORS:,} sensors", f"{many / 2**20:,.0f} MiB resident"),
-        Figure(f"... a sensor, beside {FEW_SENSORS} (mostly room for large batches)", f"{per_sensor:,.0f} bytes"),
+        Figure(f"... per sensor beyond {FEW_SENSORS} (mostly room for large batches)", f"{per_sensor:,.0f} bytes"),
         Figure(f"training, 12 sensors, horizon 24, on {device}", f"{steps_per_s:,.0f} sensor-steps/s"),
         Figure("`streamgru forecast` to the first visible forecast, model fetched from MLflow", f"{fresh_s:.1f} s"),
         Figure("... on a restart, model in the local copy", f"{restart_s:.1f} s"),
     ]
-    return Section("extras", "Besides", figures, f"Hidden size {HIDDEN_SIZE}, {len(FEATURES)} features, one target.")
+    return Section(
+        "extras",
+        "Memory, training and start",
+        figures,
+        f"Hidden size {HIDDEN_SIZE}, {len(FEATURES)} features, one target.",
+    )
 
 
 def forecaster_memory(base: Settings, sensors: int) -> int:
@@ -52,7 +57,7 @@ def forecaster_memory(base: Settings, sensors: int) -> int:
 
 
 def training_rate() -> tuple[float, str]:
-    """Sensor-steps a second of the stateful recipe, and the device that it chose."""
+    """Sensor-steps per second of the stateful recipe, and the device it chose."""
     sensors, steps = 12, 10_000
     random = np.random.default_rng(0)
     hours = np.tile(np.arange(steps, dtype=np.int64), sensors)
@@ -73,14 +78,14 @@ def training_rate() -> tuple[float, str]:
 
 
 def time_to_first_forecast(base: Settings) -> tuple[float, float]:
-    """Seconds from `streamgru forecast` to the first visible forecast: on a fresh machine, and on a restart."""
+    """Seconds from `streamgru forecast` to the first visible forecast: on the first start, and on a restart."""
     settings = fill(again(named(base, "start")), sensors=200, steps=5).settings
     promote(settings, register(settings))
     return _start(settings), _start(again(settings))
 
 
 def _start(settings: Settings) -> float:
-    """Runs the command until its first forecast is visible."""
+    """Run the command until its first forecast is visible."""
     topic = settings.kafka.topics.forecasts
     with ForecastCommand(settings, "bench") as process:
         wait_until(lambda: any(topic_ends(settings, topic).values()), TIMEOUT_S, "a forecast is visible")

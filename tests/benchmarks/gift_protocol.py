@@ -1,13 +1,14 @@
 """``python -m tests.benchmarks.gift_protocol FILE TERM``: accuracy by GIFT-Eval's protocol, on a wide hourly CSV file.
 
-Each numeric column is a sensor. The test part is the last windows of one horizon each. The model is trained on the
-steps before it and forecasts at the start of each window only; its state is carried from the first reading on.
+Each numeric column is a sensor. The test part consists of the last windows, each one horizon long. The model is trained
+on the steps before the test part and forecasts only at the start of each window. Its state is carried from the first
+reading on.
 
 The scores are GIFT-Eval's, over all sensors, windows and steps, as gluonts' ``evaluate_model(axis=None)`` aggregates
 them: MASE (season 24, scaled by the seasonal error of all readings before the window), and the mean weighted quantile
-loss over nine levels, there called CRPS. A seasonal naive forecast is scored beside the model; as a point forecast it
-has one loss on all levels. Compare the ratios to it: GIFT-Eval's own ett1/H sums 15-minute values, so its absolute
-scores belong to other numbers. On ETTh1.csv, short, the naive MASE is 1.0012.
+loss over nine levels, which GIFT-Eval calls CRPS. A seasonal naive forecast is scored beside the model; its quantiles
+are all equal to its point forecast. Compare ratios to it: GIFT-Eval's own ett1/H sums 15-minute values, so absolute
+scores are not comparable. On ETTh1.csv, short, the naive MASE is 1.0012.
 
 Letters: S sensors, N steps of the shortest sensor, Q quantiles, h horizon steps.
 """
@@ -41,12 +42,12 @@ MEDIAN: Final = LEVELS.index(0.5)
 SEASON_STEPS: Final = 24
 TEST_PART: Final = 0.1
 MOST_WINDOWS: Final = 20
-VALIDATION_PART: Final = 0.1  # of the steps before the test part
+VALIDATION_PART: Final = 0.1  # share of the steps before the test part
 
 
 @dataclass
 class Score:
-    """Errors of one predictor, summed over all that is scored."""
+    """Errors of one predictor, over all sensors and windows."""
 
     scaled_errors: dict[str, list[float]] = field(default_factory=dict)  # sensor -> one mean per window
     losses: Floats = field(default_factory=lambda: np.zeros(len(LEVELS)))
@@ -76,7 +77,7 @@ def window_starts(shortest: int, horizon_steps: int) -> list[int]:
     """Index of the first step of each test window, ascending.
 
     Raises:
-        ValueError: too few steps for one window behind two seasons.
+        ValueError: fewer steps than the test part and two seasons before it need.
     """
     windows = min(max(1, math.ceil(TEST_PART * shortest / horizon_steps)), MOST_WINDOWS)
     first = shortest - windows * horizon_steps
@@ -89,13 +90,13 @@ def window_starts(shortest: int, horizon_steps: int) -> list[int]:
 
 
 def seasonal_naive(past: Floats, horizon_steps: int) -> Floats:
-    """(Q, h): the last season again and again, on every level."""
+    """(Q, h): the last season repeated, on every level."""
     repeated = np.tile(past[-SEASON_STEPS:], horizon_steps // SEASON_STEPS + 1)[:horizon_steps]
     return np.tile(repeated, (len(LEVELS), 1))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Train, forecast and score; the line to print."""
+    """Train, forecast and score; return the object to print."""
     began = time.monotonic()
     horizon_steps = TERMS[options.term]
     settings = Settings(
@@ -164,7 +165,7 @@ def _options() -> argparse.Namespace:
         "term", choices=TERMS, help="horizon: " + ", ".join(f"{name} {steps} steps" for name, steps in TERMS.items())
     )
     parser.add_argument("--adaptation", choices=("off", "light", "full"), default="light", help="(default: light)")
-    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
     parser.add_argument("--budget", type=float, default=900.0, help="seconds to train at most (default: 900)")
     parser.add_argument("--hidden", type=int, default=64, help="size of the hidden state (default: 64)")
     return parser.parse_args()

@@ -1,9 +1,9 @@
-"""How long after a reading arrived in Kafka its forecast is visible to a reader of committed records.
+"""Latency: the time from a reading's arrival in Kafka until a reader of committed records sees its forecast.
 
-A feeder, what turns readings into forecasts, and a reader, each a process of its own. Two sides take turns: `streamgru
-forecast`, and a loop that does nothing but pass readings on in transactions, since what a transaction takes is the
-machine's and the broker's. The readings topic stamps a reading when the broker appends it (LogAppendTime, whole
-milliseconds, cut off); the reader takes the time when its poll hands out the forecast. All clocks are one machine's.
+Three processes run: a feeder, one side, and a reader. The sides take turns: `streamgru forecast`, and a pass-through
+that only copies readings in transactions, to show how much of the time is the broker's and the machine's. The broker
+stamps a reading when it appends it (LogAppendTime, whole milliseconds, rounded down). The reader takes the time when
+its poll returns the forecast. All clocks are one machine's.
 """
 
 import multiprocessing
@@ -34,15 +34,15 @@ from tests.waiting import wait_until
 RATE = 1_000  # readings a second
 SENSORS = 1_000
 SECONDS = 20
-WARM_UP_S = 10.0  # the first forecasts are those of a process that still imports and grows
+WARM_UP_S = 10.0  # left out, because a new process still imports modules and allocates memory
 ROUNDS = 3
 FEED_EVERY_S = 0.005  # the default linger.ms of librdkafka, and of the Java client since 4.0
-PRODUCE_VERSION = 9  # from 13 on topics have ids instead of names
+PRODUCE_VERSION = 9  # version 13 replaces topic names by ids
 MOST_MS = 50.0
 TIMEOUT_S = 120.0
 PERCENTILES = {"median": 50.0, "p99": 99.0, "p99.9": 99.9, "largest": 100.0}
 
-Delays = NDArray[np.float64]  # ms, one for each reading behind the warm-up
+Delays = NDArray[np.float64]  # ms, one per reading after the warm-up
 _PROCESSES = multiprocessing.get_context("spawn")
 
 
@@ -64,19 +64,19 @@ def measure(base: Settings) -> Section:
     ]
     return Section(
         "latency",
-        f"From a reading's arrival to its forecast, at {RATE:,} readings a second",
+        f"Latency from a reading to its forecast, at {RATE:,} readings a second",
         [
             Figure("p99", f"{p99:.1f} ms", f"≤ {MOST_MS:g} ms", p99 <= MOST_MS),
             Figure("p99, forecaster : pass-through", f"{statistics.median(ratios):.2f}"),
-            Figure("readings in a forecaster's transaction, on average", f"{statistics.median(sizes):.1f}"),
+            Figure("readings per transaction of the forecaster, on average", f"{statistics.median(sizes):.1f}"),
         ],
-        f"{statistics.median(map(len, forecast)):,.0f} readings of {SENSORS:,} sensors a round, one after the other, "
-        f"by a feeder that every {FEED_EVERY_S * 1_000:g} ms sends what has become due, one request at a time, after "
-        f"{WARM_UP_S:g} s of warm-up, with default settings: from the time that the broker stamps on a reading as it "
-        "appends it (LogAppendTime) to the moment that a `read_committed` consumer with kafka-python's defaults, in a "
-        "process of its own, has the forecast. The pass-through polls as the forecaster does, sends for each reading a "
-        "value like a forecast's, and commits them with the offsets: no decoding, no model, no states, no headers. "
-        "Feeder, forecaster, reader, broker and MLflow share the machine. Figures are medians of the rounds.",
+        f"{statistics.median(map(len, forecast)):,.0f} readings of {SENSORS:,} sensors per round, after "
+        f"{WARM_UP_S:g} s of warm-up, with default settings. A feeder sends the due readings every "
+        f"{FEED_EVERY_S * 1_000:g} ms, one request at a time. Latency begins at the broker's time stamp of the reading "
+        "(LogAppendTime). It ends when a `read_committed` consumer with kafka-python's defaults, in a separate "
+        "process, has the forecast. The pass-through polls as the forecaster does, sends a value as long as a forecast "
+        "for each reading, and commits them with the offsets. It has no decoding, model, states or headers. Feeder, "
+        "forecaster, reader, broker and MLflow share the machine. Figures are medians of the rounds.",
         _table({"forecaster": forecast, "transactional pass-through": passed}),
     )
 
@@ -101,14 +101,14 @@ def _say(number: int, side: str, delays: Delays) -> None:
 
 
 def _forecast(base: Settings, number: int) -> tuple[Delays, float]:
-    """Delays of the forecaster, and how many readings a transaction had on average."""
+    """Delays of the forecaster, and its mean number of readings per transaction."""
     settings = _fresh(base, f"latency-{number}")
     promote(settings, register(settings))
     with ForecastCommand(settings, "bench") as process:
         process.wait_for("are served", TIMEOUT_S)
         delays = _delays(settings)
         process.end()
-        transactions = int(re.findall(r"counts: .*\btransactions=(\d+)", process.said)[-1])
+        transactions = int(re.findall(r"counts: .*\btransactions=(\d+)", process.log)[-1])
     return delays, _fed() / transactions
 
 
@@ -119,7 +119,7 @@ def _pass_through(base: Settings, number: int) -> Delays:
 
 
 def _fresh(base: Settings, name: str) -> Settings:
-    """Topics of their own, where the broker stamps readings as it appends them."""
+    """Settings with new topics, where the broker stamps readings when it appends them."""
     settings = named(base, name)
     ensure_topics(settings)
     admin = make_admin(settings)
@@ -134,9 +134,9 @@ def _fed() -> int:
 
 
 def _delays(settings: Settings) -> Delays:
-    """Feed readings, sensors taking turns, and read what becomes of them: how long each behind the warm-up took.
+    """Feed readings, the sensors taking turns; return the delay of the forecast of each reading after the warm-up.
 
-    The n-th record of an output partition is that of the n-th reading of the partition of that number.
+    The n-th record of an output partition belongs to the n-th reading of the readings partition with that number.
     """
     names = [f"sensor-{number:05d}" for number in range(SENSORS)]
     messages = [reading(settings, names[number % SENSORS], number // SENSORS) for number in range(_fed())]
@@ -147,9 +147,11 @@ def _delays(settings: Settings) -> Delays:
         _running(feed, servers, topics.readings, messages) as feeder,
     ):
         limit_s = len(messages) / RATE + TIMEOUT_S
-        wait_until(lambda: not results.empty() or reader.exitcode or feeder.exitcode, limit_s, "all were seen")
+        wait_until(
+            lambda: not results.empty() or reader.exitcode or feeder.exitcode, limit_s, "all forecasts were seen"
+        )
         if results.empty():
-            raise AssertionError("the feeder or the reader failed; see above")
+            raise AssertionError("the feeder or the reader failed; its traceback is printed above")
         seen: list[tuple[int, float]] = results.get()
     arrived = read_all(settings, topics.readings)
     began = min(record.timestamp for record in arrived)
@@ -163,14 +165,14 @@ def _delays(settings: Settings) -> Delays:
 
 @contextmanager
 def _running(target: Any, *arguments: Any) -> Iterator[Any]:
-    """A process of its own that runs ``target``: entered once it says that it is ready, killed at the end."""
+    """A process that runs ``target``. The context begins when the process is ready, and kills it at the end."""
     ready = _PROCESSES.Event()
     process = _PROCESSES.Process(target=target, args=(*arguments, ready), daemon=True)
     process.start()
     try:
         wait_until(lambda: ready.is_set() or process.exitcode, TIMEOUT_S, f"{target.__name__} is ready")
         if not ready.is_set():
-            raise AssertionError(f"{target.__name__} failed; see above")
+            raise AssertionError(f"{target.__name__} failed; its traceback is printed above")
         yield process
     finally:
         process.kill()
@@ -178,13 +180,13 @@ def _running(target: Any, *arguments: Any) -> Iterator[Any]:
 
 
 def feed(servers: str, topic: str, messages: list[Message], ready: Any) -> None:
-    """Send the messages, each when it is due, in one request at a time.
+    """Send each message when it is due, one request at a time.
 
-    With kafka-python's requests, but not by its producer, which takes 40 % of a core for so many small batches: the
-    sensors stand for machines elsewhere.
+    It builds the requests itself: kafka-python's producer takes 40 % of a core for batches this small and frequent, and
+    real sensors run on other machines.
     """
     client = KafkaNetClient(bootstrap_servers=servers)
-    client.check_version()  # connects
+    client.check_version()  # opens the connection
     ready.set()
     began = next_at = time.monotonic()
     sent = 0
@@ -218,13 +220,13 @@ def _send(client: KafkaNetClient, topic: str, messages: list[Message]) -> None:
         min_version=PRODUCE_VERSION,
         max_version=PRODUCE_VERSION,
     )
-    response = client.send_and_receive(client.least_loaded_node(), request)  # there is one broker
+    response = client.send_and_receive(client.least_loaded_node(), request)  # the only broker
     failed = [each.error_code for found in response.responses for each in found.partition_responses if each.error_code]
-    assert not failed, f"the broker did not take all readings: error codes {failed}"
+    assert not failed, f"the broker rejected readings with the error codes {failed}"
 
 
 def _encoded(batch: list[Message]) -> bytes:
-    """A batch of records without a producer's id."""
+    """A record batch without a producer id."""
     builder = DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
@@ -237,12 +239,12 @@ def _encoded(batch: list[Message]) -> bytes:
     now_ms = int(time.time() * 1_000)
     for offset, message in enumerate(batch):
         added = builder.append(offset, timestamp=now_ms, key=message.key, value=message.value, headers=[])
-        assert added, "a batch has no room for all that is due"
+        assert added, "the due readings do not fit into one batch"
     return bytes(builder.build())
 
 
 def read(servers: str, topic: str, count: int, results: Any, ready: Any) -> None:
-    """The partition of each record, in order, and when it was seen (ms since the epoch), until ``count`` were."""
+    """Put (partition, ms since the epoch when seen) of the first ``count`` records into ``results``, in order."""
     consumer = KafkaConsumer(bootstrap_servers=servers, isolation_level="read_committed", enable_auto_commit=False)
     where = [TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic)]
     consumer.assign(where)

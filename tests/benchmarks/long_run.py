@@ -1,4 +1,4 @@
-"""A state carried on and on: beside states that have seen less, and to 10^5 steps.
+"""Studies of carried states: compared with states that have seen fewer readings, and carried for 10^5 steps.
 
 Letters: S sensors, m moments, K targets, h horizon steps, L layers.
 """
@@ -12,20 +12,20 @@ from model.stepper import Stepper
 from tests.benchmarks.case import Case, Result, by_sensor, carried, narrow, scored, side_by_side
 from tests.benchmarks.panel import Walk
 
-# Forecasts are scored at so many moments, the same for all sensors.
+# Number of moments at which forecasts are scored, the same for all sensors.
 MOMENTS: Final = 40
 WINDOWS: Final = (1, 2, 4, 8, 24, 48, 96, 168, 336, 720, 1024)
-PARTS: Final = 4  # of the test part, by time
+PARTS: Final = 4  # equal stretches of the test part, by time
 TILED_STEPS: Final = 100_000
 WEEK_US: Final = 7 * 86_400_000_000
-# A sensor that training did not know, in a unit that it did not know.
+# A sensor that was not in the training data, in another unit.
 STRANGER: Final = "never seen"
-LONGEST_OF_STRANGER: Final = 336  # readings, which take their time
+LONGEST_OF_STRANGER: Final = 336  # readings; longer windows take too long
 FACTOR, OFFSET = 1_000.0, 1e5
 
 
 def windows(case: Case, adaptation: Adaptation) -> Result:
-    """Errors at the same moments by how much the state has seen, and by how long it has been carried."""
+    """Errors at the same moments, by number of readings that the state has seen and by age of the carried state."""
     panel, stepper = case.panel, Stepper(case.forecaster, adaptation)
     moments = case.moments(MOMENTS)
     labels = case.labels(moments)
@@ -84,10 +84,10 @@ def _norms(walk: Walk) -> list[float]:
 
 
 def tiled(case: Case, adaptation: Adaptation) -> Result:
-    """The test part, whole weeks of it, again and again: the same readings, and a state that grows ever older.
+    """Errors and hidden states while the test part, cut to whole weeks, is repeated for ``TILED_STEPS`` steps.
 
-    Each tile's last week fades into the week before its first reading, so that no seam jumps and clock and calendar
-    go on.
+    Each repetition (tile) has the same readings; only the state is older. A tile's last week fades into the week before
+    its first reading, so that values do not jump. Whole weeks keep the calendar continuous.
     """
     panel = case.panel
     week = WEEK_US // case.forecaster.config.cadence_us

@@ -1,4 +1,4 @@
-"""Tables and figures as QUALITY.md shows them."""
+"""Markdown tables and formatted figures for QUALITY.md."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def spread(values: Sequence[float], varies: bool = True) -> str:
-    """The mean, with the spread where seeds differ (they change nothing for a baseline)."""
+    """The mean, with the standard deviation between seeds if ``varies``. Baselines do not vary."""
     centre = mean(values)
     text = f"{centre:.3f}" if abs(centre) < 10 else f"{centre:.2f}"
     if len(values) < 2 or not varies:

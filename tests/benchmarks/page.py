@@ -1,4 +1,4 @@
-"""The page that the benchmarks write: a section each, so that one can be measured anew without the others."""
+"""SPEED.md: one section per benchmark, so that one section can be measured and replaced alone."""
 
 import re
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from pathlib import Path
 
 TITLE = "# Speed"
 INTRODUCTION = (
-    "Written by `make bench` (`python -m tests.benchmarks NAME` for one section). Ratios compare between machines, "
-    "rates and times do not. The broker and all clients share one machine."
+    "`make bench` wrote this page (`python -m tests.benchmarks NAME` measures one section). Ratios can be compared "
+    "between machines; rates and times cannot. The broker and all clients share one machine."
 )
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Something measured, beside what it has to be."""
+    """A measured figure and its limit."""
 
     name: str
     found: str
@@ -24,16 +24,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """What one benchmark found, and how."""
+    """The results and the method of one benchmark."""
 
     key: str
     title: str
     figures: Sequence[Figure]
     how: str
-    tables: str = ""  # Markdown, behind the figures
+    tables: str = ""  # Markdown, after the figures
 
     def as_markdown(self) -> str:
-        """Its part of the page."""
+        """The section as Markdown."""
         rows = [f"| {figure.name} | {figure.found} | {figure.asked} |" for figure in self.figures]
         parts = [
             f"<!-- {self.key} -->",
@@ -45,14 +45,14 @@ class Section:
         return "\n\n".join(parts)
 
     def unmet(self) -> list[str]:
-        """A line for each figure that is not as it has to be."""
+        """A line for each figure that misses its limit."""
         return [
-            f"{figure.name}: {figure.found}, and must be {figure.asked}" for figure in self.figures if not figure.is_met
+            f"{figure.name}: {figure.found}, must be {figure.asked}" for figure in self.figures if not figure.is_met
         ]
 
 
 def write(path: Path, sections: Sequence[Section], order: Sequence[str], machine: str) -> None:
-    """Put sections into the page, each in place of an earlier one with its key."""
+    """Write the sections into the page; each replaces the earlier section with its key."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     kept = {
         match[1]: match[0].strip()

@@ -1,6 +1,6 @@
-"""Readings of several sensors on one clock, none left out, and states that are stepped through them side by side.
+"""A panel: readings of several sensors at the same times, a cadence apart; and states that are stepped through them.
 
-The states are the stream's and so is the engine (``model.stepper``): what is found out with these is what is served.
+States and stepper are the stream's (``model.stepper``), so the results hold for served forecasts.
 
 Letters: S sensors, B states, N or n readings, m forecasts kept, F features, K targets, h horizon steps.
 """
@@ -19,13 +19,13 @@ from model.stepper import Stepper
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 
-# Numbers in the forecasts of one call of the engine: 64 MB, a few times over.
+# Numbers in the forecasts of one call of the stepper: 64 MB, of which a call holds a few copies.
 _NUMBERS: Final = 8_000_000
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Values may be missing, readings may not."""
+    """Readings of S sensors at N common times; single values may be missing."""
 
     sensors: tuple[str, ...]
     timestamp_us: Indexes  # (N,) a cadence apart
@@ -33,10 +33,10 @@ class Panel:
 
     @classmethod
     def of(cls, sequences: Sequences) -> "Panel":
-        """The panel that a data set is.
+        """The panel of a data set.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the sensors' readings are not at the same times, or not a cadence apart.
         """
         S = len(sequences.sensors)
         lengths = np.diff(sequences.starts)
@@ -48,11 +48,11 @@ class Panel:
         return cls(sequences.sensors, times[0], sequences.values.reshape(S, len(times[0]), -1))
 
     def __len__(self) -> int:
-        """N."""
+        """The number of readings per sensor, N."""
         return len(self.timestamp_us)
 
     def labels(self, moments: Sequence[int] | Indexes, targets: Sequence[int], horizon_steps: int) -> Floats:
-        """(S, m, K, h): what came true of the forecasts issued at these readings."""
+        """(S, m, K, h) labels of the forecasts issued at these readings."""
         ahead = np.asarray(moments)[:, None] + np.arange(1, horizon_steps + 1)
         found: Floats = self.values[:, ahead][..., list(targets)].transpose(0, 1, 3, 2)
         return found
@@ -60,23 +60,24 @@ class Panel:
 
 @dataclass
 class Walk:
-    """States of B sensors, stepped together; ``states`` is theirs after what was walked so far."""
+    """B states that are stepped together. ``go`` updates ``states``."""
 
     stepper: Stepper
-    sensors: Sequence[str]  # one name may come several times: each is a state of its own
+    sensors: Sequence[str]  # one per state; the same sensor may occur several times
     states: States
 
     @classmethod
     def blank(cls, stepper: Stepper, sensors: Sequence[str]) -> "Walk":
-        """Sensors that have seen nothing yet."""
+        """A walk that begins with blank states."""
         return cls(stepper, sensors, blank_states(stepper.config, len(sensors), stepper.adaptation))
 
     def go(self, timestamp_us: Indexes, values: Floats, kept: Sequence[int] | Indexes) -> Floats:
-        """(B, m, K, h): the medians issued at the readings ``kept`` of n further ones of each sensor.
+        """Step n readings into each state; return the (B, m, K, h) medians issued at m of them.
 
         Args:
-            timestamp_us: (n,), or (B, n) where they differ; values: (B, n, F).
-            kept: (m,) places among the n, in ascending order.
+            timestamp_us: (n,), or (B, n) if the times differ.
+            values: (B, n, F).
+            kept: (m,) indices among the n readings, ascending.
         """
         config = self.stepper.config
         kept = np.asarray(kept, np.int64)
@@ -87,7 +88,7 @@ class Walk:
         return found
 
     def _blocks(self, timestamp_us: Indexes, values: Floats) -> Iterator[tuple[int, int, Floats]]:
-        """Of readings [lo, hi) of every sensor, the medians (B, hi-lo, K, h)."""
+        """Step in blocks: lo, hi, and the medians (B, hi-lo, K, h) issued at readings [lo, hi)."""
         config = self.stepper.config
         B, n, F = values.shape
         numbers = config.target_count * len(config.quantiles) * config.horizon_steps

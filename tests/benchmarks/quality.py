@@ -1,8 +1,8 @@
-"""``make quality DATA=ETTh1.csv``: how good the forecasts are, by the evaluator that every user has.
+"""``make quality DATA=ETTh1.csv``: the accuracy of forecasts, as ``streamgru backtest`` scores them.
 
-Runs ``streamgru backtest`` for every data set, horizon and seed, and the ablations, each once: a run whose results lie
-in the runs' folder, or were kept (``quality_results``), is not made again, so a run that was cut off goes on. Writes
-QUALITY.md beside this file from whatever results are there.
+It runs back-tests of every data set, horizon and seed, the ablations and the studies of carried states. A run whose
+results exist in the runs' folder or in ``quality/`` is skipped, so a stopped command continues. All results go to
+QUALITY.md beside this file.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from tests.benchmarks.quality_report import OTHER
 
 REPORT: Final = Path(__file__).with_name("QUALITY.md")
 BEIJING: Final = Path("deploy/data/beijing.parquet")
-# The project's promise for this data set is a model within three minutes.
+# The project promises a model of this data set within three minutes.
 BEIJING_BUDGET_S: Final = 180
-# Files of ETDataset (``ETT-small``) and of NAB (``data``) that no choice was made on, with horizons.
+# Files of ETDataset (``ETT-small``) and NAB (``data``) that influenced no choice -> horizon, arguments.
 OTHERS: Final = {
     "ETTh2.csv": (96, ("--columns-as-sensors", "--standardise", "--split", "12/4/4")),
     "nyc_taxi.csv": (48, ()),
@@ -31,13 +31,13 @@ OTHERS: Final = {
     "Twitter_volume_AAPL.csv": (12, ()),
     "cpu_utilization_asg_misconfiguration.csv": (12, ()),
 }
-# How forecasts are adapted: the default first, which is what "streamgru" stands for, then the others beside it.
+# Levels of adaptation. The default is first: it is the row "streamgru" of the tables.
 LEVELS: Final = sorted(("off", "light", "full"), key=lambda level: level != ForecasterSettings().adaptation)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One back-test: ``name`` is that of its folder, without the seed."""
+    """One back-test. ``name`` is the name of its folder without the seed."""
 
     name: str
     data: Path
@@ -45,7 +45,7 @@ class Run:
     settings: Path | None = None
 
     def command(self, seed: int, more: tuple[str, ...] = ()) -> list[str]:
-        """What to type for it."""
+        """The command that makes it."""
         chosen = ("--settings", str(self.settings)) if self.settings else ()
         adapting = [word for level in LEVELS for word in ("--adaptation", level)]
         arguments = [str(self.data), *self.arguments, *adapting, "--seed", str(seed), *more]
@@ -53,7 +53,7 @@ class Run:
 
 
 def back_tests(etth1: Path | None, beijing: Path, nab: Path | None = None, others: Path | None = None) -> Iterator[Run]:
-    """All there are of these files, and of those in the folder ``others``."""
+    """The back-tests of these files and of ``OTHERS`` in the folder ``others``."""
     if etth1 is not None:
         wide = ("--columns-as-sensors", "--timezone", "UTC", "--standardise")
         for horizon in (96, 192, 336, 720):
@@ -75,7 +75,7 @@ def main() -> None:
     options = _options()
     runs = list(back_tests(options.etth1, options.beijing, options.nab, options.others))
     more = ("--budget", str(options.budget)) if options.budget else ()
-    # What is only tried out must not pass for the defaults.
+    # Results with a smaller budget go to a folder of their own, apart from those of the defaults.
     folder, report = options.runs, REPORT
     if options.budget:
         folder = options.runs / f"budget-{options.budget:g}"
@@ -101,20 +101,20 @@ def main() -> None:
     report.write_text(quality_report.written(folder, runs, options.seeds), encoding="utf-8")
     print(f"the tables are in {os.path.relpath(report)}")
     if failed:
-        sys.exit(f"these back-tests failed: {', '.join(failed)}")
+        sys.exit(f"back-tests failed: {', '.join(failed)}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Back-test every data set, horizon and seed, and write the tables.")
-    parser.add_argument("--etth1", type=Path, help="ETTh1.csv of the ETDataset repository; without it, not run")
+    parser.add_argument("--etth1", type=Path, help="ETTh1.csv of ETDataset; without it, its back-tests are skipped")
     parser.add_argument("--beijing", type=Path, default=BEIJING)
-    parser.add_argument("--nab", type=Path, help="ambient_temperature_system_failure.csv of NAB; without it, not run")
-    parser.add_argument("--others", type=Path, help=f"folder with {', '.join(OTHERS)}; without it, not run")
+    parser.add_argument("--nab", type=Path, help="ambient_temperature_system_failure.csv of NAB")
+    parser.add_argument("--others", type=Path, help=f"folder with {', '.join(OTHERS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path(".streamgru/quality"), help="folder of the runs' results")
-    parser.add_argument("--only", default="", help=f"part of the names of what to run, e.g. beijing or {ablation.NAME}")
-    parser.add_argument("--budget", type=float, help="seconds to train for at most, to try it out")
-    parser.add_argument("--report", action="store_true", help="run nothing, only write the tables")
+    parser.add_argument("--runs", type=Path, default=Path(".streamgru/quality"), help="folder for results")
+    parser.add_argument("--only", default="", help=f"run only names with this part, e.g. beijing or {ablation.NAME}")
+    parser.add_argument("--budget", type=float, help="train for at most SECONDS", metavar="SECONDS")
+    parser.add_argument("--report", action="store_true", help="write the tables without running anything")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""The results behind QUALITY.md, kept in the folder ``quality`` beside it: a run made once need not be made elsewhere.
+"""The results behind QUALITY.md, kept in the folder ``quality``: no other machine needs to run them again.
 
-Of a back-test's ``scores.json`` that is what the page shows; of ablations and studies all. Whoever changes how models
-are trained, adapted or scored removes the folder, and ``make quality`` runs everything again.
+Of a back-test's ``scores.json`` only the figures on the page are kept; ablations and studies are kept in full. After a
+change of training, adaptation or scoring, remove the folder: ``make quality`` then runs everything again.
 """
 
 import json
@@ -16,7 +16,7 @@ METRICS_BY_TARGET: Final = ("mae", "crps")
 
 
 def bring(runs: Path, kept: Path = KEPT) -> None:
-    """Lays kept results into the runs' folder, where it has none of that name."""
+    """Copy kept results into the runs' folder, except those that it has already."""
     for path in sorted(kept.rglob("*.json")):
         there = runs / path.relative_to(kept)
         if not there.exists():
@@ -25,7 +25,7 @@ def bring(runs: Path, kept: Path = KEPT) -> None:
 
 
 def keep(runs: Path, kept: Path = KEPT) -> None:
-    """Keeps what the runs' folder holds."""
+    """Copy the results of the runs' folder into the kept folder."""
     for path in sorted(runs.glob("*/*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         there = kept / path.relative_to(runs)
@@ -34,7 +34,7 @@ def keep(runs: Path, kept: Path = KEPT) -> None:
 
 
 def _needed(content: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of a back-test; metrics by step of the horizon as one step, their mean."""
+    """The figures of a back-test that the page shows; metrics by step of the horizon are replaced by their mean."""
 
     def means(metrics: dict[str, list[float]]) -> dict[str, list[float]]:
         return {metric: [sum(metrics[metric]) / len(metrics[metric])] for metric in METRICS_BY_TARGET}

@@ -1,7 +1,6 @@
-"""How fast readings become forecasts, beside plain clients on the same broker.
+"""Throughput of the forecaster and the ingest, compared with plain clients on the same broker.
 
-All sides read the same topic in turn, several times over, and the median of each counts. What is compared are ratios:
-the rates themselves belong to the machine.
+All sides read the same topic in turn, in several rounds. Only ratios of sides can be compared between machines.
 """
 
 import statistics
@@ -21,16 +20,16 @@ ROUNDS = 3
 QUANTILES = (0.1, 0.5, 0.9)
 HOW = (
     f"{SENSORS} sensors, {SENSORS * STEPS:,} readings of {len(sides.FEATURES)} features, one target, hidden size "
-    f"{sides.HIDDEN_SIZE}, {PARTITIONS} partitions; the sides take turns. The pass-through sends a forecast's value at "
-    "horizon 1, one transaction with the offsets per poll, and no headers, decoding or states; its clients are set up "
-    "like the forecaster's (by default they wait 100 ms per commit). Forecasts have three quantiles; with adaptation "
-    "off there is no calibration either."
+    f"{sides.HIDDEN_SIZE}, {PARTITIONS} partitions; the sides take turns. The pass-through sends a value as long as a "
+    "forecast at horizon 1 for each reading. It commits one transaction with the offsets per poll, and has no headers, "
+    "decoding or states. Its clients have the forecaster's options (with kafka-python's defaults they wait 100 ms per "
+    "commit). Forecasts have three quantiles. Adaptation off also turns calibration off."
 )
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A ratio of two sides that must hold."""
+    """A lower limit for the ratio of two sides' rates."""
 
     name: str
     side: str
@@ -82,7 +81,7 @@ def measure(base: Settings) -> Section:
 
 
 def _measure_rates(settings: Settings) -> dict[str, list[float]]:
-    """Readings a second of each side, one figure per round, the sides taking turns."""
+    """Side -> readings per second in each round; the sides take turns."""
     source = sides.fill(settings, SENSORS, STEPS)
     bare = sides.adapting(settings, "off").model_copy(update={"horizon_steps": 1})
     payload = sides.forecast_value(bare)
@@ -111,7 +110,7 @@ def _state_bytes(settings: Settings, horizon_steps: int, level: str) -> int:
 
 
 def _ratio(rates: dict[str, list[float]], promise: Promise) -> float:
-    """The median over rounds of the ratio within a round: what slowed a round down slowed both."""
+    """The median of the ratios within each round: a slow moment of the machine slows both sides."""
     pairs = zip(rates[promise.side], rates[promise.beside], strict=True)
     return statistics.median(side / beside for side, beside in pairs)
 

@@ -1,8 +1,8 @@
-"""How long a forecaster takes to restore the states of many sensors, and what they take in memory.
+"""Time and memory that a forecaster takes to restore the states of many sensors.
 
-The readings topic gets one reading of each sensor; the changelog gets a state of each by the project's own encoder, in
-one transaction, with random numbers wherever a state has numbers (what compresses well would flatter the figures);
-the group's offsets are committed behind the readings. What is started then is the command of the README.
+The readings topic gets one reading per sensor, and the group's offsets are committed after it. The changelog gets one
+state per sensor from the product's encoder, in one transaction. The states hold random numbers, because compressible
+ones would improve the figures. Then `streamgru forecast` starts.
 """
 
 import time
@@ -37,8 +37,8 @@ SERVED = r"are served: (\d+) states restored, (\d+) rebuilt from readings, (\d+)
 class Outcome:
     """One restore."""
 
-    inside_s: float  # from the assignment of the partitions to the first poll for readings
-    outside_s: float  # from the start of the process
+    inside_s: float  # from the assignment of the partitions to the last restored state
+    outside_s: float  # from the start of the process to the last restored state
     memory: Memory
 
 
@@ -50,8 +50,8 @@ def measure(base: Settings) -> Section:
     many = [_restore(settings, MANY) for _ in range(REPEATS)]
     inside = sorted(outcome.inside_s for outcome in many)
     outside = sorted(outcome.outside_s for outcome in many)
-    at_rest = max(outcome.memory.now - few.memory.now for outcome in many) / (MANY - FEW)
-    at_most = max(outcome.memory.peak - few.memory.peak for outcome in many) / (MANY - FEW)
+    memory = max(outcome.memory.now - few.memory.now for outcome in many) / (MANY - FEW)
+    peak = max(outcome.memory.peak - few.memory.peak for outcome in many) / (MANY - FEW)
     size = blank_states(small_forecaster(settings, hidden_size=HIDDEN_SIZE).config, 1).dtype.itemsize
     return Section(
         "restore",
@@ -64,27 +64,27 @@ def measure(base: Settings) -> Section:
                 inside[-1] <= MOST_SECONDS,
             ),
             Figure(
-                "start of the process → the same",
+                "start of the process → all states in memory",
                 f"{outside[-1]:.1f} s",
             ),
             Figure(
-                f"memory a sensor, beside a forecaster that restored {FEW}",
-                f"{at_rest:,.0f} bytes",
+                f"memory per sensor, beyond a forecaster that restored {FEW}",
+                f"{memory:,.0f} bytes",
                 f"≤ {MOST_BYTES:,} bytes",
-                at_rest <= MOST_BYTES,
+                memory <= MOST_BYTES,
             ),
-            Figure("... at the peak", f"{at_most:,.0f} bytes", f"≤ {MOST_BYTES:,} bytes", at_most <= MOST_BYTES),
+            Figure("... at the peak", f"{peak:,.0f} bytes", f"≤ {MOST_BYTES:,} bytes", peak <= MOST_BYTES),
             Figure("... of which the state itself", f"{size:,} bytes"),
         ],
         f"`streamgru forecast` (hidden size {HIDDEN_SIZE}, 3 features, 1 target, {settings.kafka.partitions} "
         f"partitions, adaptation off) on a changelog of {MANY:,} states of random numbers; the worst of {REPEATS} "
-        "starts. The start of the process takes in Python's imports, the model from the registry or its copy, and "
-        "joining the group.",
+        "starts. The time from the start of the process includes Python's imports, the model's download from the "
+        "registry or its local copy, and joining the group.",
     )
 
 
 def _prepare(base: Settings, sensors: int) -> Settings:
-    """Topics with one reading and one state of each sensor, and a champion."""
+    """Create topics with one reading and one state per sensor, and a champion."""
     settings = named(base, f"restore-{sensors}-{time.time_ns() % 1_000_000}")
     ensure_topics(settings)
     promote(settings, register(settings))
@@ -99,7 +99,7 @@ def _prepare(base: Settings, sensors: int) -> Settings:
 
 
 def write_states(settings: Settings, by_partition: Sequence[Sequence[str]]) -> None:
-    """One state of every sensor, as of its first reading, in one transaction."""
+    """Write one state per sensor, as of its first reading, in one transaction."""
     tag = StateTag(1, settings.fingerprint)
     producer = make_producer(settings, transactional_id=f"states-{settings.model_name}")
     appender = BatchAppender(producer)
@@ -135,7 +135,7 @@ def _random_states(settings: Settings, count: int, random: np.random.Generator) 
 
 
 def commit_offsets(settings: Settings, offsets: Sequence[int]) -> None:
-    """What the group goes on from, by partition."""
+    """Commit the group's offset of each partition."""
     topic = settings.kafka.topics.readings
     consumer = make_consumer(settings, group_id=settings.forecaster.group_id)
     where = [TopicPartition(topic, partition) for partition in range(len(offsets))]
@@ -149,7 +149,7 @@ def _restore(settings: Settings, sensors: int) -> Outcome:
         found = process.wait_for(SERVED, TIMEOUT_S)
         outside_s = time.monotonic() - process.began
         restored, rebuilt, cold = (int(found[group]) for group in (1, 2, 3))
-        assert (restored, rebuilt, cold) == (sensors, 0, 0), process.said
+        assert (restored, rebuilt, cold) == (sensors, 0, 0), process.log
         memory = process.memory()
         process.end()
     return Outcome(float(found[4]), outside_s, memory)

@@ -1,4 +1,4 @@
-"""What the benchmark times: each side reads the same topic from its beginning to its end, on the same broker."""
+"""The sides of the throughput benchmark: each reads the same topic from its beginning to its end."""
 
 import multiprocessing
 import time
@@ -33,27 +33,27 @@ ADAPTATIONS = ("off", "light", "full")
 
 @dataclass(frozen=True)
 class Input:
-    """A readings topic that is full, and its length."""
+    """Settings with a filled readings topic, and its number of readings."""
 
     settings: Settings
     readings: int
 
 
 def fill(base: Settings, sensors: int, steps: int) -> Input:
-    """Make the topics of ``base`` and send ``steps`` readings of every sensor."""
+    """Create the topics of ``base``, and publish ``steps`` readings of every sensor."""
     ensure_topics(base)
     names = [f"sensor-{number:05d}" for number in range(sensors)]
     return Input(base, publish(base, rounds(base, names, range(steps))))
 
 
 def adapting(base: Settings, level: str) -> Settings:
-    """The base with that much adaptation; "off" is the bare model, without calibration."""
+    """The base settings with a level of adaptation. "off" also turns calibration off."""
     chosen = {"adaptation": level, "calibration": level != "off"}
     return base.model_copy(update={"forecaster": base.forecaster.model_copy(update=chosen)})
 
 
 def again(settings: Settings, **overrides: Any) -> Settings:
-    """The same readings with outputs, group and history of their own, so that every run begins at the beginning."""
+    """Settings for the same readings with new output topics, group and history: a run starts at the first reading."""
     name = uuid.uuid4().hex[:8]
     content = settings.model_dump() | overrides
     content["kafka"]["topics"] |= {"forecasts": f"forecasts-{name}", "state": f"state-{name}"}
@@ -65,7 +65,7 @@ def again(settings: Settings, **overrides: Any) -> Settings:
 
 
 def poll(source: Input) -> float:
-    """Readings a second of a consumer that does nothing with them."""
+    """Readings per second of a consumer that discards them."""
     settings = source.settings
     with _reader(settings, group_id=None) as consumer:
         first = _first_poll(consumer)
@@ -76,7 +76,7 @@ def poll(source: Input) -> float:
 
 
 def pass_through(source: Input, payload: bytes) -> float:
-    """Readings a second of consume, ``send`` and commit in transactions: no decoding, no model, no states."""
+    """Readings per second of consuming, ``send`` and commit in transactions, without decoding, model or states."""
     settings = again(source.settings)
     with _passing(settings) as (consumer, producer):
         seen, began = 0, None
@@ -91,12 +91,12 @@ def pass_through(source: Input, payload: bytes) -> float:
 
 
 def keep_passing(settings: Settings, payload: bytes, ready: Any) -> None:
-    """``pass_through`` of whatever comes, in a process of its own, until that or its parent is ended.
+    """``pass_through`` in a separate process, until it is killed or its parent ends.
 
-    It fetches as the forecaster does, late: else each reading would wait for one more transaction.
+    It fetches late, as the forecaster does. Otherwise each reading would wait for one more transaction.
 
     Args:
-        ready: an event, set once partitions are assigned.
+        ready: an event that is set when partitions are assigned.
     """
     parent = multiprocessing.parent_process()
     with _passing(settings) as (consumer, producer):
@@ -110,7 +110,7 @@ def keep_passing(settings: Settings, payload: bytes, ready: Any) -> None:
 
 
 def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...]) -> float:
-    """Readings a second of the forecaster, from its first batch to its last commit."""
+    """Readings per second of the forecaster, from its first batch to its last commit."""
     settings = again(source.settings, horizon_steps=horizon_steps, quantiles=quantiles)
     champion = champion_for(settings)
     began: list[float] = []
@@ -118,7 +118,7 @@ def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...]) ->
 
     def reached(point: str) -> None:
         if point == "polled" and not forecaster.counters.readings:
-            began[:] = [time.perf_counter()]  # the last one is that of the poll that brought the first readings
+            began[:] = [time.perf_counter()]  # set by each poll, until one returns readings
         elif point == "committed":
             ended[:] = [time.perf_counter()]
         elif forecaster.counters.forecasts >= source.readings:
@@ -131,14 +131,14 @@ def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...]) ->
 
 
 def ingest_all(source: Input) -> float:
-    """Readings a second of an ingest into a new history table, commits included."""
+    """Readings per second of an ingest into a new history table, commits included."""
     done = ingest(again(source.settings))
     assert done.readings == source.readings
     return done.readings / done.seconds
 
 
 def champion_for(settings: Settings) -> FolderChampion:
-    """A champion with random weights of the size that is measured."""
+    """A champion with random weights and the benchmarks' hidden size."""
     folder = Path(settings.home) / f"champion-{settings.forecaster.group_id}"
     champion = FolderChampion(folder, settings)
     champion.promote(1, small_forecaster(settings, hidden_size=HIDDEN_SIZE))
@@ -146,7 +146,7 @@ def champion_for(settings: Settings) -> FolderChampion:
 
 
 def forecast_value(settings: Settings) -> bytes:
-    """A forecast's value under these settings."""
+    """The value of one forecast record under these settings."""
     forecaster = small_forecaster(settings, hidden_size=HIDDEN_SIZE)
     encoder = ForecastEncoder(settings, ModelId(settings.model_name, 1), forecaster.config)
     one = np.zeros(1, np.int64)
@@ -160,7 +160,7 @@ def forecast_value(settings: Settings) -> bytes:
 
 @contextmanager
 def _passing(settings: Settings) -> Iterator[tuple[Any, Any]]:
-    """A consumer and a producer with the forecaster's settings, the producer ready for transactions."""
+    """A consumer and a transactional producer with the forecaster's options."""
     group = settings.forecaster.group_id
     producer = make_producer(settings, transactional_id=group)
     try:
@@ -173,7 +173,7 @@ def _passing(settings: Settings) -> Iterator[tuple[Any, Any]]:
 
 
 def _pass_on(settings: Settings, consumer: Any, producer: Any, batches: Any, payload: bytes) -> int:
-    """One transaction: as many records as were polled, and their offsets."""
+    """Commit one transaction: a record per polled record, and the offsets; return the number of records."""
     topic = settings.kafka.topics.forecasts
     group_metadata = consumer.group_metadata()
     producer.begin_transaction()

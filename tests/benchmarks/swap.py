@@ -1,7 +1,7 @@
-"""How long after the alias has moved the first forecast of the new version is visible, with readings flowing.
+"""The time from a move of the alias to the first visible forecast of the new version, while readings arrive.
 
-Each sensor's recent readings are stepped through the new model first, while the old one serves: so the time grows with
-the sensors, with ``forecaster.rewarm_steps`` and with what a step costs.
+The new model first steps each sensor's recent readings while the old model serves. The time therefore grows with the
+number of sensors, with ``forecaster.rewarm_steps`` and with the cost of a step.
 """
 
 import time
@@ -16,8 +16,8 @@ from tests.benchmarks.takeover import Watch, flow
 from tests.waiting import wait_until
 
 SENSORS = 1_000
-STEPS = 300  # of each sensor before: more than are replayed
-RATE = 500.0
+STEPS = 300  # readings of each sensor before the promotion
+RATE = 500.0  # readings a second
 MOST_S = 10.0
 TIMEOUT_S = 300.0
 
@@ -35,7 +35,7 @@ def measure(base: Settings) -> Section:
                 swap_s <= MOST_S,
             )
         )
-        figures.append(Figure("... for so long the stream paused", f"{pause_s:.2f} s"))
+        figures.append(Figure("... pause of the stream during the swap", f"{pause_s:.2f} s"))
     how = (
         f"{SENSORS:,} sensors with {STEPS} readings each, at {RATE:g} readings a second; the last "
         f"{base.rewarm_steps} readings or more of each sensor are replayed. The alias is looked up every "

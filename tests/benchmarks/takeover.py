@@ -1,8 +1,8 @@
-"""What a consumer sees when one of two forecasters is killed: how long its partitions are silent.
+"""The silence of partitions after one of two forecasters is killed, as a consumer of committed records sees it.
 
-Both run with default settings, under a steady flow of readings. One is killed by SIGKILL; for each partition that it
-served, the pause is the time between the last forecast before and the first one after that a reader of committed
-records sees. Then it is started again, and the next round kills the other.
+Both forecasters run with default settings, under a steady flow of readings. One is killed by SIGKILL. A partition's
+pause is the time from the last forecast before the kill to the first one after it. Then the victim is restarted, and
+the next round kills the other forecaster.
 """
 
 import threading
@@ -26,10 +26,10 @@ RATE = 200.0  # readings a second
 SENSORS = 200
 ROUNDS = 5
 MOST_S = 10.0
-# Nobody takes over sooner: the group waits for the session timeout, 6 s from the last heartbeat, which was 1 s before
-# the kill at most. What a reader sees until then was committed before.
+# seconds; no takeover is faster, because the group waits for the session timeout: 6 s from the victim's last heartbeat,
+# at most 1 s before the kill. Forecasts seen earlier were committed before the kill.
 LEAST_S = 4.5
-STEADY_S = 5.0  # both have served for so long when one is killed
+STEADY_S = 5.0  # seconds that both forecasters serve before a kill
 TIMEOUT_S = 120.0
 
 
@@ -49,7 +49,7 @@ def measure(base: Settings) -> Section:
             time.sleep(STEADY_S)
             killed = time.monotonic()
             forecasters[victim].kill()
-            wait_until(partial(watch.have_all_since, killed + LEAST_S), TIMEOUT_S, "all partitions go on")
+            wait_until(partial(watch.have_all_since, killed + LEAST_S), TIMEOUT_S, "forecasts in all partitions again")
             pauses.append(watch.longest_pause(killed))
             print(f"takeover {number + 1}: {pauses[-1]:.1f} s", flush=True)
             forecasters[victim] = stack.enter_context(ForecastCommand(settings, victim))
@@ -63,15 +63,15 @@ def measure(base: Settings) -> Section:
             Figure("... all", ", ".join(f"{pause:.1f}" for pause in pauses) + " s"),
         ],
         f"Two `streamgru forecast` with default settings share {settings.kafka.partitions} partitions at {RATE:g} "
-        f"readings a second; one is killed by SIGKILL, {ROUNDS} times in all. The pause is what a `read_committed` "
-        "consumer sees: the longest time between two forecasts of one partition. Most of it "
-        "is the session timeout (6 s, the least that brokers allow by default).",
+        f"readings a second. One is killed by SIGKILL, {ROUNDS} times in total. The pause is the longest time between "
+        "two forecasts of one partition, as a `read_committed` consumer sees them. Most of it is the session timeout "
+        "(6 s, the smallest that brokers allow by default).",
     )
 
 
 @contextmanager
 def flow(settings: Settings, rate: float, sensors: int, first_step: int = 0) -> Iterator[None]:
-    """Readings of sensors that take turns, at a steady rate, until the context is left."""
+    """Publish readings at a steady rate in the background, the sensors taking turns, until the context ends."""
     ended = threading.Event()
     names = [f"sensor-{number:05d}" for number in range(sensors)]
 
@@ -97,10 +97,10 @@ def flow(settings: Settings, rate: float, sensors: int, first_step: int = 0) -> 
 
 
 class Watch:
-    """A reader of committed forecasts, in a thread of its own, that notes when each partition had one."""
+    """A thread that reads committed forecasts, and records when it saw one in each partition."""
 
     def __init__(self, settings: Settings, *, from_now: bool = False) -> None:
-        self.versions: dict[int, float] = {}  # by model version, when its first forecast was seen
+        self.versions: dict[int, float] = {}  # model version -> time when its first forecast was seen
         self._settings = settings
         self._from_now = from_now
         self._ended = threading.Event()
@@ -121,14 +121,11 @@ class Watch:
         return all(seen and now - seen[-1] < 1.0 for seen in self._seen)
 
     def have_all_since(self, moment: float) -> bool:
-        """Whether every partition has had forecasts since, and none of them longer ago than a second."""
+        """Whether every partition had a forecast after ``moment`` and within the last second."""
         return all(seen and seen[-1] > moment for seen in self._seen) and self.is_lively()
 
     def longest_pause(self, moment: float) -> float:
-        """The longest time between two forecasts of a partition since then, in seconds.
-
-        The last one before counts: what was committed just before a kill may be seen just after it.
-        """
+        """The longest time in seconds between two forecasts of a partition, from the last one before ``moment`` on."""
         longest = 0.0
         for seen in self._seen:
             since = next(place for place, at in enumerate(seen) if at > moment)

@@ -1,1 +1,1 @@
-"""The forecaster broken on purpose by kills, stalls, rebalances, broker deaths and promotions; then all is checked."""
+"""Kills, stalls, rebalances, broker deaths and promotions, followed by an audit of every forecast and state."""

@@ -1,6 +1,6 @@
-"""``python -m tests.chaos``: break the forecaster for twenty minutes, and hold every forecast against the readings.
+"""``python -m tests.chaos``: inject faults into forecasters for twenty minutes, then recompute every forecast.
 
-Exits with 0 when nothing was missing, twice, out of order or different, and everything planned was done.
+The exit code is 0 if no forecast is missing, duplicated, out of order or different, and every planned fault happened.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
     full = Size()
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--readings", type=int, default=full.readings, help="published at least")
+    parser.add_argument("--readings", type=int, default=full.readings, help="publish at least N readings", metavar="N")
     parser.add_argument("--sensors", type=int, default=full.sensors)
     parser.add_argument("--partitions", type=int, default=full.partitions)
     parser.add_argument("--kills", type=int, default=full.kills)
@@ -29,9 +29,9 @@ def main() -> None:
     parser.add_argument("--broker-kills", type=int, default=full.broker_kills)
     parser.add_argument("--broker-stalls", type=int, default=full.broker_stalls)
     parser.add_argument("--promotions", type=int, default=full.promotions)
-    parser.add_argument("--without", action="append", default=[], choices=sorted(GUARDS), help="take a guard out")
-    parser.add_argument("--report", type=Path, metavar="FOLDER", help="add the outcome to report.json and REPORT.md")
-    parser.add_argument("--keep", action="store_true", help="leave logs and topics also of a run that passes")
+    parser.add_argument("--without", action="append", default=[], choices=sorted(GUARDS), help="remove a guard")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="add the run to its report.json and REPORT.md")
+    parser.add_argument("--keep", action="store_true", help="keep logs and topics even if the run passes")
     given = parser.parse_args()
     size = replace(
         full,
@@ -68,7 +68,7 @@ def main() -> None:
         keep(result, given.report)
     print(as_markdown([result]))
     for shortfall in shortfalls(record):
-        print(f"not as it must be: {shortfall}")
+        print(f"failed: {shortfall}")
     sys.exit(0 if result["passed"] else 1)
 
 

@@ -1,4 +1,4 @@
-"""The forecasters under test: started, killed, stopped for a while, and started again by the same name."""
+"""The forecasters under test: they are started, killed, stopped for a while, and restarted under the same name."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from tests.chaos.forecaster_main import BROKE, GAVE_UP, Orders, run
 from tests.chaos.gauge import POINTS, Gauge
 from tests.chaos.transitions import walk
 
-RESTART_S: Final = 0.2  # as a supervisor would take, at its quickest
+RESTART_S: Final = 0.2  # seconds from a death to the restart, as short as a supervisor's
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Kill:
     at: float  # seconds since the epoch
     point: str  # a fault point, or "random"
     in_transaction: bool
-    partitions: tuple[int, ...]  # that it committed last of all
+    partitions: tuple[int, ...]  # partitions whose latest commit was the victim's
 
 
-ENDED_AS_ASKED: Final = (0, -signal.SIGTERM)  # the latter before it had begun to listen
+ENDED_AS_ASKED: Final = (0, -signal.SIGTERM)  # exit codes after SIGTERM; -SIGTERM before its handler is set
 
 
 @dataclass
@@ -43,19 +43,19 @@ class Member:
     process: ForkServerProcess | None = None
     wanted: bool = False
     dead_since: float | None = None
-    resume_at: float | None = None  # while it is stopped
-    away_until: float = 0.0  # it is not started again before
-    is_ending: bool = False  # it was asked to end since it was started
+    resume_at: float | None = None  # seconds since the epoch; None unless it is stopped
+    away_until: float = 0.0  # seconds since the epoch; no restart before
+    is_ending: bool = False  # SIGTERM was sent since its last start
 
     @property
     def is_running(self) -> bool:
-        """Whether it is alive and not stopped."""
+        """Whether its process is alive and not stopped."""
         return self.process is not None and self.process.is_alive() and self.resume_at is None
 
 
 @dataclass
 class Fleet:
-    """All forecasters. ``tend`` must be called again and again: it restarts, resumes and keeps the record."""
+    """All forecasters. Call ``tend`` continually: it restarts and resumes them, and records their ends."""
 
     settings: Settings
     models: Path
@@ -65,8 +65,8 @@ class Fleet:
     kills: list[Kill] = field(default_factory=list)
     stalls: int = 0
     restarts: int = 0
-    given_up: Counter[str] = field(default_factory=Counter)  # ends by an error message, by its kind
-    broken: list[str] = field(default_factory=list)  # ends by a bug
+    given_up: Counter[str] = field(default_factory=Counter)  # error class -> ends with an error message
+    broken: list[str] = field(default_factory=list)  # ends by a bug, with the log's last lines
 
     def __post_init__(self) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
@@ -79,18 +79,18 @@ class Fleet:
             self.members.append(Member(name, folder, gauge))
 
     def want(self, count: int) -> None:
-        """Have so many forecasters run from now on; others are asked to end."""
+        """Keep the first ``count`` forecasters running, and send SIGTERM to the rest."""
         for index, member in enumerate(self.members):
             member.wanted = index < count
             if not member.wanted:
                 self.ask_to_end(member)
 
     def running(self) -> list[Member]:
-        """Those alive and not stopped."""
+        """The forecasters that are alive and not stopped."""
         return [member for member in self.members if member.is_running]
 
     def tend(self) -> None:
-        """Restart the dead ones that are wanted, and resume what was stopped long enough."""
+        """Restart dead forecasters that should run, and resume stopped ones whose time is over."""
         now = time.time()
         for member in self.members:
             if member.resume_at is not None and now >= member.resume_at:
@@ -101,7 +101,7 @@ class Fleet:
                 self._start(member)
 
     def kill(self, member: Member) -> None:
-        """SIGKILL from outside, at whatever moment this is."""
+        """Send SIGKILL from outside, wherever the forecaster's loop is."""
         member.gauge.disarm()
         self._signal(member, signal.SIGKILL)
         if member.process is not None:
@@ -109,18 +109,18 @@ class Fleet:
         self.tend()
 
     def stop_for(self, member: Member, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT after so long; the member may have stopped itself already."""
+        """Send SIGSTOP now, and SIGCONT after ``seconds``. The member may have stopped itself already."""
         self._signal(member, signal.SIGSTOP)
         member.resume_at = time.time() + seconds
         self.stalls += 1
 
     def resume(self, member: Member) -> None:
-        """SIGCONT now."""
+        """Send SIGCONT."""
         member.resume_at = None
         self._signal(member, signal.SIGCONT)
 
     def ask_to_end(self, member: Member, away_s: float = 0.0) -> None:
-        """SIGTERM; where it is wanted it is started again, after so long."""
+        """Send SIGTERM; if the member should run, ``tend`` restarts it after ``away_s`` seconds."""
         member.away_until = time.time() + away_s
         member.is_ending = True
         if member.resume_at is not None:
@@ -128,14 +128,14 @@ class Fleet:
         self._signal(member, signal.SIGTERM)
 
     def passings(self) -> Counter[str]:
-        """How often each fault point was passed, by all."""
+        """How often the forecasters passed each fault point, in total."""
         total: Counter[str] = Counter()
         for member in self.members:
             total.update(member.gauge.passings())
         return total
 
     def transitions(self) -> tuple[Counter[str], list[str]]:
-        """The transitions that all forecasters logged, by kind; and those that are not allowed."""
+        """Counts of the transitions that all forecasters logged, and the logged ones that are not allowed."""
         counts: Counter[str] = Counter()
         wrong: list[str] = []
         for member in self.members:
@@ -146,12 +146,12 @@ class Fleet:
         return counts, wrong
 
     def killed_at(self) -> dict[str, int]:
-        """Kills by fault point."""
+        """Fault point, or "random" -> number of kills there."""
         counts = Counter(kill.point for kill in self.kills)
         return {point: counts[point] for point in ("random", *POINTS)}
 
     def end(self, timeout_s: float) -> bool:
-        """Ask all to end; whether they did in time, and as asked."""
+        """Send SIGTERM to all; return whether each process ended in time with a code in ``ENDED_AS_ASKED``."""
         processes = [member.process for member in self.members if member.process is not None]
         self.want(0)
         deadline = time.monotonic() + timeout_s
@@ -184,7 +184,7 @@ class Fleet:
         member.dead_since = time.time()
         member.resume_at = None
         if code == -signal.SIGKILL:
-            # The gauge's word: an order outlives a process that ends before it has come by.
+            # An armed point stays armed if the process dies elsewhere, so only ``fired_at`` says where it died.
             point = member.gauge.fired_at or "random"
             self.kills.append(Kill(time.time(), point, member.gauge.in_transaction, self._partitions_of(member)))
         elif code == GAVE_UP:
@@ -197,7 +197,7 @@ class Fleet:
                 self.broken.append(f"{member.name} ended with exit code {code}: {_tail(member)}")
 
     def _partitions_of(self, member: Member) -> tuple[int, ...]:
-        """The partitions that nobody committed after this member did."""
+        """The partitions whose latest commit was this member's."""
         mine = member.gauge.commits()
         others = [other.gauge.commits() for other in self.members if other is not member]
         return tuple(

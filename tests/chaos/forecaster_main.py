@@ -1,4 +1,4 @@
-"""A forecaster that the harness starts, in a process forked from one that has imported everything already."""
+"""A forecaster of the chaos harness, in a process forked from one that has imported all modules."""
 
 import logging
 import os
@@ -22,23 +22,23 @@ from tests.chaos.gauge import KILL, Gauge
 from tests.chaos.guards import GUARDS
 from tests.integration.stream_rig import FolderChampion
 
-GAVE_UP: Final = 3  # exit code of a forecaster that ended with one of the errors it may end with
-BROKE: Final = 4  # of one that ended with any other exception, which is a bug
+GAVE_UP: Final = 3  # exit code after a StreamgruError, which a forecaster may end with
+BROKE: Final = 4  # exit code after any other exception, which is a bug
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a forecaster is started with."""
+    """The arguments of a forecaster's process."""
 
     settings: Settings
     name: str
     models: Path
-    folder: Path  # its own: notes, gauge and log
-    without: tuple[str, ...] = ()  # guards taken out on purpose
+    folder: Path  # for its gauge, its log and the version it served last
+    without: tuple[str, ...] = ()  # guards removed on purpose
 
 
 class Champion(FolderChampion):
-    """The harness's folder of models, with a note of what served last for each forecaster alone."""
+    """The harness's folder of models; each forecaster records the version it served last in a file of its own."""
 
     def __init__(self, orders: Orders) -> None:
         super().__init__(orders.models, orders.settings)
@@ -60,7 +60,7 @@ class Champion(FolderChampion):
 
 
 def run(orders: Orders) -> None:
-    """Forecast until SIGTERM; exits with 0, ``GAVE_UP`` or ``BROKE``."""
+    """Forecast until SIGTERM; exit with 0, ``GAVE_UP`` or ``BROKE``."""
     log = os.open(orders.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -68,7 +68,7 @@ def run(orders: Orders) -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(process)d %(name)s: %(message)s", force=True
     )
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    logging.getLogger("streamgru.partitions").setLevel(logging.DEBUG)  # every transition, see ``transitions.walk``
+    logging.getLogger("streamgru.partitions").setLevel(logging.DEBUG)  # logs every transition, for ``transitions.walk``
     for guard in orders.without:
         GUARDS[guard]()
     gauge = Gauge(orders.folder / "gauge", orders.settings.kafka.partitions)
@@ -89,14 +89,14 @@ def run(orders: Orders) -> None:
     except StreamgruError as error:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(GAVE_UP)
-    except BaseException:  # noqa: BLE001 - it is reported, and fails the run
+    except BaseException:  # noqa: BLE001 - the traceback is logged, and BROKE fails the run
         traceback.print_exc()
         os._exit(BROKE)
     os._exit(0)
 
 
 def _watch_transactions(gauge: Gauge) -> None:
-    """Let the gauge know when a transaction is open, and which partitions it committed."""
+    """Record in the gauge when a transaction is open, and which partitions it committed."""
 
     class Watched(KafkaTransport):
         def begin(self) -> None:

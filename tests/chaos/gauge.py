@@ -1,4 +1,4 @@
-"""A few numbers that a forecaster shares with the harness through a file: they outlive a SIGKILL of either."""
+"""Numbers that a forecaster shares with the harness through a mapped file, which survives a SIGKILL of either."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-# The fault points of ``pipeline.forecaster``: loop, session and commit.
+# The fault points of ``pipeline.forecaster``, named by its calls of ``reached``.
 POINTS: Final = (
     "polled",
     "before-flush",
@@ -25,7 +25,7 @@ _COMMITS = _PASSINGS + len(POINTS)
 
 
 class Gauge:
-    """One forecaster's numbers. The harness arms a fault point; the forecaster counts what it passes, and obeys."""
+    """One forecaster's numbers. The harness arms a fault point; the forecaster counts its passes and signals itself."""
 
     def __init__(self, path: Path, partitions: int) -> None:
         size = _COMMITS + partitions
@@ -34,30 +34,30 @@ class Gauge:
         self._numbers = np.memmap(path, np.int64, mode="r+", shape=(size,))
 
     def arm(self, point: str, action: int, countdown: int = 1) -> None:
-        """Let the forecaster kill or stop itself when it has passed a point so many times."""
+        """Make the forecaster kill or stop itself when it passes a point for the ``countdown``-th time from now."""
         self._numbers[_FIRED] = 0
         self._numbers[_ACTION] = action
         self._numbers[_COUNTDOWN] = countdown
         self._numbers[_ARMED] = POINTS.index(point) + 1
 
     def disarm(self) -> None:
-        """Take the order back, and forget that one was carried out."""
+        """Disarm the point, and clear ``has_fired``."""
         self._numbers[_ARMED] = 0
         self._numbers[_FIRED] = 0
 
     @property
     def has_fired(self) -> bool:
-        """Whether the last order was carried out."""
+        """Whether the forecaster killed or stopped itself since a point was last armed."""
         return bool(self._numbers[_FIRED])
 
     @property
     def fired_at(self) -> str | None:
-        """The point at which it was; none: not yet."""
+        """The point where the forecaster killed or stopped itself; None if it has not."""
         return POINTS[int(self._numbers[_FIRED]) - 1] if self.has_fired else None
 
     @property
     def in_transaction(self) -> bool:
-        """Whether the forecaster has, or had when it died, a transaction begun and neither committed nor aborted."""
+        """Whether a transaction is open, or was open when the forecaster died."""
         return bool(self._numbers[_IN_TRANSACTION])
 
     @in_transaction.setter
@@ -65,7 +65,7 @@ class Gauge:
         self._numbers[_IN_TRANSACTION] = value
 
     def passed(self, point: str) -> int:
-        """Count a point, for the forecaster; what to do now: nothing (0), ``KILL`` or ``STOP``."""
+        """Count a pass; return the signal that the forecaster must send itself: 0 (none), ``KILL`` or ``STOP``."""
         index = POINTS.index(point)
         numbers = self._numbers
         numbers[_PASSINGS + index] += 1
@@ -79,14 +79,14 @@ class Gauge:
         return int(numbers[_ACTION])
 
     def passings(self) -> dict[str, int]:
-        """How often each point was passed, by all processes that had this gauge."""
+        """How often each point was passed, by all processes that used this gauge."""
         return dict(zip(POINTS, self._numbers[_PASSINGS:_COMMITS].tolist(), strict=True))
 
     def note_commit(self, partition: int) -> None:
-        """A transaction with this partition's offset was committed now."""
+        """Record that a transaction with this partition's offset was committed now."""
         self._numbers[_COMMITS + partition] = time.time_ns()
 
     def commits(self) -> list[int]:
-        """By partition, when it was last committed, in nanoseconds since the epoch; 0: never."""
+        """The time of each partition's last commit, in nanoseconds since the epoch; 0 if it was never committed."""
         found: list[int] = self._numbers[_COMMITS:].tolist()
         return found

@@ -1,6 +1,6 @@
-"""Takes a guard out of the forecaster, in the harness's own processes only: what the harness must then catch.
+"""Guards that a run removes from its forecasters, to show that the harness catches the faults they prevent.
 
-Each function patches one idea away; the product has no switch for any of them.
+Each function patches one guard away in the calling process. The product has no switch for any of them.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -19,7 +19,7 @@ from pipeline.forecaster.state_store import ServedModel
 from pipeline.forecaster.transaction import KafkaTransport
 from pipeline.kafka.clients import make_consumer
 
-_consumers: list[Any] = []  # of the group, newest last
+_consumers: list[Any] = []  # consumers of the forecasters' group, newest last
 
 
 def _keep_consumers() -> None:
@@ -33,7 +33,7 @@ def _keep_consumers() -> None:
 
 
 def without_membership() -> None:
-    """Commits in the group's name alone, as clients did before KIP-447: a zombie's offsets pass the broker."""
+    """Commit offsets without generation and member id, as before KIP-447: the broker accepts a zombie's offsets."""
     send_offsets = KafkaTransport.send_offsets
 
     def send_unfenced(self: KafkaTransport, offsets: Mapping[int, Position], group_metadata: Any) -> None:
@@ -44,19 +44,19 @@ def without_membership() -> None:
     pipeline.forecaster.transaction.is_member = lambda group_metadata: True  # type: ignore[attr-defined]
 
 
-def without_standing() -> None:
-    """Keeps what the client says it kept, also over a generation that passed without it."""
+def without_generation_check() -> None:
+    """Keep the states in memory even if the client missed a generation of the group."""
     GenerationTracker.is_continuous = lambda self, group_metadata: True  # type: ignore[method-assign]
 
 
 def without_offsets_in_transaction() -> None:
-    """Commits the offsets by the consumer when the next transaction is through, as auto-commit may: a kill repeats one.
+    """Commit offsets with the consumer, one transaction late, as auto-commit may: a kill then repeats readings.
 
-    The changelog's position, which would tell that, is taken for the group's.
+    The position recorded in the changelog would reveal the repeat, so it is ignored.
     """
     _keep_consumers()
     pipeline.forecaster.restore.resume_position = (  # type: ignore[assignment]
-        lambda settings, log, noted, *, accept_loss: position_from_group(settings, log, accept_loss=accept_loss)
+        lambda settings, log, recorded, *, accept_loss: position_from_group(settings, log, accept_loss=accept_loss)
     )
     commit = KafkaTransport.commit
     pending: list[dict[Any, Any]] = []
@@ -77,7 +77,7 @@ def without_offsets_in_transaction() -> None:
 
 
 def without_restore() -> None:
-    """Serves partitions from their committed offsets with blank states."""
+    """Serve partitions from their committed offsets, with blank states."""
 
     def restore(
         self: Restorer,
@@ -100,5 +100,5 @@ GUARDS: Final[Mapping[str, Callable[[], None]]] = {
     "membership": without_membership,
     "offsets-in-transaction": without_offsets_in_transaction,
     "restore": without_restore,
-    "standing": without_standing,
+    "generations": without_generation_check,
 }

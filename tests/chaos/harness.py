@@ -1,4 +1,4 @@
-"""Runs a plan of faults against a stack of its own, and gathers the evidence."""
+"""A chaos run: inject the planned faults into a fleet with a broker of its own, then audit the topics."""
 
 import os
 import random
@@ -27,21 +27,21 @@ from tests.chaos.publisher import Publisher
 from tests.integration.stream_rig import FolderChampion, small_forecaster
 from tests.ports import is_free, steady_port
 
-TEND_S: Final = 0.02
-TRIES: Final = 3  # to kill at a point
-FAULT_S: Final = 60.0  # a forecaster passes any point within this, or the fault becomes one at a random moment
-SETTLE_S: Final = 120.0  # after faults, everything published before must have been forecast within this
-AWAY_S: Final = 6.0  # a forecaster that leaves stays away until the others have taken over its partitions
-END_S: Final = 20.0
+TEND_S: Final = 0.02  # seconds between two calls of Fleet.tend
+TRIES: Final = 3  # attempts to kill a forecaster at a point
+FAULT_S: Final = 60.0  # seconds to wait for a fault point; then the forecaster is killed wherever it is
+SETTLE_S: Final = 120.0  # seconds to catch up after faults with the readings published so far
+AWAY_S: Final = 6.0  # seconds that a leaving forecaster stays away, so that the other members take over its partitions
+END_S: Final = 20.0  # seconds for all forecasters to end after SIGTERM
 
 
 @dataclass
 class Record:
-    """What was done and seen."""
+    """The faults of a run and its measurements."""
 
     seed: int
     size: Size
-    without: tuple[str, ...] = ()  # guards taken out
+    without: tuple[str, ...] = ()  # guards removed
     seconds: float = 0.0
     verify_s: float = 0.0
     published: int = 0
@@ -51,13 +51,13 @@ class Record:
     settled: int = 0
     unsettled: int = 0
     ended_well: bool = False
-    seen_all: bool = False  # the reader that read all the while got all that is on the topic, and nothing else
-    outages: list[tuple[float, float]] = field(default_factory=list)  # of the broker
+    seen_all: bool = False  # the live reader saw exactly the records that the topic holds at the end
+    outages: list[tuple[float, float]] = field(default_factory=list)  # broker: begin, end (seconds since the epoch)
     kills: list[Kill] = field(default_factory=list)
     killed_at: dict[str, int] = field(default_factory=dict)
     passings: Counter[str] = field(default_factory=Counter)
-    transitions: Counter[str] = field(default_factory=Counter)  # of partitions, by kind, as the forecasters logged them
-    wrong_transitions: list[str] = field(default_factory=list)  # those that the lifecycle does not allow
+    transitions: Counter[str] = field(default_factory=Counter)  # "BEFORE -> AFTER" -> count in all logs
+    wrong_transitions: list[str] = field(default_factory=list)  # logged, but not allowed by the lifecycle
     stalls: int = 0
     restarts: int = 0
     given_up: Counter[str] = field(default_factory=Counter)
@@ -67,7 +67,7 @@ class Record:
 
 
 def chaos_settings(home: Path, size: Size, kafka_port: int) -> Settings:
-    """Small timeouts in the product's own order, so that a stall of seconds outlasts them."""
+    """Settings with small timeouts, in the order that the product demands: a stall of seconds outlasts them."""
     return Settings(
         home=home,
         features=("a", "b"),
@@ -91,7 +91,7 @@ def chaos_settings(home: Path, size: Size, kafka_port: int) -> Settings:
 
 
 class Harness:
-    """One run. ``say`` is told what happens."""
+    """One run. ``say`` prints its progress."""
 
     def __init__(
         self, home: Path, size: Size, seed: int, *, without: tuple[str, ...] = (), say: Callable[[str], None] = print
@@ -108,7 +108,7 @@ class Harness:
         self._pool = ThreadPoolExecutor(1)
 
     def run(self) -> Record:
-        """Do all of it; the stack is stopped at the end, whatever happens."""
+        """Run all faults and the audit. The stack is stopped at the end, also after an error."""
         size, record = self.record.size, self.record
         try:
             self._stack.up(("kafka",))
@@ -140,7 +140,7 @@ class Harness:
 
     def _break_things(self) -> None:
         size = self.record.size
-        self._settle()  # the first forecaster serves
+        self._settle()  # wait until the first forecaster serves
         plan = draw(size, self.record.seed)
         for number, fault in enumerate(plan, 1):
             self._wait_until(lambda: False, fault.pause_s)
@@ -172,14 +172,14 @@ class Harness:
         return self._random.choice(self._fleet.running())
 
     def _kill_until_done(self, point: str | None) -> None:
-        """Kill at a point. On a busy machine nobody may come by in time: then once more, when all have caught up."""
+        """Kill a forecaster at a point. If none passes it in time, as on a busy machine, catch up and try again."""
         for _ in range(TRIES):
             if self._kill(point):
                 return
             self._settle()
 
     def _kill(self, point: str | None) -> bool:
-        """Kill at a point, or where the victim is; whether it was at the point."""
+        """Kill a forecaster at a point, or wherever it is if None; return whether it died as planned."""
         victim = self._victim()
         if point is None:
             self._fleet.kill(victim)
@@ -192,17 +192,17 @@ class Harness:
         return self._kill_at(victim, point, self._random.randint(1, 8))
 
     def _kill_at(self, victim: Member, point: str, countdown: int) -> bool:
-        """Let it kill itself at a point; where it does not come by, it is killed where it is."""
+        """Make the victim kill itself at a point, or kill it after a timeout; return whether it was at the point."""
         before = len(self._fleet.kills)
         victim.gauge.arm(point, KILL, countdown)
         came_by = self._wait_until(lambda: victim.gauge.has_fired and len(self._fleet.kills) > before, FAULT_S)
         if not came_by:
-            self._say(f"{victim.name} did not come by {point!r}; killed where it is")
+            self._say(f"{victim.name} did not pass the point {point!r} in {FAULT_S:g} s; killing it from outside")
             self._fleet.kill(victim)
         return came_by
 
     def _kill_at_revocation(self, leaver: Member) -> bool:
-        """One leaves and comes back, and takes partitions from the others: whoever gives one up dies of it."""
+        """Make a forecaster leave and rejoin, so that a member that gives up a partition to it kills itself."""
         before = len(self._fleet.kills)
         others = [member for member in self._fleet.running() if member is not leaver]
         for member in others:
@@ -210,10 +210,10 @@ class Harness:
         self._fleet.ask_to_end(leaver, away_s=AWAY_S)
         came_by = self._wait_until(lambda: len(self._fleet.kills) > before, AWAY_S + FAULT_S)
         if not came_by:
-            self._say("nobody gave up a partition; one is killed where it is")
+            self._say(f"no forecaster gave up a partition; killing {leaver.name} from outside")
             self._fleet.kill(leaver)
         for member in others:
-            if not member.gauge.has_fired:  # what has fired is told when it is buried
+            if not member.gauge.has_fired:  # disarming clears the point, which Fleet.tend reads after a death
                 member.gauge.disarm()
         return came_by
 
@@ -228,7 +228,7 @@ class Harness:
         self._fleet.stop_for(victim, seconds)
 
     def _promote(self) -> None:
-        """Promote the next version, and kill a forecaster in the middle of taking it over."""
+        """Promote the next version, and kill a forecaster in the middle of the model swap."""
         self.record.promotions += 1
         victim = self._victim()
         self._champion.promote(1 + self.record.promotions)
@@ -251,9 +251,9 @@ class Harness:
         self.record.outages.append((began, time.time()))
 
     def _stall_broker(self) -> None:
-        """Stop it for longer than a batch may take to be delivered, and shorter than a transaction may.
+        """Stop the broker for longer than the delivery timeout, and for less than the transaction timeout.
 
-        The forecasters are held with what they have polled until it is stopped, so that their batches do expire.
+        Forecasters stop after a poll and resume when the broker is stopped, so their batches expire.
         """
         pid = self._broker_pid()
         forecaster = self.settings.forecaster
@@ -275,12 +275,12 @@ class Harness:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def _wait_until(self, is_so: Callable[[], bool], timeout_s: float) -> bool:
-        """Tend the fleet until something is so; whether it was in time."""
+    def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Tend the fleet until the condition holds; return whether it did in time."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._fleet.tend()
-            if is_so():
+            if condition():
                 return True
             if time.monotonic() > deadline:
                 return False
@@ -291,7 +291,7 @@ class Harness:
         future.result()
 
     def _settle(self) -> None:
-        """Wait until all that is on the topic now has been forecast."""
+        """Wait until every reading that is on the topic now has been processed."""
         ends: dict[int, int] = {}
         looked = 0.0
 
@@ -312,7 +312,7 @@ class Harness:
             self.record.settled += 1
         else:
             self.record.unsettled += 1
-            self._say(f"not caught up within {SETTLE_S:g} s")
+            self._say(f"the forecasters did not catch up within {SETTLE_S:g} s")
 
     # --- the evidence -------------------------------------------------------------------------------------------------
 
@@ -321,7 +321,7 @@ class Harness:
         topic = self.settings.kafka.topics.forecasts
         caught_up = observer.finish(topic_ends(self.settings, topic), SETTLE_S)
         record.live_forecasts = observer.live_forecasts
-        record.seen_all = caught_up and _is_what_lies_there(self.settings, topic, observer.live_forecasts)
+        record.seen_all = caught_up and _equals_topic(self.settings, topic, observer.live_forecasts)
         record.kills, record.killed_at, record.passings = fleet.kills, fleet.killed_at(), fleet.passings()
         record.transitions, record.wrong_transitions = fleet.transitions()
         record.stalls, record.restarts = fleet.stalls, fleet.restarts
@@ -332,12 +332,12 @@ class Harness:
         record.verify_s = time.monotonic() - began
 
 
-def _is_what_lies_there(settings: Settings, topic: str, live_forecasts: list[LiveForecast]) -> bool:
-    """Whether what was seen while it was written, in the order seen, is what lies on the topic."""
+def _equals_topic(settings: Settings, topic: str, live_forecasts: list[LiveForecast]) -> bool:
+    """Whether the live reader saw the same records as the topic holds, in the same order by partition."""
     seen: dict[int, list[tuple[int, int]]] = {}
     for live_forecast in live_forecasts:
         seen.setdefault(live_forecast.partition, []).append((live_forecast.offset, live_forecast.checksum))
-    there: dict[int, list[tuple[int, int]]] = {}
+    stored: dict[int, list[tuple[int, int]]] = {}
     for record in read_topic(settings, topic, {}, None):
-        there.setdefault(record.partition, []).append((record.offset, zlib.crc32(record.value)))
-    return seen == there
+        stored.setdefault(record.partition, []).append((record.offset, zlib.crc32(record.value)))
+    return seen == stored

@@ -1,4 +1,4 @@
-"""A user of the forecasts, all the while: reads them read_committed, and notes each with the time it was seen."""
+"""A live consumer of forecasts: it reads committed records, and notes when each became visible."""
 
 import threading
 import time
@@ -19,13 +19,13 @@ class LiveForecast:
 
     partition: int
     offset: int
-    checksum: int  # of the record's value
-    sent_ms: int
+    checksum: int  # CRC-32 of the record's value
+    sent_ms: int  # the record's timestamp
     seen: float  # seconds since the epoch
 
 
 class Observer(threading.Thread):
-    """Reads until ``finish``."""
+    """A thread that reads forecasts until ``finish``."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(name="observer", daemon=True)
@@ -36,7 +36,7 @@ class Observer(threading.Thread):
         self._ends: dict[int, int] | None = None
 
     def finish(self, ends: dict[int, int], timeout_s: float) -> bool:
-        """Read up to these offsets; whether that was done in time."""
+        """Read up to these offsets, then end; return whether that was in time."""
         self._ends = ends
         self.join(timeout_s)
         return not self.is_alive()
@@ -46,7 +46,7 @@ class Observer(threading.Thread):
             try:
                 consumer = make_consumer(self._settings, client_id="chaos-observer")
             except StreamgruError:
-                continue  # the broker is away; making a client has waited for it
+                continue  # the broker is unreachable; make_consumer has waited for it
             try:
                 self._read(consumer)
             except client_errors.KafkaError:

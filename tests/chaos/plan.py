@@ -1,4 +1,4 @@
-"""What a chaos run does to the forecasters, drawn from its seed."""
+"""The faults of a chaos run, drawn from its seed."""
 
 import random
 from dataclasses import dataclass, replace
@@ -6,16 +6,16 @@ from typing import Final, Literal
 
 from tests.chaos.gauge import POINTS
 
-# Killed at in turn; the others need something to happen first, and are drawn with it.
+# Points that every loop passes. Kills at the other points need a restart, a rebalance or a promotion first.
 _FREELY: Final = tuple(point for point in POINTS if point not in ("swapping", "revoked", "restoring"))
-# Of the faults with one forecaster, with three, and with one again.
+# Shares of the faults: one forecaster runs before the first, three between the two, one after the second.
 _THREE_FROM: Final = 0.2
 _THREE_UNTIL: Final = 0.8
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """How many readings, sensors, partitions and faults a run has."""
 
     readings: int = 100_000
     sensors: int = 200
@@ -26,18 +26,18 @@ class Size:
     broker_stalls: int = 2
     promotions: int = 6
     pause_s: float = 1.5  # between two faults, on average
-    settle_every: int = 12  # faults, until all partitions must have caught up
+    settle_every: int = 12  # faults between two waits until all partitions have caught up
     rate: float = 130.0  # readings a second
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing to do; ``point`` where it is done at a fault point."""
+    """One fault, or a change of the number of forecasters."""
 
     kind: Literal["kill", "stall", "broker kill", "broker stall", "promotion", "forecasters"]
-    point: str | None = None
-    count: int = 0  # of forecasters
-    pause_s: float = 0.0  # before it
+    point: str | None = None  # fault point; None for a random moment
+    count: int = 0  # forecasters that run from now on; 0 keeps their number
+    pause_s: float = 0.0  # seconds to wait before the fault
 
 
 def draw(size: Size, seed: int) -> list[Fault]:
@@ -47,7 +47,7 @@ def draw(size: Size, seed: int) -> list[Fault]:
     faults += [Fault("stall", "polled" if number % 2 else None) for number in range(size.stalls)]
     faults += [Fault("broker kill")] * size.broker_kills + [Fault("broker stall")] * size.broker_stalls
     generator.shuffle(faults)
-    for number in range(size.promotions):  # spread evenly, each with kills in the middle of the swap
+    for number in range(size.promotions):  # spread evenly, each with a kill in the middle of the swap
         faults.insert(round((number + 0.5) * len(faults) / size.promotions), Fault("promotion"))
     three, one = round(_THREE_FROM * len(faults)), round(_THREE_UNTIL * len(faults))
     _move_rebalances(faults, range(three, one))
@@ -62,7 +62,7 @@ def draw(size: Size, seed: int) -> list[Fault]:
 
 
 def _kills(size: Size) -> list[str | None]:
-    """Fault points (none: at a random moment) of all kills but those that come with promotions."""
+    """Fault points of all kills except those during promotions; None for a random moment."""
     count = size.kills - size.promotions
     special = ["restoring", "revoked"] * max(1, count // 16)
     at_points = [_FREELY[number % len(_FREELY)] for number in range(max(len(_FREELY), count // 2 - len(special)))]
@@ -70,7 +70,7 @@ def _kills(size: Size) -> list[str | None]:
 
 
 def _move_rebalances(faults: list[Fault], among: range) -> None:
-    """Move kills at a revocation, which takes several forecasters, to where there are several."""
+    """Move kills at a revocation to places in ``among``, where several forecasters run: one alone revokes nothing."""
     places = [index for index in among if faults[index] == Fault("kill")]
     for index, fault in enumerate(faults):
         if fault.point == "revoked" and index not in among and places:

@@ -1,4 +1,4 @@
-"""Publishes readings all the while: seeded, with duplicates, late ones, gaps, missing values and poison."""
+"""Readings published throughout a run: seeded, with duplicates, late readings, gaps, missing values and rejects."""
 
 import random
 import threading
@@ -14,11 +14,11 @@ from pipeline.settings import Settings
 from tests.integration.stream_rig import START_US, Message, partition_of
 
 BURST = 25  # messages sent at once
-FLUSH_S = 60.0  # the broker may be away meanwhile
+FLUSH_S = 60.0  # longer than an outage of the broker
 
 
 def messages(settings: Settings, sensors: list[str], seed: int) -> Iterator[Message]:
-    """Readings without end, about one per sensor and step."""
+    """An endless stream of readings, about one per sensor and step."""
     generator = random.Random(seed)
     silent_until = dict.fromkeys(sensors, 0)
     level = {sensor: generator.uniform(-50, 50) for sensor in sensors}
@@ -28,16 +28,18 @@ def messages(settings: Settings, sensors: list[str], seed: int) -> Iterator[Mess
         for sensor in sensors:
             if step < silent_until[sensor]:
                 continue
-            if generator.random() < 0.01:  # a gap: stepped as missing, or, beyond the limit, a new beginning
+            if generator.random() < 0.01:  # a gap: stepped as missing, or a reset of the state beyond max_gap_steps
                 silent_until[sensor] = step + generator.randint(1, settings.max_gap_steps + 3)
             level[sensor] += generator.gauss(0, 1)
             values = {feature: level[sensor] + generator.gauss(0, 0.5) for feature in settings.features}
             batch.append(_reading(settings, generator, sensor, step, values))
             trouble = generator.random()
             if trouble < 0.01:
-                batch.append(batch[-1])  # twice
+                batch.append(batch[-1])  # a duplicate
             elif trouble < 0.02:
-                batch.append(_reading(settings, generator, sensor, step - generator.randint(1, 9), values))  # late
+                batch.append(
+                    _reading(settings, generator, sensor, step - generator.randint(1, 9), values)
+                )  # a late reading
             elif trouble < 0.03:
                 batch.append(_poison(settings, generator, sensor))
         generator.shuffle(batch)
@@ -70,9 +72,9 @@ def _poison(settings: Settings, generator: random.Random, sensor: str) -> Messag
 
 
 class Publisher(threading.Thread):
-    """Publishes at a steady rate until ``finish``, and at least ``least`` messages in all, the rest at once.
+    """Publishes ``rate`` messages a second until ``finish``, and continues until ``least`` messages were sent.
 
-    Messages that a dying broker does not take are gone: only what is on the topic counts.
+    A message that a dying broker does not accept is not sent again: the audit counts the readings on the topic.
     """
 
     def __init__(self, settings: Settings, sensors: list[str], seed: int, *, least: int, rate: float) -> None:
@@ -86,7 +88,7 @@ class Publisher(threading.Thread):
         self._ending = threading.Event()
 
     def finish(self) -> None:
-        """Publish what is left to publish, and return when all of it has arrived."""
+        """Publish the remaining messages, and return when the broker has them."""
         self._ending.set()
         self.join()
         if self.failure is not None:
@@ -101,11 +103,11 @@ class Publisher(threading.Thread):
             raise
 
     def _send_for_a_while(self) -> None:
-        """Send with one producer until the end, or until it fails."""
+        """Send with one producer until the last message, or until the producer fails."""
         try:
             producer = make_producer(self._settings)
         except StreamgruError:
-            return  # the broker is away; making a client has waited for it
+            return  # the broker is unreachable; make_producer has waited for it
         try:
             while not self._ending.is_set() or self.sent < self._least:
                 began = time.monotonic()
@@ -122,6 +124,6 @@ class Publisher(threading.Thread):
                 self._ending.wait(max(0.0, self._pause_s - (time.monotonic() - began)))
             producer.flush(timeout=FLUSH_S)
         except client_errors.KafkaError:
-            pass  # with a new one
+            pass  # ``run`` continues with a new producer
         finally:
             producer.close(timeout=1)

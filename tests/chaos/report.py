@@ -1,4 +1,4 @@
-"""What a chaos run found, for programs (JSON) and for people (Markdown)."""
+"""Results of chaos runs, as JSON for programs and as a Markdown page for people."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from tests.chaos.harness import Record
 def recovery_times(record: Record) -> tuple[list[float], list[float]]:
     """Seconds from each kill to the next forecast visible in each partition that the victim had served last.
 
-    The first list has all; the second those without an outage of the broker, and without another kill, in between.
+    The first list has all of them. The second leaves out those with a broker outage or another kill in between.
     """
-    first_seen: dict[int, list[tuple[float, float]]] = {}  # by partition: when sent, when seen
+    first_seen: dict[int, list[tuple[float, float]]] = {}  # partition -> times sent and seen, seconds since the epoch
     for live_forecast in record.live_forecasts:
         first_seen.setdefault(live_forecast.partition, []).append((live_forecast.sent_ms / 1_000, live_forecast.seen))
     times = sorted(kill.at for kill in record.kills)
@@ -27,7 +27,7 @@ def recovery_times(record: Record) -> tuple[list[float], list[float]]:
             seen = first_seen.get(partition, [])
             place = bisect_right(seen, (kill.at, float("inf")))
             if place == len(seen):
-                continue  # nothing was read in this partition any more
+                continue  # the reader saw no later forecast in this partition
             back = seen[place][1]
             everything.append(back - kill.at)
             disturbed = any(began < back and ended > kill.at for began, ended in record.outages)
@@ -37,12 +37,12 @@ def recovery_times(record: Record) -> tuple[list[float], list[float]]:
 
 
 def shortfalls(record: Record) -> list[str]:
-    """Why the run does not count as passed; empty where it does."""
+    """The reasons why the run failed; empty if it passed."""
     size, verdict = record.size, record.verdict
     if verdict is None:
-        return ["it did not come to its end"]
+        return ["the run ended before the audit"]
     found = [f"{name}: {count}" for name, count in verdict.faults.items()]
-    found += [f"a forecaster broke: {text.splitlines()[0]}" for text in record.broken]
+    found += [f"a forecaster ended by a bug: {text.splitlines()[0]}" for text in record.broken]
     for name, done, wanted in (
         ("readings", verdict.audit.readings, size.readings),
         ("kills", len(record.kills), size.kills),
@@ -52,21 +52,21 @@ def shortfalls(record: Record) -> list[str]:
     ):
         if done < wanted:
             found.append(f"only {done} {name} of {wanted}")
-    found += [f"no kill at {point!r}" for point in POINTS if not record.killed_at.get(point)]
+    found += [f"no forecaster was killed at {point!r}" for point in POINTS if not record.killed_at.get(point)]
     found += [f"a transition that is not allowed: {transition}" for transition in record.wrong_transitions]
     if not record.transitions:
         found.append("no transition of a partition was logged")
     if verdict.waiting or record.unsettled:
-        found.append(f"{verdict.waiting} readings not forecast at the end, {record.unsettled} waits in vain")
+        found.append(f"{verdict.waiting} readings were not processed, {record.unsettled} waits for it timed out")
     if not record.seen_all:
-        found.append("the concurrent reader did not see exactly what lies on the topic")
+        found.append("the live reader saw other records than the topic holds")
     if not record.ended_well:
-        found.append("not every forecaster ended with exit code 0 on SIGTERM")
+        found.append("a forecaster did not end on SIGTERM in time with exit code 0")
     return found
 
 
 def as_json(record: Record) -> dict[str, Any]:
-    """The run in plain types."""
+    """The run as JSON values."""
     verdict = record.verdict
     everything, alone = recovery_times(record)
     kills = len(record.kills)
@@ -116,7 +116,7 @@ def _summary(values: list[float]) -> dict[str, float | int] | None:
 
 
 def as_markdown(results: list[dict[str, Any]]) -> str:
-    """The report: one column per run."""
+    """The table of the report, one column per run."""
     rows: list[tuple[str, list[Any]]] = [
         ("verdict", ["**passed**" if result["passed"] else "**FAILED**" for result in results])
     ]
@@ -132,37 +132,40 @@ def as_markdown(results: list[dict[str, Any]]) -> str:
     for name in ("accepted", "duplicates", "late", "rejected", "forecasts"):
         row(name, [f"{audit.get(name, 0):,}" for audit in audits])
     row("**missing**", [audit.get("lost") for audit in audits])
-    row("**twice**", [audit.get("twice") for audit in audits])
+    row("**duplicated**", [audit.get("twice") for audit in audits])
     row("**out of order**", [audit.get("out_of_order") for audit in audits])
     row("forecasts recomputed", [f"{verdict.get('recomputed', 0):,}" for verdict in verdicts])
     row(
         "**different** (largest difference)",
         [f"{verdict.get('different')} ({verdict.get('largest_difference', 0):.1e})" for verdict in verdicts],
     )
-    row("**begun anew**", [verdict.get("begun_anew") for verdict in verdicts])
+    row("**forecasts from an incomplete state**", [verdict.get("begun_anew") for verdict in verdicts])
     row("final states checked", [verdict.get("states") for verdict in verdicts])
     row("**states different**", [verdict.get("states_different") for verdict in verdicts])
     row(
-        "**dead letters missing, twice**",
+        "**dead letters missing, duplicated**",
         [f"{verdict.get('letters_missing')}, {verdict.get('letters_twice')}" for verdict in verdicts],
     )
-    row("seen live, and the same at the end", [_live(result) for result in results])
+    row("forecasts seen live; equal to the topic's at the end", [_live(result) for result in results])
     row("forecasts by model version", [_listed(verdict.get("versions", {})) for verdict in verdicts])
     row("states rebuilt from readings by the same version", [verdict.get("rebuilt") for verdict in verdicts])
     row("SIGKILLs of forecasters", [result["kills"] for result in results])
     for point in ("random", *POINTS):
         row(f"- at {point}", [result["kills_by_point"].get(point, 0) for result in results])
-    row("met an open transaction", [f"{result['share_of_kills_in_open_transaction']:.0%}" for result in results])
-    row("transitions of partitions", [_listed(result.get("transitions", {})) for result in results])
+    row("kills in an open transaction", [f"{result['share_of_kills_in_open_transaction']:.0%}" for result in results])
+    row(
+        "transitions of partitions",
+        [_listed(result["transitions"]) if "transitions" in result else "-" for result in results],
+    )
     row("**transitions not allowed**", [_count(result, "transitions_not_allowed") for result in results])
     row("SIGSTOPs beyond poll interval and session", [result["stalls"] for result in results])
     row("broker SIGKILLs", [result["broker_kills"] for result in results])
     row("broker SIGSTOPs beyond the delivery timeout", [result["broker_stalls"] for result in results])
     row("promotions under load", [result["promotions"] for result in results])
     row("forecasters started", [result["forecasters_started"] for result in results])
-    row("ended with a message and were restarted", [_listed(result["forecasters_given_up"]) for result in results])
+    row("forecasters restarted after an error message", [_listed(result["forecasters_given_up"]) for result in results])
     row("recovery, all: median, p99", [_times(result["recovery_s"]) for result in results])
-    row("recovery, nothing else in between", [_times(result["recovery_s_undisturbed"]) for result in results])
+    row("recovery, undisturbed: median, p99", [_times(result["recovery_s_undisturbed"]) for result in results])
     lines = ["| | " + " | ".join(f"run {number}" for number in range(1, len(results) + 1)) + " |"]
     lines.append("|---|" + "---|" * len(results))
     lines += [f"| {name} | " + " | ".join(map(str, values)) + " |" for name, values in rows]
@@ -174,7 +177,7 @@ def _live(result: dict[str, Any]) -> str:
 
 
 def _count(result: dict[str, Any], name: str) -> str:
-    return str(len(result[name])) if name in result else "-"  # runs kept from before it was counted
+    return str(len(result[name])) if name in result else "-"  # older runs in report.json lack the count
 
 
 def _listed(counts: dict[Any, int]) -> str:
@@ -185,50 +188,63 @@ def _times(summary: dict[str, Any] | None) -> str:
     return "-" if summary is None else f"{summary['median']} s, {summary['p99']} s (of {summary['count']})"
 
 
-INTRODUCTION = """# The forecaster, broken on purpose
+INTRODUCTION = """# Forecasters under faults
 
-Written by `make chaos` (`python -m tests.chaos --report tests/chaos`; `--seed N` for another one). `report.json` beside
-this page has everything it is made of.
+`make chaos` wrote this page (`python -m tests.chaos --report tests/chaos`; `--seed N` draws other faults). The figures
+are in `report.json` beside it.
 
-Each run publishes readings all the while, with duplicates, late ones, gaps, missing values and poison among them; a
-`read_committed` reader notes every forecast the moment it becomes visible. Forecasters (one, then three, then one
-again) are killed by SIGKILL at random moments and, by themselves, at every fault point of the loop. They are stopped
-for longer than the poll interval and the session timeout, also between a poll and its commit. They lose the broker to
-SIGKILL, and to a SIGSTOP that outlasts the delivery timeout. Models are promoted under load, with a kill in the middle
-of the swap. A killed forecaster is started again after 0.2 s under the same name. At the end `streamgru verify`
-recomputes every forecast and every sensor's last state from the readings topic with the model version that each names,
-starting from a blank state.
+Each run publishes readings throughout, with duplicates, late readings, gaps, missing values and rejects. A
+`read_committed` reader notes when each forecast becomes visible. One forecaster runs, then three, then one again. The
+harness injects these faults:
 
-Recovery is the time from a kill to the next forecast a reader can see in a partition that the victim had served. It is
-made of the session timeout (6 s, the least that brokers allow by default), which the group waits before it shares out a
-dead member's partitions, and of the restore. Faults follow one another about every seven seconds, so most kills are
-followed by another fault before the recovery from them: "all" therefore says how long a partition can be silent under
-such a series, and "nothing else in between" leaves out kills that another kill or an outage of the broker followed.
+- A forecaster is killed by SIGKILL at a random moment, or kills itself at a fault point of the loop. It is restarted
+  after 0.2 s under the same name.
+- A forecaster is stopped for longer than the poll interval and the session timeout, also between a poll and its commit.
+- The broker is killed by SIGKILL, or stopped for longer than the delivery timeout.
+- A model is promoted under load, and a forecaster is killed in the middle of the swap.
+
+At the end `streamgru verify` recomputes every forecast and every sensor's last state from the readings topic. It starts
+from blank states and uses the model version that each forecast names.
+
+Recovery is the time from a kill to the next visible forecast in a partition that the victim had served. It includes the
+session timeout (6 s, the smallest that brokers allow by default): the group waits for it before it reassigns a dead
+member's partitions. The restore comes on top. Faults follow one another about every seven seconds, so another fault
+comes before most recoveries end. "Recovery, all" therefore shows how long a partition can be silent under a series of
+faults. "Recovery, undisturbed" leaves out kills that another kill or a broker outage followed.
 
 """
 
 GUARDS = """
-## With a guard taken out
+## Without a guard
 
-The harness must catch what a guard prevents. In these runs one guard each was taken out of the forecaster (in the
-harness's own processes, `tests/chaos/guards.py`); a run that finds nothing wrong would mean that the harness is blind.
+Each of these runs removed one guard from the forecasters (`tests/chaos/guards.py`). The harness must catch the faults
+that the guard prevents. A run without a finding would mean that the harness cannot see them.
 
 """
 
 
+# Faults whose name in ``verify --json`` needs another word for people.
+FAULT_TITLES = {
+    "twice": "duplicated",
+    "begun anew": "from an incomplete state",
+    "dead letters twice": "dead letters duplicated",
+}
+
+
 def _guard_table(results: list[dict[str, Any]]) -> str:
-    lines = ["| guard taken out | seed | kills | stalls | verdict | found |", "|---|---|---|---|---|---|"]
+    lines = ["| guard removed | seed | kills | stalls | verdict | found |", "|---|---|---|---|---|---|"]
     for result in results:
         faults = (result["verdict"] or {}).get("faults", {})
+        titles = {FAULT_TITLES.get(name, name): count for name, count in faults.items()}
         caught = "caught" if faults else "**not caught**"
         guards = ", ".join(result["without"])
         done = f"{result['seed']} | {result['kills']} | {result['stalls']}"
-        lines.append(f"| {guards} | {done} | {caught} | {_listed(faults)} |")
+        lines.append(f"| {guards} | {done} | {caught} | {_listed(titles)} |")
     return "\n".join(lines) + "\n"
 
 
 def keep(result: dict[str, Any], folder: Path) -> None:
-    """Add a run to ``report.json`` and ``REPORT.md``, in place of one of the same seed and guards."""
+    """Add a run to ``report.json`` and ``REPORT.md``; it replaces a run with the same seed and guards."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.json"
     earlier: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -238,7 +254,8 @@ def keep(result: dict[str, Any], folder: Path) -> None:
 
     results = sorted([run for run in earlier if identity(run) != identity(result)] + [result], key=identity)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    whole = [run for run in results if not run["without"]]
-    lame = [run for run in results if run["without"]]
-    page = INTRODUCTION + (as_markdown(whole) if whole else "") + (GUARDS + _guard_table(lame) if lame else "")
+    guarded = [run for run in results if not run["without"]]
+    unguarded = [run for run in results if run["without"]]
+    page = INTRODUCTION + (as_markdown(guarded) if guarded else "")
+    page += GUARDS + _guard_table(unguarded) if unguarded else ""
     (folder / "REPORT.md").write_text(page, encoding="utf-8")

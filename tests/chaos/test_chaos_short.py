@@ -1,4 +1,4 @@
-"""The chaos harness in a minute and a half: every kind of fault, every fault point, few of each."""
+"""A chaos run of a minute and a half: a few faults of every kind, and a kill at every fault point."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ SHORT = Size(
 
 
 @pytest.mark.long(105)
-def test_nothing_is_lost_doubled_or_different_whatever_is_killed(tmp_path: Path) -> None:
+def test_no_forecast_is_missing_duplicated_or_different_after_faults_of_every_kind(tmp_path: Path) -> None:
     record = Harness(tmp_path, SHORT, seed=1).run()
     assert shortfalls(record) == []
     assert record.wrong_transitions == []

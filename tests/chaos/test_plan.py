@@ -1,4 +1,4 @@
-"""The plan of a chaos run follows from its seed alone, and holds what it was asked for."""
+"""The plan of a chaos run depends on its seed and size alone, and contains every fault that the size demands."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ def test_a_seed_gives_the_same_plan_and_another_seed_another() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("size", [Size(), Size(kills=10, stalls=1, broker_kills=1, broker_stalls=0, promotions=1)])
-def test_everything_asked_for_is_planned_where_it_can_happen(size: Size, seed: int) -> None:
+def test_every_fault_of_the_size_is_planned_at_a_time_when_it_can_happen(size: Size, seed: int) -> None:
     plan = draw(size, seed)
     counts = Counter(fault.kind for fault in plan)
     assert counts["kill"] + counts["promotion"] >= size.kills  # each promotion comes with a kill

@@ -1,4 +1,4 @@
-"""The transitions of partitions that a forecaster logged, checked against the table of allowed ones."""
+"""Transitions of partitions in a forecaster's log, checked against the table of allowed transitions."""
 
 import re
 from collections import Counter
@@ -6,17 +6,16 @@ from typing import Final
 
 from pipeline.forecaster.partitions import ASSIGNED, TRANSITIONS
 
-# As ``forecaster_main`` formats it: the process, the logger, and the message of ``Partition.enter``.
+# The log format of ``forecaster_main``: process id, logger, and the message of ``Partition.enter``.
 _LINE: Final = re.compile(r"^.* (\d+) streamgru\.partitions: (partition (\d+): (\S+) -> (\S+))$", re.MULTILINE)
 ALLOWED: Final = frozenset((before.value, after.value) for before, states in TRANSITIONS.items() for after in states)
 
 
 def walk(log: str) -> tuple[Counter[str], list[str]]:
-    """Follow every partition through the log of a forecaster and its restarts.
+    """Follow every partition through the log of one forecaster, restarts included.
 
     Returns:
-        How often each transition was logged; and the lines that no partition may log, since the transition is not
-        allowed, or does not begin in the state that the one before ended in.
+        The count of each transition, and the wrong ones: not allowed, or not beginning in the partition's state.
     """
     counts: Counter[str] = Counter()
     wrong: list[str] = []

@@ -1,1 +1,1 @@
-"""What an earlier commit left on wire and disk: golden files that today's code must read, and a fleet of both."""
+"""Compatibility with an earlier commit: golden files that today's code must read, and a live fleet of both commits."""

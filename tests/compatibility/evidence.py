@@ -1,4 +1,4 @@
-"""What an upgrade leaves: its topics, counts and logs, and what is wrong with them."""
+"""Faults in the topics, counts and logs that an upgrade leaves."""
 
 import json
 import time
@@ -11,15 +11,15 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from tests.compatibility.live import Sent
 
-READ_S: Final = 60.0
+READ_S: Final = 60.0  # seconds to read a topic to its end
 # Counts of a forecaster that must stay at zero.
 ZERO: Final = ("rebuilt_sensors", "cold_sensors", "held_lost", "quarantined_states")
-# What a forecaster logs where it did not go on from the states in the changelog, or fell over.
+# Parts of log lines about states that did not come from the changelog, and about crashes.
 BAD_LINES: Final = ("rebuilt by replaying", "start cold", "Traceback")
 
 
 class Topics:
-    """Reads the topics by plain clients."""
+    """Reads the topics with plain clients, without the product's code."""
 
     def __init__(self, servers: str, group: str, partitions: int) -> None:
         self._servers = servers
@@ -27,7 +27,7 @@ class Topics:
         self._partitions = partitions
 
     def behind(self) -> int:
-        """How many readings the group has not dealt with yet."""
+        """How many readings the group has still to process."""
         admin = KafkaAdminClient(bootstrap_servers=self._servers)
         consumer = KafkaConsumer(bootstrap_servers=self._servers)
         try:
@@ -64,19 +64,19 @@ class Topics:
 
 
 def forecast_faults(forecasts: Iterable[Mapping[str, Any]], expected: Iterable[Sent]) -> list[str]:
-    """What is wrong where each reading expected must have exactly one forecast."""
+    """Faults if the expected readings do not have exactly one forecast each."""
     found = Counter((forecast["sensor_id"], forecast["issued_at"]) for forecast in forecasts)
     wanted = Counter(dict.fromkeys(expected, 1))
     faults = []
     if missing := wanted - found:
-        faults.append(f"{missing.total()} readings have no forecast, such as {next(iter(missing))}")
+        faults.append(f"{missing.total()} readings have no forecast, for example {next(iter(missing))}")
     if surplus := found - wanted:
-        faults.append(f"{surplus.total()} forecasts too many, such as of {next(iter(surplus))}")
+        faults.append(f"{surplus.total()} forecasts too many, for example of {next(iter(surplus))}")
     return faults
 
 
 def form_faults(topics: Topics) -> list[str]:
-    """Where the records of a topic differ in form, though both commits wrote some; and whether any was set aside."""
+    """Faults if the two commits wrote records of different forms, or any dead letters."""
     forms: dict[str, set[Any]] = {}
     for record in topics.read("forecasts"):
         forms.setdefault("headers of forecasts", set()).add(tuple(name for name, _ in record.headers))
@@ -88,24 +88,23 @@ def form_faults(topics: Topics) -> list[str]:
             head = (record.value[:6], record.value[10:22], len(record.value))
             forms.setdefault("heads of states", set()).add(head)
     letters = topics.read("readings.dlq")
-    return [f"the {what} differ: {found}" for what, found in forms.items() if len(found) != 1] + [
-        f"{len(letters)} readings were set aside" for _ in letters[:1]
-    ]
+    faults = [f"the {form} differ: {found}" for form, found in forms.items() if len(found) != 1]
+    return [*faults, f"{len(letters)} readings became dead letters"] if letters else faults
 
 
 def count_faults(counts: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What must not have happened, and did, by the counts of each commit's forecasters."""
+    """Faults in the counts of each commit's forecasters: rebuilt or lost states, and dead letters."""
     faults = []
     for side, all_of_side in counts.items():
         for one in all_of_side:
             faults += [f"{name} of a forecaster of {side} is {one[name]}" for name in ZERO if one[name]]
             if one["dead_letters"]:
-                faults.append(f"a forecaster of {side} set aside {one['dead_letters']}")
+                faults.append(f"a forecaster of {side} wrote {one['dead_letters']} dead letters")
     return faults
 
 
 def log_faults(logs: Path) -> list[str]:
-    """Lines of the forecasters' logs that tell of a rebuild or a crash."""
+    """Lines of the forecasters' logs about a rebuild or a crash."""
     return [
         f"{log.name}: {line}"
         for log in sorted(logs.glob("forecaster-*.log"))
@@ -115,7 +114,7 @@ def log_faults(logs: Path) -> list[str]:
 
 
 def paths(content: Any, prefix: str = "") -> tuple[str, ...]:
-    """The names in a JSON object, dotted and in their order; numbers are data, such as partitions."""
+    """The dotted names in a JSON object, in order. Numeric names are data, for example partitions, and are left out."""
     found: list[str] = []
     if isinstance(content, dict):
         for name, value in content.items():

@@ -1,14 +1,14 @@
 """``python -m tests.compatibility.fleet --base REV``: roll a live fleet from an earlier commit to this tree, and back.
 
 The earlier commit starts the local stack, trains and registers a model, and runs three forecasters. While readings keep
-arriving, some of them out of order, the forecasters are replaced one by one by this tree's. With both in the group,
-this tree retrains and promotes, so that forecasters of the earlier commit serve a model that this tree wrote. When all
-are this tree's, they are replaced one by one by the earlier commit's.
+arriving, some of them out of order, each forecaster is replaced by one of this tree. When the group has members of both
+commits, this tree retrains and promotes, so that forecasters of the earlier commit serve a model that this tree wrote.
+At the end each forecaster is replaced by one of the earlier commit.
 
-It passes where every reading has exactly one forecast, which ``streamgru verify`` of both commits recomputes, no state
-was rebuilt, nothing was set aside, and both commits wrote the same fields and headers.
+The run passes if every reading has exactly one forecast, ``streamgru verify`` of both commits recomputes all forecasts,
+no state was rebuilt, no dead letter was written, and both commits wrote the same fields and headers.
 
-Both are driven by the command line alone, so that no name inside the code matters here.
+Both commits are driven by their command lines alone, so renames inside the code have no effect here.
 """
 
 import argparse
@@ -37,7 +37,7 @@ GROUP: Final = "streamgru-forecaster"
 MODEL: Final = "upgrade"
 READY_S: Final = 120.0
 CAUGHT_UP_S: Final = 60.0
-NEARLY: Final = 100  # readings: about a second's
+NEARLY: Final = 100  # readings, about one second of the stream
 POLL_S: Final = 0.2
 
 SETTINGS: Final = """
@@ -63,7 +63,7 @@ mlflow_port = {mlflow}
 prefect_port = {prefect}
 """
 
-# Forecasts by all versions, in one process that has neither commit's code: a registered model brings its own.
+# Forecasts with all versions in one process without either commit's code, because a registered model brings its own.
 PYFUNC: Final = """
 import sys, mlflow, pandas as pd
 moments = pd.date_range("2024-01-01", periods=30, freq="h", tz="UTC").astype(str)
@@ -95,23 +95,23 @@ class Upgrade:
         self.today = Side("today", REPOSITORY, sys.executable, settings, self._logs)
         self._fleet = [Forecaster(name, port, folder) for name, port in zip(FORECASTERS, health, strict=True)]
         self._topics = Topics(self._servers, GROUP, PARTITIONS)
-        self._counts: dict[str, list[dict[str, Any]]] = {}  # by side
-        self._health: dict[str, set[str]] = {}  # likewise, the names in the answers
+        self._counts: dict[str, list[dict[str, Any]]] = {}  # side -> content of --stats of each forecaster
+        self._health: dict[str, set[str]] = {}  # side -> names in answers of /healthz
         self._faults: list[str] = []
         self._began = time.monotonic()
 
     def run(self) -> list[str]:
-        """What is wrong in the end. The stack is stopped then, whatever happens."""
+        """Roll forward and back, then stop the stack; return the faults, empty if the run passed."""
         publisher = None
         try:
             self._prepare()
             for each in self._fleet:
                 each.start(self.base)
-            self._wait(lambda: all(each.serves() for each in self._fleet), READY_S, "the fleet serves")
+            self._wait(lambda: all(each.serves() for each in self._fleet), READY_S, "all forecasters serve")
             self._wait(lambda: self._topics.behind() == 0, CAUGHT_UP_S, "the history was forecast")
             publisher = LivePublisher(self._servers, "readings")
             publisher.start()
-            self._say("three forecasters serve, live readings begin")
+            self._say("three forecasters serve; publishing live readings")
             self._roll(self._fleet[0], self.today)
             self._retrain(self.today)
             for each in self._fleet[1:]:
@@ -131,10 +131,10 @@ class Upgrade:
             self.today.run("down", check=False)
         return self._faults
 
-    # --- what is done -------------------------------------------------------------------------------------------------
+    # --- steps --------------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """A stack, a history and a champion, all by the earlier commit."""
+        """Start the stack, publish a history and train a champion, all with the earlier commit."""
         self.base.run("up")
         self.base.run("topics", "create")
         file = self._folder / "history.csv"
@@ -147,7 +147,7 @@ class Upgrade:
         self._retrain(self.base)
 
     def _retrain(self, side: Side) -> None:
-        """Register a new version and make it champion; forecasters that run must come to serve it."""
+        """Register a new version and make it champion. Wait until all running forecasters serve it."""
         side.run("ingest")
         side.run("retrain")
         newest = json.loads(side.run("models", "--json"))[0]
@@ -160,13 +160,13 @@ class Upgrade:
             READY_S,
             f"all forecasters serve version {version}",
         )
-        self._say(f"version {version}, made by {side.name}, is champion and serves in {len(running)} forecasters")
+        self._say(f"version {version} of {side.name} is champion; {len(running)} forecasters serve it")
 
     def _roll(self, each: Forecaster, side: Side) -> None:
         before = self._stop(each)
         each.start(side)
         self._wait(each.serves, READY_S, f"forecaster {each.name} of {side.name} serves")
-        self._wait(lambda: self._topics.behind() < NEARLY, CAUGHT_UP_S, "the readings of the meantime were forecast")
+        self._wait(lambda: self._topics.behind() < NEARLY, CAUGHT_UP_S, "nearly all readings were forecast")
         self._say(f"forecaster {each.name}: {before.name} → {side.name}")
 
     def _stop(self, each: Forecaster) -> Side:
@@ -175,11 +175,11 @@ class Upgrade:
         self._health.setdefault(side.name, set()).update(paths(each.health()))
         code, counts = each.stop()
         if code != 0:
-            self._blame([f"forecaster {each.name} of {side.name} ended with exit code {code}"])
+            self._add_faults([f"forecaster {each.name} of {side.name} ended with exit code {code}"])
         self._counts.setdefault(side.name, []).append(counts)
         return side
 
-    # --- what is found ------------------------------------------------------------------------------------------------
+    # --- evidence -----------------------------------------------------------------------------------------------------
 
     def _check(self, publisher: LivePublisher) -> None:
         forecasts = [json.loads(record.value) for record in self._topics.read("forecasts")]
@@ -188,10 +188,10 @@ class Upgrade:
         self._say(
             f"{len(forecasts):,} forecasts of {len(expected):,} readings, by version {dict(sorted(versions.items()))}"
         )
-        self._blame(forecast_faults(forecasts, expected))
-        self._blame(form_faults(self._topics))
-        self._blame(count_faults(self._counts))
-        self._blame(log_faults(self._logs))
+        self._add_faults(forecast_faults(forecasts, expected))
+        self._add_faults(form_faults(self._topics))
+        self._add_faults(count_faults(self._counts))
+        self._add_faults(log_faults(self._logs))
         self._say(
             ", ".join(
                 f"{sum(one[name] for ones in self._counts.values() for one in ones):,} {name}"
@@ -199,11 +199,11 @@ class Upgrade:
             )
         )
         if len(versions) != 2:
-            self._blame([f"two models should have served, and there are forecasts of versions {sorted(versions)}"])
+            self._add_faults([f"forecasts are of versions {sorted(versions)}; two versions should have served"])
         base, today = self.base.name, self.today.name
         lost = set(self._counts[base][0]) - set(self._counts[today][0]) | self._health[base] - self._health[today]
         if lost:
-            self._blame([f"names are gone from --stats or /healthz: {sorted(lost)}"])
+            self._add_faults([f"--stats or /healthz of this tree lacks the names {sorted(lost)}"])
         self._check_models(sorted(versions))
         for side in (self.today, self.base):
             self._verify(side, len(forecasts))
@@ -211,9 +211,9 @@ class Upgrade:
     def _verify(self, side: Side, forecasts: int) -> None:
         verdict = json.loads(side.run("verify", "--json", check=False))
         if verdict["faults"] or verdict["rebuilt"] or verdict["recomputed"] != forecasts:
-            self._blame([f"verify of {side.name} found {verdict}"])
+            self._add_faults([f"verify of {side.name} found {verdict}"])
         self._say(
-            f"verify of {side.name}: {verdict['recomputed']:,} forecasts recomputed, {verdict['different']} differ "
+            f"verify of {side.name} recomputed {verdict['recomputed']:,} forecasts: {verdict['different']} differ "
             f"(by {verdict['largest_difference']:.1e} of the scale at most); {verdict['states']} states, "
             f"{verdict['states_different']} differ"
         )
@@ -231,22 +231,22 @@ class Upgrade:
                 check=False,
             )
         if done.returncode:
-            self._blame([f"MLflow does not load the registered models; see {log}"])
-        self._say(f"MLflow loads and asks versions {versions}")
+            self._add_faults([f"MLflow cannot load the registered models, or their forecasts are wrong; see {log}"])
+        self._say(f"MLflow loaded versions {versions} and forecast with them")
 
     # --- tools --------------------------------------------------------------------------------------------------------
 
-    def _wait(self, is_so: Callable[[], bool], timeout_s: float, what: str) -> None:
+    def _wait(self, condition: Callable[[], bool], timeout_s: float, goal: str) -> None:
         deadline = time.monotonic() + timeout_s
-        while not is_so():
+        while not condition():
             if time.monotonic() > deadline:
-                raise Failed(f"not within {timeout_s:g} s: {what}")
+                raise Failed(f"not reached within {timeout_s:g} s: {goal}")
             for each in self._fleet:
                 if each.process is not None and each.process.poll() is not None:
-                    raise Failed(f"forecaster {each.name} has ended by itself")
+                    raise Failed(f"forecaster {each.name} ended unexpectedly")
             time.sleep(POLL_S)
 
-    def _blame(self, faults: list[str]) -> None:
+    def _add_faults(self, faults: list[str]) -> None:
         self._faults += faults
         for fault in faults:
             self._say(f"FAULT: {fault}")
@@ -259,9 +259,9 @@ def main() -> None:
     golden = json.loads(NAMES_FILE.read_text())["commit"]
     parser = argparse.ArgumentParser(prog="python -m tests.compatibility.fleet", description=__doc__)
     parser.add_argument("--base", default=golden, metavar="REV", help=f"the earlier commit; by default {golden}")
-    parser.add_argument("--base-python", default=sys.executable, metavar="FILE", help="its interpreter, if another")
-    parser.add_argument("--trees", type=Path, default=REPOSITORY / ".streamgru" / "trees", help="where its files go")
-    parser.add_argument("--keep", action="store_true", help="leave logs and data also of a run that passes")
+    parser.add_argument("--base-python", default=sys.executable, metavar="FILE", help="its Python interpreter")
+    parser.add_argument("--trees", type=Path, default=REPOSITORY / ".streamgru" / "trees", help="folder for its files")
+    parser.add_argument("--keep", action="store_true", help="keep logs and data even if the run passes")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="streamgru-upgrade-"))
     passed = False

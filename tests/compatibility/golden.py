@@ -1,10 +1,10 @@
-"""The golden files: records and models that an earlier commit wrote, and the names by which people and programs use it.
+"""The golden files: records and models that an earlier commit wrote, and the names of its public interface.
 
-``golden/CASE.json`` holds one small stream under one set of settings: the readings, and what a forecaster of that
-commit wrote for them, in two parts. ``before`` is the stream up to a restart, ``after`` is what came next.
-``golden/CASE`` is the folder of the model that served. ``golden/names.json`` lists settings, commands and counters.
+``golden/CASE.json`` holds one small stream under one set of settings: the readings, and the records that a forecaster
+of that commit wrote for them. ``before`` is the part up to a restart, ``after`` the part after it. ``golden/CASE`` is
+the folder of the model that served. ``golden/names.json`` lists settings, commands and counters.
 
-Names in these files are text. Nothing here derives them from today's identifiers, so a rename in the code shows.
+Names in these files are text, not derived from today's identifiers. A rename in the code therefore fails the tests.
 """
 
 import base64
@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 
 FOLDER: Final = Path(__file__).with_name("golden")
 NAMES_FILE: Final = FOLDER / "names.json"
-CASES: Final = ("off", "light", "full")  # by level of adaptation
+CASES: Final = ("off", "light", "full")  # levels of adaptation
 MODEL_VERSION: Final = 1
 
 
@@ -33,10 +33,10 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
-    timestamp: int = 0  # not kept: when the record was sent
+    timestamp: int = 0  # send time, ms; golden files leave it out
 
     def as_json(self) -> dict[str, Any]:
-        """The record for a golden file."""
+        """The record as an object of a golden file."""
         content: dict[str, Any] = {
             "partition": self.partition,
             "offset": self.offset,
@@ -49,7 +49,7 @@ class Record:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Record":
-        """What ``as_json`` described."""
+        """The record that ``as_json`` turned into ``content``."""
         headers = tuple((name, _bytes(value)) for name, value in content.get("headers", ()))
         return cls(content["partition"], content["offset"], _bytes(content["key"]), _bytes(content["value"]), headers)
 
@@ -72,7 +72,7 @@ class Golden:
         return FOLDER / self.case
 
     def settings(self, **more: Any) -> Settings:
-        """The settings that the stream was forecast under; ``more`` says where the servers are."""
+        """The settings of the stream; ``more`` adds the addresses of the servers."""
         return Settings(**self.content["settings"], **more)
 
     def records(self, part: str, topic: str) -> list[Record]:
@@ -80,18 +80,18 @@ class Golden:
         return [Record.from_json(content) for content in self.content[part][topic]]
 
     def committed(self, part: str) -> dict[int, tuple[int, str]]:
-        """By partition, the offset and the metadata that the group had committed."""
+        """Partition -> the offset and the metadata that the group committed."""
         found = self.content[part]["committed"]
         return {int(partition): (offset, metadata) for partition, (offset, metadata) in found.items()}
 
 
 def as_text(content: dict[str, Any]) -> str:
-    """A golden file's text: one line per record, or per entry of another list or object."""
+    """The text of a golden file: one line per record, or per entry of another list or object."""
     return _lines(content, depth=2) + "\n"
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """The records that a compacted topic keeps: the last one of each key and partition, in the order of the log."""
+    """The records that compaction keeps: the last one of each key and partition, in the order of the log."""
     kept: dict[tuple[int, bytes | None], Record] = {}
     for record in records:
         kept.pop((record.partition, record.key), None)
@@ -100,7 +100,7 @@ def newest(records: Iterable[Record]) -> list[Record]:
 
 
 def layout(dtype: np.dtype[Any]) -> Iterator[list[Any]]:
-    """Offset, type and shape of each number in a record; names are not written."""
+    """Offset, type and shape of each field of a record, without names, because the bytes contain none."""
     assert dtype.names is not None
     assert dtype.fields is not None
     for name in dtype.names:

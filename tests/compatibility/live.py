@@ -1,4 +1,4 @@
-"""Readings for the upgrade of a fleet: a history, and a live stream with gaps, duplicates and readings out of order."""
+"""Readings for the upgrade of a fleet: a history, and a live stream with gaps, duplicates and reordered readings."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 SENSORS: Final = tuple(f"sensor-{number}" for number in range(16))
 HISTORY_STEPS: Final = 400
 RATE: Final = 120.0  # live readings a second
-# Steps without trouble at the end: after so many, no reading is held any more.
+# Steps without gaps or reordering at the end, until the reorder buffer is empty.
 CALM_STEPS: Final = 6
 _BEGIN: Final = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -22,12 +22,12 @@ Sent = tuple[str, str]  # sensor and timestamp
 
 
 def timestamp(step: int) -> str:
-    """Of a step, as readings and forecasts have it."""
+    """The timestamp of a step, as readings and forecasts have it."""
     return (_BEGIN + timedelta(hours=step)).isoformat().replace("+00:00", "Z")
 
 
 def values(sensor: str, step: int) -> tuple[float, float]:
-    """What a sensor measures: a day, a slow wave and some noise, all by its name."""
+    """A sensor's values at a step: a daily and a slow wave, and noise seeded by the name."""
     number = SENSORS.index(sensor)
     noise = random.Random(f"{sensor}-{step}").gauss(0, 0.5)
     value = 10 * number + 5 * math.sin(step * math.tau / 24 + number) + 3 * math.sin(step / 70) + noise
@@ -42,9 +42,9 @@ def history() -> Iterator[tuple[str, str, float, float]]:
 
 
 class LivePublisher(threading.Thread):
-    """Publishes one step after the other until ``finish``. All that is in ``sent`` must be forecast once.
+    """Publishes one step after the other until ``finish``. Each reading in ``sent`` must get exactly one forecast.
 
-    No reading is late: one that is sent out of order comes right after its successor, which is held for it.
+    No reading is late: a reordered reading follows its successor at once, and the successor waits in the buffer.
     """
 
     def __init__(self, servers: str, topic: str) -> None:
@@ -53,19 +53,19 @@ class LivePublisher(threading.Thread):
         self._producer = KafkaProducer(bootstrap_servers=servers, acks="all", linger_ms=5)
         self._topic = topic
         self._random = random.Random(1)
-        self._back: dict[str, int] = {}  # sensor -> step that is sent after the next one
+        self._back: dict[str, int] = {}  # sensor -> step that is sent after its successor
         self._ending = threading.Event()
         self._failure: BaseException | None = None
 
     def finish(self) -> None:
-        """Publish the last, calm steps, and return when everything has arrived."""
+        """Publish the calm steps, and return when the broker has all readings."""
         self._ending.set()
         self.join()
         if self._failure is not None:
             raise self._failure
 
     def abandon(self) -> None:
-        """End without regard to what is left."""
+        """Stop publishing, without waiting for the calm steps."""
         self._ending.set()
 
     def run(self) -> None:
@@ -91,10 +91,10 @@ class LivePublisher(threading.Thread):
             if waiting is None and trouble < 0.02:
                 self._back[sensor] = step
                 continue
-            if trouble >= 0.04 or waiting is not None:  # else a gap
+            if trouble >= 0.04 or waiting is not None:  # otherwise a gap
                 self._send(sensor, step)
                 if trouble < 0.06:
-                    self._send(sensor, step)  # twice
+                    self._send(sensor, step)  # a duplicate
             if waiting is not None:
                 self._send(sensor, waiting)
 

@@ -1,4 +1,4 @@
-"""The names that today's code has for people and other programs, as ``golden/names.json`` keeps those of a commit."""
+"""The names of the public interface in today's code, in the form of ``golden/names.json``."""
 
 import dataclasses
 import inspect
@@ -27,7 +27,7 @@ from pipeline.settings import Settings
 
 
 def names() -> dict[str, Any]:
-    """All names by kind: lists of names, or objects whose values must stay, too (defaults of settings, parameters)."""
+    """Kind -> a list of names, or an object whose values must stay too (defaults of settings, parameters)."""
     schemas = json_schemas()
     return {
         "settings": dict(_flat(Settings().model_dump(mode="json"))),
@@ -76,7 +76,7 @@ def options_of(command: click.Command) -> list[str]:
 
 
 def find_command(path: str) -> click.Command | None:
-    """The command that runs where a user types that, as click finds it; None where there is none."""
+    """The command that click runs for ``path``, for example "dlq list"; None if it is unknown."""
     command: click.Command = streamgru
     for name in path.split():
         assert isinstance(command, click.Group)
@@ -100,7 +100,7 @@ def _commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[s
 
 
 def _properties(schema: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
-    """Dotted names of an object's properties, also of the objects in it."""
+    """Dotted names of an object's properties, nested objects included."""
     found: list[str] = []
     definition = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
     for name, below in definition.get("properties", {}).items():

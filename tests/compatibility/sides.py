@@ -1,4 +1,4 @@
-"""The two commits of an upgrade, each as its command line, and a forecaster that either of them runs."""
+"""The two commits of an upgrade as command lines, and a forecaster's slot that either commit can fill."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from typing import Any, Final
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 COMMAND_S: Final = 400.0
 END_S: Final = 30.0
-_FOREIGN: Final = ("STREAMGRU_", "MLFLOW_", "PREFECT_")  # a developer's own settings must not lead elsewhere
+_FOREIGN: Final = ("STREAMGRU_", "MLFLOW_", "PREFECT_")  # left out: a developer's settings may name other servers
 
 
 class Failed(Exception):
-    """The upgrade cannot go on."""
+    """The upgrade cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Side:
     logs: Path
 
     def run(self, *arguments: str, check: bool = True) -> str:
-        """What a ``streamgru`` command prints.
+        """Run a ``streamgru`` command; return its standard output.
 
         Raises:
-            Failed: it ended with another exit code than 0; only where ``check`` is true.
+            Failed: ``check`` is true and the exit code is not 0.
         """
         number = len(list(self.logs.glob("command-*")))
         log = self.logs / f"command-{number:02}-{arguments[0]}-{self.name}.log"
@@ -49,12 +49,12 @@ class Side:
                 check=False,
             )
         if check and done.returncode:
-            raise Failed(f"`streamgru {' '.join(arguments)}` of {self.name} ended with {done.returncode}; see {log}")
+            raise Failed(f"`streamgru {' '.join(arguments)}` of {self.name} exited with {done.returncode}; see {log}")
         return done.stdout.decode()
 
     @property
     def environment(self) -> dict[str, str]:
-        """In which its commands run."""
+        """The environment of its commands."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         return kept | {"PYTHONPATH": str(self.tree), "STREAMGRU_SETTINGS": str(self.settings)}
 
@@ -64,13 +64,13 @@ class Forecaster:
     """A place in the fleet, and the process that fills it now."""
 
     name: str
-    port: int  # of its health endpoint
+    port: int  # port of its health endpoint
     folder: Path
     side: Side | None = None
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self, side: Side) -> None:
-        """Let a commit fill the place."""
+        """Start a forecaster of a commit."""
         self.side = side
         number = len(list(side.logs.glob(f"forecaster-{self.name}-*")))
         arguments = ("forecast", "--instance", self.name, "--health-port", str(self.port), "--stats", str(self._stats))
@@ -84,7 +84,7 @@ class Forecaster:
             )
 
     def stop(self) -> tuple[int | None, dict[str, Any]]:
-        """End it by SIGTERM: its exit code (None where it had to be killed), and its counts."""
+        """Send SIGTERM; return the exit code (None if it had to be killed) and the counts."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -98,13 +98,13 @@ class Forecaster:
         return code, counts
 
     def kill(self) -> None:
-        """End it at once, if it runs."""
+        """Send SIGKILL if it runs, and wait."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def health(self) -> dict[str, Any]:
-        """What its health endpoint says; nothing where it does not answer."""
+        """The answer of its health endpoint; empty if it does not answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=2) as answer:
                 found: dict[str, Any] = json.load(answer)
@@ -113,7 +113,7 @@ class Forecaster:
             return {}
 
     def serves(self) -> bool:
-        """Whether it has partitions, and has restored them."""
+        """Whether it has partitions and has restored their states."""
         health = self.health()
         return health.get("state") == "serving" and bool(health["lag"])
 
@@ -125,10 +125,10 @@ class Forecaster:
 def check_out(revision: str, folder: Path) -> tuple[str, Path]:
     """The short name of a commit, and a folder with its files.
 
-    The folder is kept for the next run, since compiled code is found again by its path.
+    The folder stays for the next run, because the cache of compiled code depends on its path.
 
     Raises:
-        Failed: this clone has no such commit.
+        Failed: this clone does not contain the commit.
     """
     name = _git("rev-parse", "--short", "--verify", f"{revision}^{{commit}}").decode().strip()
     tree = folder / name
@@ -143,5 +143,5 @@ def check_out(revision: str, folder: Path) -> tuple[str, Path]:
 def _git(*arguments: str) -> bytes:
     done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, check=False)
     if done.returncode:
-        raise Failed(f"git {' '.join(arguments)}: {done.stderr.decode().strip()}; a shallow clone has no history")
+        raise Failed(f"git {' '.join(arguments)}: {done.stderr.decode().strip()}; a shallow clone lacks older commits")
     return done.stdout

@@ -1,4 +1,4 @@
-"""The streams of the golden files: settings, model and readings of each case, small and with every kind of trouble."""
+"""The streams of the golden files: settings, model and readings of each case, with gaps, duplicates and rejects."""
 
 import json
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from tests.integration.stream_rig import Message
 
 HOUR_MS: Final = 3_600_000
 START_MS: Final = 1_700_000_000_000 // HOUR_MS * HOUR_MS
-LIMIT_BYTES: Final = 1_000  # of a reading: the smallest that the settings allow, so that a larger one stays small
-# Sensor ids by partition; the second is not ASCII, and the third appears late.
+LIMIT_BYTES: Final = 1_000  # kafka.max_reading_bytes: the smallest allowed, which keeps the oversized record small
+# Sensor id -> partition. The second id is not ASCII. The third sensor begins at step 20.
 SENSORS: Final = {"aotizhongxin": 0, "süd-1": 1, "late": 0}
-RESTART: Final = 30  # the step before which "before" ends
+RESTART: Final = 30  # the first step of "after"
 END: Final = 37
-KNOWN: Final = ("aotizhongxin",)  # sensors that the model has an embedding of
+KNOWN: Final = ("aotizhongxin",)  # sensors with an embedding in the model
 
 _PRESETS: Final[dict[str, Preset]] = {"off": "stateful", "light": "stateful", "full": "plain"}
 _SETTINGS: Final[dict[str, dict[str, Any]]] = {
@@ -30,7 +30,7 @@ _SETTINGS: Final[dict[str, dict[str, Any]]] = {
         "max_gap_steps": 6,
         "forecaster": {"adaptation": "off", "calibration": False},
     },
-    # All by default, and gaps are waited for: readings are held when the stream is stopped.
+    # Defaults with a reorder buffer, which holds readings when the stream is stopped.
     "light": {"features": ["a"], "targets": ["a"], "horizon_steps": 3, "max_gap_steps": 6, "grace_steps": 3.0},
     "full": {
         "features": ["a", "b"],
@@ -45,7 +45,7 @@ _SETTINGS: Final[dict[str, dict[str, Any]]] = {
 
 
 def chosen_settings(case: str) -> dict[str, Any]:
-    """What is set of the settings, as JSON has it."""
+    """The settings of a case that differ from the defaults, as JSON values."""
     chosen = dict(_SETTINGS[case])
     name = f"compatibility-{case}"
     chosen["model_name"] = name
@@ -85,12 +85,12 @@ def model_of(case: str, settings: Settings) -> Forecaster:
     forecaster = Forecaster(config)
     with torch.no_grad():
         for parameter in forecaster.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # or the forecast would hardly depend on the state
+            parameter.add_(0.1 * torch.randn_like(parameter))  # makes forecasts depend on the state
     return forecaster.eval()
 
 
 def messages(settings: Settings, part: str) -> Iterator[Message]:
-    """The records of the readings topic in "before" or "after"."""
+    """The records of the readings topic in one part, "before" or "after"."""
     steps = range(RESTART) if part == "before" else range(RESTART, END)
     for step in steps:
         for sensor in SENSORS:
@@ -103,16 +103,16 @@ def _of_step(settings: Settings, sensor: str, step: int) -> Iterator[Message]:
     if sensor == "late" and step < 20:
         return
     if sensor == "süd-1":
-        if step in (10, 11, 33) or 16 <= step < 26:  # gaps: stepped as missing, and one that begins a new state
+        if step in (10, 11, 33) or 16 <= step < 26:  # gaps: short ones are stepped, the long one resets the state
             return
         yield _reading(settings, sensor, step)
         return
     if sensor == "aotizhongxin":
-        # Two readings change places; the second pair does across the restart, so that the first of them is held there.
+        # Two pairs of readings are swapped. The second pair spans the restart, so its first reading is buffered then.
         step = {12: 13, 13: 12, RESTART - 1: RESTART, RESTART: RESTART - 1}.get(step, step)
         yield _reading(settings, sensor, step)
         if step in (9, RESTART + 2):
-            yield _reading(settings, sensor, step)  # twice
+            yield _reading(settings, sensor, step)  # a duplicate
         return
     yield _reading(settings, sensor, step)
 
@@ -134,7 +134,7 @@ def _reading(settings: Settings, sensor: str, step: int) -> Message:
 
 
 def _rejects(settings: Settings) -> Iterator[Message]:
-    """Records that are set aside, one for each reason, and one that is too large to be kept whole."""
+    """Records that become dead letters, one per reason, and one that is too large to be kept whole."""
     feature = settings.features[0]
     good = {"sensor_id": "x", "timestamp": "2024-01-01T00:00:00Z", "values": {feature: 1.0}}
     text = json.dumps(good).encode()

@@ -1,8 +1,8 @@
-"""``python -m tests.compatibility.write``: write the golden files anew, with the code of this working tree.
+"""``python -m tests.compatibility.write``: replace the golden files by files of this working tree's code.
 
-The files in ``golden/`` were written by commit ccd37ab, the last before modules and classes were renamed. Run this at a
-later commit only to make that one the base of comparison: check it out, run this, and keep the files with the commit
-that follows. It starts a broker of its own, lets a real forecaster serve each stream, and reads the topics back.
+Commit ccd37ab wrote the files in ``golden/``; it is the last one before modules and classes were renamed. Run this only
+to compare with a later commit: check that commit out, run this, and commit the files on top. The command starts a
+broker, serves each stream with a real forecaster, and reads the topics back.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tests.ports import free_ports
 from tests.waiting import wait_until
 
 TOPICS = ("readings", "forecasts", "state", "dead_letters")
-TIMEOUT_S = 60
+TIMEOUT_S = 60  # to process all readings of a part
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _stream(case: str, servers: dict[str, Any]) -> dict[str, Any]:
-    """What a golden file holds: the stream up to a restart, and behind it."""
+    """The content of a golden file: the stream up to a restart, and after it."""
     chosen = chosen_settings(case)
     golden = Golden(case, {"settings": chosen})
     settings = golden.settings(**servers)
@@ -77,20 +77,20 @@ def _stream(case: str, servers: dict[str, Any]) -> dict[str, Any]:
     for part in ("before", "after"):
         with running(settings, champion) as serving:
             publish(settings, messages(settings, part))
-            wait_until(lambda: has_caught_up(settings), TIMEOUT_S, f"all readings of {case} were dealt with")
+            wait_until(lambda: has_caught_up(settings), TIMEOUT_S, f"all readings of {case} are processed")
         assert serving.counters.rebuilt_sensors == 0
         content[part] = _written(settings, seen) | {"committed": _committed(settings)}
-    del content["before"]["forecasts"]  # those after the restart tell as much
+    del content["before"]["forecasts"]  # forecasts after the restart show the same forms
     return content
 
 
 def has_caught_up(settings: Settings) -> bool:
-    """Whether every reading on the topic has been dealt with."""
+    """Whether every reading on the topic is processed."""
     return committed_offsets(settings) == topic_ends(settings, settings.kafka.topics.readings)
 
 
 def _written(settings: Settings, seen: dict[str, set[tuple[int, int]]]) -> dict[str, Any]:
-    """The records that are new on each topic; of the changelog those that compaction leaves."""
+    """The new records of each topic; for the changelog, those that compaction keeps."""
     found: dict[str, Any] = {}
     for topic in TOPICS:
         records = [
@@ -111,7 +111,7 @@ def _committed(settings: Settings) -> dict[str, Any]:
 
 
 def publish(settings: Settings, messages: Iterable[Message]) -> None:
-    """Send messages, compressed: the largest reading is bounded as it is sent."""
+    """Send messages compressed, because the topic's size limit applies to the compressed batch."""
     producer = KafkaProducer(
         bootstrap_servers=settings.kafka.bootstrap_servers, acks="all", compression_type="gzip", linger_ms=0
     )

@@ -1,1 +1,1 @@
-"""Broken bytes for whatever reads bytes: mutations of good ones, seeded, for as long as one likes."""
+"""Fuzzing: seeded mutations of valid bytes for every function that reads bytes."""

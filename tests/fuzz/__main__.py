@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz --seconds 180``: every target for so long; exits with 1 where anything was found."""
+"""``python -m tests.fuzz --seconds 180``: fuzz every target for 180 s. The exit code is 1 if a case failed."""
 
 import argparse
 import logging
@@ -10,11 +10,11 @@ from tests.fuzz.targets import TARGETS
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each target")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds per target (default: 60)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--target", choices=TARGETS, action="append", help="only this; may be repeated")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="fuzz only this target; may be repeated")
     options = parser.parse_args()
-    logging.disable(logging.CRITICAL)  # each broken record is logged, as it should be
+    logging.disable(logging.CRITICAL)  # the product logs each broken record
     total = 0
     for name in options.target or TARGETS:
         cases, findings = fuzz(TARGETS[name], options.seed, options.seconds)

@@ -1,9 +1,9 @@
-"""Makes bad bytes of good ones."""
+"""Mutations of valid bytes."""
 
 import random
 from collections.abc import Sequence
 
-# What tends to break readers of JSON, of text, and of lengths.
+# Text and bytes that tend to break readers of JSON, of UTF-8 and of lengths.
 _TEXTS = (
     *("null", "true", "NaN", "-Infinity", "1e400", "-1e-400", "1e308", "1" * 400, "0.1e", "-0", "9" * 19),
     *("{", "}", "[" * 3_000, '{"values":' * 500, '"', "\\u0000", "\\ud800", "\\", "\ufeff", "\x00"),
@@ -15,8 +15,8 @@ _BYTES = (b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\x00\x00\x00\x00", b"\xff
 PIECES = (*(text.encode() for text in _TEXTS), *_BYTES)
 
 
-def mutated(original: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
-    """One to six changes: bits, bytes, cuts, repeats, pieces known to be awkward, parts of another good one."""
+def mutate(original: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
+    """Change ``original`` in one to six places: bits, bytes, cuts, repeats, awkward pieces, parts of ``others``."""
     found = bytearray(original)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         at = chance.randrange(len(found) + 1)

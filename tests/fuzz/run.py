@@ -1,4 +1,4 @@
-"""Runs a target for a while: every case has a seed of its own, which alone makes it again."""
+"""Runs a fuzz target. Every case has a seed of its own, which is enough to repeat it."""
 
 import random
 import time
@@ -17,14 +17,14 @@ class Finding:
 
 
 def fuzz(target: Target, seed: int, seconds: float, most: int = 5) -> tuple[int, list[Finding]]:
-    """How many cases were tried within ``seconds`` of computing, and those that failed, ``most`` at most."""
+    """Number of cases within ``seconds`` of CPU time, and the failed cases. It stops after ``most`` failures."""
     findings: list[Finding] = []
     deadline = time.thread_time() + seconds
     case = 0
     while time.thread_time() < deadline and len(findings) < most:
         try:
             target(random.Random(f"{seed}-{case}"))
-        except Exception:  # noqa: BLE001 - whatever it is, it is the finding
+        except Exception:  # noqa: BLE001 - any exception is a finding
             findings.append(Finding(case, traceback.format_exc(limit=-4)))
         case += 1
     return case, findings

@@ -1,4 +1,4 @@
-"""What is fuzzed: each target takes a seeded ``Random`` and fails by ``AssertionError`` or any other exception."""
+"""The fuzz targets. Each takes a seeded ``Random``; an ``AssertionError`` or any other exception is a finding."""
 
 import json
 import random
@@ -28,7 +28,7 @@ from pipeline.messages import (
     encode_reading,
 )
 from pipeline.settings import Settings
-from tests.fuzz.mutation import mutated
+from tests.fuzz.mutation import mutate
 from tests.integration.stream_rig import small_forecaster
 
 FEATURES = ("PM2.5", "TEMP", "é")
@@ -65,11 +65,11 @@ _DECODER = ReadingDecoder(FEATURES)
 
 
 def decoder(chance: random.Random) -> None:
-    """Any bytes are a reading within its limits, the same read twice, or rejected with a reason and a dead letter."""
-    value: bytes | None = mutated(chance.choice(_READINGS), _READINGS, chance)
+    """Any bytes decode to a reading within the limits, or are rejected with a reason and a dead letter."""
+    value: bytes | None = mutate(chance.choice(_READINGS), _READINGS, chance)
     key: bytes | None = chance.choice(_KEYS)
     if chance.random() < 0.3:
-        key = chance.choice((None, b"", mutated(chance.choice(_KEYS), _KEYS, chance)))
+        key = chance.choice((None, b"", mutate(chance.choice(_KEYS), _KEYS, chance)))
     if chance.random() < 0.01:
         value = None
     record = FetchedRecord(key, value, 7, [])
@@ -129,20 +129,20 @@ _STATES = _states()
 
 
 def state_codec(chance: random.Random) -> None:
-    """Any bytes are refused as a state, or are a state whose row is as it was written."""
+    """Any bytes raise ``StateError``, or decode to a state whose row was not changed."""
     original = chance.choice(_STATES)
-    value = mutated(original, _STATES, chance)
+    value = mutate(original, _STATES, chance)
     try:
         tag, row = decode_state(value)
     except StateError:
         return
     assert tag.encode(row) == value
     if tag == _TAG:
-        assert any(row == decode_state(good)[1] for good in _STATES), "a damaged row passed for a whole one"
+        assert any(row == decode_state(good)[1] for good in _STATES), "a damaged row was decoded without an error"
 
 
 def restore(chance: random.Random) -> None:
-    """A changelog of broken records restores what is whole, and names every other sensor as one to rebuild."""
+    """A changelog with broken records restores the intact states, and lists every other sensor for a rebuild."""
     serving = ServedModel(1, _FORECASTER, SETTINGS)
     serving.table.add_partition(0)
     found = StateRecords(serving, {0: PartitionLog(0, 0, 100, CommittedPosition(Position(100)))}, SETTINGS, "", {})
@@ -151,7 +151,7 @@ def restore(chance: random.Random) -> None:
         key = b"s%d" % chance.randrange(5)
         value: bytes | None = chance.choice(_STATES)
         if chance.random() < 0.5:
-            value = chance.choice((None, b"", mutated(chance.choice(_STATES), _STATES, chance)))
+            value = chance.choice((None, b"", mutate(chance.choice(_STATES), _STATES, chance)))
         if chance.random() < 0.1:
             tag, row = decode_state(chance.choice(_STATES))
             state = np.frombuffer(row, _DTYPE).copy()
@@ -164,9 +164,9 @@ def restore(chance: random.Random) -> None:
     assert not non_finite(serving.table.gather(rows)).any()
     states = dict(zip(sensors, serving.table.gather(rows), strict=True))
     for sensor, value in latest.items():
-        whole = value in _STATES
-        assert (sensor in found.unusable[0]) != whole
-        if whole:
+        is_intact = value in _STATES
+        assert (sensor in found.unusable[0]) != is_intact
+        if is_intact:
             assert value is not None
             assert states[sensor].tobytes() == decode_state(value)[1]
 
@@ -177,7 +177,7 @@ _ABSURD = (0.0, -0.0, 1e30, -1e30, 1e-300, -5e-324, 1.0, 3.14, 1e9, -1e15, float
 
 
 def steps(chance: random.Random) -> None:
-    """Whatever readings are accepted, states and forecasts stay finite, and forecasts do not depend on the batches."""
+    """States and forecasts stay finite after any accepted readings, and forecasts do not depend on the batches."""
     serving, single = ServedModel(1, _FORECASTER, SETTINGS), ServedModel(1, _FORECASTER, SETTINGS)
     for one in (serving, single):
         one.table.add_partition(0)
@@ -194,7 +194,7 @@ def steps(chance: random.Random) -> None:
     if not len(accepted):
         return
     stepped = serving.step([accepted])
-    assert not len(stepped.non_finite), "an accepted reading led to a number that is not finite"
+    assert not len(stepped.non_finite), "an accepted reading made a state non-finite"
     found = []
     for number in range(len(accepted)):
         mask = np.arange(len(accepted)) == number

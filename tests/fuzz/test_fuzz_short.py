@@ -1,4 +1,4 @@
-"""A second of each fuzz target; ``python -m tests.fuzz --seconds 180`` is the long one."""
+"""One second of each fuzz target. ``python -m tests.fuzz --seconds 180`` runs longer."""
 
 import logging
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
-def test_nothing_is_found_in_a_second(name: str) -> None:
+def test_a_second_of_fuzzing_finds_no_failure(name: str) -> None:
     cases, findings = fuzz(targets.TARGETS[name], SEED, 1.0)
     assert not findings, f"case {findings[0].case}:\n{findings[0].error}"
     assert cases
 
 
-def test_a_decoder_that_lets_something_through_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else finding nothing would say nothing."""
+def test_a_decoder_without_a_limit_on_values_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that the target can fail."""
     monkeypatch.setattr("pipeline.messages.LARGEST_VALUE", float("inf"))
     _, findings = fuzz(targets.decoder, SEED, 20.0, most=1)
     assert findings
