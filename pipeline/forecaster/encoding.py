@@ -85,13 +85,13 @@ class ForecastEncoder:
         self._check_finite(rounded, sensor_ids, offsets)
         count, per_record = len(sensor_ids), len(self._separators)
         bodies = _rows(rounded.reshape(-1, rounded.shape[-1]))
-        times, at = _times(timestamp_us), _integers(offsets)
+        times, offset_texts = _times(timestamp_us), _integers(offsets)
         before = self._after_quantiles + _json(topic) + b',"partition":'
         positions = {partition: before + _json(partition) + b',"offset":' for partition in set(partitions)}
         columns: list[Iterable[bytes]] = [map(self._heads.__getitem__, sensor_ids), times]
         for index, separator in enumerate(self._separators):
             columns += [repeat(separator, count), bodies[index::per_record]]
-        columns += [map(positions.__getitem__, partitions), at]
+        columns += [map(positions.__getitem__, partitions), offset_texts]
         columns += [repeat(b'},"state":{"origin":', count), _integers(forecasts.origin)]
         columns += [repeat(b',"steps":', count), _integers(forecasts.steps)]
         end = b',"weights":{' if self._weights else b"}"
@@ -99,12 +99,10 @@ class ForecastEncoder:
         columns.append([ends[warm] for warm in forecasts.warm.tolist()])
         if self._weights:
             parts = np.rint(forecasts.weights * WEIGHT_PARTS).astype(np.int64).reshape(count, len(self._weights))
-            columns += [
-                map(texts.__getitem__, part) for texts, part in zip(self._weights, parts.T.tolist(), strict=True)
-            ]
+            columns += [map(texts.__getitem__, parts[:, at].tolist()) for at, texts in enumerate(self._weights)]
         values = list(map(b"".join, zip(*columns, strict=True)))
         sources = {partition: f"{topic}-{partition}-".encode() for partition in positions}
-        return values, self._headers(list(map(sources.__getitem__, partitions)), at, times, traceparents)
+        return values, self._headers(list(map(sources.__getitem__, partitions)), offset_texts, times, traceparents)
 
     def _headers(
         self,

@@ -89,8 +89,5 @@ class Quarantine:
 
     def clear(self, partitions: Iterable[int] | None = None) -> None:
         """Start again with the first remedy for partitions whose readings were committed; for all if None."""
-        if partitions is None:
-            self._tried.clear()
-        else:
-            done = set(partitions)
-            self._tried = {key: tries for key, tries in self._tried.items() if key[0] not in done}
+        done = None if partitions is None else set(partitions)
+        self._tried = {key: tries for key, tries in self._tried.items() if done is not None and key[0] not in done}

@@ -191,11 +191,7 @@ class StuckDetector:
 
 def lag_of(heartbeat: Heartbeat, ends: Mapping[int, int]) -> dict[int, int]:
     """Running partition -> offsets from the next one to read to the end; without partitions of unknown end."""
-    return {
-        number: max(0, ends[number] - position)
-        for number, position in sorted(heartbeat.positions.items())
-        if number in ends
-    }
+    return {p: max(0, ends[p] - position) for p, position in sorted(heartbeat.positions.items()) if p in ends}
 
 
 class HealthMonitor:
