@@ -52,11 +52,11 @@ def within_retention(forecasts: ForecastLog, starts: Offsets, logs: LogStarts, c
         for partition, start in logs.forecasts.items()
         if start > 0
     }
-    return _raised(_raised(starts, logs.readings), firsts)
+    return _raise_starts(_raise_starts(starts, logs.readings), firsts)
 
 
-def _raised(starts: Offsets, limits: Offsets) -> dict[int, int]:
-    """``starts``, raised to the limit of each partition that has one."""
+def _raise_starts(starts: Offsets, limits: Offsets) -> dict[int, int]:
+    """The higher one of start and limit of each partition."""
     return {**starts, **{partition: max(limit, starts.get(partition, 0)) for partition, limit in limits.items()}}
 
 
@@ -76,11 +76,10 @@ def letters_due(letters: Iterable[tuple[int, int]], starts: Offsets, logs: LogSt
     Args:
         letters: partition and offset of the rejected record in each dead letter.
     """
-    firsts = {
-        **committed,
-        **dict(sorted(letters, reverse=True)),
-    }  # the lowest offset of a partition comes last and wins
-    return _raised(starts, {partition: firsts.get(partition, 0) for partition, start in logs.letters.items() if start})
+    # Sorted downwards, so that dict() keeps the lowest offset of each partition.
+    firsts = {**committed, **dict(sorted(letters, reverse=True))}
+    cut = {partition: firsts.get(partition, 0) for partition, start in logs.letters.items() if start > 0}
+    return _raise_starts(starts, cut)
 
 
 def before_first_forecast(readings: ReadingLog, forecasts: ForecastLog, logs: LogStarts) -> NDArray[np.bool_]:

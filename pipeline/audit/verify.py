@@ -154,8 +154,8 @@ def gather(settings: Settings, span: Span) -> Evidence:
             "verify. Start a forecaster with `streamgru forecast`"
         )
     logger.info("reading states, forecasts, dead letters and readings")
-    # Arguments are evaluated in this order: states before the readings that explain them, and the logs' starts last,
-    # so that records deleted during the audit count as deleted.
+    # Read in this order: readings come after the states and forecasts that were made from them. The starts of the logs
+    # come last, so that records deleted by retention during the audit count as deleted.
     return Evidence(
         states=read_states(settings),
         forecasts=read_forecasts(settings, numbers=True),

@@ -148,7 +148,7 @@ class ChampionWatcher:
         self._thread = threading.Thread(target=self._run, name="champion", daemon=True)
 
     def start(self, serving: Candidate | None = None) -> None:
-        """Start the polls: at once, or if ``serving`` serves already, at ``allow_polls`` or ``LONGEST_RESTORE_S``."""
+        """Start the polls: at once, or if a model serves already, after ``allow_polls`` or ``LONGEST_RESTORE_S``."""
         self._candidate = serving
         if serving is None:
             self._may_poll.set()
@@ -180,7 +180,7 @@ class ChampionWatcher:
         return self._candidate
 
     def wait(self, timeout_s: float) -> Candidate | None:
-        """``candidate``, after a wait of at most ``timeout_s`` for a new one."""
+        """``candidate``, after a wait of at most ``timeout_s`` for the first one."""
         self._changed.wait(timeout_s)
         return self.candidate()
 
@@ -199,7 +199,7 @@ class ChampionWatcher:
         try:
             version = self._source.resolve()
             if version is None:
-                self._log_once("there is no champion: train one with `streamgru retrain`, or `streamgru promote`")
+                self._log_once("there is no champion: use `streamgru retrain` to train one, or `streamgru promote`")
             elif self._candidate is not None and version == self._candidate.version:
                 self._unusable = None
                 self._log_once(None)

@@ -37,8 +37,8 @@ class Counters:
     duplicates: int = 0
     late: int = 0
     held: int = 0  # readings in the reorder buffers now; a reading counts as accepted once it is stepped
-    # Deleted offsets at a restore, from the first buffered reading on. At least one buffered reading, and at most this
-    # number of them, got no forecast.
+    # Offsets from the first buffered reading on that retention had deleted at a restore. Of the buffered readings, at
+    # least one and at most this number got no forecast.
     held_lost: int = 0
     ignored_features: int = 0  # features in readings that the settings do not name
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason

@@ -35,12 +35,12 @@ class MicroBatch:
     accepted: Sequence[Readings]  # one per partition that has any, in the order in which they were stepped
     stepped: StepResult | None  # None: no reading was accepted
     records: Sequence[Records]
-    positions: Mapping[int, Position]  # partition -> position after it; polled partitions and full writes
-    buffered: Mapping[int, Readings]  # partition -> non-empty reorder buffer after it
+    positions: Mapping[int, Position]  # partition -> position after the batch, if polled or fully written
+    buffered: Mapping[int, Readings]  # partition -> reorder buffer after the batch, unless empty
     counts: Counters
     non_finite: Mapping[int, Sequence[str]]  # partition -> sensors with a non-finite new state or forecast
     polled: Collection[int]  # partitions with polled records
-    needs_full_write: Collection[int]  # partitions of which it writes every state
+    needs_full_write: Collection[int]  # partitions of which the batch writes every state
     step_s: float  # seconds of decoding, stepping and encoding; 0 if non_finite names a sensor
 
 
@@ -189,12 +189,12 @@ class MicroBatchBuilder:
 # --- how many readings ------------------------------------------------------------------------------------------------
 
 
-FIRST_BATCH_READINGS: Final = 1_000  # before any batch was timed
+FIRST_BATCH_READINGS: Final = 1_000  # readings of the first batch, before any was timed
 SMALLEST_BATCH_READINGS: Final = 50
 BUDGET_S: Final = 2.0  # seconds to build a batch
 MAX_TRANSACTION_BYTES: Final = 64_000_000  # of states and forecasts; a broker takes these in one or two seconds
 SMALL_TRANSACTION_BYTES: Final = 4_000_000  # a transaction up to this size does not fail because of its size
-_SHARE_OF_POLL_INTERVAL: Final = 0.1  # of the poll interval, which also limits the budget
+_SHARE_OF_POLL_INTERVAL: Final = 0.1  # part of the poll interval that a batch may take
 _REGROWTH: Final = 1.02  # growth of the limit that a failed transaction set, per full batch committed
 
 
@@ -221,7 +221,7 @@ class BatchSize:
         self._set(self.readings)
 
     def committed(self, readings: int, seconds: float) -> None:
-        """Adapt to a committed batch: shrink if it took too long, double if it was full and took half the budget."""
+        """Adapt to a committed batch: shrink if it took too long, double if it was full and fast."""
         is_full = readings >= self.readings
         if is_full:
             self._limit_after_failure = min(self._most, self._limit_after_failure * _REGROWTH)

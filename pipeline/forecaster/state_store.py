@@ -45,8 +45,8 @@ class StateTable:
     def __init__(self, blank: States) -> None:
         self._blank = blank.copy()
         self._states = np.empty(0, blank.dtype)
-        self._sensors: list[str] = []  # by row; a free row keeps its old name
-        self._partitions = np.empty(0, np.int32)  # by row
+        self._sensors: list[str] = []  # sensor of each row; a free row keeps its old one
+        self._partitions = np.empty(0, np.int32)  # partition of each row
         self._index: dict[int, dict[str, int]] = {}
         self._free: list[int] = []
 
@@ -150,7 +150,7 @@ NUMBER_BYTES: Final = 12  # bytes of a quantile and its comma in a forecast's JS
 
 @dataclass(frozen=True)
 class Classification:
-    """The readings of one partition, sorted by the acceptance rules."""
+    """The outcome of the acceptance rules for readings of one partition."""
 
     accepted: Readings  # in the order of their steps
     buffered: Readings | None  # the reorder buffer afterwards, in offset order; None if empty
@@ -187,7 +187,7 @@ class ServedModel:
         Args:
             readings: readings in offset order.
             buffered: the partition's reorder buffer.
-            end: offset up to which the partition was read; an old buffered reading is released by it.
+            end: offset up to which the partition was read; it decides which old buffered readings are released.
         """
         partition = readings.partition
         [classified] = self.classify_all(

@@ -120,7 +120,7 @@ class Watchdog:
 
 MONITOR_INTERVAL_S: Final = 2.0
 MISSING_TOPIC_CHECKS: Final = 3  # checks in a row that miss a topic; a restarted broker may not know all topics at once
-PROCESS_STOPPED_S: Final = 5.0  # seconds between two checks, also above the limit: the whole process was stopped
+PROCESS_STOPPED_S: Final = 5.0  # seconds; a longer time between two checks means that the whole process was stopped
 STALE_AFTER_S: Final = 30.0  # seconds; a check with new clients takes up to 20 s, so an older result is out of date
 RAISE_WITHIN_S: Final = 10.0  # seconds until the loop must have raised a failure, which it looks for in every turn
 
@@ -190,7 +190,7 @@ class StuckDetector:
 
 
 def lag_of(heartbeat: Heartbeat, ends: Mapping[int, int]) -> dict[int, int]:
-    """Running partition -> offsets from the next one to read to the end; without partitions of unknown end."""
+    """The lag of each running partition, in offsets; partitions of unknown end are left out."""
     return {p: max(0, ends[p] - position) for p, position in sorted(heartbeat.positions.items()) if p in ends}
 
 
@@ -246,7 +246,7 @@ class HealthMonitor:
                 self._update(None, str(error))
             except Exception as error:  # without this thread a stuck forecaster would count as healthy for ever
                 logger.debug("a health check failed", exc_info=error)
-                # {} and not None: brokers may be reachable, so the time counts, and so does the heartbeat.
+                # {} instead of None, which would mean that no broker answers: this time must count.
                 self._update({}, f"the health check failed with {type(error).__name__}: {error}")
             if self.failure is None:
                 self._closed.wait(self._interval_s)
