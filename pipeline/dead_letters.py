@@ -1,4 +1,4 @@
-"""Records that were set aside: reading them, and putting their originals back on the readings topic."""
+"""Dead letters: records of the readings topic that did not decode. Reads them, and republishes the originals."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -12,45 +12,39 @@ from pipeline.kafka.topic_reader import read_topic, topic_ends, topic_starts
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
-_TOGETHER: Final = 1_000  # letters in one transaction, which must not outlast the transaction timeout
-_TOGETHER_BYTES: Final = 2 * 1024 * 1024  # likewise; at 1 MB/s they arrive before forecaster.delivery_timeout_s is over
-_NAMED: Final = 10  # letters named in a message
-# What a dead letter has behind the original's headers (pipeline.messages); before them, where it was cut, its size.
-HEADER_NAMES: Final = (
-    "streamgru-reason",
-    "streamgru-detail",
-    "streamgru-topic",
-    "streamgru-partition",
-    "streamgru-offset",
-)
+_TOGETHER: Final = 1_000  # letters of one transaction; more could outlast the transaction timeout
+_TOGETHER_BYTES: Final = 2 * 1024 * 1024  # of one transaction; at 1 MB/s sent within forecaster.delivery_timeout_s
+_NAMED: Final = 10  # letters named in an error message
+# Headers that `messages.dead_letter` appends to the original's; if the original was cut, its size stands before them.
+_HEADERS: Final = ("streamgru-reason", "streamgru-detail", "streamgru-topic", "streamgru-partition", "streamgru-offset")
 TRUNCATED: Final = "streamgru-truncated"
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A record of the dead letter topic: the original's bytes, and why and from where it was set aside."""
+    """A record of the dead letter topic: the original's bytes and position, and the reason of its rejection."""
 
-    at_partition: int  # of the dead letter topic
+    at_partition: int  # position on the dead letter topic
     at_offset: int
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]  # the original's
     reason: str
     detail: str
-    topic: str
+    topic: str  # position of the original
     partition: int
     offset: int
     set_aside_ms: int
-    whole_bytes: int | None = None  # what key, value and headers measured, where they were too large and have been cut
+    whole_bytes: int | None = None  # size of the original's key, value and headers; None unless it was cut
 
     @classmethod
     def of(cls, record: Any) -> "DeadLetter | None":
-        """The dead letter in a record; none where the record has not the headers of one."""
-        # Ours come last; the original may have come with headers of the same names.
+        """The dead letter in a record; None if the record lacks a dead letter's headers."""
         headers = list(record.headers or ())
-        ours = dict(headers[-len(HEADER_NAMES) :])
-        headers = headers[: -len(HEADER_NAMES)]
+        # Only the last headers are ours: the original may have headers of the same names.
+        ours, headers = dict(headers[-len(_HEADERS) :]), headers[: -len(_HEADERS)]
         try:
+            reason, detail, topic, partition, offset = (ours[name].decode() for name in _HEADERS)
             whole_bytes = int(headers.pop()[1]) if headers and headers[-1][0] == TRUNCATED else None
             return cls(
                 at_partition=record.partition,
@@ -58,20 +52,20 @@ class DeadLetter:
                 key=record.key,
                 value=record.value,
                 headers=tuple(headers),
-                reason=ours["streamgru-reason"].decode(),
-                detail=ours["streamgru-detail"].decode(),
-                topic=ours["streamgru-topic"].decode(),
-                partition=int(ours["streamgru-partition"]),
-                offset=int(ours["streamgru-offset"]),
+                reason=reason,
+                detail=detail,
+                topic=topic,
+                partition=int(partition),
+                offset=int(offset),
                 set_aside_ms=record.timestamp,
                 whole_bytes=whole_bytes,
             )
-        except (KeyError, ValueError, TypeError, AttributeError):  # a header that is missing, no number, or null
+        except (KeyError, ValueError, TypeError, AttributeError):  # a header is missing, null, or not a number
             return None
 
 
 def read_letters(settings: Settings) -> Iterator[DeadLetter]:
-    """All dead letters, each partition's in order.
+    """All dead letters, in order within each partition.
 
     Raises:
         KafkaError: no broker answers, the topic is missing, or the records stop coming.
@@ -83,17 +77,17 @@ def read_letters(settings: Settings) -> Iterator[DeadLetter]:
 
 
 def read_letter(settings: Settings, partition: int, offset: int) -> DeadLetter:
-    """One dead letter.
+    """The dead letter at a position of the dead letter topic.
 
     Raises:
-        KafkaError: there is none at that position, or no broker answers.
+        KafkaError: the position holds no dead letter, or no broker answers.
     """
     topic = settings.kafka.topics.dead_letters
     start, end = topic_starts(settings, topic).get(partition, 0), topic_ends(settings, topic).get(partition, 0)
     if start <= offset < end:
         for record in read_topic(settings, topic, {partition: offset}, {partition: offset + 1}):
             letter = DeadLetter.of(record)
-            if letter is not None and (letter.at_partition, letter.at_offset) == (partition, offset):
+            if letter is not None:
                 return letter
     raise KafkaError(
         f"there is no dead letter at offset {offset} of {topic}, partition {partition}; `streamgru dlq list` shows them"
@@ -102,30 +96,29 @@ def read_letter(settings: Settings, partition: int, offset: int) -> DeadLetter:
 
 @dataclass
 class Republication:
-    """What ``republish_letters`` did."""
+    """The numbers of dead letters that ``republish_letters`` published or left."""
 
     published: int = 0
-    still_rejected: Counter[str] = field(default_factory=Counter)  # by the reason that holds now; they stay
-    foreign: int = 0  # of another topic than the settings' readings
+    still_rejected: Counter[str] = field(default_factory=Counter)  # by reason under the present settings
+    foreign: int = 0  # from a topic other than the settings' readings topic
 
 
 def republish_letters(
     settings: Settings, letters: Callable[[], Iterable[DeadLetter]], *, publish: bool = True
 ) -> Republication:
-    """Put originals back on the readings topic, those that are readings under the present settings.
+    """Publish originals on the readings topic again, if they are readings under the present settings.
 
-    Each goes to the partition it came from, with its own key, value and headers. Doing it twice is harmless: the second
-    time they are duplicates by the rule of acceptance. A transaction's letters, see ``transactions_of``, are published
-    before the next are read; after a crash all or none of them are visible, and nothing notes which.
+    Each goes to its old partition, with its own key, value and headers. A second run is harmless: its readings are
+    duplicates. Letters are published in transactions, see ``transactions_of``; after a crash run it again.
 
     Args:
-        letters: begins to read the dead letters to republish; called a second time once all of them were found fit.
-        publish: false only counts what would be done.
+        letters: returns the dead letters to republish; called again after all partitions were checked.
+        publish: False only counts.
 
     Raises:
         TopicError: letters came from partitions that the topic no longer has; nothing was published.
         KafkaError: no broker answers, or it refused a record.
-        Fenced: another process has begun to republish meanwhile; it continues, this one stops.
+        Fenced: another process has started to republish; it continues, and this one must stop.
     """
     outcome = Republication()
     _check_partitions(settings, _due(settings, letters(), outcome))
@@ -136,7 +129,7 @@ def republish_letters(
 
 
 def transactions_of(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]:
-    """The letters in runs of at most ``_TOGETHER`` and, unless one alone is larger, ``_TOGETHER_BYTES``."""
+    """Split letters into lists of at most ``_TOGETHER`` and ``_TOGETHER_BYTES``; a larger letter comes alone."""
     together: list[DeadLetter] = []
     size = 0
     for letter in letters:
@@ -151,7 +144,7 @@ def transactions_of(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]
 
 
 def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republication) -> Iterator[DeadLetter]:
-    """The letters that go out again; they and all others are counted in ``outcome`` as they are read."""
+    """The letters to republish. Counts each letter in ``outcome``, republished or not."""
     decoder = ReadingDecoder(settings.features)
     for letter in letters:
         if letter.topic != settings.kafka.topics.readings:
@@ -170,36 +163,33 @@ def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republicati
 
 
 def _check_partitions(settings: Settings, letters: Iterable[DeadLetter]) -> None:
-    """Refuses letters from partitions that the readings topic has not: it was made anew, with fewer."""
+    """Refuse letters from partitions that the readings topic lacks: it was recreated with fewer partitions."""
     topic = settings.kafka.topics.readings
     with make_admin(settings) as admin:
         partitions = partition_count(admin, topic)
-    named: list[str] = []
-    more = 0
-    for letter in letters:
-        if letter.partition < partitions:
-            continue
-        if len(named) < _NAMED:
-            named.append(f"{letter.at_partition}:{letter.at_offset} (from partition {letter.partition})")
-        else:
-            more += 1
+    named = [
+        f"{letter.at_partition}:{letter.at_offset} (from partition {letter.partition})"
+        for letter in letters
+        if letter.partition >= partitions
+    ]
     if named:
+        more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
         raise TopicError(
             f"dead letters came from partitions that topic {topic} does not have (it has {partitions}): "
-            f"{', '.join(named)}{f' and {more:,} more' if more else ''}. Nothing was published. Republish the others "
-            "by their positions, which `streamgru dlq list` shows. `streamgru dlq show POSITION` shows the content of "
-            "a letter, so that you can send it to another partition"
+            f"{', '.join(named[:_NAMED])}{more}. Nothing was published. Republish the remaining dead letters by their "
+            "positions, which `streamgru dlq list` shows. `streamgru dlq show POSITION` shows a dead letter's content, "
+            "so that you can send it to another partition"
         )
 
 
 def _publish(settings: Settings, letters: Iterable[DeadLetter]) -> None:
     topic = settings.kafka.topics.readings
-    with translate_errors(f"publishing dead letters to {topic} once more", settings):
+    with translate_errors(f"republishing dead letters to {topic}", settings):
         producer = make_producer(settings, transactional_id=f"{settings.forecaster.group_id}-dlq-replay")
         try:
             producer.init_transactions()
             appender = BatchAppender(producer)
-            for together in transactions_of(letters):  # which reads them: no transaction is open meanwhile
+            for together in transactions_of(letters):  # reads them between the transactions
                 producer.begin_transaction()
                 futures = _append(appender, topic, together)
                 producer.flush()
@@ -210,7 +200,7 @@ def _publish(settings: Settings, letters: Iterable[DeadLetter]) -> None:
 
 
 def _append(appender: BatchAppender, topic: str, letters: Iterable[DeadLetter]) -> list[Any]:
-    """The futures of the originals, each partition's in order. ``send`` would refuse a header whose value is null."""
+    """The futures of the originals. ``KafkaProducer.send`` would refuse a header whose value is null."""
     of_partition: dict[int, list[DeadLetter]] = {}
     for letter in letters:
         of_partition.setdefault(letter.partition, []).append(letter)

@@ -1,4 +1,1 @@
-"""The topics read offline: audits of what a forecaster did.
-
-``verify`` is where to begin.
-"""
+"""Offline audits of the topics: which forecasts are missing, repeated or different. Start with ``verify``."""

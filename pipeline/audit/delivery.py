@@ -1,11 +1,11 @@
-"""Counts what a forecaster did: was there exactly one forecast, in order, for every accepted reading?
+"""Audits delivery: was there exactly one forecast, in order, for every accepted reading?
 
-A pure function of the two topics as columns, which ``pipeline.audit.topic_logs`` reads.
+Pure functions of the readings and forecasts topics as columns, which ``pipeline.audit.topic_logs`` reads.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,100 +14,88 @@ from model.acceptance import ACCEPTED, DUPLICATE, LATE, classify
 from model.reorder_buffer import BUFFERED, GracePeriod, reorder
 from pipeline.kafka.topic_reader import Offsets
 
-REJECTED: Final = 4  # a verdict beside those of the rules
+REJECTED: Final = 4  # a verdict beside those of ``model.acceptance`` and ``BUFFERED``
 
-_EXAMPLES: Final = 5  # positions named per kind of fault: enough to look at, few enough to print
+_EXAMPLES: Final = 5  # positions named per kind of fault
 
 
 @dataclass(frozen=True)
-class ReadingLog:
-    """The readings topic in (partition, offset) order; ``sensor`` indexes ``sensors`` and is -1 where rejected."""
+class _TopicLog:
+    """The records of a topic as columns, in (partition, offset) order."""
 
     sensors: tuple[str, ...]
     partition: NDArray[np.int32]
     offset: NDArray[np.int64]
-    sensor: NDArray[np.int64]
-    timestamp_us: NDArray[np.int64]
-    values: NDArray[np.float64]  # (n, features), NaN where missing
-    sent_ms: NDArray[np.int64]  # the record's timestamp: when it was sent
-    verdict: NDArray[np.int8]  # ACCEPTED, DUPLICATE, LATE, BUFFERED or REJECTED
-    reasons: dict[str, int] = field(default_factory=dict)  # rejected readings by reason
+    sensor: NDArray[np.int64]  # index into ``sensors``; -1 if the record was rejected
 
     def __len__(self) -> int:
         return len(self.offset)
 
-    def take(self, mask: NDArray[np.bool_]) -> "ReadingLog":
-        """The rows where ``mask`` is true; ``reasons`` stay those of all."""
-        return _rows_of(self, mask)
+    def take(self, mask: NDArray[np.bool_]) -> Self:
+        """The rows where ``mask`` is true; fields that are not columns stay."""
+        columns: dict[str, Any] = {
+            name: column[mask] for name, column in vars(self).items() if isinstance(column, np.ndarray)
+        }
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True)
-class ForecastLog:
-    """The forecasts topic in (partition, offset) order."""
+class ReadingLog(_TopicLog):
+    """The readings topic."""
 
-    sensors: tuple[str, ...]
-    partition: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    sensor: NDArray[np.int64]
+    timestamp_us: NDArray[np.int64]
+    values: NDArray[np.float64]  # (n, features), NaN where missing
+    sent_ms: NDArray[np.int64]  # timestamp of the record
+    verdict: NDArray[np.int8]  # ACCEPTED, DUPLICATE, LATE, BUFFERED or REJECTED
+    reasons: dict[str, int] = field(default_factory=dict)  # rejected readings by reason
+
+
+@dataclass(frozen=True)
+class ForecastLog(_TopicLog):
+    """The forecasts topic: the forecasts made under the present settings."""
+
     issued_us: NDArray[np.int64]
     input_offset: NDArray[np.int64]
     input_partition: NDArray[np.int32]
     version: NDArray[np.int64]
     warm: NDArray[np.bool_]
     sent_ms: NDArray[np.int64]
-    origin: NDArray[np.int64] | None = None  # of the state behind it, and its steps; where they were read
-    steps: NDArray[np.int64] | None = None
-    quantiles: NDArray[np.float32] | None = None  # (n, targets, levels, horizon), where asked for
-    weights: NDArray[np.float64] | None = None  # (n, targets, experts), likewise; see audit.expert_weights
-    foreign: "ForecastLog | None" = None  # those made under other settings, without numbers: not among these
-    fingerprints: Mapping[str, int] = field(default_factory=dict)  # in foreign ones: of their settings, and how many
-
-    def __len__(self) -> int:
-        return len(self.offset)
-
-    def take(self, mask: NDArray[np.bool_]) -> "ForecastLog":
-        """The rows where ``mask`` is true; ``foreign`` stays whole."""
-        return _rows_of(self, mask)
-
-
-_Log = TypeVar("_Log", ReadingLog, ForecastLog)
-
-
-def _rows_of(log: _Log, mask: NDArray[np.bool_]) -> _Log:
-    columns: dict[str, Any] = {
-        name: column[mask] for name, column in vars(log).items() if isinstance(column, np.ndarray)
-    }
-    return replace(log, **columns)
+    origin: NDArray[np.int64] | None = None  # offset of the first reading in the state
+    steps: NDArray[np.int64] | None = None  # of the state
+    quantiles: NDArray[np.float32] | None = None  # (n, targets, levels, horizon); None unless requested
+    weights: NDArray[np.float64] | None = None  # (n, targets, experts), see audit.expert_weights; None unless requested
+    foreign: "ForecastLog | None" = None  # the forecasts made under other settings, without quantiles and weights
+    fingerprints: Mapping[str, int] = field(default_factory=dict)  # settings -> forecasts, for ``foreign`` logs
 
 
 @dataclass(frozen=True)
 class DeliveryCounts:
-    """The outcome: ``lost`` and ``twice`` must be 0, and so must ``out_of_order`` and ``unexpected``."""
+    """The outcome. ``lost``, ``twice``, ``out_of_order`` and ``unexpected`` count faults."""
 
     readings: int
     accepted: int
     duplicates: int
     late: int
     rejected: int
-    held: int  # waiting for earlier ones
+    held: int  # in the reorder buffer
     forecasts: int
     lost: int
     twice: int
     out_of_order: int
-    unexpected: int  # follow no accepted reading of that sensor and time
-    examples: dict[str, list[str]]  # kind of fault -> some positions on the readings topic
+    unexpected: int  # forecasts without an accepted reading of that sensor and time
+    examples: dict[str, list[str]]  # kind of fault -> the first positions on the readings topic
 
     @property
     def exactly_once(self) -> bool:
-        """Whether every accepted reading has exactly one forecast, in order, and there are no others."""
+        """Whether every accepted reading has exactly one forecast, in order, and there is no further forecast."""
         return self.lost == self.twice == self.out_of_order == self.unexpected == 0
 
 
 def classify_log(readings: ReadingLog, grace: GracePeriod, ends: Offsets) -> NDArray[np.int8]:
-    """(n,) the verdict on each reading, by the rules that the stream itself uses.
+    """(n,) the verdict on each reading, by the rules of the stream.
 
     Args:
-        ends: by partition, how far the stream has come, for what it holds no longer than so many offsets.
+        ends: partition -> next offset to process; it decides which old buffered readings are released.
     """
     verdict = np.full(len(readings), REJECTED, np.int8)
     decoded = readings.sensor >= 0
@@ -124,36 +112,41 @@ def classify_log(readings: ReadingLog, grace: GracePeriod, ends: Offsets) -> NDA
 def count_deliveries(
     readings: ReadingLog, forecasts: ForecastLog, starts: Offsets, hidden: NDArray[np.bool_] | None = None
 ) -> DeliveryCounts:
-    """What became of the readings from ``starts`` on (by partition; 0 where not named).
+    """Count the readings from ``starts`` on (partition -> offset, default 0), and their forecasts.
 
-    ``readings`` must reach back to the beginning of the topic, or acceptance (later than every earlier reading of the
-    sensor) could not be told; readings before ``starts`` are not counted, nor are forecasts that follow them. Nor are
-    forecasts made under other settings, and readings that have no other; but a reading that has one of either is
-    forecast twice. Nor are readings where ``hidden`` (n,) is true.
+    ``readings`` must begin at the topic's beginning, because acceptance depends on every earlier reading of a sensor.
+    Not counted: forecasts made under other settings, readings that only have such a forecast, and readings where
+    ``hidden`` (n,) is true. A reading with a forecast under the present and one under other settings is forecast twice.
     """
-    due = _at_or_after(readings.partition, readings.offset, starts)
+    due = ~is_before(readings.partition, readings.offset, starts)
     if hidden is not None:
         due &= ~hidden
     accepted = readings.verdict == ACCEPTED
-    counted = _at_or_after(forecasts.input_partition, forecasts.input_offset, starts)
+    counted = ~is_before(forecasts.input_partition, forecasts.input_offset, starts)
 
     row, found = find_rows(readings, forecasts.input_partition, forecasts.input_offset)
-    translate = index_translation(forecasts.sensors, readings.sensors)
-    fits = found.copy()
+    sensor_index = index_translation(forecasts.sensors, readings.sensors)
+    fits, rows = found.copy(), row[found]
     fits[found] = (
-        accepted[row[found]]
-        & (readings.sensor[row[found]] == translate[forecasts.sensor[found]])
-        & (readings.timestamp_us[row[found]] == forecasts.issued_us[found])
-        & (readings.partition[row[found]] == forecasts.partition[found])
+        accepted[rows]
+        & (readings.sensor[rows] == sensor_index[forecasts.sensor[found]])
+        & (readings.timestamp_us[rows] == forecasts.issued_us[found])
+        & (readings.partition[rows] == forecasts.partition[found])
     )
     times = np.bincount(row[fits & counted], minlength=len(readings))
     elsewhere = foreign_forecasts(readings, forecasts)
     due &= (times > 0) | (elsewhere == 0)
     lost = due & accepted & (times == 0)
-    times += np.where(times > 0, elsewhere, 0)  # also those of before a change of settings
+    times += np.where(times > 0, elsewhere, 0)  # a forecast made before a change of settings is a second one, too
     repeated = times > 1
     disordered = _out_of_order(forecasts) & fits & counted
     unexpected = ~fits & counted
+    faults = {
+        "lost": (readings.partition[lost], readings.offset[lost]),
+        "twice": (readings.partition[repeated], readings.offset[repeated]),
+        "out of order": (forecasts.input_partition[disordered], forecasts.input_offset[disordered]),
+        "unexpected": (forecasts.input_partition[unexpected], forecasts.input_offset[unexpected]),
+    }
     return DeliveryCounts(
         readings=int(due.sum()),
         accepted=int((due & accepted).sum()),
@@ -166,28 +159,20 @@ def count_deliveries(
         twice=int((times[repeated] - 1).sum()),
         out_of_order=int(disordered.sum()),
         unexpected=int(unexpected.sum()),
-        examples={
-            kind: positions
-            for kind, positions in {
-                "lost": _name(readings.partition[lost], readings.offset[lost]),
-                "twice": _name(readings.partition[repeated], readings.offset[repeated]),
-                "out of order": _name(forecasts.input_partition[disordered], forecasts.input_offset[disordered]),
-                "unexpected": _name(forecasts.input_partition[unexpected], forecasts.input_offset[unexpected]),
-            }.items()
-            if positions
-        },
+        examples={kind: _describe(*positions) for kind, positions in faults.items() if len(positions[0])},
     )
 
 
-def _at_or_after(partition: NDArray[np.int32], offset: NDArray[np.int64], starts: Offsets) -> NDArray[np.bool_]:
-    first = np.zeros(max([int(partition.max(initial=0)), *starts]) + 1, dtype=np.int64)
-    for number, start in starts.items():
-        first[number] = start
-    return np.asarray(offset >= first[partition])
+def is_before(partition: NDArray[np.int32], offset: NDArray[np.int64], limits: Offsets) -> NDArray[np.bool_]:
+    """(n,) whether each position lies before its partition's limit; the default limit is 0."""
+    first = np.zeros(max([int(partition.max(initial=0)), *limits]) + 1, dtype=np.int64)
+    for number, limit in limits.items():
+        first[number] = limit
+    return np.asarray(offset < first[partition])
 
 
 def foreign_forecasts(readings: ReadingLog, forecasts: ForecastLog) -> NDArray[np.int64]:
-    """(n,) how many forecasts made under other settings follow each reading."""
+    """(n,) the number of forecasts of each reading that were made under other settings."""
     if forecasts.foreign is None:
         return np.zeros(len(readings), np.int64)
     row, found = find_rows(readings, forecasts.foreign.input_partition, forecasts.foreign.input_offset)
@@ -197,7 +182,7 @@ def foreign_forecasts(readings: ReadingLog, forecasts: ForecastLog) -> NDArray[n
 def find_rows(
     readings: ReadingLog, partition: NDArray[np.int32], offset: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The row of the reading at each position, and whether there is one."""
+    """The row of the reading at each position, and whether the log has a reading there."""
     if not len(readings):
         return np.zeros(len(offset), dtype=np.int64), np.zeros(len(offset), dtype=np.bool_)
     known = _position(readings.partition, readings.offset)
@@ -212,13 +197,13 @@ def _position(partition: NDArray[np.int32], offset: NDArray[np.int64]) -> NDArra
 
 
 def index_translation(names: Sequence[str], into: Sequence[str]) -> NDArray[np.int64]:
-    """The index in ``into`` of each name, -2 (equal to no sensor's index, nor to a rejected one's -1) where absent."""
+    """The index in ``into`` of each name; -2 if absent, which differs from a rejected reading's -1."""
     index = {name: number for number, name in enumerate(into)}
     return np.array([index.get(name, -2) for name in names], dtype=np.int64)
 
 
 def _out_of_order(forecasts: ForecastLog) -> NDArray[np.bool_]:
-    """Which forecasts follow, within their sensor and partition, one of a later step."""
+    """(n,) whether an earlier forecast of the same sensor and partition was issued at a later time."""
     order = np.lexsort((forecasts.offset, forecasts.partition, forecasts.sensor))
     sensor, partition = forecasts.sensor[order], forecasts.partition[order]
     begins = np.flatnonzero((np.diff(sensor, prepend=-1) != 0) | (np.diff(partition, prepend=-1) != 0))
@@ -229,5 +214,5 @@ def _out_of_order(forecasts: ForecastLog) -> NDArray[np.bool_]:
     return disordered
 
 
-def _name(partition: NDArray[np.int32], offset: NDArray[np.int64]) -> list[str]:
+def _describe(partition: NDArray[np.int32], offset: NDArray[np.int64]) -> list[str]:
     return [f"partition {p} offset {o}" for p, o in zip(partition[:_EXAMPLES], offset[:_EXAMPLES], strict=True)]

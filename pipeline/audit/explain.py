@@ -1,4 +1,4 @@
-"""One forecast taken apart: the reading it follows, the state behind it, and the same numbers computed once more."""
+"""Explains one forecast: its reading, the state that it was made from, and the same forecast recomputed."""
 
 import logging
 from dataclasses import dataclass
@@ -24,32 +24,32 @@ logger = logging.getLogger("streamgru.explain")
 
 @dataclass(frozen=True)
 class Explanation:
-    """A forecast with what it was made of."""
+    """A forecast with the reading and the state that it was made from."""
 
     forecast: Forecast
-    values: dict[str, float]  # of the reading it follows, NaN where missing
+    values: dict[str, float]  # feature -> value of the reading, NaN if missing
     accepted: int  # readings in the state
-    missing_steps: int  # stepped for skipped cadence points
+    missing_steps: int  # steps of the state for skipped cadence points
     begun_us: int  # timestamp of the first reading in the state
-    published: NDArray[np.float64]  # (K, Q, h), as they were published
-    recomputed: NDArray[np.float64]  # (K, Q, h)
-    weights: NDArray[np.float64]  # (K, E) recomputed, of the experts; E is 0 where none are mixed
-    has_same_weights: bool  # published and recomputed
-    difference: float  # of the quantiles, the largest: parts of the sensor's scale, or of the value if that is larger
+    published: NDArray[np.float64]  # (K, Q, h) published quantiles
+    recomputed: NDArray[np.float64]  # (K, Q, h) recomputed quantiles
+    weights: NDArray[np.float64]  # (K, E) recomputed weights of the experts; E is 0 without adaptation
+    has_same_weights: bool  # whether published and recomputed weights agree
+    difference: float  # largest one of a quantile, as a part of the sensor's scale, or of the value if that is larger
 
     @property
     def is_equal(self) -> bool:
-        """Whether the recomputed forecast is the published one."""
+        """Whether the recomputed forecast equals the published one."""
         return self.difference <= TOLERANCE and self.has_same_weights
 
 
 def explain(settings: Settings, load: LoadModel, sensor: str, timestamp_us: int) -> list[Explanation]:
-    """The forecasts that a sensor's reading of that time got: one, where all is well.
+    """The forecasts of a sensor's reading with this timestamp; more than one is a fault.
 
     Raises:
-        StreamgruError: there is none, or only of other settings; says what there is.
+        StreamgruError: the sensor has no such forecast, only one made under other settings, or readings were deleted.
         KafkaError: no broker answers, or a topic is missing.
-        RegistryError: the version it names cannot be loaded.
+        RegistryError: the version that the forecast names cannot be loaded.
     """
     forecasts = _forecasts(settings, sensor, timestamp_us)
     readings = read_readings(settings)
@@ -58,40 +58,38 @@ def explain(settings: Settings, load: LoadModel, sensor: str, timestamp_us: int)
 
 
 def _forecasts(settings: Settings, sensor: str, timestamp_us: int) -> list[Forecast]:
-    key = sensor.encode()
+    topic, key = settings.kafka.topics.forecasts, sensor.encode()
     found: list[Forecast] = []
     seen: list[int] = []
-    for record in read_topic(settings, settings.kafka.topics.forecasts, {}, None):
-        if record.key != key:
-            continue
-        forecast = decode_forecast(record.value or b"")
-        seen.append(microseconds(forecast.issued_at))
-        if seen[-1] == timestamp_us:
-            found.append(forecast)
+    for record in read_topic(settings, topic, {}, None):
+        if record.key == key:
+            forecast = decode_forecast(record.value or b"")
+            seen.append(microseconds(forecast.issued_at))
+            if seen[-1] == timestamp_us:
+                found.append(forecast)
     if found:
         return _of_present_settings(settings, found, timestamp_us)
-    topic, moment = settings.kafka.topics.forecasts, iso_timestamp(timestamp_us)
     if not seen:
         raise StreamgruError(
-            f"there is no forecast of sensor {sensor!r} on {topic}; `streamgru watch` shows who has any"
+            f"there is no forecast of sensor {sensor!r} on {topic}; `streamgru watch` shows the sensors with forecasts"
         )
     nearest = min(seen, key=lambda other: abs(other - timestamp_us))
     raise StreamgruError(
-        f"sensor {sensor!r} has no forecast issued at {moment} on {topic}; it has {len(seen):,} from "
-        f"{iso_timestamp(min(seen))} to {iso_timestamp(max(seen))}, the nearest at {iso_timestamp(nearest)}"
+        f"sensor {sensor!r} has no forecast issued at {iso_timestamp(timestamp_us)} on {topic}; it has {len(seen):,} "
+        f"from {iso_timestamp(min(seen))} to {iso_timestamp(max(seen))}, the nearest at {iso_timestamp(nearest)}"
     )
 
 
 def _of_present_settings(settings: Settings, found: list[Forecast], timestamp_us: int) -> list[Forecast]:
-    """Those that can be recomputed: of what the settings were that made the others, only the fingerprint is left."""
+    """The forecasts made under the present settings; only these can be recomputed."""
     present = settings.fingerprint
     ours = [forecast for forecast in found if forecast.settings == present]
     others = sorted({forecast.settings for forecast in found} - {present})
     if not ours:
         raise StreamgruError(
             f"the forecast of sensor {found[0].sensor_id!r} issued at {iso_timestamp(timestamp_us)} was made under "
-            f"settings {', '.join(others)}, which are not the present ones ({present}): it can be recomputed only "
-            "with those"
+            f"settings {', '.join(others)}, not under the present ones ({present}). Run this command with the settings "
+            "that the forecasters had then"
         )
     if others:
         logger.warning("another forecast of this reading was made under other settings: %s", ", ".join(others))
@@ -107,16 +105,15 @@ def _explain(
     ).tolist()
     if first < 0 or last < first:
         raise StreamgruError(
-            f"the forecast names readings of {forecast.input.topic}, partition {forecast.input.partition}, from offset "
-            f"{forecast.state.origin} to {forecast.input.offset}, and they are not all there (any more): it cannot be "
-            "recomputed. Does retention delete readings?"
+            f"the forecast cannot be recomputed: it was made from the readings of {forecast.input.topic}, partition "
+            f"{forecast.input.partition}, from offset {forecast.state.origin} to {forecast.input.offset}, and some of "
+            "these readings are missing. Retention may have deleted them"
         )
     stretch = Stretches(np.array([first]), np.array([last]))
     *_, again = recompute(load(forecast.model.version), accepted, stretch, settings)
-    expected, scale = again.forecasts.quantiles[-1:], again.forecasts.scale[-1:]
+    expected, scale, weights = again.forecasts.quantiles[-1:], again.forecasts.scale[-1:], again.forecasts.weights[-1:]
     levels = [quantile_key(level) for level in settings.quantiles]
     published = np.array([[forecast.quantiles[target][level] for level in levels] for target in settings.targets])
-    weights = again.forecasts.weights[-1:]
     named = published_weights(forecast, settings.targets, experts_of(settings.adaptation.level))
     differences = relative_differences(published[None].astype(np.float32), expected, scale)
     return Explanation(

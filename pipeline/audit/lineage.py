@@ -1,8 +1,8 @@
-"""Follows each sensor's state through its forecasts: where it began, and whether that is as far back as it must be.
+"""Follows each sensor's state through its forecasts: did it begin as early as the rules require?
 
-A state begins at its sensor's first reading or behind a gap beyond the limit, and lives until the next such gap. Only
-where a model version takes over (or a damaged state is rebuilt) does it begin later, with a replay that goes back as
-far as the rules of replaying say. A state that begins later than that is one that was lost.
+A state begins at its sensor's first reading, or after a gap beyond ``max_gap_steps``. It may begin later if it was
+rebuilt, for a new model version or after damage: the replay then goes back as far as the settings say. A state that
+begins even later was lost.
 """
 
 from dataclasses import dataclass
@@ -21,25 +21,26 @@ Indexes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class AcceptedLog:
-    """The accepted readings, sensor by sensor ("stream": a sensor in a partition), each in the order of its steps."""
+    """The accepted readings by stream (a sensor in a partition), in the order of their steps.
+
+    A place is an index into these n readings.
+    """
 
     streams: tuple[tuple[int, str], ...]  # partition and sensor
-    starts: Indexes  # (streams + 1,) stream s is the places [starts[s], starts[s + 1])
-    row: Indexes  # (n,) of the reading log
+    starts: Indexes  # (streams + 1,) stream s has the places [starts[s], starts[s + 1])
+    row: Indexes  # (n,) row in the reading log
     stream: Indexes  # (n,)
     offset: Indexes  # (n,)
     may_anchor: NDArray[np.bool_]  # (n,) see ``model.reorder_buffer.ReleasedReading``
     timestamp_us: Indexes  # (n,)
     values: NDArray[np.float64]  # (n, F)
-    state_start: (
-        Indexes  # (n,) the place of the last reading, itself included, that a gap or the log's start made a first one
-    )
+    state_start: Indexes  # (n,) place where the state begins: the last reading, up to this one, without a predecessor
 
     def __len__(self) -> int:
         return len(self.row)
 
     def places(self, readings: ReadingLog, partition: NDArray[np.int32], offset: Indexes) -> Indexes:
-        """The place of the accepted reading at each position; -1 where there is none."""
+        """The place of the accepted reading at each position; -1 if there is no accepted reading."""
         row, found = find_rows(readings, partition, offset)
         place_of_row = np.full(len(readings), -1)
         place_of_row[self.row] = np.arange(len(self.row))
@@ -49,7 +50,7 @@ class AcceptedLog:
 
 
 def accepted_log(readings: ReadingLog, settings: Settings) -> AcceptedLog:
-    """The accepted readings of a log, arranged for recomputing."""
+    """The accepted readings of a log, by stream."""
     accepted = np.flatnonzero(readings.verdict == ACCEPTED)
     order = np.lexsort((readings.timestamp_us[accepted], readings.sensor[accepted], readings.partition[accepted]))
     row = accepted[order]
@@ -62,10 +63,7 @@ def accepted_log(readings: ReadingLog, settings: Settings) -> AcceptedLog:
     previous_us[1:] = np.where(fresh[1:], NEVER_US, timestamp_us[:-1])
     gaps = bridge_gaps(timestamp_us, previous_us, settings.cadence_us, settings.max_gap_steps)
     return AcceptedLog(
-        streams=tuple(
-            (int(partition[start]), readings.sensors[code])
-            for start, code in zip(starts.tolist(), sensor[starts].tolist(), strict=True)
-        ),
+        streams=tuple((int(partition[start]), readings.sensors[sensor[start]]) for start in starts),
         starts=np.append(starts, len(row)),
         row=row,
         stream=np.cumsum(fresh) - 1,
@@ -78,13 +76,13 @@ def accepted_log(readings: ReadingLog, settings: Settings) -> AcceptedLog:
 
 
 def _may_anchor(readings: ReadingLog, row: Indexes) -> NDArray[np.bool_]:
-    """Whether all of its sensor that come after an accepted reading, or wait for that, have higher offsets."""
+    """(n,) whether all later readings of the sensor, accepted or buffered, have higher offsets than this one."""
     later = np.concatenate([row, np.flatnonzero(readings.verdict == BUFFERED)])
     later = later[np.lexsort((readings.timestamp_us[later], readings.sensor[later], readings.partition[later]))]
     partition, sensor = readings.partition[later], readings.sensor[later]
     last = np.append((partition[1:] != partition[:-1]) | (sensor[1:] != sensor[:-1]), True)[: len(later)]
     stream = np.cumsum(last) - last
-    # Streams lie one behind the other, and far apart: so one pass from the end serves all.
+    # One pass from the end serves all streams: their offsets are shifted so that streams do not overlap.
     apart = int(readings.offset.max(initial=0)) + 1
     lowest = np.minimum.accumulate((readings.offset[later] + stream * apart)[::-1])[::-1] - stream * apart
     found = np.zeros(len(readings), bool)
@@ -94,22 +92,22 @@ def _may_anchor(readings: ReadingLog, row: Indexes) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What is behind each of n forecasts; every array is (n,), places are those of the accepted log."""
+    """The readings and states of n forecasts; every array is (n,), places are those of the accepted log."""
 
-    place: Indexes  # of the reading that the forecast follows; -1: of none that was accepted
-    origin: Indexes  # of the first reading of its state; -1: that is no accepted reading of the sensor
-    out_of_reach: Mask  # the origin lies before the beginning of the log
-    begun_anew: Mask  # the state knows less than it must
-    rebuilt: Mask  # the state was replayed since the sensor's forecast before, by the same version
+    place: Indexes  # place of the forecast's reading; -1 if it was not accepted
+    origin: Indexes  # place of the first reading in the state; -1 if it is not an accepted reading of the sensor
+    out_of_reach: Mask  # whether the origin lies before the beginning of the log
+    begun_anew: Mask  # whether the state begins later than the rules allow
+    rebuilt: Mask  # whether the state was rebuilt after the sensor's previous forecast, for the same version
 
     @property
     def recomputable(self) -> Mask:
-        """Whether there is a stretch of readings to recompute the forecast from."""
+        """Whether all readings of the forecast's state are in the log."""
         return (self.place >= 0) & (self.origin >= 0)
 
 
 def trace_states(readings: ReadingLog, forecasts: ForecastLog, accepted: AcceptedLog, settings: Settings) -> Lineage:
-    """The lineage of forecasts, whose origins must have been read."""
+    """The lineage of forecasts, whose ``origin`` must not be None."""
     assert forecasts.origin is not None
     partition = forecasts.input_partition
     place = accepted.places(readings, partition, forecasts.input_offset)
@@ -124,17 +122,16 @@ def trace_states(readings: ReadingLog, forecasts: ForecastLog, accepted: Accepte
     rows = rows[np.lexsort((forecasts.offset[rows], place[rows]))]  # by sensor, in order
     if len(rows):
         at, since, version = place[rows], origin[rows], forecasts.version[rows]
-        goes_on = np.zeros(len(rows), bool)  # as the forecast before it: same sensor, no gap between, same version
-        goes_on[1:] = (accepted.state_start[at[1:]] == accepted.state_start[at[:-1]]) & (version[1:] == version[:-1])
-        moved = np.ones(len(rows), bool)
-        moved[1:] = since[1:] != since[:-1]
+        continues = np.zeros(len(rows), bool)  # the previous forecast: same sensor, no gap in between, same version
+        continues[1:] = (accepted.state_start[at[1:]] == accepted.state_start[at[:-1]]) & (version[1:] == version[:-1])
+        moved = np.diff(since, prepend=-1) != 0
         begun_anew[rows] = moved & (since > _latest_origin(accepted, at, settings))
-        rebuilt[rows] = moved & goes_on
+        rebuilt[rows] = moved & continues
     return Lineage(place, origin, out_of_reach, begun_anew, rebuilt)
 
 
 def log_starts(readings: ReadingLog, highest_partition: int) -> Indexes:
-    """The first offset there is in each partition."""
+    """(partitions,) the first offset of each partition in the log; 0 without readings."""
     starts = np.zeros(max(highest_partition, int(readings.partition.max(initial=0))) + 1, np.int64)
     partitions, first = np.unique(readings.partition, return_index=True)
     starts[partitions] = readings.offset[first]
@@ -142,16 +139,16 @@ def log_starts(readings: ReadingLog, highest_partition: int) -> Indexes:
 
 
 def _latest_origin(accepted: AcceptedLog, at: Indexes, settings: Settings) -> Indexes:
-    """The place where states must have begun that the readings at these places were stepped into, or before it.
+    """The latest place at which the state may begin that each place's reading was stepped into.
 
-    It is so many readings back, or the first one from there on that a replay may begin with (``model.reorder_buffer``).
-    Where a replay cannot go back to the sensor's beginning, it is the sensor's first reading within half of what it
-    can: the other half may only teach it what is late. It may lie an anchor's spacing behind, being the next anchor's.
+    It lies ``rewarm_steps`` readings back. If the replay, which reads ``rewarm_max_readings`` offsets, cannot reach the
+    state's beginning, it may lie later: one anchor spacing after the sensor's first reading in the replay's second
+    half. The first half may serve only to find late readings. A replay begins only at readings with ``may_anchor``.
     """
     state_start = accepted.state_start[at]
     within = settings.forecaster.rewarm_max_readings
     near = accepted.offset[at] - accepted.offset[state_start] < within
-    # A replay measures from where the stream is, which is ahead of a reading that waited.
+    # A replay's length is measured from the last offset processed, which is higher than a buffered reading's.
     half = within // 2 - (settings.grace.offsets // 2 if settings.grace.is_on else 0)
     reached = np.where(near, state_start, _first_within(accepted, at, half) + settings.adaptation.anchor_spacing - 1)
     due = np.minimum(at, np.maximum(reached, at - settings.rewarm_steps + 1))
@@ -161,12 +158,12 @@ def _latest_origin(accepted: AcceptedLog, at: Indexes, settings: Settings) -> In
 
 
 def _first_within(accepted: AcceptedLog, at: Indexes, offsets: int) -> Indexes:
-    """The place of the first reading of the same sensor that lies at most so many offsets before each place.
+    """The place of the sensor's reading with the lowest offset that is at most ``offsets`` below each place's offset.
 
-    By offset: where readings waited for earlier ones, that may be a later step.
+    With a reorder buffer that reading may be a later step.
     """
     order = np.lexsort((accepted.offset, accepted.stream))
-    apart = int(accepted.offset.max(initial=0)) + 1  # streams lie one behind the other, and do not overlap
+    apart = int(accepted.offset.max(initial=0)) + 1  # shift between streams, so that they do not overlap
     known = accepted.stream[order] * apart + accepted.offset[order]
     wanted = accepted.stream[at] * apart + np.maximum(accepted.offset[at] - max(offsets, 0), 0)
     first: Indexes = order[np.searchsorted(known, wanted)]

@@ -1,12 +1,8 @@
-"""Recomputes forecasts and states from the readings, and compares them with what was published.
+"""Recomputes forecasts and states from the readings, and compares them with the published ones.
 
-Recomputes what a model version made of a stretch of one sensor's readings, from a blank state on.
-
-A forecast's state is a function of the model version and of the sensor's accepted readings from the state's origin to
-the forecast's input, so each such stretch is recomputed by itself, with nothing but the readings topic and the model.
-Stretches are stepped side by side, one reading of each at a time: ``model.stepper`` gives the same bits as one alone.
-
-Holds forecasts and states of one model version against what is recomputed from the readings.
+A forecast is a function of the model version and of the sensor's accepted readings from the state's origin to the
+forecast's input. Each such stretch of readings is stepped from a blank state. Stretches are stepped side by side, one
+reading of each at a time; ``model.stepper`` gives the same bits as for a stretch alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,16 +24,16 @@ from pipeline.settings import Settings
 
 Indexes = NDArray[np.int64]
 
-_SIDE_BY_SIDE: Final = 256  # stretches; as many rows as fill a core's cache
-_NUMBERS_AT_ONCE: Final = 4_000_000  # of forecasts, in float64: 32 MB
+_SIDE_BY_SIDE: Final = 256  # stretches stepped together; their states fill a core's cache
+_NUMBERS_AT_ONCE: Final = 4_000_000  # quantiles of a call; 32 MB as float64
 
 
 @dataclass(frozen=True)
 class Stretches:
-    """Stretches to recompute: places of an ``AcceptedLog``, both ends included."""
+    """Stretches of readings to recompute, as places of an ``AcceptedLog``."""
 
-    first: Indexes  # (m,) the state's origin
-    last: Indexes  # (m,)
+    first: Indexes  # (m,) place of the state's origin
+    last: Indexes  # (m,) place of the last reading, included
 
     def __len__(self) -> int:
         return len(self.first)
@@ -45,24 +41,24 @@ class Stretches:
 
 @dataclass(frozen=True)
 class RecomputedForecasts:
-    """What came of some readings of some stretches."""
+    """The forecasts of n readings of some stretches."""
 
     stretch: Indexes  # (n,)
     place: Indexes  # (n,) of the accepted log
     forecasts: Forecasts  # n
-    ended: Indexes  # (e,) stretches whose last reading this holds
-    states: States  # (e,) their states after it
+    ended: Indexes  # (e,) stretches whose last reading is among these
+    states: States  # (e,) states after that reading
 
 
 def recompute(
     forecaster: Forecaster, accepted: AcceptedLog, stretches: Stretches, settings: Settings
 ) -> Iterator[RecomputedForecasts]:
-    """Step every stretch from a blank state; each of its readings comes up once, in order."""
+    """Step every stretch from a blank state, and yield the forecasts of each reading once, in order."""
     stepper = Stepper(forecaster, settings.adaptation)
     config = forecaster.config
     width = config.target_count * len(config.quantiles) * config.horizon_steps
     lengths = stretches.last - stretches.first + 1
-    longest_first = np.argsort(-lengths, kind="stable")  # so that those side by side end together
+    longest_first = np.argsort(-lengths, kind="stable")  # stretches of about the same length form a group
     for begin in range(0, len(stretches), _SIDE_BY_SIDE):
         group = longest_first[begin : begin + _SIDE_BY_SIDE]
         states = blank_states(config, len(group), settings.adaptation)
@@ -86,16 +82,15 @@ def recompute(
             yield RecomputedForecasts(group[slots], place, forecasts, group[ended], states[ended])
 
 
-# --- compared with what was published ---------------------------------------------------------------------------------
+# --- comparison with the published ones -------------------------------------------------------------------------------
 
 
-# What "equal" means: this much of the sensor's scale, or of the value where that is larger.
-TOLERANCE: Final = 1e-5
+TOLERANCE: Final = 1e-5  # of equal numbers, as a part of the sensor's scale, or of the value if that is larger
 
 
 @dataclass(frozen=True)
 class RecordedState:
-    """A state from the changelog, with the places of the first and the last reading in it."""
+    """A state from the changelog, with the places of its first and last reading."""
 
     first: int
     last: int
@@ -104,12 +99,12 @@ class RecordedState:
 
 @dataclass
 class Comparison:
-    """The outcome for one version."""
+    """The outcome for one model version."""
 
     recomputed: int = 0
     different: list[int] = field(default_factory=list)  # rows of the forecasts
-    largest_difference: float = 0.0  # as a part of the scale, or of the value where that is larger
-    states_different: dict[int, list[str]] = field(default_factory=dict)  # fields, by place of the last reading
+    largest_difference: float = 0.0  # as a part of the scale, or of the value if that is larger
+    states_different: dict[int, list[str]] = field(default_factory=dict)  # place of the last reading -> fields
 
 
 def compare_with_readings(
@@ -121,24 +116,22 @@ def compare_with_readings(
     rows: Indexes,
     states: Mapping[int, RecordedState],
 ) -> Comparison:
-    """Recompute some forecasts and states, all of the forecaster's version.
+    """Recompute some forecasts and states of the forecaster's version, and compare them.
 
     Args:
-        rows: of the forecasts, recomputable ones.
-        states: by the place of the last reading, which lies behind the forecasts of the same sensor.
+        rows: rows of ``forecasts``, all recomputable.
+        states: place of the last reading -> state; it follows the forecasts of the same sensor.
     """
     outcome = Comparison(recomputed=len(rows))
-    origins = np.concatenate([lineage.origin[rows], np.array([state.first for state in states.values()], np.int64)])
-    ends = np.concatenate([lineage.place[rows], np.array([state.last for state in states.values()], np.int64)])
-    first, whose = np.unique(origins, return_inverse=True)
+    ends_of_states = np.array([(state.first, state.last) for state in states.values()], np.int64).reshape(-1, 2)
+    first, stretch_of = np.unique(np.append(lineage.origin[rows], ends_of_states[:, 0]), return_inverse=True)
     last = np.zeros(len(first), np.int64)
-    np.maximum.at(last, whose, ends)
-    stretches = Stretches(first, last)
-    # Forecasts by stretch and place, to be found when the place comes up; one that was made twice is found twice.
-    keys = whose[: len(rows)] * len(accepted) + lineage.place[rows]
+    np.maximum.at(last, stretch_of, np.append(lineage.place[rows], ends_of_states[:, 1]))
+    # The forecasts sorted by stretch and place, so that binary search finds all forecasts of a recomputed place.
+    keys = stretch_of[: len(rows)] * len(accepted) + lineage.place[rows]
     order = np.argsort(keys, kind="stable")
     keys, sorted_rows = keys[order], rows[order]
-    for done in recompute(forecaster, accepted, stretches, settings):
+    for done in recompute(forecaster, accepted, Stretches(first, last), settings):
         wanted = done.stretch * len(accepted) + done.place
         low, high = np.searchsorted(keys, wanted), np.searchsorted(keys, wanted, side="right")
         for nth in range(int((high - low).max(initial=0))):
@@ -157,7 +150,7 @@ def compare_with_readings(
 def _compare(
     outcome: Comparison, forecasts: ForecastLog, rows: Indexes, done: RecomputedForecasts, there: Indexes
 ) -> None:
-    """Forecasts at ``rows`` against the recomputed ones at ``there``."""
+    """Compare the forecasts at ``rows`` with the recomputed ones at ``there``."""
     assert forecasts.quantiles is not None
     assert forecasts.weights is not None
     assert forecasts.origin is not None
@@ -179,9 +172,9 @@ def _compare(
 def relative_differences(
     found: NDArray[np.float32], expected: NDArray[np.float64], scale: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(n, K, Q, h) how far published quantiles lie from the expected ones, as a part of the scale (n, K) or the value.
+    """(n, K, Q, h) distances of published quantiles from expected ones, as a part of the scale (n, K) or the value.
 
-    What was expected is rounded as it would have been published, so equal bits differ by 0.
+    Expected quantiles are first rounded as for publication, so equal forecasts differ by 0.
     """
     published = round_to_scale(expected, scale).astype(np.float32).astype(np.float64)
     apart = np.abs(found - published)

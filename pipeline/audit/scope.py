@@ -1,4 +1,4 @@
-"""Tells which readings can be held against the forecasts there are: by partition, from which offset on."""
+"""The scope of an audit: the offset of each partition from which readings, forecasts and dead letters are complete."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from pipeline.kafka.topic_reader import Offsets
 
 @dataclass(frozen=True)
 class LogStarts:
-    """The first offset that each partition of a topic still has, where retention has deleted any before it."""
+    """The first offset in each partition of a topic; above 0 if retention has deleted records."""
 
     readings: Offsets = field(default_factory=dict)
     forecasts: Offsets = field(default_factory=dict)
@@ -23,14 +23,14 @@ class LogStarts:
 def first_due(
     forecasts: ForecastLog, asked: Offsets, committed: Offsets, start: Literal["earliest", "latest"]
 ) -> dict[int, int]:
-    """The first reading that is due a forecast under the present settings, no earlier than was asked for.
+    """The first reading of each partition that must have a forecast under the present settings, not before ``asked``.
 
-    A partition that has forecasts of other settings begins behind the last of these, or with its first one of the
-    present: what was accepted before, and where states began, the rules of then decided. Where the group began with the
-    latest reading, one begins with its first forecast; where it has none, nothing is due but what will be committed.
+    In a partition with forecasts made under other settings, it is the reading after the last one with such a forecast,
+    or the first one with a forecast under the present settings if that is earlier. If the group started at the latest
+    reading, it is the first reading with a forecast; without any forecast, the first one not committed yet.
 
     Args:
-        start: where the group began that had no offsets.
+        start: setting forecaster.start, where a group without offsets starts.
     """
     inputs = _inputs(forecasts, min)
     starts = dict(asked)
@@ -42,24 +42,26 @@ def first_due(
 
 
 def within_retention(forecasts: ForecastLog, starts: Offsets, logs: LogStarts, committed: Offsets) -> dict[int, int]:
-    """From where on both readings and their forecasts are there, no earlier than ``starts``.
+    """The offset of each partition from which both readings and forecasts still exist, not before ``starts``.
 
-    Kafka deletes each topic's segments by themselves. A partition's forecasts are in the order of its readings (but for
-    those that waited for earlier ones), so the first one there is follows the first reading that can have one.
+    Kafka deletes the segments of each topic independently. Forecasts are in the order of their readings, except
+    readings that were buffered, so the first forecast in the log belongs to the first reading that can have one.
     """
-    reached = dict(starts)
-    for partition, start in logs.readings.items():
-        if start > 0:
-            reached[partition] = max(start, reached.get(partition, 0))
-    for partition, start in logs.forecasts.items():
-        if start > 0:
-            first = _input_of_first(forecasts, partition, committed.get(partition, 0))
-            reached[partition] = max(first, reached.get(partition, 0))
-    return reached
+    firsts = {
+        partition: _input_of_first(forecasts, partition, committed.get(partition, 0))
+        for partition, start in logs.forecasts.items()
+        if start > 0
+    }
+    return _raise_starts(_raise_starts(starts, logs.readings), firsts)
+
+
+def _raise_starts(starts: Offsets, limits: Offsets) -> dict[int, int]:
+    """The higher one of start and limit of each partition."""
+    return {**starts, **{partition: max(limit, starts.get(partition, 0)) for partition, limit in limits.items()}}
 
 
 def _input_of_first(forecasts: ForecastLog, partition: int, otherwise: int) -> int:
-    """The input of the first forecast on a partition, of whatever settings."""
+    """The offset of the reading that a partition's first forecast follows, made under any settings."""
     firsts: list[tuple[int, int]] = []
     for log in (forecasts, forecasts.foreign):
         if log is not None:
@@ -69,25 +71,22 @@ def _input_of_first(forecasts: ForecastLog, partition: int, otherwise: int) -> i
 
 
 def letters_due(letters: Iterable[tuple[int, int]], starts: Offsets, logs: LogStarts, committed: Offsets) -> Offsets:
-    """From where on the records that were set aside still have their dead letters, no earlier than ``starts``.
+    """The offset of each partition from which rejected records still have dead letters, not before ``starts``.
 
     Args:
-        letters: partition and offset of the records that they hold.
+        letters: partition and offset of the rejected record in each dead letter.
     """
-    reached, firsts = dict(starts), dict[int, int]()
-    for partition, offset in letters:
-        firsts[partition] = min(offset, firsts.get(partition, offset))
-    for partition, start in logs.letters.items():
-        if start > 0:
-            first = firsts.get(partition, committed.get(partition, 0))
-            reached[partition] = max(first, reached.get(partition, 0))
-    return reached
+    # Sorted downwards, so that dict() keeps the lowest offset of each partition.
+    firsts = {**committed, **dict(sorted(letters, reverse=True))}
+    cut = {partition: firsts.get(partition, 0) for partition, start in logs.letters.items() if start > 0}
+    return _raise_starts(starts, cut)
 
 
 def before_first_forecast(readings: ReadingLog, forecasts: ForecastLog, logs: LogStarts) -> NDArray[np.bool_]:
-    """(n,) which readings lie before the first forecast that there is of their sensor, where retention has cut logs.
+    """(n,) which readings precede their sensor's first forecast in the log, in partitions where records were deleted.
 
-    Theirs may have been deleted, if some waited for earlier ones; or what came before them, and made them late.
+    The forecast of such a reading may have been deleted. Or the reading was late, and the reading that made it late was
+    deleted.
     """
     cut = [partition for log in (logs.readings, logs.forecasts) for partition, start in log.items() if start > 0]
     firsts: dict[tuple[int, int], int] = {}
@@ -106,13 +105,13 @@ def before_first_forecast(readings: ReadingLog, forecasts: ForecastLog, logs: Lo
 def set_aside_before(
     readings: ReadingLog, forecasts: ForecastLog, letters: Iterable[tuple[int, int]]
 ) -> NDArray[np.bool_]:
-    """(n,) which readings were set aside under settings of then, and so are due no forecast.
+    """(n,) which readings became dead letters under earlier settings, and so need no forecast themselves.
 
-    They were sent once more, and the copy got it; or they lie between the forecasts of those settings and the first of
-    the present.
+    Such a reading was either republished, and its copy has the forecast; or it lies after the last forecast made under
+    earlier settings and before the first one under the present settings.
 
     Args:
-        letters: partition and offset of the records that dead letters hold.
+        letters: partition and offset of the rejected record in each dead letter.
     """
     replaced = np.zeros(len(readings), np.bool_)
     positions = np.array(sorted(letters), np.int64).reshape(-1, 2)
@@ -134,11 +133,10 @@ def _reading_key(readings: ReadingLog, row: int) -> tuple[int, int, int]:
     return int(readings.partition[row]), int(readings.sensor[row]), int(readings.timestamp_us[row])
 
 
-def _inputs(forecasts: ForecastLog | None, of_them: Callable[[int, int], int]) -> dict[int, int]:
-    """In each partition the offset of the first reading that has a forecast (``min``), or of the last (``max``)."""
+def _inputs(forecasts: ForecastLog | None, select: Callable[[int, int], int]) -> dict[int, int]:
+    """The offset of each partition's first (``min``) or last (``max``) reading with a forecast."""
     found: dict[int, int] = {}
     if forecasts is not None:
-        inputs = zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True)
-        for partition, offset in inputs:
-            found[partition] = of_them(offset, found.get(partition, offset))
+        for partition, offset in zip(forecasts.input_partition.tolist(), forecasts.input_offset.tolist(), strict=True):
+            found[partition] = select(offset, found.get(partition, offset))
     return found

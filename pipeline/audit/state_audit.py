@@ -1,4 +1,4 @@
-"""Reads the last state of every sensor from the changelog, and tells whether it is the one that was recomputed."""
+"""Reads the last state of every sensor from the changelog, and compares states with recomputed ones."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class LastState:
-    """A sensor's last record on the state topic; ``fault`` says why ``row`` cannot be read, where it cannot."""
+    """A sensor's last record on the state topic; ``fault`` says why it cannot be used, or is None."""
 
     version: int = -1
     row: bytes = b""
@@ -45,15 +45,15 @@ def _decode(value: bytes, settings: Settings) -> LastState:
     except StateError as error:
         return LastState(fault=str(error))
     if tag.settings != settings.fingerprint:
-        return LastState(fault=f"it was made under settings {tag.settings}, and these are {settings.fingerprint}")
+        return LastState(fault=f"the record was made under settings {tag.settings}, not {settings.fingerprint}")
     return LastState(tag.model_version, row)
 
 
 def state_differences(found: np.void, expected: np.void, tolerance: float) -> list[str]:
-    """The fields that differ between two states of one dtype: counts and offsets at all, numbers beyond the tolerance.
+    """The fields that differ between two states of one dtype. Integers must be equal, floats within the tolerance.
 
     Args:
-        tolerance: of numbers, as a part of the largest one in the field (of 1, where that is larger).
+        tolerance: of a float field, as a part of its largest number, or of 1 if that is larger.
     """
     if found.tobytes() == expected.tobytes():
         return []

@@ -1,10 +1,9 @@
-"""Reads whole topics into columns, with a reader of its own: read_committed and no group, so nobody's offsets move.
+"""Reads whole topics into columns: the readings and the forecasts.
 
-Readings are decoded and judged by the rules that the stream itself uses (``ReadingDecoder``,
-``delivery.classify_log``).
+Readings are decoded and classified by the rules of the stream (``ReadingDecoder``, ``delivery.classify_log``).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -30,9 +29,9 @@ _NO_COORDINATOR_YET: Final = (
 
 
 def committed_offsets(settings: Settings) -> dict[int, int]:
-    """The next offset of each partition of the readings topic, as committed; partitions without one are absent.
+    """The committed offset of each partition of the readings topic; partitions without one are absent.
 
-    What is held lies before. While the broker prepares to look after groups, which is after its start, there are none.
+    Buffered readings lie before it. Empty while a starting broker has no group coordinator yet.
 
     Raises:
         KafkaError: no broker answers.
@@ -54,7 +53,7 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
 
 
 def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog:
-    """The readings topic from its beginning to ``ends`` (now, where not given), each reading judged.
+    """The classified readings of the topic from its beginning to ``ends``, by default to its present end.
 
     Raises:
         KafkaError: no broker answers, the topic is missing, or the records stop coming.
@@ -62,7 +61,6 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
     decoder = ReadingDecoder(settings.features)
     sensors: dict[str, int] = {}
     reasons: dict[str, int] = {}
-    nothing = (float("nan"),) * len(settings.features)
     columns: list[tuple[int, int, int, int, int]] = []  # partition, offset, sensor, timestamp_us, sent_ms
     values: list[tuple[float, ...]] = []
     for record in read_topic(settings, settings.kafka.topics.readings, {}, ends):
@@ -71,37 +69,40 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
         except Rejected as rejected:
             reasons[rejected.reason] = reasons.get(rejected.reason, 0) + 1
             columns.append((record.partition, record.offset, -1, 0, record.timestamp))
-            values.append(nothing)
+            values.append((np.nan,) * len(settings.features))
         else:
-            sensor = sensors.setdefault(reading.sensor_id, len(sensors))
-            columns.append((record.partition, record.offset, sensor, reading.timestamp_us, record.timestamp))
+            code = sensors.setdefault(reading.sensor_id, len(sensors))
+            columns.append((record.partition, record.offset, code, reading.timestamp_us, record.timestamp))
             values.append(reading.values)
-    table = np.array(columns, dtype=np.int64).reshape(-1, 5)
-    measured = np.array(values, dtype=np.float64).reshape(-1, len(settings.features))
-    order = np.lexsort((table[:, 1], table[:, 0]))
-    table, measured = table[order], measured[order]
+    table, order = _in_order(columns, 5)
+    partition, offset, sensor, timestamp_us, sent_ms = table.T
+    measured = np.array(values, dtype=np.float64).reshape(-1, len(settings.features))[order]
+    verdict = np.full(len(table), REJECTED, np.int8)
     log = ReadingLog(
-        sensors=tuple(sensors),
-        partition=table[:, 0].astype(np.int32),
-        offset=table[:, 1],
-        sensor=table[:, 2],
-        timestamp_us=table[:, 3],
-        values=measured,
-        sent_ms=table[:, 4],
-        verdict=np.full(len(table), REJECTED, np.int8),
-        reasons=reasons,
+        tuple(sensors),
+        partition.astype(np.int32),
+        offset,
+        sensor,
+        timestamp_us,
+        measured,
+        sent_ms,
+        verdict,
+        reasons,
     )
-    limits = ends if ends is not None else {partition: offset + 1 for partition, offset in table[:, :2].tolist()}
+    limits = ends if ends is not None else {number: last + 1 for number, last in table[:, :2].tolist()}
     return replace(log, verdict=classify_log(log, settings.grace, limits))
 
 
 def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: bool = False) -> ForecastLog:
-    """The committed forecasts from the topic's beginning to ``ends``, on request with their quantiles and weights.
+    """The committed forecasts from the topic's beginning to ``ends``, by default to its present end.
 
-    Those made under other settings have other targets, levels and horizons: they are kept apart, in ``foreign``.
+    Forecasts made under other settings may have other targets, levels or horizons. They form the ``foreign`` log.
+
+    Args:
+        numbers: whether to read quantiles and weights.
 
     Raises:
-        KafkaError: no broker answers, the topic is missing, the records stop coming, or one is no forecast.
+        KafkaError: no broker answers, the topic is missing, the records stop coming, or one is not a forecast.
     """
     sensors: dict[str, int] = {}
     columns: list[tuple[int, ...]] = []
@@ -123,13 +124,13 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: 
                 weights.append(published_weights(forecast, settings.targets, experts))
         except (ValueError, KeyError, TypeError) as error:
             raise KafkaError(
-                f"the record at offset {record.offset} of {record.topic}, partition {record.partition}, is no forecast "
-                f"for these settings: {error}. Does another program write to this topic?"
+                f"the record at offset {record.offset} of {record.topic}, partition {record.partition}, is not a "
+                f"forecast of these settings: {error}. Does another program write to this topic?"
             ) from error
         if not is_ours:
             fingerprints[forecast.settings] = fingerprints.get(forecast.settings, 0) + 1
         (columns if is_ours else foreign).append(
-            (
+            (  # in the order of the fields of ForecastLog
                 record.partition,
                 record.offset,
                 sensors.setdefault(forecast.sensor_id, len(sensors)),
@@ -143,32 +144,24 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: 
                 forecast.state.steps,
             )
         )
-    log, order = _in_order(columns, sensors)
+    log, order = _forecast_log(columns, sensors)
     return replace(
         log,
         quantiles=np.array(quantiles, dtype=np.float32).reshape(-1, *shape)[order] if numbers else None,
         weights=np.array(weights).reshape(-1, len(settings.targets), len(experts))[order] if numbers else None,
-        foreign=replace(_in_order(foreign, sensors)[0], fingerprints=fingerprints),
+        foreign=replace(_forecast_log(foreign, sensors)[0], fingerprints=fingerprints),
     )
 
 
-def _in_order(columns: list[tuple[int, ...]], sensors: Iterable[str]) -> tuple[ForecastLog, NDArray[np.int64]]:
-    """Forecasts in (partition, offset) order, and the order that makes it."""
-    table = np.array(columns, dtype=np.int64).reshape(-1, 11)
+def _forecast_log(rows: list[tuple[int, ...]], sensors: Iterable[str]) -> tuple[ForecastLog, NDArray[np.int64]]:
+    table, order = _in_order(rows, 11)
+    log = ForecastLog(tuple(sensors), *table.T)
+    partition, input_partition = log.partition.astype(np.int32), log.input_partition.astype(np.int32)
+    return replace(log, partition=partition, input_partition=input_partition, warm=log.warm.astype(np.bool_)), order
+
+
+def _in_order(rows: Sequence[tuple[int, ...]], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(n, width) the rows sorted by their first two columns, partition and offset; and the permutation."""
+    table = np.array(rows, dtype=np.int64).reshape(-1, width)
     order = np.lexsort((table[:, 1], table[:, 0]))
-    table = table[order]
-    log = ForecastLog(
-        sensors=tuple(sensors),
-        partition=table[:, 0].astype(np.int32),
-        offset=table[:, 1],
-        sensor=table[:, 2],
-        issued_us=table[:, 3],
-        input_offset=table[:, 4],
-        input_partition=table[:, 5].astype(np.int32),
-        version=table[:, 6],
-        warm=table[:, 7].astype(np.bool_),
-        sent_ms=table[:, 8],
-        origin=table[:, 9],
-        steps=table[:, 10],
-    )
-    return log, order
+    return table[order], order

@@ -1,14 +1,13 @@
-"""Audits the topics offline: was every accepted reading stepped exactly once, and is every forecast what it must be?
+"""Audits the topics offline: was every accepted reading stepped exactly once, and is every forecast correct?
 
-On top of the counts of ``audit.delivery``, every forecast and every sensor's last state is recomputed from the readings
-with the model version that it names (``audit.recompute``), and every record that is no reading must have been set aside
-exactly once. Nothing here is the forecaster's but its rules: topics are read anew, states begin blank. Where the
-audit of a partition begins is told by ``audit.scope``.
-
-On a stream at rest the outcome is exact. On a running one, what is not committed when the audit begins is left out.
+``audit.delivery`` counts the forecasts. ``audit.recompute`` recomputes each forecast and each sensor's last state from
+the readings, with the model version that it names; nothing in a forecaster's memory is used. Each rejected record must
+have exactly one dead letter. ``audit.scope`` decides where the audit of a partition begins; it ends at the committed
+offset, so the audit of a running stream leaves out the newest readings.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -29,6 +28,7 @@ from pipeline.audit.delivery import (
     count_deliveries,
     find_rows,
     foreign_forecasts,
+    is_before,
 )
 from pipeline.audit.lineage import AcceptedLog, accepted_log, log_starts, trace_states
 from pipeline.audit.recompute import RecordedState, compare_with_readings
@@ -42,14 +42,14 @@ from pipeline.audit.scope import (
 )
 from pipeline.audit.state_audit import LastState, read_states
 from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings
-from pipeline.dead_letters import DeadLetter
+from pipeline.dead_letters import read_letters
 from pipeline.errors import KafkaError
-from pipeline.kafka.topic_reader import Offsets, read_topic, topic_starts
+from pipeline.kafka.topic_reader import Offsets, topic_starts
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.verify")
 
-_EXAMPLES: Final = 5
+_EXAMPLES: Final = 5  # places named per kind of fault
 
 LoadModel = Callable[[int], Forecaster]
 States = Mapping[tuple[int, str], LastState]
@@ -58,9 +58,9 @@ Indexes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Span:
-    """The readings to audit, by partition: from ``starts`` (0 where not named) up to ``ends`` (committed, likewise).
+    """The readings to audit: partition -> offset, by default from 0 up to the committed offset.
 
-    What lies outside ``audit.scope`` is left out all the same.
+    ``audit.scope`` may narrow it.
     """
 
     starts: Offsets = field(default_factory=dict)
@@ -69,30 +69,30 @@ class Span:
 
 @dataclass
 class AuditResult:
-    """What was found; ``faults`` names what is not as it must be."""
+    """The outcome of an audit; ``faults`` counts the faults by kind."""
 
     audit: DeliveryCounts
-    waiting: int = 0  # readings behind the audited ones, not forecast yet
+    waiting: int = 0  # readings after the audited ones, not committed yet
     recomputed: int = 0  # forecasts
-    different: int = 0
-    largest_difference: float = 0.0  # as a part of the sensor's scale, or of the value where that is larger
-    begun_anew: int = 0  # forecasts whose state knows less of the sensor than the readings do
-    rebuilt: int = 0  # times a state was replayed from the readings for the version that had served before
-    out_of_reach: int = 0  # forecasts of states that began with readings deleted since: not recomputed
-    readings_out_of_reach: int = 0  # not audited: their forecasts have been deleted, or readings before them
-    forecasts_out_of_reach: int = 0  # not audited: their readings have been deleted, or forecasts before them
+    different: int = 0  # forecasts that differ from the recomputed ones
+    largest_difference: float = 0.0  # as a part of the sensor's scale, or of the value if that is larger
+    begun_anew: int = 0  # forecasts whose state begins later than the rules allow
+    rebuilt: int = 0  # states rebuilt from the readings for the version that had served before
+    out_of_reach: int = 0  # forecasts not recomputed, because the first readings of their states were deleted
+    readings_out_of_reach: int = 0  # readings not audited: their forecasts were deleted, or readings before them
+    forecasts_out_of_reach: int = 0  # forecasts not audited: their readings were deleted, or forecasts before them
     letters_out_of_reach: int = 0  # rejected records whose dead letters may have been deleted
     states: int = 0
     states_different: int = 0
-    letters_missing: int = 0  # rejected records that were not set aside
-    letters_twice: int = 0
-    versions: dict[int, int] = field(default_factory=dict)  # forecasts by model version
-    foreign: dict[str, int] = field(default_factory=dict)  # forecasts not audited: made under settings with this print
-    examples: dict[str, list[str]] = field(default_factory=dict)  # kind of fault -> some places
+    letters_missing: int = 0  # rejected records without a dead letter
+    letters_twice: int = 0  # dead letters beyond the first of a record
+    versions: dict[int, int] = field(default_factory=dict)  # model version -> forecasts
+    foreign: dict[str, int] = field(default_factory=dict)  # fingerprint of other settings -> forecasts, not audited
+    examples: dict[str, list[str]] = field(default_factory=dict)  # kind of fault -> the first places
 
     @property
     def fault_counts(self) -> dict[str, int]:
-        """Everything that may not happen, with its count."""
+        """Kind of fault -> count, including 0."""
         return {
             "missing": self.audit.lost,
             "twice": self.audit.twice,
@@ -107,11 +107,11 @@ class AuditResult:
 
     @property
     def faults(self) -> dict[str, int]:
-        """What is not as it must be, with its count; empty where all is well."""
+        """Kind of fault -> count, without 0; empty if the audit found no fault."""
         return {name: count for name, count in self.fault_counts.items() if count}
 
     def note(self, fault: str, where: str) -> None:
-        """Keep an example of a fault, if there are few yet."""
+        """Store the place of a fault, up to ``_EXAMPLES`` of a kind."""
         found = self.examples.setdefault(fault, [])
         if len(found) < _EXAMPLES:
             found.append(where)
@@ -119,26 +119,26 @@ class AuditResult:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything on the topics that an audit looks at, with the offsets it is about."""
+    """The content of the topics that an audit reads, and the offsets that it covers."""
 
     readings: ReadingLog
     forecasts: ForecastLog
     states: States
-    letters: Mapping[tuple[int, int], int]  # dead letters by partition and offset of the record they hold
+    letters: Mapping[tuple[int, int], int]  # partition and offset of a rejected record -> its dead letters
     starts: Offsets
     ends: Offsets
     logs: LogStarts = field(default_factory=LogStarts)
 
 
 def verify(settings: Settings, load: LoadModel, span: Span | None = None) -> AuditResult:
-    """Audit the readings in ``span``; by default all that the group has committed.
+    """Audit the readings in ``span``; by default all readings that the group has committed.
 
     Args:
-        settings: those that the forecasters run with.
-        load: the model of a version.
+        settings: the settings of the forecasters.
+        load: returns the model of a version.
 
     Raises:
-        KafkaError: no broker answers, a topic is missing, or nothing was committed.
+        KafkaError: no broker answers, a topic is missing, or the group has committed no offset.
         RegistryError: a version that a forecast names cannot be loaded.
     """
     return audit_evidence(gather(settings, span or Span()), settings, load)
@@ -146,27 +146,23 @@ def verify(settings: Settings, load: LoadModel, span: Span | None = None) -> Aud
 
 def gather(settings: Settings, span: Span) -> Evidence:
     """Read the topics."""
-    # In this order: whatever a running stream adds meanwhile lies behind the offsets audited.
-    committed = committed_offsets(settings)
+    # Read the committed offsets first: records that a running stream adds later lie after the audited ones.
+    topics, committed = settings.kafka.topics, committed_offsets(settings)
     if not committed:
         raise KafkaError(
-            f"group {settings.forecaster.group_id} has committed no offset of {settings.kafka.topics.readings}: there "
-            "is nothing to verify. Start a forecaster with `streamgru forecast`"
+            f"group {settings.forecaster.group_id} has committed no offset of {topics.readings}: there is nothing to "
+            "verify. Start a forecaster with `streamgru forecast`"
         )
     logger.info("reading states, forecasts, dead letters and readings")
-    states = read_states(settings)
-    forecasts = read_forecasts(settings, numbers=True)
-    letters = _read_letters(settings)
-    readings = read_readings(settings)
-    topics = settings.kafka.topics
+    # Read in this order: readings come after the states and forecasts that were made from them. The starts of the logs
+    # come last, so that records deleted by retention during the audit count as deleted.
     return Evidence(
-        readings=readings,
-        forecasts=forecasts,
-        states=states,
-        letters=letters,
+        states=read_states(settings),
+        forecasts=read_forecasts(settings, numbers=True),
+        letters=_count_letters(settings),
+        readings=read_readings(settings),
         starts=span.starts,
         ends={partition: min(end, span.ends.get(partition, end)) for partition, end in committed.items()},
-        # Behind all reading: what is deleted meanwhile may have been read, and is not missed.
         logs=LogStarts(
             *(topic_starts(settings, each) for each in (topics.readings, topics.forecasts, topics.dead_letters))
         ),
@@ -174,52 +170,46 @@ def gather(settings: Settings, span: Span) -> Evidence:
 
 
 def audit_evidence(evidence: Evidence, settings: Settings, load: LoadModel) -> AuditResult:
-    """The verdict on what was read."""
-    ends = evidence.ends
+    """The outcome for topics that were read."""
+    ends, readings = evidence.ends, evidence.readings
     owed = first_due(evidence.forecasts, evidence.starts, ends, settings.forecaster.start)
     starts = within_retention(evidence.forecasts, owed, evidence.logs, ends)
-    evidence = replace(evidence, starts=starts)
-    readings = evidence.readings
     aside = set_aside_before(readings, evidence.forecasts, evidence.letters)
     if aside.any():
         readings = replace(readings, sensor=np.where(aside, -1, readings.sensor))
         readings = replace(readings, verdict=classify_log(readings, settings.grace, ends))
-        evidence = replace(evidence, readings=readings)
-    due = readings.take(_is_before(readings.partition, readings.offset, ends))
+    due = readings.take(is_before(readings.partition, readings.offset, ends))
     if settings.grace.is_on:
-        read = {number: max(end, _end(readings, number)) for number, end in ends.items()}
+        last = {number: int(readings.offset[readings.partition == number].max(initial=-1)) for number in ends}
+        read = {number: max(end, last[number] + 1) for number, end in ends.items()}
         readings = replace(readings, verdict=classify_log(readings, settings.grace, read))
         due = replace(due, verdict=classify_log(due, settings.grace, ends))
-        evidence = replace(evidence, readings=readings)
+    evidence = replace(evidence, readings=readings, starts=starts)
     issued = evidence.forecasts
     issued = issued.take(
-        _is_before(issued.input_partition, issued.input_offset, ends) & ~_follows(issued, due, readings)
+        is_before(issued.input_partition, issued.input_offset, ends) & ~_is_released_later(issued, due, readings)
     )
     hidden = before_first_forecast(due, issued, evidence.logs)
     verdict = AuditResult(count_deliveries(due, issued, starts, hidden), waiting=len(readings) - len(due))
     if issued.foreign is not None:
         verdict.foreign = dict(issued.foreign.fingerprints)
-    cut = (_is_before(due.partition, due.offset, starts) | hidden) & ~_is_before(due.partition, due.offset, owed)
+    cut = (is_before(due.partition, due.offset, starts) | hidden) & ~is_before(due.partition, due.offset, owed)
     verdict.readings_out_of_reach = int(cut.sum())
-    cut = _is_before(issued.input_partition, issued.input_offset, starts)
-    cut &= ~_is_before(issued.input_partition, issued.input_offset, owed)
+    before_start = is_before(issued.input_partition, issued.input_offset, starts)
+    cut = before_start & ~is_before(issued.input_partition, issued.input_offset, owed)
     verdict.forecasts_out_of_reach = int(cut.sum())
-    verdict.examples.update({_FAULT.get(kind, kind): found for kind, found in verdict.audit.examples.items()})
+    for kind, positions in verdict.audit.examples.items():
+        verdict.examples["missing" if kind == "lost" else kind] = positions
     _audit_dead_letters(verdict, due, evidence)
-    issued = issued.take(~_is_before(issued.input_partition, issued.input_offset, starts))
+    issued = issued.take(~before_start)
     versions, counts = np.unique(issued.version, return_counts=True)
     verdict.versions = dict(zip(versions.tolist(), counts.tolist(), strict=True))
     _audit_states(verdict, evidence, due, issued, settings, load)
     return verdict
 
 
-def _end(readings: ReadingLog, partition: int) -> int:
-    """The offset behind a partition's last reading."""
-    return int(readings.offset[readings.partition == partition].max(initial=-1)) + 1
-
-
-def _follows(issued: ForecastLog, due: ReadingLog, readings: ReadingLog) -> NDArray[np.bool_]:
-    """Which forecasts are of readings that are held as of the end of the audited ones, and accepted after it."""
+def _is_released_later(issued: ForecastLog, due: ReadingLog, readings: ReadingLog) -> NDArray[np.bool_]:
+    """Which forecasts belong to readings that are buffered at the end of the audit, and accepted after it."""
     row, found = find_rows(due, issued.input_partition, issued.input_offset)
     later, known = find_rows(readings, issued.input_partition, issued.input_offset)
     found &= known
@@ -227,16 +217,14 @@ def _follows(issued: ForecastLog, due: ReadingLog, readings: ReadingLog) -> NDAr
     return found
 
 
-_FAULT: Final = {"lost": "missing"}  # how an audit's word reads here
-
-
 def _audit_dead_letters(verdict: AuditResult, due: ReadingLog, evidence: Evidence) -> None:
-    """Whether every rejected record was set aside once."""
-    rejected = (due.verdict == REJECTED) & ~_is_before(due.partition, due.offset, evidence.starts)
+    """Check that every rejected record has exactly one dead letter."""
+    rejected = (due.verdict == REJECTED) & ~is_before(due.partition, due.offset, evidence.starts)
     reached = letters_due(evidence.letters, evidence.starts, evidence.logs, evidence.ends)
-    cut = _is_before(due.partition, due.offset, reached)
+    cut = is_before(due.partition, due.offset, reached)
     verdict.letters_out_of_reach = int((rejected & cut).sum())
-    rejected &= ~cut & (foreign_forecasts(due, evidence.forecasts) == 0)  # else a reading under the settings then
+    # A record with a forecast made under other settings was a reading under these.
+    rejected &= ~cut & (foreign_forecasts(due, evidence.forecasts) == 0)
     for partition, offset in zip(due.partition[rejected].tolist(), due.offset[rejected].tolist(), strict=True):
         count = evidence.letters.get((partition, offset), 0)
         verdict.letters_missing += count == 0
@@ -249,10 +237,9 @@ def _audit_dead_letters(verdict: AuditResult, due: ReadingLog, evidence: Evidenc
 def _audit_states(
     verdict: AuditResult, evidence: Evidence, due: ReadingLog, issued: ForecastLog, settings: Settings, load: LoadModel
 ) -> None:
-    """Whether every state goes back far enough, and forecasts and states are what the readings make of them."""
-    readings = evidence.readings
-    accepted = accepted_log(readings, settings)
-    lineage = trace_states(readings, issued, accepted, settings)
+    """Check that every state begins early enough, and compare forecasts and states with recomputed ones."""
+    accepted = accepted_log(evidence.readings, settings)
+    lineage = trace_states(evidence.readings, issued, accepted, settings)
     verdict.out_of_reach = int(lineage.out_of_reach.sum())
     verdict.rebuilt = int(lineage.rebuilt.sum())
     verdict.begun_anew = int(lineage.begun_anew.sum())
@@ -268,7 +255,7 @@ def _audit_states(
         verdict.largest_difference = max(verdict.largest_difference, outcome.largest_difference)
         different += outcome.different
         for place, fields in outcome.states_different.items():
-            states.report_fault(int(accepted.stream[place]), f"recomputed, it differs in {', '.join(fields)}")
+            states.report_fault(int(accepted.stream[place]), f"the recomputed state differs in {', '.join(fields)}")
     verdict.different = len(different)
     for fault, wrong in (("different", different), ("begun anew", np.flatnonzero(lineage.begun_anew).tolist())):
         for row in wrong[:_EXAMPLES]:
@@ -276,25 +263,25 @@ def _audit_states(
 
 
 class _StateCheck:
-    """Sorts the changelog's last states: those to recompute, by version, and those that are wrong at sight."""
+    """Checks the changelog's last states, and selects the ones to recompute."""
 
     def __init__(self, verdict: AuditResult, evidence: Evidence, due: ReadingLog, accepted: AcceptedLog) -> None:
         self._verdict = verdict
         self._accepted = accepted
-        self._by_offset = np.lexsort((accepted.offset, accepted.stream))  # places: streams stay where they are
+        self._by_offset = np.lexsort((accepted.offset, accepted.stream))  # places by offset within each stream
         self._offsets = accepted.offset[self._by_offset]
         self._starts = log_starts(evidence.readings, max(evidence.ends, default=0))
         self._found: dict[int, LastState] = {}  # by stream
         row, found = find_rows(due, evidence.readings.partition[accepted.row], accepted.offset)
         before_end = found.copy()
         before_end[found] = due.verdict[row[found]] == ACCEPTED
-        self._last = np.full(len(accepted.streams), -1)  # by stream, the place of the last reading that is audited
+        self._last = np.full(len(accepted.streams), -1)  # stream -> place of its last audited reading
         np.maximum.at(self._last, accepted.stream[before_end], np.flatnonzero(before_end))
         for stream in np.flatnonzero(self._last >= 0).tolist():
             state = evidence.states.get(accepted.streams[stream])
             verdict.states += 1
             if state is None:
-                self.report_fault(stream, "there is none")
+                self.report_fault(stream, "the changelog has no record of it")
             elif state.fault is not None:
                 self.report_fault(stream, state.fault)
             else:
@@ -302,31 +289,30 @@ class _StateCheck:
 
     @property
     def versions(self) -> set[int]:
-        """Of the models that made the states."""
+        """The model versions that made the states."""
         return {state.version for state in self._found.values()}
 
     def recorded(self, version: int, dtype: np.dtype[Any]) -> dict[int, RecordedState]:
-        """The states of a version to recompute, by the place of the last reading in them."""
+        """Place of the last reading -> state, for the states of a version that can be recomputed."""
         recorded = {}
         for stream, state in self._found.items():
             if state.version != version:
                 continue
             if len(state.row) != dtype.itemsize:
-                self.report_fault(stream, "it has another size than its model's")
+                self.report_fault(stream, f"the size of the state does not match version {version}")
                 continue
             row = np.frombuffer(state.row, dtype)[0]
             last = self._place(stream, int(row["offset"]))
             due = self._last[stream]
             if last is None or last < due:
-                self.report_fault(stream, f"it does not hold the reading at offset {self._accepted.offset[due]}")
+                offset = self._accepted.offset[due]
+                self.report_fault(stream, f"the state does not hold the reading at offset {offset}")
                 continue
             first = self._place(stream, int(row["origin"]))
             if first is not None:
                 recorded[last] = RecordedState(first, last, row)
             elif row["origin"] >= self._starts[self._accepted.streams[stream][0]]:
-                self.report_fault(
-                    stream, f"it begins at offset {row['origin']}, which is no accepted reading of the sensor"
-                )
+                self.report_fault(stream, f"its first reading, offset {row['origin']}, is not one that was accepted")
         return recorded
 
     def report_fault(self, stream: int, why: str) -> None:
@@ -341,20 +327,7 @@ class _StateCheck:
         return int(self._by_offset[at]) if at < high and self._offsets[at] == offset else None
 
 
-def _read_letters(settings: Settings) -> dict[tuple[int, int], int]:
-    """How many dead letters there are of each record of the readings topic."""
-    letters: dict[tuple[int, int], int] = {}
-    for record in read_topic(settings, settings.kafka.topics.dead_letters, {}, None):
-        letter = DeadLetter.of(record)
-        if letter is not None and letter.topic == settings.kafka.topics.readings:
-            source = (letter.partition, letter.offset)
-            letters[source] = letters.get(source, 0) + 1
-    return letters
-
-
-def _is_before(partition: NDArray[np.int32], offset: Indexes, limits: Offsets) -> NDArray[np.bool_]:
-    """Whether each position lies before its partition's limit; partitions that are not named have none before."""
-    first = np.zeros(max([int(partition.max(initial=0)), *limits]) + 1, np.int64)
-    for number, limit in limits.items():
-        first[number] = limit
-    return np.asarray(offset < first[partition])
+def _count_letters(settings: Settings) -> Counter[tuple[int, int]]:
+    """Partition and offset of each rejected record -> its dead letters."""
+    topic = settings.kafka.topics.readings
+    return Counter((letter.partition, letter.offset) for letter in read_letters(settings) if letter.topic == topic)

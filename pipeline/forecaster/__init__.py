@@ -1,6 +1,6 @@
-"""The streaming consumer: readings in, forecasts out, each sensor's state carried, exactly once.
+"""The streaming consumer: reads readings, carries each sensor's state, writes forecasts exactly once.
 
-``loop`` is where to begin: it polls, hands records to ``micro_batch``, and ``transaction`` makes what comes out of it
-visible in one transaction. ``partitions`` restores states (``restore``, ``rebuild``) before a partition is served;
-``champion``, ``rewarm`` and ``model_swap`` change the model without a pause.
+Start with ``loop``, one turn in numbered steps. ``micro_batch`` turns polled records into the content of a
+transaction; ``transaction`` commits it. ``partitions`` holds the lifecycle of a partition; ``restore`` and ``rebuild``
+bring its states back. ``champion`` and ``model_swap`` replace the model while the old one serves.
 """

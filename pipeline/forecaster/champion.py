@@ -1,7 +1,7 @@
-"""Follows the champion: a thread looks up the alias and loads what it names, so that the stream never waits for it.
+"""Follows the champion: a thread polls its alias and loads the model version that it names, beside the stream.
 
-Whatever goes wrong there (MLflow away, alias deleted, an artefact that is damaged or does not fit) is said once per
-cause and leaves the forecaster with the model it has.
+If that fails (MLflow unreachable, alias deleted, artefact damaged or made for other settings), the error is logged once
+and the forecaster keeps the model that it has.
 """
 
 import json
@@ -22,41 +22,41 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.champion")
 
-# A forecaster that has a model to serve with looks up the alias when its states are restored, or after so long.
+# seconds; a forecaster that starts with a model polls the alias once its states are restored, or after this time
 LONGEST_RESTORE_S: Final = 15.0
-FIRST_WAIT_S: Final = 0.2  # how long a forecaster without a model waits before it looks whether it must stop
+FIRST_WAIT_S: Final = 0.2  # seconds between checks for a stop while a forecaster waits for its first model
 _POINTER: Final = "champion.json"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model version, loaded and found to fit the settings."""
+    """A loaded model version that fits the settings."""
 
     version: int
     forecaster: Forecaster
 
 
 class ChampionSource(Protocol):
-    """Where the champion comes from. Called by one thread, except ``last_served``, which comes first."""
+    """A source of champions. The watcher's thread calls ``resolve`` and ``load``; the loop calls the other methods."""
 
     def resolve(self) -> int | None:
-        """The version that is champion now; none where there is none. Raises ``RegistryError``."""
+        """The version that is champion now; None without a champion. Raises ``RegistryError``."""
 
     def load(self, version: int) -> Forecaster:
-        """The model of a version. Raises ``RegistryError``; what fits no settings is ``ModelUnusable``."""
+        """The model of a version. Raises ``RegistryError``, or ``ModelUnusable`` if it does not fit the settings."""
 
     def last_served(self) -> Candidate | None:
-        """The champion that served last, from what is at hand without asking anybody."""
+        """The version that served last, from a local copy."""
 
     def save_last_served(self, version: int) -> None:
-        """Note which version serves from now on."""
+        """Record the version that serves from now on."""
 
     def clear_last_served(self) -> None:
-        """Take the note back: the next start asks for the champion before it serves."""
+        """Delete the record: the next start waits for the champion before it serves."""
 
 
 class RegistryChampion:
-    """The champion of the model registry, with copies of what it served under HOME/models."""
+    """The champion of the model registry, with local copies of its models in HOME/models."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -66,10 +66,10 @@ class RegistryChampion:
         self._copies: dict[int, Path] = {}
 
     def resolve(self) -> int | None:
-        """The version that the alias names now.
+        """The version that the alias names now; None without the alias.
 
         Raises:
-            RegistryError: also where that is another model than the one loaded under its number.
+            RegistryError: MLflow failed, or the version's model is not the one loaded earlier under this number.
         """
         found = self._registry.alias_target(CHAMPION)
         if found is None:
@@ -77,20 +77,20 @@ class RegistryChampion:
         copy = self._copies.get(found.version)
         if copy is not None and copy.name != found.copy:
             raise RegistryError(
-                f"version {found.version} of {self._settings.model_name} in the registry is another model than the one "
-                "loaded under that number, and states do not tell the two apart: the model was deleted and made anew, "
-                "or MLflow was set up anew. Retrain until the number is a new one, or set another model_name"
+                f"version {found.version} of {self._settings.model_name} in the registry is not the model that was "
+                "loaded under this number: the registered model was deleted and recreated, or MLflow was set up again. "
+                "State records name only the number. Retrain until the number is a new one, or set another model_name"
             )
         return found.version
 
     def load(self, version: int) -> Forecaster:
-        """The model of a version, from the copy where it was fetched before."""
+        """The model of a version, from the local copy if there is one."""
         copy = self._registry.load_copy(version, self._folder)
         self._copies[version] = copy.folder
         return copy.forecaster
 
     def last_served(self) -> Candidate | None:
-        """The version of the note, if its copy is still there, whole, and fits the settings."""
+        """The recorded version, if its local copy is intact and fits the settings."""
         try:
             note = json.loads(self._pointer.read_text(encoding="utf-8"))
             version, copy = int(note["version"]), self._pointer.parent / str(note["copy"])
@@ -98,19 +98,19 @@ class RegistryChampion:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, ArtefactError) as error:
-            logger.warning("the model noted in %s cannot be used, so the registry is asked: %s", self._pointer, error)
+            logger.warning("the model that %s names cannot be used; waiting for MLflow: %s", self._pointer, error)
             return None
         differences = settings_differences(forecaster.config, self._settings)
         if differences:
             logger.warning(
-                "version %d, which served last, does not fit the settings any more: %s", version, "; ".join(differences)
+                "version %d, which served last, no longer fits the settings: %s", version, "; ".join(differences)
             )
             return None
         self._copies[version] = copy
         return Candidate(version, forecaster)
 
     def save_last_served(self, version: int) -> None:
-        """Write the note, whole or not at all: a restart serves this version before it has asked MLflow."""
+        """Record the version in a file, atomically: a restart serves it before MLflow has answered."""
         copy = self._copies.get(version)
         if copy is None:
             return
@@ -120,26 +120,26 @@ class RegistryChampion:
             partial.write_text(json.dumps({"version": version, "copy": copy.name}), encoding="utf-8")
             partial.replace(self._pointer)
         except OSError as error:
-            logger.warning("cannot note in %s that version %d serves: %s", self._pointer, version, error)
+            logger.warning("cannot record in %s that version %d serves: %s", self._pointer, version, error)
 
     def clear_last_served(self) -> None:
-        """Remove the note; one that cannot be removed stays."""
+        """Delete the record; an error is ignored."""
         with suppress(OSError):
             self._pointer.unlink()
 
 
 class ChampionWatcher:
-    """A thread that keeps ``candidate`` at the champion, as far as there is one that can serve.
+    """A thread that keeps ``candidate`` at the newest champion that can serve.
 
     Args:
-        poll_s: seconds between two look-ups.
+        poll_s: seconds between two polls of the alias.
     """
 
     def __init__(self, source: ChampionSource, poll_s: float) -> None:
         self._source = source
         self._poll_s = poll_s
         self._candidate: Candidate | None = None
-        self._unusable: int | None = None  # a version that cannot serve is not loaded again until the alias has moved
+        self._unusable: int | None = None  # a version that cannot serve; not loaded again until the alias moves
         self._last_trouble: str | None = None
         self._failure: BaseException | None = None
         self._changed = threading.Event()
@@ -148,39 +148,39 @@ class ChampionWatcher:
         self._thread = threading.Thread(target=self._run, name="champion", daemon=True)
 
     def start(self, serving: Candidate | None = None) -> None:
-        """Begin to look. Where ``serving`` serves already, ``allow_polls`` is waited for first, though not for long."""
+        """Start the polls: at once, or if a model serves already, after ``allow_polls`` or ``LONGEST_RESTORE_S``."""
         self._candidate = serving
         if serving is None:
             self._may_poll.set()
         self._thread.start()
 
     def first(self, is_stopping: Callable[[], bool]) -> Candidate | None:
-        """Begin to look; the model to serve first, None if the forecaster must stop before there is one."""
+        """Start the polls. Return the model to serve first; None if the forecaster must stop before there is one."""
         champion = self._source.last_served()
         self.start(champion)
         if champion is not None:
-            logger.info("beginning with version %d, which served last; asking the registry", champion.version)
+            logger.info("starting with version %d, which served last; looking up the champion", champion.version)
         while champion is None and not is_stopping():
             champion = self.wait(FIRST_WAIT_S)
         return champion
 
     def allow_polls(self) -> None:
-        """The states are restored: importing MLflow's client, which takes a core for seconds, delays them no more."""
+        """Allow polls once the states are restored: the import of MLflow's client takes a core for seconds."""
         self._may_poll.set()
 
     def close(self) -> None:
-        """Stop looking; a look-up under way is left to end by itself."""
+        """Stop the polls, without waiting for one in progress."""
         self._closed.set()
         self._may_poll.set()
 
     def candidate(self) -> Candidate | None:
-        """What is to serve; none as long as no version was found that can."""
+        """The model to serve; None if no champion could be loaded yet. Raises the error that ended the thread."""
         if self._failure is not None:
             raise self._failure
         return self._candidate
 
     def wait(self, timeout_s: float) -> Candidate | None:
-        """``candidate``, waiting for the first one up to ``timeout_s``."""
+        """``candidate``, after a wait of at most ``timeout_s`` for the first one."""
         self._changed.wait(timeout_s)
         return self.candidate()
 
@@ -191,46 +191,40 @@ class ChampionWatcher:
                 self._poll()
                 self._closed.wait(self._poll_s)
         except BaseException as error:
-            self._failure = error  # raised again where the candidate is asked for
+            self._failure = error  # `candidate` raises it in the loop's thread
             self._changed.set()
             raise
 
     def _poll(self) -> None:
-        staying = f"version {self._candidate.version} goes on serving" if self._candidate else "waiting for one"
         try:
             version = self._source.resolve()
             if version is None:
-                self._log_once(
-                    "there is no champion: train one with `streamgru retrain`, or `streamgru promote`", staying
-                )
-                return
-            if self._candidate is not None and version == self._candidate.version:
+                self._log_once("there is no champion: use `streamgru retrain` to train one, or `streamgru promote`")
+            elif self._candidate is not None and version == self._candidate.version:
                 self._unusable = None
                 self._log_once(None)
-                return
-            if version == self._unusable:
-                return
-            self._load(version, staying)
+            elif version != self._unusable:
+                self._load(version)
         except RegistryError as error:
-            self._log_once(str(error), staying)
+            self._log_once(str(error))
 
-    def _load(self, version: int, staying: str) -> None:
+    def _load(self, version: int) -> None:
         try:
             forecaster = self._source.load(version)
         except (ModelUnusable, ModelMissing) as error:
             self._unusable = version
-            self._log_once(f"version {version} is champion and cannot serve: {error}", staying)
+            self._log_once(f"version {version} is the champion and cannot serve: {error}")
             return
         self._unusable = None
         self._log_once(None)
         self._candidate = Candidate(version, forecaster)
         self._changed.set()
 
-    def _log_once(self, trouble: str | None, staying: str = "") -> None:
-        """Say each trouble once, not at every look-up, and when it is over."""
-        if trouble != self._last_trouble:
-            if trouble is not None:
-                logger.error("%s; %s", trouble, staying)
-            elif self._last_trouble is not None:
-                logger.warning("the champion can be followed again")
+    def _log_once(self, trouble: str | None) -> None:
+        """Log each error when it first occurs, and its end."""
+        if trouble is not None and trouble != self._last_trouble:
+            fallback = f"version {self._candidate.version} goes on serving" if self._candidate else "waiting for one"
+            logger.error("%s; %s", trouble, fallback)
+        elif trouble is None and self._last_trouble is not None:
+            logger.warning("the champion can be followed again")
         self._last_trouble = trouble

@@ -1,7 +1,7 @@
-"""Encodes the forecasts of a whole micro-batch: the bytes that ``messages.Forecast`` gives, several times as fast.
+"""Encodes the forecasts of a whole micro-batch, several times as fast as msgspec encodes ``messages.Forecast``.
 
-Numbers and times become text a micro-batch at a time (orjson, straight from the arrays), and each record is joined from
-these and from constant pieces. A test holds the bytes to those of msgspec.
+orjson turns whole arrays of numbers and times into text. Each record is then joined from these texts and from constant
+pieces. A test compares the bytes with those of msgspec.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,19 +20,19 @@ from pipeline.messages import FORECAST_TYPE, ModelId, quantile_key
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from model.stepper import Forecasts  # brings torch along, which publish and ingest do without
+    from model.stepper import Forecasts  # imports torch, which publish and ingest do without
 
-# Counted from the leading digit of the sensor's scale: float32 carries no more, and short numbers cost less everywhere.
+# Decimal digits from the leading digit of the sensor's scale on. float32 has no more, and short numbers save bytes.
 SIGNIFICANT_DIGITS: Final = 7
-# Powers of ten beyond these are not used to round: no scale in [1e-53, 1e67] needs them, and 10^60 · 1e30 is finite.
+# Largest exponent of ten to round with. It suffices for scales in [1e-53, 1e67], and 10^60 · 1e30 is finite.
 _MOST_DECIMALS: Final = 60
 
 _FORECAST_HEADERS: Final = 6
-WEIGHT_PARTS: Final = 1_000  # of one: a weight has three decimals
+WEIGHT_PARTS: Final = 1_000  # parts of 1 that a weight is rounded to: three decimals
 
 
 class ForecastEncoder:
-    """Encodes forecasts of one model under one set of settings. Not for several threads at once."""
+    """Encodes forecasts of one model version under one set of settings. Not thread-safe."""
 
     def __init__(self, settings: Settings, model: ModelId, config: ModelConfig) -> None:
         self._model = model
@@ -67,33 +67,31 @@ class ForecastEncoder:
         forecasts: "Forecasts",
         traceparents: Sequence[bytes | None] | None = None,
     ) -> tuple[list[bytes], list[bytes]]:
-        """Values and header blocks (as ``batch_producer`` takes them) of n forecasts.
+        """Values and header blocks (for ``batch_producer``) of n forecasts.
 
         Args:
-            topic: where the readings came from.
-            partitions: likewise, n of them.
-            sensor_ids: n of them, one per reading.
+            topic: topic of the readings.
+            partitions: n, the readings' partitions.
+            sensor_ids: n, the readings' sensors.
             timestamp_us: (n,) int64, the readings' timestamps.
             offsets: (n,) int64, the readings' offsets.
-            forecasts: the n forecasts that follow them.
-            traceparents: what arrived on the readings, or None where nothing did.
+            forecasts: n, the forecasts after each reading.
+            traceparents: n, the readings' trace headers; None if no reading has one.
 
         Raises:
-            ModelUnusable: a forecast is not a finite number. Names the first sensor and offset.
+            ModelUnusable: a rounded forecast is non-finite; names the first sensor and offset.
         """
         rounded = round_to_scale(forecasts.quantiles, forecasts.scale)
         self._check_finite(rounded, sensor_ids, offsets)
-        count = len(sensor_ids)
+        count, per_record = len(sensor_ids), len(self._separators)
         bodies = _rows(rounded.reshape(-1, rounded.shape[-1]))
-        per_record = len(self._separators)
-        times = _times(timestamp_us)
-        at = _integers(offsets)
+        times, offset_texts = _times(timestamp_us), _integers(offsets)
         before = self._after_quantiles + _json(topic) + b',"partition":'
         positions = {partition: before + _json(partition) + b',"offset":' for partition in set(partitions)}
         columns: list[Iterable[bytes]] = [map(self._heads.__getitem__, sensor_ids), times]
         for index, separator in enumerate(self._separators):
             columns += [repeat(separator, count), bodies[index::per_record]]
-        columns += [map(positions.__getitem__, partitions), at]
+        columns += [map(positions.__getitem__, partitions), offset_texts]
         columns += [repeat(b'},"state":{"origin":', count), _integers(forecasts.origin)]
         columns += [repeat(b',"steps":', count), _integers(forecasts.steps)]
         end = b',"weights":{' if self._weights else b"}"
@@ -104,7 +102,7 @@ class ForecastEncoder:
             columns += [map(texts.__getitem__, parts[:, at].tolist()) for at, texts in enumerate(self._weights)]
         values = list(map(b"".join, zip(*columns, strict=True)))
         sources = {partition: f"{topic}-{partition}-".encode() for partition in positions}
-        return values, self._headers(list(map(sources.__getitem__, partitions)), at, times, traceparents)
+        return values, self._headers(list(map(sources.__getitem__, partitions)), offset_texts, times, traceparents)
 
     def _headers(
         self,
@@ -113,7 +111,7 @@ class ForecastEncoder:
         times: Sequence[bytes],
         traceparents: Sequence[bytes | None] | None,
     ) -> list[bytes]:
-        """Header blocks as ``messages.forecast_headers`` lays them out: the constant ones first."""
+        """Header blocks in the order of ``messages.forecast_headers``: the constant headers first."""
         after = f"-{self._model.version}".encode()
         around = len(after)
         time_starts = {length: _header_start("ce_time", length) for length in set(map(len, times))}
@@ -122,10 +120,7 @@ class ForecastEncoder:
         traced = encode_varint(_FORECAST_HEADERS + 1) + self._header_prefix + name
         count = len(times)
         columns: list[Iterable[bytes]] = [
-            [
-                self._varints[len(source) + len(offset) + around]
-                for source, offset in zip(sources, offsets, strict=True)
-            ],
+            [self._varints[len(start) + len(offset) + around] for start, offset in zip(sources, offsets, strict=True)],
             sources,
             offsets,
             repeat(after, count),
@@ -143,7 +138,7 @@ class ForecastEncoder:
         return list(map(b"".join, zip(*columns, strict=True)))
 
     def _quantile_separators(self) -> list[bytes]:
-        """What stands before each of the K * Q lists of numbers, in the order of the forecasts' axes."""
+        """The JSON text before each of the K * Q lists of numbers, in the order of the forecasts' axes."""
         separators: list[bytes] = []
         for target in self._targets:
             opening = b"]}," if separators else self._after_time
@@ -158,15 +153,15 @@ class ForecastEncoder:
             return
         row = int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
         raise ModelUnusable(
-            f"model {self._model.name} version {self._model.version} forecasts a value that is not finite (sensor "
-            f"{sensor_ids[row]}, offset {int(offsets[row])}); promote another version: `streamgru models` lists them"
+            f"model {self._model.name} version {self._model.version} makes a non-finite forecast for sensor "
+            f"{sensor_ids[row]} at offset {int(offsets[row])}. Promote another version; `streamgru models` lists them"
         )
 
 
 def round_to_scale(quantiles: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Quantiles (n, K, Q, h) at seven significant digits of their sensor's scale (n, K).
+    """Quantiles (n, K, Q, h), rounded to seven significant digits of their sensor's scale (n, K).
 
-    A scale of 50 leaves five decimals, one of 5e6 none. Where the scale is zero or no number, nothing is rounded.
+    A scale of 50 leaves five decimals, a scale of 5e6 none. A zero or non-finite scale leaves them unrounded.
     """
     known = np.isfinite(scale) & (scale > 0)
     leading = np.ceil(np.log10(scale, out=np.zeros_like(scale, dtype=np.float64), where=known))
@@ -178,7 +173,7 @@ def round_to_scale(quantiles: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 class _Heads(dict[str, bytes]):
-    """The opening of a sensor's forecasts, up to the time; made once per sensor."""
+    """Sensor id -> JSON text of its forecasts up to the time; made once per sensor."""
 
     def __missing__(self, sensor_id: str) -> bytes:
         head = self[sensor_id] = b'{"sensor_id":' + _json(sensor_id) + b',"issued_at":"'
@@ -186,7 +181,7 @@ class _Heads(dict[str, bytes]):
 
 
 def _weight_texts(targets: Sequence[str], experts: Sequence[str]) -> list[list[bytes]]:
-    """By target and expert, then by parts of ``WEIGHT_PARTS``: what stands in a forecast for that weight."""
+    """Per target and expert, the JSON text of each possible weight, indexed by parts of ``WEIGHT_PARTS``."""
     texts = []
     for target in targets:
         for expert in experts:
@@ -203,7 +198,7 @@ def _json(value: object) -> bytes:
 
 
 def _rows(values: np.ndarray) -> list[bytes]:
-    """The numbers of each row, comma-separated. msgspec writes 1e17 where orjson writes 1e+17."""
+    """The numbers of each row, comma-separated, with 1e17 (as msgspec writes it) for orjson's 1e+17."""
     if not len(values):
         return []
     text = orjson.dumps(np.ascontiguousarray(values, dtype=np.float64), option=orjson.OPT_SERIALIZE_NUMPY)

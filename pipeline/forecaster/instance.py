@@ -1,8 +1,8 @@
-"""The stable name of a forecaster, from which its transactional id is made.
+"""The stable name of a forecaster, which its transactional id contains.
 
-A restart under the same name ends its predecessor's open transaction at once; under a new name its readers would wait
-for the transaction timeout. By default the name is the host and the lowest slot that no living process of this host
-holds: the lock goes with the process, however it ends.
+A restart under the same name aborts its predecessor's open transaction at once. Under a new name, readers of its topics
+would wait for the transaction timeout. By default the name is the host and the lowest slot whose lock is free; the
+kernel releases a slot's lock when its process ends, also after kill -9.
 """
 
 import fcntl
@@ -10,49 +10,43 @@ import os
 import socket
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Final
 
 from pipeline.errors import StreamgruError
 from pipeline.settings import Settings
 
-_SLOTS = 10_000  # more forecasters than that on one host is a mistake
-
-
-CLIENT_PREFIX: Final = "streamgru-"  # before the name, in what the consumer group calls its members
+_SLOTS: Final = 10_000  # forecasters on one host; more are a mistake
+CLIENT_PREFIX: Final = "streamgru-"  # before the name in a client id
 
 
 @dataclass(frozen=True)
 class Instance:
-    """A forecaster's name.
-
-    ``exclusive``: no other living process can have it, so being fenced can only mean that a transaction timed out.
-    """
+    """A forecaster's name."""
 
     name: str
-    exclusive: bool
-    lock: IO[str] | None = None  # held as long as this object lives
+    exclusive: bool  # no other living process has this name, so "fenced" means that a transaction timed out
+    lock: IO[str] | None = None  # open file that locks the slot
 
     def transactional_id(self, settings: Settings) -> str:
-        """What the brokers fence predecessors by."""
+        """The id by which brokers fence this forecaster's predecessors."""
         return f"{settings.forecaster.group_id}-{self.name}"
 
     @property
     def client_id(self) -> str:
-        """What the consumer group knows this forecaster by."""
+        """The client id of this forecaster in its consumer group."""
         return f"{CLIENT_PREFIX}{self.name}"
 
     def release(self) -> None:
-        """Give the name back."""
+        """Release the name for other processes."""
         if self.lock is not None:
             self.lock.close()
 
 
 def claim_instance(settings: Settings, name: str | None = None) -> Instance:
-    """The name given here or in the settings; else one that is this process's own until it ends.
+    """The name given here or in the settings; otherwise one that no other process gets until this one ends.
 
     Raises:
-        StreamgruError: the folder for the locks cannot be written.
+        StreamgruError: the folder of the locks cannot be written, or all slots are taken.
     """
     chosen = name or settings.forecaster.instance
     if chosen:
@@ -70,14 +64,11 @@ def claim_instance(settings: Settings, name: str | None = None) -> Instance:
             lock.truncate(0)
             lock.write(f"{os.getpid()}\n")
             lock.flush()
-            return Instance(f"{_host(folder)}-{slot}", exclusive=True, lock=lock)
+            # Each home on a host has its own slots, so the name contains a hash of the home.
+            name = f"{socket.gethostname()}-{zlib.crc32(str(folder).encode()):08x}-{slot}"
+            return Instance(name, exclusive=True, lock=lock)
     except OSError as error:
         raise StreamgruError(
-            f"cannot claim a name for this forecaster in {folder}: {error.strerror}; give it one with --instance NAME"
+            f"cannot claim a name for this forecaster in {folder}: {error.strerror}. Give it one with --instance NAME"
         ) from error
-    raise StreamgruError(f"all {_SLOTS} names in {folder} are taken; give this forecaster one with --instance NAME")
-
-
-def _host(folder: Path) -> str:
-    # Two homes on one host have slots of their own, so the name must tell them apart.
-    return f"{socket.gethostname()}-{zlib.crc32(str(folder).encode()):08x}"
+    raise StreamgruError(f"all {_SLOTS} names in {folder} are taken. Give this forecaster one with --instance NAME")

@@ -1,11 +1,8 @@
-"""What a forecaster tells of itself: its counts, and the health endpoint.
+"""The metrics of a forecaster: its counts since the start, and the health endpoint that publishes them.
 
-What a forecaster has done since it started: one line in the log every so often, and a JSON file for who wants it.
-
-Answers over HTTP how a forecaster is, for Kubernetes' probes and for people.
-
-``GET /healthz`` answers 200 unless the forecaster is stuck (503: start it again), ``GET /readyz`` answers 200 only
-while it serves, and both carry the same JSON.
+``Reporter`` logs the counts in regular intervals and writes them to a JSON file if one is configured (--stats).
+``HealthServer`` answers probes over HTTP. ``GET /healthz`` returns 200 unless the forecaster is stuck; restart it on
+503. ``GET /readyz`` returns 200 only while it serves. Both return the state and the counts as JSON.
 """
 
 import json
@@ -33,39 +30,39 @@ REPORT_INTERVAL_S: Final = 10.0
 
 @dataclass
 class Counters:
-    """Counts since the start, and ``held``: now. Only what was committed counts, except ``aborted``."""
+    """Counts of committed work since the start, except ``aborted``, and ``held``, which is the present number."""
 
-    readings: int = 0  # records of the readings topic, whatever became of them
+    readings: int = 0  # records of the readings topic: accepted, duplicate, late or rejected
     accepted: int = 0
     duplicates: int = 0
     late: int = 0
-    held: int = 0  # readings that wait for earlier ones; each counts as accepted once it is stepped
-    # Offsets from the first held reading on that retention had deleted at a restore: so many held readings at most, and
-    # one at least, got no forecast.
+    held: int = 0  # readings in the reorder buffers now; a reading counts as accepted once it is stepped
+    # Offsets from the first buffered reading on that retention had deleted at a restore. Of the buffered readings, at
+    # least one and at most this number got no forecast.
     held_lost: int = 0
-    ignored_features: int = 0
+    ignored_features: int = 0  # features in readings that the settings do not name
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
     forecasts: int = 0
     transactions: int = 0
     aborted: int = 0
     swaps: int = 0
-    swap_pause_s: float = 0.0  # of the last swap: how long no batch was processed
+    swap_pause_s: float = 0.0  # seconds without a forecast at the last model swap
     restored_sensors: int = 0
     rebuilt_sensors: int = 0
     cold_sensors: int = 0
-    quarantined_states: int = 0  # with a number that was not finite, in memory
-    restore_s: float = 0.0  # of the last restore
+    quarantined_states: int = 0  # non-finite states; they were discarded
+    restore_s: float = 0.0  # seconds of the last restore
     model_version: int | None = None
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)  # monotonic seconds
 
     def add(self, batch: "Counters") -> None:
-        """Take in the counts of a batch that was committed."""
+        """Add the counts of a committed batch."""
         for name in ("readings", "accepted", "duplicates", "late", "ignored_features", "forecasts", "transactions"):
             setattr(self, name, getattr(self, name) + getattr(batch, name))
-        self.dead_letters = self.dead_letters + batch.dead_letters  # another thread may be reading the one before
+        self.dead_letters = self.dead_letters + batch.dead_letters  # replaced, since the health server may iterate it
 
     def count_restored(self, sensors: int, rebuilt: RebuildReport, held_lost: int, seconds: float) -> None:
-        """Take in what restoring partitions came to."""
+        """Add the counts of a finished restore."""
         self.restored_sensors += sensors
         self.rebuilt_sensors += rebuilt.sensors
         self.cold_sensors += len(rebuilt.cold)
@@ -76,19 +73,19 @@ class Counters:
         """All counts, as ``name=value``."""
         content = self.content()
         letters = content.pop("dead_letters")
-        content["dead_letters"] = sum(letters.values())
+        content["dead_letters"] = self.dead_letters.total()
         content |= {f"dead_letters.{reason}": count for reason, count in sorted(letters.items())}
         return " ".join(f"{name}={value}" for name, value in content.items())
 
     def write(self, path: Path) -> None:
-        """Replace the file with the counts as JSON, whole or not at all."""
+        """Replace the file with the counts as JSON; after a crash it is the old or the new one, never a part."""
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         partial.write_text(json.dumps(self.content()) + "\n", encoding="utf-8")
         partial.replace(path)
 
     def content(self) -> dict[str, Any]:
-        """All counts by name, ready for JSON; seconds since the start instead of its time."""
-        # Not dataclasses.asdict: it rebuilds a Counter from pairs, and JSON has no keys that are tuples.
+        """All counts by name, ready for JSON, with the uptime in place of the start."""
+        # dataclasses.asdict would rebuild the Counter from pairs, with tuples as keys, which JSON does not have.
         content = vars(self) | {"dead_letters": dict(self.dead_letters)}
         content["uptime_s"] = round(time.monotonic() - content.pop("started"), 1)
         for name in ("swap_pause_s", "restore_s"):
@@ -97,17 +94,17 @@ class Counters:
 
 
 class Reporter:
-    """Logs the counters, and writes them to a file if there is one. Never raises: the stream does not depend on it.
+    """Logs the counters and writes them to a file, if one is given. An error is logged, never raised.
 
     Args:
-        path: of the file, replaced at each report.
+        path: the file, replaced by each report.
     """
 
     def __init__(self, counters: Counters, path: Path | None) -> None:
         self._counters = counters
         self._path = path
         self._due_at = time.monotonic() + REPORT_INTERVAL_S
-        self._has_failed = False  # the last report did: only the first failure of a series is logged
+        self._has_failed = False  # whether the last report failed; only the first failure of a series is logged
 
     def report_if_due(self) -> None:
         """``report``, every ``REPORT_INTERVAL_S``."""
@@ -125,7 +122,7 @@ class Reporter:
         except OSError as error:
             self._fail(f"cannot write the counts to {self._path}: {error.strerror}")
         except Exception as error:
-            logger.debug("the report failed", exc_info=error)
+            logger.debug("cannot report the counts", exc_info=error)
             self._fail(f"cannot report the counts: {type(error).__name__}: {error}")
 
     def _fail(self, message: str) -> None:
@@ -143,13 +140,13 @@ def state_of(monitor: HealthMonitor | None) -> ForecasterState:
 
 
 def health_report(heartbeat: Heartbeat, monitor: HealthMonitor | None, counters: Counters) -> dict[str, Any]:
-    """The details that both paths add to the state."""
+    """The keys that /healthz and /readyz return beside the state."""
     now = time.monotonic()
     return {
         "trouble": "" if monitor is None else monitor.trouble,
         "since_poll_s": None if heartbeat.polled is None else round(now - heartbeat.polled, 3),
         "since_commit_s": None if heartbeat.committed is None else round(now - heartbeat.committed, 3),
-        "lag": {} if monitor is None else {str(number): lag for number, lag in monitor.lag.items()},
+        "lag": {} if monitor is None else {str(partition): lag for partition, lag in monitor.lag.items()},
         "sensors": heartbeat.sensors,
         "model_version": counters.model_version,
         "counters": counters.content(),
@@ -157,28 +154,27 @@ def health_report(heartbeat: Heartbeat, monitor: HealthMonitor | None, counters:
 
 
 class HealthServer:
-    """Answers probes until ``close``.
+    """Answers probes over HTTP until ``close``.
 
-    The status code depends on ``state`` alone: an error in ``details`` is logged and named in the answer, and a healthy
-    forecaster stays healthy.
+    The status code depends on ``state`` alone. An error in ``details`` is logged and returned as ``trouble``.
 
     Args:
         state: the forecaster's state.
         details: further keys of the answer, ready for JSON.
 
     Raises:
-        StreamgruError: the port cannot be had.
+        StreamgruError: the address cannot be bound.
     """
 
     def __init__(
         self, host: str, port: int, state: Callable[[], ForecasterState], details: Callable[[], dict[str, Any]]
     ) -> None:
         class Handler(BaseHTTPRequestHandler):
-            timeout = 5  # seconds: whoever connects and says nothing holds a thread no longer
+            timeout = 5  # seconds; a client that connects and sends nothing would block a thread for ever
 
             def do_GET(self) -> None:
                 if self.path not in ("/healthz", "/readyz"):
-                    self.send_error(404, "there are /healthz and /readyz")
+                    self.send_error(404, "the paths are /healthz and /readyz")
                     return
                 now = state()
                 good = now is ForecasterState.SERVING if self.path == "/readyz" else now is not ForecasterState.STUCK
@@ -190,14 +186,14 @@ class HealthServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """A probe every few seconds would bury the log."""
+                """Log no requests: probes arrive every few seconds."""
 
         try:
             self._server = ThreadingHTTPServer((host, port), Handler)
         except OSError as error:
             raise StreamgruError(
-                f"the health endpoint cannot listen on {host}:{port}: {error.strerror or error}; choose another port "
-                "(--health-port, forecaster.health_port)"
+                f"the health endpoint cannot listen on {host}:{port}: {error.strerror or error}. Choose another port "
+                "(--health-port or the setting forecaster.health_port)"
             ) from error
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
@@ -212,13 +208,13 @@ class HealthServer:
 def answering_probes(
     settings: Settings, port: int | None, state: Callable[[], ForecasterState], details: Callable[[], dict[str, Any]]
 ) -> Iterator[None]:
-    """A ``HealthServer`` at the port given here or in the settings; no server if neither names one."""
+    """Run a ``HealthServer`` at the given port, otherwise at the one in the settings; without a port run none."""
     host, port = settings.forecaster.health_host, port or settings.forecaster.health_port
     if port is None:
         yield
         return
     with closing(HealthServer(host, port, state, details)):
-        logger.info("http://%s:%d/healthz and /readyz say how this forecaster is", host, port)
+        logger.info("the health endpoint listens: http://%s:%d/healthz and /readyz", host, port)
         yield
 
 

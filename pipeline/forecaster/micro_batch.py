@@ -1,12 +1,9 @@
-"""Micro-batches: how many readings the next one takes, and the records of its transaction.
+"""Micro-batches: turns the records of one poll into the content of one transaction.
 
-Turns the records of one poll into the content of one transaction. Neither Kafka nor a state is touched.
-
-How many readings to take at once, so that a batch never takes longer than a poll may, nor more bytes than a commit.
-
-What a reading costs depends on the stream: many sensors are stepped together, one sensor's backlog is stepped one after
-the other. A batch that outlasts the poll interval is lost, as the group has given its forecaster up by then, and would
-be tried again for ever; so would be a transaction that is too large for its timeouts.
+``MicroBatchBuilder`` decodes, classifies and steps the records. It sends nothing and leaves the state store unchanged.
+``BatchSize`` limits the readings of a poll, by the time and the bytes that earlier batches took. An oversized batch
+would never be committed: its forecaster is dropped from the group at the poll interval, or its transaction times out,
+and the same readings are polled again.
 """
 
 import time
@@ -33,25 +30,25 @@ from pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The outcome of one poll, to be committed together."""
+    """The content of one transaction, and the state of the forecaster once it is committed."""
 
     accepted: Sequence[Readings]  # one per partition that has any, in the order in which they were stepped
     stepped: StepResult | None  # None: no reading was accepted
     records: Sequence[Records]
-    positions: Mapping[int, Position]  # partition -> position after it; polled partitions and full writes
-    buffered: Mapping[int, Readings]  # partition -> reorder buffer after it; partitions with an empty one are left out
+    positions: Mapping[int, Position]  # partition -> position after the batch, if polled or fully written
+    buffered: Mapping[int, Readings]  # partition -> reorder buffer after the batch, unless empty
     counts: Counters
     non_finite: Mapping[int, Sequence[str]]  # partition -> sensors with a non-finite new state or forecast
-    polled: Collection[int]  # partitions with records in it
-    needs_full_write: Collection[int]  # partitions whose states are all in it
-    step_s: float  # how long decoding, stepping and encoding took
+    polled: Collection[int]  # partitions with polled records
+    needs_full_write: Collection[int]  # partitions of which the batch writes every state
+    step_s: float  # seconds of decoding, stepping and encoding; 0 if non_finite names a sensor
 
 
 class MicroBatchBuilder:
-    """Makes micro-batches with one model version.
+    """Builds micro-batches with one model version.
 
     Args:
-        owner: of the positions in the changelog, see ``positions.position_owner``.
+        owner: owner of the position records, see ``positions.position_owner``.
     """
 
     def __init__(self, settings: Settings, serving: ServedModel, owner: str) -> None:
@@ -68,11 +65,11 @@ class MicroBatchBuilder:
         needs_full_write: Mapping[int, int] = MappingProxyType({}),
         buffered: Mapping[int, Readings] = MappingProxyType({}),
     ) -> MicroBatch:
-        """The micro-batch of some records.
+        """The micro-batch of some records. If a new state is non-finite, it only names the sensors, with no records.
 
         Args:
-            polled: records by partition, in the order of their offsets; each has at least one.
-            needs_full_write: partition -> position, of full writes: all states go into the changelog, changed or not.
+            polled: records by partition, in offset order; at least one each.
+            needs_full_write: partition -> its position, for partitions of which every state is written.
             buffered: partition -> reorder buffer.
         """
         began = time.monotonic()
@@ -97,24 +94,21 @@ class MicroBatchBuilder:
             counts.dead_letters.update(reason.reason for _, reason in decoded.rejected)
             if decoded.rejected:
                 outgoing.append(self._dead_letters(where.partition, decoded.rejected))
-        positions = {
-            partition: Position(
-                next_, int(still_buffered[partition].offsets[0]) if partition in still_buffered else None
-            )
-            for partition, next_ in {**needs_full_write, **offsets}.items()
-        }
         stepped = self.serving.step(accepted) if accepted else None
-        if stepped is not None and len(stepped.non_finite):
-            named = self.serving.table.sensors_by_partition(stepped.non_finite)
-            return MicroBatch(
-                accepted, stepped, [], {}, {}, counts, named, offsets, needs_full_write, time.monotonic() - began
-            )
         if stepped is not None:
+            if len(stepped.non_finite):
+                named = self.serving.table.sensors_by_partition(stepped.non_finite)
+                return MicroBatch(accepted, stepped, [], {}, {}, counts, named, offsets, needs_full_write, 0.0)
             outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
         counts.transactions = 1
         outgoing += self._states(stepped, needs_full_write)
-        # After the states: a log loses its newest records first, so the states before a surviving position survive.
+        first_buffered = {partition: int(waiting.offsets[0]) for partition, waiting in still_buffered.items()}
+        positions = {
+            partition: Position(next_, first_buffered.get(partition))
+            for partition, next_ in {**needs_full_write, **offsets}.items()
+        }
+        # Positions follow the states: brokers lose the newest records first, so a surviving position has its states.
         outgoing += [
             Records(self._topics.state, partition, [POSITION_KEY], [PositionRecord(position, self._owner).encode()])
             for partition, position in positions.items()
@@ -125,31 +119,27 @@ class MicroBatchBuilder:
         )
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
-        # All at once: most of the cost is per call.
-        sizes = [len(readings) for readings in accepted]
-        traced = any(readings.traceparents is not None for readings in accepted)
-        parents = [readings.traceparents or [None] * len(readings) for readings in accepted]
+        # One call for all partitions, because most of its cost is per call.
+        traced = any(part.traceparents is not None for part in accepted)
+        parents = [part.traceparents or [None] * len(part) for part in accepted]
         values, headers = self._encoder.encode(
             self._topics.readings,
-            [readings.partition for readings in accepted for _ in readings.keys],
-            list(chain.from_iterable(readings.sensors for readings in accepted)),
-            np.concatenate([readings.timestamp_us for readings in accepted]),
-            np.concatenate([readings.offsets for readings in accepted]),
+            [part.partition for part in accepted for _ in part.keys],
+            list(chain.from_iterable(part.sensors for part in accepted)),
+            np.concatenate([part.timestamp_us for part in accepted]),
+            np.concatenate([part.offsets for part in accepted]),
             forecasts,
             list(chain.from_iterable(parents)) if traced else None,
         )
         records = []
-        for readings, end in zip(accepted, accumulate(sizes), strict=True):
-            mine = slice(end - len(readings), end)
-            records.append(
-                Records(self._topics.forecasts, readings.partition, readings.keys, values[mine], headers[mine])
-            )
+        for part, end in zip(accepted, accumulate(map(len, accepted)), strict=True):
+            mine = slice(end - len(part), end)
+            records.append(Records(self._topics.forecasts, part.partition, part.keys, values[mine], headers[mine]))
         return records
 
     def _states(self, stepped: StepResult | None, needs_full_write: Collection[int]) -> list[Records]:
-        """One record per changed sensor; for full writes one per sensor."""
-        table = self.serving.table
-        topic = self._topics.state
+        """One record per changed sensor, or per sensor of the partition in a full write."""
+        table, topic = self.serving.table, self._topics.state
         records = []
         if stepped is not None:
             changed: dict[int, tuple[list[bytes], list[bytes]]] = {}
@@ -172,15 +162,14 @@ class MicroBatchBuilder:
         return records
 
     def _encoded(self, rows: Rows, states: States) -> tuple[list[bytes], list[bytes]]:
-        """Keys and values of the records of some states."""
+        """Keys and values of the state records at ``rows``."""
         encode = self.serving.tag.encode
-        size = states.dtype.itemsize
-        packed = states.tobytes()
+        size, packed = states.dtype.itemsize, states.tobytes()
         values = [encode(packed[start : start + size]) for start in range(0, len(packed), size)]
         return [sensor.encode() for sensor in self.serving.table.sensors_at(rows.tolist())], values
 
     def _dead_letters(self, partition: int, rejected: Sequence[tuple[Any, Rejected]]) -> Records:
-        limit = self._settings.kafka.max_reading_bytes  # the topic has room for our own headers on top of it
+        limit = self._settings.kafka.max_reading_bytes  # the topic's own limit leaves room for our headers
         topic = self._topics.readings
         letters = [
             dead_letter(
@@ -200,58 +189,58 @@ class MicroBatchBuilder:
 # --- how many readings ------------------------------------------------------------------------------------------------
 
 
-FIRST_BATCH_READINGS: Final = 1_000  # nothing is known yet
+FIRST_BATCH_READINGS: Final = 1_000  # readings of the first batch, before any was timed
 SMALLEST_BATCH_READINGS: Final = 50
-BUDGET_S: Final = 2.0
-MAX_TRANSACTION_BYTES: Final = 64_000_000  # of states and forecasts; a broker takes that many in a second or two
-SMALL_TRANSACTION_BYTES: Final = 4_000_000  # a transaction of no more does not fail by its size
-_SHARE_OF_POLL_INTERVAL: Final = 0.1
-_REGROWTH: Final = 1.02  # of what is tried again behind a failed transaction, with each full batch that is committed
+BUDGET_S: Final = 2.0  # seconds to build a batch
+MAX_TRANSACTION_BYTES: Final = 64_000_000  # of states and forecasts; a broker takes these in one or two seconds
+SMALL_TRANSACTION_BYTES: Final = 4_000_000  # a transaction up to this size does not fail because of its size
+_SHARE_OF_POLL_INTERVAL: Final = 0.1  # part of the poll interval that a batch may take
+_REGROWTH: Final = 1.02  # growth of the limit that a failed transaction set, per full batch committed
 
 
 class BatchSize:
-    """Follows what batches take.
+    """The number of readings to poll next, adapted to how long batches take and whether their transactions fail.
 
     Args:
-        most: readings of a batch at most.
-        poll_interval_s: how long a forecaster may go without a poll.
+        most: upper limit, in readings.
+        poll_interval_s: seconds until the group drops a member that does not poll.
     """
 
     def __init__(self, most: int, poll_interval_s: float) -> None:
         self._asked = self._most = most
-        self._tried = float(most)  # what is tried since a transaction failed
+        self._limit_after_failure = float(most)  # readings; lowered when a large transaction fails, then grows again
         self._bytes_per_reading = 1
         self._budget_s = min(BUDGET_S, poll_interval_s * _SHARE_OF_POLL_INTERVAL)
         self.readings = min(FIRST_BATCH_READINGS, most)
 
     def set_bytes_per_reading(self, bytes_per_reading: int) -> None:
-        """A reading leads to so many bytes at most, its sensor's state and its forecast."""
+        """Set the most bytes that one reading adds to a transaction: its sensor's state and its forecast."""
         self._bytes_per_reading = bytes_per_reading
         self._most = min(self._asked, max(SMALLEST_BATCH_READINGS, MAX_TRANSACTION_BYTES // bytes_per_reading))
-        self._tried = self._most
+        self._limit_after_failure = self._most
         self._set(self.readings)
 
     def committed(self, readings: int, seconds: float) -> None:
-        """A batch of so many readings, made in so many seconds, was committed: the next is to keep to the budget."""
+        """Adapt to a committed batch: shrink if it took too long, double if it was full and fast."""
         is_full = readings >= self.readings
         if is_full:
-            self._tried = min(self._most, self._tried * _REGROWTH)
+            self._limit_after_failure = min(self._most, self._limit_after_failure * _REGROWTH)
         if not self._keep_to_budget(readings, seconds) and is_full and seconds < self._budget_s / 2:
             self._set(2 * self.readings)
 
     def failed(self, readings: int, seconds: float) -> None:
-        """The transaction of such a batch failed: should its size have been the reason, the next is smaller."""
+        """Adapt to a batch whose transaction failed: halve the next one if the size may be the reason."""
         if readings * self._bytes_per_reading > SMALL_TRANSACTION_BYTES:
-            self._tried = max(SMALLEST_BATCH_READINGS, min(self._tried, readings / 2))
+            self._limit_after_failure = max(SMALLEST_BATCH_READINGS, min(self._limit_after_failure, readings / 2))
         self._keep_to_budget(readings, seconds)
         self._set(self.readings)
 
     def _keep_to_budget(self, readings: int, seconds: float) -> bool:
-        """Whether it took too long, so that the next is smaller; where only states were written, that says nothing."""
+        """Shrink the next batch if this one took too long, and return whether it did; without readings it did not."""
         if seconds <= self._budget_s or not readings:
             return False
         self._set(int(readings * self._budget_s / seconds))
         return True
 
     def _set(self, readings: int) -> None:
-        self.readings = min(self._most, max(SMALLEST_BATCH_READINGS, min(readings, int(self._tried))))
+        self.readings = min(self._most, max(SMALLEST_BATCH_READINGS, min(readings, int(self._limit_after_failure))))

@@ -1,9 +1,11 @@
-"""The remedies for non-finite states: one after the other, sensor by sensor.
+"""The recovery of sensors with non-finite states, in three steps.
 
-A non-finite state is never written, and none of its forecasts is sent. First the sensor's partition is restored, and
-the sensor's state is rebuilt from its recent readings instead of the changelog; other partitions keep running. If the
-same readings lead to a non-finite state again, the state starts from scratch with the first of these readings. If even
-that does not help, the model is at fault.
+A non-finite state is never written, and its forecasts are never sent.
+
+1. The sensor's partition is restored, and the sensor's state is rebuilt from its recent readings instead of the
+   changelog. Other partitions keep running.
+2. If the same readings lead to a non-finite state again, the state starts from scratch with the first of them.
+3. If the state becomes non-finite even then, the model is at fault: the forecaster ends and names its version.
 """
 
 import logging
@@ -29,10 +31,10 @@ class Remedies:
 
 
 class Quarantine:
-    """Remembers which remedies were tried since readings of a partition were last committed.
+    """Counts the recovery steps of each sensor since readings of its partition were last committed.
 
     Args:
-        source: of the model; it forgets a version that no remedy helps, so the next start asks the registry.
+        source: source of the model; its record of a faulty version is deleted, so the next start asks the registry.
     """
 
     def __init__(self, model_name: str, source: ChampionSource) -> None:
@@ -52,22 +54,23 @@ class Quarantine:
         remedies = self.next_remedies(non_finite)
         for partition, sensors in non_finite.items():
             logger.error(
-                "version %d makes the states of %d sensors of partition %d non-finite; they are in quarantine: %s",
+                "partition %d: version %d made %d states non-finite; they are discarded: %s",
+                partition,
                 serving.version,
                 len(sensors),
-                partition,
                 ", ".join(sensors[:5]),
             )
         for partition, sensors in remedies.unrecoverable.items():
             self._source.clear_last_served()
             raise ModelUnusable(
                 f"version {serving.version} of {self._model_name} makes non-finite forecasts for sensor {sensors[0]}, "
-                f"partition {partition}, even from a state that starts from scratch; promote another version "
-                "(`streamgru models` lists them) and start the forecaster again: it continues at the same reading"
+                f"partition {partition}, even from a state that starts from scratch. Promote another version "
+                "(`streamgru models` lists them), then start the forecaster again: it continues at the same reading"
             )
         for partition, sensors in remedies.reset.items():
             logger.error(
-                "states rebuilt from readings are non-finite again; these sensors start from scratch: %s",
+                "partition %d: states are non-finite again after a rebuild; resetting sensors: %s",
+                partition,
                 ", ".join(sensors[:5]),
             )
             serving.reset(partition, sensors)
@@ -85,6 +88,6 @@ class Quarantine:
         return remedies
 
     def clear(self, partitions: Iterable[int] | None = None) -> None:
-        """Start again with the first remedy: readings of these partitions were committed. None: all partitions."""
-        gone = None if partitions is None else set(partitions)
-        self._tried = {} if gone is None else {key: n for key, n in self._tried.items() if key[0] not in gone}
+        """Start again with the first remedy for partitions whose readings were committed; for all if None."""
+        done = None if partitions is None else set(partitions)
+        self._tried = {key: tries for key, tries in self._tried.items() if done is not None and key[0] not in done}

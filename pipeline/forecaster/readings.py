@@ -1,6 +1,6 @@
-"""Records of the readings topic turned into columns, one partition at a time.
+"""Decodes records of the readings topic into columns, one partition at a time.
 
-The columns keep the order of offsets. What is no reading goes beside them with its reason, nothing is dropped here.
+The columns keep the order of offsets. Records that do not decode are returned beside them, each with its reason.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pipeline.messages import Reading, ReadingDecoder, Rejected
 Record = FetchedRecord
 
 TRACEPARENT: Final = "traceparent"
-# W3C's has 55 bytes, and later versions may add to it; a longer one is none, and would be repeated in a forecast.
+# W3C's header has 55 bytes, and later versions may be longer. A header beyond this limit is not passed on.
 LONGEST_TRACEPARENT_BYTES: Final = 256
 
 
@@ -30,21 +30,20 @@ class Readings:
     timestamp_us: NDArray[np.int64]  # (n,)
     values: NDArray[np.float64]  # (n, F), NaN where missing
     offsets: NDArray[np.int64]  # (n,)
-    traceparents: list[bytes | None] | None = None  # none of the readings has one: None
-    may_anchor: NDArray[np.bool_] | None = (
-        None  # (n,) of accepted ones, see ``model.reorder_buffer.ReleasedReading``; None: all
-    )
+    traceparents: list[bytes | None] | None = None  # None if no reading has one
+    # (n,) of accepted readings, see ``model.reorder_buffer.ReleasedReading``; None: each may
+    may_anchor: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, mask: NDArray[np.bool_]) -> "Readings":
-        """Those where ``mask`` (n,) is true; itself where all are."""
+        """The readings where ``mask`` (n,) is true; the same object if it is true for all."""
         return self if mask.all() else self.pick(np.flatnonzero(mask))
 
     def pick(self, places: NDArray[np.intp]) -> "Readings":
-        """Those at ``places``, in that order; none of them stepped so far."""
-        assert self.may_anchor is None, "what is picked of accepted readings may begin no replay"
+        """The readings at ``places``, in that order. Not for accepted readings with ``may_anchor``."""
+        assert self.may_anchor is None, "a selection of accepted readings would need new anchors"
         chosen = places.tolist()
         traceparents = self.traceparents
         return Readings(
@@ -58,9 +57,8 @@ class Readings:
         )
 
     def followed_by(self, others: "Readings") -> "Readings":
-        """These and then others of the same partition; none of them stepped so far."""
-        assert self.may_anchor is None, "`begins` belongs to one acceptance check"
-        assert others.may_anchor is None, "`begins` belongs to one acceptance check"
+        """These readings, then ``others`` of the same partition. Not for accepted readings with ``may_anchor``."""
+        assert self.may_anchor is others.may_anchor is None, "accepted readings cannot be joined, only stepped"
         traceparents = None
         if self.traceparents is not None or others.traceparents is not None:
             traceparents = [*(self.traceparents or [None] * len(self)), *(others.traceparents or [None] * len(others))]
@@ -75,22 +73,22 @@ class Readings:
         )
 
     def merged_with(self, others: "Readings") -> "Readings":
-        """These and others of the same partition, in the order of their offsets."""
+        """These readings and ``others`` of the same partition, in offset order."""
         both = self.followed_by(others)
         return both.pick(np.argsort(both.offsets)) if (np.diff(both.offsets) < 0).any() else both
 
 
 @dataclass(frozen=True)
 class DecodedRecords:
-    """What a run of records of one partition holds."""
+    """The content of records of one partition."""
 
     readings: Readings
     rejected: list[tuple[Record, Rejected]]
-    ignored_features: int  # in the readings, features that the settings do not name
+    ignored_features: int  # values of features that the settings do not name
 
 
 def decode_records(decoder: ReadingDecoder, features: int, partition: int, records: Sequence[Record]) -> DecodedRecords:
-    """The readings in records of one partition, and what is none. ``features`` is how many the decoder picks (F)."""
+    """Split records of one partition into readings, with ``features`` values each, and rejected records."""
     decode = decoder.decode
     rejected: list[tuple[Record, Rejected]] = []
     found: list[Reading]

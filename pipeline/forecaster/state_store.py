@@ -1,11 +1,8 @@
-"""The state store: the states of all sensors, with the model version that steps them.
+"""The state store: the committed states of all sensors in memory, and the model version that steps them.
 
-All sensors' states in memory: one structured array, one row per sensor, rows found by partition and sensor.
-
-The table holds only what has been committed: whoever steps states takes copies (``gather``) and puts them back
-(``scatter``) once their transaction is durable. The durable copy is the changelog (``pipeline.forecaster.restore``).
-
-One model version with all the states it has made: what the stream is served with until another takes its place.
+``StateTable`` is one structured array with a row per sensor. It holds committed states only: a step works on copies
+(``gather``), and the loop writes these back (``scatter``) after the commit. ``ServedModel`` joins the table with a
+model version: it classifies readings and steps them. The durable copy is the changelog, see ``restore``.
 """
 
 import logging
@@ -32,16 +29,14 @@ States = NDArray[np.void]  # (B,) of model.state.state_dtype
 Rows = NDArray[np.intp]
 
 _SMALLEST_CAPACITY: Final = 64
-# In steps this small the memory stays near what is needed. Growing hardly costs: the system moves the pages of a large
-# array instead of copying them (Linux), so it is never there twice.
+# Capacity factor. Small steps waste little memory, and Linux grows a large array by remapping its pages, not by a copy.
 _GROWTH: Final = 1.0625
 
 
 class StateTable:
     """States by partition and sensor.
 
-    A sensor id is a sensor of its own in each partition it appears in. A sensor that was never seen gets a blank row
-    when it is asked for. Not safe for use by several threads.
+    A sensor id in two partitions is two sensors. ``rows`` gives an unknown sensor a blank row. Not thread-safe.
 
     Args:
         blank: (1,) the state of a sensor without readings; its dtype is the table's.
@@ -50,8 +45,8 @@ class StateTable:
     def __init__(self, blank: States) -> None:
         self._blank = blank.copy()
         self._states = np.empty(0, blank.dtype)
-        self._sensors: list[str] = []  # by row; of a free row: whatever was there
-        self._partitions = np.empty(0, np.int32)  # by row
+        self._sensors: list[str] = []  # sensor of each row; a free row keeps its old one
+        self._partitions = np.empty(0, np.int32)  # partition of each row
         self._index: dict[int, dict[str, int]] = {}
         self._free: list[int] = []
 
@@ -60,12 +55,12 @@ class StateTable:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of a state."""
+        """The dtype of a state."""
         return self._states.dtype
 
     @property
     def partitions(self) -> frozenset[int]:
-        """The partitions that the table holds, also those without a sensor."""
+        """The partitions in the table, including those without a sensor."""
         return frozenset(self._index)
 
     @property
@@ -74,16 +69,16 @@ class StateTable:
         return self._states.nbytes + self._partitions.nbytes
 
     def add_partition(self, partition: int) -> None:
-        """Begin to hold a partition; what the table held of it is gone."""
+        """Add an empty partition; states that the table had for it are deleted."""
         self.drop_partition(partition)
         self._index[partition] = {}
 
     def drop_partition(self, partition: int) -> None:
-        """Forget a partition; its rows are free for other sensors."""
+        """Delete a partition; its rows become free."""
         self._free += self._index.pop(partition, {}).values()
 
     def rows(self, partition: int, sensors: Sequence[str]) -> Rows:
-        """(n,) the row of each sensor, which may repeat; sensors not seen before get blank rows."""
+        """(n,) the row of each sensor; sensors may repeat, unknown ones get blank rows."""
         index = self._index[partition]
         try:
             return np.fromiter(map(index.__getitem__, sensors), np.intp, len(sensors))
@@ -120,11 +115,11 @@ class StateTable:
         return self._states[rows]
 
     def scatter(self, rows: Rows, states: States) -> None:
-        """Put states into ``rows``, each of which is named once."""
+        """Write states to ``rows``, which are distinct."""
         self._states[rows] = states
 
     def blank(self, count: int) -> States:
-        """As many states of sensors without readings."""
+        """(count,) states of sensors without readings."""
         return np.repeat(self._blank, count)
 
     def _allocate(self, partition: int, sensors: Sequence[str]) -> None:
@@ -140,60 +135,59 @@ class StateTable:
     def _grow(self, by: int) -> None:
         before = len(self._states)
         capacity = max(_SMALLEST_CAPACITY, int(before * _GROWTH), before + by)
-        # Nobody else holds these arrays: what leaves this class is a copy.
+        # refcheck=False is safe: every method returns copies, so nothing refers to the old memory.
         self._states.resize(capacity, refcheck=False)
         self._partitions.resize(capacity, refcheck=False)
         self._sensors += [""] * (capacity - before)
-        self._free += range(capacity - 1, before - 1, -1)  # the lowest row is taken first
+        self._free += range(capacity - 1, before - 1, -1)  # pop() hands out the lowest row first
 
 
-# --- with the model that steps them -----------------------------------------------------------------------------------
+# --- the states with their model version ------------------------------------------------------------------------------
 
 
-NUMBER_BYTES: Final = 12  # of a quantile in a forecast's JSON, with its comma
+NUMBER_BYTES: Final = 12  # bytes of a quantile and its comma in a forecast's JSON
 
 
 @dataclass(frozen=True)
 class Classification:
-    """What becomes of readings of one partition, by the states and the readings before each."""
+    """The outcome of the acceptance rules for readings of one partition."""
 
-    accepted: Readings  # in the order in which they are stepped
-    buffered: Readings | None  # those that wait for earlier ones, in the order of their offsets
+    accepted: Readings  # in the order of their steps
+    buffered: Readings | None  # the reorder buffer afterwards, in offset order; None if empty
     duplicates: int
     late: int
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What accepted readings made of their sensors' states, not yet in the table."""
+    """The states after some accepted readings, not yet in the table, and their forecasts."""
 
-    rows: Rows  # (B,) of the table, each once
-    states: States  # (B,) as they are after the readings
+    rows: Rows  # (B,) distinct rows of the table
+    states: States  # (B,) after the readings
     forecasts: Forecasts  # n, in the order of the readings
-    non_finite: Rows  # those of ``rows`` whose state or forecast is no finite number: not to be kept
+    non_finite: Rows  # the rows with a non-finite state or forecast, which must not be committed
 
 
 class ServedModel:
-    """A model version and its states. For one thread at a time."""
+    """A model version and its states. Not thread-safe."""
 
     def __init__(self, version: int, forecaster: Forecaster, settings: Settings) -> None:
         self.version = version
-        self.config = forecaster.config
+        self.config = config = forecaster.config
         self.tag = StateTag(version, settings.fingerprint)
-        self.table = StateTable(blank_states(forecaster.config, 1, settings.adaptation))
+        self.table = StateTable(blank_states(config, 1, settings.adaptation))
         self._stepper = Stepper(forecaster, settings.adaptation)
         self._grace = settings.grace
-        config = forecaster.config
-        numbers = len(config.targets) * len(config.quantiles) * config.horizon_steps
-        self.bytes_per_reading = self.table.dtype.itemsize + numbers * NUMBER_BYTES  # that are written, at most
+        numbers = config.target_count * len(config.quantiles) * config.horizon_steps
+        self.bytes_per_reading = self.table.dtype.itemsize + numbers * NUMBER_BYTES  # upper limit of state + forecast
 
     def classify(self, readings: Readings, buffered: Readings | None = None, end: int | None = None) -> Classification:
-        """Which readings are accepted (``model.acceptance``, ``model.reorder_buffer``); nothing is stepped.
+        """Classify readings of one partition (``model.acceptance``, ``model.reorder_buffer``); no state is stepped.
 
         Args:
-            readings: of one partition, in the order of their offsets.
-            buffered: what is held of it so far.
-            end: the offset up to which the partition was read.
+            readings: readings in offset order.
+            buffered: the partition's reorder buffer.
+            end: offset up to which the partition was read; it decides which old buffered readings are released.
         """
         partition = readings.partition
         [classified] = self.classify_all(
@@ -207,7 +201,7 @@ class ServedModel:
         buffered: Mapping[int, Readings] = MappingProxyType({}),
         ends: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Classification]:
-        """``classify`` of readings of several partitions at once, each partition named once: several times as fast."""
+        """``classify`` for several distinct partitions in one call, which is several times as fast."""
         if self._grace.is_on:
             return [
                 self._classify_reordered(part, buffered.get(part.partition), ends.get(part.partition)) for part in parts
@@ -228,7 +222,7 @@ class ServedModel:
         ]
 
     def _classify_reordered(self, new: Readings, buffered: Readings | None, end: int | None) -> Classification:
-        """``classify`` where gaps are waited for; what was held so far comes first."""
+        """``classify`` with a reorder buffer; readings already buffered come first."""
         readings, still = new, None
         if buffered is not None:
             can_release = self._can_release(buffered, new, end)
@@ -244,9 +238,9 @@ class ServedModel:
         return _classification(accepted, still if len(still) else None, reordering.verdicts)
 
     def _can_release(self, buffered: Readings, new: Readings, end: int | None) -> NDArray[np.bool_]:
-        """(n,) of what is held, all of the sensors that have a new reading, or one whose turn has come without it.
+        """(n,) which buffered readings to reorder again: those of sensors with a new or a releasable reading.
 
-        The others are not looked at one by one: after an outage there may be very many.
+        The rest stay untouched, because after an outage the buffer may be very large.
         """
         distinct, codes = np.unique(self.table.rows(buffered.partition, buffered.sensors), return_inverse=True)
         last_us = self.table.field("last_us", distinct)
@@ -255,15 +249,15 @@ class ServedModel:
         return moving[codes]
 
     def step(self, accepted: Sequence[Readings]) -> StepResult:
-        """Step accepted readings of several partitions, each partition named once, into copies of their states.
+        """Step accepted readings of distinct partitions into copies of their sensors' states.
 
-        Each sensor's are in order of time; across sensors any order gives the same.
+        Readings of a sensor come in the order of time. The order of sensors does not change the result.
         """
         table = self.table
         rows = np.concatenate([table.rows(part.partition, part.sensors) for part in accepted])
         distinct, slots = np.unique(rows, return_inverse=True)
         states = table.gather(distinct)
-        # A state that was lost begins anew, though it keeps the time that its sensor's readings must be later than.
+        # A reset state has no previous reading, hence no gap before this one; its row keeps `last_us` for classify.
         states["last_us"][states["accepted"] == 0] = NEVER_US
         forecasts = self._stepper.step(
             states,
@@ -280,24 +274,24 @@ class ServedModel:
         return StepResult(distinct, states, forecasts, distinct[bad])
 
     def reset(self, partition: int, sensors: Sequence[str]) -> None:
-        """Lose the states of sensors: the next reading of each begins one, and must be as late as it had to be."""
+        """Reset the states of sensors to blank; readings up to a sensor's last timestamp remain late or duplicates."""
         rows = self.table.rows(partition, sensors)
         states = self.table.blank(len(rows))
         states["last_us"] = self.table.field("last_us", rows)
         self.table.scatter(rows, states)
 
     def replay(self, accepted: Sequence[Readings]) -> None:
-        """Step accepted readings whose forecasts nobody wants, straight into the table."""
+        """Step accepted readings straight into the table, without their forecasts; non-finite states are reset."""
         present = [part for part in accepted if len(part)]
         if present:
             stepped = self.step(present)
             self.table.scatter(stepped.rows, stepped.states)
             for partition, sensors in self.table.sensors_by_partition(stepped.non_finite).items():
                 logger.error(
-                    "replaying readings led the states of sensors %s, partition %d, to numbers that are not finite; "
-                    "they begin anew",
-                    ", ".join(sensors[:5]),
+                    "partition %d: replayed readings made %d states non-finite; resetting sensors: %s",
                     partition,
+                    len(sensors),
+                    ", ".join(sensors[:5]),
                 )
                 self.reset(partition, sensors)
 
@@ -309,5 +303,5 @@ def _classification(accepted: Readings, buffered: Readings | None, verdicts: NDA
 
 def _may_anchor(accepted: Sequence[Readings]) -> NDArray[np.bool_] | None:
     parts = [part.may_anchor for part in accepted if part.may_anchor is not None]
-    assert len(parts) in (0, len(accepted)), "gaps are waited for in all partitions or in none"
+    assert len(parts) in (0, len(accepted)), "the reorder buffer is on for all partitions or for none"
     return np.concatenate(parts) if parts else None

@@ -1,16 +1,10 @@
-"""Detects a forecaster that is stuck: in a call that never returns, or without progress though there is work.
+"""Stuck detection: notices a call that never returns, and a forecaster without progress although there is work.
 
-Ends the process when a call that cannot be interrupted takes too long.
-
-kafka-python waits without limit for a commit, an abort and the offsets of a transaction. A forecaster that hangs there
-would keep its partitions (heartbeats go on) and forecast nothing; ended, a successor takes over within seconds.
-While no broker answers nothing could return: such time is not counted.
-
-Watches a forecaster from beside its loop: is it getting on, idle, or stuck; are the brokers there, and the topics?
-
-A thread with clients of its own looks every few seconds, so it sees what the loop cannot see of itself. It only tells:
-what makes going on impossible is raised by the loop (``HealthMonitor.failure``), and only where the loop does not come
-to it does the thread end the process.
+kafka-python waits for a commit or an abort without limit, and its heartbeats keep the partitions assigned meanwhile.
+``Watchdog`` ends the process if such a call takes too long, so another forecaster takes over within seconds. Time in
+which no broker answers does not count. ``HealthMonitor``, a thread with clients of its own, checks the brokers, the
+topics and the loop's ``Heartbeat`` every few seconds. It stores a fatal error in ``failure``, which the loop raises; if
+the loop does not raise it in time, the thread ends the process.
 """
 
 import logging
@@ -38,34 +32,34 @@ logger = logging.getLogger("streamgru.stuck_detection")
 
 EXIT_CODE: Final = 70  # EX_SOFTWARE in sysexits.h
 CHECK_INTERVAL_S: Final = 0.5
-# A process that was stopped and goes on finds its deadline in the past though the call had no time to finish: only a
-# call that is found overdue twice in a row, one interval apart, ends the process.
+# Checks in a row that find a call overdue before the process ends. After SIGSTOP and SIGCONT the first check finds the
+# deadline passed although the call had no time to finish.
 _OVERDUE_CHECKS: Final = 2
 
 
 def end_process(message: str) -> None:
-    """Print the message and exit with ``EXIT_CODE``, from whichever thread and whatever the others do."""
+    """Print the message and exit with ``EXIT_CODE``, from any thread, regardless of the other threads."""
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
-    os._exit(EXIT_CODE)  # an exception would never reach the thread that hangs
+    os._exit(EXIT_CODE)  # an exception would not end a main thread that hangs in a call
 
 
 @dataclass
 class Call:
-    """A watched call under way."""
+    """A watched call that has not returned yet."""
 
     what: str
-    began: float  # of the monotonic clock
-    excused_s: float = 0.0  # of its time so far
+    began: float  # monotonic seconds
+    excused_s: float = 0.0  # seconds of it that do not count
 
 
 class Watchdog:
-    """Watches one call at a time, made by one thread.
+    """Ends the process if a watched call takes too long. One thread makes the calls, one at a time.
 
     Args:
-        limit_s: how long a watched call may take, not counting the time in which it is excused.
-        end: what to do with the message when it took longer; by default print it and exit with ``EXIT_CODE``.
-        is_excused: whether no call could return now; asked at every check, and so not to wait for anything.
+        limit_s: most seconds of a call, without the excused ones.
+        end: receives the message; by default prints it and exits with ``EXIT_CODE``.
+        is_excused: whether the present time does not count; must return at once.
     """
 
     def __init__(
@@ -86,7 +80,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, what: str) -> Iterator[Call]:
-        """Let the body take ``limit_s`` at most. ``what`` completes the sentence "… has not returned"."""
+        """Let the body take at most ``limit_s``. ``what`` names it in the message, such as "a commit"."""
         self._watched = call = Call(what, time.monotonic())
         try:
             yield call
@@ -114,9 +108,9 @@ class Watchdog:
             overdue = watched
             if checks >= _OVERDUE_CHECKS:
                 self._end(
-                    f"{watched.what} has not returned for {self._limit_s:g} s (forecaster.commit_timeout_s); this "
-                    "process ends so that another can take over. Nothing is lost: start it again, it goes on where the "
-                    "last transaction ended. Check that the brokers answer"
+                    f"{watched.what} has not returned for {self._limit_s:g} s (forecaster.commit_timeout_s). This "
+                    "process ends, so that another forecaster can take over. Nothing is lost. Check that the brokers "
+                    "answer, then start the forecaster again: it continues after the last transaction"
                 )
                 return
 
@@ -125,116 +119,100 @@ class Watchdog:
 
 
 MONITOR_INTERVAL_S: Final = 2.0
-# A broker that has just come back may not know all topics yet: only so many looks in a row that miss one count.
-MISSING_TOPIC_CHECKS: Final = 3
-# Looks further apart than this, and than work may wait, are of a process that was stopped in between.
-PROCESS_STOPPED_S: Final = 5.0
-# A look takes some 20 s at the most, with new clients for it: what is older says nothing of now.
-STALE_AFTER_S: Final = 30.0
-# How long the loop, which looks for a failure several times a second, may take to find it.
-RAISE_WITHIN_S: Final = 10.0
+MISSING_TOPIC_CHECKS: Final = 3  # checks in a row that miss a topic; a restarted broker may not know all topics at once
+PROCESS_STOPPED_S: Final = 5.0  # seconds; a longer time between two checks means that the whole process was stopped
+STALE_AFTER_S: Final = 30.0  # seconds; a check with new clients takes up to 20 s, so an older result is out of date
+RAISE_WITHIN_S: Final = 10.0  # seconds until the loop must have raised a failure, which it looks for in every turn
 
 
 class ForecasterState(StrEnum):
-    """What a forecaster is doing."""
+    """The state of a forecaster, as /healthz names it."""
 
-    STARTING = "starting"  # up to its place in the group: the first champion may be waited for
-    RESTORING = "restoring"  # some of its partitions wait for their states
-    SERVING = "serving"  # also where there is nothing to do
-    STUCK = "stuck"  # there is work, and for too long none was committed
+    STARTING = "starting"  # before its first poll; it may wait for a first champion
+    RESTORING = "restoring"  # some of its partitions have no states yet
+    SERVING = "serving"  # including an idle forecaster
+    STUCK = "stuck"  # work waits, and no transaction was committed for too long
     WAITING = "waiting for broker"
 
 
 @dataclass
 class Heartbeat:
-    """What the loop did last. Written by its thread, read by others: attributes are replaced, never changed in place.
+    """The last actions of the loop, in monotonic seconds.
 
-    Times are of the monotonic clock, which no change of the wall clock moves.
+    The loop's thread writes it and other threads read it, so attributes are replaced, never changed in place.
     """
 
-    progressed: float = field(default_factory=time.monotonic)  # a commit, or a state restored
+    progressed: float = field(default_factory=time.monotonic)  # last commit or restored state
     polled: float | None = None
     committed: float | None = None
-    positions: Mapping[int, int] = field(default_factory=dict)  # of the partitions served: where reading goes on
+    positions: Mapping[int, int] = field(default_factory=dict)  # running partition -> next offset to read
     is_restoring: bool = False
     sensors: int = 0
 
 
 class StuckDetector:
-    """Tells the idle from the stuck, look by look.
+    """Decides from a series of checks whether a forecaster is stuck.
 
-    Stuck is who had work before it at two looks in a row or more, and for ``limit_s`` of that time neither committed
-    nor restored anything; or who has not polled for ``poll_interval_s``, after which the group has given it up. One
-    look would not do: a reading that has just arrived is work, too. Time in which no broker answers does not count: a
-    commit under way waits for them.
+    A forecaster is stuck if checks find work for ``limit_s``, at least two in a row, and it neither commits nor
+    restores. It is also stuck if it has not polled for ``poll_interval_s``: the group has then dropped it. Time in
+    which no broker answers does not count.
     """
 
     def __init__(self, limit_s: float, poll_interval_s: float) -> None:
         self._limit_s = limit_s
         self._poll_interval_s = poll_interval_s
-        self._since: float | None = None  # the first of the looks in a row that found work
+        self._work_since: float | None = None  # first of the checks in a row that found work
         self._last_check: float | None = None
-        self._waited = -math.inf  # the last look that found no broker
+        self._unreachable_at = -math.inf  # last check that reached no broker
 
     def state(self, heartbeat: Heartbeat, ends: Mapping[int, int] | None, now: float) -> ForecasterState:
-        """What a look found. ``ends`` are those of the partitions' logs; none: no broker answered."""
+        """The state as of a check. ``ends`` maps partitions to their ends in the log; None: no broker answered."""
         before, self._last_check = self._last_check, now
         if heartbeat.polled is None:
             return ForecasterState.STARTING
         if ends is None:
-            self._since = None  # waiting is right, for as long as it takes
-            self._waited = now
+            self._work_since = None
+            self._unreachable_at = now
             return ForecasterState.WAITING
+        active = ForecasterState.RESTORING if heartbeat.is_restoring else ForecasterState.SERVING
         if before is not None and now - before > max(self._limit_s, PROCESS_STOPPED_S):
-            self._since = None  # the whole process stood still: the loop has had no time to do anything, either
-            return ForecasterState.RESTORING if heartbeat.is_restoring else ForecasterState.SERVING
-        if now - max(heartbeat.polled, self._waited) > self._poll_interval_s:
+            self._work_since = None  # the whole process was stopped, so the loop had no time to work
+            return active
+        if now - max(heartbeat.polled, self._unreachable_at) > self._poll_interval_s:
             return ForecasterState.STUCK
         if not heartbeat.is_restoring and not any(lag_of(heartbeat, ends).values()):
-            self._since = None
-            return ForecasterState.SERVING
-        if self._since is None:
-            self._since = now
-        elif now - max(self._since, heartbeat.progressed) >= self._limit_s:
+            self._work_since = None
+        elif self._work_since is None:
+            self._work_since = now
+        elif now - max(self._work_since, heartbeat.progressed) >= self._limit_s:
             return ForecasterState.STUCK
-        return ForecasterState.RESTORING if heartbeat.is_restoring else ForecasterState.SERVING
+        return active
 
 
 def lag_of(heartbeat: Heartbeat, ends: Mapping[int, int]) -> dict[int, int]:
-    """Offsets from where reading goes on to the end of the log, by partition served whose end is known."""
-    return {
-        number: max(0, ends[number] - position)
-        for number, position in sorted(heartbeat.positions.items())
-        if number in ends
-    }
+    """The lag of each running partition, in offsets; partitions of unknown end are left out."""
+    return {p: max(0, ends[p] - position) for p, position in sorted(heartbeat.positions.items()) if p in ends}
 
 
 class HealthMonitor:
-    """The thread that looks.
+    """A thread that checks brokers, topics and the loop's heartbeat.
 
     Args:
-        limit_s: how long work may wait without a commit.
-        is_fatal: whether being stuck ends the forecaster.
+        limit_s: seconds that work may wait without a commit.
+        is_fatal: whether a stuck forecaster ends.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        heartbeat: Heartbeat,
-        limit_s: float,
-        *,
-        is_fatal: bool,
-        interval_s: float = MONITOR_INTERVAL_S,
-    ) -> None:
+    def __init__(self, settings: Settings, heartbeat: Heartbeat, limit_s: float, *, is_fatal: bool) -> None:
         self.state = ForecasterState.STARTING
-        self.trouble = ""  # why no broker could be asked, or what is wrong with the topics
+        self.trouble = ""  # message of the last check, about brokers or topics; empty if it succeeded
         self.lag: Mapping[int, int] = {}
         self.failure: StreamgruError | None = None
         self._settings = settings
         self._heartbeat = heartbeat
         self._limit_s = limit_s
         self._is_fatal = is_fatal
-        self._interval_s = min(interval_s, limit_s)
+        self._interval_s = min(MONITOR_INTERVAL_S, limit_s)
+        self._request_timeout_ms = round(settings.forecaster.request_timeout_s * 1_000)
         self._detector = StuckDetector(limit_s, settings.forecaster.poll_interval_s)
         self._missing_topic_checks = 0
         self._checked_at = 0.0
@@ -242,16 +220,16 @@ class HealthMonitor:
         self._thread = threading.Thread(target=self._run, name="health-monitor", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the checks."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking; a look under way is left to end by itself."""
+        """Stop the checks, without waiting for one in progress."""
         self._closed.set()
 
     @property
     def waits_for_brokers(self) -> bool:
-        """Whether the last look, a recent one, found no broker."""
+        """Whether the last check is recent and reached no broker."""
         return self.state is ForecasterState.WAITING and time.monotonic() - self._checked_at < STALE_AFTER_S
 
     def _run(self) -> None:
@@ -266,40 +244,33 @@ class HealthMonitor:
                         self._closed.wait(self._interval_s)
             except (KafkaError, client_errors.KafkaError) as error:
                 self._update(None, str(error))
+            except Exception as error:  # without this thread a stuck forecaster would count as healthy for ever
+                logger.debug("a health check failed", exc_info=error)
+                # {} instead of None, which would mean that no broker answers: this time must count.
+                self._update({}, f"the health check failed with {type(error).__name__}: {error}")
+            if self.failure is None:
                 self._closed.wait(self._interval_s)
-            except Exception as error:  # what watches must not die, or all would seem well for ever
-                logger.debug("looking failed", exc_info=error)
-                # Not as if no broker had answered: nothing is excused by it, and the loop's own signs still count.
-                self._update({}, f"looking after the forecaster failed by {type(error).__name__}: {error}")
-                self._closed.wait(self._interval_s)
-            if self.failure is not None and not self._closed.wait(RAISE_WITHIN_S):
+            elif not self._closed.wait(RAISE_WITHIN_S):
                 end_process(str(self.failure))
-
-    @property
-    def _request_timeout_ms(self) -> int:
-        return round(self._settings.forecaster.request_timeout_s * 1_000)
 
     def _check(self, admin: Any, consumer: Any) -> None:
         topic = self._settings.kafka.topics.readings
-        where = [TopicPartition(topic, number) for number in self._heartbeat.positions]
+        partitions = [TopicPartition(topic, number) for number in self._heartbeat.positions]
         try:
             check_topics(self._settings, admin)
             self._missing_topic_checks = 0
             with translate_errors(f"looking up the ends of {topic}", self._settings):
-                headless = leaderless(consumer, where)
-                asked = [at for at in where if at not in headless]
+                without_leader = leaderless(consumer, partitions)
+                asked = [tp for tp in partitions if tp not in without_leader]
                 ends = consumer.end_offsets(asked, timeout_ms=self._request_timeout_ms) if asked else {}
         except TopicError as error:
             self._count_missing_topics(error)
             return
-        except BrokerUnreachable as error:
-            self._update(None, str(error))
+        except KafkaError as error:  # only the time without a broker is excused, not an error that a broker returns
+            self._update(None if isinstance(error, BrokerUnreachable) else {}, str(error))
             return
-        except KafkaError as error:  # they answer, and do not tell: nothing is excused by that
-            self._update({}, str(error))
-            return
-        numbers = ", ".join(str(at.partition) for at in headless)
-        trouble = f"no broker leads partition {numbers} of {topic} at present" if headless else ""
+        numbers = ", ".join(str(tp.partition) for tp in without_leader)
+        trouble = f"no broker leads partition {numbers} of topic {topic} at the moment" if numbers else ""
         self._update({tp.partition: end for tp, end in ends.items()}, trouble)
 
     def _count_missing_topics(self, error: TopicError) -> None:
@@ -307,23 +278,25 @@ class HealthMonitor:
         self.trouble = str(error)
         if self._missing_topic_checks == MISSING_TOPIC_CHECKS:
             self.failure = TopicError(
-                f"the topics have changed under this forecaster: {error}. It ends, since nothing it could do would be "
-                "right; what was committed is"
+                f"the topics changed while this forecaster was running: {error}. The forecaster ends without another "
+                "commit. Correct the topics, then start it again"
             )
 
     def _update(self, ends: Mapping[int, int] | None, trouble: str) -> None:
         if trouble and (not self.trouble or (ends is None) != (self.state is ForecasterState.WAITING)):
-            logger.error("%s%s", trouble, "; waiting for it" if ends is None else "")
+            logger.error("waiting for the brokers: %s" if ends is None else "%s", trouble)
         elif self.trouble and not trouble:
-            was_away = self.state is ForecasterState.WAITING
-            logger.warning("the brokers can be reached again" if was_away else "all can be seen again")
+            if self.state is ForecasterState.WAITING:
+                logger.warning("the brokers can be reached again")
+            else:
+                logger.warning("resolved: %s", self.trouble)
         self.trouble = trouble
         self.lag = {} if ends is None else lag_of(self._heartbeat, ends)
         self._checked_at = time.monotonic()
         self.state = self._detector.state(self._heartbeat, ends, self._checked_at)
         if self.state is ForecasterState.STUCK and self._is_fatal:
             self.failure = StreamgruError(
-                f"no transaction for {self._limit_s:g} s (--max-idle) though there is work: lag by partition "
-                f"{dict(self.lag)}, restoring: {'yes' if self._heartbeat.is_restoring else 'no'}. This process ends so "
-                "that another can take over. Nothing is lost; the log says what it was waiting for"
+                f"no transaction for {self._limit_s:g} s (--max-idle) although there is work: lag by partition "
+                f"{dict(self.lag)}, restoring: {'yes' if self._heartbeat.is_restoring else 'no'}. This process ends, "
+                "so that another forecaster can take over. Nothing is lost; its log shows the last steps"
             )

@@ -67,7 +67,7 @@ def test_a_state_that_becomes_non_finite_in_memory_is_rebuilt(
     assert forecaster.counters.quarantined_states == 1
     assert forecaster.counters.rebuilt_sensors == 1
     assert forecaster.counters.aborted == 0
-    assert any("in quarantine: sensor-3" in message for message in caplog.messages)
+    assert any("they are discarded: sensor-3" in message for message in caplog.messages)
     assert not non_finite(states_written(settings, small_forecaster(settings))).any()
 
 

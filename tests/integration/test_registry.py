@@ -290,7 +290,7 @@ def test_a_recreated_model_with_the_same_version_number_is_an_error(
     restarted = RegistryChampion(chosen)
     assert restarted.last_served() is not None
     for champion in (first, restarted):
-        with pytest.raises(RegistryError, match="is another model than the one loaded under that number"):
+        with pytest.raises(RegistryError, match="is not the model that was loaded under this number"):
             champion.resolve()
 
 

@@ -175,5 +175,5 @@ def test_a_forecast_that_is_no_number_is_refused() -> None:
     encoder, _ = make_encoder(1, (0.5,), 2)
     forecasts = make_forecasts(np.random.default_rng(0), (3, 1, 1, 2))
     forecasts.quantiles[1, 0, 0, 1] = np.nan
-    with pytest.raises(ModelUnusable, match=r"version 3 .* \(sensor b, offset 11\)"):
+    with pytest.raises(ModelUnusable, match=r"version 3 .* sensor b at offset 11"):
         encoder.encode("readings", [0, 1, 0], ["a", "b", "c"], np.zeros(3, np.int64), np.array([10, 11, 12]), forecasts)  # type: ignore[arg-type]

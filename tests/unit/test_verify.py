@@ -244,9 +244,9 @@ def test_how_late_a_state_may_begin_is_known_however_long_ago_its_sensor_did(
 @pytest.mark.parametrize(
     ("state", "why"),
     [
-        (None, "there is none"),
+        (None, "the changelog has no record of it"),
         (LastState(fault="not a state record"), "not a state record"),
-        (LastState(2, b"\0" * 16), "it has another size than its model's"),
+        (LastState(2, b"\0" * 16), "the size of the state does not match version 2"),
     ],
 )
 def test_a_state_that_cannot_be_is_found(evidence: Evidence, state: LastState | None, why: str) -> None:
@@ -469,14 +469,14 @@ def test_forecasts_of_other_settings_are_kept_apart(on_the_topic: list[Forecast]
     assert log.foreign.input_offset.tolist() == [0, 1, 2, 3]
     assert log.foreign.fingerprints == {before.fingerprint: 4}
 
-    with pytest.raises(StreamgruError, match=f"under settings {before.fingerprint}, which are not the present ones"):
+    with pytest.raises(StreamgruError, match=f"under settings {before.fingerprint}, not under the present ones"):
         explain(SETTINGS, load, "s", START_OF_2016_US)
 
 
 def test_a_forecast_of_another_shape_than_its_settings_say_is_no_forecast(on_the_topic: list[Forecast]) -> None:
     longer = {"a": {quantile_key(level): [1.0] * 3 for level in SETTINGS.quantiles}}
     on_the_topic.append(msgspec.structs.replace(forecast_of(SETTINGS, 0), quantiles=longer))
-    with pytest.raises(KafkaError, match="is no forecast for these settings"):
+    with pytest.raises(KafkaError, match="is not a forecast of these settings"):
         read_forecasts(SETTINGS, numbers=True)
 
 
