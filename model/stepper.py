@@ -178,7 +178,7 @@ class Stepper:
         return hidden
 
     def _past(self, rows: States, seen: Floats, trace: NormaliserTrace, plan: "_StepPlan") -> tuple[Past, Indexes]:
-        """The targets' past, sensor by sensor (R carried lags, then the new steps); and (M,) the steps' indexes there."""
+        """The targets' past, sensor by sensor (R carried lags, then the new steps); and (M,) indexes of the steps."""
         config = self.config
         R, K = config.lag_steps, config.target_count
         targets = list(config.target_indices)
