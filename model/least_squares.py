@@ -107,14 +107,7 @@ def _learn_distances(
 
 @compiled
 def follow(
-    lengths: Indexes,
-    earliest: int,
-    series: Any,
-    bound: Floats,
-    outer: Any,
-    learned: Any,
-    points: Floats,
-    spread: Floats,
+    lengths: Indexes, first: int, series: Any, bound: Floats, outer: Any, learned: Any, points: Floats, spread: Floats
 ) -> None:
     """Step every problem through its rounds: learn from the labels that have come, then forecast.
 

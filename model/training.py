@@ -57,16 +57,14 @@ class TrainingOptions:
     dropout: float = 0.3
     batch_lanes: int = 64
     chunk_steps: int = 48  # steps that a gradient reaches back
-    # Neighbouring steps share all but one of their labels. So only one in `horizon_steps // labels_per_step` steps has a
-    # loss; every step has one if the horizon is shorter than twice this number.
+    # Neighbouring steps share all but one of their labels, so only one in `horizon_steps // labels_per_step` steps has a
+    # loss. Every step has one if the horizon is shorter than twice this number.
     labels_per_step: int = 96
     updates_per_epoch: int = 64  # an epoch is a number of updates, regardless of the amount of data
     patience_epochs: int = 8
     averaging: float = 0.98  # decay per update of the averaged weights, which are validated and kept
     unknown_part: float = 0.1  # share of the lanes walked as an unknown sensor's, to train for sensors not seen yet
-    threads: int | None = (
-        None  # of the CPU; by default half the cores, because threads that wait for a busy core slow the rest
-    )
+    threads: int | None = None  # of the CPU; by default half the cores: a busy core slows all threads
     window_steps: int = 96  # of the plain preset's windows
 
 
