@@ -57,8 +57,8 @@ class TrainingOptions:
     dropout: float = 0.3
     batch_lanes: int = 64
     chunk_steps: int = 48  # steps that a gradient reaches back
-    # Neighbouring steps share all but one of their labels, so only one in `horizon_steps // labels_per_step` steps has a
-    # loss. Every step has one if the horizon is shorter than twice this number.
+    # Neighbouring steps share all but one of their labels. One in `horizon_steps // labels_per_step` steps has a loss;
+    # every step has one if the horizon is shorter than twice this number.
     labels_per_step: int = 96
     updates_per_epoch: int = 64  # an epoch is a number of updates, regardless of the amount of data
     patience_epochs: int = 8
