@@ -77,9 +77,7 @@ def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
     try:
         forecaster = Forecaster(config)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # for example a size of 1.5
-        raise ArtefactError(
-            f"no model can be built from {directory / CONFIG_FILE} ({error}); register the model again"
-        ) from error
+        raise ArtefactError(f"{directory / CONFIG_FILE} is invalid ({error}); register the model again") from error
     weights = _read_weights(directory / WEIGHTS_FILE)
     try:
         forecaster.load_stored_weights(weights)

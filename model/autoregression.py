@@ -9,8 +9,8 @@ h horizon steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Final, Self
+from dataclasses import dataclass, fields
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -78,10 +78,6 @@ class _RegressionState:
     def joined(cls, parts: Sequence["_RegressionState"]) -> "_RegressionState":
         """The problems of all parts, one after the other."""
         return cls(**{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)})
-
-    def rows(self, rows: slice) -> "_RegressionState":
-        """A copy of some problems."""
-        return _RegressionState(**{one.name: getattr(self, one.name)[rows].copy() for one in fields(self)})
 
 
 @dataclass
@@ -232,21 +228,17 @@ class _Rounds:
         return np.ascontiguousarray(found.swapaxes(0, 1))
 
     def _store_states(self) -> None:
+        learned = {name: getattr(self._learned, name) for name in ("root", "weights", "pending", "errors", "distances")}
+        by_round = {"filled": self._filled, "known": self._known, "seen": self._seen, "scale": self._scale}
+        behind = {"values": self._values, "x": self._x, "last": self._last, "unit": self._unit}  # with h rounds before
         for g, (_, state, length) in enumerate(self._group):
-            rows, back = slice(g * self._K, (g + 1) * self._K), slice(length, length + self._h)
+            rows = slice(g * self._K, (g + 1) * self._K)
+            arrays: dict[str, Any] = {name: array[rows] for name, array in learned.items()}
+            arrays |= {name: array[rows, length - 1] for name, array in by_round.items()}
+            arrays |= {name: array[rows, length : length + self._h] for name, array in behind.items()}
+            arrays["changes"] = self._changes[rows, length : length + LAGS]
             state.next += length
-            state.learned = replace(
-                self._learned.rows(rows),
-                filled=self._filled[rows, length - 1].copy(),
-                known=self._known[rows, length - 1].copy(),
-                seen=self._seen[rows, length - 1].copy(),
-                scale=self._scale[rows, length - 1].copy(),
-                changes=self._changes[rows, length : length + LAGS].copy(),
-                values=self._values[rows, back].copy(),
-                x=self._x[rows, back].copy(),
-                last=self._last[rows, back].copy(),
-                unit=self._unit[rows, back].copy(),
-            )
+            state.learned = _RegressionState(**{name: array.copy() for name, array in arrays.items()})
 
 
 def _stride(h: int) -> int:

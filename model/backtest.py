@@ -78,8 +78,7 @@ class TogetherPredictor(Protocol):
 
 def baselines(config: ModelConfig, sequences: Sequences, until_us: int) -> list[Predictor]:
     """The predictors that every model is compared with, fitted to the steps before ``until_us``."""
-    kinds = (Autoregression, SeasonalNaive, Persistence)
-    return [kind(config).fit(sequences, until_us) for kind in kinds]
+    return [kind(config).fit(sequences, until_us) for kind in (Autoregression, SeasonalNaive, Persistence)]
 
 
 def backtest(

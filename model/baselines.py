@@ -132,8 +132,7 @@ def mean_levels(sequences: Sequences, config: ModelConfig, until_us: int) -> Flo
     columns = sequences.columns(config.targets)
     spans = [sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors))]
     means = np.array([[_finite_mean(sequences.values[lo:hi, column]) for lo, hi in spans] for column in columns])
-    levels: Floats = np.nan_to_num(np.array([_finite_mean(row) for row in means]))
-    return levels
+    return np.asarray(np.nan_to_num(np.array([_finite_mean(row) for row in means])))
 
 
 def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> Floats:

@@ -77,20 +77,10 @@ class ModelConfig:
             raise ValueError(f"preset must be 'stateful' or 'plain', and is {self.preset!r}")
         if len(set(self.sensors)) != len(self.sensors):
             raise ValueError("sensors must name each sensor once")
-        least = {
-            "cadence_us": 1,
-            "horizon_steps": 1,
-            "max_gap_steps": 0,
-            "season_steps": 1,
-            "hidden_size": 1,
-            "num_layers": 1,
-            "warmup_steps": 1,
-            "embedding_size": 0,
-            "lag_steps": 0,
-            "profile_slots": 0,
-            "scale_seasons": 1,
-        }
-        for name, minimum in least.items():
+        from_zero = ("max_gap_steps", "embedding_size", "lag_steps", "profile_slots")
+        from_one = ("cadence_us", "horizon_steps", "season_steps", "hidden_size", "num_layers", "warmup_steps")
+        for name in (*from_zero, *from_one, "scale_seasons"):
+            minimum = 0 if name in from_zero else 1
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, and is {getattr(self, name)}")
 

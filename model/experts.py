@@ -133,8 +133,7 @@ class AdaptationConfig:
         known = {"gru": 0.5, "persistence": 0.05, "seasonal": 0.05}
         rest = len(self.experts) - len(known)
         prior = np.array([known.get(name, 0.4 / max(rest, 1)) for name in self.experts])
-        shares: Floats = prior / prior.sum()
-        return shares
+        return np.asarray(prior / prior.sum())
 
     @cached_property
     def projection(self) -> Floats:
@@ -142,8 +141,7 @@ class AdaptationConfig:
         H = self.hidden_size
         order = np.arange(1, self.hidden_regressors + 1)
         angles = np.pi * (np.arange(H)[:, None] + 0.5) * order[None, :] / H
-        rows: Floats = math.sqrt(2.0 / H) * np.cos(angles)
-        return rows
+        return np.asarray(math.sqrt(2.0 / H) * np.cos(angles))
 
     @cached_property
     def fields(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:

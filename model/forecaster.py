@@ -110,8 +110,7 @@ class Forecaster(nn.Module):
     @property
     def spread(self) -> Floats:
         """(F,) ratio of each feature's scale to its changes, for the normaliser."""
-        spread: Floats = self.scale_spread.cpu().numpy()
-        return spread
+        return np.asarray(self.scale_spread.cpu().numpy())
 
     def prepare(self, sequences: Sequences) -> PreparedSequences:
         """The inputs of every step of a data set, for ``unroll``."""

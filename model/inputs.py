@@ -264,5 +264,4 @@ def _spread(normaliser: Normaliser, config: ModelConfig, sequences: Sequences, s
     known = (norm.count > 2.0) & (norm.moments > 0.0).all(axis=2)
     ratio = np.where(known, norm.moments[:, :, 0] / np.where(known, norm.moments[:, :, 1], 1.0), np.nan)
     usual = [np.median(column[~np.isnan(column)]) if known[:, f].any() else 1.0 for f, column in enumerate(ratio.T)]
-    spread: Floats = np.sqrt(np.array(usual))
-    return spread
+    return np.asarray(np.sqrt(np.array(usual)))

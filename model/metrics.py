@@ -49,15 +49,13 @@ def crps_weights(quantiles: Sequence[float]) -> Floats:
     """
     levels = np.array(quantiles)
     edges = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2.0, [1.0]])
-    weights: Floats = 2.0 * np.diff(edges)
-    return weights
+    return np.asarray(2.0 * np.diff(edges))
 
 
 def winkler(low: Floats, high: Floats, labels: Floats, nominal: float) -> Floats:
     """The interval score: the width, plus 2 / (1 - ``nominal``) times the label's distance from the interval."""
     outside = np.maximum(low - labels, 0.0) + np.maximum(labels - high, 0.0)
-    score: Floats = high - low + outside * 2.0 / (1.0 - nominal)
-    return score
+    return np.asarray(high - low + outside * 2.0 / (1.0 - nominal))
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,7 @@ class Scores:
     @property
     def n(self) -> NDArray[np.int64]:
         """(K, h): number of labels of all sensors."""
-        labels: NDArray[np.int64] = self.count.sum(axis=0)
-        return labels
+        return np.asarray(self.count.sum(axis=0))
 
     @property
     def nominal_coverage(self) -> float:

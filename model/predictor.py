@@ -223,7 +223,7 @@ class _Rounds:
         answers = []
         for g, (one, state, _) in enumerate(self._group):
             start = state.next + self._first_requested(g) - one.lo
-            answers.append((slice(start, start + len(found[g])) if len(found[g]) else slice(0, 0), found[g]))
+            answers.append((slice(start, start + len(found[g])), found[g]))
         self._store_states(norm, past, h)
         return answers
 

@@ -8,6 +8,7 @@ Letters: S sensors, n steps, K targets, h horizon steps, A ages.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -44,8 +45,7 @@ class LossByAge:
     @property
     def ages(self) -> Floats:
         """(A,) the geometric middle of each bin, in steps."""
-        middles: Floats = np.sqrt(self.edges[:-1] * np.maximum(self.edges[1:] - 1, 1.0))
-        return middles
+        return np.asarray(np.sqrt(self.edges[:-1] * np.maximum(self.edges[1:] - 1, 1.0)))
 
 
 def loss_of_restarts(
@@ -66,10 +66,7 @@ def loss_of_restarts(
     config = forecaster.config
     steps = max((int(sequences.timestamp_us.max(initial=start_us)) + 1 - start_us) // config.cadence_us, 1)
     restarts_us = [start_us + int(part) * config.cadence_us for part in np.arange(RESTARTS) * steps // RESTARTS]
-
-    def build() -> TogetherPredictor:
-        return model_predictor(forecaster, "model", adaptation)
-
+    build = partial(model_predictor, forecaster, "model", adaptation)
     return loss_by_age(build, [build(), *beside], sequences, config, restarts_us, scale)
 
 
