@@ -1,4 +1,4 @@
-"""The rules that stream and batch share, on arrays: which readings are accepted, and which steps a gap takes.
+"""The rules that stream and batch share: which readings are accepted, and which steps a gap takes.
 
 A reading is *accepted* if its timestamp is later than that of every reading of its sensor accepted before it, in
 offset order. If more than 1.5 cadences passed between two accepted readings, the skipped cadence points are stepped as
@@ -75,7 +75,7 @@ def _running_maximum(groups: NDArray[np.intp], moments: NDArray[np.int64]) -> ND
 def timestamps_before(
     sensor_codes: NDArray[np.integer], timestamp_us: NDArray[np.int64], last_us: NDArray[np.int64] | None
 ) -> NDArray[np.int64]:
-    """(n,) timestamp of the same sensor's reading before each one; of a sensor's first reading, its ``last_us``.
+    """(n,) timestamp of the same sensor's previous reading; ``last_us`` for a sensor's first reading.
 
     Arguments as for ``classify``.
     """

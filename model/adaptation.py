@@ -1,4 +1,4 @@
-"""Adaptation between retrainings: per sensor and target, a mixture of experts that learns from every reading.
+"""Adaptation between retrainings: a mixture of experts per sensor and target, learned online.
 
 Level ``off`` has one expert, the GRU. The other levels have seven: persistence, seasonal naive, the GRU, and four
 corrections, learned by recursive least squares, of persistence, of a slow and of a quick seasonal profile, and of the
@@ -56,7 +56,9 @@ class AdaptedForecasts:
 
 
 def adapt(config: AdaptationConfig, states: States, rounds: Rounds) -> AdaptedForecasts:
-    """The forecasts in ``rounds``, adapted; a non-finite forecast of the model gives NaN. Steps ``states`` in place.
+    """The forecasts in ``rounds``, adapted. Steps ``states`` in place.
+
+    A non-finite forecast of the model gives NaN.
 
     Args:
         states: (A,) of ``adaptation_dtype``, contiguous.
@@ -169,7 +171,7 @@ def _weighing(config: AdaptationConfig) -> tuple[Floats, Floats]:
 
 
 def _between(points: Indexes, horizon: int) -> tuple[Indexes, Floats]:
-    """(h,) the point at or before each horizon step, and the share of the next one in a linear interpolation."""
+    """(h,) the point at or before each horizon step, and the next point's share in an interpolation."""
     ahead = np.arange(horizon)
     left = np.searchsorted(points, ahead, side="right") - 1
     right = np.minimum(left + 1, len(points) - 1)

@@ -1,4 +1,4 @@
-"""The adaptive baseline: an autoregression per sensor and target, learned online by recursive least squares.
+"""The adaptive baseline: an autoregression per sensor and target, by recursive least squares.
 
 Each step's forecast is the last value plus a linear function of the last 24 changes, one function per horizon step. A
 forecast is learned from after all of its h steps have been seen. Its quantiles lie as far from it as those of its own
@@ -162,7 +162,7 @@ class _Rounds:
         return answers
 
     def _lay_out(self) -> None:
-        """Compute the inputs of every round, which do not depend on the weights: (n, h+T, ...) behind the last h."""
+        """Compute the inputs of every round, which do not depend on the weights, behind the last h rounds'."""
         learned, h, T = self._learned, self._h, self._T
         n = len(learned.filled)
         values = np.full((n, T), np.nan)

@@ -181,7 +181,7 @@ def _labels(sequences: Sequences, stretch: _Stretch, h: int, columns: list[int],
 
 
 def _check(name: str, sequences: Sequences, stretch: _Stretch, forecasts: Floats, config: ModelConfig) -> None:
-    """Raise ``ValueError`` unless the forecasts are complete: all predictors are scored on the same labels."""
+    """Raise ``ValueError`` for incomplete forecasts: all predictors must be scored on the same labels."""
     shape = (config.target_count, len(config.quantiles), config.horizon_steps)
     if forecasts.shape[1:] != shape:
         raise ValueError(f"{name} gave forecasts of shape {forecasts.shape[1:]} instead of {shape}")
@@ -231,7 +231,7 @@ def assert_causal(
 
 
 def _with_another_future(sequences: Sequences, cut_us: int, seed: int) -> Sequences:
-    """The same data set before the cut; from the cut on other values, of another size, and other missing values."""
+    """The same data set, with other values and other missing values from the cut on."""
     random = np.random.default_rng(seed)
     future = sequences.timestamp_us >= cut_us
     size = 1.0 + np.nan_to_num(np.nanmax(np.abs(sequences.values), axis=0, initial=0.0))

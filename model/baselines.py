@@ -1,4 +1,4 @@
-"""The naive baselines: repeat the last value, or the value one season ago; and the scale of scaled errors.
+"""The naive baselines: repeat the last value or the last season; and the scale of scaled errors.
 
 Letters: n steps, K targets, Q quantiles, h horizon steps, S sensors.
 """
@@ -136,7 +136,7 @@ def mean_levels(sequences: Sequences, config: ModelConfig, until_us: int) -> Flo
 
 
 def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> Floats:
-    """(S, K): the mean absolute difference between values one season apart, before ``until_us``; always positive.
+    """(S, K): mean absolute difference of values one season apart, before ``until_us``; positive.
 
     It is the denominator of the mean absolute scaled error (Hyndman and Koehler, 2006), seasonal form. If a sensor has
     no such difference, or ``is_constant``, its mean absolute deviation is used, then the median over the other sensors,

@@ -1,4 +1,4 @@
-"""Batches for training: lanes of contiguous time, walked a chunk of steps at a time, with a label at every step.
+"""Batches for training: lanes of contiguous time, walked in chunks, with labels at every step.
 
 Letters: B lanes, T steps of a chunk, S steps of it with labels, D inputs of a step, K targets, R lags, P profile slots,
 h horizon steps.
@@ -117,7 +117,7 @@ def _chunk(lanes: list[Lane], begin: int, T: int, scored: slice) -> Chunk:
 
 
 def scaled_labels(prepared: PreparedSequences, lo: int, hi: int, until_us: int, stride: int = 1) -> NDArray[np.float64]:
-    """(S, K, h) labels of every ``stride``-th step from ``lo`` to ``hi``, less the step's level, in its scales.
+    """(S, K, h) labels of every ``stride``-th step in [lo, hi), less the step's level, in its scales.
 
     NaN where there is no label. Clipped to ``LARGEST_LABEL``.
     """
@@ -136,7 +136,7 @@ def scaled_labels(prepared: PreparedSequences, lo: int, hi: int, until_us: int, 
 
 
 def _is_regular(sequences: Sequences, lo: int, hi: int, until_us: int) -> bool:
-    """Whether the steps ``lo`` to ``hi`` are readings of one sensor before ``until_us``, each a cadence apart."""
+    """Whether the steps [lo, hi) are one sensor's readings before ``until_us``, a cadence apart."""
     sensor = int(np.searchsorted(sequences.starts, lo, side="right")) - 1
     if hi > sequences.starts[sensor + 1] or sequences.timestamp_us[hi - 1] >= until_us:
         return False

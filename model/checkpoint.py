@@ -18,7 +18,7 @@ logger = logging.getLogger("streamgru.training")
 
 
 def fingerprint(sequences: Sequences, initial: Forecaster | None, *settings: str) -> str:
-    """A hash of a training's inputs: its data, its initial weights and its ``settings`` (options, split, device)."""
+    """A hash of a training's data, initial weights and ``settings`` (options, split, device)."""
     digest = hashlib.blake2b(digest_size=16)
     for array in (sequences.starts, sequences.timestamp_us, sequences.values, sequences.reset):
         digest.update(array.tobytes())
@@ -51,9 +51,9 @@ class Checkpoint:
             return None
 
     def write(self, content: dict[str, Any]) -> None:
-        """Replace the content: tensors, numbers, strings, and containers of them. A crash leaves the old or the new.
+        """Replace the content: tensors, numbers, strings, and containers of them.
 
-        A failure to write is logged, not raised: training continues without a checkpoint.
+        A crash leaves the old or the new content. A failure to write is logged, not raised: training continues without a checkpoint.
         """
         draft = None
         try:

@@ -30,7 +30,7 @@ class Adaptation:
 
     @property
     def anchor_spacing(self) -> int:
-        """Accepted readings between two anchors of a state (``model.state``); all together span ``replay_steps``."""
+        """Accepted readings between two anchors of a state (``model.state``); all span ``replay_steps``."""
         return self.replay_steps // (ANCHORS - 1)
 
 
@@ -39,7 +39,7 @@ NO_ADAPTATION = Adaptation()
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The contract that a model serves (features, targets, cadence, horizon, quantiles) and its architecture.
+    """The contract that a model serves (features, targets, cadence, horizon, quantiles), and its shape.
 
     Raises:
         ValueError: a field contradicts another or lies out of range; the message names it.

@@ -1,4 +1,4 @@
-"""The experts that adaptation mixes, the sizes of its arrays, and the record that it carries for each sensor.
+"""The experts that adaptation mixes, the sizes of its arrays, and its record of a sensor.
 
 Letters: K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections of a group, D regressors,
 P learning points, L loss points, S steps of a season, A pending forecasts.
@@ -116,7 +116,7 @@ class AdaptationConfig:
 
     @cached_property
     def loss_points(self) -> Indexes:
-        """(L,) horizon steps, counted from 0, at which losses are kept; dense at the near ones, which differ most."""
+        """(L,) horizon steps, counted from 0, at which losses are kept; denser at the near steps."""
         h = self.horizon_steps
         if h <= LOSS_POINTS:
             return np.arange(h, dtype=np.int64)
@@ -193,5 +193,5 @@ class AdaptationConfig:
 
 
 def adaptation_dtype(config: AdaptationConfig) -> np.dtype[Any]:
-    """The record of one sensor: packed, little-endian, a multiple of 8 bytes. The blank state is all zeros."""
+    """The record of one sensor: packed, little-endian, a multiple of 8 bytes; blank if all zeros."""
     return np.dtype(list(config.fields) if config.active else [])

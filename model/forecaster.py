@@ -30,7 +30,7 @@ _NAMES_ON_DISK: Final = (("gru.gru.", "gru.rnn."), ("gru.fc.", "gru.head."))
 
 
 class Forecaster(nn.Module):
-    """A model's weights, and the network that applies them. The caller carries the state from step to step."""
+    """A model's weights, and the network that applies them. The caller carries the state."""
 
     scale_spread: Tensor
 
@@ -73,7 +73,9 @@ class Forecaster(nn.Module):
                 skip[target, config.median_index, :, feature * INPUTS_PER_FEATURE] = fading
 
     def adopt(self, initial: "Forecaster") -> None:
-        """Copy the weights of a model of the same shape. Sensors are matched by name; new ones begin as unknown.
+        """Copy the weights of a model of the same shape.
+
+        Sensors are matched by name. The embedding of a new sensor begins with the unknown sensor's.
 
         Raises:
             ValueError: a tensor has another shape in ``initial``, or is missing there; the message names it.

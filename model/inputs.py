@@ -95,7 +95,7 @@ def _bounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Past:
-    """The targets' numbers by step, one sensor after the other; each step's lags and profile are taken from them."""
+    """The targets' values and profile by step, one sensor after the other, to gather steps' pasts from."""
 
     config: ModelConfig
     last: Floats  # (N, K) the last value
@@ -118,14 +118,14 @@ class Past:
         return _bounded(around).reshape(len(index), past_size(self.config))
 
     def lags(self, index: Indexes) -> Floats:
-        """(n, K, R): the values 0, 1, ... R-1 steps before each step; the state's first value if it is younger."""
+        """(n, K, R): the values 0 to R-1 steps before each step; before the state's first value, that value."""
         back = index[:, None, None] - np.arange(self.config.lag_steps)
         at = np.maximum(back, self.begin[index][:, :, None])
         lags: Floats = self.last[at, np.arange(self.last.shape[1])[:, None]]
         return lags
 
     def _profiles(self, index: Indexes, before: Floats | None) -> Floats:
-        """(n, K, P): the profile from the slot after each step's own, once around; 0 for a slot not visited yet."""
+        """(n, K, P): the profile once around, from the slot after each step's own; 0 for an unvisited slot."""
         slots, season = profile_slots(self.config), self.config.season_steps
         if not slots:
             return np.empty((len(index), self.config.target_count, 0))
@@ -148,7 +148,7 @@ class Past:
 
 @cache
 def _slots_around(season: int, slots: int) -> tuple[Indexes, Indexes]:
-    """(P, P) for each slot: all slots from the next one to itself; and the last step of a season in each of them."""
+    """(P, P) for each slot: the slots from the next one to itself; and the season's last step in each."""
     around = (np.arange(slots)[:, None] + 1 + np.arange(slots)) % slots
     return around, -(-(around + 1) * season // slots) - 1
 
@@ -217,7 +217,7 @@ def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepar
 
 
 def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Indexes]]:
-    """Blocks of rounds over sensors, longest first: the active sensors of each round, and the steps that they take."""
+    """Blocks of rounds over sensors, longest first: the sensors of each round, and their steps."""
     ascending = lengths[::-1]
     longest = int(lengths[0]) if len(lengths) else 0
     first = 0
@@ -238,7 +238,7 @@ _MOST_SPREAD: Final = 4.0  # bound of an unusual ratio, in units of that second 
 
 
 def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floats:
-    """(F,) usual ratio of each feature's scale to its changes, from the steps before ``until_us``; 1 if unknown."""
+    """(F,) usual ratio of each feature's scale to its changes, before ``until_us``; 1 if unknown."""
     spans = [sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors))]
     longest = min(2 * config.scale_seasons * config.season_steps, _SPREAD_STEPS)
     spans = sorted(((max(lo, hi - longest), hi) for lo, hi in spans if hi > lo), key=lambda span: span[0] - span[1])

@@ -1,4 +1,4 @@
-"""The compiled kernel of adaptation: the arithmetic of one step of one sensor's record, number by number.
+"""The compiled kernel of adaptation: the arithmetic of one step of one sensor's record.
 
 Sensors are stepped one after the other, so a sensor's bits do not depend on the other sensors of a call. All compiled
 functions and their constants are in this file: numba compiles a cached function again if its own file changes, and
@@ -221,13 +221,13 @@ def scratch(size: Sizes, record_bytes: int) -> Scratch:
 
 
 def _inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function compiled for calls from compiled code alone; without Python wrappers it compiles much faster."""
+    """The function compiled for compiled callers alone; without Python wrappers it compiles much faster."""
     make: Any = cast(Any, numba.njit)(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
     return cast(Callable[Arguments, Result], make(function))
 
 
 def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function as machine code, cached on disk beside this file or, if that is read-only, in the user's cache."""
+    """The function as machine code, cached on disk beside this file or in the user's cache folder."""
     compile_it = cast(Any, numba.njit)
     try:
         made = compile_it(cache=True, error_model="numpy")(function)
@@ -267,7 +267,7 @@ def _copy(numbers: Numbers, to: Numbers) -> None:
 
 @_inner
 def _unit(at: Places, record: Record, k: int) -> float:
-    """The scale, or the size of the level's rounding errors if that is larger; so a constant series has a unit."""
+    """The scale, but at least the level's rounding error, so that a constant series has a unit."""
     floor = max(1e-9 * abs(record.f8[at.levels + 2 * k]), 1e-50)
     return float(max(record.f8[at.scale + k], floor))
 
@@ -334,7 +334,7 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
 
 @_inner
 def _regressors(size: Sizes, at: Places, record: Record, k: int, y: float, moved: float, x: Numbers) -> None:
-    """Fill ``x`` with the regressors after a value ``y``, in scales; ``moved`` is ``y`` less the last point's value."""
+    """Fill ``x`` with the regressors, in scales, after a value ``y``, ``moved`` from the last point's."""
     f8 = record.f8
     levels, drift = _row(f8, at.levels, k, 2), _row(f8, at.drift, k, 2)
     deviation, changes = _row(f8, at.deviation, k, 3), _row(f8, at.change, k, 2)
@@ -492,9 +492,9 @@ def _predict(f4: Numbers, weights: int, x: Numbers, D: int, P: int, to: Numbers)
 
 @_inner
 def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forgetting: float, to: Scratch) -> bool:
-    """Recursive least squares with ``to.past_x`` and ``to.errors``; whether root and weights stay within bounds.
+    """Update root and weights by ``to.past_x`` and ``to.errors``; whether both stay within bounds.
 
-    The weights' covariance is kept as a root: root @ rootᵀ is positive semi-definite for any rounding of the root. So
+    This is recursive least squares. The weights' covariance is kept as a root: root @ rootᵀ is positive semi-definite for any rounding of the root. So
     float32 is enough; the covariance itself in float32 loses that property and diverges. The update is Potter's
     (Bierman, "Factorization Methods for Discrete Sequential Estimation", 1977, ch. V). Without excitation, forgetting
     alone would let the covariance grow until it overflows ("wind-up"). Therefore each weight's variance is kept at the
@@ -544,7 +544,7 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
 def _forecast_experts(
     size: Sizes, at: Places, table: Tables, record: Record, k: int, phase: int, gru: Numbers, to: Scratch
 ) -> None:
-    """Fill ``to.experts`` with every expert's forecast, and ``to.bases`` with the bases of the corrections."""
+    """Fill ``to.experts`` with the experts' forecasts, and ``to.bases`` with the corrections' bases."""
     h, S, P = size.horizon, size.season, size.learn_points
     _copy(gru, to.experts[size.gru])
     if not size.groups:
@@ -623,7 +623,7 @@ def _mix(size: Sizes, table: Tables, to: Scratch) -> None:
 def _spread(
     size: Sizes, at: Places, table: Tables, record: Record, k: int, model: Numbers, to: Scratch, out: Numbers
 ) -> None:
-    """Fill ``out`` with the quantiles; each lies at least as far out as its inner neighbour, so they never cross."""
+    """Fill ``out`` with the quantiles; none lies inside its inner neighbour, so they never cross."""
     Q, L, f4 = size.quantiles, size.loss_points, record.f4
     labels = min(np.float64(record.i4[at.labels + k]), 1.0 / ERROR_RATE)
     weight = labels / (labels + SPREAD_PRIOR)
@@ -687,7 +687,7 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
 
 @_inner
 def _points_to(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int) -> int:
-    """Points of the target's grid from its last one to the one nearest to ``timestamp_us``; 0 or less for no new one.
+    """Points from the last one of the target's grid to the one nearest to ``timestamp_us``; may be < 0.
 
     The grid begins with the target's first value. Readings a cadence apart have a point each; a reading within half a
     cadence of the last point has none. Halves round down, as in the gap rule.
@@ -700,7 +700,7 @@ def _points_to(size: Sizes, at: Places, record: Record, k: int, timestamp_us: in
 
 @_inner
 def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int, arrives: bool) -> None:
-    """Go to the next point of the grid; if the reading ``arrives`` there, move the grid towards ``timestamp_us``.
+    """Go to the grid's next point; move the grid towards ``timestamp_us`` if the reading ``arrives``.
 
     The grid follows the values' mean distance from it, because clocks drift. It does not follow a value behind a
     crowded point, one with several values, because the first value of a point then comes up to half a cadence early.

@@ -1,4 +1,4 @@
-"""The compiled kernel of the adaptive baseline: recursive least squares, and quantiles around its forecasts.
+"""The compiled kernel of the adaptive baseline: recursive least squares, and its quantiles.
 
 The weights' covariance P is kept as a root, P = root @ rootᵀ, which is positive semi-definite for any rounding of the
 root. The update is Potter's (Bierman, "Factorization Methods for Discrete Sequential Estimation", 1977, ch. V).

@@ -1,4 +1,4 @@
-"""Scores of quantile forecasts: errors of the median, losses of the quantiles, coverage of the intervals.
+"""Scores of quantile forecasts: errors of the median, quantile losses, coverage of intervals.
 
 Letters: S sensors, n forecasts, K targets, Q quantiles, I intervals, h horizon steps.
 """
@@ -53,7 +53,7 @@ def crps_weights(quantiles: Sequence[float]) -> Floats:
 
 
 def winkler(low: Floats, high: Floats, labels: Floats, nominal: float) -> Floats:
-    """The interval score: the width, plus 2 / (1 - ``nominal``) times the label's distance from the interval."""
+    """The interval score: width plus 2 / (1 - ``nominal``) times the label's distance from the interval."""
     outside = np.maximum(low - labels, 0.0) + np.maximum(labels - high, 0.0)
     return np.asarray(high - low + outside * 2.0 / (1.0 - nominal))
 
@@ -70,7 +70,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Scores:
-    """Sums over the scored forecasts of one predictor, by sensor, target and horizon step; and their means.
+    """Sums over one predictor's scored forecasts, by sensor, target and horizon step; and means of them.
 
     All predictors of one back-test are scored at the same readings and labels, so their scores can be compared.
     """
@@ -163,7 +163,7 @@ class Scores:
         return _mean(self.below.sum(axis=(0, 3)), self.count.sum(axis=(0, 2))[:, None])
 
     def intervals(self) -> list[Interval]:
-        """The coverage of the intervals between the i-th lowest and i-th highest quantile, the outermost first."""
+        """Coverage of the intervals between the i-th lowest and i-th highest quantile, outermost first."""
         labels = self.count.sum(axis=(1, 2))
         found = []
         for number in range(len(self.quantiles) // 2):
@@ -195,7 +195,7 @@ class Scores:
 
 
 def skill(ours: Scores, theirs: Scores, metric: Metric, horizon: int | None = None) -> float:
-    """1 less the ratio of our mean to theirs: 1 is perfect, 0 no better, negative worse; NaN if theirs is 0."""
+    """1 less the ratio of our mean to theirs: 0 is no better, negative is worse; NaN if theirs is 0."""
     reference = theirs.mean(metric, horizon=horizon)
     return 1.0 - ours.mean(metric, horizon=horizon) / reference if reference else float("nan")
 

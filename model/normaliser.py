@@ -1,4 +1,4 @@
-"""The causal normaliser: level, scale, size of the changes and seasonal profile of a sensor, from its own past.
+"""The causal normaliser: a sensor's level, scale, changes and seasonal profile from its own past.
 
 All of them are running means, kept per sensor and feature in float64 and updated with +, -, *, / and sqrt alone. These
 operations are correctly rounded for arrays of any length, so a batch over years and a stream of single readings give
@@ -59,7 +59,7 @@ class NormaliserState:
         )
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """The fields that a state record (``model.state``) keeps for the normaliser, by name; all but ``steps``."""
+        """The fields but ``steps``, by name: the normaliser's part of a state record (``model.state``)."""
         return {name: getattr(self, name) for name in NORMALISER_FIELDS}
 
 

@@ -61,7 +61,7 @@ def _forecasts_along(forecaster: Forecaster, lanes: list[Lane], device: torch.de
 
 @torch.no_grad()
 def fit_intervals(forecaster: Forecaster, lanes: list[Lane]) -> None:
-    """Set the quantiles of the plain preset, whose squared error trains its median alone. Changes ``forecaster``.
+    """Set the quantiles of a plain ``forecaster``, in place: its squared error trains the median alone.
 
     The other quantiles become constant distances from the median, in scales, per target and horizon step: those of the
     median's residuals on the validation ``lanes``.

@@ -1,4 +1,4 @@
-"""A model's forecasts over whole data sets: many sensors side by side, the state carried from stretch to stretch.
+"""A model's forecasts over whole data sets: many sensors side by side, with carried states.
 
 The inputs come from the same functions as in the stream, so forecasts agree with those of ``model.stepper`` up to the
 rounding of float32 matrix products. That rounding depends on the products' shapes here, and does not in the stepper.
@@ -161,7 +161,7 @@ class ModelPredictor(CarryingPredictor[_SensorState]):
 def model_predictor(
     forecaster: Forecaster, name: str = "model", adaptation: Adaptation = NO_ADAPTATION
 ) -> ModelPredictor:
-    """A predictor for the evaluator that steps ``forecaster`` through each sensor from its first reading on.
+    """A predictor for the evaluator that steps a model through each sensor from its first reading on.
 
     With the stream's ``adaptation`` its forecasts are those of the stream.
     """
@@ -314,7 +314,7 @@ class _Rounds:
         )
 
     def _unroll(self, x: NDArray[np.float32], fresh: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
-        """Hidden states of the last layer (G, T, H), and of all layers after each sensor's last round (L, G, H)."""
+        """Hidden states of the last layer (G, T, H); of all layers after each sensor's last round (L, G, H)."""
         gru = self._forecaster.gru
         rows = torch.from_numpy(self._forecaster.sensor_rows([one.sensor for one, _, _ in self._group]))
         h = torch.stack([state.hidden for _, state, _ in self._group], dim=1)

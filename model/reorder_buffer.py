@@ -1,4 +1,4 @@
-"""The reorder buffer: which readings are accepted, and in which order they are stepped, if readings wait for gaps.
+"""The reorder buffer: readings behind a gap wait for it to be filled, and are stepped in order of time.
 
 Each sensor has its own buffer, and its readings enter in offset order. A reading is *buffered* while a cadence point
 between its sensor's last step and it is missing; readings in order, and a sensor's first reading, never wait. Buffered
@@ -79,7 +79,7 @@ class ReorderBuffer:
         self._by_offset: deque[_BufferedReading] = deque()  # by arrival; all but the first may be released
 
     def passes_through(self, timestamp_us: int) -> bool:
-        """Whether a reading may be stepped at once, as most may: the buffer is empty, and no gap lies before it.
+        """Whether a reading may be stepped at once: the buffer is empty, and no gap lies before it.
 
         If so, the reading counts as stepped.
         """
@@ -92,7 +92,7 @@ class ReorderBuffer:
         return True
 
     def add(self, timestamp_us: int, offset: int, name: int) -> tuple[int, list[ReleasedReading]]:
-        """``BUFFERED``, ``DUPLICATE`` or ``LATE``; and the readings released as of its offset, in order of time.
+        """``BUFFERED``, ``DUPLICATE`` or ``LATE``; and the readings released now, in order of time.
 
         A reading that is ``BUFFERED`` may be among the released ones.
         """
@@ -161,7 +161,7 @@ def reorder(
     last_us: NDArray[np.int64] | None = None,
     end: int | None = None,
 ) -> Reordering:
-    """The verdicts of ``model.acceptance.classify``, if readings wait for gaps, and the order of the steps.
+    """Verdicts like those of ``model.acceptance.classify``, but with a reorder buffer, and step order.
 
     The result does not depend on where the stream is cut: pass the readings buffered so far, in offset order, before
     the new ones.
@@ -214,7 +214,7 @@ def can_release(
     last_us: NDArray[np.int64],
     end: int | None = None,
 ) -> NDArray[np.bool_]:
-    """(S,) whether ``reorder`` would release any buffered reading of a sensor, without a new reading of it.
+    """(S,) whether ``reorder`` would release a sensor's buffered readings without a new reading of it.
 
     So the caller need not pass the other sensors' buffered readings to ``reorder``.
 
@@ -234,7 +234,7 @@ def can_release(
 
 
 def _leave_gaps(timestamp_us: NDArray[np.int64], before_us: NDArray[np.int64], cadence_us: int) -> NDArray[np.bool_]:
-    """(n,) whether a cadence point is missing between a reading and the one before it; False for a sensor's first."""
+    """(n,) whether a cadence point is missing before a reading; False for a sensor's first reading."""
     known = before_us != NEVER_US
     gaps: NDArray[np.bool_] = known & (
         missing_steps(timestamp_us - np.where(known, before_us, timestamp_us), cadence_us) > 0

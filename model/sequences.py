@@ -1,4 +1,4 @@
-"""The data that a model is trained and scored on: each sensor's steps in order of time, as the stream takes them.
+"""Data to train and score models on: each sensor's steps in order of time, as the stream takes them.
 
 Letters: S sensors, N or n steps, F features, K targets, m time shifts, h horizon steps.
 """
@@ -88,7 +88,7 @@ class Sequences:
         return replace(self, sensors=sensors, starts=starts, **arrays)
 
     def nearest_step(self, lo: int, hi: int, shifts: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
-        """(hi-lo, m): the reading nearest to each step's time plus each shift, in cadences; -1 if none is near.
+        """(hi-lo, m): the reading nearest to each step's time plus each shift (cadences); -1 if none is near.
 
         The reading is accepted, of the same sensor, and at most half a cadence away; of two equally near readings it is
         the earlier one. ``lo`` and ``hi`` bound steps of one sensor. Positive shifts give the labels of forecasts.
@@ -132,7 +132,7 @@ class Sequences:
         columns: Sequence[int],
         until_us: int | None = None,
     ) -> NDArray[np.float64]:
-        """(hi-lo, K, m): the values of the steps in ``label_index``; NaN without a label or if its value is missing."""
+        """(hi-lo, K, m): the values of the steps in ``label_index``; NaN without a label or its value."""
         return self.values_at(self.label_index(lo, hi, horizons, until_us), columns)
 
     def values_at(self, index: NDArray[np.int64], columns: Sequence[int]) -> NDArray[np.float64]:
@@ -154,7 +154,7 @@ _BY_STEP: Final = ("timestamp_us", "values", "elapsed", "reset", "observed", "of
 def _nearest(
     moments: NDArray[np.int64], readings: NDArray[np.intp], wanted: NDArray[np.int64], cadence_us: int, first: int
 ) -> NDArray[np.int64]:
-    """(n,) ``first`` plus the index in ``moments`` of the reading nearest to each time; -1 beyond half a cadence."""
+    """(n,) ``first`` plus the index of the reading nearest to each time; -1 beyond half a cadence."""
     if not len(readings):
         return np.full(len(wanted), -1, np.int64)
     after = np.searchsorted(moments, wanted)  # the first step at or after each time
@@ -240,7 +240,7 @@ def _insert_missing(readings: Sequences, missing: NDArray[np.int64], inserted: i
 
 @dataclass(frozen=True)
 class Split:
-    """Bounds in time: training before ``train_end_us``, then validation before ``validation_end_us``, then test."""
+    """Bounds in time: training before ``train_end_us``, validation before ``validation_end_us``, then test."""
 
     train_end_us: int
     validation_end_us: int

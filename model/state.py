@@ -1,4 +1,4 @@
-"""The state carried from reading to reading: one packed record per sensor, the same in memory and in the changelog.
+"""The state carried from reading to reading: a packed record per sensor, in memory and in the changelog.
 
 Letters: B sensors, L layers, H hidden, F features, K targets, P slots of the seasonal profile, R lags.
 """
@@ -19,7 +19,7 @@ NO_OFFSET: Final = -1
 
 
 def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> np.dtype[Any]:
-    """The record of one sensor: little-endian and packed, so that its bytes mean the same on every machine.
+    """The record of one sensor: little-endian and packed, so its bytes mean the same on every machine.
 
     With active adaptation the record ends in adaptation's own record (``model.experts.adaptation_dtype``).
     """
@@ -65,7 +65,7 @@ def non_finite(states: States) -> NDArray[np.bool_]:
 
 
 def replay_start(state: Any, steps: int, spacing: int) -> int:
-    """The offset to rebuild a state from, so that some ``steps`` accepted readings are stepped in; -1 if it is blank.
+    """The offset to rebuild a state from with some ``steps`` accepted readings; -1 for a blank state.
 
     It is the newest anchor that is far enough back, otherwise the oldest. The anchor's reading was accepted into this
     state, so a rebuild that begins there accepts the same readings. It reads at most ``spacing`` readings too many, and

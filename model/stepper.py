@@ -1,4 +1,4 @@
-"""The stepper: states and readings in, forecasts out, with the same bits wherever the stream is cut into batches.
+"""The stepper: forecasts from states and readings, with the same bits however the stream is cut.
 
 Each sensor's new readings become steps by the gap rule. Steps are taken in rounds: round r takes the r-th new step of
 every sensor that has one. Matrix products, which span sensors, are computed in padded tiles of one fixed size
@@ -178,7 +178,7 @@ class Stepper:
         return hidden
 
     def _past(self, rows: States, seen: Floats, trace: NormaliserTrace, plan: "_StepPlan") -> tuple[Past, Indexes]:
-        """The targets' past, sensor by sensor (R carried lags, then the new steps); and (M,) indexes of the steps."""
+        """The targets' past, sensor by sensor (R carried lags, then new steps); and (M,) the steps' indexes."""
         config = self.config
         R, K = config.lag_steps, config.target_count
         targets = list(config.target_indices)
@@ -294,7 +294,7 @@ def _store_origin_and_anchors(
     may_anchor: NDArray[np.bool_] | None,
     spacing: int,
 ) -> Indexes:
-    """(n,) the origin of each forecast's state. Writes origin, anchors, last offset and timestamp to ``rows``."""
+    """(n,) the origin of each forecast's state. Stores origin, anchors and last reading in ``rows``."""
     order = plan.order
     whose = plan.sensor[plan.step[order]]
     reset = plan.reset[plan.step[order]]

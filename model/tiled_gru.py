@@ -1,4 +1,4 @@
-"""The GRU and the head in tiles of one fixed size: a sensor's bits do not depend on the other sensors of a batch.
+"""The GRU and the head in tiles of one size: a sensor's bits do not depend on the rest of its batch.
 
 A matrix product of another shape may add in another order. So may the rows of one product, if its columns do not fill
 the processor's vectors (seen with MKL at 5 to 11 columns). Therefore every product has ``tile`` rows, padded if need
@@ -116,7 +116,7 @@ class TiledGRU:
         return x
 
     def _round(self, recur: TiledLinear, projected: Tensor, state: Tensor, rows: int) -> None:
-        """One step of the first ``rows`` sensors of a layer; ``projected`` holds the inputs' part of the gates."""
+        """One step of a layer's first ``rows`` sensors; ``projected`` holds the inputs' part of the gates."""
         H = self._hidden
         for first in range(0, rows, len(self._gates)):
             count = min(rows - first, len(self._gates))

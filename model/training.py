@@ -70,7 +70,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """The losses of an epoch: mean pinball losses in scales; the plain preset's ``train_loss`` is a squared error."""
+    """The mean pinball losses of an epoch, in scales; the plain preset's ``train_loss`` is squared error."""
 
     epoch: int
     train_loss: float
@@ -106,7 +106,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def _with_labels(sequences: Sequences, config: ModelConfig, until_us: int) -> tuple[str, ...]:
-    """The sensors with labels; any other sensor is served as unknown, because its embedding would stay untrained."""
+    """The sensors with labels; any other is served as unknown, because its embedding stays untrained."""
     columns = list(config.target_indices)
     spans = (sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors)))
     return tuple(
@@ -126,7 +126,7 @@ def train(
     report: Callable[[EpochReport], None] | None = None,
     checkpoint: Path | None = None,
 ) -> TrainingResult:
-    """A forecaster trained on the steps before ``split.train_end_us``; the validation part chooses its best epoch.
+    """A forecaster trained on the training part of ``split``, at its best epoch on the validation part.
 
     On a CPU, trainings with equal arguments and number of threads give equal bits, unless the budget ends them. If a
     training with a ``checkpoint`` is killed, a call with equal arguments continues behind its last epoch, to the same
@@ -166,7 +166,7 @@ def train(
 
 @contextmanager
 def _no_denormals() -> Iterator[None]:
-    """Let numbers below 1e-38 count as 0: gradients decay to them, and arithmetic with them is many times slower."""
+    """Let numbers below 1e-38 count as 0: old gradients decay to them, and they slow arithmetic down."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -349,7 +349,7 @@ class _Run:
         return total / updates
 
     def _update(self, chunk: Chunk, fresh: bool, progress: float) -> float | None:
-        """The loss of a chunk, after one update of the weights; None for a chunk without labels, which only steps."""
+        """The loss of a chunk after an update of the weights; None without labels, after stepping alone."""
         forecaster, options = self._forecaster, self._options
         if fresh:
             self._hidden = forecaster.gru.zeros(len(chunk.rows))
