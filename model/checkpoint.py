@@ -53,7 +53,8 @@ class Checkpoint:
     def write(self, content: dict[str, Any]) -> None:
         """Replace the content: tensors, numbers, strings, and containers of them.
 
-        A crash leaves the old or the new content. A failure to write is logged, not raised: training continues without a checkpoint.
+        A crash leaves the old or the new content. A failure to write is logged, not raised: training continues without
+        a checkpoint.
         """
         draft = None
         try:

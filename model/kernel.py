@@ -494,11 +494,11 @@ def _predict(f4: Numbers, weights: int, x: Numbers, D: int, P: int, to: Numbers)
 def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forgetting: float, to: Scratch) -> bool:
     """Update root and weights by ``to.past_x`` and ``to.errors``; whether both stay within bounds.
 
-    This is recursive least squares. The weights' covariance is kept as a root: root @ rootᵀ is positive semi-definite for any rounding of the root. So
-    float32 is enough; the covariance itself in float32 loses that property and diverges. The update is Potter's
-    (Bierman, "Factorization Methods for Discrete Sequential Estimation", 1977, ch. V). Without excitation, forgetting
-    alone would let the covariance grow until it overflows ("wind-up"). Therefore each weight's variance is kept at the
-    prior's or below, by shrinking its row of the root.
+    This is recursive least squares. The weights' covariance is kept as a root: root @ rootᵀ is positive semi-definite
+    for any rounding of the root. So float32 is enough; the covariance itself in float32 loses that property and
+    diverges. The update is Potter's (Bierman, "Factorization Methods for Discrete Sequential Estimation", 1977, ch. V).
+    Without excitation, forgetting alone would let the covariance grow until it overflows ("wind-up"). Therefore each
+    weight's variance is kept at the prior's or below, by shrinking its row of the root.
     """
     x, f, gain = to.past_x, to.f, to.gain
     f[:D] = 0.0

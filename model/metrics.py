@@ -195,7 +195,7 @@ class Scores:
 
 
 def skill(ours: Scores, theirs: Scores, metric: Metric, horizon: int | None = None) -> float:
-    """1 less the ratio of our mean to theirs: 0 is no better, negative is worse; NaN if theirs is 0."""
+    """1 less the ratio of our mean to theirs: 1 is perfect, negative is worse; NaN if theirs is 0."""
     reference = theirs.mean(metric, horizon=horizon)
     return 1.0 - ours.mean(metric, horizon=horizon) / reference if reference else float("nan")
 
