@@ -38,7 +38,7 @@ class Rounds:
     Arrays (M, ...) hold one round after the other.
     """
 
-    sizes: Sequence[int]  # falling, at most A
+    sizes: Sequence[int]  # sensors in each round; never rising, at most A
     reset: Bools  # (M,) whether the sensor's state is reset before the step
     timestamp_us: Indexes  # (M,)
     values: Floats  # (M, K) the targets, NaN where missing

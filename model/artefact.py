@@ -76,7 +76,7 @@ def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
     config = _read_config(directory / CONFIG_FILE)
     try:
         forecaster = Forecaster(config)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # for example a size of 1.5
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # for example hidden_size 1.5
         raise ArtefactError(f"{directory / CONFIG_FILE} is invalid ({error}); register the model again") from error
     weights = _read_weights(directory / WEIGHTS_FILE)
     try:

@@ -28,7 +28,7 @@ Indexes = NDArray[np.int64]
 
 LAGS: Final = 24
 SMALLEST_UNIT: Final = 1e-9  # of the value; a smaller change is rounding
-# Forecasts kept until their errors are known, at most: every forecast up to this horizon, some beyond it.
+# Pending forecasts, at most. Up to this horizon every forecast is kept until its errors are known, beyond it only some.
 PENDING: Final = 24
 # Numbers in the arrays of one call, at most: a bound on memory for any horizon and number of sensors.
 _NUMBERS: Final = 8_000_000
@@ -129,7 +129,7 @@ class _Rounds:
         self._learned = _RegressionState.joined([state.learned for _, state, _ in group])
         # (n,) the number of the first round's step, counted from 0 at the sensor's first step
         self._first = np.repeat(np.array([state.next for _, state, _ in group]), self._K)
-        # (n, h+T) the slot of ``pending`` for each round's forecast, -1 for none; first the h rounds before these
+        # (n, h+T) slot in ``pending`` of each round's forecast, -1 for none; the h rounds before come first
         steps = self._first[:, None] + np.arange(-self._h, self._T)
         stride = _stride(self._h)
         self._slot = np.where((steps >= 0) & (steps % stride == 0), steps // stride % _slots(self._h), -1)

@@ -55,8 +55,8 @@ PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regre
 LEARNT_STEPS: Final = 2_000.0  # memory of a correction for horizons up to LEARNT_HORIZON; it grows in proportion beyond
 LEARNT_HORIZON: Final = 24.0  # steps
 ERROR_RATE: Final = 0.01  # of a running mean |error|: an average over some 100 labels
-ERROR_BOUND: Final = 3.0  # mean errors that a correction learns from, at most (Huber): it tends from mean to median
-OUTLIER_ERROR: Final = 10.0  # mean errors that an error counts as in the mean, at most
+ERROR_BOUND: Final = 3.0  # mean errors; a larger error is clipped (Huber), so corrections tend to the median
+OUTLIER_ERROR: Final = 10.0  # mean errors; a larger error counts as this in the mean |error|
 WEIGHT_BOUND: Final = 1e4  # scales; a larger weight, learned from an almost constant series, resets the correction
 UNTRAINED: Final = 20  # labels before the mean |error| is used to recognise outliers
 STORED_BOUND: Final = 1e6  # scales; of the numbers that a pending forecast keeps in float32
@@ -68,25 +68,25 @@ RATE: Final = 0.1  # of the weights' exponent, per independent label
 INDEPENDENT_PART: Final = 8.0
 MEMORY_LABELS: Final = 200.0  # independent labels that losses average over
 LEAST_LOSS: Final = 1e-30  # divisor if the best expert never erred; all other experts then get weight 0
-OUTLIER_LOSS: Final = 20.0  # mean losses of the best expert that a loss counts as, at most: one label must not decide
+OUTLIER_LOSS: Final = 20.0  # mean losses of the best expert; a larger loss is clipped, so that no label decides
 OUTLIER_LABELS: Final = 10  # labels before the mean loss is used to recognise outliers
 
 # --- time
 PHASE_SHIFT: Final = 0.382  # of a cadence; see `_phase`
-GRID_POINTS: Final = 100  # points over which the values' mean distance from the grid is taken, which moves the grid
+GRID_POINTS: Final = 100  # points; the grid follows the values' mean distance from it over this many
 
-# --- quantiles: steps chosen on validation parts among 0.003-0.03
-SPREAD_PRIOR: Final = 10.0  # labels that the prior ratio of 1 between the mixture's and the GRU's errors counts as
+# --- quantiles: FACTOR_STEP was chosen among 0.003-0.03 on validation parts
+SPREAD_PRIOR: Final = 10.0  # labels; weight of the prior ratio 1 between the mixture's errors and the GRU's
 # Change of a log factor per label outside its quantile. It is large at first, to correct a wrong spread, then small,
 # because each change adds noise (Angelopoulos, Barber and Bates, 2024), and never zero, because spreads drift.
-FACTOR_STEP: Final = 0.01  # times the root of the stride
-FIRST_FACTOR_STEP: Final = 0.05
+FACTOR_STEP: Final = 0.01  # the smallest step, times the root of the stride
+FIRST_FACTOR_STEP: Final = 0.05  # the largest step
 FACTOR_STEP_LABELS: Final = 10.0  # in between, the step is this over the number of labels so far
 FACTOR_BOUND: Final = 5.0  # of a log factor: factors stay between 1/148 and 148
 # Width in scales of the edge of a quantile, within which a label counts as outside in part: with a jump there, the last
 # bit of a number could change the next forecasts visibly. Half of the edge lies on either side, so that the parts
 # balance. It is at most EDGE_PART of the distance from the median, because sharp forecasts need a narrower one.
-EDGE: Final = 0.2
+EDGE: Final = 0.2  # scales
 EDGE_PART: Final = 0.5
 LEAST_EDGE: Final = 1e-9  # scales
 

@@ -113,7 +113,7 @@ class CarryingPredictor(BatchPredictor, Generic[State]):
 
     @abstractmethod
     def _most_rounds(self, sensors: int) -> int:
-        """Rounds of so many sensors that fit into memory."""
+        """The rounds of this number of sensors that fit into memory at a time."""
 
     @abstractmethod
     def _step_group(self, group: Group[State]) -> list[tuple[slice, Floats]]:

@@ -262,7 +262,7 @@ class _Run:
                 epochs = [asdict(epoch) for epoch in reports]
                 checkpoint.write({"epochs": epochs, "planned": planned, **self._content()})
         if best_loss == float("inf"):
-            raise ValueError("no epoch had a finite loss on the validation part; check its targets, and lower the rate")
+            raise ValueError("no epoch had a finite loss on the validation part; check that its targets have values")
         return reports
 
     def _content(self) -> dict[str, Any]:
