@@ -64,7 +64,7 @@ def adapt(config: AdaptationConfig, states: States, rounds: Rounds) -> AdaptedFo
         states: (A,) of ``adaptation_dtype``, contiguous.
     """
     assert states.flags.c_contiguous
-    size, places, tables = _compiled_for(config)
+    size, places, tables = _kernel_arguments(config)
     lengths = np.asarray(rounds.sizes, np.int64)
     quantiles = np.empty(rounds.quantiles.shape)
     weights = np.empty((*quantiles.shape[:2], size.experts))
@@ -108,7 +108,7 @@ def compile_kernel(config: AdaptationConfig) -> None:
 
 
 @cache
-def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places, kernel.Tables]:
+def _kernel_arguments(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places, kernel.Tables]:
     """The constant arguments of the compiled kernel."""
     season = config.season_steps
     learnt_steps = kernel.LEARNT_STEPS * max(1.0, config.horizon_steps / kernel.LEARNT_HORIZON)
@@ -142,9 +142,9 @@ def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places
     bases = np.full((len(CORRECTED_BASES), len(BASES)), -1, np.int64)
     for group, chosen in enumerate(CORRECTED_BASES):
         bases[group, : len(chosen)] = chosen
-    log_discounts, rates = _weighing(config)
-    loss_left, loss_share = _between(config.loss_points, config.horizon_steps)
-    learn_left, learn_share = _between(config.learn_points, config.horizon_steps)
+    log_discounts, rates = _loss_rates(config)
+    loss_left, loss_share = _interpolation(config.loss_points, config.horizon_steps)
+    learn_left, learn_share = _interpolation(config.learn_points, config.horizon_steps)
     tables = kernel.Tables(
         levels=np.array(config.levels),
         log_prior=np.log(config.prior),
@@ -162,7 +162,7 @@ def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places
     return size, places, tables
 
 
-def _weighing(config: AdaptationConfig) -> tuple[Floats, Floats]:
+def _loss_rates(config: AdaptationConfig) -> tuple[Floats, Floats]:
     """(L,) ``log_discounts`` and ``rates`` of the kernel's tables."""
     independent_steps = np.maximum((config.loss_points + 1) / kernel.INDEPENDENT_PART, 1.0)
     log_discounts = config.stride * np.log1p(-1.0 / (kernel.MEMORY_LABELS * independent_steps))
@@ -170,7 +170,7 @@ def _weighing(config: AdaptationConfig) -> tuple[Floats, Floats]:
     return log_discounts, kernel.RATE * labels
 
 
-def _between(points: Indexes, horizon: int) -> tuple[Indexes, Floats]:
+def _interpolation(points: Indexes, horizon: int) -> tuple[Indexes, Floats]:
     """(h,) the point at or before each horizon step, and the next point's share in an interpolation."""
     ahead = np.arange(horizon)
     left = np.searchsorted(points, ahead, side="right") - 1

@@ -118,7 +118,7 @@ def backtest(
     for stretches in _stretches(sequences, config, start_us, end_us):
         labels = [_labels(sequences, stretch, h, columns, start_us, end_us) for stretch in stretches]
         for predictor in predictors:
-            found = ask(predictor, _shown(sequences, stretches))
+            found = ask(predictor, _requests(sequences, stretches))
             for stretch, forecasts, label in zip(stretches, found, labels, strict=True):
                 observed = sequences.observed[stretch.lo : stretch.hi]
                 _check(predictor.name, sequences, stretch, forecasts[observed], config)
@@ -167,7 +167,7 @@ def ask(predictor: Predictor, requests: Sequence[ForecastRequest]) -> list[Float
     return [predictor.forecasts(one.steps, 0, one.lo, len(one.steps)) for one in requests]
 
 
-def _shown(sequences: Sequences, stretches: list[_Stretch]) -> list[ForecastRequest]:
+def _requests(sequences: Sequences, stretches: list[_Stretch]) -> list[ForecastRequest]:
     return [
         ForecastRequest(sequences.past(stretch.sensor, stretch.hi), stretch.lo - int(sequences.starts[stretch.sensor]))
         for stretch in stretches
@@ -220,7 +220,7 @@ def assert_causal(
             lo, hi = sequences.span(sensor)
             before = slice(0, sequences.span(sensor, None, cut_us)[1] - lo)
             one = _Stretch(sensor, lo, hi)
-            expected, found = (ask(p, _shown(s, [one]))[0][before] for p, s in ((truth, sequences), (fake, changed)))
+            expected, found = (ask(p, _requests(s, [one]))[0][before] for p, s in ((truth, sequences), (fake, changed)))
             differs = ~np.isclose(found, expected, rtol=0.0, atol=tolerance * scale[sensor].max(), equal_nan=True)
             if differs.any():
                 step = lo + int(np.flatnonzero(differs.any(axis=(1, 2, 3)))[0])

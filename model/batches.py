@@ -199,8 +199,8 @@ class LanePool:
                 for cut in cuts:
                     first, last = max(lo, int(cut)), min(hi, int(cut) + self._length)
                     if last - first > warming:
-                        shown = UNKNOWN_SENSOR if self._rng.random() < unknown else int(row)
-                        lanes.append(Lane(self._prepared, first, last, shown, first + warming, self._until_us))
+                        sensor_row = UNKNOWN_SENSOR if self._rng.random() < unknown else int(row)
+                        lanes.append(Lane(self._prepared, first, last, sensor_row, first + warming, self._until_us))
             # Full lanes and shorter ones form separate groups, so that few steps are padding. Groups come at random.
             order = sorted(self._rng.permutation(len(lanes)), key=lambda at: lanes[at].hi - lanes[at].lo < self._length)
             groups = np.array_split(order, -(-len(order) // batch))

@@ -64,6 +64,6 @@ class Checkpoint:
                 torch.save({"key": self.key, "content": content}, file)
             Path(draft).replace(self.path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
-            logger.warning("cannot write the checkpoint %s; a kill would lose the last epochs: %s", self.path, error)
+            logger.warning("cannot write checkpoint %s; a killed training loses its last epochs: %s", self.path, error)
             if draft is not None:
                 Path(draft).unlink(missing_ok=True)

@@ -68,7 +68,7 @@ def step_inputs(trace: NormaliserTrace, timestamp_us: Indexes, elapsed: NDArray[
         per_feature[:, :, 1] = (trace.levels[:, :, 0] - level) * unit
         per_feature[:, :, 2] = (trace.levels[:, :, 2] - level) * unit
         per_feature[:, :, 3] = np.sqrt(trace.change) * unit
-    _bounded(per_feature[:, :, :4])
+    _clip(per_feature[:, :, :4])
     per_feature[:, :, 4] = (trace.age == 0.0) & (trace.count > 0.0)
     per_feature[:, :, 5] = trace.age / (trace.age + 4.0)
     rest = F * INPUTS_PER_FEATURE
@@ -89,7 +89,7 @@ def _reciprocal(scale: Floats) -> Floats:
     return out
 
 
-def _bounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _clip(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(values, -LARGEST_INPUT, LARGEST_INPUT, out=values)
 
 
@@ -115,7 +115,7 @@ class Past:
         lags = (self.lags(index) - level[:, :, None]) * unit
         with np.errstate(over="ignore"):  # numbers too large for float32 are clipped next
             around = np.concatenate([lags, self._profiles(index, before) * unit], axis=2, dtype=np.float32)
-        return _bounded(around).reshape(len(index), past_size(self.config))
+        return _clip(around).reshape(len(index), past_size(self.config))
 
     def lags(self, index: Indexes) -> Floats:
         """(n, K, R): the values 0 to R-1 steps before each step; before the state's first value, that value."""

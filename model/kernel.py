@@ -512,7 +512,7 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
     a = 1.0 / (forgetting + power)
     shrink = a / (1.0 + math.sqrt(forgetting * a))
     growth = 1.0 / math.sqrt(forgetting)
-    sound = True
+    within_bounds = True
     for i in range(D):
         row = f4[root + i * D : root + (i + 1) * D]
         gain[i] = 0.0
@@ -523,7 +523,7 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
             number = (row[j] - gain[i] * shrink * f[j]) * growth
             to.root[i, j] = number
             variance += number * number
-        sound = sound and math.isfinite(variance)
+        within_bounds = within_bounds and math.isfinite(variance)
         scale = min(1.0, math.sqrt(PRIOR_VARIANCE / max(variance, PRIOR_VARIANCE)))
         for j in range(D):
             row[j] = to.root[i, j] * scale
@@ -532,9 +532,9 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
             row = f4[weights + (r * D + i) * P : weights + (r * D + i + 1) * P]
             for p in range(P):
                 number = row[p] + gain[i] * a * to.errors[r, p]
-                sound = sound and abs(number) < WEIGHT_BOUND
+                within_bounds = within_bounds and abs(number) < WEIGHT_BOUND
                 row[p] = number
-    return sound
+    return within_bounds
 
 
 # --- experts and their mixture ----------------------------------------------------------------------------------------
@@ -649,10 +649,10 @@ def _spread(
 
 
 @_inner
-def _stored(number: float, value: float, unit: float) -> float:
+def _relative(number: float, value: float, unit: float) -> float:
     """A number of a pending forecast: less ``value``, in ``unit``; 0 if non-finite."""
-    relative = _clip((number - value) / unit, STORED_BOUND)
-    return relative if math.isfinite(relative) else 0.0
+    difference = _clip((number - value) / unit, STORED_BOUND)
+    return difference if math.isfinite(difference) else 0.0
 
 
 @_inner
@@ -667,9 +667,9 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
     for m in range(L):
         j = table.loss_points[m]
         for e in range(E):
-            f4[at.pending_experts + (pending * E + e) * L + m] = _stored(to.experts[e, j], value, unit)
+            f4[at.pending_experts + (pending * E + e) * L + m] = _relative(to.experts[e, j], value, unit)
         for q in range(Q):
-            f4[at.pending_quantiles + (pending * Q + q) * L + m] = _stored(out[q, j], value, unit)
+            f4[at.pending_quantiles + (pending * Q + q) * L + m] = _relative(out[q, j], value, unit)
     for group in range(size.groups):
         D = REGRESSORS + group * size.hidden_regressors
         past_x = (at.hidden_pending_x if group else at.plain_pending_x) + pending * D
@@ -678,7 +678,7 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
     if size.groups:
         for base in range(3):
             for p in range(P):
-                number = _stored(to.bases[1 + base, table.learn_points[p]], value, unit)
+                number = _relative(to.bases[1 + base, table.learn_points[p]], value, unit)
                 f4[at.pending_bases + (pending * 3 + base) * P + p] = number
 
 

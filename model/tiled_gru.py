@@ -74,8 +74,8 @@ class TiledGRU:
         self._layers = [
             tuple(
                 TiledLinear(
-                    _candidate_doubled(getattr(rnn, f"weight_{side}_l{layer}")),
-                    _candidate_doubled(getattr(rnn, f"bias_{side}_l{layer}")),
+                    _double_candidate(getattr(rnn, f"weight_{side}_l{layer}")),
+                    _double_candidate(getattr(rnn, f"bias_{side}_l{layer}")),
                     tile,
                 )
                 for side in ("ih", "hh")
@@ -133,7 +133,7 @@ class TiledGRU:
             h[:count] = kept[:count]
 
 
-def _candidate_doubled(parameter: Tensor) -> Tensor:
+def _double_candidate(parameter: Tensor) -> Tensor:
     """A weight or bias of the three gates, the candidate's part doubled; doubling is exact.
 
     The candidate's tanh is computed as tanh(a) = 2 σ(2a) - 1: torch's sigmoid takes a sixth of the time of its tanh.
