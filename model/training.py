@@ -311,7 +311,7 @@ class _Run:
     def _no_labels_error(self) -> ValueError:
         targets = ", ".join(self._forecaster.config.targets)
         return ValueError(
-            f"the training part has no labels: its targets ({targets}) are all missing or constant; use more data"
+            f"training has no labels: the targets ({targets}) are all missing or constant in the training part"
         )
 
     def _chunk_stream(self, taken: int) -> Iterator[tuple[Chunk, bool]]:
