@@ -25,7 +25,8 @@ Floats = NDArray[np.float64]
 # Scales from the level that a value is clipped to. One absurd reading then moves level and scale little, and a real
 # change of level by a factor of a thousand is followed within one to two seasons.
 MAX_DISTANCE_SCALES: Final = 16.0
-# Seasons that the prior scale counts as. It follows from the size of the changes, which is known sooner.
+# Seasons of values that the prior scale counts as. The prior is the size of the changes times their spread, because
+# the changes' size is known sooner than the distances'.
 PRIOR_SEASONS: Final = 0.5
 PROFILE_SEASONS: Final = 7.0  # seasons over which the profile is averaged
 

@@ -76,7 +76,8 @@ class ReorderBuffer:
         self._grace = grace
         self._last_us = last_us
         self._buffered: list[_BufferedReading] = []  # in order of time
-        self._by_offset: deque[_BufferedReading] = deque()  # by arrival; all but the first may be released
+        # In order of arrival. The first is still buffered; the readings behind it may be released already.
+        self._by_offset: deque[_BufferedReading] = deque()
 
     def passes_through(self, timestamp_us: int) -> bool:
         """Whether a reading may be stepped at once: the buffer is empty, and no gap lies before it.
