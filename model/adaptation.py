@@ -1,20 +1,19 @@
-"""Adaptation between retrainings: per sensor and target, a mixture of experts that learns from every reading.
+"""Adaptation between retrainings: a mixture of experts per sensor and target, learned online.
 
-Experts of every level but ``off``: persistence, seasonal naive, the GRU, and four corrections learned by recursive
-least squares, of persistence, of a slow and of a quick seasonal profile, and of the GRU. They share one set of
-regressors, hence one covariance. Level ``full`` adds two experts that also see the GRU's hidden state. The mixture's
-median replaces the GRU's; the GRU's spread is kept in shape, resized by the mixture's errors against the GRU's, and
-calibrated.
+Level ``off`` has one expert, the GRU. The other levels have seven: persistence, seasonal naive, the GRU, and four
+corrections, learned by recursive least squares, of persistence, of a slow and of a quick seasonal profile, and of the
+GRU. The corrections share one set of regressors, hence one covariance. Level ``full`` adds two experts that also see
+the GRU's hidden state. The mixture's median replaces the GRU's. The quantiles around it keep the shape of the GRU's;
+they are resized by the ratio of the mixture's errors to the GRU's, and calibrated.
 
-Labels are delayed: a forecast is judged, and learned from, only once all of its h steps have been seen. Every
-``stride``-th forecast is kept for that, so that what is pending stays within ``PENDING`` forecasts for any horizon;
-corrections are learned at no more than ``LEARN_POINTS`` points of the horizon, losses kept at ``LOSS_POINTS``, and
-interpolated between. The state's size is therefore fixed, and grows with the horizon by its labels only (9 bytes a step
-and target).
+Labels are delayed: a forecast is scored and learned from after all of its h steps have been seen. Every ``stride``-th
+forecast is kept until then, so that at most ``PENDING`` are pending for any horizon. Corrections are learned at up to
+``LEARN_POINTS`` points of the horizon, losses are kept at up to ``LOSS_POINTS``, and both are interpolated between.
+The state's size is therefore fixed; only its labels grow with the horizon (9 bytes per step and target).
 
-A state that is reset is blank again. Time counts by the clock, in points of each target's own grid of cadences: where a
-point has no value one is put in its place, and where it has several the first is learned from, while all are forecast
-from. How each step is computed stands in ``model.kernel``; nothing there mixes sensors or targets.
+A reset blanks the state. Time counts by the clock, in points of each target's own grid of cadences. A point without a
+value gets a replacement. A point with several values is learned from by its first value, and forecast from by each.
+``model.kernel`` computes the steps; it mixes neither sensors nor targets.
 
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts.
 """
@@ -34,36 +33,38 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Rounds:
-    """Steps of A sensors in rounds: the r-th round takes the next step of each of the first ``sizes[r]`` sensors.
+    """Steps of A sensors in rounds: round r takes the next step of each of the first ``sizes[r]`` sensors.
 
-    Arrays of M are round by round.
+    Arrays (M, ...) hold one round after the other.
     """
 
-    sizes: Sequence[int]  # falling, at most A
-    reset: Bools  # (M,) whether the sensor's state begins anew with the step
+    sizes: Sequence[int]  # sensors in each round; never rising, at most A
+    reset: Bools  # (M,) whether the sensor's state is reset before the step
     timestamp_us: Indexes  # (M,)
     values: Floats  # (M, K) the targets, NaN where missing
     hidden: NDArray[np.float32]  # (M, H) of the last layer after the step
-    forecast: Indexes  # (M,) which of the model's forecasts was issued at the step; -1 where it is no reading
+    forecast: Indexes  # (M,) the row in ``quantiles`` of the forecast issued at the step; -1 for a missing step
     quantiles: Floats  # (n, K, Q, h) the model's forecasts, in the sensor's unit
 
 
 @dataclass(frozen=True)
 class AdaptedForecasts:
-    """Forecasts in the order of the model's."""
+    """The adapted forecasts, in the order of the model's."""
 
     quantiles: Floats  # (n, K, Q, h) in the sensor's unit
     weights: Floats  # (n, K, E) of the experts, averaged over the horizon
 
 
 def adapt(config: AdaptationConfig, states: States, rounds: Rounds) -> AdaptedForecasts:
-    """Steps ``states`` in place, and adapts the forecasts issued on the way; NaN where the model gave no finite ones.
+    """The forecasts in ``rounds``, adapted. Steps ``states`` in place.
+
+    A non-finite forecast of the model gives NaN.
 
     Args:
         states: (A,) of ``adaptation_dtype``, contiguous.
     """
     assert states.flags.c_contiguous
-    size, places, tables = _compiled_for(config)
+    size, places, tables = _kernel_arguments(config)
     lengths = np.asarray(rounds.sizes, np.int64)
     quantiles = np.empty(rounds.quantiles.shape)
     weights = np.empty((*quantiles.shape[:2], size.experts))
@@ -86,13 +87,13 @@ def adapt(config: AdaptationConfig, states: States, rounds: Rounds) -> AdaptedFo
         weights,
         kernel.scratch(size, states.dtype.itemsize),
     )
-    # A model that gives no number is at fault: nothing that is mixed in may hide it.
+    # A non-finite forecast is the model's fault: the other experts in the mixture must not hide it.
     quantiles[~np.isfinite(rounds.quantiles).all(axis=(1, 2, 3))] = np.nan
     return AdaptedForecasts(quantiles, weights)
 
 
 def compile_kernel(config: AdaptationConfig) -> None:
-    """Compiles the core, or reads what was compiled before: else the first step would take as long."""
+    """Compile the kernel, or read it from disk, so that the first step does not wait for it."""
     none = np.zeros(0, np.int64)
     rounds = Rounds(
         sizes=[],
@@ -107,8 +108,8 @@ def compile_kernel(config: AdaptationConfig) -> None:
 
 
 @cache
-def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places, kernel.Tables]:
-    """What the compiled core is told of a configuration."""
+def _kernel_arguments(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places, kernel.Tables]:
+    """The constant arguments of the compiled kernel."""
     season = config.season_steps
     learnt_steps = kernel.LEARNT_STEPS * max(1.0, config.horizon_steps / kernel.LEARNT_HORIZON)
     size = kernel.Sizes(
@@ -141,9 +142,9 @@ def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places
     bases = np.full((len(CORRECTED_BASES), len(BASES)), -1, np.int64)
     for group, chosen in enumerate(CORRECTED_BASES):
         bases[group, : len(chosen)] = chosen
-    log_discounts, rates = _weighing(config)
-    loss_left, loss_share = _between(config.loss_points, config.horizon_steps)
-    learn_left, learn_share = _between(config.learn_points, config.horizon_steps)
+    log_discounts, rates = _loss_rates(config)
+    loss_left, loss_share = _interpolation(config.loss_points, config.horizon_steps)
+    learn_left, learn_share = _interpolation(config.learn_points, config.horizon_steps)
     tables = kernel.Tables(
         levels=np.array(config.levels),
         log_prior=np.log(config.prior),
@@ -161,16 +162,16 @@ def _compiled_for(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Places
     return size, places, tables
 
 
-def _weighing(config: AdaptationConfig) -> tuple[Floats, Floats]:
-    """(L,) ``log_discounts`` and ``rates`` of the compiled core's tables."""
+def _loss_rates(config: AdaptationConfig) -> tuple[Floats, Floats]:
+    """(L,) ``log_discounts`` and ``rates`` of the kernel's tables."""
     independent_steps = np.maximum((config.loss_points + 1) / kernel.INDEPENDENT_PART, 1.0)
     log_discounts = config.stride * np.log1p(-1.0 / (kernel.MEMORY_LABELS * independent_steps))
-    labels = config.stride / -np.expm1(log_discounts) / independent_steps  # independent ones in a full memory
+    labels = config.stride / -np.expm1(log_discounts) / independent_steps  # independent labels in a full memory
     return log_discounts, kernel.RATE * labels
 
 
-def _between(points: Indexes, horizon: int) -> tuple[Indexes, Floats]:
-    """(h,) the point at or before each horizon step, and the share of the next one in a linear interpolation."""
+def _interpolation(points: Indexes, horizon: int) -> tuple[Indexes, Floats]:
+    """(h,) the point at or before each horizon step, and the next point's share in an interpolation."""
     ahead = np.arange(horizon)
     left = np.searchsorted(points, ahead, side="right") - 1
     right = np.minimum(left + 1, len(points) - 1)

@@ -16,21 +16,24 @@ import torch
 from .config import ModelConfig
 from .forecaster import Forecaster
 
-# Raised whenever a model of the version before could not be served the same way.
+# Number of the file format; raise it when this program could not serve a model of the format before.
 FORMAT_VERSION: Final = 1
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.pt"
 
 
 class ArtefactError(ValueError):
-    """The directory holds no model, a damaged one, or one of another format."""
+    """The directory holds no model, a damaged model or a model of another format."""
 
 
 def save_artefact(forecaster: Forecaster, directory: Path) -> None:
-    """Writes the model into ``directory``, which appears whole or not at all.
+    """Write the model into ``directory``, which appears whole or not at all.
 
-    One that is there is replaced. A process killed in between leaves it beside the place, as ``.NAME-replaced-…``, and
-    nothing in it.
+    An existing directory is replaced. A process killed between the two renames leaves the old one beside it, as
+    ``.NAME-replaced-…``, and no ``directory``.
+
+    Raises:
+        OSError: the files could not be written; an existing directory is unchanged.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -42,7 +45,7 @@ def save_artefact(forecaster: Forecaster, directory: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         (draft / CONFIG_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-        draft.chmod(0o755)  # what mkdtemp made is for its owner alone
+        draft.chmod(0o755)  # mkdtemp lets only the owner read
         _put_in_place(draft, directory)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -67,26 +70,24 @@ def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
     """The model in ``directory``, ready to forecast.
 
     Raises:
-        ArtefactError: saying which file is missing or damaged, and what to do.
+        ArtefactError: a file is missing, damaged, or of another format; the message names it and the next step.
         OSError: the disk could not be read.
     """
     config = _read_config(directory / CONFIG_FILE)
     try:
         forecaster = Forecaster(config)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # such as a size that is no integer
-        raise ArtefactError(f"{directory / CONFIG_FILE} describes no model that can be built: {error}") from error
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # for example hidden_size 1.5
+        raise ArtefactError(f"{directory / CONFIG_FILE} is invalid ({error}); register the model again") from error
     weights = _read_weights(directory / WEIGHTS_FILE)
     try:
         forecaster.load_stored_weights(weights)
     except (RuntimeError, AttributeError) as error:
         raise ArtefactError(
-            f"{directory / WEIGHTS_FILE} does not hold the weights of the model described beside it in {CONFIG_FILE}; "
+            f"{directory / WEIGHTS_FILE} does not hold the weights of the model in {CONFIG_FILE} beside it; "
             "register the model again"
         ) from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in forecaster.state_dict().values()):
-        raise ArtefactError(
-            f"{directory / WEIGHTS_FILE} holds weights that are not finite; train and register it again"
-        )
+        raise ArtefactError(f"{directory / WEIGHTS_FILE} holds non-finite weights; train and register the model again")
     return forecaster.to(device).eval()
 
 
@@ -94,21 +95,21 @@ def _read_config(path: Path) -> ModelConfig:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtefactError(f"{path} is missing: {path.parent} holds no model") from error
+        raise ArtefactError(f"{path} is missing, so {path.parent} holds no model; register the model again") from error
     except (IsADirectoryError, NotADirectoryError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} cannot be read ({error}); register the model again") from error
     if not isinstance(content, dict) or "format_version" not in content:
-        raise ArtefactError(f"{path} does not describe a model of streamgru")
+        raise ArtefactError(f"{path} does not describe a model of streamgru: it names no format_version")
     version = content.pop("format_version")
     if version != FORMAT_VERSION:
         raise ArtefactError(
-            f"{path} has format {version!r}, and this program reads {FORMAT_VERSION}; "
-            "train the model again, or use the program that wrote it"
+            f"{path} has format {version!r}, and this program reads format {FORMAT_VERSION}; "
+            "train the model again, or use the version of streamgru that wrote it"
         )
     try:
         return ModelConfig.from_dict(content)
     except ValueError as error:
-        raise ArtefactError(f"{path} is not valid: {error}") from error
+        raise ArtefactError(f"{path} is invalid ({error}); register the model again") from error
 
 
 def _read_weights(path: Path) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is missing; register the model again") from error
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, zipfile.BadZipFile) as error:
-        # A file cut short is an invalid argument to torch; what else the system says is no fault of the file.
+        # torch reports a truncated file as EINVAL; any other OSError is a fault of the disk, not of the file.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise ArtefactError(f"{path} is damaged; register the model again") from error
@@ -136,7 +137,7 @@ def config_differences(
     quantiles: Sequence[float],
     max_gap_steps: int,
 ) -> list[str]:
-    """A sentence for each thing in which a model differs from what is to be served; empty if it fits."""
+    """A sentence for each setting that a model was not made for; empty if the model fits the settings."""
     wanted = {
         "features": tuple(features),
         "targets": tuple(targets),

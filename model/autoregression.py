@@ -1,16 +1,16 @@
-"""The baseline that learns as it goes: an autoregression per sensor and target, by recursive least squares.
+"""The adaptive baseline: an autoregression per sensor and target, by recursive least squares.
 
-Each step's forecast is the last value plus a linear function of the last 24 changes, direct for every horizon step.
-A forecast is learned from once all of its h steps have been seen, never earlier; its quantiles lie around it as its
-own past errors did. Where a sensor's readings pause for so long that its state begins anew, what was learned of it
-stays, and nothing is learned across the pause.
+Each step's forecast is the last value plus a linear function of the last 24 changes, one function per horizon step. A
+forecast is learned from after all of its h steps have been seen. Its quantiles lie as far from it as those of its own
+past errors. After a pause that resets a sensor's state the weights stay, and no label spans the pause.
 
-Letters: G sensors together, K targets, n = G·K problems, T rounds, D regressors, Q quantiles, h horizon steps.
+Letters: G sensors together, K targets, n = G·K problems, T rounds, D regressors, A pending forecasts, Q quantiles,
+h horizon steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Final, Self
+from dataclasses import dataclass, fields
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -20,42 +20,42 @@ from . import least_squares
 from .baselines import mean_levels
 from .config import ModelConfig
 from .kernel import REGRESSOR_BOUND, SCALE_RATE, VALUE_BOUND
-from .predictor import ForecastRequest
+from .predictor import CarriedState, CarryingPredictor, Group
 from .sequences import Sequences
 
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 
 LAGS: Final = 24
-SMALLEST_UNIT: Final = 1e-9  # of the value: a smaller change is rounding
-# Forecasts kept until their errors are known: all of them up to this horizon, every so many beyond it.
+SMALLEST_UNIT: Final = 1e-9  # of the value; a smaller change is rounding
+# Pending forecasts, at most. Up to this horizon every forecast is kept until its errors are known, beyond it only some.
 PENDING: Final = 24
-# Numbers in the arrays of one go, so that memory is bounded for any horizon and number of sensors.
+# Numbers in the arrays of one call, at most: a bound on memory for any horizon and number of sensors.
 _NUMBERS: Final = 8_000_000
 
 
 @dataclass
 class _RegressionState:
-    """What is known of n problems; a problem's rows are its own in every field."""
+    """The regressions of n problems, a row each."""
 
-    filled: Floats  # (n,) the last value, 0 before the first
-    known: NDArray[np.bool_]  # (n,) whether there was one
+    filled: Floats  # (n,) the last value; 0 before the first
+    known: NDArray[np.bool_]  # (n,) whether there was a value
     seen: Indexes  # (n,) changes that the scale is a mean of
     scale: Floats  # (n,) running mean |change|
     changes: Floats  # (n, 24) newest last
-    values: Floats  # (n, h) newest last, NaN where missing or before a pause
+    values: Floats  # (n, h) newest last; NaN where missing
     x: Floats  # (n, h, D) regressors of the last h forecasts
-    last: Floats  # (n, h) what they started from, NaN where there was none
-    unit: Floats  # (n, h) and what they are measured in
-    root: Floats  # (n, D, D)
+    last: Floats  # (n, h) the last value at each of these forecasts; NaN if nothing is learned from the forecast
+    unit: Floats  # (n, h) the unit of each of these forecasts
+    root: Floats  # (n, D, D) of the weights' covariance
     weights: Floats  # (n, D, h)
-    pending: Floats  # (n, A, h) forecasts whose errors are not known yet, less what they started from, in their units
-    errors: Indexes  # (n, h) errors known so far
+    pending: Floats  # (n, A, h) forecasts without a known error, less the last value, in units
+    errors: Indexes  # (n, h) number of known errors
     distances: Floats  # (n, Q-1, h) of the other quantiles from the median, in units
 
     @classmethod
     def blank(cls, config: ModelConfig, n: int) -> "_RegressionState":
-        """Nothing seen yet."""
+        """The state before the first step."""
         h, D = config.horizon_steps, LAGS + 1
         return cls(
             filled=np.zeros(n),
@@ -76,101 +76,66 @@ class _RegressionState:
 
     @classmethod
     def joined(cls, parts: Sequence["_RegressionState"]) -> "_RegressionState":
-        """Several sensors' problems, one after the other."""
+        """The problems of all parts, one after the other."""
         return cls(**{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)})
-
-    def rows(self, rows: slice) -> "_RegressionState":
-        """Copies of some problems."""
-        return _RegressionState(**{one.name: getattr(self, one.name)[rows].copy() for one in fields(self)})
 
 
 @dataclass
-class _SensorState:
-    """A sensor's state after its first ``next`` steps."""
-
-    next: int
+class _SensorState(CarriedState):
     learned: _RegressionState
 
 
-class Autoregression:
-    """Forecasts by recursive least squares, by the evaluator's protocol."""
+class Autoregression(CarryingPredictor[_SensorState]):
+    """Forecasts by recursive least squares, for the evaluator."""
 
     name = "adaptive AR(24)"
 
     def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+        super().__init__(config)
         self._level = np.zeros(config.target_count)
-        self._carried: dict[str, _SensorState] = {}
 
     def fit(self, sequences: Sequences, until_us: int) -> Self:
-        """Learn what stands in where a sensor has had no value yet: the usual level before ``until_us``."""
+        """Set the forecast of sensors without a value yet: the mean level before ``until_us``."""
         self._level = mean_levels(sequences, self._config, until_us)
         return self
 
-    def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
-        """(hi-lo, K, Q, h) after each of a sensor's steps [lo, hi)."""
-        return self.forecasts_together(
-            [ForecastRequest(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))]
-        )[0]
-
-    def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
-        """As ``forecasts``, for a stretch of each of several sensors, which must differ.
-
-        Only these sensors' states are kept; a sensor that was not among the last ones is stepped from its first
-        reading on again. The evaluator goes through all stretches of a group of sensors before it takes the next.
-        """
-        config = self._config
-        shape = (config.target_count, len(config.quantiles), config.horizon_steps)
-        found = [np.empty((len(one.steps) - one.lo, *shape)) for one in requests]
-        states = [self._state(one) for one in requests]
-        per_problem = max(LAGS + 1, len(config.quantiles) * config.horizon_steps)
-        rounds = max(1, _NUMBERS // (config.target_count * len(requests) * per_problem))
-        while True:
-            left = np.array([len(one.steps) - state.next for one, state in zip(requests, states, strict=True)])
-            order = np.argsort(-left, kind="stable")
-            order = order[left[order] > 0]
-            if not len(order):
-                break
-            group = [(requests[i], states[i], min(int(left[i]), rounds)) for i in order]
-            for i, (rows, quantiles) in zip(order, _Rounds(config, self._level, group).forecasts(), strict=True):
-                found[i][rows] = quantiles
-        self._carried = {one.sensor: state for one, state in zip(requests, states, strict=True)}
-        return found
-
-    def _state(self, one: ForecastRequest) -> _SensorState:
-        carried = self._carried.get(one.sensor)
-        if carried is not None and carried.next <= one.lo:
-            return carried
+    def _blank_state(self) -> _SensorState:
         return _SensorState(0, _RegressionState.blank(self._config, self._config.target_count))
+
+    def _most_rounds(self, sensors: int) -> int:
+        config = self._config
+        per_problem = max(LAGS + 1, len(config.quantiles) * config.horizon_steps)
+        return _NUMBERS // (config.target_count * sensors * per_problem)
+
+    def _step_group(self, group: Group[_SensorState]) -> list[tuple[slice, Floats]]:
+        return _Rounds(self._config, self._level, group).forecasts()
 
 
 class _Rounds:
     """The next steps of several sensors, longest first; round r takes each sensor's r-th."""
 
-    def __init__(
-        self, config: ModelConfig, level: Floats, group: list[tuple[ForecastRequest, _SensorState, int]]
-    ) -> None:
+    def __init__(self, config: ModelConfig, level: Floats, group: Group[_SensorState]) -> None:
         self._config = config
         self._level = level
         self._group = group
         self._outer = [number for number in range(len(config.quantiles)) if number != config.median_index]
         levels = np.array(config.quantiles)[self._outer, None]
-        self._sides = np.sign(levels - 0.5)  # (Q-1, 1) of the median that each other quantile lies on
-        self._shares = np.minimum(levels, 1.0 - levels)  # of the errors that should lie beyond it
+        self._sides = np.sign(levels - 0.5)  # (Q-1, 1) -1 for the quantiles below the median, 1 for those above it
+        self._shares = np.minimum(levels, 1.0 - levels)  # (Q-1, 1) of the errors that should lie beyond each of them
         self._bound: Floats = REGRESSOR_BOUND * np.arange(1.0, config.horizon_steps + 1)
         self._K, self._h = config.target_count, config.horizon_steps
         lengths = np.array([length for _, _, length in group])
         self._T = int(lengths[0])
         self._learned = _RegressionState.joined([state.learned for _, state, _ in group])
-        # (n,) the number of the step in round 0, from the sensor's first
+        # (n,) the number of the first round's step, counted from 0 at the sensor's first step
         self._first = np.repeat(np.array([state.next for _, state, _ in group]), self._K)
-        # (n, h+T) where the forecast of each round is kept, -1 for nowhere; behind those of the h rounds before
+        # (n, h+T) slot in ``pending`` of each round's forecast, -1 for none; the h rounds before come first
         steps = self._first[:, None] + np.arange(-self._h, self._T)
         stride = _stride(self._h)
         self._slot = np.where((steps >= 0) & (steps % stride == 0), steps // stride % _slots(self._h), -1)
 
     def forecasts(self) -> list[tuple[slice, Floats]]:
-        """Of each sensor, the rows of its answer and the quantiles in them; the sensors' states are stepped."""
+        """Step the states; for each sensor, rows of its answer and the quantiles in them."""
         wanted = [max(one.lo - state.next, 0) for one, state, _ in self._group]
         self._lay_out()
         n, h, earliest = len(self._first), self._h, min(wanted)
@@ -197,7 +162,7 @@ class _Rounds:
         return answers
 
     def _lay_out(self) -> None:
-        """All that does not depend on what is learned, for every round: (n, h+T, ...) behind the h steps before."""
+        """Compute the inputs of every round, which do not depend on the weights, behind the last h rounds'."""
         learned, h, T = self._learned, self._h, self._T
         n = len(learned.filled)
         values = np.full((n, T), np.nan)
@@ -215,7 +180,7 @@ class _Rounds:
         known = np.concatenate(
             [learned.known[:, None], learned.known[:, None] | (np.cumsum(there, axis=1) > 0)], axis=1
         )
-        # A sensor's first value is no change, nor is the first after a pause.
+        # Neither a sensor's first value nor the first after a pause makes a change.
         changed = there & known[:, :-1] & ~reset
         changes = np.where(changed, np.diff(filled, axis=1), 0.0)
         scale = self._scales(np.abs(changes), changed)
@@ -225,8 +190,8 @@ class _Rounds:
         x = np.ones((n, T, LAGS + 1))
         x[:, :, :LAGS] = sliding_window_view(changes, LAGS, axis=1)[:, 1:] / unit[:, :, None]
         np.clip(x, -REGRESSOR_BOUND, REGRESSOR_BOUND, out=x)
-        # Forecasts are learned from where they follow a value of a sensor that has moved, so that there is a unit to
-        # measure labels in, and where no pause lies before their last label.
+        # A forecast is learned from if it follows a value, if the sensor has moved before (a constant sensor has no
+        # unit to measure labels in), and if no pause lies before its last label.
         last = np.where(there & (scale > smallest), filled[:, 1:], np.nan)
         last = np.concatenate([learned.last, last], axis=1)
         for row, r in zip(*np.nonzero(reset), strict=True):
@@ -237,7 +202,7 @@ class _Rounds:
         self._unit = np.concatenate([learned.unit, unit], axis=1)
 
     def _scales(self, sizes: Floats, changed: NDArray[np.bool_]) -> Floats:
-        """(n, T) the running mean of the sizes (n, T) of changes, which is a plain mean while it is young."""
+        """(n, T) running means of the sizes (n, T) of changes; plain means over the first values."""
         seen = self._learned.seen[:, None] + np.cumsum(changed, axis=1)
         rates = np.where(changed, np.maximum(SCALE_RATE, 1.0 / np.maximum(seen, 1)), 0.0)
         scales = np.empty(sizes.shape)
@@ -249,7 +214,7 @@ class _Rounds:
         return scales
 
     def _quantiles(self, rows: slice, rounds: slice, points: Floats, distances: Floats) -> Floats:
-        """(T, K, Q, h) of one sensor's problems, in its unit, out of what was forecast in these rounds."""
+        """(T, K, Q, h) of one sensor, in its unit, from its medians and distances (K, T, ...) in units."""
         median = self._config.median_index
         offsets = np.zeros((*points.shape[:2], len(self._config.quantiles), self._h))
         offsets[:, :, self._outer] = distances * self._sides
@@ -263,28 +228,24 @@ class _Rounds:
         return np.ascontiguousarray(found.swapaxes(0, 1))
 
     def _store_states(self) -> None:
+        learned = {name: getattr(self._learned, name) for name in ("root", "weights", "pending", "errors", "distances")}
+        by_round = {"filled": self._filled, "known": self._known, "seen": self._seen, "scale": self._scale}
+        behind = {"values": self._values, "x": self._x, "last": self._last, "unit": self._unit}  # with h rounds before
         for g, (_, state, length) in enumerate(self._group):
-            rows, back = slice(g * self._K, (g + 1) * self._K), slice(length, length + self._h)
+            rows = slice(g * self._K, (g + 1) * self._K)
+            arrays: dict[str, Any] = {name: array[rows] for name, array in learned.items()}
+            arrays |= {name: array[rows, length - 1] for name, array in by_round.items()}
+            arrays |= {name: array[rows, length : length + self._h] for name, array in behind.items()}
+            arrays["changes"] = self._changes[rows, length : length + LAGS]
             state.next += length
-            state.learned = replace(
-                self._learned.rows(rows),
-                filled=self._filled[rows, length - 1].copy(),
-                known=self._known[rows, length - 1].copy(),
-                seen=self._seen[rows, length - 1].copy(),
-                scale=self._scale[rows, length - 1].copy(),
-                changes=self._changes[rows, length : length + LAGS].copy(),
-                values=self._values[rows, back].copy(),
-                x=self._x[rows, back].copy(),
-                last=self._last[rows, back].copy(),
-                unit=self._unit[rows, back].copy(),
-            )
+            state.learned = _RegressionState(**{name: array.copy() for name, array in arrays.items()})
 
 
 def _stride(h: int) -> int:
-    """Steps from one forecast that is kept to the next."""
+    """Steps between two forecasts that are kept."""
     return -(-h // PENDING)
 
 
 def _slots(h: int) -> int:
-    """A: forecasts kept at a time."""
+    """A: forecasts that are pending at a time."""
     return -(-h // _stride(h))

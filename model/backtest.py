@@ -1,9 +1,9 @@
-"""The evaluator: the one way in which forecasts are scored, laid out so that they cannot see what they are scored on.
+"""The evaluator: all forecasts are scored by it, and predictors do not see the labels.
 
-Prequential: every reading is forecast from in turn, with whatever state the readings before it have left. A predictor
-is handed a sensor's steps only up to the end of the stretch it is asked for; labels are looked up afterwards, by the
-evaluator. Within a stretch, and while fitting, a predictor could still cheat: ``assert_causal`` finds out by changing
-the future.
+Scores are prequential: a forecast is issued at every reading in turn, from the state after the readings so far. A
+predictor gets a sensor's steps up to the end of the stretch to forecast, and the evaluator looks up the labels
+afterwards. Within a stretch, and while fitting, a predictor could still look ahead: ``assert_causal`` detects that by
+changing the future.
 
 Letters: n steps, S sensors, K targets, Q quantiles, h horizon steps.
 """
@@ -43,43 +43,42 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-# Numbers in the forecasts of one stretch, all its sensors together: 32 MB, a few times over.
+# Numbers in the forecasts that are scored in one go, of all sensors: arrays of 32 MB.
 _STRETCH_NUMBERS: Final = 4_000_000
-# Sensors forecast together: as many as keep a batched model busy.
+# Sensors forecast together: enough for efficient matrix products.
 _SENSORS_TOGETHER: Final = 256
 
 
 class Predictor(Protocol):
-    """Whatever forecasts; it may carry state from one call to the next."""
+    """A source of forecasts; it may carry state from one call to the next."""
 
     @property
     def name(self) -> str:
-        """What its scores are listed under."""
+        """The name of its scores; unique in a back-test."""
 
     def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
         """(hi-lo, K, Q, h) quantiles after each of a sensor's steps [lo, hi), in the sensor's unit.
 
-        The evaluator asks for each sensor's stretches in ascending order, and shows no step from ``hi`` on and no other
-        sensor: ``sequences`` then holds that one alone, and ``lo`` counts from its first step.
+        The evaluator asks for each sensor's stretches in ascending order. ``sequences`` then holds the steps before
+        ``hi`` of that sensor alone, and ``lo`` counts from its first step.
         """
 
 
 @runtime_checkable
 class TogetherPredictor(Protocol):
-    """A predictor that is faster over many sensors at once; the evaluator then asks it so."""
+    """A predictor that can forecast many sensors in one call; the evaluator prefers that."""
 
     @property
     def name(self) -> str:
-        """As ``Predictor.name``."""
+        """The name of its scores; unique in a back-test."""
 
     def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
-        """As ``forecasts``, for a stretch of each of several sensors."""
+        """(n, K, Q, h) for each request; the requests are of different sensors."""
 
 
 def baselines(config: ModelConfig, sequences: Sequences, until_us: int) -> list[Predictor]:
-    """What every model is scored beside; they may know all that came before ``until_us``."""
-    kinds = (Autoregression, SeasonalNaive, Persistence)
-    return [kind(config).fit(sequences, until_us) for kind in kinds]
+    """The predictors that every model is compared with, fitted to the steps before ``until_us``."""
+    return [kind(config).fit(sequences, until_us) for kind in (Autoregression, SeasonalNaive, Persistence)]
 
 
 def backtest(
@@ -94,15 +93,16 @@ def backtest(
     """Scores by predictor's name, over the forecasts whose whole horizon lies in ``[start_us, end_us)``.
 
     So every horizon step is scored on the same forecasts: those issued at accepted readings from one cadence before
-    ``start_us`` on. Memory is bounded, whatever the number of steps.
+    ``start_us`` on. The memory used does not grow with the number of steps.
 
     Args:
-        config: for targets, quantiles, horizon and season, which all predictors share.
+        config: its targets, quantiles, horizon and season are those of all predictors.
         end_us: by default just after the last step.
-        scale: (S, K) that errors are divided by in scaled scores; by default ``seasonal_scale`` before ``start_us``.
+        scale: (S, K) divisor of errors in scaled scores; by default ``seasonal_scale`` before ``start_us``.
 
     Raises:
-        ValueError: there is nothing to score, or a forecast is not a finite number.
+        ValueError: no forecast has its horizon in the range, a forecast is non-finite or of another shape, or two
+            predictors have the same name.
     """
     end_us = int(sequences.timestamp_us.max(initial=start_us)) + 1 if end_us is None else end_us
     season = seasonal_scale(sequences, config, start_us)
@@ -113,12 +113,12 @@ def backtest(
         for predictor in predictors
     }
     if len(scores) < len(predictors):
-        raise ValueError("predictors need names that differ")
+        raise ValueError("two predictors have the same name; give each its own")
     columns = sequences.columns(config.targets)
     for stretches in _stretches(sequences, config, start_us, end_us):
         labels = [_labels(sequences, stretch, h, columns, start_us, end_us) for stretch in stretches]
         for predictor in predictors:
-            found = ask(predictor, _shown(sequences, stretches))
+            found = ask(predictor, _requests(sequences, stretches))
             for stretch, forecasts, label in zip(stretches, found, labels, strict=True):
                 observed = sequences.observed[stretch.lo : stretch.hi]
                 _check(predictor.name, sequences, stretch, forecasts[observed], config)
@@ -141,7 +141,7 @@ class _Stretch:
 
 
 def _stretches(sequences: Sequences, config: ModelConfig, start_us: int, end_us: int) -> Iterator[list[_Stretch]]:
-    """What to forecast in one go: stretches of several sensors, each sensor's in ascending order of time."""
+    """The stretches to forecast, those of several sensors in one go; each sensor's in order of time."""
     first_us = start_us - config.cadence_us
     last_us = end_us - config.horizon_steps * config.cadence_us  # the horizon's last step lies before `end_us`
     spans = [_Stretch(sensor, *sequences.span(sensor, first_us, last_us)) for sensor in range(len(sequences.sensors))]
@@ -161,13 +161,13 @@ def _stretches(sequences: Sequences, config: ModelConfig, start_us: int, end_us:
 
 
 def ask(predictor: Predictor, requests: Sequence[ForecastRequest]) -> list[Floats]:
-    """Each stretch's forecasts (hi-lo, K, Q, h), of all sensors together where the predictor can do that."""
+    """(n, K, Q, h) for each request; in one call if the predictor is a ``TogetherPredictor``."""
     if isinstance(predictor, TogetherPredictor):
         return predictor.forecasts_together(requests)
     return [predictor.forecasts(one.steps, 0, one.lo, len(one.steps)) for one in requests]
 
 
-def _shown(sequences: Sequences, stretches: list[_Stretch]) -> list[ForecastRequest]:
+def _requests(sequences: Sequences, stretches: list[_Stretch]) -> list[ForecastRequest]:
     return [
         ForecastRequest(sequences.past(stretch.sensor, stretch.hi), stretch.lo - int(sequences.starts[stretch.sensor]))
         for stretch in stretches
@@ -181,17 +181,17 @@ def _labels(sequences: Sequences, stretch: _Stretch, h: int, columns: list[int],
 
 
 def _check(name: str, sequences: Sequences, stretch: _Stretch, forecasts: Floats, config: ModelConfig) -> None:
-    """Every predictor is scored on the same labels, so none may decline to forecast."""
+    """Raise ``ValueError`` for incomplete forecasts: all predictors must be scored on the same labels."""
     shape = (config.target_count, len(config.quantiles), config.horizon_steps)
     if forecasts.shape[1:] != shape:
-        raise ValueError(f"{name} gave forecasts of shape {forecasts.shape[1:]}, and {shape} is wanted")
+        raise ValueError(f"{name} gave forecasts of shape {forecasts.shape[1:]} instead of {shape}")
     if not np.isfinite(forecasts).all():
         sensor = sequences.sensors[stretch.sensor]
         raise ValueError(f"{name} gave a forecast for sensor {sensor} that is not a finite number")
 
 
 class Leak(AssertionError):
-    """A predictor's forecasts depend on what came after them."""
+    """A predictor's forecasts depend on later readings."""
 
 
 def assert_causal(
@@ -202,16 +202,15 @@ def assert_causal(
     *,
     tolerance: float = 0.0,
 ) -> None:
-    """Pass only where changing everything from each cut on leaves the forecasts before it as they were.
+    """Check that other values from each cut on change no forecast before it.
 
     Args:
-        build: makes the predictor, fitting and all, from the data set it is given; fitting may use what lies before the
-            earliest cut.
+        build: builds and fits the predictor from a data set; fitting may use the steps before the earliest cut.
         cuts_us: moments, best in the middle of stretches.
-        tolerance: largest difference allowed, in scales; 0 asks for equal bits.
+        tolerance: largest difference allowed, in scales; with 0 the bits must be equal.
 
     Raises:
-        Leak: naming the predictor, the sensor and the moment.
+        Leak: a forecast changed; the message names the predictor, the sensor and the moment.
     """
     scale = seasonal_scale(sequences, config, max(cuts_us))
     for number, cut_us in enumerate(cuts_us):
@@ -221,18 +220,18 @@ def assert_causal(
             lo, hi = sequences.span(sensor)
             before = slice(0, sequences.span(sensor, None, cut_us)[1] - lo)
             one = _Stretch(sensor, lo, hi)
-            expected, found = (ask(p, _shown(s, [one]))[0][before] for p, s in ((truth, sequences), (fake, changed)))
+            expected, found = (ask(p, _requests(s, [one]))[0][before] for p, s in ((truth, sequences), (fake, changed)))
             differs = ~np.isclose(found, expected, rtol=0.0, atol=tolerance * scale[sensor].max(), equal_nan=True)
             if differs.any():
                 step = lo + int(np.flatnonzero(differs.any(axis=(1, 2, 3)))[0])
                 raise Leak(
-                    f"{truth.name}: the forecast for sensor {name} issued at {sequences.timestamp_us[step]} µs changes "
-                    f"with what was read at {cut_us} µs or later"
+                    f"{truth.name}: the forecast for sensor {name} issued at {sequences.timestamp_us[step]} µs depends "
+                    f"on readings at {cut_us} µs or later"
                 )
 
 
 def _with_another_future(sequences: Sequences, cut_us: int, seed: int) -> Sequences:
-    """Other values from the cut on, of another size and with other gaps; nothing changed before it."""
+    """The same data set, with other values and other missing values from the cut on."""
     random = np.random.default_rng(seed)
     future = sequences.timestamp_us >= cut_us
     size = 1.0 + np.nan_to_num(np.nanmax(np.abs(sequences.values), axis=0, initial=0.0))

@@ -1,4 +1,4 @@
-"""What a model has to beat: repeat the last value, or the value one season ago.
+"""The naive baselines: repeat the last value or the last season; and the scale of scaled errors.
 
 Letters: n steps, K targets, Q quantiles, h horizon steps, S sensors.
 """
@@ -14,20 +14,20 @@ from .sequences import Sequences
 
 Floats = NDArray[np.float64]
 
-# Residuals are taken at so many steps at most, over all sensors and per sensor: quantiles need no more.
+# Steps whose residuals are used, at most, of all sensors and of each: enough for their quantiles.
 _FIT_STEPS: Final = 500_000
 _FIT_STEPS_PER_SENSOR: Final = 2_048
 _FIT_BLOCK_STEPS: Final = 64
-# Of a sensor's largest value: a mean over millions of equal float64 numbers is off by less.
+# Part of a sensor's largest value: the rounding error of a mean over millions of equal float64 numbers is smaller.
 _ROUNDING: Final = 1e-12
 
 
 class NaiveForecast(ABC):
-    """A point forecast by rule, with quantiles from how far the rule was off on the training part.
+    """A point forecast by a rule, with quantiles from the rule's errors on the training part.
 
-    The median is the rule's own point; the other quantiles lie as far from it as the residuals' quantiles from their
-    median, by sensor, target and horizon step. A sensor that training did not see gets the mean of the others'. Without
-    ``fit`` all quantiles are the point, and it is NaN where the sensor has had no value yet.
+    The median is the rule's point. The other quantiles lie as far from it as the residuals' quantiles from their
+    median, by sensor, target and horizon step; a sensor without residuals gets the mean over the other sensors.
+    Before ``fit`` all quantiles are the point, and NaN until the sensor has a value.
     """
 
     name: str
@@ -41,7 +41,7 @@ class NaiveForecast(ABC):
         self._level = np.full(config.target_count, np.nan)
 
     def fit(self, sequences: Sequences, until_us: int) -> Self:
-        """Learn the quantiles from what was known before ``until_us``, labels included."""
+        """Learn the quantiles from the steps before ``until_us``; their labels lie before it, too."""
         sensors = range(len(sequences.sensors))
         columns = sequences.columns(self._config.targets)
         limit = min(_FIT_STEPS_PER_SENSOR, max(_FIT_BLOCK_STEPS, _FIT_STEPS // max(len(sensors), 1)))
@@ -59,7 +59,7 @@ class NaiveForecast(ABC):
         return self
 
     def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
-        """(hi-lo, K, Q, h) after each of a sensor's steps ``lo`` up to ``hi``."""
+        """(hi-lo, K, Q, h) after each of a sensor's steps [lo, hi)."""
         points = self._points(sequences, lo, hi)
         points = np.where(np.isnan(points), self._level[:, None], points)
         offsets = self._offsets.get(sequences.sensors[sensor], self._unknown_offsets)
@@ -67,7 +67,7 @@ class NaiveForecast(ABC):
 
     @abstractmethod
     def _points(self, sequences: Sequences, lo: int, hi: int) -> Floats:
-        """(hi-lo, K, h), NaN where the sensor has had no value yet."""
+        """(hi-lo, K, h) by the rule; NaN until the sensor has a value."""
 
     def _last_values(self, sequences: Sequences, lo: int, hi: int) -> Floats:
         """(hi-lo, K): the last value at or before each step."""
@@ -83,7 +83,7 @@ class NaiveForecast(ABC):
         return values
 
     def _around_median(self, residuals: Floats) -> Floats:
-        """(K, Q, h): quantiles of the residuals (n, K, h) less their median; 0 where there are none."""
+        """(K, Q, h): quantiles of the residuals (n, K, h) less their median; 0 without residuals."""
         ordered = np.sort(residuals, axis=0)  # NaN last
         count = (~np.isnan(residuals)).sum(axis=0)
         offsets = np.zeros(self._unknown_offsets.shape)
@@ -99,7 +99,7 @@ class NaiveForecast(ABC):
 
 
 class Persistence(NaiveForecast):
-    """Every value to come is the last one seen."""
+    """Forecasts the last value for every horizon step."""
 
     name = "persistence"
 
@@ -108,9 +108,9 @@ class Persistence(NaiveForecast):
 
 
 class SeasonalNaive(NaiveForecast):
-    """Every value to come is the one that was read at the same time of the season, the latest season that is known.
+    """Forecasts the value at the same time of the last season.
 
-    A horizon beyond one season repeats that season. Where nothing was read at that time, the last value stands in.
+    A horizon beyond one season repeats that season. If no value was read at that time, the last value is used.
     """
 
     name = "seasonal naive"
@@ -128,19 +128,19 @@ class SeasonalNaive(NaiveForecast):
 
 
 def mean_levels(sequences: Sequences, config: ModelConfig, until_us: int) -> Floats:
-    """(K,): each target's mean over the sensors' means before ``until_us``, 0 where there is none."""
+    """(K,): each target's mean over the sensors' means before ``until_us``; 0 without a value."""
     columns = sequences.columns(config.targets)
     spans = [sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors))]
     means = np.array([[_finite_mean(sequences.values[lo:hi, column]) for lo, hi in spans] for column in columns])
-    levels: Floats = np.nan_to_num(np.array([_finite_mean(row) for row in means]))
-    return levels
+    return np.asarray(np.nan_to_num(np.array([_finite_mean(row) for row in means])))
 
 
 def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> Floats:
-    """(S, K): the mean absolute difference between values one season apart, before ``until_us``; always positive.
+    """(S, K): mean absolute difference of values one season apart, before ``until_us``; positive.
 
-    The denominator of the mean absolute scaled error (Hyndman and Koehler, 2006), seasonal form. Where a sensor has
-    none, or ``is_constant``, the mean absolute deviation stands in, then the median over the other sensors, then 1.
+    It is the denominator of the mean absolute scaled error (Hyndman and Koehler, 2006), seasonal form. If a sensor has
+    no such difference, or ``is_constant``, its mean absolute deviation is used, then the median over the other sensors,
+    then 1.
     """
     columns = sequences.columns(config.targets)
     scale = np.full((len(sequences.sensors), len(columns)), np.nan)
@@ -163,15 +163,16 @@ def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> 
 
 
 def is_constant(spread: float, series: Floats) -> bool:
-    """Whether a spread of (n,) values, NaN where missing, is none: not positive, or what rounding leaves of constants.
+    """Whether the ``spread`` of (n,) values, NaN where missing, is 0 or due to rounding.
 
-    The mean of equal numbers is often off by the last digit; errors in units of that would outweigh all others.
+    The mean of equal numbers is often off by the last digit. Errors in units of that digit would outweigh all errors of
+    other sensors.
     """
     return not spread > _ROUNDING * float(np.fmax.reduce(np.abs(series), initial=0.0))
 
 
 def _blocks(lo: int, hi: int, limit: int) -> list[tuple[int, int]]:
-    """Blocks of consecutive steps, evenly spaced over [lo, hi), of ``limit`` steps together at most."""
+    """Blocks of consecutive steps, evenly spaced over [lo, hi), with at most ``limit`` steps in all."""
     if hi - lo <= limit:
         return [(lo, hi)] if hi > lo else []
     starts = np.linspace(lo, hi - _FIT_BLOCK_STEPS, limit // _FIT_BLOCK_STEPS).astype(int)
@@ -184,7 +185,7 @@ def _finite_mean(values: Floats) -> float:
 
 
 def _last_finite(series: Floats, first: int, lo: int) -> int:
-    """The last step from ``first`` up to and including ``lo`` with a value; ``first`` if none has."""
+    """The last step from ``first`` to ``lo``, both included, that has a value; otherwise ``first``."""
     reach = 1
     end = lo + 1
     while end > first:

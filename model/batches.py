@@ -1,6 +1,7 @@
-"""How training walks through a data set: lanes of contiguous time, a chunk of steps at a time, a label at every step.
+"""Batches for training: lanes of contiguous time, walked in chunks, with labels at every step.
 
-Letters: B lanes, T steps of a chunk, S of them scored, D inputs of a step, K targets, h horizon steps.
+Letters: B lanes, T steps of a chunk, S steps of it with labels, D inputs of a step, K targets, R lags, P profile slots,
+h horizon steps.
 """
 
 import itertools
@@ -18,65 +19,63 @@ from .forecaster import UNKNOWN_SENSOR, Forecaster
 from .inputs import SMALLEST_SCALE, PreparedSequences, input_size, past_size
 from .sequences import Sequences
 
-# Long enough to hold weeks of carried state, short enough that a few months of one sensor make several lanes.
+# Steps of a lane: enough to carry a state for weeks, and few enough that some months of a sensor give several lanes.
 LANE_STEPS: Final = 1_152
-# A label is at most so many scales from the level. Where a sensor's usual season is unknown its scale shrinks while it
-# rests, and the first labels of its waking would be of 1e8 scales: a handful of them would be all that training and the
-# choice of the best epoch see. No data set of the benchmarks has a larger one than 229.
+# Largest distance of a label from the level, in scales. If a sensor's season is not the configured one, its scale
+# shrinks while it is constant, and its next labels could be 1e8 scales away: a few of them would decide the loss and
+# the best epoch. The largest label in the benchmarks' data sets is 229.
 LARGEST_LABEL: Final = 256.0
-# What is validated on is taken in pieces of so many steps where lanes are longer than all that there is time for.
+# Steps of the pieces that validation takes from lanes, if all lanes together have more steps than it may take.
 _PIECE_STEPS: Final = 2_048
-# Newborn sensors (see ``LanePool``) are this part of all steps walked.
+# Share of the steps in cold-start lanes (see ``LanePool``).
 _COLD_START_PART: Final = 0.1
 
 
 @dataclass(frozen=True)
 class Lane:
-    """A stretch of one sensor's steps, to be walked with one carried state from zeros."""
+    """A stretch of one sensor's steps, walked with one carried state that begins at zero."""
 
     prepared: PreparedSequences
     lo: int
     hi: int
-    row: int  # of the sensor's embedding
-    loss_from: int  # steps before it only warm the state
-    until_us: int  # labels from then on do not exist for this lane
+    row: int  # of the sensor in the embedding
+    loss_from: int  # the first step with labels; steps before it only warm the state
+    until_us: int  # labels at this time or later are not used
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next T steps of B lanes; lanes that have ended are padded, with no label valid."""
+    """The next T steps of B lanes; a lane that has ended is padded, without valid labels."""
 
     x: Tensor  # (B, T, D)
     past: Tensor  # (B, T, K·(R+P))
     rows: Tensor  # (B,)
-    scored: slice  # which S of the steps have their labels here
-    labels: Tensor  # (B, S, K, h) less the level, in scales; 0 where not valid
-    valid: Tensor  # (B, S, K, h) float, 1 where there is a label
-    steps: int  # sensor steps that are not padding
+    scored: slice  # the S steps with labels
+    labels: Tensor  # (B, S, K, h) less the level, in scales; 0 if there is no label
+    valid: Tensor  # (B, S, K, h) float: 1 for a label, 0 for none
+    steps: int  # of all lanes, without padding
 
     def to(self, device: torch.device) -> "Chunk":
         """The chunk on a device."""
-        return Chunk(
-            self.x.to(device, non_blocking=True),
-            self.past.to(device, non_blocking=True),
-            self.rows.to(device, non_blocking=True),
-            self.scored,
-            self.labels.to(device, non_blocking=True),
-            self.valid.to(device, non_blocking=True),
-            self.steps,
+        x, past, rows, labels, valid = (
+            tensor.to(device, non_blocking=True) for tensor in (self.x, self.past, self.rows, self.labels, self.valid)
         )
+        return Chunk(x, past, rows, self.scored, labels, valid, self.steps)
 
 
 def chunk_count(lanes: list[Lane], steps: int) -> int:
-    """How many chunks ``chunks`` walks in."""
+    """The number of chunks that ``chunks`` yields."""
     return -(-max(lane.hi - lane.lo for lane in lanes) // steps)
 
 
 def chunks(lanes: list[Lane], steps: int, stride: int = 1, first: int = 0) -> Iterator[Chunk]:
-    """Walks B lanes side by side, ``steps`` at a time; the caller carries the state from one chunk to the next.
+    """The steps of B lanes, ``steps`` at a time; the caller carries the state from one chunk to the next.
 
-    Every ``stride``-th step is scored, or the last one of a chunk that is shorter. ``first`` is how many chunks have
-    been walked already.
+    Args:
+        lanes: B lanes.
+        steps: T of all chunks but the last.
+        stride: every ``stride``-th step has labels, or the last step of a shorter chunk.
+        first: number of chunks to skip.
     """
     longest = max(lane.hi - lane.lo for lane in lanes)
     for begin in range(first * steps, longest, steps):
@@ -118,9 +117,9 @@ def _chunk(lanes: list[Lane], begin: int, T: int, scored: slice) -> Chunk:
 
 
 def scaled_labels(prepared: PreparedSequences, lo: int, hi: int, until_us: int, stride: int = 1) -> NDArray[np.float64]:
-    """(S, K, h) at every ``stride``-th step: what came true, less the level and in scales of that step.
+    """(S, K, h) labels of every ``stride``-th step in [lo, hi), less the step's level, in its scales.
 
-    NaN where nothing did; no further from 0 than ``LARGEST_LABEL``.
+    NaN where there is no label. Clipped to ``LARGEST_LABEL``.
     """
     config = prepared.past.config
     sequences = prepared.sequences
@@ -131,13 +130,13 @@ def scaled_labels(prepared: PreparedSequences, lo: int, hi: int, until_us: int, 
     else:
         labels = sequences.labels(lo, hi, np.arange(1, h + 1), columns, until_us)
     scale = prepared.scale[lo:hi:stride]
-    unit = np.where(scale > SMALLEST_SCALE, scale, np.nan)  # a sensor that has been constant has nothing to learn from
+    unit = np.where(scale > SMALLEST_SCALE, scale, np.nan)  # a sensor that has been constant gives no labels
     scaled = (labels[::stride] - prepared.level[lo:hi:stride, :, None]) / unit[:, :, None]
     return np.clip(scaled, -LARGEST_LABEL, LARGEST_LABEL, out=scaled)
 
 
 def _is_regular(sequences: Sequences, lo: int, hi: int, until_us: int) -> bool:
-    """Whether steps ``lo`` to ``hi`` are one sensor's, all readings, each a cadence after the one before."""
+    """Whether the steps [lo, hi) are one sensor's readings before ``until_us``, a cadence apart."""
     sensor = int(np.searchsorted(sequences.starts, lo, side="right")) - 1
     if hi > sequences.starts[sensor + 1] or sequences.timestamp_us[hi - 1] >= until_us:
         return False
@@ -147,10 +146,10 @@ def _is_regular(sequences: Sequences, lo: int, hi: int, until_us: int) -> bool:
 
 
 class LanePool:
-    """Deals out the training part of a data set in lanes, anew and at another offset with every pass.
+    """The training part of a data set in lanes, cut at other offsets in every pass.
 
-    A tenth of the lanes are *newborn*: stretches taken as if nothing had come before them, normaliser included, of a
-    sensor nobody knows. From them the model learns to serve new sensors and states that were reset.
+    A tenth of the steps are in *cold-start* lanes: stretches of an unknown sensor, with a blank state and normaliser.
+    From them the model learns to serve new sensors and reset states.
     """
 
     def __init__(
@@ -160,7 +159,7 @@ class LanePool:
         self._prepared = prepared
         self._until_us = train_end_us
         self._rows = forecaster.sensor_rows(prepared.sequences.sensors)
-        # From one reset to the next, since no state is served across one.
+        # Lanes end at resets, because no state is carried across one.
         spans = [prepared.sequences.stretches(sensor, train_end_us) for sensor in range(len(self._rows))]
         self._spans = list(itertools.chain.from_iterable(spans))
         self._span_rows = np.repeat(self._rows, [len(stretches) for stretches in spans])
@@ -180,16 +179,17 @@ class LanePool:
             first = int(self._rng.integers(lo, max(lo + 1, hi - self._length)))
             index.append(np.arange(first, min(first + self._length, hi)))
             starts.append(starts[-1] + len(index[-1]))
-        newborn = _select_steps(sequences, np.concatenate(index), np.array(starts, np.int64))
-        prepared = forecaster.prepare(newborn)
+        names = tuple(str(number) for number in range(len(starts) - 1))
+        prepared = forecaster.prepare(sequences.select(np.concatenate(index), np.array(starts, np.int64), names))
         return [Lane(prepared, lo, hi, UNKNOWN_SENSOR, lo, self._until_us) for lo, hi in itertools.pairwise(starts)]
 
     def passes(self, batch: int, burn_in: int, unknown: float) -> Iterator[list[Lane]]:
-        """Groups of at most ``batch`` lanes, for ever, where there are any.
+        """Groups of at most ``batch`` lanes, without end; each pass is cut elsewhere and in another order.
 
-        Each pass over the data is in another order and cut elsewhere.
-
-        ``burn_in`` steps of a lane only warm its state; a part ``unknown`` of the lanes hides which sensor it is.
+        Args:
+            batch: lanes of a group.
+            burn_in: first steps of each lane, which only warm its state.
+            unknown: share of the lanes that are walked as an unknown sensor's.
         """
         while True:
             lanes = list(self._cold_lanes)
@@ -199,59 +199,49 @@ class LanePool:
                 for cut in cuts:
                     first, last = max(lo, int(cut)), min(hi, int(cut) + self._length)
                     if last - first > warming:
-                        hidden = self._rng.random() < unknown
-                        lanes.append(
-                            Lane(
-                                self._prepared,
-                                first,
-                                last,
-                                UNKNOWN_SENSOR if hidden else int(row),
-                                first + warming,
-                                self._until_us,
-                            )
-                        )
-            # Lanes of like length walk together, so that little is padded; which of them come first is chance.
+                        sensor_row = UNKNOWN_SENSOR if self._rng.random() < unknown else int(row)
+                        lanes.append(Lane(self._prepared, first, last, sensor_row, first + warming, self._until_us))
+            # Full lanes and shorter ones form separate groups, so that few steps are padding. Groups come at random.
             order = sorted(self._rng.permutation(len(lanes)), key=lambda at: lanes[at].hi - lanes[at].lo < self._length)
             groups = np.array_split(order, -(-len(order) // batch))
             for at in self._rng.permutation(len(groups)):
                 yield [lanes[lane] for lane in groups[at]]
 
     def windows(self, ends: NDArray[np.int64], batch: int, steps: int) -> Iterator[list[Lane]]:
-        """Groups of at most ``batch`` windows, for ever, each pass over them in another order.
+        """Groups of at most ``batch`` windows, without end; each pass is in another order.
 
-        A window is the ``steps`` steps up to one of ``ends``, the only one with a label.
+        A window is the ``steps`` steps up to and including one of ``ends``, and only that step has labels.
         """
         rows = self._rows[np.searchsorted(self._prepared.sequences.starts, ends, side="right") - 1]
         while True:
             order = self._rng.permutation(len(ends))
             for first in range(0, len(ends), batch):
+                chosen = order[first : first + batch]
                 yield [
                     Lane(self._prepared, end - steps + 1, end + 1, row, end, self._until_us)
-                    for end, row in zip(
-                        *(each[order[first : first + batch]].tolist() for each in (ends, rows)), strict=True
-                    )
+                    for end, row in zip(ends[chosen].tolist(), rows[chosen].tolist(), strict=True)
                 ]
 
     def labelled(self, after: int) -> Iterator[NDArray[np.int64]]:
-        """Some steps at a time: those behind a sensor's first ``after`` that have a label to learn from."""
+        """The steps with a label, without the first ``after`` of each stretch between resets; some at a time."""
         for lo, hi in self._spans:
             for first in range(lo + after, hi, self._length):
                 labels = scaled_labels(self._prepared, first, min(first + self._length, hi), self._until_us)
                 yield first + np.flatnonzero(_has_label(labels))
 
     def has_labels(self, burn_in: int) -> bool:
-        """Whether ``passes`` come upon a label at all."""
-        newborn = (scaled_labels(lane.prepared, lane.lo, lane.hi, self._until_us) for lane in self._cold_lanes)
-        behind = (
+        """Whether the lanes of ``passes`` hold any label."""
+        cold = (scaled_labels(lane.prepared, lane.lo, lane.hi, self._until_us) for lane in self._cold_lanes)
+        warm = (
             scaled_labels(self._prepared, first, min(first + self._length, hi), self._until_us)
             for lo, hi in self._spans
             for first in range(lo + _warm_up_steps(lo, hi, burn_in), hi, self._length)
         )
-        return any(_has_label(labels).any() for labels in itertools.chain(newborn, behind))
+        return any(_has_label(labels).any() for labels in itertools.chain(cold, warm))
 
 
 def _warm_up_steps(lo: int, hi: int, burn_in: int) -> int:
-    """Steps that only warm the state of a stretch; what is short as a whole warms it with its first half."""
+    """First steps of a stretch that only warm its state: at most the first half."""
     return min(burn_in, (hi - lo) // 2)
 
 
@@ -259,31 +249,13 @@ def _has_label(labels: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(~np.isnan(labels).all(axis=(1, 2)))
 
 
-def _select_steps(sequences: Sequences, index: NDArray[np.int64], starts: NDArray[np.int64]) -> Sequences:
-    """Stretches of steps as sensors of their own, each from a reset."""
-    reset = sequences.reset[index]
-    elapsed = sequences.elapsed[index]
-    firsts = starts[:-1][np.diff(starts) > 0]
-    reset[firsts], elapsed[firsts] = True, 0.0
-    return replace(
-        sequences,
-        sensors=tuple(str(number) for number in range(len(starts) - 1)),
-        starts=starts,
-        timestamp_us=sequences.timestamp_us[index],
-        values=sequences.values[index],
-        elapsed=elapsed,
-        reset=reset,
-        observed=sequences.observed[index],
-        offset=sequences.offset[index],
-    )
-
-
 def evaluation_lanes(
     forecaster: Forecaster, prepared: PreparedSequences, start_us: int, end_us: int, most_steps: int
 ) -> list[Lane]:
-    """The steps from ``start_us`` up to ``end_us`` of each sensor that has a target there, behind a run-up or reset.
+    """Lanes over the steps from ``start_us`` up to ``end_us``, each warmed up before its first label.
 
-    Where there are more than ``most_steps``: of fewer sensors, and of long ones pieces evenly spaced in time.
+    Sensors without a target value there have no lane. If the lanes hold more than ``most_steps`` steps, some sensors
+    are left out. If they still do, pieces evenly spaced in time replace them.
     """
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)
@@ -316,5 +288,5 @@ def evaluation_lanes(
 
 
 def _keep_every(lanes: Iterable[Lane], most_steps: int) -> int:
-    """Of how many lanes to take one, for so many steps in all."""
+    """The n for which every n-th lane gives some ``most_steps`` steps in all."""
     return max(1, -(-sum(lane.hi - lane.lo for lane in lanes) // most_steps))

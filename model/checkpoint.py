@@ -1,4 +1,4 @@
-"""A training on disk, so that one that was killed goes on where its last epoch ended."""
+"""Checkpoints of a training: a training that was killed continues behind its last epoch."""
 
 import hashlib
 import logging
@@ -17,26 +17,29 @@ from .sequences import Sequences
 logger = logging.getLogger("streamgru.training")
 
 
-def fingerprint(sequences: Sequences, initial: Forecaster | None, *others: str) -> str:
-    """Tells trainings apart: by their data, the weights they begin from, and whatever else shapes them."""
+def fingerprint(sequences: Sequences, initial: Forecaster | None, *settings: str) -> str:
+    """A hash of a training's data, initial weights and ``settings`` (options, split, device)."""
     digest = hashlib.blake2b(digest_size=16)
     for array in (sequences.starts, sequences.timestamp_us, sequences.values, sequences.reset):
         digest.update(array.tobytes())
     for weights in initial.state_dict().values() if initial else ():
         digest.update(weights.cpu().numpy().tobytes())
-    digest.update("\0".join([*sequences.sensors, *others]).encode())
+    digest.update("\0".join([*sequences.sensors, *settings]).encode())
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file of one training, which ``key`` tells from any other."""
+    """The file of one training."""
 
     path: Path
-    key: str
+    key: str  # ``fingerprint`` of the training
 
     def read(self) -> dict[str, Any] | None:
-        """What was written last; None where nothing was, or it is another training's, or damaged."""
+        """The content written last; None if there is no file, or it is damaged or another training's.
+
+        A damaged file is logged, not raised.
+        """
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             found: dict[str, Any] | None = content["content"] if content["key"] == self.key else None
@@ -44,13 +47,14 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            logger.warning("training begins anew: its checkpoint %s cannot be read: %s", self.path, error)
+            logger.warning("training starts from scratch: its checkpoint %s cannot be read: %s", self.path, error)
             return None
 
     def write(self, content: dict[str, Any]) -> None:
-        """Puts ``content`` (tensors, numbers, texts, and containers of them) in the place of what was written last.
+        """Replace the content: tensors, numbers, strings, and containers of them.
 
-        Where that cannot be done, training goes on without.
+        A crash leaves the old or the new content. A failure to write is logged, not raised: training continues without
+        a checkpoint.
         """
         draft = None
         try:
@@ -59,7 +63,7 @@ class Checkpoint:
             with os.fdopen(handle, "wb") as file:
                 torch.save({"key": self.key, "content": content}, file)
             Path(draft).replace(self.path)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
-            logger.warning("no checkpoint can be kept at %s, so training would begin anew: %s", self.path, error)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
+            logger.warning("cannot write checkpoint %s; a killed training loses its last epochs: %s", self.path, error)
             if draft is not None:
                 Path(draft).unlink(missing_ok=True)

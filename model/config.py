@@ -1,4 +1,4 @@
-"""What a model is, apart from its weights: the contract it serves and the shape of its network."""
+"""A model's configuration: the contract it serves and the shape of its network."""
 
 import dataclasses
 import json
@@ -8,29 +8,29 @@ from typing import Any, Final, Literal
 Preset = Literal["stateful", "plain"]
 Level = Literal["off", "light", "full"]
 
-ANCHORS: Final = 5  # offsets that a state keeps to be replayed from
+ANCHORS: Final = 5  # offsets that a state keeps, so that it can be rebuilt from the readings behind one of them
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How forecasts adapt between retrainings (``model.adaptation``): the user's choice, whatever the model."""
+    """How forecasts adapt between retrainings (``model.adaptation``): a setting, independent of the model."""
 
     level: Level = "off"
-    calibrated: bool = False  # whether intervals are resized until they cover what they say
+    calibrated: bool = False  # whether intervals are resized until they cover their nominal share of the labels
 
     @property
     def active(self) -> bool:
-        """Whether forecasts differ from the model's at all."""
+        """Whether adaptation changes the model's forecasts."""
         return self.level != "off" or self.calibrated
 
     @property
     def replay_steps(self) -> int:
-        """Readings after which a state that began blank forecasts all but as well as one that was never interrupted."""
+        """Readings after which a state that began blank forecasts nearly as well as one that was never reset."""
         return 1_024 if self.active else 512
 
     @property
     def anchor_spacing(self) -> int:
-        """Accepted readings from one anchor of a state to the next (``model.state``): they reach that far back."""
+        """Accepted readings between two anchors of a state (``model.state``); all span ``replay_steps``."""
         return self.replay_steps // (ANCHORS - 1)
 
 
@@ -39,13 +39,10 @@ NO_ADAPTATION = Adaptation()
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The contract a model serves (what goes in, what comes out, at which cadence) and its architecture.
-
-    ``season_steps`` is the length of the daily pattern in steps. ``warmup_steps`` is how many steps a state needs
-    before its forecasts count as warm. ``sensors`` are those seen in training; any other is served as "unknown".
+    """The contract that a model serves (features, targets, cadence, horizon, quantiles), and its shape.
 
     Raises:
-        ValueError: naming the field that contradicts another or lies out of range.
+        ValueError: a field contradicts another or lies out of range; the message names it.
     """
 
     features: tuple[str, ...]
@@ -53,69 +50,58 @@ class ModelConfig:
     cadence_us: int
     horizon_steps: int
     quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
-    max_gap_steps: int = 168
-    season_steps: int = 24
+    max_gap_steps: int = 168  # longest gap that is stepped as missing; a longer one resets the state
+    season_steps: int = 24  # steps of the daily pattern
     hidden_size: int = 64
     num_layers: int = 2
-    warmup_steps: int = 168
+    warmup_steps: int = 168  # steps before a state's forecasts count as warm
     preset: Preset = "stateful"
-    sensors: tuple[str, ...] = ()
-    embedding_size: int = 8  # 0: the network is not told which sensor it is
-    lag_steps: int = 24  # past values of each target carried for the head's linear skip, at most
-    profile_slots: int = 24  # slots of the carried seasonal profile of each target, at most; 0 carries none
-    scale_seasons: int = 28  # a sensor's scale is averaged over this many seasons: slow beside its level
+    sensors: tuple[str, ...] = ()  # seen in training; every other sensor is served as unknown
+    embedding_size: int = 8  # of a sensor's vector; with 0 the network does not know which sensor it steps
+    lag_steps: int = 24  # at most; past values of each target that are carried for the head's linear skip
+    profile_slots: int = 24  # at most; slots of each target's carried seasonal profile; 0 for no profile
+    scale_seasons: int = 28  # seasons that a sensor's scale is averaged over: it moves slowly beside the level
 
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) != len(self.features):
-            raise ValueError("features must be named, each once")
+            raise ValueError("features must name at least one feature, and each feature once")
         if not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError("targets must be named, each once")
-        strangers = [name for name in self.targets if name not in self.features]
-        if strangers:
-            raise ValueError(f"targets must be features; these are not: {', '.join(strangers)}")
+            raise ValueError("targets must name at least one target, and each target once")
+        if strangers := [name for name in self.targets if name not in self.features]:
+            raise ValueError(f"every target must be a feature; these are not: {', '.join(strangers)}")
         if list(self.quantiles) != sorted(set(self.quantiles)) or 0.5 not in self.quantiles:
-            raise ValueError("quantiles must rise and contain 0.5")
+            raise ValueError("quantiles must ascend and contain 0.5")
         if not (self.quantiles[0] > 0.0 and self.quantiles[-1] < 1.0):
             raise ValueError("quantiles must lie strictly between 0 and 1")
         if self.preset not in ("stateful", "plain"):
-            raise ValueError(f"preset must be stateful or plain, and is {self.preset!r}")
+            raise ValueError(f"preset must be 'stateful' or 'plain', and is {self.preset!r}")
         if len(set(self.sensors)) != len(self.sensors):
-            raise ValueError("sensors must differ from each other")
-        least = {
-            "cadence_us": 1,
-            "horizon_steps": 1,
-            "max_gap_steps": 0,
-            "season_steps": 1,
-            "hidden_size": 1,
-            "num_layers": 1,
-            "warmup_steps": 1,
-            "embedding_size": 0,
-            "lag_steps": 0,
-            "profile_slots": 0,
-            "scale_seasons": 1,
-        }
-        for name, minimum in least.items():
+            raise ValueError("sensors must name each sensor once")
+        from_zero = ("max_gap_steps", "embedding_size", "lag_steps", "profile_slots")
+        from_one = ("cadence_us", "horizon_steps", "season_steps", "hidden_size", "num_layers", "warmup_steps")
+        for name in (*from_zero, *from_one, "scale_seasons"):
+            minimum = 0 if name in from_zero else 1
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, and is {getattr(self, name)}")
 
     @property
     def feature_count(self) -> int:
-        """F."""
+        """F: the number of features."""
         return len(self.features)
 
     @property
     def target_count(self) -> int:
-        """K."""
+        """K: the number of targets."""
         return len(self.targets)
 
     @property
     def target_indices(self) -> tuple[int, ...]:
-        """Where each target stands among the features."""
+        """(K,) the index of each target among the features."""
         return tuple(self.features.index(target) for target in self.targets)
 
     @property
     def median_index(self) -> int:
-        """Where the median stands among the quantiles."""
+        """The index of the median among the quantiles."""
         return self.quantiles.index(0.5)
 
     def to_json(self) -> str:
@@ -129,9 +115,7 @@ class ModelConfig:
         Raises:
             ValueError: a field is unknown, missing, of another type or out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(content) - known)
-        if unknown:
+        if unknown := sorted(set(content) - {field.name for field in dataclasses.fields(cls)}):
             raise ValueError(f"unknown fields in a model configuration: {', '.join(unknown)}")
         tuples: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items()

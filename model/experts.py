@@ -1,4 +1,4 @@
-"""What adaptation mixes and carries: the experts' names, the sizes that follow from a choice, and a sensor's record.
+"""The experts that adaptation mixes, the sizes of its arrays, and its record of a sensor.
 
 Letters: K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections of a group, D regressors,
 P learning points, L loss points, S steps of a season, A pending forecasts.
@@ -18,26 +18,26 @@ Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 States = NDArray[Any]
 
-# Raised whenever equal readings come to be learned from or mixed otherwise: states of another rule are then rebuilt,
-# and forecasts that another rule made are told apart.
+# Version of the arithmetic; raise it when the same readings would give other states or forecasts. States of another
+# version are then rebuilt, and its forecasts can be distinguished.
 RULE: Final = 4
-PENDING: Final = 8  # forecasts awaiting their labels, at most
-LEARN_POINTS: Final = 8  # 24 forecast no better on ETTh1 and the Beijing set, for twice the bytes
-LOSS_POINTS: Final = 8
+PENDING: Final = 8  # forecasts that await their labels, at most
+LEARN_POINTS: Final = 8  # at most; 24 forecast no better on ETTh1 and the Beijing set, for twice the bytes
+LOSS_POINTS: Final = 8  # at most
 REGRESSORS: Final = 10
-HIDDEN_REGRESSORS: Final = 16  # projections of the last layer's hidden state; 32 brought nothing more
+HIDDEN_REGRESSORS: Final = 16  # projections of the last layer's hidden state; 32 forecast no better
 
 PLAIN: Final = ("persistence", "seasonal", "gru")
 CORRECTED: Final = ("persistence+", "profile+", "quick_profile+", "gru+")
 HIDDEN: Final = ("profile+hidden", "gru+hidden")
-BASES: Final = ("persistence", "profile", "quick_profile", "gru")  # what corrections start from
-# Where the base of each correction stands among these, by group of corrections: the plain ones, and those that see the
-# hidden state. A group shares its regressors, and with them one covariance.
+BASES: Final = ("persistence", "profile", "quick_profile", "gru")  # a correction is added to one of them
+# By group of corrections, the index in BASES for each correction: first the plain corrections, then those that also see
+# the hidden state. A group shares its regressors, hence one covariance.
 CORRECTED_BASES: Final = ((0, 1, 2, 3), (1, 3))
 
 
 def experts_of(level: Level) -> tuple[str, ...]:
-    """The experts' names, in the order of the weights."""
+    """The names of a level's experts, in the order of the weights."""
     if level == "off":
         return ("gru",)
     return PLAIN + CORRECTED + (HIDDEN if level == "full" else ())
@@ -45,7 +45,7 @@ def experts_of(level: Level) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class AdaptationConfig:
-    """What is adapted, and the sizes that follow."""
+    """The adaptation of a model's forecasts, and the sizes of its arrays."""
 
     level: Level
     calibrated: bool
@@ -58,7 +58,7 @@ class AdaptationConfig:
 
     @classmethod
     def of(cls, config: ModelConfig, adaptation: Adaptation) -> "AdaptationConfig":
-        """The adaptation of a model's forecasts."""
+        """The configuration for a model and the user's choice."""
         return cls(
             level=adaptation.level,
             calibrated=adaptation.calibrated,
@@ -72,32 +72,32 @@ class AdaptationConfig:
 
     @property
     def active(self) -> bool:
-        """Whether forecasts differ from the model's at all."""
+        """Whether adaptation changes the model's forecasts."""
         return self.level != "off" or self.calibrated
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """Their names, in the order of the weights."""
+        """The experts' names, in the order of the weights."""
         return experts_of(self.level)
 
     @property
     def groups(self) -> int:
-        """How many groups of corrections there are."""
+        """The number of groups of corrections."""
         return ("off", "light", "full").index(self.level)
 
     @property
     def hidden_regressors(self) -> int:
-        """What the second group's regressors have on top of the first's."""
+        """Regressors of the second group besides the first group's: projections of the hidden state."""
         return min(HIDDEN_REGRESSORS, self.hidden_size - 1) if self.level == "full" else 0
 
     @property
     def remembered(self) -> int:
-        """Last values that are carried: the labels of the longest pending forecast, and one season."""
+        """Last values that are carried: enough for the labels of a forecast, and for one season."""
         return max(self.horizon_steps, self.season_steps)
 
     @cached_property
     def stride(self) -> int:
-        """Steps from one kept forecast to the next; without a common divisor with the season, so all phases come up."""
+        """Steps between two kept forecasts; coprime to the season, so that every phase is kept in turn."""
         stride = -(-self.horizon_steps // PENDING)
         while math.gcd(stride, self.season_steps) != 1:
             stride += 1
@@ -105,7 +105,7 @@ class AdaptationConfig:
 
     @property
     def slots(self) -> int:
-        """A."""
+        """A: pending forecasts, at most."""
         return -(-self.horizon_steps // self.stride)
 
     @cached_property
@@ -116,7 +116,7 @@ class AdaptationConfig:
 
     @cached_property
     def loss_points(self) -> Indexes:
-        """(L,) horizon steps, counted from 0, at which losses are kept: dense where forecasts differ most."""
+        """(L,) horizon steps, counted from 0, at which losses are kept; denser at the near steps."""
         h = self.horizon_steps
         if h <= LOSS_POINTS:
             return np.arange(h, dtype=np.int64)
@@ -124,76 +124,74 @@ class AdaptationConfig:
 
     @property
     def median(self) -> int:
-        """Where the median stands among the quantiles."""
+        """The index of the median among the quantiles."""
         return self.levels.index(0.5)
 
     @cached_property
     def prior(self) -> Floats:
-        """(E,) weights before any label: the trained model is trusted, the others have learned nothing yet."""
+        """(E,) weights before any label: half for the GRU, which alone is trained by then."""
         known = {"gru": 0.5, "persistence": 0.05, "seasonal": 0.05}
         rest = len(self.experts) - len(known)
         prior = np.array([known.get(name, 0.4 / max(rest, 1)) for name in self.experts])
-        shares: Floats = prior / prior.sum()
-        return shares
+        return np.asarray(prior / prior.sum())
 
     @cached_property
     def projection(self) -> Floats:
-        """(H, hidden regressors) orthonormal rows of a cosine transform: fixed, and the same wherever computed."""
+        """(H, hidden regressors) orthonormal columns of a cosine transform: fixed, never learned."""
         H = self.hidden_size
         order = np.arange(1, self.hidden_regressors + 1)
         angles = np.pi * (np.arange(H)[:, None] + 0.5) * order[None, :] / H
-        rows: Floats = math.sqrt(2.0 / H) * np.cos(angles)
-        return rows
+        return np.asarray(math.sqrt(2.0 / H) * np.cos(angles))
 
     @cached_property
     def fields(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-        """Name, type and shape of every field of a sensor's record: those of one type side by side, the widest first.
+        """Name, type and shape of every field of a sensor's record: grouped by type, the widest type first.
 
-        "Pending" fields are of forecasts that await their labels; their numbers are less the value of then, in the unit
-        of then.
+        The ``pending`` fields hold forecasts that await their labels. Their numbers are relative: less the last value
+        when the forecast was issued (``pending_value``), in the unit at that time (``pending_unit``).
         """
         K, A, E, Q = self.targets, self.slots, len(self.experts), len(self.levels)
         P, L, S = len(self.learn_points), len(self.loss_points), self.season_steps
         D = (REGRESSORS, REGRESSORS + self.hidden_regressors)
         fields: list[tuple[str, str, tuple[int, ...]]] = [
             ("steps", "<i8", (K,)),  # points of the target's grid of cadences, since its first value
-            ("point_us", "<i8", (K,)),  # when the last of them is
-            ("pending_step", "<i8", (A, K)),  # the step that issued it, counted from 1; 0 for none
-            ("values", "<f8", (K, self.remembered)),  # newest last, replaced where missing
-            ("change", "<f8", (K, 2)),  # last value less the one before; that of the one before
+            ("point_us", "<i8", (K,)),  # time of the last of these points
+            ("pending_step", "<i8", (A, K)),  # the step that issued the forecast, counted from 1; 0 for an empty slot
+            ("values", "<f8", (K, self.remembered)),  # newest last; a missing value is replaced
+            ("change", "<f8", (K, 2)),  # the last change of the value, and the change before it
             ("scale", "<f8", (K,)),  # running mean |change|
-            ("levels", "<f8", (K, 2)),  # running means over a quarter of a season, and a season
-            ("deviation", "<f8", (K, 3)),  # of the last value from each profile; of the one before from the slow one
+            ("levels", "<f8", (K, 2)),  # running means over a quarter of a season, and over a season
+            ("deviation", "<f8", (K, 3)),  # last value less slow and quick profile; the value before less the slow one
             ("drift", "<f8", (K, 2)),  # running means of the deviation from the slow profile
-            ("profiles", "<f8", (K, 2, S)),  # a slow and a quick mean by phase of the season
+            ("profiles", "<f8", (K, 2, S)),  # a slow and a quick running mean by phase of the season
             ("pending_value", "<f8", (A, K)),
             ("pending_unit", "<f8", (A, K)),
-            ("losses", "<f4", (K, E, L)),  # discounted means
+            ("losses", "<f4", (K, E, L)),  # discounted means of the experts' losses
             ("spreads", "<f4", (K, 2, L)),  # running mean |error| of the mixture and of the GRU
-            ("factors", "<f4", (K, Q, L)),  # logarithms
+            ("factors", "<f4", (K, Q, L)),  # logarithms of the calibration's factors
             ("pending_experts", "<f4", (A, K, E, L)),
             ("pending_quantiles", "<f4", (A, K, Q, L)),
         ]
         if self.groups:
-            fields.append(("pending_bases", "<f4", (A, K, len(BASES) - 1, P)))  # but persistence, which is zero here
+            fields.append(("pending_bases", "<f4", (A, K, len(BASES) - 1, P)))  # of all but persistence
         for group, name in list(enumerate(("plain", "hidden")))[: self.groups]:
             R = len(CORRECTED_BASES[group])
             fields += [
                 (f"{name}_root", "<f4", (K, D[group], D[group])),  # of the covariance of a correction's weights
                 (f"{name}_weights", "<f4", (K, R, D[group], P)),
-                (f"{name}_errors", "<f4", (K, R, P)),  # running mean |error|
+                (f"{name}_errors", "<f4", (K, R, P)),  # running mean |error| of each correction
                 (f"{name}_pending_x", "<f4", (A, K, D[group])),
             ]
         fields += [
             ("labels", "<i4", (K,)),  # forecasts learned from
-            ("observed", "<i4", (K,)),  # values that were there
-            ("seen", "u1", (K, self.horizon_steps)),  # whether a value was there, newest last
-            ("crowded", "u1", (K,)),  # whether values came behind the last point, too
+            ("observed", "<i4", (K,)),  # points with a value
+            ("seen", "u1", (K, self.horizon_steps)),  # whether each of the last h points had a value, newest last
+            ("crowded", "u1", (K,)),  # whether the last point got more than one value
         ]
         used = sum(math.prod(shape) * np.dtype(kind).itemsize for _, kind, shape in fields)
         return (*fields, ("filler", "u1", (-used % 8,)))
 
 
 def adaptation_dtype(config: AdaptationConfig) -> np.dtype[Any]:
-    """The record of one sensor: packed and little-endian, a multiple of 8 bytes. All zeros is the blank state."""
+    """The record of one sensor: packed, little-endian, a multiple of 8 bytes; blank if all zeros."""
     return np.dtype(list(config.fields) if config.active else [])

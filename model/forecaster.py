@@ -1,10 +1,10 @@
 """The forecaster: the GRU core between causal inputs and a head of quantiles that cannot cross.
 
-A forecast is ``level + scale * head``, in the sensor's own unit; ``head`` is the core's output plus a linear skip from
-the step's inputs and recent past, so that persistence and seasonal repetition need no learning by the recurrence.
+A forecast is ``level + scale * head``, in the sensor's own unit. ``head`` is the core's output plus a linear skip from
+the step's inputs and recent past, so the GRU itself need not learn persistence and seasonal repetition.
 
-Letters: B sensors, T steps, S of them scored, D inputs of a step, K targets, Q quantiles, h horizon steps, L layers,
-H hidden.
+Letters: B sensors, T steps, S scored steps, D inputs of a step, F features, K targets, R lags, P profile slots,
+Q quantiles, h horizon steps, L layers, H hidden.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,15 @@ from .inputs import INPUTS_PER_FEATURE, PreparedSequences, input_size, past_size
 from .normaliser import Floats, Normaliser
 from .sequences import Sequences
 
-UNKNOWN_SENSOR = 0  # row of the embedding for sensors that training did not see
+UNKNOWN_SENSOR: Final = 0  # row of the embedding for sensors that training did not see
 
-# Name in memory -> name on disk. Artefacts and checkpoints keep the names of format 1: an older program reads them.
+# Prefix in memory -> prefix on disk. Artefacts and checkpoints keep the names of format 1, so that an older program can
+# read them.
 _NAMES_ON_DISK: Final = (("gru.gru.", "gru.rnn."), ("gru.fc.", "gru.head."))
 
 
 class Forecaster(nn.Module):
-    """Weights of a model and how they are applied; whatever is carried from step to step is the caller's."""
+    """A model's weights, and the network that applies them. The caller carries the state."""
 
     scale_spread: Tensor
 
@@ -42,19 +43,19 @@ class Forecaster(nn.Module):
             input_size(config) + config.embedding_size, config.hidden_size, outputs, config.num_layers, dropout=dropout
         )
         self.dropout = nn.Dropout(dropout)
-        # The plain preset is the plain network: what it knows of the past is what its hidden state holds.
+        # The plain preset has no skip: it sees the past through its hidden state alone.
         self.skip = (
             nn.Linear(input_size(config) + past_size(config), outputs, bias=False)
             if config.preset == "stateful"
             else None
         )
-        # How much larger a feature's scale is than its changes; float64, because states are made from it.
+        # Ratio of a feature's scale to its changes; float64, because the normaliser's states depend on it.
         self.register_buffer("scale_spread", torch.ones(config.feature_count, dtype=torch.float64))
         self._rows = {sensor: row for row, sensor in enumerate(config.sensors, start=1)}
         self._begin_at_persistence()
 
     def _begin_at_persistence(self) -> None:
-        """Before any training the median fades from the last value to the level, and intervals are wide."""
+        """Set the initial weights: the median fades from the last value to the level, and intervals are wide."""
         config = self.config
         if config.embedding_size:
             nn.init.normal_(self.embedding.weight, std=0.1)
@@ -72,10 +73,12 @@ class Forecaster(nn.Module):
                 skip[target, config.median_index, :, feature * INPUTS_PER_FEATURE] = fading
 
     def adopt(self, initial: "Forecaster") -> None:
-        """Takes over the weights of a model of the same shape; sensors are matched by name, new ones begin unknown.
+        """Copy the weights of a model of the same shape.
+
+        Sensors are matched by name. The embedding of a new sensor begins with the unknown sensor's.
 
         Raises:
-            ValueError: the shapes differ.
+            ValueError: a tensor has another shape in ``initial``, or is missing there; the message names it.
         """
         mine, theirs = self.state_dict(), initial.state_dict()
         rows = initial.sensor_rows(self.config.sensors)
@@ -86,7 +89,7 @@ class Forecaster(nn.Module):
             if name not in mine or name not in theirs or mine[name].shape != theirs[name].shape
         )
         if differing:
-            raise ValueError(f"the model to begin from has another shape; {', '.join(differing)} differ")
+            raise ValueError(f"the model to begin from has another shape; these weights differ: {', '.join(differing)}")
         self.load_state_dict(theirs)
 
     def stored_weights(self) -> dict[str, Tensor]:
@@ -94,7 +97,7 @@ class Forecaster(nn.Module):
         return {_name_on_disk(name): tensor for name, tensor in self.state_dict().items()}
 
     def load_stored_weights(self, weights: Mapping[str, Any]) -> None:
-        """Take over weights under the names that artefacts and checkpoints use.
+        """Copy weights given under the names that artefacts and checkpoints use.
 
         Raises:
             RuntimeError: a name is missing or unknown, or a tensor has another shape.
@@ -103,35 +106,35 @@ class Forecaster(nn.Module):
         self.load_state_dict({names.get(name, name): tensor for name, tensor in weights.items()})
 
     def normaliser(self) -> Normaliser:
-        """The normaliser that belongs to these weights."""
+        """The normaliser for these weights."""
         return Normaliser(self.config, self.spread)
 
     @property
     def spread(self) -> Floats:
-        """(F,) ``scale_spread`` for the normaliser."""
-        spread: Floats = self.scale_spread.cpu().numpy()
-        return spread
+        """(F,) ratio of each feature's scale to its changes, for the normaliser."""
+        return np.asarray(self.scale_spread.cpu().numpy())
 
     def prepare(self, sequences: Sequences) -> PreparedSequences:
         """The inputs of every step of a data set, for ``unroll``."""
         return prepare(self.config, self.spread, sequences)
 
     def sensor_rows(self, sensors: Sequence[str]) -> NDArray[np.int64]:
-        """(B,) row of each sensor in the embedding."""
+        """(B,) row of each sensor in the embedding; ``UNKNOWN_SENSOR`` for a sensor that training did not see."""
         rows = self._rows
         return np.array([rows.get(sensor, UNKNOWN_SENSOR) for sensor in sensors], np.int64)
 
     def unroll(
         self, x: Tensor, past: Tensor, rows: Tensor, h: Tensor, scored: slice = slice(None)
     ) -> tuple[Tensor, Tensor]:
-        """Forecasts after ``scored``, S of the T steps, and the state to carry on after the last.
+        """Quantiles (B, S, K, Q, h) after the ``scored`` steps, and the state (L, B, H) after all T steps.
+
+        Quantiles are less the level, in scales.
 
         Args:
-            x: (B, T, D) of ``prepare``; past: (B, T, K·(R+P)) likewise; rows: (B,) of ``sensor_rows``;
-                h: (L, B, H), zeros for a state that begins here.
-
-        Returns:
-            (B, S, K, Q, h) quantiles less the level, in scales; and h (L, B, H).
+            x: (B, T, D) of ``prepare``; past: (B, T, K·(R+P)) of ``prepare``.
+            rows: (B,) of ``sensor_rows``.
+            h: (L, B, H) the state before the steps; zeros for a blank one.
+            scored: S of the T steps.
         """
         known = self.embedding(rows)[:, None].expand(-1, x.shape[1], -1)
         hidden, h = self.gru.unroll(torch.cat([x, known], dim=2), h)
@@ -145,7 +148,10 @@ class Forecaster(nn.Module):
         return self.uncrossed(raw)
 
     def uncrossed(self, raw: Tensor) -> Tensor:
-        """(..., K, Q, h) quantiles in order, from any (..., K·Q·h): each lies a softplus beyond its inner neighbour."""
+        """(..., K, Q, h) quantiles in order from raw outputs (..., K·Q·h).
+
+        The raw median stays. Each other quantile lies the softplus of its raw output beyond its inner neighbour.
+        """
         config = self.config
         raw = raw.view(*raw.shape[:-1], config.target_count, len(config.quantiles), config.horizon_steps)
         distance = F.softplus(raw)

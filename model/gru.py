@@ -9,17 +9,17 @@ from torch import Tensor, nn
 class GRUModel(nn.Module):
     """``num_layers`` of GRU, and a linear layer ``fc`` on the last layer's hidden state.
 
-    The class that PyTorch tutorials write: the ``state_dict`` of theirs, ``gru.weight_ih_l0`` to ``fc.bias``, loads
-    into this one, with equal outputs, and the other way round.
+    It has the layout of the class in PyTorch tutorials: their ``state_dict`` (``gru.weight_ih_l0`` to ``fc.bias``)
+    loads into this class, and this class's into theirs, with equal outputs.
 
-    PyTorch's form of the gates (Cho et al., 2014, with the reset gate behind the product)::
+    The gates are PyTorch's (Cho et al., 2014, with the reset gate applied after the product)::
 
         z = σ(W_z x + b_z + U_z h + c_z)
         r = σ(W_r x + b_r + U_r h + c_r)
         h~ = tanh(W x + b + r ∘ (U h + c))
         h' = (1 - z) ∘ h~ + z ∘ h
 
-    Nothing is remembered between calls: T calls of ``step`` from zeros equal one ``forward`` over T steps.
+    No state is kept between calls: T calls of ``step`` from zeros equal one ``forward`` over T steps.
     """
 
     def __init__(
@@ -34,16 +34,16 @@ class GRUModel(nn.Module):
         self.fc = nn.Linear(hidden_size, output_size)
 
     def zeros(self, batch: int) -> Tensor:
-        """(L, B, H): the hidden state of sensors that have seen nothing yet."""
+        """(L, B, H): the hidden state of sensors before their first step."""
         return self.fc.weight.new_zeros(self.num_layers, batch, self.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, O) after the last step of windows ``x`` (B, T, I), each begun from a zero state."""
+        """(B, O) after the last step of windows ``x`` (B, T, I), each from a zero state."""
         hidden, _ = self.unroll(x, self.zeros(x.shape[0]))
         return self.predict(hidden[:, -1])
 
     def step(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of B sensors: ``x`` (B, I) and ``h`` (L, B, H) give the outputs (B, O) and the next ``h``."""
+        """The outputs (B, O) and the next ``h`` after one step of ``x`` (B, I) from ``h`` (L, B, H)."""
         hidden, h = self.unroll(x[:, None], h)
         return self.predict(hidden[:, -1]), h
 
@@ -53,6 +53,6 @@ class GRUModel(nn.Module):
         return hidden, h
 
     def predict(self, hidden: Tensor) -> Tensor:
-        """(..., O) from the last layer's hidden states (..., H)."""
+        """The outputs (..., O) from the last layer's hidden states (..., H)."""
         out: Tensor = self.fc(hidden)
         return out

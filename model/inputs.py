@@ -1,9 +1,8 @@
-"""What the network is told at each step: the normaliser's view of it, masks, times, and the targets' recent past.
+"""The network's inputs at each step: normalised features, masks, times, and the targets' recent past.
 
-The stream and the batch call the same functions on the same float64 numbers, so that their float32 inputs have equal
-bits.
+Stream and batch call the same functions on the same float64 numbers, so their float32 inputs have equal bits.
 
-Letters: M or N steps, F features, K targets, R lags, P slots of the seasonal profile, D inputs of a step.
+Letters: M, N or n steps, F features, K targets, R lags, P slots of the seasonal profile, D inputs of a step.
 """
 
 from collections.abc import Iterator
@@ -20,18 +19,19 @@ from .sequences import Sequences
 
 Indexes = NDArray[np.int64]
 
-# Per feature: value, quarter-season level and seven-season level (less the season's level, in scales), size of the
-# changes (in scales), whether there is a value, and how long ago the last one was.
+# Per feature: last value, quarter-season level and seven-season level (all less the season's level, in scales), size of
+# the changes (in scales), whether the step has a value, and the steps since the last value.
 INPUTS_PER_FEATURE: Final = 6
-# Beyond this many scales a larger input says nothing new, and would only drive the network where it was never trained.
+# Scales that inputs are clipped to; training seldom shows the network a larger one.
 LARGEST_INPUT: Final = 32.0
-# Scales below this cannot be divided by; no sensor's unit is so large.
+# Smallest scale that is divided by; a smaller one counts as 0.
 SMALLEST_SCALE: Final = 1e-150
 
 _DAY_US: Final = 86_400_000_000
 _WEEK_US: Final = 7 * _DAY_US
 _MONDAY_US: Final = 4 * _DAY_US  # 1970-01-05
-# The calendar enters by tables: sines differ by a bit from one maths library to the next, looked-up ones do not.
+# Slots of the calendar's tables. Tables in float32 give the same bits everywhere; the sines of two maths libraries may
+# differ in the last bit of float64.
 _DAY_SLOTS: Final = 1_440
 _WEEK_SLOTS: Final = 672
 
@@ -47,28 +47,28 @@ _CALENDAR_INPUTS: Final[int] = _DAY.shape[1] + _WEEK.shape[1]
 
 
 def input_size(config: ModelConfig) -> int:
-    """D: what ``step_inputs`` gives per step."""
+    """D: the inputs of a step."""
     return _input_size(config.feature_count)
 
 
 def past_size(config: ModelConfig) -> int:
-    """K·(R+P): what ``Past.inputs`` gives per step."""
+    """K·(R+P): the lags and profile slots of a step."""
     return config.target_count * (config.lag_steps + profile_slots(config))
 
 
 def step_inputs(trace: NormaliserTrace, timestamp_us: Indexes, elapsed: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(M, D) from what the normaliser held after each step, its time, and the cadences since the step before."""
+    """(M, D) inputs from the normaliser's trace, each step's time, and the cadences since the step before."""
     M, F = trace.last.shape
     x = np.empty((M, _input_size(F)), np.float32)
     per_feature = x[:, : F * INPUTS_PER_FEATURE].reshape(M, F, INPUTS_PER_FEATURE)
     level = trace.levels[:, :, 1]
     unit = _reciprocal(trace.scale)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is bounded next
+    with np.errstate(over="ignore"):  # numbers too large for float32 are clipped next
         per_feature[:, :, 0] = (trace.last - level) * unit
         per_feature[:, :, 1] = (trace.levels[:, :, 0] - level) * unit
         per_feature[:, :, 2] = (trace.levels[:, :, 2] - level) * unit
         per_feature[:, :, 3] = np.sqrt(trace.change) * unit
-    _bounded(per_feature[:, :, :4])
+    _clip(per_feature[:, :, :4])
     per_feature[:, :, 4] = (trace.age == 0.0) & (trace.count > 0.0)
     per_feature[:, :, 5] = trace.age / (trace.age + 4.0)
     rest = F * INPUTS_PER_FEATURE
@@ -83,49 +83,49 @@ def _input_size(features: int) -> int:
 
 
 def _reciprocal(scale: Floats) -> Floats:
-    """1 / scale, and 0 where a sensor has been constant: what is measured in its scale is then 0 too."""
+    """1 / scale, and 0 for a sensor that has been constant, whose scaled inputs are then 0."""
     out = np.zeros_like(scale)
     np.divide(1.0, scale, out=out, where=scale > SMALLEST_SCALE)
     return out
 
 
-def _bounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _clip(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(values, -LARGEST_INPUT, LARGEST_INPUT, out=values)
 
 
 @dataclass(frozen=True)
 class Past:
-    """The targets' numbers by step, one sensor behind the other, from which each step's recent past is gathered."""
+    """The targets' values and profile by step, one sensor after the other, to gather steps' pasts from."""
 
     config: ModelConfig
-    last: Floats  # (N, K)
-    shape: Floats  # (N, K) the seasonal profile's slot of the step
-    steps: Indexes  # (N,) of the state, this one included
-    run: Indexes  # (N,) how many of them are in these arrays, this one included; all, unless the state is older
-    begin: Indexes  # (N, K) first step of the state with a value: no lag reaches further back
+    last: Floats  # (N, K) the last value
+    shape: Floats  # (N, K) the seasonal profile in the step's slot
+    steps: Indexes  # (N,) steps of the state, this step included
+    run: Indexes  # (N,) how many of them these arrays hold, this step included: all, unless the state is older
+    begin: Indexes  # (N, K) the state's first step with a value; no lag reaches further back
 
     def inputs(self, index: Indexes, level: Floats, scale: Floats, before: Floats | None = None) -> NDArray[np.float32]:
         """(n, K·(R+P)) for the steps ``index``: lags and profile in units of each step's scale.
 
         Args:
             level, scale: (n, K) of the targets after each step.
-            before: (n, K, P) by slot, what the profile held before the first step here, for states older than that.
+            before: (n, K, P) the profile before the first step in these arrays, for states that are older.
         """
         unit = _reciprocal(scale)[:, :, None]
         lags = (self.lags(index) - level[:, :, None]) * unit
-        with np.errstate(over="ignore"):  # what float32 cannot hold is bounded next
+        with np.errstate(over="ignore"):  # numbers too large for float32 are clipped next
             around = np.concatenate([lags, self._profiles(index, before) * unit], axis=2, dtype=np.float32)
-        return _bounded(around).reshape(len(index), past_size(self.config))
+        return _clip(around).reshape(len(index), past_size(self.config))
 
     def lags(self, index: Indexes) -> Floats:
-        """(n, K, R): the values 0, 1, ... R-1 steps before each step; where the state is younger, its first value."""
+        """(n, K, R): the values 0 to R-1 steps before each step; before the state's first value, that value."""
         back = index[:, None, None] - np.arange(self.config.lag_steps)
         at = np.maximum(back, self.begin[index][:, :, None])
         lags: Floats = self.last[at, np.arange(self.last.shape[1])[:, None]]
         return lags
 
     def _profiles(self, index: Indexes, before: Floats | None) -> Floats:
-        """(n, K, P): the profile once around, from the slot that follows each step's own; 0 where never visited."""
+        """(n, K, P): the profile once around, from the slot after each step's own; 0 for an unvisited slot."""
         slots, season = profile_slots(self.config), self.config.season_steps
         if not slots:
             return np.empty((len(index), self.config.target_count, 0))
@@ -136,7 +136,7 @@ class Past:
         slot = around[own]
         since = phase[:, None] - last_phase[own]  # steps since the slot was last visited
         since[since < 0] += season
-        since[:, -1] = 0  # once around: the step's own slot, visited now
+        since[:, -1] = 0  # the last is the step's own slot, visited now
         here = since < run[:, None]
         held = self.shape[np.where(here, index[:, None] - since, 0)].transpose(0, 2, 1)
         earlier: Floats | float = 0.0
@@ -148,17 +148,17 @@ class Past:
 
 @cache
 def _slots_around(season: int, slots: int) -> tuple[Indexes, Indexes]:
-    """(P, P) by slot: the slots once around from the next one to itself; and the last step of a season in each."""
+    """(P, P) for each slot: the slots from the next one to itself; and the season's last step in each."""
     around = (np.arange(slots)[:, None] + 1 + np.arange(slots)) % slots
     return around, -(-(around + 1) * season // slots) - 1
 
 
 def first_values(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> Indexes:
-    """(N, K): for each step the latest one at or before it where a state began or got its first value.
+    """(N, K): for each step the last step, up to itself, at which its state began or got its first value.
 
     Args:
-        count, seen: (N, K) values of each target so far, and whether the step had one.
-        fresh: (N,) whether nothing before the step counts for it: a sensor's first step here, or a reset.
+        count: (N, K) values of each target in the state so far; seen: (N, K) whether the step has a value.
+        fresh: (N,) whether a state, or its part in these arrays, begins with the step.
     """
     marks = fresh[:, None] | (seen & (count == 1.0))
     return np.maximum.accumulate(np.where(marks, np.arange(len(count))[:, None], 0), axis=0)
@@ -166,7 +166,7 @@ def first_values(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_
 
 @dataclass(frozen=True)
 class PreparedSequences:
-    """Everything the network and its loss need of a data set, step by step in the order of ``sequences``."""
+    """The inputs of the network and its loss for a data set, step by step in the order of ``sequences``."""
 
     sequences: Sequences
     x: NDArray[np.float32]  # (N, D)
@@ -179,14 +179,18 @@ class PreparedSequences:
         return self.past.inputs(index, self.level[index], self.scale[index])
 
 
-# Steps the normaliser takes per block: bounds the memory of its float64 traces.
+# Steps that the normaliser takes per block: a bound on the memory of its traces.
 _BLOCK_STEPS: Final = 65_536
 
 
 def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> PreparedSequences:
-    """The inputs of every step, all sensors side by side, each from a blank state at its first step.
+    """The inputs of every step; each sensor begins with a blank state.
 
-    Takes one round per time step, whatever the number of sensors; memory beside the result is bounded.
+    The time taken grows with the longest sensor's steps more than with the number of sensors. Memory beside the result
+    is bounded.
+
+    Args:
+        spread: (F,) of ``fit_spread``.
     """
     N, K = len(sequences), config.target_count
     targets = list(config.target_indices)
@@ -213,7 +217,7 @@ def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepar
 
 
 def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Indexes]]:
-    """Rounds over sensors sorted by falling length: the active sensors of each round, and the steps they take."""
+    """Blocks of rounds over sensors, longest first: the sensors of each round, and their steps."""
     ascending = lengths[::-1]
     longest = int(lengths[0]) if len(lengths) else 0
     first = 0
@@ -226,16 +230,15 @@ def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Inde
         first = int(rounds[-1]) + 1
 
 
-# Enough sensors and steps of each to know a feature's usual spread.
+# Sensors, and steps of each, that a feature's usual spread is taken from, at most.
 _SPREAD_SENSORS: Final = 64
 _SPREAD_STEPS: Final = 20_000
-# A larger one is looked at again, and taken as so many times what it is by changes of all that time at most.
-_UNUSUAL_SPREAD: Final = 16.0
-_MOST_SPREAD: Final = 4.0
+_UNUSUAL_SPREAD: Final = 16.0  # a larger ratio is compared with the ratio if changes are averaged as long as distances
+_MOST_SPREAD: Final = 4.0  # bound of an unusual ratio, in units of that second ratio
 
 
 def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floats:
-    """(F,) how much larger each feature's scale usually is than its changes, before ``until_us``; 1 where unknown."""
+    """(F,) usual ratio of each feature's scale to its changes, before ``until_us``; 1 if unknown."""
     spans = [sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors))]
     longest = min(2 * config.scale_seasons * config.season_steps, _SPREAD_STEPS)
     spans = sorted(((max(lo, hi - longest), hi) for lo, hi in spans if hi > lo), key=lambda span: span[0] - span[1])
@@ -245,15 +248,15 @@ def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floa
         return ones
     spread = _spread(Normaliser(config, ones), config, sequences, spans)
     if (spread > _UNUSUAL_SPREAD).any():
-        # Changes are remembered for a season, distances for many: of a feature that does not move towards the end, such
-        # as rain in a dry month, the one fades from day to day, and their ratio grows without limit.
+        # Changes are averaged over a season, distances over many. If a feature does not move towards the end, such as
+        # rain in a dry month, the changes' mean decays from day to day, and the ratio grows without limit.
         bound = _spread(Normaliser(config, ones, one_memory=True), config, sequences, spans)
         spread = np.where(spread > _UNUSUAL_SPREAD, np.minimum(spread, _MOST_SPREAD * bound), spread)
     return spread
 
 
 def _spread(normaliser: Normaliser, config: ModelConfig, sequences: Sequences, spans: list[tuple[int, int]]) -> Floats:
-    """(F,) the median over sensors, by what the normaliser holds at the end of each one's span."""
+    """(F,) the median over sensors of the ratio at the end of each sensor's span."""
     norm = NormaliserState.blank(config, len(spans))
     lengths = np.array([hi - lo for lo, hi in spans])
     for sizes, index in _blocks(np.array([lo for lo, _ in spans]), lengths):
@@ -261,5 +264,4 @@ def _spread(normaliser: Normaliser, config: ModelConfig, sequences: Sequences, s
     known = (norm.count > 2.0) & (norm.moments > 0.0).all(axis=2)
     ratio = np.where(known, norm.moments[:, :, 0] / np.where(known, norm.moments[:, :, 1], 1.0), np.nan)
     usual = [np.median(column[~np.isnan(column)]) if known[:, f].any() else 1.0 for f, column in enumerate(ratio.T)]
-    spread: Floats = np.sqrt(np.array(usual))
-    return spread
+    return np.asarray(np.sqrt(np.array(usual)))

@@ -1,29 +1,28 @@
-"""The compiled core of adaptation: what one step of one sensor does to its record, written out number by number.
+"""The compiled kernel of adaptation: the arithmetic of one step of one sensor's record.
 
-A sensor's steps are taken one after the other, by itself, so its results are the same bits whoever shares the call.
-Everything compiled stands in this one file, with its constants: what numba keeps on disk is renewed when the file of
-the function changes, and only then.
+Sensors are stepped one after the other, so a sensor's bits do not depend on the other sensors of a call. All compiled
+functions and their constants are in this file: numba compiles a cached function again if its own file changes, and
+would miss a change in another file.
 
-Per target of a sensor, in this order (``_step``):
+A step does this for each target (``_step``):
 
-1. *Release*. A forecast whose last step has been seen is judged, learned from and calibrated on (``_score``,
-   ``_learn``).
+1. *Release*. A forecast whose last label has come is scored, learned from and calibrated on (``_score``, ``_learn``).
 2. *Experts*. Persistence, seasonal naive, the GRU, and corrections learned by recursive least squares.
-3. *Mixture*. Weights fall exponentially with an expert's discounted past loss ("exponentially weighted average
-   forecaster"; such a mixture is never much worse than its best expert: Cesa-Bianchi and Lugosi, "Prediction, Learning,
-   and Games", 2006, ch. 2). Losses are measured in units of the best expert's mean loss, so neither the sensor's unit
-   nor its predictability matters; and they count by how many independent labels they rest on, so that far ahead, where
-   a year holds few, weights stay near the prior's rather than follow chance.
-4. *Quantiles*. The mixture's median; the GRU's spread around it, resized by the mixture's errors against the GRU's, and
-   calibrated: one factor per quantile level and loss point is moved in its logarithm, up when a label fell outside,
-   down when inside, in the proportion that is at rest at the nominal coverage (adaptive conformal inference, Gibbs and
-   Candès, 2021, as quantile tracking: Angelopoulos, Candès and Tibshirani, 2023). The long-run coverage comes out right
-   for any sequence of labels as long as factors do not rest on their bounds, where labels close to a quantile count as
-   outside in part (``EDGE``).
-5. *Keep*. Every ``stride``-th forecast is kept until its labels are in.
+3. *Mixture*. An expert's weight falls exponentially with its discounted past loss ("exponentially weighted average
+   forecaster"; its loss stays close to the best expert's: Cesa-Bianchi and Lugosi, "Prediction, Learning, and Games",
+   2006, ch. 2). Losses are in units of the best expert's mean loss, so that neither the sensor's unit nor its
+   predictability matters. They count by the number of independent labels: far ahead a year holds few, and the weights
+   stay near the prior's rather than follow chance.
+4. *Quantiles*. The median is the mixture's. The GRU's quantiles keep their distances from it, times the ratio of the
+   mixture's errors to the GRU's, times a calibration factor per quantile level and loss point. The factor's logarithm
+   rises when a label falls outside the quantile and falls when it lies inside; the two steps balance at the nominal
+   coverage (adaptive conformal inference, Gibbs and Candès, 2021, as quantile tracking: Angelopoulos, Candès and
+   Tibshirani, 2023). The long-run coverage is the nominal one for any sequence of labels, as long as factors stay off
+   their bounds; labels close to a quantile count as outside in part (``EDGE``).
+5. *Keep*. Every ``stride``-th forecast is kept until its labels have come.
 
-Steps stand for points of a grid of cadences, each target's own (``_points_to``): so many steps later is so many
-cadences later, whenever readings come, and whatever is in them.
+A step is a point of the target's own grid of cadences (``_points_to``), so n steps are n cadences, regardless of when
+readings come and which values they hold.
 
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts, R corrections of
 a group, D regressors, P learning points, L loss points, S steps of a season.
@@ -39,75 +38,75 @@ from numpy.typing import NDArray
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-Numbers = NDArray[Any]  # of the type that the text beside it says; float64 by default
+Numbers = NDArray[Any]  # float64, unless the comment beside it names another type
 
 # --- signals
 REGRESSORS: Final = 10
-REGRESSOR_BOUND: Final = 30.0  # scales; a wilder value would swing the weights of everything learned before it
-VALUE_BOUND: Final = 1e100  # so that no square of anything overflows
+REGRESSOR_BOUND: Final = 30.0  # scales; one larger regressor would undo the learned weights
+VALUE_BOUND: Final = 1e100  # of values, so that no square overflows
 SCALE_RATE: Final = 0.005  # of the running mean |change|: an average over some 200 steps
-SLOW_PROFILE_RATE: Final = 0.04  # per season: a mean over some 25
-QUICK_PROFILE_RATE: Final = 0.15  # over some 7
-LEVEL_RATE_BOUND: Final = 0.5  # a series without a season (one step) still has a recent past
-COUNT_BOUND: Final = 2**31 - 1
+SLOW_PROFILE_RATE: Final = 0.04  # per season: an average over some 25 seasons
+QUICK_PROFILE_RATE: Final = 0.15  # per season: an average over some 7 seasons
+LEVEL_RATE_BOUND: Final = 0.5  # so that a level averages over some steps even if the season is one step
+COUNT_BOUND: Final = 2**31 - 1  # counts are int32
 
 # --- corrections
-PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regressors of order one, and bound for ever
-LEARNT_STEPS: Final = 2_000.0  # a correction's memory, up to LEARNT_HORIZON steps ahead; longer in proportion beyond it
-LEARNT_HORIZON: Final = 24.0
-ERROR_RATE: Final = 0.01  # of a running mean |error|
-ERROR_BOUND: Final = 3.0  # mean errors; beyond it an error teaches no more (Huber), which draws means towards medians
-OUTLIER_ERROR: Final = 10.0  # mean errors; a larger error counts as that in the mean
-WEIGHT_BOUND: Final = 1e4  # scales; a larger one was learned while a series was all but constant, and is unlearned
-UNTRAINED: Final = 20  # labels before a mean |error| is taken as the measure of an outlier
-STORED_BOUND: Final = 1e6  # scales; of what a pending forecast keeps in float32
+PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regressors of order one, and its upper bound
+LEARNT_STEPS: Final = 2_000.0  # memory of a correction for horizons up to LEARNT_HORIZON; it grows in proportion beyond
+LEARNT_HORIZON: Final = 24.0  # steps
+ERROR_RATE: Final = 0.01  # of a running mean |error|: an average over some 100 labels
+ERROR_BOUND: Final = 3.0  # mean errors; a larger error is clipped (Huber), so corrections tend to the median
+OUTLIER_ERROR: Final = 10.0  # mean errors; a larger error counts as this in the mean |error|
+WEIGHT_BOUND: Final = 1e4  # scales; a larger weight, learned from an almost constant series, resets the correction
+UNTRAINED: Final = 20  # labels before the mean |error| is used to recognise outliers
+STORED_BOUND: Final = 1e6  # scales; of the numbers that a pending forecast keeps in float32
 
 # --- mixture: chosen on the validation parts of ETTh1 and of the Beijing set
-RATE: Final = 0.1  # per independent label
-# Two forecasts that reach farther ahead than they lie apart share most of their future, and are wrong together: of
-# those that reach n steps ahead, only one in n / INDEPENDENT_PART steps counts as a new label.
+RATE: Final = 0.1  # of the weights' exponent, per independent label
+# Forecasts issued close to each other share most of their future, and their errors. Of the forecasts n steps ahead, one
+# in n / INDEPENDENT_PART steps counts as an independent label.
 INDEPENDENT_PART: Final = 8.0
-MEMORY_LABELS: Final = 200.0  # independent ones
-LEAST_LOSS: Final = 1e-30  # an expert that never erred: all others then have no weight
-OUTLIER_LOSS: Final = 20.0  # a loss counts as at most this many times the best expert's mean: one must not decide
-OUTLIER_LABELS: Final = 10  # before so many there is no measure of an outlier
+MEMORY_LABELS: Final = 200.0  # independent labels that losses average over
+LEAST_LOSS: Final = 1e-30  # divisor if the best expert never erred; all other experts then get weight 0
+OUTLIER_LOSS: Final = 20.0  # mean losses of the best expert; a larger loss is clipped, so that no label decides
+OUTLIER_LABELS: Final = 10  # labels before the mean loss is used to recognise outliers
 
 # --- time
-PHASE_SHIFT: Final = 0.382  # of a cadence
-GRID_POINTS: Final = 100  # over which the grid follows a mean of how far values lie beside it
+PHASE_SHIFT: Final = 0.382  # of a cadence; see `_phase`
+GRID_POINTS: Final = 100  # points; the grid follows the values' mean distance from it over this many
 
-# --- quantiles: steps chosen on validation parts among 0.003-0.03
-SPREAD_PRIOR: Final = 10.0  # labels' worth of "the mixture errs as the GRU does"
-# Change of a log factor per label that falls outside: large at first, to come out of a badly wrong spread, then small,
-# since every move widens or narrows by chance too (Angelopoulos, Barber and Bates, 2024); never zero, for what drifts.
-FACTOR_STEP: Final = 0.01  # times the root of the steps that a label stands for
-FIRST_FACTOR_STEP: Final = 0.05
-FACTOR_STEP_LABELS: Final = 10.0  # the step falls as this over the number of labels so far
-FACTOR_BOUND: Final = 5.0  # of a log factor: within 1/148 and 148, bounded yet room for a badly wrong spread
-# Around a quantile, so wide in scales, a label is outside in part: a jump, or a steep slope, would turn a last bit into
-# a visible step. Half of it on either side, so that what is counted in part evens out; and no more than a part of the
-# way from the median, or it would be what sharp forecasts are measured by.
-EDGE: Final = 0.2
+# --- quantiles: FACTOR_STEP was chosen among 0.003-0.03 on validation parts
+SPREAD_PRIOR: Final = 10.0  # labels; weight of the prior ratio 1 between the mixture's errors and the GRU's
+# Change of a log factor per label outside its quantile. It is large at first, to correct a wrong spread, then small,
+# because each change adds noise (Angelopoulos, Barber and Bates, 2024), and never zero, because spreads drift.
+FACTOR_STEP: Final = 0.01  # the smallest step, times the root of the stride
+FIRST_FACTOR_STEP: Final = 0.05  # the largest step
+FACTOR_STEP_LABELS: Final = 10.0  # in between, the step is this over the number of labels so far
+FACTOR_BOUND: Final = 5.0  # of a log factor: factors stay between 1/148 and 148
+# Width in scales of the edge of a quantile, within which a label counts as outside in part: with a jump there, the last
+# bit of a number could change the next forecasts visibly. Half of the edge lies on either side, so that the parts
+# balance. It is at most EDGE_PART of the distance from the median, because sharp forecasts need a narrower one.
+EDGE: Final = 0.2  # scales
 EDGE_PART: Final = 0.5
-LEAST_EDGE: Final = 1e-9
+LEAST_EDGE: Final = 1e-9  # scales
 
 
 class Sizes(NamedTuple):
-    """How much of everything there is."""
+    """The numbers of targets, steps, experts and so on, and the rates."""
 
     targets: int  # K
     horizon: int  # h
     season: int  # S
-    remembered: int  # last values: the labels of the longest pending forecast, and one season
+    remembered: int  # last values carried: enough for the labels of a forecast, and for one season
     quantiles: int  # Q
-    median: int  # where it stands among the quantiles
+    median: int  # its index among the quantiles
     experts: int  # E
-    gru: int  # where it stands among the experts
+    gru: int  # its index among the experts
     learn_points: int  # P
     loss_points: int  # L
     slots: int  # pending forecasts
-    stride: int  # steps from one kept forecast to the next
-    groups: int  # of corrections: 0 none, 1 light, 2 full
+    stride: int  # steps between two kept forecasts
+    groups: int  # groups of corrections: 0 at level off, 1 at light, 2 at full
     hidden_regressors: int  # projections of the hidden state
     cadence_us: int
     calibrated: bool
@@ -117,7 +116,7 @@ class Sizes(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where each field of a record begins, in numbers of its own type."""
+    """The index of each field of a record, counted in numbers of the field's type."""
 
     steps: int  # int64
     point_us: int
@@ -159,27 +158,27 @@ class Tables(NamedTuple):
     projection: Numbers  # (H, hidden regressors)
     loss_points: Numbers  # (L,) int64: horizon steps, from 0
     log_discounts: Numbers  # (L,) per label, of the experts' losses
-    rates: Numbers  # (L,) by which weights fall with excess losses, once there are labels to fill the memory
+    rates: Numbers  # (L,) of the weights' exponent, when the memory is full of labels
     learn_points: Numbers  # (P,) int64
-    loss_left: Numbers  # (h,) int64: the point at or before each horizon step, for interpolating
-    loss_share: Numbers  # (h,) of the next point
-    learn_left: Numbers  # int64
-    learn_share: Numbers
-    bases: Numbers  # (2, 4) int64: by group: which base each of its corrections starts from, -1 for no more
+    loss_left: Numbers  # (h,) int64: the loss point at or before each horizon step, to interpolate from
+    loss_share: Numbers  # (h,) weight of the next loss point
+    learn_left: Numbers  # (h,) int64: the same for the learning points
+    learn_share: Numbers  # (h,)
+    bases: Numbers  # (2, 4) int64: the base of each correction, by group; -1 behind the last correction
 
 
 class Record(NamedTuple):
-    """One sensor's record, seen as numbers of each type."""
+    """The bytes of one sensor's record, viewed as numbers of each type."""
 
-    i8: Numbers  # int64, float64, float32, int32, uint8
-    f8: Numbers
-    f4: Numbers
-    i4: Numbers
-    u1: Numbers
+    i8: Numbers  # int64
+    f8: Numbers  # float64
+    f4: Numbers  # float32
+    i4: Numbers  # int32
+    u1: Numbers  # uint8
 
 
 class Scratch(NamedTuple):
-    """Room for what a step computes on the way."""
+    """Arrays for the intermediate results of a step."""
 
     x: Numbers  # (D at most,)
     projected: Numbers  # (hidden regressors,)
@@ -195,11 +194,11 @@ class Scratch(NamedTuple):
     f: Numbers  # (D,)
     gain: Numbers  # (D,)
     errors: Numbers  # (4, P)
-    record: Numbers  # bytes: a record as it was
+    record: Numbers  # uint8: a copy of a record
 
 
 def scratch(size: Sizes, record_bytes: int) -> Scratch:
-    """Room for ``run``."""
+    """The arrays that ``run`` computes in; ``record_bytes`` is the size of a record."""
     most = REGRESSORS + size.hidden_regressors
     h, E, L, P, Q = size.horizon, size.experts, size.loss_points, size.learn_points, size.quantiles
     return Scratch(
@@ -222,22 +221,28 @@ def scratch(size: Sizes, record_bytes: int) -> Scratch:
 
 
 def _inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function that only compiled ones call: without wrappers for Python it compiles in a fraction of the time."""
+    """The function compiled for compiled callers alone; without Python wrappers it compiles much faster."""
     make: Any = cast(Any, numba.njit)(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
     return cast(Callable[Arguments, Result], make(function))
 
 
 def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function as machine code, kept on disk beside this file or in the user's cache, where one can be written."""
+    """The function as machine code, cached on disk beside this file or in the user's cache folder."""
     compile_it = cast(Any, numba.njit)
     try:
         made = compile_it(cache=True, error_model="numpy")(function)
-    except RuntimeError:  # neither can be written: it is compiled anew in each process
+    except RuntimeError:  # neither folder can be written: each process compiles the function again
         made = compile_it(error_model="numpy")(function)
     return cast(Callable[Arguments, Result], made)
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@_inner
+def _row(numbers: Numbers, begin: int, row: int, width: int) -> Numbers:
+    """A row of the field (rows, width) that begins at ``begin``."""
+    return numbers[begin + row * width : begin + (row + 1) * width]
 
 
 @_inner
@@ -247,7 +252,7 @@ def _clip(value: float, bound: float) -> float:
 
 @_inner
 def _shift(numbers: Numbers, newest: float) -> None:
-    """One place down, the newest last."""
+    """Drop the first number, move the rest down, and put ``newest`` last."""
     for i in range(len(numbers) - 1):
         numbers[i] = numbers[i + 1]
     numbers[-1] = newest
@@ -255,35 +260,31 @@ def _shift(numbers: Numbers, newest: float) -> None:
 
 @_inner
 def _copy(numbers: Numbers, to: Numbers) -> None:
-    # An assignment of slices would allocate: numba cannot know that they do not overlap.
+    # An assignment of slices would allocate, because numba cannot know that the slices do not overlap.
     for i in range(len(numbers)):
         to[i] = numbers[i]
 
 
 @_inner
 def _unit(at: Places, record: Record, k: int) -> float:
-    """The scale, held above what rounding of the value makes: a constant series has a unit too."""
+    """The scale, but at least the level's rounding error, so that a constant series has a unit."""
     floor = max(1e-9 * abs(record.f8[at.levels + 2 * k]), 1e-50)
     return float(max(record.f8[at.scale + k], floor))
 
 
 @_inner
 def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value: float, x: Numbers) -> None:
-    """Moves a target's signals by one point; ``x`` gets the regressors, in scales.
+    """Step a target's signals by one point, and fill ``x`` with the regressors, in scales.
 
-    A missing value is replaced: by the slow profile plus the last deviation from it, which fades; before a first season
-    is over, by the last value. A replaced value moves no level, scale or profile, and is never a label.
+    A missing value is replaced by the slow profile plus the last deviation from it, which fades; in the first season,
+    by the last value. A replacement changes no level, scale or profile, and is never a label.
     """
     f8, S = record.f8, size.season
-    values = f8[at.values + k * size.remembered : at.values + (k + 1) * size.remembered]
-    levels, drift = f8[at.levels + 2 * k : at.levels + 2 * k + 2], f8[at.drift + 2 * k : at.drift + 2 * k + 2]
-    deviation, changes = (
-        f8[at.deviation + 3 * k : at.deviation + 3 * k + 3],
-        f8[at.change + 2 * k : at.change + 2 * k + 2],
-    )
-    slow = f8[at.profiles + 2 * k * S : at.profiles + (2 * k + 1) * S]
-    quick = f8[at.profiles + (2 * k + 1) * S : at.profiles + (2 * k + 2) * S]
-    seen = record.u1[at.seen + k * size.horizon : at.seen + (k + 1) * size.horizon]
+    values = _row(f8, at.values, k, size.remembered)
+    levels, drift = _row(f8, at.levels, k, 2), _row(f8, at.drift, k, 2)
+    deviation, changes = _row(f8, at.deviation, k, 3), _row(f8, at.change, k, 2)
+    slow, quick = _row(f8, at.profiles, 2 * k, S), _row(f8, at.profiles, 2 * k + 1, S)
+    seen = _row(record.u1, at.seen, k, size.horizon)
     observed = np.int64(record.i4[at.observed + k])
     there = math.isfinite(value)
     first = there and observed == 0
@@ -299,7 +300,7 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
     change = y - previous
     changes[1] = 0.0 if first else changes[0]
     changes[0] = change
-    # Running means start as plain means: a constant rate would take seasons to forget the start.
+    # Running means start as plain means, because a constant rate would take seasons to forget the first value.
     count: Any = min(observed + there, COUNT_BOUND)
     mean_rate = 1.0 / max(count, 1)
     quick_rate, season_rate = max(size.quick_rate, mean_rate), max(size.season_rate, mean_rate)
@@ -320,7 +321,7 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
             visit_rate = 1.0 / (observed // S + 1)
             slow[phase] += max(SLOW_PROFILE_RATE, visit_rate) * (y - expected_slow)
             quick[phase] += max(QUICK_PROFILE_RATE, visit_rate) * (y - expected_quick)
-    # In its first season a profile knows nothing of the phases ahead: deviations are zero, and the bases persistence.
+    # In the first season a profile has no value for the phases ahead: deviations are 0, and all bases are persistence.
     deviation[2] = deviation[0]
     deviation[0] = y - expected_slow if seasoned else 0.0
     deviation[1] = y - expected_quick if seasoned else 0.0
@@ -333,13 +334,10 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
 
 @_inner
 def _regressors(size: Sizes, at: Places, record: Record, k: int, y: float, moved: float, x: Numbers) -> None:
-    """What corrections see after a value, in scales; ``moved`` is what lies between it and that of the last point."""
+    """Fill ``x`` with the regressors, in scales, after a value ``y``, ``moved`` from the last point's."""
     f8 = record.f8
-    levels, drift = f8[at.levels + 2 * k : at.levels + 2 * k + 2], f8[at.drift + 2 * k : at.drift + 2 * k + 2]
-    deviation, changes = (
-        f8[at.deviation + 3 * k : at.deviation + 3 * k + 3],
-        f8[at.change + 2 * k : at.change + 2 * k + 2],
-    )
+    levels, drift = _row(f8, at.levels, k, 2), _row(f8, at.drift, k, 2)
+    deviation, changes = _row(f8, at.deviation, k, 3), _row(f8, at.change, k, 2)
     beside = moved if record.i4[at.observed + k] > size.season else 0.0
     x[0], x[1] = changes[0] + moved, changes[1]
     x[2], x[3] = y - levels[0], y - levels[1]
@@ -352,18 +350,18 @@ def _regressors(size: Sizes, at: Places, record: Record, k: int, y: float, moved
     x[9] = 1.0
 
 
-# --- judging and learning ---------------------------------------------------------------------------------------------
+# --- scoring and learning ---------------------------------------------------------------------------------------------
 
 
 @_inner
 def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, to: Scratch) -> None:
-    """Judges and learns from a forecast that is due, whose labels are the last h values."""
+    """Score and learn from a pending forecast whose labels are the last h values."""
     pending = slot * size.targets + k
     unit = record.f8[at.pending_unit + pending]
     if unit == 0.0:
-        return  # it was issued before the target's first value, hence without a unit
-    # Where the sensor's changes have grown since, everything is counted in the larger unit: the first values of a
-    # series, or a series that was constant, would else leave losses that dwarf all that come later.
+        return  # it was issued before the target's first value, so it has no unit
+    # If the unit has grown since, count in the larger one. Otherwise the first values of a series, or of one that was
+    # constant, would leave losses that dwarf all later losses.
     shrunk = unit / max(unit, _unit(at, record, k))
     value = record.f8[at.pending_value + pending]
     values = at.values + (k + 1) * size.remembered - size.horizon
@@ -384,17 +382,9 @@ def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: i
 
 @_inner
 def _score(
-    size: Sizes,
-    at: Places,
-    table: Tables,
-    record: Record,
-    k: int,
-    pending: int,
-    count: Any,
-    shrunk: float,
-    to: Scratch,
+    size: Sizes, at: Places, table: Tables, record: Record, k: int, pending: int, count: Any, shrunk: float, to: Scratch
 ) -> None:
-    """The experts' losses, the size of errors, and the calibration."""
+    """Update the experts' losses, the mean errors, and the calibration factors."""
     f4, E, L, Q = record.f4, size.experts, size.loss_points, size.quantiles
     error_rate = max(ERROR_RATE, 1.0 / (count + 1.0))
     step = max(FACTOR_STEP * math.sqrt(size.stride), min(FIRST_FACTOR_STEP, FACTOR_STEP_LABELS / (count + 1.0)))
@@ -415,7 +405,7 @@ def _score(
         bound = max(OUTLIER_LOSS * least_mean, least) if count >= OUTLIER_LABELS and least_mean > 0.0 else np.inf
         for e in range(E):
             error = abs(label - f4[experts + e * L + m] * shrunk)
-            # |e|^1.5: between the absolute loss (its weights serve the MAE) and the squared one (the MSE).
+            # |e|^1.5 lies between the absolute loss, best for the MAE, and the squared loss, best for the MSE.
             loss = min(error * math.sqrt(error), bound)
             mean = np.float64(f4[losses + e * L + m])
             f4[losses + e * L + m] = mean + loss_rate * (loss - mean)
@@ -450,7 +440,7 @@ def _learn(
     group: int,
     to: Scratch,
 ) -> None:
-    """One more label for a group's corrections."""
+    """Update a group's corrections with one more label at each learning point."""
     f4, P = record.f4, size.learn_points
     D = REGRESSORS + group * size.hidden_regressors
     R = 4 - 2 * group
@@ -477,26 +467,22 @@ def _learn(
             start = 0.0 if base == 0 else f4[at.pending_bases + (pending * 3 + base - 1) * P + p] * shrunk
             error = label - start - errors[p]
             mean = np.float64(f4[means + r * P + p])
-            early = count < UNTRAINED or mean == 0.0  # a series that has been constant so far gives no measure
+            early = count < UNTRAINED or mean == 0.0  # the mean is 0 for a series that has been constant
             bound = REGRESSOR_BOUND if early else min(ERROR_BOUND * mean, STORED_BOUND)
             errors[p] = _clip(error, bound)
             counted = abs(error) if early else min(abs(error), OUTLIER_ERROR * mean)
             f4[means + r * P + p] = mean + rate * (counted - mean)
-    if labelled:
-        sound = _update(f4, root, weights, D, R, P, size.forgetting, to)
-        if not sound:
-            # A learner that has left all bounds begins anew rather than carry that for ever.
-            for i in range(D * D):
-                f4[root + i] = 0.0
-            for i in range(D):
-                f4[root + i * D + i] = math.sqrt(PRIOR_VARIANCE)
-            for i in range(R * D * P):
-                f4[weights + i] = 0.0
+    if labelled and not _update(f4, root, weights, D, R, P, size.forgetting, to):
+        # The weights would stay out of bounds for ever: reset the group's root and weights.
+        f4[root : root + D * D] = 0.0
+        f4[weights : weights + R * D * P] = 0.0
+        for i in range(D):
+            f4[root + i * D + i] = math.sqrt(PRIOR_VARIANCE)
 
 
 @_inner
 def _predict(f4: Numbers, weights: int, x: Numbers, D: int, P: int, to: Numbers) -> None:
-    """The correction at P points: regressors times weights (D, P)."""
+    """Fill ``to`` with the correction at P points: regressors (D,) times weights (D, P)."""
     to[:P] = 0.0
     for i in range(D):
         row = f4[weights + i * P : weights + (i + 1) * P]
@@ -506,13 +492,13 @@ def _predict(f4: Numbers, weights: int, x: Numbers, D: int, P: int, to: Numbers)
 
 @_inner
 def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forgetting: float, to: Scratch) -> bool:
-    """Recursive least squares with what stands in ``to.past_x`` and ``to.errors``; whether the outcome is sound.
+    """Update root and weights by ``to.past_x`` and ``to.errors``; whether both stay within bounds.
 
-    The covariance of the weights is held as a root, root @ rootᵀ, which is positive semi-definite whatever is rounded
-    away, so float32 is enough to store it (the covariance itself in float32 loses that property and diverges). The
-    update is Potter's (Bierman, "Factorization Methods for Discrete Sequential Estimation", 1977, ch. V). Without
-    excitation, forgetting alone would let it grow until it overflows ("wind-up"). Each weight's variance is therefore
-    held at the prior's: its row of the root is shrunk.
+    This is recursive least squares. The weights' covariance is kept as a root: root @ rootᵀ is positive semi-definite
+    for any rounding of the root. So float32 is enough; the covariance itself in float32 loses that property and
+    diverges. The update is Potter's (Bierman, "Factorization Methods for Discrete Sequential Estimation", 1977, ch. V).
+    Without excitation, forgetting alone would let the covariance grow until it overflows ("wind-up"). Therefore each
+    weight's variance is kept at the prior's or below, by shrinking its row of the root.
     """
     x, f, gain = to.past_x, to.f, to.gain
     f[:D] = 0.0
@@ -526,7 +512,7 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
     a = 1.0 / (forgetting + power)
     shrink = a / (1.0 + math.sqrt(forgetting * a))
     growth = 1.0 / math.sqrt(forgetting)
-    sound = True
+    within_bounds = True
     for i in range(D):
         row = f4[root + i * D : root + (i + 1) * D]
         gain[i] = 0.0
@@ -537,7 +523,7 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
             number = (row[j] - gain[i] * shrink * f[j]) * growth
             to.root[i, j] = number
             variance += number * number
-        sound = sound and math.isfinite(variance)
+        within_bounds = within_bounds and math.isfinite(variance)
         scale = min(1.0, math.sqrt(PRIOR_VARIANCE / max(variance, PRIOR_VARIANCE)))
         for j in range(D):
             row[j] = to.root[i, j] * scale
@@ -546,9 +532,9 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
             row = f4[weights + (r * D + i) * P : weights + (r * D + i + 1) * P]
             for p in range(P):
                 number = row[p] + gain[i] * a * to.errors[r, p]
-                sound = sound and abs(number) < WEIGHT_BOUND
+                within_bounds = within_bounds and abs(number) < WEIGHT_BOUND
                 row[p] = number
-    return sound
+    return within_bounds
 
 
 # --- experts and their mixture ----------------------------------------------------------------------------------------
@@ -558,12 +544,12 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
 def _forecast_experts(
     size: Sizes, at: Places, table: Tables, record: Record, k: int, phase: int, gru: Numbers, to: Scratch
 ) -> None:
-    """Every expert's forecast, and what corrections start from."""
+    """Fill ``to.experts`` with the experts' forecasts, and ``to.bases`` with the corrections' bases."""
     h, S, P = size.horizon, size.season, size.learn_points
     _copy(gru, to.experts[size.gru])
     if not size.groups:
         return
-    values = record.f8[at.values + k * size.remembered : at.values + (k + 1) * size.remembered]
+    values = _row(record.f8, at.values, k, size.remembered)
     last, unit = values[-1], _unit(at, record, k)
     seasoned = record.i4[at.observed + k] >= S
     slow, quick = at.profiles + 2 * k * S, at.profiles + (2 * k + 1) * S
@@ -596,7 +582,7 @@ def _forecast_experts(
 
 @_inner
 def _weigh(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
-    """The experts' weights at every loss point, which sum to one."""
+    """Fill ``to.weights`` with the experts' weights at every loss point; they sum to 1."""
     E, L = size.experts, size.loss_points
     losses = at.losses + k * E * L
     labels = np.float64(record.i4[at.labels + k])
@@ -621,7 +607,7 @@ def _weigh(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: S
 
 @_inner
 def _mix(size: Sizes, table: Tables, to: Scratch) -> None:
-    """The weighted mean of the experts."""
+    """Fill ``to.median`` with the weighted mean of the experts."""
     for j in range(size.horizon):
         left, share = table.loss_left[j], table.loss_share[j]
         total = 0.0
@@ -635,16 +621,9 @@ def _mix(size: Sizes, table: Tables, to: Scratch) -> None:
 
 @_inner
 def _spread(
-    size: Sizes,
-    at: Places,
-    table: Tables,
-    record: Record,
-    k: int,
-    model: Numbers,
-    to: Scratch,
-    out: Numbers,
+    size: Sizes, at: Places, table: Tables, record: Record, k: int, model: Numbers, to: Scratch, out: Numbers
 ) -> None:
-    """The quantiles around the median: each at least as far out as its inner neighbour, so they never cross."""
+    """Fill ``out`` with the quantiles; none lies inside its inner neighbour, so they never cross."""
     Q, L, f4 = size.quantiles, size.loss_points, record.f4
     labels = min(np.float64(record.i4[at.labels + k]), 1.0 / ERROR_RATE)
     weight = labels / (labels + SPREAD_PRIOR)
@@ -670,26 +649,27 @@ def _spread(
 
 
 @_inner
-def _stored(number: float, value: float, unit: float) -> float:
-    relative = _clip((number - value) / unit, STORED_BOUND)
-    return relative if math.isfinite(relative) else 0.0
+def _relative(number: float, value: float, unit: float) -> float:
+    """A number of a pending forecast: less ``value``, in ``unit``; 0 if non-finite."""
+    difference = _clip((number - value) / unit, STORED_BOUND)
+    return difference if math.isfinite(difference) else 0.0
 
 
 @_inner
 def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, out: Numbers, to: Scratch) -> None:
-    """Keeps a forecast until its labels are in: relative to the value of now, in the unit of now."""
+    """Keep a forecast in ``slot`` until its labels have come: less the current value, in the current unit."""
     f4, E, L, P, Q = record.f4, size.experts, size.loss_points, size.learn_points, size.quantiles
     pending = slot * size.targets + k
     value, unit = record.f8[at.values + (k + 1) * size.remembered - 1], _unit(at, record, k)
     record.f8[at.pending_value + pending] = value
-    # Before a target's first value there is no unit: such a forecast is not judged.
+    # Unit 0 marks a forecast before the target's first value: it is not scored.
     record.f8[at.pending_unit + pending] = unit if record.i4[at.observed + k] > 0 else 0.0
     for m in range(L):
         j = table.loss_points[m]
         for e in range(E):
-            f4[at.pending_experts + (pending * E + e) * L + m] = _stored(to.experts[e, j], value, unit)
+            f4[at.pending_experts + (pending * E + e) * L + m] = _relative(to.experts[e, j], value, unit)
         for q in range(Q):
-            f4[at.pending_quantiles + (pending * Q + q) * L + m] = _stored(out[q, j], value, unit)
+            f4[at.pending_quantiles + (pending * Q + q) * L + m] = _relative(out[q, j], value, unit)
     for group in range(size.groups):
         D = REGRESSORS + group * size.hidden_regressors
         past_x = (at.hidden_pending_x if group else at.plain_pending_x) + pending * D
@@ -698,7 +678,7 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
     if size.groups:
         for base in range(3):
             for p in range(P):
-                number = _stored(to.bases[1 + base, table.learn_points[p]], value, unit)
+                number = _relative(to.bases[1 + base, table.learn_points[p]], value, unit)
                 f4[at.pending_bases + (pending * 3 + base) * P + p] = number
 
 
@@ -707,10 +687,10 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
 
 @_inner
 def _points_to(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int) -> int:
-    """How many points of the target's grid lie behind its last one, up to the one that is nearest to ``timestamp_us``.
+    """Points from the last one of the target's grid to the one nearest to ``timestamp_us``; may be < 0.
 
-    The grid begins with the target's first value. What is read once in a cadence has a point each time; what is read
-    within half a cadence of the last point has none. Halves count down, as in the gap rule.
+    The grid begins with the target's first value. Readings a cadence apart have a point each; a reading within half a
+    cadence of the last point has none. Halves round down, as in the gap rule.
     """
     if record.i8[at.steps + k] == 0:
         return 1
@@ -720,11 +700,12 @@ def _points_to(size: Sizes, at: Places, record: Record, k: int, timestamp_us: in
 
 @_inner
 def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int, arrives: bool) -> None:
-    """One point on, whose value is read at ``timestamp_us`` where that ``arrives`` there. In whole microseconds.
+    """Go to the grid's next point; move the grid towards ``timestamp_us`` if the reading ``arrives``.
 
-    The grid follows a running mean of how far values lie beside it, since clocks drift. Not where they are crowded: of
-    those, each point's first comes up to half a cadence early. (Where they come every 0.5 to 1 cadences, and are
-    crowded at some points only, some 2 points in 1,000 are too many.)
+    The grid follows the values' mean distance from it, because clocks drift. It does not follow a value behind a
+    crowded point, one with several values, because the first value of a point then comes up to half a cadence early.
+    (If values come every 0.5 to 1 cadences, so that some points are crowded, the grid has some 2 points in 1,000 too
+    many.) Moves are whole microseconds.
     """
     i8 = record.i8
     steps = i8[at.steps + k]
@@ -740,10 +721,10 @@ def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int,
 
 @_inner
 def _phase(size: Sizes, at: Places, record: Record, k: int) -> int:
-    """The last point's place in the season, by the clock: gaps and restarts do not shift it.
+    """The last point's phase in the season, by the clock, so that gaps and resets do not shift it.
 
-    Where one phase ends and the next begins lies off the times that clocks are usually read at, full or half cadences
-    and so on: readings a little beside such an edge would fall to either side of it.
+    ``PHASE_SHIFT`` puts the edges between phases away from full, half and third cadences. Readings are usual at these
+    times, and small deviations would put them on either side of an edge.
     """
     shift = int(PHASE_SHIFT * size.cadence_us)
     return int((record.i8[at.point_us + k] + shift) // size.cadence_us % size.season)
@@ -751,6 +732,7 @@ def _phase(size: Sizes, at: Places, record: Record, k: int) -> int:
 
 @_inner
 def _project(size: Sizes, table: Tables, hidden: Numbers, to: Numbers) -> None:
+    """Fill ``to`` with the projections of a hidden state."""
     for i in range(size.hidden_regressors):
         total = 0.0
         for unit in range(len(hidden)):
@@ -773,10 +755,10 @@ def _step(
     weights: Numbers,
     to: Scratch,
 ) -> None:
-    """A target's last point, or ``again`` a further value behind it.
+    """Step a target at its grid's last point; ``again`` for one more value of the same point.
 
-    The latter is forecast from as if it were the point's, and nothing is learned from it. ``model`` (Q, h) and what it
-    becomes, ``out`` and ``weights``, only where a forecast is issued.
+    A further value is forecast from as if it were the point's, and nothing is learned from it. If a forecast is
+    ``issued``, the model's quantiles ``model`` (Q, h) are adapted into ``out`` (Q, h) and ``weights`` (E,).
     """
     i8 = record.i8
     phase = _phase(size, at, record, k)
@@ -789,7 +771,7 @@ def _step(
         if math.isfinite(value):
             y = _clip(value, VALUE_BOUND)
             record.u1[at.crowded + k] = 1
-        record.f8[newest] = y  # until it is forecast from
+        record.f8[newest] = y  # for this forecast; restored below
         _regressors(size, at, record, k, y, y - first, to.x)
     else:
         _observe(size, at, record, k, phase, value, to.x)
@@ -803,7 +785,7 @@ def _step(
         _weigh(size, at, table, record, k, to)
         if record.i4[at.observed + k] > 0:
             _mix(size, table, to)
-        else:  # a target without any value yet has nothing to adapt to: the model's forecast stands
+        else:  # before a target's first value the model's forecast stays
             _copy(model[size.median], to.median)
         _spread(size, at, table, record, k, model, to, out)
         for e in range(size.experts):
@@ -837,14 +819,14 @@ def run(
     weights: Numbers,
     to: Scratch,
 ) -> None:
-    """Takes all steps of A sensors.
+    """Step the records of A sensors in place, and fill ``out`` and ``weights``.
 
     Args:
-        records: of A sensors, each field (A, numbers).
-        begins: (rounds,) the step with which each round begins; lengths: (rounds,) sensors in it.
-        reset: (M,); timestamp_us: (M,); values: (M, K); hidden: (M, H), or (M, 0) where nothing uses it.
-        forecast: (M,) the forecast issued at each step, -1 for none: nothing is done there; model: (n, K, Q, h).
-        out: (n, K, Q, h) and weights: (n, K, E) are filled.
+        records: each field (A, numbers).
+        begins: (rounds,) the first step of each round; lengths: (rounds,) the sensors in it.
+        reset: (M,); timestamp_us: (M,); values: (M, K); hidden: (M, H).
+        forecast: (M,) index of the forecast issued at each step; a step with -1 is skipped.
+        model: (n, K, Q, h); out: (n, K, Q, h); weights: (n, K, E).
     """
     for a in range(len(records.f8)):
         record = Record(records.i8[a], records.f8[a], records.f4[a], records.i4[a], records.u1[a])
@@ -856,33 +838,22 @@ def run(
                 record.u1[:] = 0
             n = forecast[i]
             if n < 0:
-                continue  # what is missing is missing at points of the grid, not where the gap rule has steps for it
+                continue  # a missing step: the grid has missing points of its own
             if size.groups == 2:
                 _project(size, table, hidden[i], to.projected)
             for k in range(size.targets):
                 value = values[i, k]
                 ahead = _points_to(size, at, record, k, timestamp_us[i])
-                # A point stays open for its value: without it, it is gone through, and the record is as before.
+                # A new point without a value stays open, since a later reading may bring its value: step it for the
+                # forecast, then restore the record.
                 is_open = ahead > 0 and not math.isfinite(value)
-                for back in range(max(ahead, 1) - 1, -1, -1):  # points without a reading, and the reading's own
+                for back in range(max(ahead, 1) - 1, -1, -1):  # points without a reading, then the reading's own
                     own = back == 0
                     if own and is_open:
                         _copy(record.u1, to.record)
                     if ahead > 0:
                         _move_on(size, at, record, k, timestamp_us[i], own)
-                    _step(
-                        size,
-                        at,
-                        table,
-                        record,
-                        k,
-                        value if own else math.nan,
-                        own,
-                        ahead <= 0,
-                        model[n, k],
-                        out[n, k],
-                        weights[n, k],
-                        to,
-                    )
+                    y = value if own else math.nan
+                    _step(size, at, table, record, k, y, own, ahead <= 0, model[n, k], out[n, k], weights[n, k], to)
                 if is_open:
                     _copy(to.record, record.u1)

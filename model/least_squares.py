@@ -1,12 +1,12 @@
-"""The compiled core of the learning baseline: recursive least squares, and quantiles around what they forecast.
+"""The compiled kernel of the adaptive baseline: recursive least squares, and its quantiles.
 
-The covariance P of the weights is held as a root: P = root @ rootᵀ, which is positive semi-definite whatever is rounded
-away. The update is Potter's (Bierman, "Factorization Methods for Discrete Sequential Estimation", 1977, ch. V).
+The weights' covariance P is kept as a root, P = root @ rootᵀ, which is positive semi-definite for any rounding of the
+root. The update is Potter's (Bierman, "Factorization Methods for Discrete Sequential Estimation", 1977, ch. V).
 
-Problems are taken one after the other, each by itself, so its result does not depend on which others share the call.
-All that is compiled for them stands in this file, with its constants: numba keeps it on disk for this file's content.
+Problems are computed one after the other, so a problem's result does not depend on the other problems of a call. All
+compiled functions and their constants are in this file: numba compiles them again if this file changes.
 
-Letters: n problems, T rounds, D regressors, A forecasts kept, O quantiles beside the median, h horizon steps.
+Letters: n problems, T rounds, D regressors, A pending forecasts, O quantiles beside the median, h horizon steps.
 """
 
 import math
@@ -20,28 +20,29 @@ from .kernel import compiled
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 
-PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regressors of order one, and the bound
+PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regressors of order one, and its upper bound
 FORGETTING: Final = 0.9995  # per label: a memory of some 2,000 steps
-QUANTILE_RATE: Final = 0.02  # per error, by which a quantile's distance from the median moves once it is settled
-QUANTILE_YOUNG: Final = 20.0  # errors; before, it moves by as much as it may, since the first error may have been any
-SMALLEST_DISTANCE: Final = 1e-9  # units
+QUANTILE_RATE: Final = 0.02  # per error, relative change of a quantile's distance from the median after many errors
+QUANTILE_YOUNG: Final = 20.0  # errors during which that rate is 1; it then falls as 1 / errors
+SMALLEST_DISTANCE: Final = 1e-9  # units; a distance of 0 could not grow
 
 
 def blank_root(regressors: int) -> Floats:
-    """(D, D) root of the covariance before any label."""
+    """(D, D) root of the covariance before the first label."""
     return np.eye(regressors) * math.sqrt(PRIOR_VARIANCE)
 
 
 @compiled
 def update(root: Floats, weights: Floats, x: Floats, errors: Floats, forgetting: float) -> None:
-    """Root and weights of one problem after one more label, in place.
+    """Step the root and the weights of one problem by one label, in place.
 
-    Without excitation, forgetting alone would let P grow until it overflows ("wind-up"). Each weight's variance is
-    therefore held at the prior's: its row of the root is shrunk, which keeps P positive semi-definite.
+    Without excitation, forgetting alone would let P grow until it overflows ("wind-up"). Therefore each weight's
+    variance is kept at the prior's or below, by shrinking its row of the root.
 
     Args:
-        root: (D, D); weights: (D, h); x: (D,); errors: (h,) label less prediction, 0 where the label is missing (its
-            weights then stay); forgetting: in (0, 1], 1 forgets nothing.
+        root: (D, D); weights: (D, h); x: (D,) regressors.
+        errors: (h,) label less prediction; 0 for a missing label, whose weights then stay.
+        forgetting: factor of the past's weight per label, in (0, 1].
     """
     D, h = weights.shape
     f = np.zeros(D)  # rootᵀ x
@@ -71,7 +72,7 @@ def update(root: Floats, weights: Floats, x: Floats, errors: Floats, forgetting:
 
 @compiled
 def _predict(weights: Floats, x: Floats, bound: Floats, to: Floats) -> None:
-    """Regressors times weights (D, h), held to ``bound`` (h,)."""
+    """Fill ``to`` with the regressors (D,) times the weights (D, h), clipped to ``bound`` (h,)."""
     to[:] = 0.0
     for i in range(len(x)):
         for p in range(len(to)):
@@ -86,8 +87,8 @@ def _learn_distances(
 ) -> None:
     """Move the quantiles of one problem by the errors of a forecast whose labels have come.
 
-    Outwards where the error lay beyond a quantile, inwards where it did not, in balance at the quantile's level; by a
-    share of the distance rather than of the error, so that no error counts for more than another.
+    A quantile moves outwards if the error lies beyond it, otherwise inwards; the moves balance at the quantile's level.
+    A move is a share of the distance, not of the error, so that no error counts for more than another.
     """
     for p in range(len(labels)):
         error = labels[p] - pending[p]
@@ -106,25 +107,19 @@ def _learn_distances(
 
 @compiled
 def follow(
-    lengths: Indexes,
-    earliest: int,
-    series: Any,
-    bound: Floats,
-    outer: Any,
-    learned: Any,
-    points: Floats,
-    spread: Floats,
+    lengths: Indexes, first: int, series: Any, bound: Floats, outer: Any, learned: Any, points: Floats, spread: Floats
 ) -> None:
     """Step every problem through its rounds: learn from the labels that have come, then forecast.
 
     Args:
         lengths: (n,) rounds of each problem.
-        earliest: the first round whose forecasts are asked for.
-        series: values, last and unit (n, h+T), x (n, h+T, D), slot (n, h+T); the first h are the rounds before.
+        first: the first round whose forecasts are wanted.
+        series: values, last and unit (n, h+T), x (n, h+T, D), slot (n, h+T); h rounds before, then T.
         bound: (h,) of forecasts and labels, in units.
         outer: sides and shares (O,) of the quantiles beside the median.
-        learned: root (n, D, D), weights (n, D, h), pending (n, A, h), errors (n, h), distances (n, O, h), in place.
-        points: (n, T-earliest, h), filled. spread: (n, T-earliest, O, h), the distances then, filled.
+        learned: root (n, D, D), weights (n, D, h), pending (n, A, h), errors (n, h), distances (n, O, h); updated.
+        points: (n, T-first, h) filled with the forecasts, in units.
+        spread: (n, T-first, O, h) filled with the distances at each of them.
     """
     values, last, unit, x, slot = series
     sides, shares = outer
@@ -150,13 +145,13 @@ def follow(
             _predict(weights[i], x[i, h + r], bound, missed)
             if slot[i, h + r] >= 0:
                 pending[i, slot[i, h + r]] = missed
-            if r >= earliest:
-                points[i, r - earliest] = missed
-                spread[i, r - earliest] = distances[i]
+            if r >= first:
+                points[i, r - first] = missed
+                spread[i, r - first] = distances[i]
 
 
 def prepare() -> None:
-    """Compile ``follow``, or read what was compiled before: otherwise the first back-test would take as long."""
+    """Compile ``follow``, or read it from disk, so that the first back-test does not wait for it."""
     two, three = np.zeros((0, 1)), np.zeros((0, 1, 1))
     none, number = np.zeros((0, 1), np.int64), np.zeros(1)
     learned = (three.copy(), three.copy(), three.copy(), none.copy(), three.copy())

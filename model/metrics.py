@@ -1,4 +1,4 @@
-"""Scores of quantile forecasts: how far the median is off, how good the quantiles are, how often intervals hold.
+"""Scores of quantile forecasts: errors of the median, quantile losses, coverage of intervals.
 
 Letters: S sensors, n forecasts, K targets, Q quantiles, I intervals, h horizon steps.
 """
@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Metric = Literal["mse", "mae", "pinball", "mase", "crps", "coverage", "winkler", "width"]
 
-# The power of the sensor's unit that a metric is measured in: what dividing it by the sensor's scale takes.
+# The power of the sensor's unit in each metric; a scaled metric is divided by that power of the sensor's scale.
 _UNIT_POWER: Final[dict[Metric, int]] = {
     "mse": 2,  # of the median
-    "mae": 1,  # likewise
+    "mae": 1,  # of the median
     "pinball": 1,
-    "mase": 0,  # mae over that of the seasonal-naive forecast before the test part (Hyndman and Koehler, 2006)
+    "mase": 0,  # mae over the mae of the seasonal-naive forecast before the test part (Hyndman and Koehler, 2006)
     "crps": 1,
     "coverage": 0,  # of the outermost interval
-    "winkler": 1,  # of the same: its width, and what lies outside (Winkler, 1972)
-    "width": 1,  # likewise
+    "winkler": 1,  # of the outermost interval: its width, plus a penalty for labels outside (Winkler, 1972)
+    "width": 1,  # of the outermost interval
 }
 METRICS: Final[tuple[Metric, ...]] = tuple(_UNIT_POWER)
 _SUMMED: Final[tuple[Metric, ...]] = ("mse", "mae", "pinball", "crps", "winkler", "width")
-# From so many sensors on "the worst" are the worst tenth together: a single one is then bound to be odd by chance.
+# Sensors from which on the worst coverage is the mean of the worst tenth: one of many sensors is an outlier by chance.
 _SENSORS_FOR_DECILE: Final = 20
 
 
 def quantile_losses(forecasts: Floats, labels: Floats, quantiles: Sequence[float]) -> Floats:
-    """(n, K, Q, h): the loss of each quantile (Koenker and Bassett, 1978), NaN where the label is.
+    """(n, K, Q, h): the loss of each quantile (Koenker and Bassett, 1978); NaN for a NaN label.
 
     Args:
         forecasts: (n, K, Q, h); labels: (n, K, h).
@@ -42,46 +42,44 @@ def quantile_losses(forecasts: Floats, labels: Floats, quantiles: Sequence[float
 
 
 def crps_weights(quantiles: Sequence[float]) -> Floats:
-    """(Q,): of the quantiles' losses in the continuous ranked probability score, which sum to 2.
+    """(Q,): weights of the quantiles' losses in the continuous ranked probability score; they sum to 2.
 
     The score is twice the integral of the quantile loss over all levels from 0 to 1. Each quantile stands for the
-    levels nearest to it, so that the score of a median alone is the absolute error.
+    levels nearest to it, so the score of a median alone is its absolute error.
     """
     levels = np.array(quantiles)
     edges = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2.0, [1.0]])
-    weights: Floats = 2.0 * np.diff(edges)
-    return weights
+    return np.asarray(2.0 * np.diff(edges))
 
 
 def winkler(low: Floats, high: Floats, labels: Floats, nominal: float) -> Floats:
-    """The interval score: the width, plus 2 / (1 - ``nominal``) times how far the label lies outside."""
+    """The interval score: width plus 2 / (1 - ``nominal``) times the label's distance from the interval."""
     outside = np.maximum(low - labels, 0.0) + np.maximum(labels - high, 0.0)
-    score: Floats = high - low + outside * 2.0 / (1.0 - nominal)
-    return score
+    return np.asarray(high - low + outside * 2.0 / (1.0 - nominal))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """How often the interval between two quantiles held."""
+    """The coverage of the interval between two quantiles: the share of labels within it."""
 
-    nominal: float  # how often it should
-    overall: float
-    worst: float  # the mean of the sensors that are furthest off: the worst one, or tenth from 20 sensors on
-    worst_off: float  # how far off these are, the mean of |coverage - nominal|
+    nominal: float  # the difference of the quantiles' levels
+    overall: float  # of all sensors' labels
+    worst: float  # mean over the sensors furthest from nominal: the worst sensor, or worst tenth from 20 sensors on
+    worst_off: float  # mean |coverage - nominal| of the same sensors
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Sums over the scored forecasts of one predictor, by sensor, target and horizon step, and what follows from them.
+    """Sums over one predictor's scored forecasts, by sensor, target and horizon step; and means of them.
 
-    All predictors of one back-test are scored on the same forecasts and labels, so their scores compare cell by cell.
+    All predictors of one back-test are scored at the same readings and labels, so their scores can be compared.
     """
 
     sensors: tuple[str, ...]
     targets: tuple[str, ...]
     quantiles: tuple[float, ...]
-    scale: Floats  # (S, K) by which errors are divided to compare sensors; positive
-    season: Floats  # (S, K) what the seasonal-naive forecast was off by before: the unit of ``mase``; positive
+    scale: Floats  # (S, K) divisor of errors in scaled means; positive
+    season: Floats  # (S, K) mae of the seasonal-naive forecast before the test part, the unit of ``mase``; positive
     count: NDArray[np.int64]  # (S, K, h) labels
     sums: dict[Metric, Floats]  # each (S, K, h), sensor units
     inside: NDArray[np.int64]  # (S, K, I, h) labels in each interval, the outermost first
@@ -97,7 +95,7 @@ class Scores:
         h: int,
         season: Floats | None = None,
     ) -> "Scores":
-        """Before the first forecast; ``season`` is the scale where it is not given."""
+        """The scores before the first forecast; ``season`` is by default the scale."""
         S, K, Q = len(sensors), len(targets), len(quantiles)
         return cls(
             sensors=sensors,
@@ -112,7 +110,7 @@ class Scores:
         )
 
     def add(self, sensor: int, forecasts: Floats, labels: Floats) -> None:
-        """Count a sensor's ``forecasts`` (n, K, Q, h) against ``labels`` (n, K, h); NaN labels count nothing."""
+        """Add a sensor's ``forecasts`` (n, K, Q, h) and ``labels`` (n, K, h); a NaN label does not count."""
         error = labels - forecasts[:, :, self.quantiles.index(0.5)]
         low, high = forecasts[:, :, 0], forecasts[:, :, -1]
         known = ~np.isnan(labels)
@@ -131,21 +129,20 @@ class Scores:
 
     @property
     def n(self) -> NDArray[np.int64]:
-        """(K, h) labels of all sensors."""
-        labels: NDArray[np.int64] = self.count.sum(axis=0)
-        return labels
+        """(K, h): number of labels of all sensors."""
+        return np.asarray(self.count.sum(axis=0))
 
     @property
     def nominal_coverage(self) -> float:
-        """What the coverage of the outermost interval should be."""
+        """The nominal coverage of the outermost interval."""
         return self.quantiles[-1] - self.quantiles[0]
 
     def by_horizon(self, metric: Metric, *, scaled: bool = False) -> Floats:
-        """(K, h): the mean over all labels of all sensors; in the targets' own units unless ``scaled``."""
+        """(K, h): the mean over all labels of all sensors, in the targets' own units unless ``scaled``."""
         return _mean(self._sums(metric, scaled).sum(axis=0), self.count.sum(axis=0))
 
     def pooled(self, metric: Metric) -> Floats:
-        """(h,): by horizon step, the scaled mean over all labels of all sensors and targets."""
+        """(h,): the scaled mean over all labels of all sensors and targets, by horizon step."""
         return _mean(self._sums(metric, scaled=True).sum(axis=(0, 1)), self.count.sum(axis=(0, 1)))
 
     def by_sensor(self, metric: Metric, *, scaled: bool = True) -> Floats:
@@ -153,21 +150,20 @@ class Scores:
         return _mean(self._sums(metric, scaled).sum(axis=(1, 2)), self.count.sum(axis=(1, 2)))
 
     def mean(self, metric: Metric, *, scaled: bool = True, horizon: int | None = None) -> float:
-        """One number: over all labels, or those ``horizon`` steps ahead.
+        """The mean over all labels, or over the labels ``horizon`` steps ahead; NaN without a label.
 
-        Errors are divided by the scale of their sensor and target first (squared for ``mse``), so that no sensor counts
-        for more because of its unit. Without ``scaled`` they are averaged in their own units, which only means
-        something where all have the same.
+        Errors are first divided by the scale of their sensor and target (squared for ``mse``), so that no sensor counts
+        for more because of its unit. A mean that is not ``scaled`` makes sense only if all have the same unit.
         """
         steps = slice(None) if horizon is None else slice(horizon - 1, horizon)
         return float(_mean(self._sums(metric, scaled)[..., steps].sum(), self.count[..., steps].sum()))
 
     def calibration(self) -> Floats:
-        """(K, Q): the share of labels at or below each quantile, which should be the quantile's level."""
+        """(K, Q): the share of labels at or below each quantile; ideally the quantile's level."""
         return _mean(self.below.sum(axis=(0, 3)), self.count.sum(axis=(0, 2))[:, None])
 
     def intervals(self) -> list[Interval]:
-        """Of the intervals between quantiles equally far from both ends, the outermost first."""
+        """Coverage of the intervals between the i-th lowest and i-th highest quantile, outermost first."""
         labels = self.count.sum(axis=(1, 2))
         found = []
         for number in range(len(self.quantiles) // 2):
@@ -183,7 +179,7 @@ class Scores:
         return found
 
     def worst_sensors(self, metric: Metric = "pinball", limit: int = 5) -> list[tuple[str, float]]:
-        """The sensors with the largest scaled mean, worst first; those without labels are left out."""
+        """At most ``limit`` sensors with labels and their scaled mean, the largest mean first."""
         means = self.by_sensor(metric)
         order = np.argsort(-means, kind="stable")
         return [(self.sensors[i], float(means[i])) for i in order[:limit] if not np.isnan(means[i])]
@@ -199,11 +195,11 @@ class Scores:
 
 
 def skill(ours: Scores, theirs: Scores, metric: Metric, horizon: int | None = None) -> float:
-    """By which part of theirs our mean is lower: 1 is perfect, 0 no better, negative worse; NaN where theirs is 0."""
+    """1 less the ratio of our mean to theirs: 1 is perfect, negative is worse; NaN if theirs is 0."""
     reference = theirs.mean(metric, horizon=horizon)
     return 1.0 - ours.mean(metric, horizon=horizon) / reference if reference else float("nan")
 
 
 def _mean(total: Floats | NDArray[np.int64], count: NDArray[np.int64]) -> Floats:
-    with np.errstate(invalid="ignore"):  # no label: not a number
+    with np.errstate(invalid="ignore"):  # NaN without a label
         return np.asarray(total / count)

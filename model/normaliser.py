@@ -1,14 +1,14 @@
-"""The causal normaliser: what a sensor's own past says about where it stands, how it moves and what its day looks like.
+"""The causal normaliser: a sensor's level, scale, changes and seasonal profile from its own past.
 
-Everything is a running mean of some kind (level, scale, size of the changes, seasonal profile), kept per sensor and
-feature in float64 and updated with +, -, *, / and sqrt alone. Those are correctly rounded whatever the length of the
-arrays, so a batch over years and a stream of single readings give the same bits.
+All of them are running means, kept per sensor and feature in float64 and updated with +, -, *, / and sqrt alone. These
+operations are correctly rounded for arrays of any length, so a batch over years and a stream of single readings give
+the same bits.
 
-Running means are plain means while they are young and exponentially weighted later, so that a cold start is not biased
-towards its first value. A change of unit (a sensor in Fahrenheit, or in millivolts) changes nothing but the unit of
-the forecasts: no constant here has a unit.
+A running mean is a plain mean over its first values and exponentially weighted later, so that a cold start is not
+biased towards the first value. No constant here has a unit, so a change of unit (to Fahrenheit, to millivolts) changes
+the unit of the forecasts and nothing more.
 
-Letters: B sensors, M steps, F features, K targets, P slots of the seasonal profile.
+Letters: B sensors, b sensors of a round, M steps, F features, K targets, P slots of the seasonal profile.
 """
 
 from collections.abc import Sequence
@@ -22,31 +22,31 @@ from .config import ModelConfig
 
 Floats = NDArray[np.float64]
 
-# A value further from its level than this many scales is taken as that far: one absurd reading then moves scale and
-# level by little, while a real change of level by a factor of a thousand is followed within one to two seasons.
+# Scales from the level that a value is clipped to. One absurd reading then moves level and scale little, and a real
+# change of level by a factor of a thousand is followed within one to two seasons.
 MAX_DISTANCE_SCALES: Final = 16.0
-# Until a sensor has been seen for this part of a season its scale leans on the size of its changes, which show sooner.
+# Seasons of values that the prior scale counts as. The prior is the size of the changes times their spread, because
+# the changes' size is known sooner than the distances'.
 PRIOR_SEASONS: Final = 0.5
-# Seasons over which the profile of a season is averaged.
-PROFILE_SEASONS: Final = 7.0
+PROFILE_SEASONS: Final = 7.0  # seasons over which the profile is averaged
 
 
 @dataclass
 class NormaliserState:
-    """The normaliser's state for B sensors, row by row; ``step`` updates it in place."""
+    """The normaliser's state for B sensors, a row each; ``Normaliser.step`` updates it in place."""
 
-    steps: NDArray[np.int64]  # (B,) since the reset, missing ones included
-    count: Floats  # (B, F) values seen
-    age: Floats  # (B, F) steps since the last of them
-    last: Floats  # (B, F) that value
-    levels: Floats  # (B, F, 3) means over a quarter of a season, a season, and seven
-    moments: Floats  # (B, F, 2) mean square of the distance from the level, and of the changes
-    scale: Floats  # (B, F) what a distance from the level is measured in; 0 while the sensor has been constant
-    profile: Floats  # (B, K, P) distance of each target from its level by time of the season
+    steps: NDArray[np.int64]  # (B,) steps since the reset, missing steps included
+    count: Floats  # (B, F) values since the reset
+    age: Floats  # (B, F) steps since the last value
+    last: Floats  # (B, F) the last value, clipped
+    levels: Floats  # (B, F, 3) means over a quarter of a season, a season, and seven seasons
+    moments: Floats  # (B, F, 2) mean squares of the distance from the level, and of the changes
+    scale: Floats  # (B, F) unit of distances from the level; 0 while the sensor has been constant
+    profile: Floats  # (B, K, P) mean distance of each target from its level, by slot of the season
 
     @classmethod
     def blank(cls, config: ModelConfig, rows: int) -> "NormaliserState":
-        """Sensors that have seen nothing yet."""
+        """The state of ``rows`` sensors before their first step."""
         F = config.feature_count
         return cls(
             steps=np.zeros(rows, np.int64),
@@ -60,7 +60,7 @@ class NormaliserState:
         )
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """What a state record holds of this, by name; ``steps`` is a field of the record itself."""
+        """The fields but ``steps``, by name: the normaliser's part of a state record (``model.state``)."""
         return {name: getattr(self, name) for name in NORMALISER_FIELDS}
 
 
@@ -69,9 +69,9 @@ NORMALISER_FIELDS: Final = ("count", "age", "last", "levels", "moments", "scale"
 
 @dataclass
 class NormaliserTrace:
-    """What the normaliser held after each of M steps."""
+    """The normaliser's state after each of M steps; the fields are those of ``NormaliserState``."""
 
-    steps: NDArray[np.int64]  # (M,) since the reset, this one included
+    steps: NDArray[np.int64]  # (M,) since the reset, this step included
     count: Floats  # (M, F)
     age: Floats  # (M, F)
     last: Floats  # (M, F)
@@ -82,7 +82,7 @@ class NormaliserTrace:
 
     @classmethod
     def empty(cls, config: ModelConfig, steps: int) -> "NormaliserTrace":
-        """Room for ``steps`` steps."""
+        """A trace of ``steps`` steps, not filled yet."""
         F = config.feature_count
         return cls(
             steps=np.empty(steps, np.int64),
@@ -97,7 +97,7 @@ class NormaliserTrace:
 
 
 def profile_slots(config: ModelConfig) -> int:
-    """P: the slots a season is cut into, or 0 where the cadence knows no season."""
+    """P: the slots that a season is cut into; 0 without a season."""
     return min(config.season_steps, config.profile_slots) if config.season_steps > 1 else 0
 
 
@@ -106,9 +106,9 @@ class Normaliser:
 
     Args:
         config: for features, targets and season.
-        spread: (F,) how much larger a feature's scale is than its changes (root mean squares), as learned from the
-            training data; a new sensor's first scale follows from it.
-        one_memory: remember changes for as long as distances from the level.
+        spread: (F,) ratio of each feature's scale to its changes (root mean squares) in the training data; it gives a
+            new sensor's first scale.
+        one_memory: whether changes are averaged over as many steps as distances from the level.
     """
 
     def __init__(self, config: ModelConfig, spread: Floats, *, one_memory: bool = False) -> None:
@@ -122,19 +122,19 @@ class Normaliser:
         self._prior = np.asarray(spread, np.float64) ** 2 * self._prior_steps
         self._season = config.season_steps
         self._slots = profile_slots(config)
-        # A slot that spans several steps is updated that much more often.
+        # A slot of several steps is updated more often in a season, so with a smaller gain.
         self._profile_gain = self._slots / config.season_steps
 
     def step(
         self, norm: NormaliserState, values: Floats, sizes: Sequence[int], reset: NDArray[np.bool_]
     ) -> NormaliserTrace:
-        """Steps ``norm`` in place, in rounds: round r steps the first ``sizes[r]`` rows, ``sizes`` never rising.
+        """The states after each of M steps, in the order of ``values``. Steps ``norm`` in place.
 
         Args:
-            values: (M, F) one round after the other, NaN where missing; ``reset``: (M,) rows to blank before a step.
-
-        Returns:
-            What the states held after each of the M steps, in the order of ``values``.
+            norm: of B sensors.
+            values: (M, F) one round after the other, NaN where missing.
+            sizes: sensors of each round; round r steps the first ``sizes[r]`` rows; never rising.
+            reset: (M,) whether the row is blanked before the step.
         """
         trace = NormaliserTrace.empty(self._config, len(values))
         seen = ~np.isnan(values)
@@ -156,7 +156,7 @@ class Normaliser:
         count += seen
         grown = seen & (count > 1.0)
         level = levels[:, :, 1]
-        # Nothing to measure by yet (or ever, in a constant sensor): then every distance counts in full.
+        # Without a scale (a sensor's first values, or a constant sensor) distances are not clipped.
         furthest = np.where(scale > 0.0, scale * MAX_DISTANCE_SCALES, np.inf)
         away = np.where(seen, values, level) - level
         away = np.maximum(np.minimum(away, furthest), -furthest)
@@ -184,7 +184,7 @@ class Normaliser:
         trace.scale[here] = scale
 
     def _profile(self, norm: NormaliserState, levels: Floats, last: Floats, seen: NDArray[np.bool_]) -> Floats:
-        """Updates the profile's slot of this step and returns what it holds: (b, K)."""
+        """(b, K) the profile in the slot of this step, after its update."""
         b = len(seen)
         targets = self._targets
         if not self._slots:

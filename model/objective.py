@@ -1,4 +1,4 @@
-"""What training lowers and chooses by: losses in the sensors' scales, over the labels that exist.
+"""The losses that training minimises and chooses the best epoch by, in the sensors' scales.
 
 Letters: B lanes, T steps, K targets, Q quantiles, h horizon steps.
 """
@@ -16,12 +16,12 @@ from .batches import Chunk, Lane, chunks
 from .config import ModelConfig
 from .forecaster import Forecaster
 
-VALIDATION_LANES: Final = 64
+VALIDATION_LANES: Final = 64  # lanes side by side
 VALIDATION_CHUNK_STEPS: Final = 96
 
 
 def pinball(predicted: Tensor, chunk: Chunk, config: ModelConfig) -> Tensor:
-    """Mean pinball loss of quantiles (B, T, K, Q, h), in scales, over the labels that are valid."""
+    """Mean pinball loss of quantiles (B, T, K, Q, h) over the valid labels, in scales."""
     total = _pinball_sum(predicted, chunk, config)
     return total / (chunk.valid.sum().clamp(min=1.0) * len(config.quantiles))
 
@@ -33,13 +33,13 @@ def _pinball_sum(predicted: Tensor, chunk: Chunk, config: ModelConfig) -> Tensor
 
 
 def squared_error(median: Tensor, chunk: Chunk) -> Tensor:
-    """Mean squared error of point forecasts (B, T, K, h), in scales, over the labels that are valid."""
+    """Mean squared error of point forecasts (B, T, K, h) over the valid labels, in squared scales."""
     return ((chunk.labels - median).square() * chunk.valid).sum() / chunk.valid.sum().clamp(min=1.0)
 
 
 @torch.no_grad()
 def pinball_of(forecaster: Forecaster, lanes: list[Lane], device: torch.device) -> float:
-    """Mean pinball loss, in scales, with the state carried along each lane."""
+    """Mean pinball loss over the lanes' valid labels, in scales; infinite without a label."""
     total, count = 0.0, 0.0
     for predicted, chunk in _forecasts_along(forecaster, lanes, device):
         total += float(_pinball_sum(predicted, chunk, forecaster.config))
@@ -48,7 +48,7 @@ def pinball_of(forecaster: Forecaster, lanes: list[Lane], device: torch.device) 
 
 
 def _forecasts_along(forecaster: Forecaster, lanes: list[Lane], device: torch.device) -> Iterator[tuple[Tensor, Chunk]]:
-    """Forecasts (B, T, K, Q, h) chunk by chunk of all lanes, a few lanes side by side."""
+    """Forecasts (B, T, K, Q, h) of all lanes, chunk by chunk, with the state carried along each lane."""
     forecaster.eval()
     for first in range(0, len(lanes), VALIDATION_LANES):
         group = lanes[first : first + VALIDATION_LANES]
@@ -61,10 +61,10 @@ def _forecasts_along(forecaster: Forecaster, lanes: list[Lane], device: torch.de
 
 @torch.no_grad()
 def fit_intervals(forecaster: Forecaster, lanes: list[Lane]) -> None:
-    """Second stage of the plain preset: intervals as wide as the residuals of its median on the validation part.
+    """Set the quantiles of a plain ``forecaster``, in place: its squared error trains the median alone.
 
-    Squared errors teach a point forecast only. The other quantiles become constant distances from it, in scales, per
-    target and step of the horizon.
+    The other quantiles become constant distances from the median, in scales, per target and horizon step: those of the
+    median's residuals on the validation ``lanes``.
     """
     config = forecaster.config
     K, Q, h = config.target_count, len(config.quantiles), config.horizon_steps
@@ -74,7 +74,7 @@ def fit_intervals(forecaster: Forecaster, lanes: list[Lane]) -> None:
         error = chunk.labels - predicted[..., config.median_index, :]
         residuals.append(torch.where(chunk.valid > 0, error, torch.nan).flatten(0, 1).cpu().numpy())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a target without any label: its distances are 1 below
+        warnings.simplefilter("ignore", RuntimeWarning)  # for a target without labels, whose distances become 1
         found = np.nanquantile(np.concatenate(residuals), config.quantiles, axis=0)
     offsets = found.transpose(1, 0, 2)  # (K, Q, h)
     gaps = np.maximum(np.diff(offsets, axis=1), 1e-4)

@@ -1,17 +1,17 @@
-"""A model's forecasts over whole data sets: many sensors side by side, the state carried from stretch to stretch.
+"""A model's forecasts over whole data sets: many sensors side by side, with carried states.
 
-The same functions of the same float64 numbers as in the stream, so that forecasts agree with ``model.stepper`` up to
-the rounding of float32 matrix products, which depends on their shapes here and does not there.
+The inputs come from the same functions as in the stream, so forecasts agree with those of ``model.stepper`` up to the
+rounding of float32 matrix products. That rounding depends on the products' shapes here, and does not in the stepper.
 
-Letters: G sensors together, T rounds, C steps of context, F features, K targets, Q quantiles, P profile slots,
-h horizon steps, L layers, H hidden, D inputs.
+Letters: G sensors together, T rounds, M steps in all rounds, C steps of context, n steps, F features, K targets,
+Q quantiles, P profile slots, h horizon steps, L layers, H hidden, D inputs.
 """
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .adaptation import Rounds, adapt
-from .config import NO_ADAPTATION, Adaptation
+from .config import NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, States, adaptation_dtype
 from .forecaster import Forecaster
 from .inputs import Past, step_inputs
@@ -27,17 +27,17 @@ from .normaliser import Floats, NormaliserState, NormaliserTrace
 from .sequences import Sequences
 from .tiled_gru import using_threads
 
-# What is prepared in one go while catching up with a long past: at most so many rounds, and so many numbers of their
-# forecasts, all sensors together; adaptation has some seven arrays of those at a time.
+# Rounds, and numbers in the forecasts of all sensors, that are computed in one go: a bound on memory for a long past.
+# Adaptation holds some seven arrays of that size.
 _ROUNDS: Final = 256
 _NUMBERS: Final = 4_000_000
 
 
 @dataclass(frozen=True)
 class ForecastRequest:
-    """What a predictor is shown of a sensor: its steps so far, of which those from ``lo`` on are asked for."""
+    """A sensor's steps so far; a forecast is wanted after each step from ``lo`` on."""
 
-    steps: Sequences
+    steps: Sequences  # of this sensor alone
     lo: int
 
     @property
@@ -46,48 +46,51 @@ class ForecastRequest:
         return self.steps.sensors[0]
 
 
-@dataclass
-class _SensorState:
-    """A sensor's state after its first ``next`` steps."""
+class BatchPredictor(ABC):
+    """A predictor for the evaluator that forecasts many sensors at once."""
 
-    next: int
-    norm: NormaliserState  # one row
-    hidden: Tensor  # (L, H)
-    tail: Floats  # (C, K) the targets' last values, step by step
-    begin: NDArray[np.int64]  # (K,) steps of the tail that lags may reach back over
-    adaptation: States  # one record
-
-
-class ModelPredictor:
-    """Forecasts of a model, by the evaluator's protocol; see ``model_predictor``."""
-
-    def __init__(self, forecaster: Forecaster, name: str, adaptation: Adaptation = NO_ADAPTATION) -> None:
-        self.name = name
-        self._adapting = AdaptationConfig.of(forecaster.config, adaptation)
-        self._forecaster = forecaster.eval()
-        self._normaliser = forecaster.normaliser()
-        self._carried: dict[str, _SensorState] = {}
+    name: str
 
     def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
         """(hi-lo, K, Q, h) after each of a sensor's steps [lo, hi)."""
-        return self.forecasts_together(
-            [ForecastRequest(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))]
-        )[0]
+        request = ForecastRequest(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))
+        return self.forecasts_together([request])[0]
 
-    @torch.inference_mode()
-    @using_threads(1)  # a step's products are small: a second thread gains nothing, and crawls on a busy core
+    @abstractmethod
     def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
-        """As ``forecasts``, for a stretch of each of several sensors, which must differ.
+        """(n, K, Q, h) for each request."""
 
-        A state goes on from where the sensor's last stretch ended; where that lies behind ``lo``, or the sensor was not
-        among the last ones asked for, it is made anew from the sensor's first step. The evaluator goes through all
-        stretches of a group of sensors before it takes the next.
+
+@dataclass
+class CarriedState:
+    """A sensor's state after its first ``next`` steps."""
+
+    next: int
+
+
+State = TypeVar("State", bound=CarriedState)
+Group = Sequence[tuple[ForecastRequest, State, int]]  # with the number of next steps to take; longest first
+
+
+class CarryingPredictor(BatchPredictor, Generic[State]):
+    """A predictor that carries each sensor's state from one stretch to the next."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._carried: dict[str, State] = {}
+
+    def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
+        """(n, K, Q, h) for each request; the requests are of different sensors.
+
+        Only the states of these sensors are kept: the evaluator goes through all stretches of a group of sensors before
+        it takes the next group. The state of any other sensor, or of one that is past ``lo``, is computed again from
+        its first step.
         """
-        config = self._forecaster.config
+        config = self._config
         shape = (config.target_count, len(config.quantiles), config.horizon_steps)
         found = [np.empty((len(one.steps) - one.lo, *shape)) for one in requests]
         states = [self._state(one) for one in requests]
-        most = max(1, min(_ROUNDS, _NUMBERS // max(1, math.prod(shape) * len(requests))))
+        most = max(1, self._most_rounds(len(requests)))
         while True:
             left = np.array([len(one.steps) - state.next for one, state in zip(requests, states, strict=True)])
             lengths = np.minimum(left, most)
@@ -96,59 +99,96 @@ class ModelPredictor:
             if not len(order):
                 break
             group = [(requests[i], states[i], int(lengths[i])) for i in order]
-            for i, (rows, quantiles) in zip(
-                order, _Rounds(self._forecaster, self._adapting, group).forecasts(), strict=True
-            ):
+            for i, (rows, quantiles) in zip(order, self._step_group(group), strict=True):
                 found[i][rows] = quantiles
         self._carried = {one.sensor: state for one, state in zip(requests, states, strict=True)}
         return found
 
-    def _state(self, one: ForecastRequest) -> _SensorState:
+    def _state(self, one: ForecastRequest) -> State:
         carried = self._carried.get(one.sensor)
-        if carried is not None and carried.next <= one.lo:
-            return carried
-        config = self._forecaster.config
+        return carried if carried is not None and carried.next <= one.lo else self._blank_state()
+
+    @abstractmethod
+    def _blank_state(self) -> State:
+        """The state of a sensor before its first step."""
+
+    @abstractmethod
+    def _most_rounds(self, sensors: int) -> int:
+        """The rounds of this number of sensors that fit into memory at a time."""
+
+    @abstractmethod
+    def _step_group(self, group: Group[State]) -> list[tuple[slice, Floats]]:
+        """Step the states; for each sensor, rows of its answer and the quantiles in them."""
+
+
+@dataclass
+class _SensorState(CarriedState):
+    norm: NormaliserState  # one row
+    hidden: Tensor  # (L, H)
+    tail: Floats  # (C, K) the targets' last values, step by step
+    begin: NDArray[np.int64]  # (K,) newest steps of the tail that belong to the state
+    adaptation: States  # one record
+
+
+class ModelPredictor(CarryingPredictor[_SensorState]):
+    """A model's forecasts for the evaluator; see ``model_predictor``."""
+
+    def __init__(self, forecaster: Forecaster, name: str, adaptation: Adaptation = NO_ADAPTATION) -> None:
+        super().__init__(forecaster.config)
+        self.name = name
+        self._adapting = AdaptationConfig.of(forecaster.config, adaptation)
+        self._forecaster = forecaster.eval()
+
+    def _blank_state(self) -> _SensorState:
+        K = self._config.target_count
         return _SensorState(
             next=0,
-            norm=NormaliserState.blank(config, 1),
+            norm=NormaliserState.blank(self._config, 1),
             hidden=self._forecaster.gru.zeros(1)[:, 0],
-            tail=np.zeros((_context(self._forecaster), config.target_count)),
-            begin=np.zeros(config.target_count, np.int64),
+            tail=np.zeros((_context(self._config), K)),
+            begin=np.zeros(K, np.int64),
             adaptation=np.zeros(1, adaptation_dtype(self._adapting)),
         )
+
+    def _most_rounds(self, sensors: int) -> int:
+        numbers = self._config.target_count * len(self._config.quantiles) * self._config.horizon_steps
+        return min(_ROUNDS, _NUMBERS // max(1, numbers * sensors))
+
+    @torch.inference_mode()
+    @using_threads(1)  # a step's products are small: a second thread gains nothing, and crawls on a busy core
+    def _step_group(self, group: Group[_SensorState]) -> list[tuple[slice, Floats]]:
+        return _Rounds(self._forecaster, self._adapting, group).forecasts()
 
 
 def model_predictor(
     forecaster: Forecaster, name: str = "model", adaptation: Adaptation = NO_ADAPTATION
 ) -> ModelPredictor:
-    """A predictor for the evaluator that steps ``forecaster`` through each sensor from its first reading on.
+    """A predictor for the evaluator that steps a model through each sensor from its first reading on.
 
-    With the adaptation that the stream is served with, it forecasts what the stream is told.
+    With the stream's ``adaptation`` its forecasts are those of the stream.
     """
     return ModelPredictor(forecaster, name, adaptation)
 
 
-def _context(forecaster: Forecaster) -> int:
-    """C: how many steps back of the current one its inputs look."""
-    return max(forecaster.config.lag_steps - 1, 0)
+def _context(config: ModelConfig) -> int:
+    """C: steps before the current one that the lags among its inputs reach."""
+    return max(config.lag_steps - 1, 0)
 
 
 class _Rounds:
     """The next steps of several sensors, longest first; round r takes each sensor's r-th."""
 
-    def __init__(
-        self, forecaster: Forecaster, adapting: AdaptationConfig, group: list[tuple[ForecastRequest, _SensorState, int]]
-    ) -> None:
+    def __init__(self, forecaster: Forecaster, adapting: AdaptationConfig, group: Group[_SensorState]) -> None:
         self._forecaster = forecaster
         self._adapting = adapting
         self._group = group
         self._lengths = np.array([length for _, _, length in group])
-        self._T, self._G, self._C = int(self._lengths[0]), len(group), _context(forecaster)
-        # (T, G): in C order, the steps that there are stand as the normaliser takes them: round by round.
+        self._T, self._G, self._C = int(self._lengths[0]), len(group), _context(forecaster.config)
+        # (T, G) whether a sensor has a step in a round. Indexing with it lists the steps round by round.
         self._has_step = np.arange(self._T)[:, None] < self._lengths
 
     def forecasts(self) -> list[tuple[slice, Floats]]:
-        """Of each sensor, the rows of its answer and the quantiles in them; the sensors' states are stepped."""
+        """Step the states; for each sensor, rows of its answer and the quantiles in them."""
         config = self._forecaster.config
         targets = list(config.target_indices)
         norm = self._join_normaliser_states()
@@ -163,7 +203,7 @@ class _Rounds:
         level, scale = (self._spread(each[:, targets]) for each in (trace.levels[:, :, 1], trace.scale))
         found = []
         for g, (_, _, length) in enumerate(self._group):
-            # Adaptation learns from every forecast, asked for or only caught up with.
+            # Adaptation learns from every forecast, including those before the first that is wanted.
             first = 0 if self._adapting.active else self._first_requested(g)
             index = self._place(g) + np.arange(first, length)
             around = past.inputs(
@@ -185,17 +225,17 @@ class _Rounds:
         answers = []
         for g, (one, state, _) in enumerate(self._group):
             start = state.next + self._first_requested(g) - one.lo
-            answers.append((slice(start, start + len(found[g])) if len(found[g]) else slice(0, 0), found[g]))
+            answers.append((slice(start, start + len(found[g])), found[g]))
         self._store_states(norm, past, h)
         return answers
 
     def _first_requested(self, g: int) -> int:
-        """The sensor's first round that is asked for; those before it are only caught up with."""
+        """The first of the sensor's rounds whose forecast is wanted; its number of rounds if none is."""
         one, state, length = self._group[g]
         return min(max(one.lo - state.next, 0), length)
 
     def _adapt(self, values: Floats, hidden: Tensor, found: Sequence[Floats]) -> list[Floats]:
-        """Each sensor's forecasts ``found``, adapted at its readings; the sensors' records are stepped."""
+        """Each sensor's forecasts ``found``, adapted at its readings. Steps the sensors' adaptation states."""
         observed = self._gather("observed")
         forecast = np.full(len(observed), -1)
         forecast[observed] = np.arange(int(observed.sum()))
@@ -220,7 +260,7 @@ class _Rounds:
         return [adapted[: len(each), g] for g, each in enumerate(found)]
 
     def _place(self, g: int) -> int:
-        """Where, in the arrays of ``_past``, the sensor's first round stands: behind its context."""
+        """The index of the sensor's first round in the arrays of ``_past``, where it follows its context."""
         return g * (self._C + self._T) + self._C
 
     def _gather(self, field: str) -> NDArray[Any]:
@@ -232,7 +272,7 @@ class _Rounds:
         return joined[self._has_step]
 
     def _spread(self, flat: NDArray[Any]) -> NDArray[Any]:
-        """(T, G, ...) from what stands round by round; 0 where a sensor has no step."""
+        """(T, G, ...) from the numbers (M, ...) of the steps, round by round; 0 where a sensor has no step."""
         spread = np.zeros((self._T, self._G, *flat.shape[1:]), flat.dtype)
         spread[self._has_step] = flat
         return spread
@@ -276,14 +316,14 @@ class _Rounds:
         )
 
     def _unroll(self, x: NDArray[np.float32], fresh: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
-        """Hidden states of the last layer (G, T, H) and, after each sensor's last round, of all layers (L, G, H)."""
+        """Hidden states of the last layer (G, T, H); of all layers after each sensor's last round (L, G, H)."""
         gru = self._forecaster.gru
         rows = torch.from_numpy(self._forecaster.sensor_rows([one.sensor for one, _, _ in self._group]))
         h = torch.stack([state.hidden for _, state, _ in self._group], dim=1)
         known = self._forecaster.embedding(rows.to(h.device))[:, None].expand(-1, self._T, -1)
         inputs = torch.cat([self._tensor(x.swapaxes(0, 1)), known], dim=2)
         hidden = h.new_zeros(self._G, self._T, h.shape[2])
-        # Between these rounds no sensor ends and none begins anew, so that one pass serves all that are there.
+        # Between these rounds no sensor ends and no state is reset, so that one pass steps all active sensors.
         cuts = sorted({0, *self._lengths.tolist(), *np.flatnonzero(fresh.any(axis=1)).tolist()})
         for a, b in pairwise(cuts):
             active = int(self._has_step[a].sum())

@@ -1,41 +1,45 @@
-"""The reorder buffer: which readings are accepted, and in which order they are stepped, where gaps are waited for.
+"""The reorder buffer: readings behind a gap wait for it to be filled, and are stepped in order of time.
 
-By offset order, per sensor. A reading is *held* while a cadence point between its sensor's last step and it is missing:
-a stream in order is never delayed, and neither is a sensor's first reading. Held readings are released in order of
-time, each as soon as the gap before it is filled or has been waited for: until the sensor's newest reading is
-``wait_us`` later than the one behind the gap, or a held one has ``offsets`` offsets behind it. What is no later than
-the last step, or falls between two readings without a missing cadence point, is late; what has the time of another, a
-duplicate. A gap too long to be bridged is waited for as any other.
+Each sensor has its own buffer, and its readings enter in offset order. A reading is *buffered* while a cadence point
+between its sensor's last step and it is missing; readings in order, and a sensor's first reading, never wait. Buffered
+readings are released in order of time. The first is released as soon as the gap before it is filled. It is also
+released when the sensor's newest reading is ``wait_us`` later, or when the partition is ``offsets`` offsets past a
+buffered reading. A gap longer than ``max_gap_steps`` is waited for like any other.
 
-Two things follow that recovery rests on. Held readings judged once more, in the order of their offsets, are held again:
-the buffer's content is known from the last step and the readings alone. And what becomes of readings later than one
-that was accepted depends on none before it: so a replay may begin with any reading, if all that are stepped after it
-have higher offsets.
+A reading is late if it is older than the last step, or lies between two buffered readings that miss no cadence point
+between them. A reading with the timestamp of the last step, or of a buffered reading, is a duplicate.
+
+Recovery rests on two consequences:
+
+1. The last step and the readings alone determine the buffer: buffered readings that enter again, in offset order, are
+   buffered again.
+2. Readings later than an accepted one are treated the same, regardless of the readings before it. So a rebuild may
+   begin with any reading, if every reading stepped after it has a higher offset.
 
 Letters: n readings, m of them accepted, S sensors.
 """
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .acceptance import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify, missing_steps
+from .acceptance import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify, missing_steps, timestamps_before
 
-BUFFERED: Final = 3  # a verdict beside those of ``model.acceptance``
+BUFFERED: Final = 3  # a verdict beside the three of ``model.acceptance``
 
-# A sensor that falls silent behind a gap would be waited for without end. This bounds what is in memory and what a
-# restart reads again (seconds), and a partition of 100,000 sensors still waits for five readings of each.
+# Offsets of its partition that a reading is buffered for, at most: a sensor that falls silent behind a gap would wait
+# for ever. This bounds the memory and the readings that a restart reads again (some seconds), and a partition of
+# 100,000 sensors still waits for five readings of each.
 MAX_BUFFERED_OFFSETS: Final = 500_000
 
 
 @dataclass(frozen=True)
 class GracePeriod:
-    """How long a gap is waited for; not at all where ``wait_us`` is 0."""
+    """How long readings wait for a gap before them to be filled; with ``wait_us`` 0 they do not wait."""
 
     cadence_us: int
     wait_us: int
@@ -43,20 +47,20 @@ class GracePeriod:
 
     @property
     def is_on(self) -> bool:
-        """Whether gaps are waited for."""
+        """Whether readings wait at all."""
         return self.wait_us > 0
 
     def leaves_gap(self, elapsed_us: int) -> bool:
-        """``missing_steps(...) > 0`` for one number."""
+        """Whether ``missing_steps`` is positive for two readings ``elapsed_us`` apart."""
         return 2 * elapsed_us > 3 * self.cadence_us
 
 
 class ReleasedReading(NamedTuple):
-    """A reading whose turn has come."""
+    """A reading that is stepped now."""
 
-    name: int
+    name: int  # as given to ``ReorderBuffer.add``
     timestamp_us: int
-    may_anchor: bool  # whether a replay may begin with it: all that are stepped after it have higher offsets
+    may_anchor: bool  # whether a rebuild may begin with it: all readings stepped after it have higher offsets
 
 
 class _BufferedReading(NamedTuple):
@@ -66,16 +70,20 @@ class _BufferedReading(NamedTuple):
 
 
 class ReorderBuffer:
-    """The readings of one sensor that wait, and the last that was stepped."""
+    """The buffered readings of one sensor, and the timestamp of its last step."""
 
     def __init__(self, grace: GracePeriod, last_us: int = NEVER_US) -> None:
         self._grace = grace
         self._last_us = last_us
         self._buffered: list[_BufferedReading] = []  # in order of time
-        self._by_offset: deque[_BufferedReading] = deque()  # by arrival; the first is held, later ones may be released
+        # In order of arrival. The first is still buffered; the readings behind it may be released already.
+        self._by_offset: deque[_BufferedReading] = deque()
 
     def passes_through(self, timestamp_us: int) -> bool:
-        """Whether a reading is stepped as it arrives, since none is held and it leaves no gap; most are."""
+        """Whether a reading may be stepped at once: the buffer is empty, and no gap lies before it.
+
+        If so, the reading counts as stepped.
+        """
         last_us = self._last_us
         if self._buffered or timestamp_us <= last_us:
             return False
@@ -85,7 +93,10 @@ class ReorderBuffer:
         return True
 
     def add(self, timestamp_us: int, offset: int, name: int) -> tuple[int, list[ReleasedReading]]:
-        """``BUFFERED`` (if only for a moment), ``DUPLICATE`` or ``LATE``; and whose turn has come, in order of time."""
+        """``BUFFERED``, ``DUPLICATE`` or ``LATE``; and the readings released now, in order of time.
+
+        A reading that is ``BUFFERED`` may be among the released ones.
+        """
         released = self.release(offset)
         verdict = self._insert(_BufferedReading(timestamp_us, offset, name))
         if verdict == BUFFERED:
@@ -93,14 +104,14 @@ class ReorderBuffer:
         return verdict, released
 
     def release(self, offset: int) -> list[ReleasedReading]:
-        """Whose turn has come as of an offset, in order of time."""
+        """The readings released as of an offset, in order of time."""
         buffered, by_offset = self._buffered, self._by_offset
         released: list[ReleasedReading] = []
         for first in buffered:
             if not (self._is_next(first) or self._is_overdue(first, offset)):
                 break
             self._last_us = first.timestamp_us
-            while by_offset and by_offset[0].timestamp_us <= self._last_us:  # released, this one or others before it
+            while by_offset and by_offset[0].timestamp_us <= self._last_us:  # drop the released readings
                 by_offset.popleft()
             may_anchor = not by_offset or by_offset[0].offset > first.offset
             released.append(ReleasedReading(first.name, first.timestamp_us, may_anchor))
@@ -127,7 +138,7 @@ class ReorderBuffer:
         return self._last_us == NEVER_US or not self._grace.leaves_gap(reading.timestamp_us - self._last_us)
 
     def _is_overdue(self, first: _BufferedReading, offset: int) -> bool:
-        """Whether the first of those held in order of time, none of them released so far, is waited for no longer."""
+        """Whether ``first``, the earliest buffered reading, has waited long enough."""
         return (
             self._buffered[-1].timestamp_us - first.timestamp_us >= self._grace.wait_us
             or offset - self._by_offset[0].offset >= self._grace.offsets
@@ -136,10 +147,10 @@ class ReorderBuffer:
 
 @dataclass(frozen=True)
 class Reordering:
-    """What becomes of n readings."""
+    """The verdicts on n readings, and the order in which the accepted ones are stepped."""
 
-    verdicts: NDArray[np.int8]  # (n,) accepted, duplicate, late or held
-    order: NDArray[np.intp]  # (m,) the accepted ones as they are stepped: each sensor's in order of time
+    verdicts: NDArray[np.int8]  # (n,) ``ACCEPTED``, ``DUPLICATE``, ``LATE`` or ``BUFFERED``
+    order: NDArray[np.intp]  # (m,) indexes of the accepted readings as they are stepped: each sensor's in order of time
     may_anchor: NDArray[np.bool_]  # (m,) see ``ReleasedReading``
 
 
@@ -151,48 +162,44 @@ def reorder(
     last_us: NDArray[np.int64] | None = None,
     end: int | None = None,
 ) -> Reordering:
-    """``model.acceptance.classify`` where gaps are waited for.
+    """Verdicts like those of ``model.acceptance.classify``, but with a reorder buffer, and step order.
 
-    A stream may be cut anywhere: the readings held so far, in the order of their offsets, come before the new ones.
+    The result does not depend on where the stream is cut: pass the readings buffered so far, in offset order, before
+    the new ones.
 
     Args:
         sensor_codes: (n,) the sensor of each reading, in the order of offsets; sensors may interleave.
-        timestamp_us: (n,) when it was taken; offsets: (n,) ascending for each sensor.
-        last_us: (S,) by sensor code, the timestamp stepped last before these readings; ``NEVER_US`` for none.
-        end: the offset up to which the partition was read; not given, no reading is released by its age at the end.
+        timestamp_us: (n,) of the readings; offsets: (n,) ascending for each sensor.
+        last_us: (S,) timestamp that each sensor stepped last before these readings; ``NEVER_US`` before its first.
+        end: the offset up to which the partition was read; by default no reading is released for its age at the end.
     """
     verdicts = classify(sensor_codes, timestamp_us, last_us)
     accepted = np.flatnonzero(verdicts == ACCEPTED)
-    disordered = _sensors_with_gaps(sensor_codes[accepted], timestamp_us[accepted], grace.cadence_us, last_us)
-    if not len(disordered):  # without a gap nothing is held, and the rule is that of ``classify``
+    codes, moments = sensor_codes[accepted], timestamp_us[accepted]
+    disordered = np.unique(codes[_leave_gaps(moments, timestamps_before(codes, moments, last_us), grace.cadence_us)])
+    if not len(disordered):  # without a gap no reading waits, and the rule is that of ``classify``
         return Reordering(verdicts, accepted, np.ones(len(accepted), bool))
     slow = np.flatnonzero(np.isin(sensor_codes, disordered))
-    waiting = {
+    buffers = {
         code: ReorderBuffer(grace, NEVER_US if last_us is None else int(last_us[code])) for code in disordered.tolist()
     }
-    turns: list[tuple[int, ReleasedReading]] = []  # by the place of the reading that released it
+    releases: list[tuple[int, ReleasedReading]] = []  # with the index of the reading that released each
     found = np.full(len(slow), ACCEPTED, np.int8)
-    arrivals: Iterable[tuple[int, int, int, int]] = zip(
-        slow.tolist(),
-        sensor_codes[slow].tolist(),
-        timestamp_us[slow].tolist(),
-        offsets[slow].tolist(),
-        strict=True,
-    )
-    for number, (place, code, moment_us, offset) in enumerate(arrivals):
-        queue = waiting[code]
-        if not queue.passes_through(moment_us):
-            found[number], released = queue.add(moment_us, offset, place)
-            turns += [(place, one) for one in released]
+    columns: list[list[int]] = [array[slow].tolist() for array in (sensor_codes, timestamp_us, offsets)]
+    for number, (place, code, moment_us, offset) in enumerate(zip(slow.tolist(), *columns, strict=True)):
+        buffer = buffers[code]
+        if not buffer.passes_through(moment_us):
+            found[number], released = buffer.add(moment_us, offset, place)
+            releases += [(place, one) for one in released]
     if end is not None:
-        turns += [(len(verdicts), one) for queue in waiting.values() for one in queue.release(end)]
+        releases += [(len(verdicts), one) for buffer in buffers.values() for one in buffer.release(end)]
     verdicts[slow] = found
-    quick = np.flatnonzero(verdicts == ACCEPTED)  # each in its own turn
-    names = np.fromiter((one.name for _, one in turns), np.intp, len(turns))
+    quick = np.flatnonzero(verdicts == ACCEPTED)  # readings stepped at once
+    names = np.fromiter((one.name for _, one in releases), np.intp, len(releases))
     verdicts[names] = ACCEPTED
-    turn = np.concatenate([quick, np.fromiter((place for place, _ in turns), np.intp, len(turns))])
+    turn = np.concatenate([quick, np.fromiter((place for place, _ in releases), np.intp, len(releases))])
     by_turn = np.argsort(turn, kind="stable")
-    may_anchor = np.fromiter((one.may_anchor for _, one in turns), bool, len(turns))
+    may_anchor = np.fromiter((one.may_anchor for _, one in releases), bool, len(releases))
     return Reordering(
         verdicts,
         np.concatenate([quick, names])[by_turn],
@@ -208,12 +215,12 @@ def can_release(
     last_us: NDArray[np.int64],
     end: int | None = None,
 ) -> NDArray[np.bool_]:
-    """(S,) whether ``reorder`` would release any of the readings held of a sensor, though no new one has come of it.
+    """(S,) whether ``reorder`` would release a sensor's buffered readings without a new reading of it.
 
-    Of other sensors nothing needs to be settled, however many readings of them are held.
+    So the caller need not pass the other sensors' buffered readings to ``reorder``.
 
     Args:
-        sensor_codes: (n,) the sensor of each reading that is held; each code below S occurs.
+        sensor_codes: (n,) the sensor of each buffered reading; each code below S occurs.
         timestamp_us, offsets, last_us, end: see ``reorder``.
     """
     earliest_us = np.full(len(last_us), np.iinfo(np.int64).max)
@@ -221,28 +228,14 @@ def can_release(
     newest_us = np.full(len(last_us), NEVER_US)
     np.maximum.at(newest_us, sensor_codes, timestamp_us)
     behind_gap = _leave_gaps(earliest_us, last_us, grace.cadence_us)
-    come: NDArray[np.bool_] = ~behind_gap | (newest_us - earliest_us >= grace.wait_us)
+    due: NDArray[np.bool_] = ~behind_gap | (newest_us - earliest_us >= grace.wait_us)
     if end is not None:
-        come[sensor_codes[end - offsets >= grace.offsets]] = True
-    return come
-
-
-def _sensors_with_gaps(
-    codes: NDArray[np.integer], timestamp_us: NDArray[np.int64], cadence_us: int, last_us: NDArray[np.int64] | None
-) -> NDArray[np.integer]:
-    """The sensors among whose readings, each later than the one before it, a cadence point is missing."""
-    by_sensor = np.argsort(codes, kind="stable")
-    grouped, moments = codes[by_sensor], timestamp_us[by_sensor]
-    first = np.ones(len(grouped), bool)
-    first[1:] = grouped[1:] != grouped[:-1]
-    before = np.empty_like(moments)
-    before[1:] = moments[:-1]
-    before[first] = NEVER_US if last_us is None else last_us[grouped[first]]
-    return np.unique(grouped[_leave_gaps(moments, before, cadence_us)])
+        due[sensor_codes[end - offsets >= grace.offsets]] = True
+    return due
 
 
 def _leave_gaps(timestamp_us: NDArray[np.int64], before_us: NDArray[np.int64], cadence_us: int) -> NDArray[np.bool_]:
-    """Whether a cadence point is missing between each reading and the one before it; not where there is none."""
+    """(n,) whether a cadence point is missing before a reading; False for a sensor's first reading."""
     known = before_us != NEVER_US
     gaps: NDArray[np.bool_] = known & (
         missing_steps(timestamp_us - np.where(known, before_us, timestamp_us), cadence_us) > 0

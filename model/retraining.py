@@ -1,25 +1,28 @@
-"""Periodic retraining in a back-test: each model forecasts from when it was trained until the next one.
+"""Periodic retraining in a back-test: each model forecasts from its training until the next model's.
 
-As it would be in service: a retraining sees what had been read by then, and nothing later; the new model's states are
-warmed up on the past before it takes over.
+As in service, a retraining uses only the readings before its moment, and the new model's states are warmed up on past
+readings before it takes over.
+
+Letters: n steps, K targets, Q quantiles, h horizon steps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from .config import Adaptation, ModelConfig
+from .config import Adaptation
 from .forecaster import Forecaster
 from .normaliser import Floats
-from .predictor import ForecastRequest, ModelPredictor, model_predictor
+from .predictor import BatchPredictor, ForecastRequest, model_predictor
 from .sequences import Sequences, Split
 from .training import EpochReport, TrainingOptions, train
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """A model and the moment from which on it forecasts."""
+    """A model, and the moment from which it forecasts."""
 
     from_us: int
     forecaster: Forecaster
@@ -33,17 +36,17 @@ def retrain_every(
     split: Split,
     report: Callable[[int, EpochReport], None] | None = None,
 ) -> Iterator[Retraining]:
-    """The first model from the beginning on, then one after each period of the test part, in order of time.
+    """The first model, then one retrained after each ``every_us`` of the test part, in order of time.
 
-    Each begins from the weights before it, is trained on all that was read before its moment but the newest part, as
-    long as the validation part of ``split``, on which its best epoch is chosen.
+    Each training begins from the weights of the model before it, and uses the steps before its moment. Its best epoch
+    is chosen on the newest steps, over a time as long as the validation part of ``split``.
 
     Args:
-        first: trained on what came before ``split.validation_end_us``.
-        report: gets the moment of the retraining, and each of its epochs.
+        first: trained on the steps before ``split.validation_end_us``.
+        report: called with the moment of the retraining, in µs, and each of its epochs.
 
     Raises:
-        ValueError: as ``train``.
+        ValueError: as for ``train``.
     """
     yield Retraining(int(sequences.timestamp_us.min()), first)
     config = replace(first.config, sensors=())
@@ -52,41 +55,22 @@ def retrain_every(
     last_us = int(sequences.timestamp_us.max())
     for moment_us in range(split.validation_end_us + every_us, last_us + 1, every_us):
         seen = sequences.slice_time(None, moment_us)
-        first = _retrain(config, options, seen, Split(moment_us - validation_us, moment_us), first, report)
+        parts = Split(moment_us - validation_us, moment_us)
+        progress = None if report is None else partial(report, moment_us)
+        first = train(config, options, seen, parts, initial=first, report=progress).forecaster
         yield Retraining(moment_us, first)
 
 
-def _retrain(
-    config: ModelConfig,
-    options: TrainingOptions,
-    seen: Sequences,
-    split: Split,
-    initial: Forecaster,
-    report: Callable[[int, EpochReport], None] | None,
-) -> Forecaster:
-    def told(epoch: EpochReport) -> None:
-        if report is not None:
-            report(split.validation_end_us, epoch)
-
-    return train(config, options, seen, split, initial=initial, report=told).forecaster
-
-
-class RetrainedPredictor:
-    """Forecasts of several models by the evaluator's protocol, each from its moment on."""
+class RetrainedPredictor(BatchPredictor):
+    """The forecasts of several models for the evaluator, each from its moment until the next model's."""
 
     def __init__(self, models: Sequence[Retraining], name: str, adaptation: Adaptation) -> None:
         self.name = name
         self._from_us = np.array([model.from_us for model in models])
-        self._predictors: list[ModelPredictor] = [model_predictor(one.forecaster, name, adaptation) for one in models]
-
-    def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
-        """(hi-lo, K, Q, h) after each of a sensor's steps [lo, hi)."""
-        return self.forecasts_together(
-            [ForecastRequest(sequences.past(sensor, hi), lo - int(sequences.starts[sensor]))]
-        )[0]
+        self._predictors = [model_predictor(one.forecaster, name, adaptation) for one in models]
 
     def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
-        """As ``forecasts``, for a stretch of each of several sensors."""
+        """(n, K, Q, h) for each request."""
         parts: list[list[Floats]] = [[] for _ in requests]
         ends = np.append(self._from_us[1:], np.iinfo(np.int64).max)
         for predictor, begin_us, end_us in zip(self._predictors, self._from_us, ends, strict=True):

@@ -1,11 +1,12 @@
-"""What a model is trained and scored on: each sensor's steps in order of time, the same that the stream would take.
+"""Data to train and score models on: each sensor's steps in order of time, as the stream takes them.
 
-Letters: S sensors, N steps, F features, K targets, h horizon steps.
+Letters: S sensors, N or n steps, F features, K targets, m time shifts, h horizon steps.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,29 +16,29 @@ from .acceptance import NEVER_US, bridge_gaps
 
 @dataclass(frozen=True)
 class Sequences:
-    """Steps of many sensors, one sensor after the other, contiguous in memory.
+    """Steps of many sensors, one sensor after the other.
 
-    Sensor i's steps are ``starts[i]`` up to but not including ``starts[i + 1]``, their timestamps strictly ascending,
-    the first and the last of them accepted readings.
+    Sensor i's steps are ``starts[i]`` up to but not including ``starts[i + 1]``. Their timestamps ascend strictly. The
+    first and the last of them are accepted readings.
     """
 
     sensors: tuple[str, ...]  # S ids
     starts: NDArray[np.int64]  # (S+1,)
     timestamp_us: NDArray[np.int64]  # (N,)
-    values: NDArray[np.float64]  # (N, F), NaN where missing: the whole row in an inserted step
+    values: NDArray[np.float64]  # (N, F), NaN where missing; an inserted step is NaN in all features
     elapsed: NDArray[np.float32]  # (N,) cadences since the step before; 0 at a reset
-    reset: NDArray[np.bool_]  # (N,) the state begins anew with this step: a sensor's first, or after a long gap
-    observed: NDArray[np.bool_]  # (N,) an accepted reading; else a step inserted for a skipped cadence point
+    reset: NDArray[np.bool_]  # (N,) whether the state is reset before the step: a sensor's first, or after a long gap
+    observed: NDArray[np.bool_]  # (N,) True for an accepted reading, False for a step inserted at a skipped point
     offset: NDArray[np.int64]  # (N,) of the reading in its partition; -1 for an inserted step
     features: tuple[str, ...]
     cadence_us: int
 
     def __len__(self) -> int:
-        """The number of steps of all sensors."""
+        """N: the steps of all sensors."""
         return len(self.timestamp_us)
 
     def span(self, sensor: int, start_us: int | None = None, end_us: int | None = None) -> tuple[int, int]:
-        """Bounds ``lo, hi`` of a sensor's steps taken at ``start_us`` or later and before ``end_us``."""
+        """Bounds ``lo, hi`` of a sensor's steps at ``start_us`` or later, and before ``end_us``."""
         first, last = int(self.starts[sensor]), int(self.starts[sensor + 1])
         moments = self.timestamp_us[first:last]
         lo = first if start_us is None else first + int(np.searchsorted(moments, start_us))
@@ -45,21 +46,21 @@ class Sequences:
         return lo, max(lo, hi)
 
     def stretches(self, sensor: int, end_us: int | None = None) -> list[tuple[int, int]]:
-        """A sensor's steps before ``end_us``, cut at every reset, over which no state is carried."""
+        """Bounds of the stretches between resets in a sensor's steps before ``end_us``."""
         lo, hi = self.span(sensor, None, end_us)
         cuts = lo + np.flatnonzero(self.reset[lo:hi])
         edges = [lo, *cuts[cuts > lo].tolist(), hi]
         return list(itertools.pairwise(edges)) if hi > lo else []
 
     def columns(self, targets: Sequence[str]) -> list[int]:
-        """Where the targets stand among the features."""
+        """(K,) the index of each target among the features."""
         return [self.features.index(target) for target in targets]
 
     def slice_time(self, start_us: int | None = None, end_us: int | None = None) -> "Sequences":
         """The steps from ``start_us`` up to but not including ``end_us``, as if only their readings existed.
 
-        Every sensor stays, if with no steps. Its first step is a reset, and steps inserted at the edges go: what is
-        left equals ``build_sequences`` over the accepted readings in the range.
+        The result equals ``build_sequences`` of the accepted readings in the range: each sensor's first step is a
+        reset, and no inserted step lies at the edges. All sensors stay, those without a step too.
         """
         spans = [self._trimmed(*self.span(sensor, start_us, end_us)) for sensor in range(len(self.sensors))]
         counts = np.array([hi - lo for lo, hi in spans], np.int64)
@@ -67,43 +68,30 @@ class Sequences:
         kept = np.zeros(len(self), bool)
         for lo, hi in spans:
             kept[lo:hi] = True
-        elapsed, reset = self.elapsed[kept], self.reset[kept]
-        firsts = starts[:-1][counts > 0]
-        elapsed[firsts] = 0.0
-        reset[firsts] = True
-        return replace(
-            self,
-            starts=starts,
-            timestamp_us=self.timestamp_us[kept],
-            values=self.values[kept],
-            elapsed=elapsed,
-            reset=reset,
-            observed=self.observed[kept],
-            offset=self.offset[kept],
-        )
+        return self.select(np.flatnonzero(kept), starts, self.sensors)
+
+    def select(self, index: NDArray[np.integer], starts: NDArray[np.int64], sensors: tuple[str, ...]) -> "Sequences":
+        """A copy of the steps ``index``, cut into sensors at ``starts``, each from a reset."""
+        chosen = self._indexed(index, starts, sensors)
+        firsts = starts[:-1][np.diff(starts) > 0]
+        chosen.elapsed[firsts] = 0.0
+        chosen.reset[firsts] = True
+        return chosen
 
     def past(self, sensor: int, hi: int) -> "Sequences":
-        """One sensor's steps before ``hi``, and nothing else: views, no copies."""
+        """The steps of one sensor before ``hi``: views, no copies."""
         first = int(self.starts[sensor])
-        return Sequences(
-            sensors=self.sensors[sensor : sensor + 1],
-            starts=np.array([0, hi - first], np.int64),
-            timestamp_us=self.timestamp_us[first:hi],
-            values=self.values[first:hi],
-            elapsed=self.elapsed[first:hi],
-            reset=self.reset[first:hi],
-            observed=self.observed[first:hi],
-            offset=self.offset[first:hi],
-            features=self.features,
-            cadence_us=self.cadence_us,
-        )
+        return self._indexed(slice(first, hi), np.array([0, hi - first], np.int64), (self.sensors[sensor],))
+
+    def _indexed(self, index: Any, starts: NDArray[np.int64], sensors: tuple[str, ...]) -> "Sequences":
+        arrays: dict[str, Any] = {name: getattr(self, name)[index] for name in _BY_STEP}
+        return replace(self, sensors=sensors, starts=starts, **arrays)
 
     def nearest_step(self, lo: int, hi: int, shifts: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
-        """(hi-lo, len(shifts)): the reading that stands for each step's time plus ``shift`` cadences; -1 for none.
+        """(hi-lo, m): the reading nearest to each step's time plus each shift (cadences); -1 if none is near.
 
-        It is the accepted reading of the same sensor nearest to that time, at most half a cadence away, the earlier one
-        of two that are equally near. ``lo`` and ``hi`` bound steps of one sensor; with positive shifts the answers are
-        the labels of the forecasts made there.
+        The reading is accepted, of the same sensor, and at most half a cadence away; of two equally near readings it is
+        the earlier one. ``lo`` and ``hi`` bound steps of one sensor. Positive shifts give the labels of forecasts.
         """
         found = np.full((hi - lo, len(shifts)), -1, np.int64)
         if hi <= lo:
@@ -114,7 +102,7 @@ class Sequences:
         readings: NDArray[np.intp] | None = None
         for column, shift in enumerate(shifts):
             wanted = moments[lo - first : hi - first] + int(shift) * self.cadence_us
-            # In a regular stretch the answer lies `shift` steps away; only what is not so is searched for.
+            # In a regular stretch the reading lies `shift` steps away; search only for the other ones.
             guess = np.clip(np.arange(lo - first, hi - first) + int(shift), 0, last - first - 1)
             exact = (moments[guess] == wanted) & observed[guess]
             found[exact, column] = guess[exact] + first
@@ -127,10 +115,9 @@ class Sequences:
     def label_index(
         self, lo: int, hi: int, horizons: Sequence[int] | NDArray[np.integer], until_us: int | None = None
     ) -> NDArray[np.int64]:
-        """(hi-lo, len(horizons)): the step that is the label of each step's forecast ``k`` cadences ahead; -1 for none.
+        """(hi-lo, m): the steps that label each step's forecasts ``horizons`` cadences ahead; -1 for no label.
 
-        A label that was taken at ``until_us`` or later counts as none: at the end of a training part it belongs to
-        what is held out.
+        A reading at ``until_us`` or later does not count: behind the training part it belongs to the validation part.
         """
         labels = self.nearest_step(lo, hi, horizons)
         if until_us is not None:
@@ -145,38 +132,38 @@ class Sequences:
         columns: Sequence[int],
         until_us: int | None = None,
     ) -> NDArray[np.float64]:
-        """(hi-lo, K, len(horizons)): the values that came true, NaN where there is no label or its value is missing."""
+        """(hi-lo, K, m): the values of the steps in ``label_index``; NaN without a label or its value."""
         return self.values_at(self.label_index(lo, hi, horizons, until_us), columns)
 
     def values_at(self, index: NDArray[np.int64], columns: Sequence[int]) -> NDArray[np.float64]:
-        """(n, K, m): values of the features ``columns`` at the steps ``index`` (n, m); NaN where that is -1."""
+        """(n, K, m): values of the features ``columns`` at the steps ``index`` (n, m); NaN for an index of -1."""
         values = self.values[index[:, None, :], np.asarray(columns, np.intp)[None, :, None]]
         values[np.broadcast_to(index[:, None, :] < 0, values.shape)] = np.nan
         return values
 
     def _trimmed(self, lo: int, hi: int) -> tuple[int, int]:
-        """The bounds without the inserted steps at both edges."""
+        """The bounds ``lo, hi`` without inserted steps at the edges."""
         readings = np.flatnonzero(self.observed[lo:hi])
         return (lo + int(readings[0]), lo + int(readings[-1]) + 1) if len(readings) else (lo, lo)
 
 
+# The fields of ``Sequences`` that have an entry for each step.
+_BY_STEP: Final = ("timestamp_us", "values", "elapsed", "reset", "observed", "offset")
+
+
 def _nearest(
-    moments: NDArray[np.int64],
-    readings: NDArray[np.intp],
-    wanted: NDArray[np.int64],
-    cadence_us: int,
-    first: int,
+    moments: NDArray[np.int64], readings: NDArray[np.intp], wanted: NDArray[np.int64], cadence_us: int, first: int
 ) -> NDArray[np.int64]:
-    """Of ``readings`` (indexes into ``moments``) the nearest to each time wanted, plus ``first``; -1 beyond half."""
+    """(n,) ``first`` plus the index of the reading nearest to each time; -1 beyond half a cadence."""
     if not len(readings):
         return np.full(len(wanted), -1, np.int64)
-    after = np.searchsorted(moments, wanted)  # first step at or after; its rank among the readings follows from it
+    after = np.searchsorted(moments, wanted)  # the first step at or after each time
     rank = np.searchsorted(readings, after)
     left = readings[np.maximum(rank - 1, 0)]
     right = readings[np.minimum(rank, len(readings) - 1)]
     distance_left, distance_right = np.abs(wanted - moments[left]), np.abs(moments[right] - wanted)
     nearest = np.where(distance_left <= distance_right, left, right)
-    # doubled, so that half an odd cadence is no matter of rounding
+    # Both sides are doubled, because half of an odd cadence would be rounded.
     within = 2 * np.minimum(distance_left, distance_right) <= cadence_us
     return np.where(within, nearest + first, -1)
 
@@ -192,13 +179,13 @@ def build_sequences(
     cadence_us: int,
     max_gap_steps: int,
 ) -> Sequences:
-    """The steps for accepted readings: one each, and missing ones by the gap rule between them.
+    """The steps of n accepted readings, with missing steps between them by the gap rule.
+
+    If no step is missing, the result shares the arrays given.
 
     Args:
         sensors: S ids; sensor i's readings are ``starts[i]`` up to ``starts[i + 1]``, timestamps strictly ascending.
         timestamp_us: (n,); values: (n, F), NaN where missing; offset: (n,) of each reading in its partition.
-
-    Arrays are taken over without a copy where nothing has to be inserted.
     """
     previous_us = np.empty_like(timestamp_us)
     previous_us[1:] = timestamp_us[:-1]
@@ -222,8 +209,8 @@ def build_sequences(
 
 
 def _insert_missing(readings: Sequences, missing: NDArray[np.int64], inserted: int) -> Sequences:
-    """The steps of ``readings`` with ``missing[i]`` steps, a cadence apart, before reading i."""
-    place = np.cumsum(missing + 1) - 1  # where each reading goes
+    """``readings`` with ``missing[i]`` more steps, a cadence apart, before reading i."""
+    place = np.cumsum(missing + 1) - 1  # the new index of each reading
     count = len(readings) + inserted
     observed = np.zeros(count, bool)
     observed[place] = True
@@ -234,7 +221,7 @@ def _insert_missing(readings: Sequences, missing: NDArray[np.int64], inserted: i
     offset = np.full(count, -1, np.int64)
     values[place], elapsed[place], reset[place] = readings.values, readings.elapsed, readings.reset
     offset[place] = readings.offset
-    # Summing up from the reading before gives inserted steps their time: each adds a cadence, a reading what is left.
+    # The sum gives the times: an inserted step adds a cadence, a reading adds the remainder of its gap.
     timestamp_us[place[1:]] = np.diff(readings.timestamp_us) - missing[1:] * readings.cadence_us
     timestamp_us[place[0]] = readings.timestamp_us[0]
     np.cumsum(timestamp_us, out=timestamp_us)
@@ -253,30 +240,27 @@ def _insert_missing(readings: Sequences, missing: NDArray[np.int64], inserted: i
 
 @dataclass(frozen=True)
 class Split:
-    """Bounds in time: training before ``train_end_us``, then validation before ``validation_end_us``, then test."""
+    """Bounds in time: training before ``train_end_us``, validation before ``validation_end_us``, then test."""
 
     train_end_us: int
     validation_end_us: int
 
 
 def split_by_time(sequences: Sequences, validation_fraction: float, test_fraction: float) -> Split:
-    """Bounds that leave these fractions of the accepted readings, of all sensors, to validation and test.
+    """Bounds that leave these fractions of all sensors' accepted readings to validation and test.
 
     Raises:
         ValueError: one of the three parts would be empty.
     """
     moments = sequences.timestamp_us[sequences.observed]
     count = len(moments)
+    wanted = f" into training, {validation_fraction:.0%} for validation, {test_fraction:.0%} for the test; add readings"
     test = count - round(count * test_fraction)
     validation = test - round(count * validation_fraction)
     if not 0 < validation < test < count:
-        raise ValueError(f"{count} readings are too few to split: {_parts(validation_fraction, test_fraction)}")
+        raise ValueError(f"{count} readings are too few to split{wanted}")
     moments.partition([validation, test])
     split = Split(int(moments[validation]), int(moments[test]))
     if not int(moments[:validation].min()) < split.train_end_us < split.validation_end_us:
-        raise ValueError(f"too few different times to split: {_parts(validation_fraction, test_fraction)}")
+        raise ValueError(f"the readings have too few different times to split{wanted}")
     return split
-
-
-def _parts(validation_fraction: float, test_fraction: float) -> str:
-    return f"validation is to get {validation_fraction:.0%} of them, test {test_fraction:.0%}"

@@ -1,4 +1,4 @@
-"""What is carried from reading to reading: one packed record per sensor, the same in memory and in the changelog.
+"""The state carried from reading to reading: a packed record per sensor, in memory and in the changelog.
 
 Letters: B sensors, L layers, H hidden, F features, K targets, P slots of the seasonal profile, R lags.
 """
@@ -19,9 +19,9 @@ NO_OFFSET: Final = -1
 
 
 def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> np.dtype[Any]:
-    """The record of one sensor: little-endian and packed, so that its bytes mean the same on every machine.
+    """The record of one sensor: little-endian and packed, so its bytes mean the same on every machine.
 
-    What adaptation carries is a record within it; where nothing is adapted there is none.
+    With active adaptation the record ends in adaptation's own record (``model.experts.adaptation_dtype``).
     """
     norm = NormaliserState.blank(config, 0).arrays()
     adapting: list[Any] = (
@@ -29,24 +29,24 @@ def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
     )
     return np.dtype(
         [
-            ("last_us", "<i8"),  # timestamp of the last reading stepped in; ``NEVER_US`` for none
-            ("origin", "<i8"),  # offset of the first reading of this state; -1 for none
-            ("offset", "<i8"),  # offset of the last
-            ("steps", "<i8"),  # since the origin, missing ones included
-            ("accepted", "<i8"),  # readings since the origin
-            # Offsets of every so many readings, newest last; -1 for none. Where a replay may not begin with the reading
-            # that is due (model.reorder_buffer), that of the first one after it with which it may.
+            ("last_us", "<i8"),  # timestamp of the last reading stepped in; ``NEVER_US`` in a blank state
+            ("origin", "<i8"),  # offset of the first reading stepped into this state; -1 in a blank state
+            ("offset", "<i8"),  # offset of the last reading stepped in; -1 in a blank state
+            ("steps", "<i8"),  # steps since the origin, missing steps included
+            ("accepted", "<i8"),  # readings since the origin, the first included
+            # Offsets to rebuild from, newest last: of every `anchor_spacing`-th reading, or of the first reading after
+            # it with which a rebuild may begin (model.reorder_buffer). -1 for no offset yet.
             ("anchors", "<i8", (ANCHORS,)),
             ("hidden", "<f4", (config.num_layers, config.hidden_size)),
             *((name, "<f8", norm[name].shape[1:]) for name in NORMALISER_FIELDS),
-            ("lags", "<f8", (config.target_count, config.lag_steps)),  # last values of the targets, newest first
+            ("lags", "<f8", (config.target_count, config.lag_steps)),  # the targets' last values, newest first
             *adapting,
         ]
     )
 
 
 def blank_states(config: ModelConfig, rows: int, adaptation: Adaptation = NO_ADAPTATION) -> States:
-    """States of sensors that have seen nothing yet."""
+    """(rows,) states of sensors before their first reading."""
     states = np.zeros(rows, state_dtype(config, adaptation))
     states["last_us"] = NEVER_US
     for name in ("origin", "offset", "anchors"):
@@ -55,7 +55,7 @@ def blank_states(config: ModelConfig, rows: int, adaptation: Adaptation = NO_ADA
 
 
 def non_finite(states: States) -> NDArray[np.bool_]:
-    """(B,) whether a state holds what is no finite number, which nothing it computes can lead to if all is well."""
+    """(B,) whether a state holds a NaN or an infinite number, which only a fault can lead to."""
     bad = np.zeros(len(states), bool)
     for name in ("hidden", *NORMALISER_FIELDS, "lags"):
         values = states[name]
@@ -65,18 +65,17 @@ def non_finite(states: States) -> NDArray[np.bool_]:
 
 
 def replay_start(state: Any, steps: int, spacing: int) -> int:
-    """The offset to replay from so that ``steps`` accepted readings or more, or a few less after a gap, are stepped in.
+    """The offset to rebuild a state from with some ``steps`` accepted readings; -1 for a blank state.
 
-    Less where a replay may not begin with the reading that was due (``model.reorder_buffer``), but with a later one.
-    It is that of a reading accepted into this state (the newest anchor that is far enough back, else the oldest known),
-    so a replay that applies the rule of acceptance from there accepts what the state itself accepted, and reads at most
-    ``spacing`` too many. -1 for a blank state.
+    It is the newest anchor that is far enough back, otherwise the oldest. The anchor's reading was accepted into this
+    state, so a rebuild that begins there accepts the same readings. It reads at most ``spacing`` readings too many, and
+    too few if the state is younger, or if the anchor had to be a later reading (``model.reorder_buffer``).
 
     Args:
         spacing: ``Adaptation.anchor_spacing`` of the settings that the state was made under.
     """
     anchors = [int(offset) for offset in state["anchors"]]
-    since = (int(state["accepted"]) - 1) % spacing + 1  # readings from the newest anchor on, itself included
+    since = (int(state["accepted"]) - 1) % spacing + 1  # readings from the newest anchor on, its own included
     for back, offset in enumerate(reversed(anchors)):
         if offset != NO_OFFSET and since + back * spacing >= steps:
             return offset

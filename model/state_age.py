@@ -1,13 +1,14 @@
-"""What a carried state is worth: forecasts by steps since the state was begun, beside those of the state carried on.
+"""The value of a carried state: losses by a state's age in steps, beside a state that is never reset.
 
-A state that began ``a`` steps ago has seen what a window of ``a`` steps holds, replayed. So where the carried state's
-errors lie no higher than the restarted one's at any age, carrying is no worse than replaying a window of any length.
+A state of age ``a`` has been stepped through the last ``a`` readings, like a window of that length. So if the carried
+state's loss is at most the younger state's at every age, no window length would forecast better.
 
 Letters: S sensors, n steps, K targets, h horizon steps, A ages.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,7 @@ from .sequences import Sequences
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 
-# Enough to average over, few enough to take seconds.
+# Sensors, and steps after each restart, at most; and restarts. Enough to average over, and done within seconds.
 MOST_SENSORS: Final = 12
 MOST_STEPS: Final = 2_048
 RESTARTS: Final = 4
@@ -31,18 +32,20 @@ RESTARTS: Final = 4
 
 @dataclass(frozen=True)
 class LossByAge:
-    """Mean scaled pinball losses at the same forecasts, by steps since the restart: bin i is [edges[i], edges[i+1])."""
+    """Mean scaled pinball losses by steps since the restart; bin i holds the ages [edges[i], edges[i+1]).
 
-    edges: Indexes  # (A+1,) from 1 on
+    All losses of a bin are over the same readings and labels.
+    """
+
+    edges: Indexes  # (A+1,) steps, ascending from 1
     count: Indexes  # (A,) labels
-    restarted: Floats  # (A,) of a state begun at the restart
-    carried: dict[str, Floats]  # each (A,), of predictors that were never restarted, by name
+    restarted: Floats  # (A,) of a state that is blank at the restart
+    carried: dict[str, Floats]  # each (A,), by name, of predictors whose states are never reset
 
     @property
     def ages(self) -> Floats:
-        """(A,) the middle of each bin."""
-        middles: Floats = np.sqrt(self.edges[:-1] * np.maximum(self.edges[1:] - 1, 1.0))
-        return middles
+        """(A,) the geometric middle of each bin, in steps."""
+        return np.asarray(np.sqrt(self.edges[:-1] * np.maximum(self.edges[1:] - 1, 1.0)))
 
 
 def loss_of_restarts(
@@ -54,18 +57,16 @@ def loss_of_restarts(
     *,
     beside: Sequence[TogetherPredictor] = (),
 ) -> LossByAge:
-    """Of a model: ``RESTARTS`` times from ``start_us`` on, with the same time to forecast in after each.
+    """Losses of a model that is restarted ``RESTARTS`` times, evenly spaced from ``start_us`` on.
 
     Args:
-        scale: (S, K) that losses are divided by; beside: other predictors to carry on.
+        scale: (S, K) divisor of the losses.
+        beside: more predictors whose states are carried.
     """
     config = forecaster.config
     steps = max((int(sequences.timestamp_us.max(initial=start_us)) + 1 - start_us) // config.cadence_us, 1)
     restarts_us = [start_us + int(part) * config.cadence_us for part in np.arange(RESTARTS) * steps // RESTARTS]
-
-    def build() -> TogetherPredictor:
-        return model_predictor(forecaster, "model", adaptation)
-
+    build = partial(model_predictor, forecaster, "model", adaptation)
     return loss_by_age(build, [build(), *beside], sequences, config, restarts_us, scale)
 
 
@@ -77,12 +78,13 @@ def loss_by_age(
     restarts_us: Sequence[int],
     scale: Floats,
 ) -> LossByAge:
-    """Losses after restarts at these moments, in ascending order, each followed until the next one.
+    """Losses after each restart, for as many steps as lie between the two closest restarts.
 
     Args:
-        build: makes the predictor whose state is begun anew at every restart.
-        carried: predictors that go on; new ones, or such that have not been asked beyond the first restart.
-        scale: (S, K) that losses are divided by.
+        build: builds a predictor with blank states, for each restart.
+        carried: predictors whose states are carried; they must not have forecast beyond the first restart.
+        restarts_us: moments, ascending.
+        scale: (S, K) divisor of the losses.
     """
     h, cadence_us = config.horizon_steps, config.cadence_us
     last_us = int(sequences.timestamp_us.max()) + 1
@@ -100,7 +102,7 @@ def loss_by_age(
         spans = {sensor: part.span(sensor) for sensor in sensors}
         spans = {sensor: (lo, hi) for sensor, (lo, hi) in spans.items() if hi > lo}
         if not spans:
-            continue  # nobody was seen here
+            continue  # no reading after this restart
         whole = {
             sensor: sequences.span(sensor, int(part.timestamp_us[lo]), int(part.timestamp_us[hi - 1]) + 1)
             for sensor, (lo, hi) in spans.items()
@@ -126,6 +128,6 @@ def loss_by_age(
                 losses = quantile_losses(found[number], labels, config.quantiles).mean(axis=2)
                 losses = np.nansum(losses / scale[sensor][:, None], axis=(1, 2))
                 totals[name] += np.bincount(place[within], losses[within], bins)
-    with np.errstate(invalid="ignore"):  # no label of that age: not a number
+    with np.errstate(invalid="ignore"):  # NaN for a bin without labels
         means = {name: total / count for name, total in totals.items()}
     return LossByAge(edges, count, means.pop(""), means)

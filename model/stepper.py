@@ -1,9 +1,9 @@
-"""The engine that steps states: readings in, forecasts out, the same bits however the stream was cut.
+"""The stepper: forecasts from states and readings, with the same bits however the stream is cut.
 
-Each sensor's new readings become steps by the gap rule, and steps are taken in rounds: round r takes the r-th new step
-of every sensor that has one. What crosses sensors, the matrix products, is computed in padded tiles of one fixed size
-(``model.tiled_gru``); the rest is element by element. A forecast is therefore a function of its sensor's own readings,
-to the bit, on one kind of processor.
+Each sensor's new readings become steps by the gap rule. Steps are taken in rounds: round r takes the r-th new step of
+every sensor that has one. Matrix products, which span sensors, are computed in padded tiles of one fixed size
+(``model.tiled_gru``); all other arithmetic is element by element. So on one kind of processor a forecast's bits depend
+on its own sensor's readings alone.
 
 Letters: B sensors, A of them with readings, n readings, M steps, F features, K targets, Q quantiles, h horizon steps,
 L layers, H hidden, R lags, P slots of the seasonal profile, E experts.
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .acceptance import bridge_gaps
+from .acceptance import bridge_gaps, timestamps_before
 from .adaptation import AdaptedForecasts, Rounds, adapt, compile_kernel
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig
@@ -32,23 +32,26 @@ Indexes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Forecasts:
-    """A forecast per reading, in the order the readings were given."""
+    """A forecast for each reading, in the order of the readings."""
 
     quantiles: Floats  # (n, K, Q, h) in the sensor's unit
-    scale: Floats  # (n, K) what the model took for the sensor's scale; 0 while it has been constant
-    origin: Indexes  # (n,) offset of the first reading of the state behind the forecast
-    steps: Indexes  # (n,) of that state
-    warm: NDArray[np.bool_]  # (n,) whether they reach the model's warm-up length
-    weights: Floats  # (n, K, E) of the experts that were mixed; E is 0 where none were
+    scale: Floats  # (n, K) the normaliser's scale after the reading; 0 while the sensor has been constant
+    origin: Indexes  # (n,) offset of the first reading stepped into the forecast's state
+    steps: Indexes  # (n,) steps of that state
+    warm: NDArray[np.bool_]  # (n,) whether these reach the model's warm-up length
+    weights: Floats  # (n, K, E) of the experts in the mixture; E is 0 if adaptation is off
 
 
 class Stepper:
-    """Steps the states of one forecaster. Not to be shared between threads.
+    """Steps the states of one model's sensors. One thread at a time may use it.
 
     Args:
-        forecaster: on the CPU; its weights must not change any more.
-        adaptation: how its forecasts are adapted.
+        forecaster: on the CPU; its weights must not change afterwards.
+        adaptation: of its forecasts.
         tile: rows of a matrix product, a multiple of 32. Results of different tiles differ in their last bits.
+
+    Raises:
+        ValueError: ``tile`` is not a multiple of 32.
     """
 
     def __init__(self, forecaster: Forecaster, adaptation: Adaptation = NO_ADAPTATION, tile: int = 128) -> None:
@@ -69,6 +72,8 @@ class Stepper:
         self._head = TiledLinear(weight, head.bias, tile)
         self._outputs = head.out_features
 
+    @torch.inference_mode()
+    @using_threads(1)
     def step(
         self,
         states: States,
@@ -79,20 +84,46 @@ class Stepper:
         offsets: Indexes,
         may_anchor: NDArray[np.bool_] | None = None,
     ) -> Forecasts:
-        """Steps ``states`` in place through accepted readings, and forecasts after each of them.
+        """Forecasts after each of n accepted readings. Steps ``states`` in place.
 
         Args:
             states: (B,) of ``state_dtype``; sensors: their B ids.
-            slots: (n,) the state that each reading belongs to. Sensors may interleave; each one's readings are in
-                order of time, and later than what its state has seen.
+            slots: (n,) index in ``states`` for each reading. Sensors may interleave. Each sensor's readings are in
+                order of time, and later than its state's last reading.
             timestamp_us: (n,); values: (n, F), NaN where missing; offsets: (n,).
-            may_anchor: (n,) whether a replay may begin with each reading (``model.reorder_buffer``); by default with
+            may_anchor: (n,) whether a rebuild may begin with each reading (``model.reorder_buffer``); by default with
                 any.
         """
         if not len(slots):
             return self._no_forecasts()
-        with torch.inference_mode(), using_threads(1):
-            return self._step_all(states, sensors, slots, timestamp_us, values, offsets, may_anchor)
+        plan = _StepPlan.build(states, slots, timestamp_us, self.config.cadence_us, self.config.max_gap_steps)
+        rows = states[plan.slots]
+        norm = NormaliserState(rows["steps"].copy(), **{name: rows[name].copy() for name in NORMALISER_FIELDS})
+        profile = norm.profile.copy()
+        seen = plan.spread(values)
+        trace = self._normaliser.step(norm, seen[plan.rounds], plan.sizes, plan.reset[plan.rounds])
+        x = step_inputs(trace, plan.timestamp_us[plan.rounds], plan.elapsed[plan.rounds])
+        hidden = self._step_network(x, rows, [sensors[slot] for slot in plan.slots.tolist()], plan)
+        past, place = self._past(rows, seen, trace, plan)
+        at = plan.turn[plan.step]  # the index of each reading's step, round by round
+        targets = list(self.config.target_indices)
+        level, scale = trace.levels[at][:, targets, 1], trace.scale[at][:, targets]
+        around = past.inputs(place[plan.step], level, scale, profile[plan.sensor[plan.step]])
+        quantiles = self._quantiles(hidden[torch.from_numpy(at)], x[at], around, level, scale)
+        weights = np.empty((*quantiles.shape[:2], 0))
+        if self.adaptation.active:
+            adapted = self._adapt(rows, plan, seen, hidden.numpy(), at, quantiles)
+            quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._expert_count]
+        rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
+        rows["steps"] = norm.steps
+        for name, array in norm.arrays().items():
+            rows[name] = array
+        origin = _store_origin_and_anchors(
+            rows, plan, timestamp_us, offsets, may_anchor, self.adaptation.anchor_spacing
+        )
+        states[plan.slots] = rows
+        steps = trace.steps[at]
+        return Forecasts(quantiles, scale, origin, steps, steps >= self.config.warmup_steps, weights)
 
     def _no_forecasts(self) -> Forecasts:
         config = self.config
@@ -104,56 +135,13 @@ class Stepper:
 
     @property
     def _expert_count(self) -> int:
-        """E."""
+        """E: the experts in the mixture, 0 if adaptation is off."""
         return 0 if self.adaptation.level == "off" else len(self._adapting.experts)
 
-    def _step_all(
-        self,
-        states: States,
-        sensors: Sequence[str],
-        slots: Indexes,
-        timestamp_us: Indexes,
-        values: Floats,
-        offsets: Indexes,
-        may_anchor: NDArray[np.bool_] | None,
-    ) -> Forecasts:
-        plan = _StepPlan.build(states, slots, timestamp_us, self.config.cadence_us, self.config.max_gap_steps)
-        rows = states[plan.slots]
-        norm = _normaliser_state_of(rows)
-        profile = norm.profile.copy()
-        seen = plan.spread(values)
-        trace = self._normaliser.step(norm, seen[plan.rounds], plan.sizes, plan.reset[plan.rounds])
-        x = step_inputs(trace, plan.timestamp_us[plan.rounds], plan.elapsed[plan.rounds])
-        hidden = self._step_network(x, rows, [sensors[slot] for slot in plan.slots.tolist()], plan)
-        past, place = self._past(rows, seen, trace, plan)
-        at = plan.turn[plan.step]  # where each reading's step stands among the rounds
-        targets = list(self.config.target_indices)
-        level, scale = trace.levels[at][:, targets, 1], trace.scale[at][:, targets]
-        around = past.inputs(place[plan.step], level, scale, profile[plan.sensor[plan.step]])
-        quantiles = self._quantiles(hidden[torch.from_numpy(at)], x[at], around, level, scale)
-        weights = np.empty((*quantiles.shape[:2], 0))
-        if self.adaptation.active:
-            adapted = self._adapt(rows, plan, seen, hidden.numpy(), at, quantiles)
-            quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._expert_count]
-        rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
-        _store_normaliser_state(rows, norm)
-        origin = _store_origin_and_anchors(
-            rows, plan, timestamp_us, offsets, may_anchor, self.adaptation.anchor_spacing
-        )
-        states[plan.slots] = rows
-        steps = trace.steps[at]
-        return Forecasts(quantiles, scale, origin, steps, steps >= self.config.warmup_steps, weights)
-
     def _adapt(
-        self,
-        rows: States,
-        plan: "_StepPlan",
-        seen: Floats,
-        hidden: NDArray[np.float32],
-        at: Indexes,
-        quantiles: Floats,
+        self, rows: States, plan: "_StepPlan", seen: Floats, hidden: NDArray[np.float32], at: Indexes, quantiles: Floats
     ) -> AdaptedForecasts:
-        """The forecasts adapted; ``rows`` get their new records of adaptation."""
+        """The forecasts, adapted. Steps the adaptation states in ``rows``."""
         config = self.config
         forecast = np.full(len(plan.turn), -1)
         forecast[at] = np.arange(len(at))
@@ -172,7 +160,7 @@ class Stepper:
         return adapted
 
     def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: "_StepPlan") -> Tensor:
-        """(M or more, H) after each step, in the order of the rounds; ``rows`` get their new hidden states."""
+        """(M or more, H) after each step, round by round. Steps the hidden states in ``rows``."""
         M, D = x.shape
         known = self._embedding[torch.from_numpy(self.forecaster.sensor_rows(sensors))]
         inputs = torch.zeros(padded(M, self._tile), D + known.shape[1])
@@ -190,7 +178,7 @@ class Stepper:
         return hidden
 
     def _past(self, rows: States, seen: Floats, trace: NormaliserTrace, plan: "_StepPlan") -> tuple[Past, Indexes]:
-        """The targets' numbers, each sensor's carried lags before its new steps; and where each new step stands."""
+        """The targets' past, sensor by sensor (R carried lags, then new steps); and (M,) the steps' indexes."""
         config = self.config
         R, K = config.lag_steps, config.target_count
         targets = list(config.target_indices)
@@ -215,7 +203,7 @@ class Stepper:
     def _quantiles(
         self, hidden: Tensor, x: NDArray[np.float32], around: NDArray[np.float32], level: Floats, scale: Floats
     ) -> Floats:
-        """(n, K, Q, h) in the sensor's unit."""
+        """(n, K, Q, h) before adaptation, in the sensor's unit."""
         n = len(hidden)
         parts = (
             [hidden, torch.from_numpy(x), torch.from_numpy(around)] if self.forecaster.skip is not None else [hidden]
@@ -231,29 +219,29 @@ class Stepper:
 
 @dataclass(frozen=True)
 class _StepPlan:
-    """The steps to take. They are listed sensor by sensor, the sensors with most steps first."""
+    """The M steps to take, sensor by sensor, the sensors with most steps first."""
 
-    slots: Indexes  # (A,) of the sensors that have readings
-    starts: Indexes  # (A,) first step of each
-    lengths: Indexes  # (A,) steps of each
-    sensor: Indexes  # (M,) whose step it is, as a place in ``slots``
-    number: Indexes  # (M,) how many new steps the sensor takes before it
+    slots: Indexes  # (A,) of the sensors with readings
+    starts: Indexes  # (A,) first step of each sensor
+    lengths: Indexes  # (A,) steps of each sensor
+    sensor: Indexes  # (M,) the step's sensor, as an index in ``slots``
+    number: Indexes  # (M,) new steps that the sensor takes before this one
     timestamp_us: Indexes  # (M,)
     elapsed: NDArray[np.float32]  # (M,)
     reset: NDArray[np.bool_]  # (M,)
     sizes: list[int]  # sensors in each round
-    rounds: Indexes  # (M,) which step comes k-th, round by round
-    turn: Indexes  # (M,) when each step comes: the inverse
-    order: Indexes  # (n,) the readings, sensor by sensor as the steps
-    step: Indexes  # (n,) the step of each reading, in the order given
+    rounds: Indexes  # (M,) the steps, round by round
+    turn: Indexes  # (M,) the index of each step in ``rounds``
+    order: Indexes  # (n,) the readings, sensor by sensor like the steps
+    step: Indexes  # (n,) the step of each reading, in the order of the readings
 
     @classmethod
     def build(
         cls, states: States, slots: Indexes, timestamp_us: Indexes, cadence_us: int, max_gap_steps: int
     ) -> "_StepPlan":
-        """The steps that accepted readings take, those of skipped cadence points included."""
+        """The steps of accepted readings, and of the skipped cadence points before them."""
         active, sensor = np.unique(slots, return_inverse=True)
-        previous_us = _previous_us(sensor, timestamp_us, states["last_us"][active])
+        previous_us = timestamps_before(sensor, timestamp_us, states["last_us"][active])
         gaps = bridge_gaps(timestamp_us, previous_us, cadence_us, max_gap_steps)
         lengths = np.bincount(sensor, weights=gaps.missing + 1).astype(np.int64)
         longest_first = np.argsort(-lengths, kind="stable")
@@ -263,9 +251,9 @@ class _StepPlan:
         starts = np.cumsum(lengths) - lengths
         order = np.argsort(rank[sensor], kind="stable")
         missing = gaps.missing[order]
-        place = np.cumsum(missing + 1) - 1  # of each reading among the steps
-        owner = np.repeat(order, missing + 1)  # the reading that each step is, or comes before
-        back = np.repeat(place, missing + 1) - np.arange(len(owner))  # steps before that reading; 0 is itself
+        place = np.cumsum(missing + 1) - 1  # the index of each reading's step
+        owner = np.repeat(order, missing + 1)  # each step's reading; a missing step's is the next one
+        back = np.repeat(place, missing + 1) - np.arange(len(owner))  # steps before that reading; 0 for its own
         skipped_us = previous_us[owner] + (gaps.missing[owner] - back + 1) * cadence_us
         step = np.empty_like(place)
         step[order] = place
@@ -292,35 +280,10 @@ class _StepPlan:
         )
 
     def spread(self, values: Floats) -> Floats:
-        """(M, F) of each step: the readings' values (n, F), NaN where a step is missing."""
+        """(M, F) the readings' values (n, F) by step; NaN in a missing step."""
         out = np.full((len(self.turn), values.shape[1]), np.nan)
         out[self.step] = values
         return out
-
-
-def _previous_us(sensor: Indexes, timestamp_us: Indexes, last_us: Indexes) -> Indexes:
-    """(n,) timestamp accepted before each reading: the sensor's reading before it here, else ``last_us``."""
-    by_sensor = np.argsort(sensor, kind="stable")
-    grouped = sensor[by_sensor]
-    before = np.empty_like(timestamp_us)
-    before[1:] = timestamp_us[by_sensor][:-1]
-    first = np.ones(len(grouped), bool)
-    first[1:] = grouped[1:] != grouped[:-1]
-    before[first] = last_us[grouped[first]]
-    previous = np.empty_like(before)
-    previous[by_sensor] = before
-    return previous
-
-
-def _normaliser_state_of(rows: States) -> NormaliserState:
-    fields = {name: rows[name].copy() for name in NORMALISER_FIELDS}
-    return NormaliserState(steps=rows["steps"].copy(), **fields)
-
-
-def _store_normaliser_state(rows: States, norm: NormaliserState) -> None:
-    rows["steps"] = norm.steps
-    for name, array in norm.arrays().items():
-        rows[name] = array
 
 
 def _store_origin_and_anchors(
@@ -331,7 +294,7 @@ def _store_origin_and_anchors(
     may_anchor: NDArray[np.bool_] | None,
     spacing: int,
 ) -> Indexes:
-    """Notes in ``rows`` which readings were stepped in; returns the origin (n,) of the state behind each forecast."""
+    """(n,) the origin of each forecast's state. Stores origin, anchors and last reading in ``rows``."""
     order = plan.order
     whose = plan.sensor[plan.step[order]]
     reset = plan.reset[plan.step[order]]
@@ -339,9 +302,8 @@ def _store_origin_and_anchors(
     first = np.ones(len(order), bool)
     first[1:] = whose[1:] != whose[:-1]
     final = np.append(first[1:], True)
-    begin = np.maximum.accumulate(
-        np.where(first | reset, np.arange(len(order)), 0)
-    )  # of the state, as far as it is here
+    # The state's first reading among the new ones, as an index in `order`.
+    begin = np.maximum.accumulate(np.where(first | reset, np.arange(len(order)), 0))
     fresh = reset[begin]
     earlier = np.where(fresh, 0, rows["accepted"][whose])
     accepted = earlier + np.arange(len(order)) - begin + 1
@@ -349,10 +311,10 @@ def _store_origin_and_anchors(
     due = (accepted - 1) % spacing == 0
     noted = due
     if may_anchor is not None:
-        fit = may_anchor[order]
-        wanting = (rows["anchors"][:, -1] == NO_OFFSET) & (rows["accepted"] > 0)  # one was due, and none fit since
-        wanting[whose[~fit]] = True
-        noted = due | fit & wanting[whose]
+        suitable = may_anchor[order]
+        wanting = (rows["anchors"][:, -1] == NO_OFFSET) & (rows["accepted"] > 0)  # still due
+        wanting[whose[~suitable]] = True
+        noted = due | suitable & wanting[whose]
     for at in np.flatnonzero(noted).tolist():
         anchors = rows["anchors"][whose[at]]
         if due[at]:

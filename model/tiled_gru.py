@@ -1,8 +1,8 @@
-"""The network's arithmetic in tiles of one fixed size, for results whose bits do not depend on who shares a batch.
+"""The GRU and the head in tiles of one size: a sensor's bits do not depend on the rest of its batch.
 
-A matrix product of another shape may add in another order, and so may rows of one product whose columns do not fill
-the processor's vectors (seen with MKL at 5 to 11 columns). Products here have ``tile`` rows, whatever these are filled
-with, and columns padded to whole vectors; all else is element by element, over whole vectors too.
+A matrix product of another shape may add in another order. So may the rows of one product, if its columns do not fill
+the processor's vectors (seen with MKL at 5 to 11 columns). Therefore every product has ``tile`` rows, padded if need
+be, and columns padded to whole vectors. All other arithmetic is element by element, over whole vectors, too.
 
 Letters: B sensors, M steps, n readings, I inputs of a layer, L layers, H hidden, O outputs of the head.
 """
@@ -16,18 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Floats32 = NDArray[np.float32]
-
-# Float32 lanes of the widest vectors (AVX-512), and of the two that elementwise loops take at a time.
-_LANES: Final = 16
-TILE_MULTIPLE: Final = 2 * _LANES
-# Tiles whose gates are computed together: fewer calls, and still within a core's cache.
+_LANES: Final = 16  # float32 numbers in the widest vectors (AVX-512)
+TILE_MULTIPLE: Final = 2 * _LANES  # rows; elementwise loops take two vectors at a time
+# Tiles whose gates are computed together: few calls, and the numbers stay in a core's cache.
 _TILES_PER_BLOCK: Final = 4
 
 
 @contextmanager
 def using_threads(threads: int) -> Iterator[None]:
-    """Torch shares out the calling thread's work among so many; with one, no result depends on how many there are."""
+    """Let torch use this many threads for the calling thread's work.
+
+    With 1, no result depends on the number of cores.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -37,7 +37,7 @@ def using_threads(threads: int) -> Iterator[None]:
 
 
 def padded(size: int, multiple: int) -> int:
-    """The least multiple that is no smaller than ``size``."""
+    """The smallest multiple of ``multiple`` that is at least ``size``."""
     return -(-size // multiple) * multiple
 
 
@@ -51,7 +51,7 @@ class TiledLinear:
     def __init__(self, weight: Tensor, bias: Tensor, tile: int) -> None:
         if tile < 1 or tile % TILE_MULTIPLE:
             raise ValueError(f"tile must be a multiple of {TILE_MULTIPLE}, and is {tile}")
-        self.width = padded(len(bias), _LANES)  # columns of the product; those past the outputs are zero
+        self.width = padded(len(bias), _LANES)  # columns of the product: the outputs, then zeros
         self._weight = weight.new_zeros(weight.shape[1], self.width)
         self._weight[:, : len(bias)] = weight.detach().t()
         self._bias = bias.new_zeros(self.width)
@@ -59,14 +59,14 @@ class TiledLinear:
         self._tile = tile
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        """Fills ``out`` (rows, width) from ``x`` (rows, I); rows fill whole tiles."""
+        """Fill ``out`` (rows, width) from ``x`` (rows, I); the rows are whole tiles."""
         for first in range(0, x.shape[0], self._tile):
             here = slice(first, first + self._tile)
             torch.addmm(self._bias, x[here], self._weight, out=out[here])
 
 
 class TiledGRU:
-    """Steps of a GRU for many sensors, in rounds."""
+    """A GRU that steps many sensors, in rounds."""
 
     def __init__(self, rnn: nn.GRU, tile: int) -> None:
         self._tile = tile
@@ -74,8 +74,8 @@ class TiledGRU:
         self._layers = [
             tuple(
                 TiledLinear(
-                    _candidate_doubled(getattr(rnn, f"weight_{side}_l{layer}")),
-                    _candidate_doubled(getattr(rnn, f"bias_{side}_l{layer}")),
+                    _double_candidate(getattr(rnn, f"weight_{side}_l{layer}")),
+                    _double_candidate(getattr(rnn, f"bias_{side}_l{layer}")),
                     tile,
                 )
                 for side in ("ih", "hh")
@@ -93,13 +93,13 @@ class TiledGRU:
         Args:
             x: (padded M, I), round after round: round r steps the first ``sizes[r]`` sensors, ``sizes`` never rising.
             states: (L, padded B, H), stepped in place.
-            reset: (M,) steps before which a sensor's state is zeroed.
+            reset: (M,) whether the sensor's state is set to zero before the step.
 
         Returns:
             (padded M, H); rows from M on are padding.
         """
         breaks = _resets_by_round(reset, sizes)
-        # The last tile of a round reads on into the next round's rows, and that of the last beyond the end.
+        # The last tile of a round also reads rows of the next round; that of the last round reads past the end.
         projected = x.new_empty(len(x) + self._tile, self._layers[0][0].width)
         projected[len(x) :] = 0.0
         for (take_in, recur), state in zip(self._layers, states, strict=True):
@@ -116,7 +116,7 @@ class TiledGRU:
         return x
 
     def _round(self, recur: TiledLinear, projected: Tensor, state: Tensor, rows: int) -> None:
-        """One step of the first ``rows`` sensors of a layer; ``projected`` holds what its inputs give to the gates."""
+        """One step of a layer's first ``rows`` sensors; ``projected`` holds the inputs' part of the gates."""
         H = self._hidden
         for first in range(0, rows, len(self._gates)):
             count = min(rows - first, len(self._gates))
@@ -127,16 +127,16 @@ class TiledGRU:
             recur(h, gates)
             torch.add(inward[:, : 2 * H], gates[:, : 2 * H], out=opened).sigmoid_()
             torch.mul(opened[:, :H], gates[:, 2 * H : 3 * H], out=new).add_(inward[:, 2 * H : 3 * H])
-            new.sigmoid_().mul_(2.0).sub_(1.0)  # tanh, of half of what the doubled weights gave
-            # (1 - z) n + z h, as n + z (h - n); rows behind the active ones keep what they hold
+            new.sigmoid_().mul_(2.0).sub_(1.0)  # tanh(a) from the doubled weights' 2a
+            # (1 - z) n + z h, as n + z (h - n); rows past the active ones keep their state
             kept = torch.sub(h, new).mul_(opened[:, H:]).add_(new)
             h[:count] = kept[:count]
 
 
-def _candidate_doubled(parameter: Tensor) -> Tensor:
-    """A weight or bias of the three gates with the candidate's part doubled, which is exact.
+def _double_candidate(parameter: Tensor) -> Tensor:
+    """A weight or bias of the three gates, the candidate's part doubled; doubling is exact.
 
-    tanh(a) = 2 σ(2a) - 1, and Torch's sigmoid takes a sixth of the time of its tanh.
+    The candidate's tanh is computed as tanh(a) = 2 σ(2a) - 1: torch's sigmoid takes a sixth of the time of its tanh.
     """
     doubled = parameter.detach().clone()
     doubled[len(doubled) * 2 // 3 :] *= 2.0
@@ -144,7 +144,7 @@ def _candidate_doubled(parameter: Tensor) -> Tensor:
 
 
 def _resets_by_round(reset: NDArray[np.bool_], sizes: Sequence[int]) -> dict[int, Tensor]:
-    """Rows to zero, by round."""
+    """The rows to set to zero before each round, by round."""
     marked = np.flatnonzero(reset)
     if not len(marked):
         return {}

@@ -1,10 +1,10 @@
-"""Training as the model is served: one pass along time with the state carried, and a loss at every step.
+"""Training: passes along time with the state carried, as in service, and a loss at every step.
 
-Short windows from a zero state would never show the network the states it meets in a stream. Here lanes of contiguous
-time are walked chunk by chunk, the state carried and detached in between (truncated back-propagation through time),
-and every step forecasts the whole horizon (the forking sequences of Wen et al., 2017), so one pass supervises all of
-them. The plain recipe stays beside it as a preset to compare with: windows from a zero state, mean squared error, Adam
-at a constant rate, an epoch a pass over all windows. Of either preset the epoch that validated best is kept.
+Short windows from a zero state would not show the network the states that it meets in a stream. The stateful preset
+walks lanes of contiguous time chunk by chunk, and carries and detaches the state between chunks (truncated
+back-propagation through time). Every step forecasts the whole horizon (the forking sequences of Wen et al., 2017), so
+one pass supervises every step. The plain preset is for comparison: windows from a zero state, mean squared error, Adam
+at a constant rate, an epoch for each pass over all windows. Both keep the epoch with the lowest validation loss.
 """
 
 import copy
@@ -31,70 +31,69 @@ from .objective import fit_intervals, pinball, pinball_of, squared_error
 from .sequences import Sequences, Split
 from .tiled_gru import using_threads
 
-LARGEST_GRADIENT: Final = 1.0  # norm that gradients are clipped to; recurrent ones explode now and then
-PLAIN_LEARNING_RATE: Final = 1e-3  # of the plain recipe, constant
-# Validation runs after every epoch: enough steps to choose by, few beside an epoch's.
-MOST_VALIDATION_STEPS: Final = 60_000
+LARGEST_GRADIENT: Final = 1.0  # norm that gradients are clipped to; a recurrent network's explode now and then
+PLAIN_LEARNING_RATE: Final = 1e-3
+MOST_VALIDATION_STEPS: Final = 60_000  # after each epoch: enough to choose by, few beside an epoch's
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train; the defaults are the recipe that the ablations favour.
+    """The options of a training; the defaults came out best in the ablations.
 
-    The plain preset takes of them the hidden size, epochs, budget, seed, device, threads, ``batch_lanes`` as windows of
-    a batch, and ``window_steps``; the rest is fixed, as in the textbook.
+    The plain preset uses the hidden size, epochs, budget, seed, device, threads, ``batch_lanes`` (as windows of a
+    batch) and ``window_steps``; it ignores the other options.
     """
 
     preset: Preset = "stateful"
     hidden_size: int = 64
     epochs: int = 20
-    # No epoch begins that would end past it, and the learning rate falls in time. The first one always begins; a plain
-    # one, as long as its data, ends in the middle when the budget does. Preparing the data is not counted.
+    # Seconds of training, without preparing the data. An epoch that would end later does not begin, except the first.
+    # An epoch of the plain preset, which may be long, ends in the middle when the budget is used up.
     budget_s: float = 900.0
     seed: int = 0
-    device: str = "auto"  # auto is cuda where there is one, else cpu
+    device: str = "auto"  # see `choose_device`
     learning_rate: float = 5e-3
     weight_decay: float = 1e-2
     dropout: float = 0.3
     batch_lanes: int = 64
     chunk_steps: int = 48  # steps that a gradient reaches back
-    # Horizon steps of a target that are worth one step's loss. Neighbouring steps share all but one of their labels, so
-    # that of a long horizon only some steps are scored; of up to twice as many labels, all.
+    # Neighbouring steps share all but one of their labels. One in `horizon_steps // labels_per_step` steps has a loss;
+    # every step has one if the horizon is shorter than twice this number.
     labels_per_step: int = 96
-    updates_per_epoch: int = 64  # an epoch is a number of updates: what counts is how many there are
+    updates_per_epoch: int = 64  # an epoch is a number of updates, regardless of the amount of data
     patience_epochs: int = 8
-    averaging: float = 0.98  # per update, of the averaged weights that are validated and kept
-    unknown_part: float = 0.1  # of the lanes whose sensor is hidden, so that unseen sensors are served
-    threads: int | None = None  # of the CPU; by default half the cores, as threads that wait for busy ones crawl
+    averaging: float = 0.98  # decay per update of the averaged weights, which are validated and kept
+    unknown_part: float = 0.1  # share of the lanes walked as an unknown sensor's, to train for sensors not seen yet
+    threads: int | None = None  # of the CPU; by default half the cores: a busy core slows all threads
     window_steps: int = 96  # of the plain preset's windows
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """How an epoch went; losses are mean pinball losses in scales (the plain preset trains on squared errors)."""
+    """The mean pinball losses of an epoch, in scales; the plain preset's ``train_loss`` is squared error."""
 
     epoch: int
     train_loss: float
     validation_loss: float
-    seconds: float  # since training began
+    seconds: float  # since training began, with the time before a restart from a checkpoint
     learning_rate: float
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The model of the best epoch, and how it came about."""
+    """The model of the best epoch, and a report of the training."""
 
-    forecaster: Forecaster
+    forecaster: Forecaster  # on the CPU
     epochs: list[EpochReport]
     device: str
-    sensor_steps_per_s: float
+    sensor_steps_per_s: float  # without validation
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device to train on: ``auto`` takes CUDA where there is one.
+    """The device to train on; for ``auto`` it is CUDA if available, otherwise the CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device is not available.
     """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,12 +101,12 @@ def choose_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {wanted} cannot be used here: {error}") from error
+        raise ValueError(f"device {wanted} cannot be used here ({error}); use cpu or auto") from error
     return device
 
 
 def _with_labels(sequences: Sequences, config: ModelConfig, until_us: int) -> tuple[str, ...]:
-    """The sensors with something to learn from: any other is served as unknown, not by an embedding never trained."""
+    """The sensors with labels; any other is served as unknown, because its embedding stays untrained."""
     columns = list(config.target_indices)
     spans = (sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors)))
     return tuple(
@@ -127,17 +126,20 @@ def train(
     report: Callable[[EpochReport], None] | None = None,
     checkpoint: Path | None = None,
 ) -> TrainingResult:
-    """A forecaster trained on the steps before ``split.train_end_us``, its best epoch chosen on validation.
+    """A forecaster trained on the training part of ``split``, at its best epoch on the validation part.
 
-    The weights of ``initial``, a model of the same shape, are where training begins; by default they are random. Runs
-    of equal arguments repeat bit for bit on a CPU with the same number of threads, unless the budget cuts them short.
+    On a CPU, trainings with equal arguments and number of threads give equal bits, unless the budget ends them. If a
+    training with a ``checkpoint`` is killed, a call with equal arguments continues behind its last epoch, to the same
+    weights. The caller deletes that file when the result is safe.
 
-    With a file for a ``checkpoint``, every epoch is kept there: killed, a call with equal arguments goes on behind the
-    last one, to the same weights. Whoever calls removes it when the result is safe.
+    Args:
+        initial: a model of the same shape whose weights to begin from; by default they are random.
+        report: called after each epoch.
+        checkpoint: the file that is written after each epoch.
 
     Raises:
-        ValueError: the training or validation part has no labels to learn from (the targets are all missing, or
-            constant, in it), or ``initial`` has another shape.
+        ValueError: the training or validation part has no labels (its targets are all missing, or constant), or
+            ``initial`` has another shape.
     """
     known = _with_labels(sequences, config, split.train_end_us)
     config = replace(config, preset=options.preset, hidden_size=options.hidden_size, sensors=known)
@@ -164,7 +166,7 @@ def train(
 
 @contextmanager
 def _no_denormals() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0: old gradients fade into them, and arithmetic with them is many times slower."""
+    """Let numbers below 1e-38 count as 0: old gradients decay to them, and they slow arithmetic down."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -173,7 +175,7 @@ def _no_denormals() -> Iterator[None]:
 
 
 class _Run:
-    """One training from first to last epoch."""
+    """One training, from the first to the last epoch."""
 
     def __init__(
         self,
@@ -194,7 +196,7 @@ class _Run:
             forecaster, prepared, split.train_end_us, split.validation_end_us, MOST_VALIDATION_STEPS
         )
         if not self.validation:
-            raise ValueError("the validation part has no readings of a target: training could not tell when it is done")
+            raise ValueError("the validation part holds no value of a target; use more data or another split")
         self._pool = LanePool(forecaster, prepared, split.train_end_us, np.random.default_rng(options.seed))
         self._plain = options.preset == "plain"
         self._optimiser: torch.optim.Optimizer
@@ -211,20 +213,20 @@ class _Run:
             self._epoch_updates = options.updates_per_epoch
         self._chunks = self._chunk_stream(0)
         self._hidden = forecaster.gru.zeros(1)
-        self._chunks_done = 0  # chunks
+        self._chunks_done = 0
         self._updates = 0
 
     @property
     def _stride(self) -> int:
-        """Of which steps the loss is taken."""
+        """Steps between two steps with a loss."""
         return max(1, self._forecaster.config.horizon_steps // self._options.labels_per_step)
 
     def train(
         self, report: Callable[[EpochReport], None] | None, checkpoint: Checkpoint | None = None
     ) -> list[EpochReport]:
-        """Trains until the epochs, the budget or the patience (of which plain has no end) are used up.
+        """The reports of all epochs, until epochs, budget or patience (of which plain has no end) are used up.
 
-        ``best`` is then the model to keep.
+        ``best`` is then the model of the best epoch.
         """
         options = self._options
         began = time.monotonic()
@@ -235,7 +237,7 @@ class _Run:
         if kept is not None:
             reports = [EpochReport(**epoch) for epoch in kept["epochs"]]
             planned = kept["planned"]
-            began -= reports[-1].seconds  # the budget counts what was trained before
+            began -= reports[-1].seconds  # the budget includes the time before the restart
             self._restore(kept)
         best_loss = min((epoch.validation_loss for epoch in reports), default=math.inf)
         deadline = began + options.budget_s if self._plain else math.inf
@@ -252,7 +254,7 @@ class _Run:
             reports.append(EpochReport(len(reports) + 1, train_loss, validation_loss, now - began, rate))
             if report is not None:
                 report(reports[-1])
-            # What an epoch takes is known now: plan for as many as the budget holds, so that the rate can fall in time.
+            # Plan as many epochs as the budget has time for, so that the learning rate falls to its end in time.
             left = (began + options.budget_s - now) / (now - started)
             affordable = len(reports) + int(min(left, planned))
             planned = min(planned, max(affordable, len(reports)))
@@ -260,13 +262,11 @@ class _Run:
                 epochs = [asdict(epoch) for epoch in reports]
                 checkpoint.write({"epochs": epochs, "planned": planned, **self._content()})
         if best_loss == float("inf"):
-            raise ValueError(
-                "training did not lead to a finite loss on the validation part; are its targets all missing?"
-            )
+            raise ValueError("no epoch had a finite loss on the validation part; check that its targets have values")
         return reports
 
     def _content(self) -> dict[str, Any]:
-        """All that the next epoch depends on."""
+        """Everything that the next epoch depends on, for a checkpoint."""
         cuda = self._device.type == "cuda"
         return {
             "forecaster": self._forecaster.stored_weights(),
@@ -283,7 +283,7 @@ class _Run:
         }
 
     def _restore(self, kept: dict[str, Any]) -> None:
-        """Makes ``_content`` of an equal training this one's."""
+        """Continue from the ``_content`` of a training with equal arguments."""
         self._forecaster.load_stored_weights(kept["forecaster"])
         self._averaged.load_stored_weights(kept["averaged"])
         self.best.load_stored_weights(kept["best"])
@@ -297,10 +297,12 @@ class _Run:
         self._chunks = self._chunk_stream(self._chunks_done)
 
     def _window_ends(self) -> NDArray[np.int64]:
-        """The last steps of all windows of the training part that there is a label for."""
+        """The last steps of all windows of the training part that have a label."""
         steps = self._options.window_steps
         if self._pool.longest <= steps:
-            raise ValueError(f"no sensor has more than {steps} steps before the validation part")
+            raise ValueError(
+                f"no sensor has more than {steps} steps in a row before the validation part; lower window_steps"
+            )
         ends = np.concatenate(list(self._pool.labelled(steps - 1)))
         if not len(ends):
             raise self._no_labels_error()
@@ -309,13 +311,13 @@ class _Run:
     def _no_labels_error(self) -> ValueError:
         targets = ", ".join(self._forecaster.config.targets)
         return ValueError(
-            f"there is nothing to learn from: the targets ({targets}) are all missing or constant in the training part"
+            f"training has no labels: the targets ({targets}) are all missing or constant in the training part"
         )
 
     def _chunk_stream(self, taken: int) -> Iterator[tuple[Chunk, bool]]:
-        """Chunks to step through, for ever, and whether each begins from a zero state; without the first ``taken``.
+        """Chunks without end, and whether each begins from a zero state; without the first ``taken``.
 
-        The pool deals the same lanes in every run, so those already walked are dealt and put aside.
+        The pool gives the same lanes in every run, so lanes that were walked before a restart are skipped.
         """
         options = self._options
         if self._plain:
@@ -347,7 +349,7 @@ class _Run:
         return total / updates
 
     def _update(self, chunk: Chunk, fresh: bool, progress: float) -> float | None:
-        """Steps through a chunk and learns from it; no loss is returned for one without labels."""
+        """The loss of a chunk after an update of the weights; None without labels, after stepping alone."""
         forecaster, options = self._forecaster, self._options
         if fresh:
             self._hidden = forecaster.gru.zeros(len(chunk.rows))
@@ -374,7 +376,7 @@ class _Run:
 
     @torch.no_grad()
     def _average(self) -> None:
-        # The mean of few weights at first, so that the random ones of the beginning are soon forgotten.
+        # The mean begins over few updates, so that the initial weights are soon forgotten.
         n = self._updates
         keep = 0.0 if self._plain else min(self._options.averaging, n / (n + 10.0))
         for mean, current in zip(self._averaged.parameters(), self._forecaster.parameters(), strict=True):

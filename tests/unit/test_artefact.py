@@ -132,7 +132,7 @@ def test_weights_that_are_not_numbers_are_refused(saved: Path) -> None:
     weights = torch.load(saved / WEIGHTS_FILE, weights_only=True)
     weights["gru.head.bias"][0] = torch.nan
     torch.save(weights, saved / WEIGHTS_FILE)
-    with pytest.raises(ArtefactError, match="not finite"):
+    with pytest.raises(ArtefactError, match="non-finite weights"):
         load_artefact(saved)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model import autoregression
 from model.autoregression import LAGS, Autoregression
-from model.backtest import assert_causal, backtest
+from model.backtest import ForecastRequest, assert_causal, backtest
 from model.baselines import Persistence
 from model.config import ModelConfig
 from model.kernel import REGRESSOR_BOUND, SCALE_RATE
@@ -111,7 +111,7 @@ def test_any_cut_into_stretches_gives_the_same_bits(numbers: int, monkeypatch: p
         parts = [predictor.forecasts(sequences, sensor, a, b) for a, b in pairwise(cuts)]
         np.testing.assert_array_equal(np.concatenate(parts), expected)
     together = Autoregression(CONFIG)
-    requests = [autoregression.ForecastRequest(sequences.past(s, sequences.span(s)[1]), 10 * s) for s in range(3)]
+    requests = [ForecastRequest(sequences.past(s, sequences.span(s)[1]), 10 * s) for s in range(3)]
     for sensor, found in enumerate(together.forecasts_together(requests)):
         np.testing.assert_array_equal(found, whole[sensor][10 * sensor :])
 
