@@ -2,12 +2,13 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any, Final
 
 import matplotlib
@@ -25,58 +26,21 @@ from deploy.live_forecasts import shown_steps
 from model.metrics import Scores
 from pipeline.audit.delivery import DeliveryCounts
 
+PAGE: Final = Path(__file__).with_name("report.html")  # a string.Template
+PLOT_STYLE: Final = Path(__file__).with_name("report.mplstyle")
 INK: Final = "#1f2933"
 MUTED: Final = "#8a94a0"
 ACCENT: Final = "#0b7285"
 BAND: Final = "#9fd3dc"
 VERSION_COLOURS: Final = ("#74b3c2", "#0b7285", "#e8a33d", "#a34a28")
 BASELINE_COLOURS: Final = ("#e8a33d", "#8a94a0")
+LOSSES: Final = {
+    "pinball": "back-test, mean pinball loss",
+    "pinball.champion": "the champion at that time",
+    "pinball.naive": "seasonal naive",
+}  # metric of a version -> its name
 UNITS: Final = {"PM2.5": "µg/m³", "TEMP": "°C"}
 _dates: Any = matplotlib.dates  # ships no types
-
-_TITLE: Final = "streamgru: live forecasts of Beijing's air"
-_PAGE_STYLE: Final = """
-  :root { color-scheme: light; --ink: #1f2933; --muted: #62707d; --line: #e1e6ea; --accent: #0b7285; --good: #2b7a3d;
-          --bad: #b3261e; }
-  * { box-sizing: border-box }
-  body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink); margin: 0;
-         background: #f4f6f7 }
-  main { max-width: 1020px; margin: 0 auto; padding: 28px 20px 60px }
-  h1 { font-size: 27px; line-height: 1.2; margin: 0 0 6px } h2 { font-size: 18px; margin: 0 0 4px }
-  p { margin: 0 0 10px } .lead { color: var(--muted); max-width: 76ch } .note { color: var(--muted); font-size: 13.5px }
-  section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin-top: 16px }
-  .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px }
-  .card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px }
-  .card b { display: block; font-size: 25px; line-height: 1.2; font-weight: 650; font-variant-numeric: tabular-nums }
-  .card span { color: var(--muted); font-size: 13px } .good b { color: var(--good) } .bad b { color: var(--bad) }
-  .wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-  th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line) }
-  th { font-weight: 600; color: var(--muted); font-size: 13.5px } th:first-child, td:first-child { text-align: left }
-  tr.ours td { font-weight: 650; color: var(--accent) } td.text { text-align: left; overflow-wrap: anywhere }
-  td.title { width: 32% } td.time { white-space: nowrap } td { vertical-align: top }
-  svg { width: 100%; height: auto; display: block; margin-top: 8px }
-  code { background: #eef1f3; padding: 1px 4px; border-radius: 4px; font-size: 0.92em }
-  .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 4px 36px }
-"""
-_STYLE: Final[dict[Any, Any]] = {
-    "svg.fonttype": "none",  # text stays text: sharp, small, searchable
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#c5ccd3",
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.color": "#eceff2",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-}
 
 
 @dataclass(frozen=True)
@@ -120,89 +84,57 @@ class Outcome:
 
 def render(outcome: Outcome) -> str:
     """The page."""
-    coverage = coverage_by_target(outcome.scores[FORECAST])
-    held = ", ".join(f"{target} {share:.1%}" for target, share in coverage.items())
-    parts = [
-        f"<h1>{_TITLE}</h1><p class='lead'>{_lead(outcome)}</p>",
-        _cards(outcome),
-        _section(
-            "Forecasts and what came true",
-            "Each line is the forecast that a consumer of the topic had in hand that long before; where it breaks off, "
-            "no reading had come in to forecast from.",
-            draw_traces(outcome.traces),
-        ),
-        _section(
-            "Error by hours ahead",
-            "Mean absolute error of the median over every forecast on the topic, against two forecasts that cost "
-            "nothing, over exactly the same times of issue and the same labels.",
-            draw_errors(outcome.scores) + _error_table(outcome.scores) + _agreement(outcome.agreement),
-        ),
-        _section(
-            "Do the intervals hold?",
-            f"Share of measurements within the outermost quantiles, over all steps ahead: {held}.",
-            draw_coverage(outcome.scores[FORECAST]),
-        ),
-        _section("The run", _run_note(outcome), draw_run(outcome.seconds, outcome.swaps, outcome.retraining)),
-        "<section class='columns'>" + _counts(outcome.audit) + _versions(outcome.versions) + "</section>",
-        _section("What was done", "Some steps run side by side.", _steps(outcome)),
-    ]
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{_TITLE}</title><style>{_STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    scores, faults = outcome.scores, outcome.faults
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        history_readings=f"{outcome.history_readings:,}",
+        sensors=outcome.sensors,
+        left_out=f"{faults.left_out:,}",
+        sent_late=f"{faults.sent_late:,}",
+        sent_twice=f"{faults.sent_twice:,}",
+        cards=_cards(outcome),
+        traces=draw_traces(outcome.traces),
+        errors=draw_errors(scores),
+        error_table=_error_table(scores),
+        agreement=outcome.agreement,
+        coverage=escape(coverage_note(scores[FORECAST])),
+        coverage_plot=draw_coverage(scores[FORECAST]),
+        run_note=_run_note(outcome),
+        run=draw_run(outcome.seconds, outcome.swaps, outcome.retraining),
+        counts=_counts(outcome.audit),
+        versions=_rows((str(version.version), _version_note(version)) for version in outcome.versions),
+        steps=_steps(outcome),
     )
 
 
-def _lead(outcome: Outcome) -> str:
-    faults = outcome.faults
-    return (
-        "A GRU that keeps its hidden state from message to message was trained on the older half of "
-        f"{outcome.history_readings:,} hourly readings of {outcome.sensors} air-quality stations in Beijing. Two "
-        "forecasters then forecast the readings that followed as they came in over Kafka. Meanwhile a second model was "
-        "trained on all readings so far, and the gate compared it with the first. On the way, "
-        f"{faults.left_out:,} readings were left out, {faults.sent_late:,} sent late and {faults.sent_twice:,} twice."
-    )
-
-
-def _section(title: str, note: str, content: str) -> str:
-    head = f"<h2>{escape(title)}</h2><p class='note'>{escape(note)}</p>"
-    return f"<section>{head}<div class='wide'>{content}</div></section>"
+def _rows(rows: Iterable[Iterable[str]], cell: str = "td") -> str:
+    """Rows of a table, of cells that are HTML."""
+    return "".join(f"<tr>{''.join(f'<{cell}>{text}</{cell}>' for text in row)}</tr>" for row in rows)
 
 
 def _cards(outcome: Outcome) -> str:
-    counts = outcome.audit
-    cards = [
-        (f"{counts.accepted:,}", "readings accepted", ""),
-        (f"{counts.forecasts:,}", "forecasts", ""),
-        (f"{counts.lost:,}", "lost", "bad" if counts.lost else "good"),
-        (f"{counts.twice:,}", "twice", "bad" if counts.twice else "good"),
-        (f"{counts.out_of_order:,}", "out of order", "bad" if counts.out_of_order else "good"),
-    ]
-    if (silence := outcome.silence) is not None:
+    counts, silence = outcome.audit, outcome.silence
+    cards = [(f"{counts.accepted:,}", "readings accepted", ""), (f"{counts.forecasts:,}", "forecasts", "")]
+    for name, count in (("lost", counts.lost), ("twice", counts.twice), ("out of order", counts.out_of_order)):
+        cards.append((f"{count:,}", name, "bad" if count else "good"))
+    if silence is not None:
         text = "longest wait of a partition for its next forecast"
         cards.append((f"{silence.seconds:.2f} s", text, "good" if silence.is_short else "bad"))
-    body = "".join(f"<div class='card {kind}'><b>{value}</b><span>{name}</span></div>" for value, name, kind in cards)
-    return f"<div class='cards'>{body}</div>"
+    return "".join(f"<div class='card {kind}'><b>{value}</b><span>{name}</span></div>" for value, name, kind in cards)
 
 
 def _error_table(scores: Mapping[str, Scores]) -> str:
+    targets, rows = mae_table(scores)
+    return _rows([["", *map(escape, targets)]], "th") + _rows([escape(name), *cells] for name, *cells in rows)
+
+
+def mae_table(scores: Mapping[str, Scores]) -> tuple[list[str], list[list[str]]]:
+    """Targets at some steps ahead; and a row for each name in ``scores``: the name, then its mean absolute errors."""
     targets = scores[FORECAST].targets
     errors = {name: found.by_horizon("mae") for name, found in scores.items()}
-    shown = shown_steps(errors[FORECAST].shape[1])
-    heads = "".join(f"<th>{escape(target)} +{step}</th>" for target in targets for step in shown)
-    rows = ""
-    for name, error in errors.items():
-        cells = "".join(f"<td>{error[row, step - 1]:.3g}</td>" for row in range(len(targets)) for step in shown)
-        rows += f"<tr{' class=ours' if name == FORECAST else ''}><td>{escape(name)}</td>{cells}</tr>"
-    return f"<table><tr><th></th>{heads}</tr>{rows}</table>"
-
-
-def _agreement(agreed: Agreement) -> str:
+    places = [(row, step) for row in range(len(targets)) for step in shown_steps(errors[FORECAST].shape[1])]
     return (
-        f"<p class='note'>The evaluator, over the same readings, gives {agreed.different:,} different forecasts of "
-        f"{agreed.compared:,}; the largest difference is {agreed.largest:.1g} standard deviations of the sensor, and "
-        f"its mean absolute errors are within a part of {agreed.largest_mae:.1g} of these.</p>"
+        [f"{targets[row]} +{step}" for row, step in places],
+        [[name, *(f"{error[row, step - 1]:.3g}" for row, step in places)] for name, error in errors.items()],
     )
 
 
@@ -212,13 +144,18 @@ def coverage_by_target(scores: Scores) -> dict[str, float]:
     return dict(zip(scores.targets, held.tolist(), strict=True))
 
 
+def coverage_note(scores: Scores) -> str:
+    """``coverage_by_target`` in words."""
+    return ", ".join(f"{target} {share:.1%}" for target, share in coverage_by_target(scores).items())
+
+
 def _run_note(outcome: Outcome) -> str:
     notes = [
         f"Version {swap.version_after} took over from {swap.version_before} within {swap.last_s - swap.first_s:.1f} s "
-        f"over all partitions; the longest pause of any partition around that was {swap.pause_s:.2f} s. At other times "
-        f"99 % of pauses are shorter than {swap.usual_pause_s:.2f} s."
+        f"over all partitions. The longest pause of a partition around the swap was {swap.pause_s:.2f} s. At other "
+        f"times 99 % of pauses are shorter than {swap.usual_pause_s:.2f} s."
         for swap in outcome.swaps
-    ] or ["The model did not change during this run: the gate's reason stands below."]
+    ] or ["The model did not change during this run. The table of model versions has the gate's reason."]
     if (silence := outcome.silence) is not None:
         notes.append(
             f"The longest pause of all was {silence.seconds:.2f} s, in partition {silence.partition}; the demo promises"
@@ -233,57 +170,42 @@ def _counts(counts: DeliveryCounts) -> str:
         ("accepted", counts.accepted),
         ("duplicates, not accepted", counts.duplicates),
         ("late, not accepted", counts.late),
-        ("malformed, set aside", counts.rejected),
+        ("malformed, sent to the dead letters", counts.rejected),
         ("forecasts", counts.forecasts),
         ("accepted readings without a forecast (lost)", counts.lost),
-        ("forecasts too many (twice)", counts.twice),
+        ("surplus forecasts of a reading (twice)", counts.twice),
         ("forecasts out of order", counts.out_of_order),
-        ("forecasts of nothing that was accepted", counts.unexpected),
+        ("forecasts that follow no accepted reading", counts.unexpected),
     ]
-    body = "".join(f"<tr><td>{name}</td><td>{value:,}</td></tr>" for name, value in rows)
-    return f"<div><h2>Counts</h2><table>{body}</table></div>"
+    return _rows((name, f"{value:,}") for name, value in rows)
 
 
-def _versions(versions: Sequence[Version]) -> str:
-    body = ""
-    for version in versions:
-        loss, rivals = version.metrics.get("pinball"), []
-        for rival, name in (("champion", "the champion then"), ("naive", "seasonal naive")):
-            if (found := version.metrics.get(f"pinball.{rival}")) is not None:
-                rivals.append(f"{name} {found:.4g}")
-        note = f"back-test, mean pinball loss {loss:.4g}; {', '.join(rivals)}" if loss is not None else ""
-        body += (
-            f"<tr><td>{version.version}</td><td class='text'>trained {version.created:%H:%M:%S} UTC; "
-            f"{_marked(version.standing)}<br><span class='note'>{escape(note)}</span></td></tr>"
-        )
-    return f"<div><h2>Model versions</h2><table>{body}</table></div>"
+def _version_note(version: Version) -> str:
+    losses = [f"{name} {version.metrics[key]:.4g}" for key, name in LOSSES.items() if key in version.metrics]
+    made = f"trained {version.created:%H:%M:%S} UTC; {_with_code(version.standing)}"
+    return f"{made}<br><span class='note'>{'; '.join(losses)}</span>"
 
 
 def _steps(outcome: Outcome) -> str:
-    body = "".join(
-        f"<tr><td class='title'>{escape(step.title)}</td><td class='text'>{_marked(step.result)}</td>"
-        f"<td class='time'>{step.seconds:.1f} s</td></tr>"
-        for step in outcome.steps
-    )
-    return f"<table>{body}<tr><td>together</td><td></td><td>{outcome.took_s:.0f} s</td></tr></table>"
+    rows = [(escape(step.title), _with_code(step.result), f"{step.seconds:.1f} s") for step in outcome.steps]
+    return _rows([*rows, ("together", "", f"{outcome.took_s:.0f} s")])
 
 
-def _marked(text: str) -> str:
-    """Commands between backticks as code."""
+def _with_code(text: str) -> str:
+    """The text as HTML; commands between backticks are marked as code."""
     return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 @contextmanager
 def _figure(height_in: float, rows: int, columns: int, **options: Any) -> Iterator[tuple[Figure, Any]]:
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(fname=PLOT_STYLE):
         figure = Figure(figsize=(10.0, height_in), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def _svg(figure: Figure) -> str:
-    with matplotlib.rc_context(_STYLE):
-        output = io.StringIO()
-        figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
+    output = io.StringIO()
+    figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
     text = output.getvalue()
     return text[text.index("<svg") :]
 

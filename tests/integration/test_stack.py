@@ -151,7 +151,7 @@ def test_a_port_that_another_program_has_is_named_with_that_program(service: str
     port = getattr(own_settings.stack, f"{service}_port")
     with closing(socket.create_server(("127.0.0.1", port))), pytest.raises(StackError) as raised:
         Stack(own_settings).up((service,))
-    assert f"{service} cannot have port {port}" in str(raised.value)
+    assert f"{service} cannot use port {port}" in str(raised.value)
     assert f"process {os.getpid()}" in str(raised.value)
 
 
@@ -196,7 +196,7 @@ def test_a_broker_that_dies_on_start_is_named_with_the_end_of_its_log(own_settin
     with pytest.raises(StackError) as raised:
         Stack(own_settings).up(("kafka",))
     message = str(raised.value)
-    assert "kafka has ended with exit code 1 while it was starting" in message
+    assert "kafka ended during its start, with exit code 1" in message
     assert str(own_settings.home / "logs" / "kafka.log") in message
     assert "Stored node id 7 doesn't match" in message
     assert using(own_settings.home) == []
