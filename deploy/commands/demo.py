@@ -16,11 +16,7 @@ if TYPE_CHECKING:
     from deploy.demo.job import DemoResult
     from pipeline.settings import Settings
 
-PORT_VARIABLES = {
-    "kafka_port": "STREAMGRU_STACK__KAFKA_PORT",
-    "mlflow_port": "STREAMGRU_STACK__MLFLOW_PORT",
-    "prefect_port": "STREAMGRU_STACK__PREFECT_PORT",
-}
+PORT_VARIABLES = {f"{name}_port": f"STREAMGRU_STACK__{name.upper()}_PORT" for name in ("kafka", "mlflow", "prefect")}
 # Prefixes of the variables for a user's own servers, data and forecasters: the demo does not use these.
 FOREIGN_VARIABLES = (
     "STREAMGRU_KAFKA",
@@ -138,8 +134,8 @@ def _print_result(result: "DemoResult", console: "Console") -> None:
     if outcome.silence is not None:
         say(
             "longest wait of a partition for a forecast while readings arrived: [bold "
-            f"{'green' if outcome.silence.is_short else 'yellow'}]{outcome.silence.seconds:.2f} s[/]; the demo promises "
-            f"at most {LONGEST_SILENCE_S:g} s"
+            f"{'green' if outcome.silence.is_short else 'yellow'}]{outcome.silence.seconds:.2f} s[/]; the demo "
+            f"promises at most {LONGEST_SILENCE_S:g} s"
         )
     for version in outcome.versions:
         say(f"version {version.version}: {version.standing}", markup=False)

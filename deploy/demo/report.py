@@ -45,7 +45,7 @@ _dates: Any = matplotlib.dates  # ships no types
 
 @dataclass(frozen=True)
 class Step:
-    """Something the demo did."""
+    """A step of the demo."""
 
     title: str
     result: str
@@ -64,7 +64,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything the demo found out."""
+    """The findings of the demo."""
 
     audit: DeliveryCounts
     sensors: int
@@ -79,19 +79,19 @@ class Outcome:
     retraining: tuple[float, float]  # time of day
     versions: Sequence[Version]
     steps: Sequence[Step]
-    took_s: float  # all steps; some run side by side
+    took_s: float  # of the whole demo; some steps run side by side
 
 
 def render(outcome: Outcome) -> str:
     """The page."""
-    scores, faults = outcome.scores, outcome.faults
+    scores, faults, silence = outcome.scores, outcome.faults, outcome.silence
+    numbers = {name: number for name, number in vars(outcome.audit).items() if isinstance(number, int)}
+    numbers |= {"history_readings": outcome.history_readings, "sensors": outcome.sensors}
+    numbers |= {"left_out": faults.left_out, "sent_late": faults.sent_late, "sent_twice": faults.sent_twice}
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
-        history_readings=f"{outcome.history_readings:,}",
-        sensors=outcome.sensors,
-        left_out=f"{faults.left_out:,}",
-        sent_late=f"{faults.sent_late:,}",
-        sent_twice=f"{faults.sent_twice:,}",
-        cards=_cards(outcome),
+        {name: f"{number:,}" for name, number in numbers.items()},
+        silence="-" if silence is None else f"{silence.seconds:.2f} s",
+        silence_is="" if silence is None else "fault n0" if silence.is_short else "fault",
         traces=draw_traces(outcome.traces),
         errors=draw_errors(scores),
         error_table=_error_table(scores),
@@ -100,7 +100,6 @@ def render(outcome: Outcome) -> str:
         coverage_plot=draw_coverage(scores[FORECAST]),
         run_note=_run_note(outcome),
         run=draw_run(outcome.seconds, outcome.swaps, outcome.retraining),
-        counts=_counts(outcome.audit),
         versions=_rows((str(version.version), _version_note(version)) for version in outcome.versions),
         steps=_steps(outcome),
     )
@@ -109,17 +108,6 @@ def render(outcome: Outcome) -> str:
 def _rows(rows: Iterable[Iterable[str]], cell: str = "td") -> str:
     """Rows of a table, of cells that are HTML."""
     return "".join(f"<tr>{''.join(f'<{cell}>{text}</{cell}>' for text in row)}</tr>" for row in rows)
-
-
-def _cards(outcome: Outcome) -> str:
-    counts, silence = outcome.audit, outcome.silence
-    cards = [(f"{counts.accepted:,}", "readings accepted", ""), (f"{counts.forecasts:,}", "forecasts", "")]
-    for name, count in (("lost", counts.lost), ("twice", counts.twice), ("out of order", counts.out_of_order)):
-        cards.append((f"{count:,}", name, "bad" if count else "good"))
-    if silence is not None:
-        text = "longest wait of a partition for its next forecast"
-        cards.append((f"{silence.seconds:.2f} s", text, "good" if silence.is_short else "bad"))
-    return "".join(f"<div class='card {kind}'><b>{value}</b><span>{name}</span></div>" for value, name, kind in cards)
 
 
 def _error_table(scores: Mapping[str, Scores]) -> str:
@@ -162,22 +150,6 @@ def _run_note(outcome: Outcome) -> str:
             f" at most {LONGEST_SILENCE_S:g} s. (A pause: a reading was waiting, and no forecast became visible.)"
         )
     return " ".join(notes)
-
-
-def _counts(counts: DeliveryCounts) -> str:
-    rows = [
-        ("readings sent", counts.readings),
-        ("accepted", counts.accepted),
-        ("duplicates, not accepted", counts.duplicates),
-        ("late, not accepted", counts.late),
-        ("malformed, sent to the dead letters", counts.rejected),
-        ("forecasts", counts.forecasts),
-        ("accepted readings without a forecast (lost)", counts.lost),
-        ("surplus forecasts of a reading (twice)", counts.twice),
-        ("forecasts out of order", counts.out_of_order),
-        ("forecasts that follow no accepted reading", counts.unexpected),
-    ]
-    return _rows((name, f"{value:,}") for name, value in rows)
 
 
 def _version_note(version: Version) -> str:
@@ -237,7 +209,7 @@ def draw_traces(traces: Sequence[Trace]) -> str:
 
 
 def draw_picture(traces: Sequence[Trace], path: Path) -> None:
-    """Write a PNG of readings and, now and then, a whole forecast as it stood on the topic."""
+    """Write a PNG of readings with some whole forecasts as they were on the topic."""
     with _figure(2.4 * len(traces), len(traces), 1, sharex=True) as (figure, axes):
         for row, trace in enumerate(traces):
             ax: Axes = axes[row, 0]
@@ -278,15 +250,15 @@ def draw_errors(scores: Mapping[str, Scores]) -> str:
 
 
 def draw_coverage(scores: Scores) -> str:
-    """How often the interval held the reading."""
+    """Share of the measurements within the interval, by steps ahead."""
     with _figure(2.5, 1, len(scores.targets), sharey=True) as (figure, axes):
         coverage = scores.by_horizon("coverage") * 100
         ahead = np.arange(1, coverage.shape[1] + 1)
         nominal = scores.nominal_coverage
         for column, target in enumerate(scores.targets):
             ax: Axes = axes[0, column]
-            ax.axhline(nominal * 100, color=MUTED, lw=1.2, ls="--", label=f"promised: {nominal:.0%}")
-            ax.plot(ahead, coverage[column], color=ACCENT, lw=2.0, label="held")
+            ax.axhline(nominal * 100, color=MUTED, lw=1.2, ls="--", label=f"nominal: {nominal:.0%}")
+            ax.plot(ahead, coverage[column], color=ACCENT, lw=2.0, label="measured")
             ax.set_ylim(40, 100)
             ax.yaxis.set_major_formatter("{x:.0f} %")
             _ahead_axis(ax, ahead, f"{target}: coverage of the {nominal:.0%} interval")
@@ -294,7 +266,7 @@ def draw_coverage(scores: Scores) -> str:
 
 
 def draw_run(seconds: Seconds, swaps: Sequence[Swap], retraining: tuple[float, float]) -> str:
-    """Rate and delay of visible forecasts over the run, with the change of models."""
+    """Rate and delay of visible forecasts over the run, with the model swaps."""
     with _figure(4.2, 2, 1, sharex=True, height_ratios=(3, 2)) as (figure, axes):
         moments = np.arange(seconds.rate.shape[1])
         rate, delay = axes[0, 0], axes[1, 0]
@@ -316,7 +288,7 @@ def draw_run(seconds: Seconds, swaps: Sequence[Swap], retraining: tuple[float, f
             label = "retraining runs" if ax is rate else None
             ax.axvspan(since, until, color="#ede3cd", alpha=0.6, lw=0, zorder=0, label=label)
             for number, swap in enumerate(swaps):
-                label = "model changes" if ax is rate and not number else None
+                label = "model swap" if ax is rate and not number else None
                 ax.axvline(swap.first_s - seconds.start_s, color=INK, lw=1.2, ls=":", label=label)
             ax.legend(fontsize=9, loc="upper right", ncols=4, bbox_to_anchor=(1.0, 1.17))
         return _svg(figure)

@@ -74,7 +74,7 @@ def test_the_whole_job_is_done_and_everything_is_stopped(
     assert counts is not None, output
     readings, accepted, forecasts = (int(count.replace(",", "")) for count in counts.groups())
     assert 1_000 < accepted == forecasts < readings
-    if "not champion; the first model goes on" in output:  # the gate, about a training of two seconds
+    if "not champion; the first model stays" in output:  # the gate, about a training of two seconds
         assert "forecasts by versions 1;" in output
     else:
         assert "forecasts by versions 1, 2" in output
