@@ -3,9 +3,9 @@
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from kafka import TopicPartition
 from rich.markup import escape
@@ -44,7 +44,7 @@ class _PendingReading:
     sent_ms: int
 
 
-class StreamTail:
+class StreamTail(AbstractContextManager["StreamTail"]):
     """Consumes readings and forecasts from now on, without a consumer group, so that it commits no offsets.
 
     It first reads the last ``look_back`` records of each partition, or all for None. Use it as a context manager.
@@ -135,12 +135,7 @@ class StreamTail:
         """Leave the broker."""
         self._consumer.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, Final
 
 import click
@@ -23,35 +24,27 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-def layout_options(command: Command) -> Command:
-    """Options for the columns of a file; the command gets them as arguments of ``FileLayout``."""
-    for option in (
-        click.option("--columns-as-sensors", is_flag=True, help="Take each numeric column as a sensor of its own."),
-        click.option(
-            "--sensor-column", metavar="NAME", help="Column of the sensor ids; by default each file is one sensor."
-        ),
-        click.option(
-            "--timezone",
-            metavar="ZONE",
-            help="Zone of times without one, such as UTC or Asia/Shanghai. When clocks are set back an hour appears "
-            "twice: the first one in the file is the earlier one.",
-        ),
-        click.option(
-            "--time-column", metavar="NAME", help="Column of the times; by default the only column that can be it."
-        ),
-    ):
-        command = option(command)
-    return command
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator for several options, in the order of the help."""
+    return lambda command: reduce(lambda command, option: option(command), reversed(options), command)
 
 
-def training_options(command: Command) -> Command:
-    """Options that override settings of the section ``training``."""
-    for option in (
-        click.option("--seed", type=SEED, help="Seed of all random numbers; by default as in the settings."),
-        click.option(
-            "--budget", "budget_s", type=FiniteRange(min=0, min_open=True), help="Train for at most this many seconds."
-        ),
-        click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings."),
-    ):
-        command = option(command)
-    return command
+# Options for the columns of a file, for the arguments of ``FileLayout``.
+layout_options = _options(
+    click.option("--time-column", metavar="NAME", help="Column of the times; by default the only possible column."),
+    click.option(
+        "--timezone",
+        metavar="ZONE",
+        help="Zone of times without one, such as UTC or Asia/Shanghai. When clocks are set back an hour appears twice: "
+        "the first one in the file is the earlier one.",
+    ),
+    click.option("--sensor-column", metavar="NAME", help="Column of the sensor ids; by default each file is a sensor."),
+    click.option("--columns-as-sensors", is_flag=True, help="Take each numeric column as a sensor of its own."),
+)
+
+# Options that override settings of the section ``training``.
+training_options = _options(
+    click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings."),
+    click.option("--budget", "budget_s", type=FiniteRange(min=0, min_open=True), help="Seconds to train for at most."),
+    click.option("--seed", type=SEED, help="Seed of all random numbers; by default as in the settings."),
+)

@@ -138,6 +138,7 @@ def backtest(
     from pipeline.evaluation.report import TrainedModel, read_trained_model, write_report
     from pipeline.history.table import History
     from pipeline.messages import iso_timestamp
+    from pipeline.registry.versions import VALIDATE_UNTIL, Registry
     from pipeline.windows import cadence_warning, load_sequences
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
@@ -181,7 +182,9 @@ def backtest(
         sequences, bounds = split_by(split, sequences)
         _create_folder(folder)  # before the training: its result needs the folder
         if version is not None:
-            trained = _registered(settings, version)
+            registry = Registry(settings)
+            forecaster = registry.load(version, settings.home / "models")
+            trained = TrainedModel(forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
         if trained is None:
             trained = TrainedModel.of(train_on(settings, sequences, bounds, told, checkpoint), bounds)
         else:
@@ -293,15 +296,6 @@ def _with_steps_of(forecaster: "Forecaster", settings: "Settings", asked: dict[s
     return settings
 
 
-def _registered(settings: "Settings", version: int) -> "TrainedModel":
-    from pipeline.evaluation.report import TrainedModel
-    from pipeline.registry.versions import VALIDATE_UNTIL, Registry
-
-    registry = Registry(settings)
-    forecaster = registry.load(version, settings.home / "models")
-    return TrainedModel(forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
-
-
 def _unseen(trained: "TrainedModel", name: str, sequences: "Sequences", bounds: "Split") -> "Split":
     """The split with a test part after the readings that the model was trained or chosen on, as far as known."""
     from pipeline.evaluation.evaluate import Selection, unseen_part
@@ -316,8 +310,7 @@ def _unseen(trained: "TrainedModel", name: str, sequences: "Sequences", bounds: 
 def _create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass  # the folder can be written to
+        TemporaryFile(dir=folder).close()  # fails if the folder cannot be written to
     except OSError as error:
         raise DataFileError(
             f"scores and plots cannot be written to {folder}: {error.strerror}; name another folder with --out"

@@ -13,22 +13,13 @@ from deploy.option_types import FiniteRange
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploy.demo.job import DemoResult
+    from deploy.demo.report import Outcome
     from pipeline.settings import Settings
 
 PORT_VARIABLES = {f"{name}_port": f"STREAMGRU_STACK__{name.upper()}_PORT" for name in ("kafka", "mlflow", "prefect")}
-# Prefixes of the variables for a user's own servers, data and forecasters: the demo does not use these.
-FOREIGN_VARIABLES = (
-    "STREAMGRU_KAFKA",
-    "STREAMGRU_FORECASTER",
-    "STREAMGRU_MLFLOW_TRACKING_URI",
-    "STREAMGRU_PREFECT_API_URL",
-    "STREAMGRU_HISTORY",
-    "STREAMGRU_FEATURES",
-    "STREAMGRU_TARGETS",
-    "STREAMGRU_CADENCE_S",
-    "STREAMGRU_GRACE_STEPS",
-)
+# Prefixes of variables for a user's own servers, data and forecasters, after STREAMGRU_: the demo does not use these.
+SERVERS = ("KAFKA", "FORECASTER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "HISTORY")
+FOREIGN = (*SERVERS, "FEATURES", "TARGETS", "CADENCE_S", "GRACE_STEPS")
 
 
 @click.command()
@@ -72,9 +63,9 @@ def demo(
     console = Console(highlight=False)
     settings = _demo_settings()
     options = DemoOptions(Amounts(sensors, history_days, live_days), live_seconds, keep)
-    result = run_demo(settings, options, console)
-    _print_result(result, console)
-    if not (result.outcome.audit.exactly_once and result.outcome.agreement.holds):
+    outcome = run_demo(settings, options, console)
+    _print_outcome(outcome, settings.home, console)
+    if not (outcome.audit.exactly_once and outcome.agreement.holds):
         click.get_current_context().exit(1)
 
 
@@ -83,8 +74,9 @@ def _demo_settings() -> "Settings":
     from deploy.service import bind
     from pipeline.settings import SETTINGS_FILE_VARIABLE, load_settings
 
-    for variable in [name for name in os.environ if name.upper().startswith(FOREIGN_VARIABLES)]:
-        del os.environ[variable]
+    for variable in list(os.environ):
+        if variable.upper().startswith(tuple(f"STREAMGRU_{name}" for name in FOREIGN)):
+            del os.environ[variable]
     example = Path(__file__).resolve().parents[1] / "beijing.toml"
     named = os.environ.get(SETTINGS_FILE_VARIABLE)
     if named and Path(named).resolve() != example:
@@ -100,14 +92,14 @@ def _demo_settings() -> "Settings":
     return load_settings()
 
 
-def _print_result(result: "DemoResult", console: "Console") -> None:
+def _print_outcome(outcome: "Outcome", home: Path, console: "Console") -> None:
     from rich.table import Table
 
-    from deploy.demo.live import LONGEST_SILENCE_S
+    from deploy.demo.job import PICTURE, REPORT
     from deploy.demo.report import coverage_note, mae_table
     from deploy.demo.scores import FORECAST
 
-    outcome, counts, ours = result.outcome, result.outcome.audit, result.outcome.scores[FORECAST]
+    counts, ours = outcome.audit, outcome.scores[FORECAST]
     say = partial(console.print, soft_wrap=True)
     say(
         f"\n{counts.readings:,} readings, {counts.accepted:,} accepted ({counts.duplicates:,} duplicates, "
@@ -127,16 +119,9 @@ def _print_result(result: "DemoResult", console: "Console") -> None:
     say(f"[bold {'green' if outcome.agreement.holds else 'red'}]{outcome.agreement}[/]")
     say(f"coverage of the {ours.nominal_coverage:.0%} interval: {coverage_note(ours)}")
     for swap in outcome.swaps:
-        say(
-            f"change from version {swap.version_before} to {swap.version_after}: longest pause {swap.pause_s:.2f} s "
-            f"(99 % of pauses at other times are shorter than {swap.usual_pause_s:.2f} s)"
-        )
+        say(str(swap))
     if outcome.silence is not None:
-        say(
-            "longest wait of a partition for a forecast while readings arrived: [bold "
-            f"{'green' if outcome.silence.is_short else 'yellow'}]{outcome.silence.seconds:.2f} s[/]; the demo "
-            f"promises at most {LONGEST_SILENCE_S:g} s"
-        )
+        say(f"[bold {'green' if outcome.silence.is_short else 'yellow'}]{outcome.silence}[/]")
     for version in outcome.versions:
         say(f"version {version.version}: {version.standing}", markup=False)
-    say(f"report: {result.report}; picture: {result.picture}; {outcome.took_s:.0f} s in all")
+    say(f"report: {home / REPORT}; picture: {home / PICTURE}; {outcome.took_s:.0f} s in all")

@@ -46,7 +46,7 @@ def ingest(context: Context, accept_loss: bool) -> None:
     help="Begin from the champion's weights, or from random ones; by default as in the settings.",
 )
 @click.pass_obj
-def retrain(context: Context, **options: Any) -> None:
+def retrain(context: Context, /, **options: Any) -> None:
     """Train a challenger on the history, back-test it, register it, and let the gate decide whether it is champion."""
     connect(context.settings, console=context.verbose)
     from flows.retrain import retrain as flow

@@ -47,6 +47,7 @@ INTERRUPTED = 130  # exit code
 @click.pass_obj
 def publish(
     context: Context,
+    /,
     files: tuple[Path, ...],
     speed: float | None,
     order: Order,
@@ -95,18 +96,14 @@ def publish(
 def _rows(
     table: ReadingTable, timezone: str | None, begin: str | None, until: str | None, limit: int | None
 ) -> tuple[int, int]:
-    """The rows [start, stop) to publish."""
+    """The rows [start, stop) to publish; times need rows in order of time."""
     start, stop = 0, len(table)
     if begin is not None:
-        start = int(begin) if begin.isdigit() else _first_row(table, _moment(begin, timezone, "--from"))
+        moment = None if begin.isdigit() else _moment(begin, timezone, "--from")
+        start = int(begin) if moment is None else int(np.searchsorted(table.timestamp_us, moment))
     if until is not None:
-        stop = _first_row(table, _moment(until, timezone, "--until"))
+        stop = int(np.searchsorted(table.timestamp_us, _moment(until, timezone, "--until")))
     return start, stop if limit is None else min(stop, start + limit)
-
-
-def _first_row(table: ReadingTable, timestamp_us: int) -> int:
-    """The first row at or after that time, rows being sorted by time."""
-    return int(np.searchsorted(table.timestamp_us, timestamp_us))
 
 
 def _moment(text: str, timezone: str | None, option: str) -> int:

@@ -2,8 +2,7 @@
 
 import re
 import threading
-from types import TracebackType
-from typing import Self
+from contextlib import AbstractContextManager
 
 import click
 from rich.console import Console
@@ -52,7 +51,7 @@ def down(context: Context, services: tuple[str, ...]) -> None:
         stack.down(services or SERVICES, progress.report)
 
 
-class ServiceProgress:
+class ServiceProgress(AbstractContextManager["ServiceProgress"]):
     """The progress of each service: a terminal shows one line per service, other outputs one line per change."""
 
     def __init__(self) -> None:
@@ -67,6 +66,7 @@ class ServiceProgress:
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._progress.start()
 
     def report(self, service: str, doing: str, *, done: bool = False) -> None:
         """Show that ``service`` is ``doing`` something now."""
@@ -79,11 +79,7 @@ class ServiceProgress:
                 self._last[service] = kind  # print a rising count once, not each of its numbers
                 click.echo(f"{service:<8}{doing}")
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
 

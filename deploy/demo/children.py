@@ -1,6 +1,5 @@
 """The demo's processes, each a `streamgru` command as a user would type it, and the home folder that they share."""
 
-import fcntl
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import StackError, StreamgruError
+from pipeline.file_lock import hold_lock
 
 TERMINATE_TIMEOUT_S: Final = 15.0  # from SIGTERM to SIGKILL; a forecaster ends within 5 s
 _POLL_S: Final = 0.2
@@ -139,20 +139,11 @@ def hold_home(home: Path) -> Iterator[None]:
     """Lock the demo's home against another demo.
 
     Raises:
-        StackError: another demo runs there, or the folder has other content or cannot be written.
+        Busy: another demo runs there.
+        SettingsError: the lock beside the folder cannot be written.
+        StackError: the folder holds files that are not from a demo.
     """
-    try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        lock = home.with_name(f"{home.name}.lock").open("w")
-    except OSError as error:
-        raise StackError(f"the demo needs the folder {home}, which cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StackError(
-                f"another demo runs in {home}: wait for its end, or choose another folder with STREAMGRU_HOME"
-            ) from None
+    with hold_lock(home.with_name(f"{home.name}.lock"), f"another demo runs in {home}"):
         if home.exists() and any(home.iterdir()) and not (home / _MARK).is_dir():
             raise StackError(f"{home} holds files that are not from a demo: choose another folder with STREAMGRU_HOME")
         (home / _MARK).mkdir(parents=True, exist_ok=True)

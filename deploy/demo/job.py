@@ -45,6 +45,8 @@ from pipeline.kafka.topics import ensure_topics
 from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
 
+REPORT: Final = "report.html"
+PICTURE: Final = "forecasts.png"
 STEPS: Final = 12
 FORECASTERS: Final = ("one", "two")
 READY_TIMEOUT_S: Final = 90.0
@@ -169,17 +171,10 @@ class DemoOptions:
     keep: bool  # leave the stack up at the end
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """The findings of the demo, and the files that show them."""
+def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Outcome:
+    """Do the whole job in an empty home, write ``REPORT`` and ``PICTURE`` there, and stop the stack at the end.
 
-    outcome: Outcome
-    report: Path
-    picture: Path
-
-
-def run_demo(settings: Settings, options: DemoOptions, console: Console) -> DemoResult:
-    """Do the whole job in an empty home, and stop the stack at the end, also after an error.
+    The stack is stopped after an error, too.
 
     Raises:
         StreamgruError: a step failed; names the log.
@@ -215,7 +210,7 @@ class Demo:
         self._step = display.step
         self._registry = Registry(settings)
 
-    def run(self, options: DemoOptions) -> DemoResult:
+    def run(self, options: DemoOptions) -> Outcome:
         """Do all steps."""
         budget_s = self._settings.training.budget_s
         kafka_up: Future[None] = Future()
@@ -357,7 +352,7 @@ class Demo:
                 forecaster.require_success(STOP_TIMEOUT_S)
             task.result = f"both ended with exit code 0 after {task.seconds:.1f} s"
 
-    def _check(self, data: DemoData, starts: Offsets, live: LiveOutcome, standings: Mapping[int, str]) -> DemoResult:
+    def _check(self, data: DemoData, starts: Offsets, live: LiveOutcome, standings: Mapping[int, str]) -> Outcome:
         settings = self._settings
         with self._step("Audit the topics, and recompute the forecasts with the evaluator") as task:
             task("reading the topics")
@@ -372,7 +367,7 @@ class Demo:
 
             agreed = agreement(recorded, readings, forecasts, load, settings)
             task.result = f"{counts.forecasts:,} forecasts, {counts.lost:,} lost, {agreed.different:,} different"
-        report, picture = settings.home / "report.html", settings.home / "forecasts.png"
+        report, picture = settings.home / REPORT, settings.home / PICTURE
         with self._step("Score the forecasts, draw them, write the report") as task:
             draw_picture(choose_traces(recorded, settings, data.live, PICTURED_AT, PICTURED_SEASONS)[:2], picture)
             versions = [
@@ -397,4 +392,4 @@ class Demo:
                 took_s=self._display.seconds,
             )
             report.write_text(render(outcome), encoding="utf-8")
-        return DemoResult(outcome, report, picture)
+        return outcome

@@ -60,6 +60,12 @@ class Silence:
         """Whether it keeps the demo's promise."""
         return self.seconds <= LONGEST_SILENCE_S
 
+    def __str__(self) -> str:
+        return (
+            f"longest wait of a partition for a forecast while readings arrived: {self.seconds:.2f} s, in partition "
+            f"{self.partition} (the demo promises at most {LONGEST_SILENCE_S:g} s)"
+        )
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -71,6 +77,13 @@ class Swap:
     last_s: float  # time of day at which the last partition has one
     pause_s: float  # longest pause of a partition around its swap
     usual_pause_s: float  # 99th percentile of the pauses at other times
+
+    def __str__(self) -> str:
+        return (
+            f"change from version {self.version_before} to {self.version_after}: all partitions changed within "
+            f"{self.last_s - self.first_s:.1f} s; longest pause of a partition around its change {self.pause_s:.2f} s "
+            f"(99 % of pauses at other times are shorter than {self.usual_pause_s:.2f} s)"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from deploy.demo.data import LiveReadings
-from deploy.demo.live import LONGEST_SILENCE_S, Seconds, Silence, Swap
+from deploy.demo.live import Seconds, Silence, Swap
 from deploy.demo.scores import FORECAST, Agreement, Trace
 from deploy.live_forecasts import shown_steps
 from model.metrics import Scores
@@ -138,18 +138,9 @@ def coverage_note(scores: Scores) -> str:
 
 
 def _run_note(outcome: Outcome) -> str:
-    notes = [
-        f"Version {swap.version_after} took over from {swap.version_before} within {swap.last_s - swap.first_s:.1f} s "
-        f"over all partitions. The longest pause of a partition around the swap was {swap.pause_s:.2f} s. At other "
-        f"times 99 % of pauses are shorter than {swap.usual_pause_s:.2f} s."
-        for swap in outcome.swaps
-    ] or ["The model did not change during this run. The table of model versions has the gate's reason."]
-    if (silence := outcome.silence) is not None:
-        notes.append(
-            f"The longest pause of all was {silence.seconds:.2f} s, in partition {silence.partition}; the demo promises"
-            f" at most {LONGEST_SILENCE_S:g} s. (A pause: a reading was waiting, and no forecast became visible.)"
-        )
-    return " ".join(notes)
+    notes = [*outcome.swaps, outcome.silence] if outcome.silence else outcome.swaps
+    change = "" if outcome.swaps else "The model did not change: the table of model versions has the gate's reason.<br>"
+    return change + "<br>".join(f"{note}." for note in map(str, notes))
 
 
 def _version_note(version: Version) -> str:
@@ -172,7 +163,7 @@ def _with_code(text: str) -> str:
 def _figure(height_in: float, rows: int, columns: int, **options: Any) -> Iterator[tuple[Figure, Any]]:
     with matplotlib.rc_context(fname=PLOT_STYLE):
         figure = Figure(figsize=(10.0, height_in), layout="constrained")
-        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options).flat
 
 
 def _svg(figure: Figure) -> str:
@@ -193,8 +184,7 @@ def _time_axis(ax: Axes, title: str) -> None:
 def draw_traces(traces: Sequence[Trace]) -> str:
     """Forecasts with their interval against the readings."""
     with _figure(2.15 * len(traces), len(traces), 1) as (figure, axes):
-        for row, trace in enumerate(traces):
-            ax: Axes = axes[row, 0]
+        for ax, trace in zip(axes, traces, strict=True):
             ax.fill_between(trace.moments, trace.low, trace.high, color=BAND, alpha=0.65, lw=0, label=trace.interval)
             ax.plot(trace.moments, trace.median, color=ACCENT, lw=1.3, label=f"median, issued {trace.lead} before")
             ax.plot(trace.moments, trace.actual, color=INK, lw=1.1, label="measured")
@@ -203,7 +193,7 @@ def draw_traces(traces: Sequence[Trace]) -> str:
                 span = _dates.date2num(since), _dates.date2num(until)
                 ax.axvspan(*span, color="#f3e3d3", alpha=0.7, lw=0, label=label)
             _time_axis(ax, f"{trace.sensor}, {trace.target}")
-            if row == 0 or trace.outages:
+            if trace is traces[0] or trace.outages:
                 ax.legend(loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.22))
         return _svg(figure)
 
@@ -211,8 +201,7 @@ def draw_traces(traces: Sequence[Trace]) -> str:
 def draw_picture(traces: Sequence[Trace], path: Path) -> None:
     """Write a PNG of readings with some whole forecasts as they were on the topic."""
     with _figure(2.4 * len(traces), len(traces), 1, sharex=True) as (figure, axes):
-        for row, trace in enumerate(traces):
-            ax: Axes = axes[row, 0]
+        for ax, trace in zip(axes, traces, strict=True):
             for number, fan in enumerate(trace.fans):
                 labels = (trace.interval, "median forecast") if number == 0 else (None, None)
                 ax.fill_between(fan.moments, fan.low, fan.high, color=BAND, alpha=0.65, lw=0, label=labels[0])
@@ -221,15 +210,13 @@ def draw_picture(traces: Sequence[Trace], path: Path) -> None:
             ax.plot(trace.moments, trace.actual, color=INK, lw=1.0, marker="o", ms=2.2, label="measured")
             _time_axis(ax, f"{trace.sensor}, {trace.target}")
             ax.set_ylabel(UNITS.get(trace.target, ""))
-        axes[0, 0].legend(loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.2))
+        figure.axes[0].legend(loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.2))
         figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _ahead_axis(ax: Axes, ahead: NDArray[np.int64], title: str) -> None:
-    ax.set_title(title)
-    ax.set_xlabel("steps ahead")
+    ax.set(title=title, xlabel="steps ahead", xlim=(ahead[0], max(2, ahead[-1])))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlim(ahead[0], max(2, ahead[-1]))
     ax.legend(fontsize=9, loc="best")
 
 
@@ -239,8 +226,7 @@ def draw_errors(scores: Mapping[str, Scores]) -> str:
     with _figure(3.0, 1, len(ours.targets)) as (figure, axes):
         errors = {name: found.by_horizon("mae") for name, found in scores.items()}
         ahead = np.arange(1, errors[FORECAST].shape[1] + 1)
-        for column, target in enumerate(ours.targets):
-            ax: Axes = axes[0, column]
+        for column, (ax, target) in enumerate(zip(axes, ours.targets, strict=True)):
             for name, colour in zip([name for name in scores if name != FORECAST], BASELINE_COLOURS, strict=True):
                 ax.plot(ahead, errors[name][column], color=colour, lw=1.5, label=name)
             ax.plot(ahead, errors[FORECAST][column], color=ACCENT, lw=2.2, label=FORECAST)
@@ -255,8 +241,7 @@ def draw_coverage(scores: Scores) -> str:
         coverage = scores.by_horizon("coverage") * 100
         ahead = np.arange(1, coverage.shape[1] + 1)
         nominal = scores.nominal_coverage
-        for column, target in enumerate(scores.targets):
-            ax: Axes = axes[0, column]
+        for column, (ax, target) in enumerate(zip(axes, scores.targets, strict=True)):
             ax.axhline(nominal * 100, color=MUTED, lw=1.2, ls="--", label=f"nominal: {nominal:.0%}")
             ax.plot(ahead, coverage[column], color=ACCENT, lw=2.0, label="measured")
             ax.set_ylim(40, 100)
@@ -269,20 +254,18 @@ def draw_run(seconds: Seconds, swaps: Sequence[Swap], retraining: tuple[float, f
     """Rate and delay of visible forecasts over the run, with the model swaps."""
     with _figure(4.2, 2, 1, sharex=True, height_ratios=(3, 2)) as (figure, axes):
         moments = np.arange(seconds.rate.shape[1])
-        rate, delay = axes[0, 0], axes[1, 0]
+        rate, delay = axes
         colours = VERSION_COLOURS[: len(seconds.versions)]
         labels = [f"by version {version}" for version in seconds.versions]
         rate.stackplot(moments, seconds.rate, colors=colours, labels=labels, step="post", lw=0)
-        rate.set_title("Visible forecasts per second")
         delay.plot(moments, seconds.delay_p99_s * 1_000, color=BASELINE_COLOURS[0], lw=1.3, label="99th percentile")
         delay.plot(moments, seconds.delay_median_s * 1_000, color=ACCENT, lw=1.6, label="median")
-        delay.set_title("Milliseconds from reading sent to forecast visible")
-        delay.set_yscale("log")
+        delay.set(title="Milliseconds from reading sent to forecast visible", yscale="log")
+        delay.set(xlabel="seconds since the first forecast", xlim=(0, max(1, len(moments) - 1)))
         delay.yaxis.set_major_formatter("{x:,.0f}")
         delay.yaxis.set_minor_formatter(NullFormatter())
-        rate.set_ylim(0, 1.08 * max(1.0, float(seconds.rate.sum(axis=0).max(initial=0.0))))
-        delay.set_xlabel("seconds since the first forecast")
-        delay.set_xlim(0, max(1, len(moments) - 1))
+        top = 1.08 * max(1.0, float(seconds.rate.sum(axis=0).max(initial=0.0)))
+        rate.set(title="Visible forecasts per second", ylim=(0, top))
         for ax in (rate, delay):
             since, until = (moment - seconds.start_s for moment in retraining)
             label = "retraining runs" if ax is rate else None
