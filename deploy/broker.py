@@ -104,8 +104,7 @@ class Broker(Service):
 
     def _write_configuration(self, name: str, logs: Path) -> Path:
         path = self.data / name
-        lines = (f"{key}={value}\n" for key, value in self.properties(logs).items())
-        path.write_text("".join(lines), encoding="utf-8")
+        path.write_text("".join(f"{key}={value}\n" for key, value in self.properties(logs).items()), encoding="utf-8")
         return path
 
     def properties(self, logs: Path) -> dict[str, str | int]:

@@ -24,6 +24,9 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+POSITIVE: Final = FiniteRange(min=0, min_open=True)
+
+
 def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator for several options, in the order of the help."""
     return lambda command: reduce(lambda command, option: option(command), reversed(options), command)
@@ -44,7 +47,9 @@ layout_options = _options(
 
 # Options that override settings of the section ``training``.
 training_options = _options(
-    click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings."),
-    click.option("--budget", "budget_s", type=FiniteRange(min=0, min_open=True), help="Seconds to train for at most."),
-    click.option("--seed", type=SEED, help="Seed of all random numbers; by default as in the settings."),
+    click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Epochs at most; default: the settings."),
+    click.option(
+        "--budget", "budget_s", type=POSITIVE, metavar="SECONDS", help="Train at most SECONDS; default: the settings."
+    ),
+    click.option("--seed", type=SEED, metavar="N", help="Seed of all random numbers; default: the settings."),
 )

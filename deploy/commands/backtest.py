@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deploy.context import Context
-from deploy.option_types import FiniteRange, layout_options, training_options
+from deploy.option_types import POSITIVE, FiniteRange, layout_options, training_options
 from pipeline.errors import DataFileError, ModelUnusable
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
 )
 @click.option(
     "--retrain-every",
-    type=FiniteRange(min=0, min_open=True),
+    type=POSITIVE,
     metavar="DAYS",
     help="Also score the model with a retraining every DAYS of the test part, from its weights, on the readings "
     "until then.",

@@ -89,7 +89,7 @@ def republish(context: Context, positions: tuple[tuple[int, int], ...], reason: 
     """Publish dead letters again as readings, if they are valid readings under the present settings.
 
     Republish all dead letters, or those at the positions that `dlq list` shows, for example after a feature was added
-    to the settings. Records that would be rejected again stay on the topic.
+    to the settings. Records that would be rejected again are not published.
 
     A republished reading does not always get a forecast. The history takes it, but a reading that is not newer than its
     sensor's state counts as late or as a duplicate, and gets no forecast. That also holds for a state that was rebuilt

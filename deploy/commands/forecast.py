@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -69,11 +68,8 @@ def forecast(
         Options(accept_loss=accept_loss, max_idle_s=max_idle, stats=stats, health_port=health_port),
     )
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        forecaster.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: forecaster.stop())
     try:
         forecaster.run()
     finally:

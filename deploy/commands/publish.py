@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from deploy.context import Context
-from deploy.option_types import FiniteRange, layout_options
+from deploy.option_types import POSITIVE, layout_options
 from deploy.processes import terminated_like_interrupted
 from pipeline.errors import KafkaError
 from pipeline.files.publishing import Publication
@@ -28,7 +28,7 @@ INTERRUPTED = 130  # exit code
 @layout_options
 @click.option(
     "--speed",
-    type=FiniteRange(min=0, min_open=True),
+    type=POSITIVE,
     metavar="FACTOR",
     help="Send FACTOR times as fast as the readings were measured; by default as fast as possible.",
 )

@@ -85,9 +85,7 @@ class ServiceProgress(AbstractContextManager["ServiceProgress"]):
 
 def _table(statuses: list[ServiceStatus]) -> str:
     rows = [("SERVICE", "STATE", "ADDRESS", "PROCESS", "LOG")]
-    rows += [
-        (status.name, status.state, status.address, str(status.pid or "-"), str(status.log)) for status in statuses
-    ]
+    rows += [(each.name, each.state, each.address, str(each.pid or "-"), str(each.log)) for each in statuses]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -24,7 +24,7 @@ def topics() -> None:
 )
 @click.pass_obj
 def create(context: Context, alter: bool) -> None:
-    """Create missing topics; fail if existing topics differ from the settings."""
+    """Create missing topics. Fail if existing topics differ from the settings."""
     for line in ensure_topics(context.settings, alter=alter):
         click.echo(line)
 
@@ -32,7 +32,7 @@ def create(context: Context, alter: bool) -> None:
 @topics.command()
 @click.pass_obj
 def show(context: Context) -> None:
-    """Show the topics, their records, and differences from the settings; exit code 1 if there are any."""
+    """Show the topics and their records. Exit with code 1 if a topic differs from the settings."""
     statuses = topic_statuses(context.settings)
     Console(highlight=False).print(_table(statuses))
     for status in statuses:

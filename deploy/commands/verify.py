@@ -98,21 +98,16 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
             f"forecasts made under other settings than the present ones ({settings.fingerprint}), not audited: "
             f"{by_print}"
         )
-    if verdict.rebuilt:
-        click.echo(f"states rebuilt from readings for an earlier model version: {verdict.rebuilt:,}")
-    if verdict.out_of_reach:
-        click.echo(
-            f"forecasts not recomputed, because retention deleted the first readings of their states: "
-            f"{verdict.out_of_reach:,}"
-        )
-    if verdict.readings_out_of_reach or verdict.forecasts_out_of_reach or verdict.letters_out_of_reach:
-        click.echo(
-            f"not audited, because retention deleted or may have deleted their counterparts: "
-            f"{verdict.readings_out_of_reach:,} readings, {verdict.forecasts_out_of_reach:,} forecasts, "
-            f"{verdict.letters_out_of_reach:,} rejected records"
-        )
-    if verdict.waiting:
-        click.echo(f"later readings, not audited: {verdict.waiting:,}")
+    for note, count in {
+        "states rebuilt from readings for an earlier model version": verdict.rebuilt,
+        "forecasts not recomputed, because retention deleted the first readings of their states": verdict.out_of_reach,
+        "readings not audited, because retention deleted forecasts": verdict.readings_out_of_reach,
+        "forecasts not audited, because retention deleted readings": verdict.forecasts_out_of_reach,
+        "rejected records not audited, because retention deleted dead letters": verdict.letters_out_of_reach,
+        "later readings, not audited": verdict.waiting,
+    }.items():
+        if count:
+            click.echo(f"{note}: {count:,}")
     for fault, count in verdict.faults.items():
         places = "; ".join(verdict.examples.get(fault, []))
         click.echo(f"error: {fault}: {count:,}, such as {places}", err=True)

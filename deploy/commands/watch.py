@@ -1,6 +1,8 @@
 """``streamgru watch``: live forecasts in the terminal."""
 
 import time
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +11,7 @@ from deploy.context import Context
 from pipeline.errors import StreamgruError
 
 if TYPE_CHECKING:
-    from deploy.live_forecasts import StreamTail
+    from deploy.live_forecasts import LiveForecast, StreamTail
 
 # seconds until the command complains about a named sensor without readings; the look back finds hourly sensors
 PATIENCE_S = 10.0
@@ -76,14 +78,13 @@ class _UnseenSensors:
 def _show_lines(tail: "StreamTail", patience: _UnseenSensors, limit: int | None) -> None:
     from deploy.live_forecasts import format_line
 
+    for line in islice(map(format_line, _new_forecasts(tail, patience)), limit):
+        click.echo(line)
+
+
+def _new_forecasts(tail: "StreamTail", patience: _UnseenSensors) -> "Iterator[LiveForecast]":
     while True:
-        for live_forecast in tail.poll(POLL_S):
-            if live_forecast.live:
-                click.echo(format_line(live_forecast))
-                if limit is not None:
-                    limit -= 1
-                    if limit == 0:
-                        return
+        yield from (live_forecast for live_forecast in tail.poll(POLL_S) if live_forecast.live)
         patience.check(tail)
 
 

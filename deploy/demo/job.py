@@ -228,12 +228,11 @@ class Demo:
         starts, forecasters = started.result()
         standings = dict([self._first_champion()])
         self._await_ready(starts, forecasters)
-        fastest = len(data.table) / options.live_s if options.live_s else FASTEST_READINGS_PER_S
         retrain_s = SLOWED * (ingesting.seconds + training.seconds + (SECOND_BUDGET - FIRST_BUDGET) * budget_s)
         plan = LivePlan(
             table=data.table,
             accepted=data.accepted,
-            fastest=fastest,
+            fastest=len(data.table) / options.live_s if options.live_s else FASTEST_READINGS_PER_S,
             retrain_s=(SENT_BEFORE_GATE - RETRAIN_AFTER) * options.live_s if options.live_s else retrain_s,
             retrain_options=("--warm-start", "--budget", f"{SECOND_BUDGET * budget_s:g}"),
         )

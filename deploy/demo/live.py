@@ -119,8 +119,8 @@ def longest_silence(arrivals: Arrivals) -> Silence | None:
 
 def find_swaps(arrivals: Arrivals) -> list[Swap]:
     """The model swaps, in order of time."""
-    versions = np.unique(arrivals.version)
-    order = sorted(versions.tolist(), key=lambda version: arrivals.arrived_s[arrivals.version == version].min())
+    versions, firsts = np.unique(arrivals.version, return_index=True)
+    order = versions[np.argsort(firsts)].tolist()
     return [swap for before, after in pairwise(order) if (swap := _swap(arrivals, before, after)) is not None]
 
 

@@ -138,9 +138,8 @@ def coverage_note(scores: Scores) -> str:
 
 
 def _run_note(outcome: Outcome) -> str:
-    notes = [*outcome.swaps, outcome.silence] if outcome.silence else outcome.swaps
-    change = "" if outcome.swaps else "The model did not change: the table of model versions has the gate's reason.<br>"
-    return change + "<br>".join(f"{note}." for note in map(str, notes))
+    changes = outcome.swaps or ["The model did not change: the table of model versions has the gate's reason"]
+    return "<br>".join(f"{note}." for note in (*changes, outcome.silence) if note is not None)
 
 
 def _version_note(version: Version) -> str:

@@ -300,9 +300,8 @@ def trace(recorded: RecordedForecasts, settings: Settings, stretch: Stretch, out
     column, number = sequences.columns((stretch.target,))[0], settings.targets.index(stretch.target)
     quantiles = issued_at(grid - stretch.lead_steps * cadence_us)[:, :, stretch.lead_steps - 1]
     median = levels.index(0.5)
-    begins = grid[
-        settings.season // 2 : len(grid) - settings.horizon_steps : max(settings.season, settings.horizon_steps)
-    ]
+    apart = max(settings.season, settings.horizon_steps)
+    begins = grid[settings.season // 2 : len(grid) - settings.horizon_steps : apart]
     ahead = cadence_us * np.arange(1, settings.horizon_steps + 1)
     return Trace(
         sensor=stretch.sensor,
