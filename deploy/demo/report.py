@@ -138,7 +138,9 @@ def coverage_note(scores: Scores) -> str:
 
 
 def _run_note(outcome: Outcome) -> str:
-    changes = outcome.swaps or ["The model did not change: the table of model versions has the gate's reason"]
+    changes: Sequence[object] = outcome.swaps or [
+        "The model did not change: the table of model versions has the gate's reason"
+    ]
     return "<br>".join(f"{note}." for note in (*changes, outcome.silence) if note is not None)
 
 
