@@ -138,9 +138,7 @@ def coverage_note(scores: Scores) -> str:
 
 
 def _run_note(outcome: Outcome) -> str:
-    changes: Sequence[object] = outcome.swaps or [
-        "The model did not change: the table of model versions has the gate's reason"
-    ]
+    changes = list(map(str, outcome.swaps)) or ["The model did not change; the gate's reason is below"]
     return "<br>".join(f"{note}." for note in (*changes, outcome.silence) if note is not None)
 
 
