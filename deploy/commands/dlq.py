@@ -51,7 +51,7 @@ def list_letters(context: Context, reason: str | None, limit: int) -> None:
         counts[letter.reason] += 1
         latest.append(letter)
     if not counts:
-        click.echo(_NO_LETTERS if reason is None else f"no record was set aside for {reason!r}")
+        click.echo(_NO_LETTERS if reason is None else f"no dead letter has the reason {reason!r}")
         return
     click.echo(f"{counts.total():,} dead letters: " + ", ".join(f"{name} {n:,}" for name, n in counts.most_common()))
     # Cut nothing off unless the output is a terminal.
@@ -71,7 +71,7 @@ def show(context: Context, position: tuple[int, int], raw: bool) -> None:
         return
     click.echo(f"reason   {letter.reason}: {letter.detail}")
     click.echo(f"from     {letter.topic}, partition {letter.partition}, offset {letter.offset}")
-    click.echo(f"set aside {_moment(letter.set_aside_ms)}")
+    click.echo(f"rejected {_moment(letter.set_aside_ms)}")
     if letter.whole_bytes is not None:
         click.echo(f"cut      the record had {letter.whole_bytes:,} bytes; only its beginning is kept")
     click.echo(f"key      {_text(letter.key)}")
@@ -116,7 +116,7 @@ def _only(letters: Iterable[DeadLetter], reason: str | None) -> Iterator[DeadLet
 
 def _table(letters: Iterable[DeadLetter]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column, width in (("position", 8), ("set aside", 25), ("reason", 13), ("partition", 9), ("offset", 6)):
+    for column, width in (("position", 8), ("rejected at", 25), ("reason", 13), ("partition", 9), ("offset", 6)):
         table.add_column(column, no_wrap=True, min_width=width)
     for column in ("key", "value"):
         table.add_column(column, no_wrap=True)

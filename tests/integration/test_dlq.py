@@ -100,7 +100,7 @@ def test_list_counts_by_reason_and_shows_the_letters(letters: Settings) -> None:
 
 def test_list_is_limited_to_a_reason(letters: Settings) -> None:
     assert run(letters, "list", "--reason", "malformed").output.startswith("1 dead letters: malformed 1\n")
-    assert "no record was set aside for 'bad-value'" in run(letters, "list", "--reason", "bad-value").output
+    assert "no dead letter has the reason 'bad-value'" in run(letters, "list", "--reason", "bad-value").output
 
 
 def test_show_tells_why_and_from_where_and_what_was_in_it(letters: Settings) -> None:
