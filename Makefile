@@ -1,12 +1,12 @@
-# Everything runs from .venv, which `make setup` fills from requirements.lock. Needs Python 3.11+ and nothing else.
+# All targets use .venv, which `make setup` fills from requirements.lock. Only Python 3.11 or newer is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-# The version that the lock names; it installs everything else.
+# uv, in the locked version; it installs the other packages
 UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 
-# Tests start dozens of interpreters, which would compile this project's modules each time.
+# Tests start dozens of interpreters; without cached bytecode each would compile this project's modules.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -26,13 +26,13 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -c 'from model.adaptation import compile_kernel; from model.experts import AdaptationConfig; compile_kernel(AdaptationConfig("light", True, 1, 1, 24, (0.5,), 64, 1)); from model import least_squares; least_squares.prepare()' # compiles both, which takes half a minute once
 	touch $(STAMP)
 
-lock: ## Resolve the dependencies anew into requirements.lock
+lock: ## Update requirements.lock to the newest allowed versions
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --group dev pyproject.toml -o requirements.lock
 
-demo: setup ## Do the whole job on real sensor data, report, stop
+demo: setup ## Do the whole job on real sensor data, write a report, stop everything
 	$(BIN)/streamgru demo
 
-check: setup ## Lint, layering and types
+check: setup ## Check lint rules, layering and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -41,22 +41,22 @@ check: setup ## Lint, layering and types
 prose: setup ## Find phrases that are hard to read, in everything a person reads
 	$(BIN)/python -m tests.prose
 
-test: setup ## Pass every check and every test
-	@$(BIN)/python -m tests.side_by_side "nice $(MAKE) --no-print-directory unit" "$(MAKE) --no-print-directory integration" # the latter have deadlines
+test: setup ## Run every check and every test
+	@$(BIN)/python -m tests.side_by_side "nice $(MAKE) --no-print-directory unit" "$(MAKE) --no-print-directory integration" # integration tests have deadlines
 
-unit: check ## Pass every check and the tests that need no server
+unit: check ## Run every check and the tests that need no server
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile tests/unit tests/fuzz
 
-integration: setup ## Pass the tests against real servers
+integration: setup ## Run the tests against real servers
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=4 --dist=loadgroup --no-loadscope-reorder tests/chaos tests/integration # much of their time is waiting
 
-coverage: setup ## Run every test, and tell which lines of deploy, flows, model and pipeline none has run
+coverage: setup ## Run every test, and list the lines of deploy, flows, model and pipeline that no test runs
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 bench: setup ## Measure throughput, latency, takeover, restore and more, into tests/benchmarks/SPEED.md
 	$(BIN)/python -m tests.benchmarks
 
-quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ablations, for hours; what is done is kept
+quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ablations, for hours; resumes after a stop
 	$(BIN)/python -m tests.benchmarks.quality $(if $(DATA),--etth1 $(DATA)) $(if $(NAB),--nab $(NAB))
 
 chaos: setup ## Kill, stall and rebalance forecasters and brokers for twenty minutes, and check every forecast

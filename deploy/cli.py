@@ -1,4 +1,4 @@
-"""The ``streamgru`` command: options that all commands share, and the one place where errors become messages."""
+"""The ``streamgru`` command: the table of commands, their common options, and errors as messages."""
 
 import importlib
 import logging
@@ -17,12 +17,12 @@ from deploy.context import Context
 from deploy.renamed import RenamingGroup
 from pipeline.errors import StreamgruError
 
-INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+INTERRUPTED = 130  # exit code that shells use for Ctrl-C
 
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """Where a command is defined, and its line in ``streamgru --help``, which imports none of them."""
+    """Module and name of a command, and its line in ``streamgru --help``, which imports no commands."""
 
     module: str
     attribute: str
@@ -31,38 +31,38 @@ class LazyCommand:
 
 # In the order in which a newcomer meets them.
 COMMANDS = {
-    "demo": LazyCommand("deploy.commands.demo", "demo", "Do the whole job on real sensor data, and report."),
+    "demo": LazyCommand("deploy.commands.demo", "demo", "Do the whole job on real sensor data, with a report."),
     "up": LazyCommand("deploy.commands.stack", "up", "Start the local stack: Kafka, MLflow, Prefect."),
     "status": LazyCommand("deploy.commands.stack", "status", "Show the local stack and its addresses."),
     "down": LazyCommand("deploy.commands.stack", "down", "Stop the local stack; its data stays."),
     "topics": LazyCommand("deploy.commands.topics", "topics", "Create the Kafka topics, or show them."),
     "schema": LazyCommand("deploy.commands.topics", "schema", "Print the JSON Schema of readings or forecasts."),
     "publish": LazyCommand("deploy.commands.publish", "publish", "Publish a CSV or Parquet file as readings."),
-    "ingest": LazyCommand("deploy.commands.flows", "ingest", "Take new readings into the history table, once."),
-    "retrain": LazyCommand("deploy.commands.flows", "retrain", "Train a challenger and let the gate judge it, once."),
+    "ingest": LazyCommand("deploy.commands.flows", "ingest", "Append new readings to the history table, once."),
+    "retrain": LazyCommand("deploy.commands.flows", "retrain", "Train a challenger and let the gate decide, once."),
     "schedule": LazyCommand("deploy.commands.flows", "schedule", "Serve ingest and retrain on their schedules."),
-    "models": LazyCommand("deploy.commands.models", "models", "List model versions, aliases and metrics."),
+    "models": LazyCommand("deploy.commands.models", "models", "List model versions, aliases and scores."),
     "promote": LazyCommand("deploy.commands.models", "promote", "Make a model version the champion."),
     "backtest": LazyCommand("deploy.commands.backtest", "backtest", "Score a model on files or on the history."),
     "forecast": LazyCommand("deploy.commands.forecast", "forecast", "Run a forecaster on the stream of readings."),
     "watch": LazyCommand("deploy.commands.watch", "watch", "Show live forecasts beside the readings."),
-    "verify": LazyCommand("deploy.commands.verify", "verify", "Hold every forecast and state against the readings."),
-    "explain": LazyCommand("deploy.commands.verify", "explain", "Show what one forecast was made of, recomputed."),
-    "dlq": LazyCommand("deploy.commands.dlq", "dlq", "List, show and republish records that were set aside."),
+    "verify": LazyCommand("deploy.commands.verify", "verify", "Check every forecast and state against the readings."),
+    "explain": LazyCommand("deploy.commands.verify", "explain", "Show the reading, model and state behind a forecast."),
+    "dlq": LazyCommand("deploy.commands.dlq", "dlq", "List, show and republish dead letters."),
 }
-# Old name -> present name. "Replay" is the rebuilding of states from readings, and nothing else.
+# old name -> present name; "replay" now means only the rebuilding of states from readings
 RENAMED = {"replay": "publish"}
 
 
 class LazyGroup(RenamingGroup):
-    """A group that imports a command's module when that command runs."""
+    """A group that imports the module of a command when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, in the table's order."""
+        """The names of all commands, in the table's order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, imported now."""
+        """The command of that name, imported now; None for an unknown name."""
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
@@ -70,7 +70,7 @@ class LazyGroup(RenamingGroup):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table of commands, from this module alone."""
+        """Write the table of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
@@ -82,32 +82,32 @@ class LazyGroup(RenamingGroup):
     "settings_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="TOML file with the settings; by default the one that STREAMGRU_SETTINGS names.",
+    help="TOML file with the settings; by default the file in the variable STREAMGRU_SETTINGS.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log more, on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
 @click.option("--ends-with-parent", is_flag=True, hidden=True, help="Stop when standard input is closed.")
 @click.pass_context
 def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool, ends_with_parent: bool) -> None:
-    """Live forecasts of sensor readings: a GRU that keeps each sensor's hidden state from message to message.
+    """Forecast live sensor readings with a GRU that keeps each sensor's hidden state from message to message.
 
-    Run `streamgru COMMAND --help` for what a command takes.
+    `streamgru COMMAND --help` shows the arguments and options of a command.
     """
     from pipeline.settings import SETTINGS_FILE_VARIABLE, load_settings
 
     set_up_logging(verbose)
     if os.getpid() == 1:
-        # A container's first process ignores signals that it has no handler for. Commands with their own replace it.
+        # The kernel ignores SIGTERM for process 1 of a container without a handler. Some commands replace this one.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if ends_with_parent:
         end_with_parent()
     if settings_file is not None:
-        # Flow runs and forecasters that a command starts as processes of their own read the same file.
+        # The processes that a command starts, such as flow runs, read the same file.
         os.environ[SETTINGS_FILE_VARIABLE] = str(settings_file.resolve())
     ctx.obj = Context(load_settings, verbose)
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Log to stderr: this project's own at INFO (or DEBUG), what libraries say from WARNING (or INFO) on."""
+    """Log to stderr: this project from INFO on (verbose: DEBUG), libraries from WARNING on (verbose: INFO)."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO if verbose else logging.WARNING,
@@ -117,15 +117,15 @@ def set_up_logging(verbose: bool) -> None:
     logging.getLogger("streamgru").setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request to Prefect would bury the rest
     if not verbose:
-        # A broker that is away makes the client log every attempt; what matters of it reaches the user as an error.
+        # While a broker is unreachable the client logs every attempt; the user gets our own message about it.
         logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 def end_with_parent() -> None:
-    """Let this process get SIGTERM when its standard input ends.
+    """Send this process SIGTERM when its standard input ends.
 
-    That is a pipe whose other end the parent holds and never writes to: the system closes it when the parent dies,
-    also by SIGKILL, which leaves the parent no time to stop what it started.
+    Standard input is a pipe to which the parent never writes. The system closes it when the parent dies, also by
+    SIGKILL, which leaves the parent no time to stop its children.
     """
 
     def watch() -> None:
@@ -137,7 +137,7 @@ def end_with_parent() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0; with a message 1, or 2 for wrong usage or settings; 130 for Ctrl-C."""
+    """Run the command line and exit: 0 for success, 1 for an error, 2 for wrong usage or settings, 130 for Ctrl-C."""
     try:
         outcome = streamgru.main(arguments, prog_name="streamgru", standalone_mode=False)
     except click.ClickException as error:
@@ -147,14 +147,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        # The last resort, such as for a full disk: where a command can say more, it has turned it into one of ours.
+        # For example a full disk, if no code below has turned this error into one of ours with a better message.
         logging.getLogger("streamgru.cli").debug("the error in full", exc_info=error)
         where = f"{error.filename}: " if error.filename is not None else ""
         click.echo(f"error: {where}{error.strerror or error}", err=True)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    # A command that says ctx.exit(code) arrives here as that code.
+    # After ctx.exit(code), `main` returns the code.
     sys.exit(outcome if isinstance(outcome, int) else 0)
 
 

@@ -1,6 +1,6 @@
-"""Apache Kafka's jars: exactly those that ``kafka.jars`` locks, downloaded once for all clones and checked by SHA-256.
+"""Apache Kafka's jars: the ones that ``kafka.jars`` locks, downloaded once for all clones and checked by SHA-256.
 
-Run ``python -m deploy.jars VERSION`` to resolve the locks anew for another Kafka version.
+Run ``python -m deploy.jars VERSION`` to write ``kafka.jars`` for another Kafka version.
 """
 
 import hashlib
@@ -21,11 +21,10 @@ from jgo.parse import Coordinate
 from pipeline.errors import StackError
 
 LOCK_FILE = Path(__file__).with_name("kafka.jars")
-# Kafka's own POM leaves the logging binding to its distribution; without one the broker's log stays empty. It is built
-# for the log4j that Kafka depends on, whose version it therefore takes.
+# Kafka's POM names no logging binding, because its distribution brings one; without it the broker's log stays empty.
+# The binding has the version of the log4j that Kafka depends on.
 LOGGING_BINDING = "org.apache.logging.log4j:log4j-slf4j-impl"
-# A repository answers small requests slowly rather than seldom: a handful of connections fills the line.
-DOWNLOADS_AT_ONCE = 8
+DOWNLOADS_AT_ONCE = 8  # the jars are small, so latency is the limit
 ATTEMPTS = 3
 
 Progress = Callable[[int, int], None]
@@ -52,20 +51,20 @@ def read_lock() -> list[LockedJar]:
 
 
 def fetch_jars(cache: Path, progress: Progress) -> Path:
-    """The folder that holds every locked jar, downloading them where it does not exist yet.
+    """The folder that holds every locked jar; downloads them if it does not exist.
 
-    The folder appears by one rename once each jar is there and matches its checksum, so an interrupted download, or two
-    at once, never leave a class path with holes.
+    The folder appears by one rename after all checksums match. So neither an interrupted download nor two at once leave
+    an incomplete class path.
 
     Args:
         cache: folder for downloads, shared between clones.
-        progress: called with (jars done, jars in all), from several threads, while there is something to download.
+        progress: called with (jars done, all jars) during the download, from several threads.
 
     Raises:
-        StackError: a jar cannot be downloaded or is not the locked one, or the folder cannot be written.
+        StackError: a jar cannot be downloaded or has another checksum, or the folder cannot be written.
     """
     locked = read_lock()
-    # Named by the lock's content: another version, or another set of jars, gets a folder of its own.
+    # The name has a hash of the lock file: another set of jars gets another folder.
     folder = cache / f"kafka-{hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
@@ -97,21 +96,21 @@ def _download(locked: list[LockedJar], repository: Path, progress: Progress) -> 
 
 
 def _download_one(context: MavenContext, jar: LockedJar) -> None:
-    trouble = ""
+    failure = ""
     for _ in range(ATTEMPTS):
         artifact = _artifact(context, jar.coordinate)
         try:
             found = hashlib.sha256(artifact.resolve().read_bytes()).hexdigest()
         except (requests.RequestException, RuntimeError) as error:
-            trouble = str(error)
+            failure = str(error)
         else:
             if found == jar.sha256:
                 return
-            trouble = f"the file's SHA-256 is {found}, and {LOCK_FILE.name} says {jar.sha256}"
-        artifact.cached_path.unlink(missing_ok=True)  # jgo takes whatever lies in its cache for complete
+            failure = f"the file's SHA-256 is {found}, but {LOCK_FILE.name} has {jar.sha256}"
+        artifact.cached_path.unlink(missing_ok=True)  # jgo does not check the files in its cache
     raise StackError(
-        f"Kafka's jar {jar.coordinate} cannot be downloaded from Maven Central: {trouble}. Check the network or the "
-        "proxy, or name a mirror as 'central' under [repositories] in jgo's configuration file; then run it again."
+        f"Kafka's jar {jar.coordinate} cannot be downloaded from Maven Central: {failure}. Check the network or the "
+        "proxy, or name a mirror as 'central' under [repositories] in jgo's configuration file; then try again."
     )
 
 
@@ -124,7 +123,7 @@ def _publish(locked: list[LockedJar], repository: Path, folder: Path) -> None:
     try:
         complete.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process has finished the same download first
+        if not folder.is_dir():  # if it exists, another process has finished the same download
             raise
 
 
@@ -139,7 +138,7 @@ def _artifact(context: MavenContext, coordinate: str) -> Artifact:
 
 
 def write_lock(version: str) -> None:
-    """Resolve Kafka ``version`` and the jars it needs, and lock them with their checksums."""
+    """Resolve Kafka ``version`` and its dependencies, and write their checksums to the lock file."""
     with tempfile.TemporaryDirectory() as repository:
         context = _maven(Path(repository))
         server = context.create_dependency(Coordinate.parse(f"org.apache.kafka:kafka_2.13:{version}"))
@@ -147,7 +146,8 @@ def write_lock(version: str) -> None:
         artifacts = [dependency.artifact for dependency in inputs + needed]
         (log4j,) = (artifact.version for artifact in artifacts if artifact.artifactId == "log4j-core")
         artifacts.append(_artifact(context, f"{LOGGING_BINDING}:{log4j}"))
-        lines = ["# Kafka's class path: coordinate and SHA-256 of each jar. Made by `python -m deploy.jars VERSION`."]
+        content = "Maven coordinate and SHA-256 of each jar on Kafka's class path."
+        lines = [f"# Written by `python -m deploy.jars VERSION`: {content}"]
         for artifact in artifacts:
             sha256 = hashlib.sha256(artifact.resolve().read_bytes()).hexdigest()
             lines.append(f"{artifact.groupId}:{artifact.artifactId}:{artifact.version} {sha256}")

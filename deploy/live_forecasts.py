@@ -1,11 +1,11 @@
-"""Forecasts beside the readings that they follow, as both come in: the reader and table behind `watch` and `demo`."""
+"""Live readings joined with their forecasts: the consumer and the table of `watch` and `demo`."""
 
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from kafka import TopicPartition
 from rich.markup import escape
@@ -17,24 +17,24 @@ from pipeline.messages import Forecast, ReadingDecoder, Rejected, decode_forecas
 from pipeline.settings import Settings
 
 SHOWN_STEPS: Final = (1, 6, 24)
-# Readings kept until their forecast comes; duplicates and late ones wait in vain, so there is a limit (about 50 MB).
+# Readings kept until their forecast arrives, about 50 MB. The limit drops duplicates and late readings, which get none.
 _MAX_PENDING_READINGS: Final = 100_000
 _ROWS_WITHOUT_TERMINAL: Final = 50
 
 
 @dataclass(frozen=True)
 class LiveForecast:
-    """A forecast and the reading it follows, seen by a reader of committed records."""
+    """A committed forecast and its reading."""
 
     forecast: Forecast
-    values: dict[str, float] | None  # of the reading, by feature, NaN where missing; None where it was not seen
+    values: dict[str, float] | None  # feature -> value of the reading, NaN if missing; None if the reading was not seen
     sent_s: float | None  # time of day at which the reading was sent
-    arrived_s: float  # time of day at which this reader had the forecast
-    live: bool  # came in after the reader started, not from its look back
+    arrived_s: float  # time of day at which this consumer received the forecast
+    live: bool  # was published after this consumer started
 
     @property
     def delay_s(self) -> float | None:
-        """From the sending of the reading until this reader had the forecast; none for what lay there already."""
+        """Seconds from the sending of the reading to the arrival of its forecast; None for one of the look back."""
         return self.arrived_s - self.sent_s if self.live and self.sent_s is not None else None
 
 
@@ -44,11 +44,10 @@ class _PendingReading:
     sent_ms: int
 
 
-class StreamTail:
-    """Follows readings and forecasts from now on; reads without a group, so that it never moves anybody's offsets.
+class StreamTail(AbstractContextManager["StreamTail"]):
+    """Consumes readings and forecasts from now on, without a consumer group, so that it commits no offsets.
 
-    ``look_back`` records of each partition are read first, for what is known already; None goes back to the beginning.
-    Use it as a context manager.
+    It first reads the last ``look_back`` records of each partition, or all for None. Use it as a context manager.
 
     Raises:
         KafkaError: no broker answers, or a topic is missing.
@@ -66,7 +65,7 @@ class StreamTail:
         try:
             with translate_errors("following readings and forecasts", settings):
                 topics = settings.kafka.topics
-                # The readings' end first: whatever is forecast after that has its reading in sight, or lies before it.
+                # The readings' end first: a forecast published later then has its reading behind that end or before it.
                 self._first_readings, _ = self._positions(topics.readings, look_back)
                 first_forecasts, self._live_from = self._positions(topics.forecasts, look_back)
                 if look_back is None:
@@ -79,7 +78,7 @@ class StreamTail:
             raise
 
     def _positions(self, topic: str, look_back: int | None) -> tuple[dict[Any, int], dict[Any, int]]:
-        """Where to start reading each partition, and where it ends now."""
+        """The offsets at which to start reading each partition, and its present end offsets."""
         partitions = [TopicPartition(topic, number) for number in range(partition_count(self._consumer, topic))]
         begins, ends = self._consumer.beginning_offsets(partitions), self._consumer.end_offsets(partitions)
         if look_back is None:
@@ -87,10 +86,10 @@ class StreamTail:
         return {tp: max(begins[tp], ends[tp] - look_back) for tp in partitions}, ends
 
     def poll(self, timeout_s: float) -> list[LiveForecast]:
-        """The forecasts that came in, each with its reading, waiting up to ``timeout_s`` for the first."""
+        """New forecasts with their readings; waits up to ``timeout_s`` for the first."""
         with translate_errors("following readings and forecasts", self._settings):
             batches = self._consumer.poll(timeout_ms=round(timeout_s * 1_000))
-        # Readings first: a forecast that came with its reading in one poll then finds it.
+        # Readings first: one poll may return a forecast together with its reading.
         forecasts = []
         for partition, records in batches.items():
             if partition.topic == self._settings.kafka.topics.readings:
@@ -111,7 +110,7 @@ class StreamTail:
         try:
             reading = self._decoder.decode(record.key, record.value)
         except Rejected:
-            return  # the forecaster sets it aside, with the reason
+            return  # the forecaster writes a dead letter
         self.readings += 1
         self._pending[partition, record.offset] = _PendingReading(reading.values, record.timestamp)
         if len(self._pending) > _MAX_PENDING_READINGS:
@@ -136,12 +135,7 @@ class StreamTail:
         """Leave the broker."""
         self._consumer.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -149,57 +143,45 @@ class LatestForecasts:
     """The latest forecast of each sensor, as a table."""
 
     def __init__(self) -> None:
-        self._latest: OrderedDict[str, LiveForecast] = OrderedDict()  # the sensor seen last stands last
+        self._latest: OrderedDict[str, LiveForecast] = OrderedDict()  # in order of arrival
 
     def update(self, live_forecasts: Iterable[LiveForecast]) -> None:
-        """Take in what ``StreamTail.poll`` returned."""
+        """Add the forecasts of a ``StreamTail.poll``."""
         for live_forecast in live_forecasts:
             sensor = live_forecast.forecast.sensor_id
             self._latest[sensor] = live_forecast
             self._latest.move_to_end(sensor)
 
     def table(self, caption: str, rows: int = _ROWS_WITHOUT_TERMINAL) -> Table:
-        """One row per sensor and target, the ``rows`` freshest at most, in the order of the sensors' names."""
-        steps = shown_steps(
-            max((_horizon(live_forecast.forecast) for live_forecast in self._latest.values()), default=24)
-        )
+        """A row per sensor with a line per target: the latest sensors that fit into ``rows`` lines, by name."""
+        steps = shown_steps(max((_horizon(latest.forecast) for latest in self._latest.values()), default=24))
         table = Table(caption=caption, caption_justify="left", expand=False, pad_edge=False)
-        table.add_column("sensor", style="bold", no_wrap=True)
-        table.add_column("issued at (UTC)", no_wrap=True)
-        table.add_column("target", no_wrap=True)
-        table.add_column("now", justify="right", no_wrap=True)
-        for step in steps:
-            table.add_column(f"+{step}", justify="right", no_wrap=True)
-        table.add_column("model", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        table.add_column("delay", justify="right", no_wrap=True)
+        for column in ("sensor", "issued at (UTC)", "target", "now", *(f"+{step}" for step in steps)):
+            table.add_column(column, justify="right" if column.startswith(("now", "+")) else "left", no_wrap=True)
+        for column in ("model", "state", "delay"):
+            table.add_column(column, justify="right" if column == "delay" else "left", no_wrap=True)
         for sensor in sorted(self._freshest(rows)):
-            live_forecast = self._latest[sensor]
-            forecast = live_forecast.forecast
-            for number, target in enumerate(forecast.quantiles):
-                first = number == 0
-                table.add_row(
-                    escape(sensor) if first else "",
-                    f"{forecast.issued_at:%Y-%m-%d %H:%M}" if first else "",
-                    escape(target),
-                    _now(live_forecast, target),
-                    *(interval(forecast, target, step) for step in steps),
-                    f"v{forecast.model.version}" if first else "",
-                    ("warm" if forecast.state.warm else "[yellow]cold[/]") if first else "",
-                    (f"{live_forecast.delay_s * 1_000:.0f} ms" if live_forecast.delay_s is not None else "-")
-                    if first
-                    else "",
-                )
+            latest = self._latest[sensor]
+            forecast, targets = latest.forecast, list(latest.forecast.quantiles)
+            table.add_row(
+                f"[bold]{escape(sensor)}[/]",
+                f"{forecast.issued_at:%Y-%m-%d %H:%M}",
+                escape("\n".join(targets)),
+                "\n".join(_now(latest, target) for target in targets),
+                *("\n".join(interval(forecast, target, step) for target in targets) for step in steps),
+                f"v{forecast.model.version}",
+                "warm" if forecast.state.warm else "[yellow]cold[/]",
+                "-" if latest.delay_s is None else f"{latest.delay_s * 1_000:.0f} ms",
+            )
         return table
 
     def _freshest(self, rows: int) -> list[str]:
-        names = list(self._latest)
-        per_sensor = max((len(live_forecast.forecast.quantiles) for live_forecast in self._latest.values()), default=1)
-        return names[-max(1, rows // per_sensor) :]
+        per_sensor = max((len(latest.forecast.quantiles) for latest in self._latest.values()), default=1)
+        return list(self._latest)[-max(1, rows // per_sensor) :]
 
 
 def format_line(live_forecast: LiveForecast) -> str:
-    """A forecast in one line, for output that is not a terminal."""
+    """A forecast in one line, for an output that is not a terminal."""
     forecast = live_forecast.forecast
     targets = "; ".join(
         f"{target} {_now(live_forecast, target)}, "
@@ -211,12 +193,12 @@ def format_line(live_forecast: LiveForecast) -> str:
 
 
 def shown_steps(horizon_steps: int) -> list[int]:
-    """The steps ahead that a table has room for."""
+    """The steps ahead that tables show."""
     return sorted({min(step, horizon_steps) for step in SHOWN_STEPS})
 
 
 def interval(forecast: Forecast, target: str, step: int) -> str:
-    """Median, and between brackets the outermost quantiles, of a forecast ``step`` cadences ahead."""
+    """The forecast ``step`` cadences ahead: its median, and its outermost quantiles in brackets."""
     levels = sorted(forecast.quantiles[target], key=float)
     low, median, high = (forecast.quantiles[target][level][step - 1] for level in (levels[0], "0.5", levels[-1]))
     return f"{median:.4g} ({low:.3g} … {high:.3g})"

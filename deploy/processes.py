@@ -1,11 +1,11 @@
-"""Processes that outlive the command that started them, found again through a record on disk."""
+"""Processes that outlive the command that started them; later commands find them through a record on disk."""
 
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,13 +15,12 @@ from pipeline.errors import StackError
 
 TERMINATE_TIMEOUT_S = 20.0
 KILL_TIMEOUT_S = 5.0
-# A process whose main thread has ended may take a moment to hand over its exit code.
-EXIT_CODE_TIMEOUT_S = 2.0
+EXIT_CODE_TIMEOUT_S = 2.0  # a process may end shortly after its main thread
 
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """What is kept on disk of a started process: enough to tell it from another one on the same id."""
+    """The record of a started process on disk; it tells the process from a later one with the same id."""
 
     pid: int
     started: float
@@ -31,7 +30,7 @@ class ProcessRecord:
 class DetachedProcess:
     """One named process in a session of its own, with its record in ``HOME/run`` and its output in ``HOME/logs``.
 
-    The log is that of the last start; the one before it is kept beside it.
+    Each start begins a new log and keeps the previous one beside it.
     """
 
     def __init__(self, name: str, home: Path) -> None:
@@ -41,10 +40,10 @@ class DetachedProcess:
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], port: int) -> None:
-        """Start ``command``, detached from this terminal, its output in a fresh log.
+        """Start ``command``, detached from this terminal, with its output in a new log.
 
         Raises:
-            StackError: the program does not run at all, or its log or record cannot be written.
+            StackError: the program cannot be run, or its log or record cannot be written.
         """
         try:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +57,7 @@ class DetachedProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    # Ctrl-C in this terminal must not reach it; and its workers, in its session, are found by that.
+                    # Ctrl-C in this terminal must not reach it, and `stop` finds its workers by their session.
                     start_new_session=True,
                 )
             record = ProcessRecord(self._child.pid, _started(psutil.Process(self._child.pid)), port)
@@ -72,34 +71,34 @@ class DetachedProcess:
             raise StackError(f"{self.name} cannot be started: {where}: {error.strerror or error}") from error
 
     def record(self) -> ProcessRecord | None:
-        """What was last started and not yet stopped, running or not."""
+        """The record of the last start, unless it was stopped; the process may have ended."""
         try:
             return ProcessRecord(**json.loads(self.record_path.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError) as error:
             raise StackError(
-                f"{self.record_path} does not say which process {self.name} is ({error}). "
+                f"{self.record_path} is not a valid record of the process of {self.name} ({error}). "
                 f"If {self.name} still runs, stop it by hand; then delete the file."
             ) from error
 
     def running(self) -> ProcessRecord | None:
-        """The record, if the process it names is alive; a stranger on a reused process id is not."""
+        """The record if its process is alive; another process that reuses the id does not count."""
         record = self.record()
         return record if record is not None and _leader(record) is not None else None
 
     def exit_code(self) -> int | None:
-        """How the process ended, where this very process started it and it has ended."""
+        """The exit code of the process; None if it runs or another process started it."""
         if self._child is not None:
             with suppress(subprocess.TimeoutExpired):
                 return self._child.wait(EXIT_CODE_TIMEOUT_S)
         return None
 
     def stop(self) -> bool:
-        """End the process and all its workers, politely, then by force. Returns whether anything was alive.
+        """End the process and its workers by SIGTERM, then by SIGKILL. Returns whether any of them was alive.
 
         Raises:
-            StackError: something survived SIGKILL.
+            StackError: a process survived SIGKILL.
         """
         record = self.record()
         if record is None:
@@ -110,19 +109,19 @@ class DetachedProcess:
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(name)
             psutil.wait_procs(alive, timeout=timeout_s)
-            # Anew, for what was started meanwhile.
+            # Look again: new workers may have started in the meantime.
             alive = _members(record)
             if not alive:
                 break
         else:
             pids = ", ".join(str(process.pid) for process in alive)
             raise StackError(f"{self.name} does not end, not even by SIGKILL (process {pids}).")
-        self.exit_code()  # collects a child of this process, which would else stay a zombie
+        self.exit_code()  # waits for a child of this process, which would otherwise stay a zombie
         self.record_path.unlink(missing_ok=True)
         return bool(members)
 
     def last_lines(self, count: int = 12) -> str:
-        """The end of its log, indented, for an error message; the frames of stack traces stay in the log."""
+        """The end of its log for an error message, indented and without the frames of stack traces."""
         try:
             lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -132,15 +131,15 @@ class DetachedProcess:
 
 
 def _started(process: psutil.Process) -> float:
-    """When the process started: together with its id, what tells it from any other.
+    """The start time of the process, which together with its id identifies it.
 
-    On Linux in clock ticks since boot: psutil makes a time of day of these, which moves when the clock is adjusted.
+    On Linux in clock ticks since boot: psutil converts these to a time of day, which moves when the clock is adjusted.
     """
     stat = Path(f"/proc/{process.pid}/stat")
     if not stat.exists():
         return process.create_time()
     try:
-        # The program's name, in parentheses, may hold anything; field 22 is counted from behind it.
+        # Field 22. The program's name, in parentheses, may contain spaces, so count from the end of the name.
         return float(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
     except (FileNotFoundError, ProcessLookupError) as error:
         raise psutil.NoSuchProcess(process.pid) from error
@@ -154,7 +153,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def _leader(record: ProcessRecord) -> psutil.Process | None:
-    """The process that the record names, unless it has ended or its id belongs to another by now."""
+    """The process of the record; None if it has ended, even if another process has its id."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(record.pid)
         if _started(process) == record.started and _is_alive(process):
@@ -163,15 +162,27 @@ def _leader(record: ProcessRecord) -> psutil.Process | None:
 
 
 def _members(record: ProcessRecord) -> list[psutil.Process]:
-    """The process, its descendants, and what is left of its session where it has itself ended."""
+    """The live processes among the process, its descendants and the members of its session."""
     found: set[psutil.Process] = set()
     with suppress(psutil.NoSuchProcess):
         leader = psutil.Process(record.pid)
         if _started(leader) != record.started:
-            return []  # an id is given out again only when nothing is left of the session that had its name
+            return []  # the system reuses an id only after all processes of the session with that id have ended
         found = {leader, *leader.children(recursive=True)}
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, PermissionError):
             if os.getsid(process.pid) == record.pid:
                 found.add(process)
     return [process for process in found if _is_alive(process)]
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Raise KeyboardInterrupt also for SIGTERM and a closed terminal, so that a command cleans up as for Ctrl-C."""
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in numbers}  # nohup ignores SIGHUP
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Old words of the command line: they still work, stay out of the help, and name the new word on stderr."""
+"""Old names of commands: they still work, are not in the help, and print the new name on stderr."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import click
 
 
 class RenamingGroup(click.Group):
-    """A group whose commands can also be called by an old name.
+    """A group whose commands also work under an old name.
 
     Args:
         renamed: old name -> present name of a command.
@@ -20,7 +20,7 @@ class RenamingGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the first argument names, by its present or its old name."""
+        """The command that the first argument names, by its present or old name."""
         old, *rest = args
         new = self._renamed.get(old)
         if new is None:

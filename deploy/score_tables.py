@@ -18,9 +18,12 @@ WORST_SENSORS: Final = 5
 
 
 def score_table(done: "Evaluation", name: str, unit: str, also: Sequence[Metric]) -> Table:
-    """Scores of every predictor at some horizons and over all, errors in each sensor's ``unit``, and metrics ``also``.
+    """Scores of every predictor at some horizons and over all; errors are in each sensor's ``unit``.
 
-    The last column says by how much the model's error is lower than a baseline's.
+    The last column shows by how much the model's error is lower than the predictor's.
+
+    Args:
+        also: metrics shown besides ``SHOWN``.
     """
     table = _table(f"{name}: errors in units of each sensor's {unit}, on the test part")
     table.add_column("ahead", justify="right")
@@ -44,11 +47,11 @@ def score_table(done: "Evaluation", name: str, unit: str, also: Sequence[Metric]
 
 
 def interval_table(scores: dict[str, Scores]) -> Table:
-    """How often every predictor's intervals held, overall and for the sensors where they are furthest off."""
-    table = _table("intervals: how often they held, and for the worst sensors (the worst tenth from 20 sensors on)")
+    """Coverage of every predictor's intervals, overall and for the sensors with the largest deviation."""
+    table = _table("coverage of the intervals, overall and for the worst sensor (from 20 sensors on: the worst tenth)")
     table.add_column("interval", justify="right")
     table.add_column("forecast", no_wrap=True)
-    for column in ("held", "off by", "worst", "off by"):
+    for column in ("covered", "off by", "worst", "off by"):
         table.add_column(column, justify="right")
     by_interval: dict[float, list[tuple[str, Interval]]] = {}
     for predictor, score in scores.items():

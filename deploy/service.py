@@ -1,53 +1,66 @@
-"""What the stack asks of each of its services."""
+"""The interface between the stack and its services."""
 
+import socket
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pipeline.errors import StackError
+from pipeline.settings import Settings
 
 HOST = "127.0.0.1"
 
 
 class Report(Protocol):
-    """Told what a service is doing whenever that changes; called from several threads."""
+    """A callable that hears of each change of a service's work; called from several threads."""
 
     def __call__(self, service: str, doing: str, *, done: bool = False) -> None:
-        """``done`` says that this is the last word about the service."""
+        """``done`` marks the last report about the service."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a service: its command, and what its environment has besides or instead of ours."""
+    """How to start a service: its command, and the variables that it gets on top of our environment."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
 
 
-class Service(Protocol):
+@dataclass(frozen=True)
+class Service(ABC):
     """One server of the local stack."""
 
-    @property
-    def name(self) -> str:
-        """As the user reads it."""
+    settings: Settings
+    name: ClassVar[str]  # as on the command line
 
     @property
     def port(self) -> int:
         """The port it listens on, on this machine only."""
+        port: int = getattr(self.settings.stack, f"{self.name}_port")
+        return port
 
     @property
     def data(self) -> Path:
-        """The folder that holds all it keeps."""
+        """The folder that holds all its data."""
+        return self.settings.home.resolve() / self.name
 
+    @abstractmethod
     def address(self, port: int) -> str:
-        """What a client is given to reach it on ``port``."""
+        """The address of the service for clients, on ``port``."""
 
+    @abstractmethod
     def prepare(self, report: Report) -> Launch:
-        """Get ready whatever it needs before it can start, and say how to start it."""
+        """Make everything that the service needs before it starts, and return how to start it.
 
+        Raises:
+            StackError: its data cannot be read or written.
+        """
+
+    @abstractmethod
     def answers(self) -> bool:
-        """Whether it serves requests by now."""
+        """Whether it serves requests."""
 
 
 def folder_error(name: str, folder: Path, error: OSError) -> StackError:
@@ -56,3 +69,16 @@ def folder_error(name: str, folder: Path, error: OSError) -> StackError:
         f"{name} cannot keep its data in {folder}: {error.strerror or error}. Make it a writable folder, or choose "
         "another one with STREAMGRU_HOME."
     )
+
+
+def bind(port: int) -> int:
+    """Bind ``port`` on this machine for a moment, any free one for 0, and return its number.
+
+    Raises:
+        OSError: another program listens there.
+    """
+    with socket.socket() as probe:
+        # As the servers do: a connection closed a moment ago does not block the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+        return int(probe.getsockname()[1])

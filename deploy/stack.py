@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,15 +16,15 @@ import psutil
 from deploy.broker import Broker
 from deploy.processes import DetachedProcess
 from deploy.servers import MLflowServer, PrefectServer
-from deploy.service import HOST, Report, Service, folder_error
+from deploy.service import Report, Service, bind, folder_error
 from pipeline.errors import StackError
 from pipeline.settings import Settings
 
 SERVICES = ("kafka", "mlflow", "prefect")
-# MLflow and Prefect take 20 s on a quiet machine; three minutes is a busy one, or a database to migrate.
+# MLflow and Prefect take 20 s on an idle machine, and longer on a busy one or to migrate a database.
 START_TIMEOUT_S = 180.0
 POLL_S = 0.1
-# Meant for the user's other servers, these would lead ours to other databases and addresses.
+# Prefixes of variables for the user's other servers; ours must not read their databases and addresses.
 FOREIGN_VARIABLES = ("MLFLOW_", "PREFECT_")
 
 
@@ -35,22 +34,22 @@ def _no_report(service: str, doing: str, *, done: bool = False) -> None:
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """How one service stands; ``pid`` is None where no process of ours is alive."""
+    """The state of one service."""
 
     name: str
     state: Literal["up", "not answering", "on another port", "down"]
     address: str
-    pid: int | None
+    pid: int | None  # None if no process that `streamgru up` started is alive
     log: Path
 
     @property
     def up(self) -> bool:
-        """Whether clients that go by the settings are answered."""
+        """Whether it answers at the address in the settings."""
         return self.state == "up"
 
 
 class Stack:
-    """The services that the settings describe. Several of these may look at one HOME, also from several processes."""
+    """The services that the settings describe. Several instances and processes may share one HOME."""
 
     def __init__(self, settings: Settings) -> None:
         self._home = settings.home.resolve()
@@ -59,12 +58,12 @@ class Stack:
         self._processes = {name: DetachedProcess(name, self._home) for name in self._services}
 
     def up(self, services: Sequence[str] = SERVICES, report: Report = _no_report) -> None:
-        """Start what does not run yet, all at once, and return when everything answers.
+        """Start the services that do not run, all at once, and return when all answer.
 
-        What one service's failure leaves running is the others; what has not come up is stopped again.
+        A service that fails is stopped again; the other services keep running.
 
         Raises:
-            StackError: naming each service that did not come up, why, and its log.
+            StackError: services did not start; names each with its reason and log.
         """
         cancelled = threading.Event()
         with ThreadPoolExecutor(len(services), thread_name_prefix="stack") as pool:
@@ -77,17 +76,17 @@ class Stack:
         _raise_together(starts)
 
     def down(self, services: Sequence[str] = SERVICES, report: Report = _no_report) -> None:
-        """Stop the services and all their workers, and nothing else; what does not run is left as it is.
+        """Stop the running services with all their workers.
 
         Raises:
-            StackError: naming each process that could not be stopped.
+            StackError: processes did not end; names each.
         """
         with ThreadPoolExecutor(len(services), thread_name_prefix="stack") as pool:
             stops = [pool.submit(self._take_down, name, report) for name in services]
         _raise_together(stops)
 
     def status(self) -> list[ServiceStatus]:
-        """How each service stands, in the order kafka, mlflow, prefect."""
+        """The state of each service, in the order kafka, mlflow, prefect."""
         with ThreadPoolExecutor(len(self._services)) as pool:
             return list(pool.map(self._status, self._services.values()))
 
@@ -107,11 +106,11 @@ class Stack:
             record = process.running()
             if record is not None and record.port != service.port:
                 raise StackError(
-                    f"{service.name} runs on port {record.port} (process {record.pid}), and the settings say "
-                    f"{service.port}: `streamgru down` first, or set the port back."
+                    f"{service.name} runs on port {record.port} (process {record.pid}), but the settings name port "
+                    f"{service.port}. Run `streamgru down` first, or set the port back."
                 )
             if record is None:
-                process.stop()  # workers may have survived their parent, and would keep the port
+                process.stop()  # workers that outlive their parent keep the port
                 _require_free(service)
                 launch = service.prepare(report)
                 if cancelled.is_set():
@@ -133,20 +132,17 @@ class Stack:
             answers = service.answers()
             if process.running() is None:
                 code = process.exit_code()
-                ended = "has ended" if code is None else f"has ended with exit code {code}"
-                raise StackError(self._startup_error(service, process, f"{ended} while it was starting"))
+                failure = "ended during its start" + ("" if code is None else f", with exit code {code}")
+                break
             if answers:
                 return
             if cancelled.wait(POLL_S):
-                raise StackError(f"{service.name} was not waited for")
+                raise StackError(f"the start of {service.name} was cancelled")
             if time.monotonic() > deadline:
-                raise StackError(
-                    self._startup_error(service, process, f"has not answered within {START_TIMEOUT_S:.0f} s")
-                )
-
-    def _startup_error(self, service: Service, process: DetachedProcess, what: str) -> str:
-        return (
-            f"{service.name} {what} (port {service.port}, data in {service.data}). "
+                failure = f"did not answer within {START_TIMEOUT_S:.0f} s"
+                break
+        raise StackError(
+            f"{service.name} {failure} (port {service.port}, data in {service.data}). "
             f"The end of its log, {process.log_path}:\n{process.last_lines()}"
         )
 
@@ -157,7 +153,7 @@ class Stack:
 
     @contextmanager
     def _locked(self, service: Service, report: Report) -> Iterator[None]:
-        """Hold the service against another `up` or `down`, here or elsewhere; let go also when this process dies."""
+        """Keep other `up` and `down` commands, in any process, off the service; the lock dies with this process."""
         path = self._home / "run" / f"{service.name}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +170,7 @@ class Stack:
 
 
 def _raise_together(futures: Sequence[Future[None]]) -> None:
-    """Raise one error that tells all that went wrong; our own bugs as they are."""
+    """Raise one error with the messages of all; our own bugs unchanged."""
     failures = [error for future in futures if (error := future.exception()) is not None]
     for error in failures:
         if not isinstance(error, StackError):
@@ -184,21 +180,17 @@ def _raise_together(futures: Sequence[Future[None]]) -> None:
 
 
 def _require_free(service: Service) -> None:
-    with socket.socket() as probe:
-        # As the servers do: a connection that was closed a moment ago does not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, service.port))
-        except OSError as error:
-            variable = f"STREAMGRU_STACK__{service.name.upper()}_PORT"
-            raise StackError(
-                f"{service.name} cannot have port {service.port}: {_owner(service.port) or error.strerror}. Stop that "
-                f"program, or choose another port with {variable}."
-            ) from error
+    try:
+        bind(service.port)
+    except OSError as error:
+        raise StackError(
+            f"{service.name} cannot use port {service.port}: {_owner(service.port) or error.strerror}. Stop the other "
+            f"program, or choose another port with STREAMGRU_STACK__{service.name.upper()}_PORT."
+        ) from error
 
 
 def _owner(port: int) -> str | None:
-    """Who listens on the port, where the system lets us know."""
+    """The program that listens on the port; None if the system does not tell."""
     try:
         pid = next(
             connection.pid

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
@@ -12,12 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deploy.context import Context
-from deploy.option_types import SEED, FiniteRange
+from deploy.option_types import POSITIVE, FiniteRange, layout_options, training_options
 from pipeline.errors import DataFileError, ModelUnusable
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from model.backtest import Predictor
     from model.config import Level
     from model.forecaster import Forecaster
@@ -29,29 +26,31 @@ if TYPE_CHECKING:
 
 # Metrics on demand; `coverage` and `sensors` also bring a table of their own.
 ON_DEMAND: Final = ("mase", "crps", "coverage", "winkler", "width", "sensors")
-# Wide enough for every table where the output is no terminal.
-WIDTH: Final = 120
+WIDTH: Final = 120  # characters of an output that is not a terminal; enough for every table
 
 
 @click.command()
 @click.argument("data", nargs=-1, type=click.Path(path_type=Path), metavar="[DATA]...")
-@click.option("--time-column", metavar="NAME", help="Column with the time; by default the one that can only be it.")
-@click.option("--timezone", metavar="ZONE", help="Zone of times that name none, for example Asia/Shanghai.")
-@click.option("--sensor-column", metavar="NAME", help="Column with the sensor ids; by default each file is one sensor.")
-@click.option("--columns-as-sensors", is_flag=True, help="Take each column of a wide table as a sensor of its own.")
+@layout_options
 @click.option(
     "--cadence",
     "cadence_s",
     type=FiniteRange(min=1e-6),
     metavar="SECONDS",
-    help="By default as in the settings; where these do not set it, the usual time between two readings in DATA.",
+    help="Time between two readings; by default as in the settings, or if these do not set it, the usual time in DATA.",
 )
-@click.option("--horizon", type=click.IntRange(min=1), metavar="STEPS", help="By default as in the settings.")
+@click.option(
+    "--horizon",
+    "horizon_steps",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Steps to forecast; by default as in the settings.",
+)
 @click.option(
     "--split",
     default="0.7,0.1,0.2",
     show_default=True,
-    help="Training, validation and test: fractions of the readings, or months of 30 days as 12/4/4.",
+    help="Training, validation and test part: fractions of the readings, or months of 30 days, such as 12/4/4.",
 )
 @click.option("--version", type=click.IntRange(min=1), help="Score this registered version instead of training.")
 @click.option(
@@ -59,33 +58,37 @@ WIDTH: Final = 120
     "report",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="FOLDER",
-    help="Score the model in this folder of an earlier back-test's results instead of training.",
+    help="Score the model of an earlier back-test, from the folder of its results, instead of training.",
 )
-@click.option("--preset", type=click.Choice(["stateful", "plain"]), help="How to train; by default as in the settings.")
-@click.option("--budget", "budget_s", type=FiniteRange(min=0, min_open=True), help="Seconds to train for at most.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most; by default as in the settings.")
+@click.option(
+    "--preset",
+    type=click.Choice(["stateful", "plain"]),
+    help="Recipe of the training; by default as in the settings.",
+)
+@training_options
 @click.option(
     "--adaptation",
     "levels",
     multiple=True,
     type=click.Choice(["off", "light", "full"]),
-    help="How forecasts adapt from reading to reading; by default as in the settings. More than one: scored beside it.",
+    help="How much forecasts adapt from reading to reading; by default as in the settings. Give it again to score "
+    "other levels beside the first.",
 )
 @click.option(
-    "--calibration/--no-calibration", default=None, help="Whether intervals do; by default as in the settings."
+    "--calibration/--no-calibration", default=None, help="Calibrate the intervals; by default as in the settings."
 )
 @click.option(
     "--baseline",
     type=click.Choice(["plain"]),
-    help="Train the plain preset too, in as much time again, and score it beside.",
+    help="Also train the plain preset, for the same time, and score it beside the model.",
 )
 @click.option(
     "--retrain-every",
-    type=FiniteRange(min=0, min_open=True),
+    type=POSITIVE,
     metavar="DAYS",
-    help="Also score the model retrained so often in the test part, from its weights, on what was read by then.",
+    help="Also score the model with a retraining every DAYS of the test part, from its weights, on the readings "
+    "until then.",
 )
-@click.option("--seed", type=SEED, help="Seed of everything random; by default as in the settings.")
 @click.option(
     "--standardise",
     is_flag=True,
@@ -95,7 +98,7 @@ WIDTH: Final = 120
     "--metrics",
     default="",
     metavar="LIST",
-    help=f"Show these too, divided by commas: {', '.join(ON_DEMAND)}; or all. scores.json always holds them.",
+    help=f"Show more metrics, separated by commas: {', '.join(ON_DEMAND)}; or all. scores.json always has all.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for scores.json and plots.")
 @click.pass_obj
@@ -104,13 +107,14 @@ def backtest(
     /,
     data: tuple[Path, ...],
     cadence_s: float | None,
-    horizon: int | None,
+    horizon_steps: int | None,
     split: str,
     version: int | None,
     report: Path | None,
     standardise: bool,
     metrics: str,
     levels: tuple["Level", ...],
+    calibration: bool | None,
     baseline: str | None,
     retrain_every: float | None,
     out: Path | None,
@@ -118,12 +122,13 @@ def backtest(
 ) -> None:
     """Score a model on the newest part of DATA, CSV or Parquet files, or of the history table.
 
-    It is trained on the oldest part, its best epoch chosen on the middle one; or it is a registered VERSION, or the
-    MODEL of an earlier back-test, and the newest part begins no earlier than the readings end that it was chosen on.
-    Every reading of the newest part is then forecast from in turn, with the state carried and the forecasts adapted as
-    in the stream, and scored on the same values as baselines: persistence, the seasonal-naive forecast, and an
-    autoregression over 24 steps that recursive least squares fit anew with every reading. Features, targets and season
-    are those of the settings.
+    The model is trained on the oldest part, and its best epoch is chosen on the middle part. Or it is a registered
+    VERSION or the MODEL of an earlier back-test; the newest part then begins after the readings that it was trained and
+    chosen on.
+
+    Every reading of the newest part gets a forecast, with the state carried and the forecasts adapted as in the stream.
+    Baselines are scored on the same values: persistence, the seasonal-naive forecast, and an autoregression over 24
+    steps that recursive least squares update with every reading. Features, targets and season come from the settings.
     """
     from rich.console import Console
 
@@ -132,52 +137,69 @@ def backtest(
     from pipeline.evaluation.evaluate import MODEL, evaluate, plain_predictor, retrained_predictor, split_by, train_on
     from pipeline.evaluation.report import TrainedModel, read_trained_model, write_report
     from pipeline.history.table import History
+    from pipeline.messages import iso_timestamp
+    from pipeline.registry.versions import VALIDATE_UNTIL, Registry
     from pipeline.windows import cadence_warning, load_sequences
 
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     wanted = _on_demand(metrics)
     if version is not None and report is not None:
         raise click.UsageError("--version and --model each name the model to score: give one of them")
-    layout = {key: others[key] for key in ("time_column", "timezone", "sensor_column", "columns_as_sensors")}
-    training = {key: others[key] for key in ("preset", "budget_s", "epochs", "seed")}
-    adapting = {"adaptation": levels[0] if levels else None, "calibration": others["calibration"]}
-    settings = _settings(context.settings, cadence_s, horizon, training, adapting)
+    training = {key: others.pop(key) for key in ("preset", "budget_s", "epochs", "seed")}
+    steps = {"cadence_s": cadence_s, "horizon_steps": horizon_steps}
+    adapting = {"adaptation": levels[0] if levels else None, "calibration": calibration}
+    settings = context.settings.model_copy(
+        update={
+            "training": context.settings.training.model_copy(update=_given(training)),
+            "forecaster": context.settings.forecaster.model_copy(update=_given(adapting)),
+            **_given(steps),
+        }
+    )
     source = ", ".join(str(path) for path in data) or str(settings.history_path)
     name = data[0].name.split(".")[0] if data else "history"
-    trained = read_trained_model(report) if report is not None else None
-    if report is not None and trained is not None:
-        settings = _with_model_cadence(trained.forecaster, settings, cadence_s, horizon)
-        _require_compatible(trained.forecaster, settings, report)
+    trained = None
+    if report is not None:
+        trained = read_trained_model(report)
+        settings = _with_steps_of(trained.forecaster, settings, steps, report)
     folder = out or settings.home / "backtests" / f"{name}-{settings.horizon_steps}"
     if report is not None and folder.exists() and folder.samefile(report):
         raise click.UsageError(f"the model's own results are in {folder}; give another folder with --out")
     checkpoint = folder / "training.pt"
     if data:
-        settings, sequences = _from_files(settings, data, layout, keeps_cadence=version is not None)
+        settings, sequences = _from_files(settings, data, others, keeps_cadence=version is not None)
     else:
         sequences = load_sequences(History(settings.history_path, settings.features), settings)
     if warning := cadence_warning(sequences):
         click.echo(f"warning: {warning}", err=True)
+
+    def told(epoch: "EpochReport", of: str = "") -> None:
+        console.print(
+            f"{of}epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}, validation loss "
+            f"{epoch.validation_loss:.4f} after {epoch.seconds:.0f} s"
+        )
+
     with _naming_source(source):
         sequences, bounds = split_by(split, sequences)
-        _create_folder(folder)  # before the training, whose result would have nowhere to go
+        _create_folder(folder)  # before the training: its result needs the folder
         if version is not None:
-            trained = _registered(settings, version)
+            registry = Registry(settings)
+            forecaster = registry.load(version, settings.home / "models")
+            trained = TrainedModel(forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
         if trained is None:
-            result = train_on(settings, sequences, bounds, lambda epoch: console.print(_line(epoch)), checkpoint)
-            trained = TrainedModel.of(result, bounds)
+            trained = TrainedModel.of(train_on(settings, sequences, bounds, told, checkpoint), bounds)
         else:
             made_by = f"version {version}" if report is None else f"the model in {report}"
             bounds = _unseen(trained, made_by, sequences, bounds)
         also = [replace(settings.adaptation, level=level) for level in dict.fromkeys(levels[1:]) if level != levels[0]]
         beside: list[Predictor] = []
         if retrain_every is not None:
-            told = partial(_print_retraining, console)
-            beside.append(retrained_predictor(settings, trained.forecaster, sequences, bounds, retrain_every, told))
+
+            def told_at(moment_us: int, epoch: "EpochReport") -> None:
+                told(epoch, f"retrained at {iso_timestamp(moment_us)}, ")
+
+            beside.append(retrained_predictor(settings, trained.forecaster, sequences, bounds, retrain_every, told_at))
         if baseline is not None:
-            beside.append(
-                plain_predictor(settings, sequences, bounds, lambda epoch: console.print(f"plain, {_line(epoch)}"))
-            )
+            beside.append(plain_predictor(settings, sequences, bounds, lambda epoch: told(epoch, "plain, ")))
         done = evaluate(
             trained.forecaster,
             sequences,
@@ -196,12 +218,17 @@ def backtest(
         console.print(sensor_table(done.scores[MODEL]))
     made_with = {"data": source, "split": split, "version": version, **training, "retrain_every": retrain_every}
     write_report(done, trained, folder, made_with | {"standardise": standardise})
-    checkpoint.unlink(missing_ok=True)  # the result is safe
+    checkpoint.unlink(missing_ok=True)  # the report holds the result
     console.print(f"scores and plots are in {folder}", soft_wrap=True)
 
 
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the command line names."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _on_demand(metrics: str) -> set[str]:
-    """The names in a list, all of them for ``all``."""
+    """The names in a list separated by commas; all of them for ``all``."""
     names = {name.strip() for name in metrics.split(",")} - {""}
     unknown = sorted(names - {*ON_DEMAND, "all"})
     if unknown:
@@ -211,30 +238,10 @@ def _on_demand(metrics: str) -> set[str]:
     return set(ON_DEMAND) if "all" in names else names
 
 
-def _settings(
-    settings: "Settings",
-    cadence_s: float | None,
-    horizon: int | None,
-    training: dict[str, Any],
-    adapting: dict[str, Any],
-) -> "Settings":
-    """The settings with what was given on the command line in their place."""
-
-    def given(options: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in options.items() if value is not None}
-
-    changes: dict[str, Any] = {
-        "training": settings.training.model_copy(update=given(training)),
-        "forecaster": settings.forecaster.model_copy(update=given(adapting)),
-    }
-    changes |= given({"cadence_s": cadence_s, "horizon_steps": horizon})
-    return settings.model_copy(update=changes)
-
-
 def _from_files(
     settings: "Settings", files: tuple[Path, ...], layout: dict[str, Any], *, keeps_cadence: bool
 ) -> tuple["Settings", "Sequences"]:
-    """The steps in the files, and the settings, whose cadence is that of the files unless it was set."""
+    """The steps in the files, and the settings, with the files' cadence if it was not set."""
     from pipeline.files.reading_table import FileLayout, read_readings
     from pipeline.windows import sequences_from_table, usual_interval_us
 
@@ -244,10 +251,10 @@ def _from_files(
     if not len(table):
         raise DataFileError(
             f"{', '.join(map(str, files))}: no row has a value of {', '.join(settings.features)}; set features (and "
-            "targets) to columns that hold numbers"
+            "targets) to columns of numbers"
         )
     usual_us = usual_interval_us(table)
-    # To the second where that is within the jitter of clocks.
+    # From a minute on, round to a second: clocks jitter.
     cadence_s = None if usual_us is None else usual_us / 1e6 if usual_us < 60_000_000 else float(round(usual_us / 1e6))
     is_set = keeps_cadence or "cadence_s" in settings.model_fields_set
     if not is_set and cadence_s not in (None, settings.cadence_s):
@@ -260,46 +267,37 @@ def _from_files(
     return settings, sequences_from_table(table, settings)
 
 
-def _with_model_cadence(
-    forecaster: "Forecaster", settings: "Settings", asked_s: float | None, asked_steps: int | None
-) -> "Settings":
-    """The settings with the model's cadence and horizon in their place, which options must not contradict."""
-    cadence_s, horizon = forecaster.config.cadence_us / 1e6, forecaster.config.horizon_steps
-    if asked_s not in (None, cadence_s):
-        raise click.UsageError(
-            f"the model was trained at a cadence of {cadence_s:g} s, which --cadence {asked_s:g} contradicts; leave it "
-            "out"
-        )
-    if asked_steps not in (None, horizon):
-        raise click.UsageError(
-            f"the model forecasts {horizon} steps, which --horizon {asked_steps} contradicts; leave it out"
-        )
-    return settings.model_copy(update={"cadence_s": cadence_s, "horizon_steps": horizon})
+def _with_steps_of(forecaster: "Forecaster", settings: "Settings", asked: dict[str, Any], folder: Path) -> "Settings":
+    """The settings with the model's cadence and horizon.
 
-
-def _require_compatible(forecaster: "Forecaster", settings: "Settings", folder: Path) -> None:
-    """Refuse a model of other features, say, whose values it would take one for the other."""
+    Raises:
+        UsageError: the options ``asked`` name another cadence or horizon.
+        ModelUnusable: the model was made for other settings, such as other features.
+    """
     from pipeline.registry.versions import settings_differences
 
-    differences = settings_differences(forecaster.config, settings)
-    if differences:
+    cadence_s, horizon_steps = forecaster.config.cadence_us / 1e6, forecaster.config.horizon_steps
+    if asked["cadence_s"] not in (None, cadence_s):
+        raise click.UsageError(
+            f"the model was trained at a cadence of {cadence_s:g} s, which --cadence {asked['cadence_s']:g} "
+            "contradicts; leave it out"
+        )
+    if asked["horizon_steps"] not in (None, horizon_steps):
+        raise click.UsageError(
+            f"the model forecasts {horizon_steps} steps, which --horizon {asked['horizon_steps']} contradicts; leave "
+            "it out"
+        )
+    settings = settings.model_copy(update={"cadence_s": cadence_s, "horizon_steps": horizon_steps})
+    if differences := settings_differences(forecaster.config, settings):
         raise ModelUnusable(
             f"the model in {folder} does not fit the settings: {'; '.join(differences)}. Give the settings that it was "
             "made with, or leave out --model to train one with these"
         )
-
-
-def _registered(settings: "Settings", version: int) -> "TrainedModel":
-    from pipeline.evaluation.report import TrainedModel
-    from pipeline.registry.versions import VALIDATE_UNTIL, Registry
-
-    registry = Registry(settings)
-    forecaster = registry.load(version, settings.home / "models")
-    return TrainedModel(forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
+    return settings
 
 
 def _unseen(trained: "TrainedModel", name: str, sequences: "Sequences", bounds: "Split") -> "Split":
-    """The split with nothing in its test part that the model was trained or chosen on, as far as that is known."""
+    """The split with a test part after the readings that the model was trained or chosen on, as far as known."""
     from pipeline.evaluation.evaluate import Selection, unseen_part
 
     made = Selection(name, trained.forecaster.config, trained.selected_until)
@@ -312,8 +310,7 @@ def _unseen(trained: "TrainedModel", name: str, sequences: "Sequences", bounds: 
 def _create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass  # it can be written to
+        TemporaryFile(dir=folder).close()  # fails if the folder cannot be written to
     except OSError as error:
         raise DataFileError(
             f"scores and plots cannot be written to {folder}: {error.strerror}; name another folder with --out"
@@ -322,21 +319,8 @@ def _create_folder(folder: Path) -> None:
 
 @contextmanager
 def _naming_source(source: str) -> Iterator[None]:
-    """What is wrong with the data, with its name."""
+    """Name the data in the message of a ValueError."""
     try:
         yield
     except ValueError as error:
         raise DataFileError(f"{source} cannot be back-tested on: {error}") from error
-
-
-def _print_retraining(console: "Console", moment_us: int, epoch: "EpochReport") -> None:
-    from pipeline.messages import iso_timestamp
-
-    console.print(f"retrained at {iso_timestamp(moment_us)}, {_line(epoch)}")
-
-
-def _line(epoch: "EpochReport") -> str:
-    return (
-        f"epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}, validation loss {epoch.validation_loss:.4f} "
-        f"after {epoch.seconds:.0f} s"
-    )

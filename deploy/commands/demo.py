@@ -1,7 +1,6 @@
 """``streamgru demo``: the whole job on real sensor data."""
 
 import os
-import socket
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,26 +13,13 @@ from deploy.option_types import FiniteRange
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploy.demo.job import DemoResult
+    from deploy.demo.report import Outcome
     from pipeline.settings import Settings
 
-PORT_VARIABLES = {
-    "kafka_port": "STREAMGRU_STACK__KAFKA_PORT",
-    "mlflow_port": "STREAMGRU_STACK__MLFLOW_PORT",
-    "prefect_port": "STREAMGRU_STACK__PREFECT_PORT",
-}
-# Prefixes of the variables that name a user's servers, data and forecasters; the demo has its own.
-FOREIGN_VARIABLES = (
-    "STREAMGRU_KAFKA",
-    "STREAMGRU_FORECASTER",
-    "STREAMGRU_MLFLOW_TRACKING_URI",
-    "STREAMGRU_PREFECT_API_URL",
-    "STREAMGRU_HISTORY",
-    "STREAMGRU_FEATURES",
-    "STREAMGRU_TARGETS",
-    "STREAMGRU_CADENCE_S",
-    "STREAMGRU_GRACE_STEPS",
-)
+PORT_VARIABLES = {f"{name}_port": f"STREAMGRU_STACK__{name.upper()}_PORT" for name in ("kafka", "mlflow", "prefect")}
+# Prefixes of variables for a user's own servers, data and forecasters, after STREAMGRU_: the demo does not use these.
+SERVERS = ("KAFKA", "FORECASTER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "HISTORY")
+FOREIGN = (*SERVERS, "FEATURES", "TARGETS", "CADENCE_S", "GRACE_STEPS")
 
 
 @click.command()
@@ -44,9 +30,10 @@ FOREIGN_VARIABLES = (
     "--live-seconds",
     type=FiniteRange(min=1.0),
     metavar="S",
-    help="Send the live days within S seconds, or as many more as a retraining takes; by default as fast as it allows.",
+    help="Send the live days within S seconds, or longer if the second training takes longer; by default as fast as "
+    "the second training allows.",
 )
-@click.option("--keep", is_flag=True, help="Leave Kafka, MLflow and Prefect up at the end, to look around.")
+@click.option("--keep", is_flag=True, help="Leave Kafka, MLflow and Prefect running at the end.")
 @click.pass_obj
 def demo(
     context: Context,
@@ -56,15 +43,17 @@ def demo(
     live_seconds: float | None,
     keep: bool,
 ) -> None:
-    """Do the whole job on real sensor data, report, and stop everything again.
+    """Do the whole job on real sensor data, write a report, and stop everything again.
 
-    Starts Kafka, MLflow and Prefect on this machine, publishes three years of hourly readings of Beijing's 12
-    air-quality stations, ingests the older half, trains a model on it, starts two forecasters and sends the year that
-    follows live. Meanwhile it ingests the rest and trains a second model, which replaces the first one if the gate
-    finds it better. At the end it checks that every reading had exactly one forecast. Takes some 4 minutes on two
-    cores. Its settings are deploy/beijing.toml; --settings and STREAMGRU_SETTINGS do not count. Its data lie in a
-    folder `demo` under STREAMGRU_HOME, where it replaces an earlier demo's. The exit code is 1 where a forecast is
-    missing, too many, or not the evaluator's.
+    The demo starts Kafka, MLflow and Prefect on this machine. It publishes three years of hourly readings of Beijing's
+    12 air-quality stations, ingests the older half, trains a model on it and starts two forecasters. Then it sends the
+    readings of the next year live. Meanwhile it ingests the rest and trains a second model, which replaces the first
+    one if the gate finds it better. At the end it checks that every accepted reading has exactly one forecast. All of
+    this takes about 4 minutes on two cores.
+
+    The demo reads its settings from deploy/beijing.toml and ignores --settings and STREAMGRU_SETTINGS. Its data are in
+    the folder `demo` under STREAMGRU_HOME; the next demo deletes them. The exit code is 1 if a forecast is missing,
+    appears twice, or differs from the evaluator's.
     """
     from rich.console import Console
 
@@ -74,98 +63,65 @@ def demo(
     console = Console(highlight=False)
     settings = _demo_settings()
     options = DemoOptions(Amounts(sensors, history_days, live_days), live_seconds, keep)
-    result = run_demo(settings, options, console)
-    _print_result(result, console)
-    if not (result.outcome.audit.exactly_once and result.outcome.agreement.holds):
+    outcome = run_demo(settings, options, console)
+    _print_outcome(outcome, settings.home, console)
+    if not (outcome.audit.exactly_once and outcome.agreement.holds):
         click.get_current_context().exit(1)
 
 
 def _demo_settings() -> "Settings":
-    """The example's settings, with a home of its own and ports that are free, for this process and its children."""
-    from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
+    """The example's settings, with the demo's home and with free ports, for this process and its children."""
+    from deploy.service import bind
+    from pipeline.settings import SETTINGS_FILE_VARIABLE, load_settings
 
-    for variable in [name for name in os.environ if name.upper().startswith(FOREIGN_VARIABLES)]:
-        del os.environ[variable]
+    for variable in list(os.environ):
+        if variable.upper().startswith(tuple(f"STREAMGRU_{name}" for name in FOREIGN)):
+            del os.environ[variable]
     example = Path(__file__).resolve().parents[1] / "beijing.toml"
     named = os.environ.get(SETTINGS_FILE_VARIABLE)
     if named and Path(named).resolve() != example:
-        click.echo(f"note: the demo has settings of its own, deploy/beijing.toml; {named} is not read", err=True)
+        click.echo(f"note: the demo uses its own settings, deploy/beijing.toml, and does not read {named}", err=True)
     os.environ[SETTINGS_FILE_VARIABLE] = str(example)
     given = load_settings()
     os.environ["STREAMGRU_HOME"] = str((given.home / "demo").resolve())
     for name, variable in PORT_VARIABLES.items():
-        port = getattr(given.stack, name)
-        if not _is_free(port):
-            os.environ[variable] = str(_free_port())
-    settings: Settings = load_settings()
-    return settings
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            bind(getattr(given.stack, name))
         except OSError:
-            return False
-        return True
+            os.environ[variable] = str(bind(0))
+    return load_settings()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _print_result(result: "DemoResult", console: "Console") -> None:
+def _print_outcome(outcome: "Outcome", home: Path, console: "Console") -> None:
     from rich.table import Table
 
-    from deploy.demo.live import LONGEST_SILENCE_S
-    from deploy.demo.report import coverage_by_target
+    from deploy.demo.job import PICTURE, REPORT
+    from deploy.demo.report import coverage_note, mae_table
     from deploy.demo.scores import FORECAST
-    from deploy.live_forecasts import shown_steps
 
-    outcome, counts = result.outcome, result.outcome.audit
+    counts, ours = outcome.audit, outcome.scores[FORECAST]
     say = partial(console.print, soft_wrap=True)
     say(
         f"\n{counts.readings:,} readings, {counts.accepted:,} accepted ({counts.duplicates:,} duplicates, "
         f"{counts.late:,} late, {counts.rejected:,} malformed), {counts.forecasts:,} forecasts"
     )
-    colour = "green" if counts.exactly_once else "red"
     say(
-        f"[bold {colour}]lost {counts.lost:,}, twice {counts.twice:,}[/], out of order {counts.out_of_order:,}, "
-        f"unexpected {counts.unexpected:,}"
+        f"[bold {'green' if counts.exactly_once else 'red'}]lost {counts.lost:,}, twice {counts.twice:,}[/], out of "
+        f"order {counts.out_of_order:,}, unexpected {counts.unexpected:,}"
     )
     for kind, positions in counts.examples.items():
         say(f"  {kind}: {', '.join(positions)} of the readings")
-    errors = {name: found.by_horizon("mae") for name, found in outcome.scores.items()}
-    steps = shown_steps(errors[FORECAST].shape[1])
-    targets = outcome.scores[FORECAST].targets
-    table = Table("mean absolute error", *errors)
-    for row, target in enumerate(targets):
-        for step in steps:
-            table.add_row(f"{target} +{step}", *(f"{error[row, step - 1]:.3g}" for error in errors.values()))
+    targets, rows = mae_table(outcome.scores)
+    table = Table("mean absolute error", *(name for name, *_ in rows))
+    for target, *errors in zip(targets, *(errors for _, *errors in rows), strict=True):
+        table.add_row(target, *errors)
     console.print(table)
-    agreed = outcome.agreement
-    colour = "green" if agreed.holds else "red"
-    say(
-        f"the evaluator on the same readings: [bold {colour}]{agreed.different:,} of {agreed.compared:,} forecasts "
-        f"different[/] (largest difference {agreed.largest:.1g} standard deviations), mean absolute errors within "
-        f"a part of {agreed.largest_mae:.1g}"
-    )
-    held = ", ".join(f"{target} {share:.1%}" for target, share in coverage_by_target(outcome.scores[FORECAST]).items())
-    say(f"coverage of the {outcome.scores[FORECAST].nominal_coverage:.0%} interval: {held}")
+    say(f"[bold {'green' if outcome.agreement.holds else 'red'}]{outcome.agreement}[/]")
+    say(f"coverage of the {ours.nominal_coverage:.0%} interval: {coverage_note(ours)}")
     for swap in outcome.swaps:
-        say(
-            f"change from version {swap.version_before} to {swap.version_after}: longest pause {swap.pause_s:.2f} s "
-            f"(99 % of pauses at other times are shorter than {swap.usual_pause_s:.2f} s)"
-        )
+        say(str(swap))
     if outcome.silence is not None:
-        colour = "green" if outcome.silence.is_short else "yellow"
-        say(
-            f"longest wait of a partition for a forecast while readings arrived: [bold {colour}]"
-            f"{outcome.silence.seconds:.2f} s[/] (at most {LONGEST_SILENCE_S:g} s wanted)"
-        )
+        say(f"[bold {'green' if outcome.silence.is_short else 'yellow'}]{outcome.silence}[/]")
     for version in outcome.versions:
         say(f"version {version.version}: {version.standing}", markup=False)
-    say(f"report: {result.report}; picture: {result.picture}; {outcome.took_s:.0f} s in all")
+    say(f"report: {home / REPORT}; picture: {home / PICTURE}; {outcome.took_s:.0f} s in all")

@@ -1,4 +1,4 @@
-"""``streamgru dlq``: records that were set aside, and the way back for those that are readings after all."""
+"""``streamgru dlq``: list, show and republish dead letters."""
 
 import sys
 from collections import Counter, deque
@@ -16,28 +16,32 @@ from pipeline.messages import ReadingDecoder
 
 _VALUE_WIDTH = 60
 _FILE_WIDTH = 300
-_NONE = "the topic of dead letters is empty: every record so far was a reading"
+_NO_LETTERS = "the topic of dead letters is empty: every record so far was a reading"
 
 
 def position_of(text: str) -> tuple[int, int]:
-    """A place on the topic of dead letters, as ``dlq list`` shows it: PARTITION:OFFSET."""
+    """Partition and offset of a dead letter, written PARTITION:OFFSET as ``dlq list`` does."""
     partition, _, offset = text.partition(":")
     if not (partition.isdigit() and offset.isdigit()):
         raise click.BadParameter(f"{text!r} is not PARTITION:OFFSET, such as 3:17 (`streamgru dlq list` shows them)")
     return int(partition), int(offset)
 
 
-_reason = click.option("--reason", type=click.Choice(ReadingDecoder.REASONS), help="Only those set aside for this.")
+_reason = click.option(
+    "--reason", type=click.Choice(ReadingDecoder.REASONS), help="Only dead letters with this reason."
+)
 
 
 @click.group(cls=RenamingGroup, renamed={"replay": "republish"})
 def dlq() -> None:
-    """Dead letters: records that are no reading, with their bytes as they were."""
+    """List, show and republish dead letters: records that are not valid readings, with their original bytes."""
 
 
 @dlq.command("list")
 @_reason
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show the last N.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Show the latest N."
+)
 @click.pass_obj
 def list_letters(context: Context, reason: str | None, limit: int) -> None:
     """Count the dead letters by reason, and show the latest."""
@@ -47,10 +51,10 @@ def list_letters(context: Context, reason: str | None, limit: int) -> None:
         counts[letter.reason] += 1
         latest.append(letter)
     if not counts:
-        click.echo(_NONE if reason is None else f"no record was set aside for {reason!r}")
+        click.echo(_NO_LETTERS if reason is None else f"no dead letter has the reason {reason!r}")
         return
     click.echo(f"{counts.total():,} dead letters: " + ", ".join(f"{name} {n:,}" for name, n in counts.most_common()))
-    # Elsewhere than in a terminal nothing is to be cut off.
+    # Cut nothing off unless the output is a terminal.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     console.print(_table(sorted(latest, key=lambda letter: letter.set_aside_ms)))
 
@@ -60,16 +64,16 @@ def list_letters(context: Context, reason: str | None, limit: int) -> None:
 @click.option("--raw", is_flag=True, help="Write the original value's bytes to standard output, and nothing else.")
 @click.pass_obj
 def show(context: Context, position: tuple[int, int], raw: bool) -> None:
-    """Show one dead letter: why it was set aside, where it came from, and what was in it."""
+    """Show the reason, origin and content of one dead letter."""
     letter = read_letter(context.settings, *position)
     if raw:
         sys.stdout.buffer.write(letter.value or b"")
         return
     click.echo(f"reason   {letter.reason}: {letter.detail}")
     click.echo(f"from     {letter.topic}, partition {letter.partition}, offset {letter.offset}")
-    click.echo(f"set aside {_moment(letter.set_aside_ms)}")
+    click.echo(f"rejected {_moment(letter.set_aside_ms)}")
     if letter.whole_bytes is not None:
-        click.echo(f"cut      it measured {letter.whole_bytes:,} bytes, and this is the beginning of it")
+        click.echo(f"cut      the record had {letter.whole_bytes:,} bytes; only its beginning is kept")
     click.echo(f"key      {_text(letter.key)}")
     for name, value in letter.headers:
         click.echo(f"header   {_text(name.encode(errors='surrogateescape'))}: {_text(value)}")
@@ -79,16 +83,17 @@ def show(context: Context, position: tuple[int, int], raw: bool) -> None:
 @dlq.command()
 @click.argument("positions", type=position_of, nargs=-1, metavar="[POSITION]...")
 @_reason
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Count the records and publish nothing.")
 @click.pass_obj
 def republish(context: Context, positions: tuple[tuple[int, int], ...], reason: str | None, dry_run: bool) -> None:
-    """Publish dead letters as readings once more: those that are readings under the present settings.
+    """Publish dead letters again as readings, if they are valid readings under the present settings.
 
-    All of them, or those at the positions that `dlq list` shows. Do this after the settings have learned of a feature,
-    say. What would be rejected again stays where it is. Where a sensor has moved on since, its reading comes late: it
-    is counted, and goes into the history but not into the sensor's state. Published is not forecast: where the changed
-    settings have the states rebuilt, a reading that is not newer than its sensor's state counts as late or as a
-    duplicate, and gets no forecast.
+    Republish all dead letters, or those at the positions that `dlq list` shows, for example after a feature was added
+    to the settings. Records that would be rejected again are not published.
+
+    A republished reading does not always get a forecast. The history takes it, but a reading that is not newer than its
+    sensor's state counts as late or as a duplicate, and gets no forecast. That also holds for a state that was rebuilt
+    because the settings changed.
     """
     settings = context.settings
 
@@ -100,9 +105,9 @@ def republish(context: Context, positions: tuple[tuple[int, int], ...], reason: 
     topic = settings.kafka.topics.readings
     click.echo(f"{outcome.published:,} {'would be' if dry_run else 'were'} published to {topic} once more")
     for why, count in outcome.still_rejected.most_common():
-        click.echo(f"{count:,} would be rejected again ({why}), and stay where they are")
+        click.echo(f"{count:,} would be rejected again ({why}); not published")
     if outcome.foreign:
-        click.echo(f"{outcome.foreign:,} came from another topic than {topic}, and stay where they are")
+        click.echo(f"{outcome.foreign:,} came from another topic than {topic}; not published")
 
 
 def _only(letters: Iterable[DeadLetter], reason: str | None) -> Iterator[DeadLetter]:
@@ -111,7 +116,7 @@ def _only(letters: Iterable[DeadLetter], reason: str | None) -> Iterator[DeadLet
 
 def _table(letters: Iterable[DeadLetter]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column, width in (("position", 8), ("set aside", 25), ("reason", 13), ("partition", 9), ("offset", 6)):
+    for column, width in (("position", 8), ("rejected at", 25), ("reason", 13), ("partition", 9), ("offset", 6)):
         table.add_column(column, no_wrap=True, min_width=width)
     for column in ("key", "value"):
         table.add_column(column, no_wrap=True)
@@ -130,7 +135,7 @@ def _table(letters: Iterable[DeadLetter]) -> Table:
 
 
 def _text(content: bytes | None) -> str:
-    """Bytes as a person reads them; whatever a terminal must not be sent is escaped."""
+    """Bytes as text; control characters are escaped, because they could change the terminal."""
     if content is None:
         return "(none)"
     try:

@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -21,25 +20,25 @@ from deploy.option_types import FiniteRange
 @click.option(
     "--accept-loss",
     is_flag=True,
-    help="Where readings were deleted before they were forecast, go on from the start of the log.",
+    help="If readings were deleted before they were forecast, continue at the first reading left.",
 )
 @click.option(
     "--max-idle",
     type=FiniteRange(min=1.0),
     metavar="SECONDS",
-    help="End with an error when there are readings and no transaction for so long; being idle does not count.",
+    help="End with an error if readings wait and no transaction commits for SECONDS. An idle forecaster keeps running.",
 )
 @click.option(
     "--health-port",
     type=click.IntRange(1, 65_535),
     metavar="PORT",
-    help="Answer GET /healthz and /readyz there; by default forecaster.health_port of the settings, or not at all.",
+    help="Answer GET /healthz and /readyz on this port; by default forecaster.health_port of the settings, if set.",
 )
 @click.option(
     "--stats",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Keep the counts in this file, as JSON.",
+    help="Write the counts to this file, as JSON.",
 )
 @click.pass_obj
 def forecast(
@@ -52,8 +51,9 @@ def forecast(
 ) -> None:
     """Forecast every reading as it arrives, until Ctrl-C or SIGTERM.
 
-    Start as many as you like: they share the partitions. Each follows the champion alias by itself and goes on where
-    the last transaction ended, whatever happened to it.
+    Forecasters share the partitions, so start up to as many as there are partitions. Each loads the model with the
+    alias `champion`, and a new champion within seconds. After a crash a forecaster continues at the last committed
+    transaction.
     """
     from pipeline.forecaster.champion import RegistryChampion
     from pipeline.forecaster.instance import claim_instance
@@ -68,15 +68,12 @@ def forecast(
         Options(accept_loss=accept_loss, max_idle_s=max_idle, stats=stats, health_port=health_port),
     )
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        forecaster.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: forecaster.stop())
     try:
         forecaster.run()
     finally:
         claimed.release()
-    # All that is left is to take torch and MLflow apart, which takes seconds on a busy machine.
+    # The interpreter's own end would unload torch and MLflow, which takes seconds on a busy machine.
     logging.shutdown()
     os._exit(0)

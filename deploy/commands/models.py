@@ -1,4 +1,4 @@
-"""``streamgru models`` and ``promote``: what is in the registry, and who is champion."""
+"""``streamgru models`` and ``promote``: list the versions in the registry, and choose the champion."""
 
 import json
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from rich.table import Table
 from deploy.context import Context
 from pipeline.registry.versions import CHAMPION, ModelInfo, Registry
 
-# In the order in which a reader asks: how good it is, against what, and whether its intervals hold.
+# The version's error, the errors of its rivals, another error, and the coverage of its intervals.
 COLUMNS = ("pinball", "pinball.champion", "pinball.naive", "mae", "coverage")
 
 
@@ -18,14 +18,14 @@ COLUMNS = ("pinball", "pinball.champion", "pinball.naive", "mae", "coverage")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.pass_obj
 def models(context: Context, as_json: bool) -> None:
-    """List the versions of the model, newest first: aliases, scores on the held-out tail, and what the gate said."""
+    """List the versions of the model, newest first: aliases, back-test scores, and the gate's decision."""
     versions = Registry(context.settings).versions()
     if as_json:
         click.echo(json.dumps([asdict(info) for info in versions], default=str, indent=2))
     elif versions:
         Console(highlight=False).print(_table(context.settings.model_name, versions))
     else:
-        click.echo(f"no versions of {context.settings.model_name} yet; `streamgru retrain` makes one")
+        click.echo(f"{context.settings.model_name} has no versions yet; `streamgru retrain` trains one")
 
 
 @click.command()
@@ -33,7 +33,7 @@ def models(context: Context, as_json: bool) -> None:
 @click.option("--alias", default=CHAMPION, show_default=True, help="The alias to move.")
 @click.pass_obj
 def promote(context: Context, version: int, alias: str) -> None:
-    """Make VERSION the champion, if it loads and fits the settings. Running forecasters follow within seconds."""
+    """Make VERSION the champion, if it loads and fits the settings. Running forecasters load it within seconds."""
     from pipeline.registry.promotion import promote as move_alias
 
     done = move_alias(context.settings, version, alias)
@@ -44,11 +44,13 @@ def promote(context: Context, version: int, alias: str) -> None:
     click.echo(f"version {version} of {name} is {alias} now")
     if done.previous is not None:
         option = "" if alias == CHAMPION else f" --alias {alias}"
-        click.echo(f"before, it was version {done.previous}; to go back: streamgru promote {done.previous}{option}")
+        click.echo(
+            f"the previous one was version {done.previous}; to go back: streamgru promote {done.previous}{option}"
+        )
 
 
 def _table(name: str, versions: list[ModelInfo]) -> Table:
-    table = Table(title=f"{name}: scores are means on the held-out tail, in each sensor's scale", title_justify="left")
+    table = Table(title=f"{name}: mean scores of the back-test, in units of each sensor's scale", title_justify="left")
     table.add_column("version", justify="right")
     table.add_column("aliases")
     table.add_column("created (UTC)")

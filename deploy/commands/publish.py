@@ -1,10 +1,8 @@
-"""``streamgru publish``: files become readings."""
+"""``streamgru publish``: publish files as readings."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
@@ -13,81 +11,75 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from deploy.context import Context
-from deploy.option_types import FiniteRange
+from deploy.option_types import POSITIVE, layout_options
+from deploy.processes import terminated_like_interrupted
 from pipeline.errors import KafkaError
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import FileLayout, Order, ReadingTable, read_readings
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count
 from pipeline.messages import iso_timestamp, microseconds
 
-SETTLE_S = 2.0  # how long an interrupted command waits for records in flight
-INTERRUPTED = 130
+SETTLE_S = 2.0  # for which an interrupted command waits for records in flight
+INTERRUPTED = 130  # exit code
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("--time-column", metavar="NAME", help="Column of the times; guessed where there is only one candidate.")
+@layout_options
 @click.option(
-    "--timezone",
-    metavar="ZONE",
-    help="Zone of times that are written without one, such as UTC or Asia/Shanghai. A time that exists twice, when "
-    "clocks are set back, is the earlier one the first time it appears, and the later one after that.",
+    "--speed",
+    type=POSITIVE,
+    metavar="FACTOR",
+    help="Send FACTOR times as fast as the readings were measured; by default as fast as possible.",
 )
-@click.option("--sensor-column", metavar="NAME", help="Column of the sensor ids. Without it, each file is one sensor.")
-@click.option(
-    "--columns-as-sensors", is_flag=True, help="Each numeric column is a sensor of its own, with one feature."
-)
-@click.option("--speed", type=FiniteRange(min=0, min_open=True), help="Times real time; by default flat out.")
 @click.option(
     "--order",
     type=click.Choice(["event", "file"]),
     default="event",
     show_default=True,
-    help="By time across all sensors, or as the rows stand in the files.",
+    help="Sort the readings of all sensors by time, or keep the order of the rows.",
 )
 @click.option(
-    "--from", "begin", metavar="ROW|TIME", help="Go on from this row, or from the first reading at that time."
+    "--from", "begin", metavar="ROW|TIME", help="Start at this row, or at the first reading of this time or later."
 )
-@click.option("--until", metavar="TIME", help="Leave out readings at or after that time.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Publish at most so many readings.")
+@click.option("--until", metavar="TIME", help="Stop before the first reading of this time or later.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Publish at most N readings.")
 @click.pass_obj
 def publish(
     context: Context,
+    /,
     files: tuple[Path, ...],
-    time_column: str | None,
-    timezone: str | None,
-    sensor_column: str | None,
-    columns_as_sensors: bool,
     speed: float | None,
     order: Order,
     begin: str | None,
     until: str | None,
     limit: int | None,
+    **columns: Any,
 ) -> None:
     """Publish CSV or Parquet files as readings.
 
-    The features are those that the settings name; other columns are ignored. Times given to --from and --until are like
-    2013-03-01 or 2013-03-01T14:00:00Z; without a zone they are in --timezone, or UTC. When it is interrupted, this
-    command says how to go on.
+    Columns that the settings name as features are published; other columns are ignored. --from and --until take times
+    such as 2013-03-01 or 2013-03-01T14:00:00Z; without a zone they are in --timezone, or in UTC. If the command is
+    interrupted, it prints how to continue.
     """
     settings = context.settings
-    layout = FileLayout(time_column, timezone, sensor_column, columns_as_sensors, order)
+    layout = FileLayout(**columns, order=order)
     if order == "file" and (until is not None or (begin is not None and not begin.isdigit())):
-        raise click.UsageError("times for --from and --until need --order event; in the file's order, give a row")
+        raise click.UsageError("--from and --until take times only with --order event; with --order file give a row")
     table = read_readings(files, layout, settings.features)
     for note in table.notes:
         click.echo(f"note: {note}", err=True)
-    start, stop = _rows(table, timezone, begin, until, limit)
+    start, stop = _rows(table, layout.timezone, begin, until, limit)
     if start >= stop:
         raise click.UsageError(f"nothing to publish: no readings {_span(table, begin, until)}")
 
     topic = settings.kafka.topics.readings
     with make_admin(settings) as admin:
-        partition_count(admin, topic)  # names a missing topic at once, where the producer would wait for it
+        partition_count(admin, topic)  # fails at once for a missing topic; a producer would wait for it
     producer = make_producer(settings, linger_ms=5)
     publication = Publication(settings, producer, table, start, stop)
     try:
-        with _terminated_like_interrupted(), _progress_bar() as progress:
+        with terminated_like_interrupted(), _progress_bar() as progress:
             task = progress.add_task(f"readings to {topic}", total=stop - start)
             publication.run(speed, lambda row: progress.update(task, completed=row - start))
     except KeyboardInterrupt:
@@ -104,18 +96,14 @@ def publish(
 def _rows(
     table: ReadingTable, timezone: str | None, begin: str | None, until: str | None, limit: int | None
 ) -> tuple[int, int]:
-    """The rows [start, stop) to publish."""
+    """The rows [start, stop) to publish; times need rows in order of time."""
     start, stop = 0, len(table)
     if begin is not None:
-        start = int(begin) if begin.isdigit() else _first_row(table, _moment(begin, timezone, "--from"))
+        moment = None if begin.isdigit() else _moment(begin, timezone, "--from")
+        start = int(begin) if moment is None else int(np.searchsorted(table.timestamp_us, moment))
     if until is not None:
-        stop = _first_row(table, _moment(until, timezone, "--until"))
+        stop = int(np.searchsorted(table.timestamp_us, _moment(until, timezone, "--until")))
     return start, stop if limit is None else min(stop, start + limit)
-
-
-def _first_row(table: ReadingTable, timestamp_us: int) -> int:
-    """The first row at or after that time, rows being sorted by time."""
-    return int(np.searchsorted(table.timestamp_us, timestamp_us))
 
 
 def _moment(text: str, timezone: str | None, option: str) -> int:
@@ -141,8 +129,8 @@ def _resume_hint(publication: Publication, start: int, stop: int, limit: int | N
     done = publication.acknowledged
     rest = "" if limit is None else f" --limit {stop - done}"
     return (
-        f"{done - start:,} of {stop - start:,} readings are published for certain; go on with the same command and "
-        f"--from {done}{rest}"
+        f"{done - start:,} of {stop - start:,} readings are published for certain. To continue, give the same command "
+        f"and --from {done}{rest}"
     )
 
 
@@ -155,13 +143,3 @@ def _progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does, so that a command stopped by a supervisor says how to go on too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,8 +2,7 @@
 
 import re
 import threading
-from types import TracebackType
-from typing import Self
+from contextlib import AbstractContextManager
 
 import click
 from rich.console import Console
@@ -21,8 +20,8 @@ chosen_services = click.argument("services", nargs=-1, type=click.Choice(SERVICE
 def up(context: Context, services: tuple[str, ...]) -> None:
     """Start Kafka, MLflow and Prefect on this machine and wait until they answer.
 
-    What runs already is left alone. Name one or several of kafka, mlflow and prefect to start only these. The first
-    start downloads Apache Kafka (60 MB).
+    Services that run already keep running. Name some of kafka, mlflow and prefect to start only these. The first start
+    downloads Apache Kafka (60 MB).
     """
     stack = Stack(context.settings)
     with ServiceProgress() as progress:
@@ -32,7 +31,7 @@ def up(context: Context, services: tuple[str, ...]) -> None:
 @click.command()
 @click.pass_obj
 def status(context: Context) -> None:
-    """Show each service with its address; the exit code is 1 unless all are up."""
+    """Show each service with its state, address and log; exit code 1 unless all are up."""
     statuses = Stack(context.settings).status()
     click.echo(_table(statuses))
     if not all(service.up for service in statuses):
@@ -43,17 +42,17 @@ def status(context: Context) -> None:
 @chosen_services
 @click.pass_obj
 def down(context: Context, services: tuple[str, ...]) -> None:
-    """Stop Kafka, MLflow and Prefect as `streamgru up` started them, and nothing else. The data stays.
+    """Stop the Kafka, MLflow and Prefect that `streamgru up` started. Their data stays.
 
-    Name one or several of kafka, mlflow and prefect to stop only these.
+    Name some of kafka, mlflow and prefect to stop only these.
     """
     stack = Stack(context.settings)
     with ServiceProgress() as progress:
         stack.down(services or SERVICES, progress.report)
 
 
-class ServiceProgress:
-    """What each service is doing: one line each that changes in a terminal, one line per change anywhere else."""
+class ServiceProgress(AbstractContextManager["ServiceProgress"]):
+    """The progress of each service: a terminal shows one line per service, other outputs one line per change."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
@@ -67,6 +66,7 @@ class ServiceProgress:
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._progress.start()
 
     def report(self, service: str, doing: str, *, done: bool = False) -> None:
         """Show that ``service`` is ``doing`` something now."""
@@ -76,22 +76,16 @@ class ServiceProgress:
                     self._tasks[service] = self._progress.add_task(doing, total=1, service=service)
                 self._progress.update(self._tasks[service], description=doing, completed=int(done))
             elif self._last.get(service) != (kind := re.sub(r"\d+", "", doing)):
-                self._last[service] = kind  # a count that goes up is one line, not one for each number
+                self._last[service] = kind  # print a rising count once, not each of its numbers
                 click.echo(f"{service:<8}{doing}")
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
 
 def _table(statuses: list[ServiceStatus]) -> str:
     rows = [("SERVICE", "STATE", "ADDRESS", "PROCESS", "LOG")]
-    rows += [
-        (status.name, status.state, status.address, str(status.pid or "-"), str(status.log)) for status in statuses
-    ]
+    rows += [(each.name, each.state, each.address, str(each.pid or "-"), str(each.log)) for each in statuses]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -1,4 +1,4 @@
-"""``streamgru topics`` and ``streamgru schema``: what lies on Kafka, and what its records look like."""
+"""``streamgru topics`` and ``streamgru schema``: the topics on Kafka and the format of their records."""
 
 import json
 
@@ -13,7 +13,7 @@ from pipeline.messages import json_schemas
 
 @click.group()
 def topics() -> None:
-    """The four Kafka topics: readings, forecasts, states and dead letters."""
+    """Create or show the four Kafka topics: readings, forecasts, states and dead letters."""
 
 
 @topics.command()
@@ -24,7 +24,7 @@ def topics() -> None:
 )
 @click.pass_obj
 def create(context: Context, alter: bool) -> None:
-    """Make the topics that are missing, and complain about existing ones that differ from the settings."""
+    """Create missing topics. Fail if existing topics differ from the settings."""
     for line in ensure_topics(context.settings, alter=alter):
         click.echo(line)
 
@@ -32,14 +32,14 @@ def create(context: Context, alter: bool) -> None:
 @topics.command()
 @click.pass_obj
 def show(context: Context) -> None:
-    """Show the topics, their records, and what differs from the settings; the exit code is 1 if anything does."""
+    """Show the topics and their records. Exit with code 1 if a topic differs from the settings."""
     statuses = topic_statuses(context.settings)
     Console(highlight=False).print(_table(statuses))
     for status in statuses:
         for difference in status.differences:
             click.echo(difference)
     if not all(status.partitions and not status.differences for status in statuses):
-        click.echo("`streamgru topics create` makes what is missing")
+        click.echo("`streamgru topics create` creates missing topics, with --alter it changes settings that differ")
         click.get_current_context().exit(1)
 
 

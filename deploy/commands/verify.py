@@ -1,8 +1,7 @@
-"""``streamgru verify`` and ``explain``: the forecasts held against the readings they follow."""
+"""``streamgru verify`` and ``explain``: forecasts compared with the forecasts recomputed from readings."""
 
 import json
 import math
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -16,18 +15,19 @@ if TYPE_CHECKING:
 
 
 def moment_us(text: str) -> int:
-    """Microseconds since the epoch of a time as readings have it: ISO 8601 with a zone, or epoch milliseconds.
+    """Microseconds since the epoch of a time as in readings: ISO 8601 with a zone, or epoch milliseconds.
 
     Raises:
-        BadParameter: it is neither, or outside the years that a reading can be of.
+        BadParameter: the text is neither, or no reading can have this time.
     """
-    from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US
+    from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US, microseconds
 
-    found = _moment_us(text)
-    if found is None:
+    try:
+        found = int(text) * 1_000 if text.lstrip("-").isdigit() else microseconds(datetime.fromisoformat(text))
+    except (ValueError, TypeError) as error:  # TypeError: the time has no zone
         raise click.BadParameter(
-            f"{text!r} is no time with a zone, such as 2016-03-01T08:00:00Z, nor epoch milliseconds"
-        )
+            f"{text!r} is neither a time with a zone, such as 2016-03-01T08:00:00Z, nor epoch milliseconds"
+        ) from error
     if not EARLIEST_TIMESTAMP_US <= found < LATEST_TIMESTAMP_US:
         raise click.BadParameter(
             f"{text} lies outside the years 1900 to 2199; a number is taken as milliseconds since 1970"
@@ -35,31 +35,22 @@ def moment_us(text: str) -> int:
     return found
 
 
-def _moment_us(text: str) -> int | None:
-    from pipeline.messages import microseconds
-
-    with suppress(ValueError):
-        if text.lstrip("-").isdigit():
-            return int(text) * 1_000
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is not None:
-            return microseconds(moment)
-    return None
-
-
 @click.command()
-@click.option("--since", type=moment_us, metavar="TIME", help="Audit readings that were sent at this time or later.")
-@click.option("--until", type=moment_us, metavar="TIME", help="Audit readings that were sent before this time.")
+@click.option("--since", type=moment_us, metavar="TIME", help="Audit readings sent at this time or later.")
+@click.option("--until", type=moment_us, metavar="TIME", help="Audit readings sent before this time.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.pass_context
 def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bool) -> None:
-    """Hold every forecast and every sensor's last state against the readings; exit code 1 if anything is wrong.
+    """Check every forecast, and every sensor's last state, against the readings; exit code 1 if anything is wrong.
 
-    Reads the topics as any consumer does, recomputes every forecast from its state's first reading on with the model
-    version that it names, and counts. By default from the first reading on (where forecaster.start is "latest": from
-    the first one that was forecast) up to what the forecasters have committed. Where the settings that shape forecasts
-    were changed, it begins with the first reading that was forecast under the present ones; where retention has deleted
-    readings or forecasts, with the first one that still has both.
+    The audit reads the topics as any consumer does. It recomputes every forecast with the model version that the
+    forecast names, from the first reading of its state on, and counts differences. It checks that each accepted reading
+    has one forecast, and each rejected record one dead letter.
+
+    Without --since the audit begins at the first reading, or, if forecaster.start is "latest", at the first one with a
+    forecast. After a change of settings that shape forecasts it begins at the first forecast under the present
+    settings. If retention deleted readings or forecasts, it begins where both are left. Without --until it ends at the
+    offsets that the forecasters have committed.
     """
     from pipeline.audit.verify import verify as audit
 
@@ -78,8 +69,7 @@ def _span(settings: "Settings", since: int | None, until: int | None) -> "Span":
     from pipeline.kafka.topic_reader import offsets_at
 
     topic = settings.kafka.topics.readings
-    starts = {} if since is None else offsets_at(settings, topic, since)
-    return Span(starts, {} if until is None else offsets_at(settings, topic, until))
+    return Span(*({} if time is None else offsets_at(settings, topic, time) for time in (since, until)))
 
 
 def _loader(settings: "Settings") -> "LoadModel":
@@ -92,8 +82,10 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
     counts = verdict.audit
     notes = {
         "accepted": f"of {counts.readings:,} readings; {counts.duplicates:,} duplicates, {counts.late:,} late, "
-        f"{counts.rejected:,} rejected" + (f", {counts.held:,} held" if counts.held else ""),
-        "forecasts": _versions(verdict),
+        f"{counts.rejected:,} rejected" + (f", {counts.held:,} buffered" if counts.held else ""),
+        "forecasts": ", ".join(
+            f"{count:,} of version {version}" for version, count in sorted(verdict.versions.items())
+        ),
         "different": f"of {verdict.recomputed:,} recomputed; the largest difference is "
         f"{verdict.largest_difference:.1e} of the sensor's scale",
         "states different": f"of {verdict.states:,}",
@@ -101,45 +93,35 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
     for name, count in {"accepted": counts.accepted, "forecasts": counts.forecasts, **verdict.fault_counts}.items():
         click.echo(f"{name:<21}{count:>12,}  {notes.get(name, '')}".rstrip())
     if verdict.foreign:
-        by_print = ", ".join(f"{count:,} of {fingerprint}" for fingerprint, count in sorted(verdict.foreign.items()))
+        by_print = ", ".join(f"{count:,} under {fingerprint}" for fingerprint, count in sorted(verdict.foreign.items()))
         click.echo(
-            f"{sum(verdict.foreign.values()):,} forecasts were made under other settings than the present ones "
-            f"({settings.fingerprint}) and not audited: {by_print}"
+            f"forecasts made under other settings than the present ones ({settings.fingerprint}), not audited: "
+            f"{by_print}"
         )
-    if verdict.rebuilt:
-        click.echo(f"{verdict.rebuilt:,} times a state was replayed from the readings for the version that made it")
-    if verdict.out_of_reach:
-        click.echo(
-            f"{verdict.out_of_reach:,} forecasts could not be recomputed: the readings that their states began with "
-            "have been deleted"
-        )
-    if verdict.readings_out_of_reach or verdict.forecasts_out_of_reach or verdict.letters_out_of_reach:
-        click.echo(
-            f"{verdict.readings_out_of_reach:,} readings, {verdict.forecasts_out_of_reach:,} forecasts and "
-            f"{verdict.letters_out_of_reach:,} rejected records were out of reach: retention has deleted what they are "
-            "held against, or may have"
-        )
-    if verdict.waiting:
-        click.echo(f"{verdict.waiting:,} readings behind these were not audited")
+    for note, count in {
+        "states rebuilt from readings for an earlier model version": verdict.rebuilt,
+        "forecasts not recomputed, because retention deleted the first readings of their states": verdict.out_of_reach,
+        "readings not audited, because retention deleted forecasts": verdict.readings_out_of_reach,
+        "forecasts not audited, because retention deleted readings": verdict.forecasts_out_of_reach,
+        "rejected records not audited, because retention deleted dead letters": verdict.letters_out_of_reach,
+        "later readings, not audited": verdict.waiting,
+    }.items():
+        if count:
+            click.echo(f"{note}: {count:,}")
     for fault, count in verdict.faults.items():
         places = "; ".join(verdict.examples.get(fault, []))
         click.echo(f"error: {fault}: {count:,}, such as {places}", err=True)
     if not verdict.faults and not counts.accepted:
-        click.echo(f"no accepted reading was audited: {_reason_for_none(verdict)}")
+        reason = (
+            "all forecasts were made under other settings than the present ones"
+            if verdict.foreign
+            else "retention deleted their counterparts"
+            if verdict.readings_out_of_reach
+            else "the forecasters have committed none in this span"
+        )
+        click.echo(f"no accepted reading was audited: {reason}")
     elif not verdict.faults:
-        click.echo("every accepted reading has one forecast, in order, and each is what the readings make of it")
-
-
-def _reason_for_none(verdict: "AuditResult") -> str:
-    if verdict.foreign:
-        return "all forecasts were made under other settings than these"
-    if verdict.readings_out_of_reach:
-        return "retention has deleted what they are held against"
-    return "the forecasters have committed none in this span"
-
-
-def _versions(verdict: "AuditResult") -> str:
-    return ", ".join(f"{count:,} of version {version}" for version, count in sorted(verdict.versions.items()))
+        click.echo("every accepted reading has one forecast, in order, and each equals the recomputed one")
 
 
 @click.command()
@@ -147,10 +129,10 @@ def _versions(verdict: "AuditResult") -> str:
 @click.argument("timestamp", type=moment_us)
 @click.pass_context
 def explain(ctx: click.Context, sensor: str, timestamp: int) -> None:
-    """Show what one forecast of SENSOR, the one issued at TIMESTAMP, was made of, and recompute it.
+    """Show the reading, model and state behind one forecast of SENSOR, and recompute it.
 
-    TIMESTAMP is the reading's: ISO 8601 with a zone, or epoch milliseconds. The exit code is 1 if the recomputed
-    forecast differs, or was made under other settings than the present ones and cannot be recomputed.
+    TIMESTAMP is the time of the reading: ISO 8601 with a zone, or epoch milliseconds. The exit code is 1 if the
+    recomputed forecast differs, or if it cannot be recomputed because it was made under other settings.
     """
     from pipeline.audit.explain import explain as take_apart
 
@@ -178,16 +160,15 @@ def _print_explanation(settings: "Settings", explanation: "Explanation") -> None
     click.echo(f"model      {forecast.model.name}, version {forecast.model.version}; settings {forecast.settings}")
     click.echo(
         f"state      {forecast.state.steps:,} steps since {iso_timestamp(explanation.begun_us)} (offset "
-        f"{forecast.state.origin}): {explanation.accepted:,} readings, {explanation.missing_steps:,} skipped points; "
+        f"{forecast.state.origin}): {explanation.accepted:,} readings, {explanation.missing_steps:,} missing steps; "
         f"{'warm' if forecast.state.warm else 'not warm yet'}"
     )
-    if forecast.weights:
-        for target, weights in forecast.weights.items():
-            click.echo(f"weights    of {target}: {_shares(weights)}")
+    for target, weights in (forecast.weights or {}).items():
+        click.echo(f"weights    of {target}: {_shares(weights)}")
     if not explanation.has_same_weights:
         experts = experts_of(settings.adaptation.level)
         for target, shares in zip(settings.targets, explanation.weights.tolist(), strict=True):
-            mixed = _shares(dict(zip(experts, shares, strict=False)))  # of none, where nothing is mixed
+            mixed = _shares(dict(zip(experts, shares, strict=False)))  # empty if the level mixes no experts
             click.echo(f"  recomputed, of {target}: {mixed or 'none'}")
     for target, published, recomputed in zip(
         settings.targets, explanation.published, explanation.recomputed, strict=True

@@ -1,6 +1,8 @@
 """``streamgru watch``: live forecasts in the terminal."""
 
 import time
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -9,9 +11,9 @@ from deploy.context import Context
 from pipeline.errors import StreamgruError
 
 if TYPE_CHECKING:
-    from deploy.live_forecasts import StreamTail
+    from deploy.live_forecasts import LiveForecast, StreamTail
 
-# How long a sensor that was named may stay unseen; hourly sensors are found in the look back.
+# seconds until the command complains about a named sensor without readings; the look back finds hourly sensors
 PATIENCE_S = 10.0
 LOOK_BACK_RECORDS = 1_000
 POLL_S = 0.25
@@ -19,14 +21,14 @@ POLL_S = 0.25
 
 @click.command()
 @click.argument("sensors", nargs=-1, metavar="[SENSOR]...")
-@click.option("--from-beginning", is_flag=True, help="Show what is on the topics already, too.")
+@click.option("--from-beginning", is_flag=True, help="Also show the forecasts that are already on the topic.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N forecasts.")
 @click.pass_obj
 def watch(context: Context, sensors: tuple[str, ...], from_beginning: bool, limit: int | None) -> None:
-    """Show live forecasts beside the readings they follow, of all sensors or of those named, until Ctrl-C.
+    """Show live forecasts beside their readings until Ctrl-C, for each SENSOR or for all sensors.
 
-    In a terminal it is a table of each sensor's latest forecast: the median 1, 6 and 24 steps ahead, and between
-    brackets the outermost quantiles. Elsewhere it is one line per forecast.
+    A terminal shows a table of each sensor's latest forecast: the median 1, 6 and 24 steps ahead, with the outermost
+    quantiles in brackets. Any other output gets one line per forecast.
     """
     from rich.console import Console
 
@@ -39,11 +41,11 @@ def watch(context: Context, sensors: tuple[str, ...], from_beginning: bool, limi
             show = _show_table if console.is_terminal else _show_lines
             show(tail, _UnseenSensors(sensors), limit)
     except KeyboardInterrupt:
-        return  # the way to end it
+        return  # Ctrl-C is the normal end
 
 
 class _UnseenSensors:
-    """Says once, after a while, which of the sensors that were named cannot be found."""
+    """Complains once, after ``PATIENCE_S``, about named sensors that were not seen."""
 
     def __init__(self, sensors: tuple[str, ...]) -> None:
         self._sensors = sensors
@@ -51,10 +53,10 @@ class _UnseenSensors:
         self._spent = not sensors
 
     def check(self, tail: "StreamTail") -> None:
-        """To be called again and again.
+        """Complain if the time is up; call this after each poll.
 
         Raises:
-            StreamgruError: none of the sensors was seen in time.
+            StreamgruError: not one of the named sensors was seen in time.
         """
         if self._spent or time.monotonic() < self._deadline:
             return
@@ -66,7 +68,7 @@ class _UnseenSensors:
         some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
         message = (
             f"nothing was seen of {', '.join(unseen)}, neither in {PATIENCE_S:.0f} s nor among the latest readings. "
-            + (f"Sensors that were: {some}." if known else "No other sensor was either: are readings being sent?")
+            + (f"Sensors seen: {some}." if known else "No sensor was seen: are readings being sent?")
         )
         if len(unseen) == len(self._sensors):
             raise StreamgruError(message)
@@ -76,14 +78,13 @@ class _UnseenSensors:
 def _show_lines(tail: "StreamTail", patience: _UnseenSensors, limit: int | None) -> None:
     from deploy.live_forecasts import format_line
 
+    for line in islice(map(format_line, _new_forecasts(tail, patience)), limit):
+        click.echo(line)
+
+
+def _new_forecasts(tail: "StreamTail", patience: _UnseenSensors) -> "Iterator[LiveForecast]":
     while True:
-        for live_forecast in tail.poll(POLL_S):
-            if live_forecast.live:
-                click.echo(format_line(live_forecast))
-                if limit is not None:
-                    limit -= 1
-                    if limit == 0:
-                        return
+        yield from (live_forecast for live_forecast in tail.poll(POLL_S) if live_forecast.live)
         patience.check(tail)
 
 
@@ -95,11 +96,11 @@ def _show_table(tail: "StreamTail", patience: _UnseenSensors, limit: int | None)
 
     console = Console()
     latest = LatestForecasts()
-    frame = 7  # lines of the table that are not rows
+    frame = 7  # lines of the table besides its rows
     with Live(console=console, refresh_per_second=4, transient=False) as live:
         while limit is None or tail.forecasts < limit:
             latest.update(tail.poll(POLL_S))
-            caption = f"{tail.readings:,} readings, {tail.forecasts:,} new forecasts; Ctrl-C ends this"
+            caption = f"{tail.readings:,} readings, {tail.forecasts:,} new forecasts; press Ctrl-C to stop"
             if not tail.forecasts:
                 caption += "\nno new forecast yet: is a `streamgru forecast` running, and are readings being sent?"
             live.update(latest.table(caption, max(1, console.height - frame)))

@@ -1,6 +1,5 @@
 """The demo's processes, each a `streamgru` command as a user would type it, and the home folder that they share."""
 
-import fcntl
 import shutil
 import signal
 import subprocess
@@ -10,16 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from pipeline.errors import StackError, StreamgruError
+from pipeline.file_lock import hold_lock
 
-# A forecaster promises to end within 5 s of SIGTERM. A child that does not end in this time is killed.
-TERMINATE_TIMEOUT_S: Final = 15.0
+TERMINATE_TIMEOUT_S: Final = 15.0  # from SIGTERM to SIGKILL; a forecaster ends within 5 s
 _POLL_S: Final = 0.2
 _LAST_LINES: Final = 15
-_MARK: Final = "demo"  # a folder that only a demo's home has
+_MARK: Final = "demo"  # folder that marks a demo's home
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,10 @@ class Child:
         return _last_line(self.output)
 
     def require_success(self, limit_s: float | None = None) -> None:
-        """Wait for its end, and check how it ended.
+        """Wait for its end.
 
         Raises:
-            StreamgruError: it ended with an exit code other than 0; has the end of its log. Or it did not end within
-                ``limit_s``.
+            StreamgruError: the exit code is not 0, or it did not end within ``limit_s``; names its log.
         """
         try:
             code = self.process.wait(limit_s)
@@ -67,33 +64,33 @@ class Child:
 
 
 class Children:
-    """Starts commands; ``stop`` ends those that still run. They end too when this process is killed."""
+    """Starts commands; ``stop`` ends them, and so does the death of this process."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._started: list[Child] = []
 
     def start(self, name: str, *arguments: str) -> Child:
-        """Start a command; its output and its log go to files called ``name``."""
+        """Start a command; its output and log go to files with this ``name``."""
         self._logs.mkdir(parents=True, exist_ok=True)
         output, log = self._logs / f"{name}.out", self._logs / f"{name}.log"
         with output.open("wb") as to_output, log.open("wb") as to_log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "deploy.cli", "--ends-with-parent", *arguments],
-                stdin=subprocess.PIPE,  # held open by this process and nobody else: its end is the end of the child
+                stdin=subprocess.PIPE,  # only this process holds the other end: when it dies, the child ends
                 stdout=to_output,
                 stderr=to_log,
-                start_new_session=True,  # Ctrl-C reaches the demo alone, which ends them in order
+                start_new_session=True,  # Ctrl-C reaches only the demo, which then stops its children
             )
         child = Child(arguments, process, output, log)
         self._started.append(child)
         return child
 
     def run(self, name: str, *arguments: str, tell: Callable[[str], None]) -> Child:
-        """Run a command to its end, telling the newest line of its log meanwhile.
+        """Run a command to its end, and pass the newest line of its log to ``tell`` meanwhile.
 
         Raises:
-            StreamgruError: it failed.
+            StreamgruError: the command failed.
         """
         child = self.start(name, *arguments)
         while child.is_running():
@@ -103,18 +100,18 @@ class Children:
         return child
 
     def require_running(self, children: Sequence[Child]) -> None:
-        """Check that commands that should go on have not ended.
+        """Check that these commands still run.
 
         Raises:
-            StreamgruError: one has, with the end of its log.
+            StreamgruError: one has ended; names its log.
         """
         for child in children:
             if not child.is_running():
                 child.require_success()
-                raise StreamgruError(f"`{child.command}` has ended before its time; its log is {child.log}")
+                raise StreamgruError(f"`{child.command}` ended too early; its log is {child.log}")
 
     def stop(self) -> None:
-        """End the commands that still run, by SIGTERM and then by SIGKILL; returns when all have ended."""
+        """End all commands by SIGTERM, then by SIGKILL; return when all have ended."""
         running = [child for child in self._started if child.is_running()]
         for child in running:
             child.process.send_signal(signal.SIGTERM)
@@ -139,50 +136,23 @@ def _last_line(path: Path) -> str:
 
 @contextmanager
 def hold_home(home: Path) -> Iterator[None]:
-    """Hold the demo's home against another demo.
+    """Lock the demo's home against another demo.
 
     Raises:
-        StackError: another demo runs there, it is no demo's home, or it cannot be written.
+        Busy: another demo runs there.
+        SettingsError: the lock beside the folder cannot be written.
+        StackError: the folder holds files that are not from a demo.
     """
-    try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        lock = home.with_name(f"{home.name}.lock").open("w")
-    except OSError as error:
-        raise StackError(f"the demo needs the folder {home}, which cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StackError(
-                f"another demo runs in {home}: let it end, or choose another folder with STREAMGRU_HOME"
-            ) from None
+    with hold_lock(home.with_name(f"{home.name}.lock"), f"another demo runs in {home}"):
         if home.exists() and any(home.iterdir()) and not (home / _MARK).is_dir():
-            raise StackError(
-                f"{home} is neither empty nor an earlier demo's: choose another folder with STREAMGRU_HOME"
-            )
+            raise StackError(f"{home} holds files that are not from a demo: choose another folder with STREAMGRU_HOME")
         (home / _MARK).mkdir(parents=True, exist_ok=True)
         yield
 
 
 def cleared_folder(home: Path) -> Path:
-    """The folder for the demo's own files; the files of an earlier demo are removed."""
+    """Delete the files of an earlier demo, and return the folder for the demo's own files."""
     shutil.rmtree(home)
     mark = home / _MARK
     mark.mkdir(parents=True)
     return mark
-
-
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM, and a terminal that is closed, unwind the stack as Ctrl-C does, so that everything is stopped."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, interrupt) for number in heeded}  # with nohup, not the terminal's end
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

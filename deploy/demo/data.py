@@ -1,4 +1,4 @@
-"""The readings that the demo sends: the history as it was measured, and a live year with faults of real sensors."""
+"""The readings of the demo: the history as measured, and a live year with the faults of real sensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,12 @@ BUNDLED: Final = Path(__file__).parents[1] / "data" / "beijing.parquet"
 BUNDLED_ZONE: Final = "Asia/Shanghai"
 SENSOR_COLUMN: Final = "sensor_id"  # of the files made here
 LIVE_FROM: Final = datetime(2016, 3, 1, tzinfo=UTC)
-# The first model is trained on this share of the history, the oldest part; the second one on all of it and more.
-OLDER_PART: Final = 0.5
+OLDER_PART: Final = 0.5  # share of the history for the first model; the second one gets all, and live readings
 
-# Of the live readings: enough to be seen in the counts, few enough to leave the forecasts alone.
+# Shares of the live readings: enough to show in the counts, too few to change the forecasts' errors.
 _LATE_FRACTION: Final = 0.003
 _TWICE_FRACTION: Final = 0.003
-_LATE_BY_READINGS: Final = (2, 6)  # of the same sensor that overtake it
+_LATE_BY_READINGS: Final = (2, 6)  # of the same sensor that arrive before a late one
 _OUTAGES: Final = 4
 _OUTAGE_HOURS: Final = (24, 72)
 _LONG_OUTAGE_HOURS: Final = 9 * 24  # longer than max_gap_steps: the state begins from scratch
@@ -40,7 +39,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class LiveReadings:
-    """Readings in the order in which they are sent, and the faults among them."""
+    """Readings in the order of sending, and the faults among them."""
 
     frame: pl.DataFrame  # sensor_id, timestamp, one column per feature
     left_out: int
@@ -58,11 +57,11 @@ class DemoData:
     sensors: int
     live: LiveReadings
     table: ReadingTable  # of the live readings, in sending order
-    accepted: int  # of the live readings, how many will be
+    accepted: int  # live readings that will be accepted
 
 
 def read_bundled(features: Sequence[str]) -> pl.DataFrame:
-    """The bundled readings as ``sensor_id``, ``timestamp`` (UTC) and the features; rows without values are left out."""
+    """The bundled readings that have a value: ``sensor_id``, ``timestamp`` (UTC) and the features."""
     values = [pl.col(feature).cast(pl.Float64) for feature in features]
     return (
         pl.scan_parquet(BUNDLED)
@@ -112,7 +111,7 @@ def prepare(frame: pl.DataFrame, amounts: Amounts, features: Sequence[str], fold
 def disturb(frame: pl.DataFrame, seed: int) -> LiveReadings:
     """The readings with some left out, some sent late and some sent twice; equal for equal seeds.
 
-    ``frame`` is in order of time. A late reading comes after later ones of its sensor; a repeated one follows itself.
+    ``frame`` is in order of time. A late reading follows later ones of its sensor; a copy follows its original.
     """
     random = np.random.default_rng(seed)
     sensors = frame["sensor_id"].unique().sort().to_list()
@@ -124,7 +123,7 @@ def disturb(frame: pl.DataFrame, seed: int) -> LiveReadings:
     kept = frame.filter(~pl.any_horizontal(off)) if off else frame
     fate = random.random(len(kept))
     late, twice = fate < _LATE_FRACTION, fate > 1 - _TWICE_FRACTION
-    # A reading's place in the sending order is its row; an hour is one row per sensor.
+    # A reading's place in the sending order is its row, and an hour has one row per sensor.
     place = np.arange(len(kept), dtype=np.float64)
     place[late] += len(sensors) * random.integers(*_LATE_BY_READINGS, size=int(late.sum())) + 0.25
     sent = kept.with_columns(pl.Series("place", place))
@@ -146,7 +145,7 @@ def _outages(
     found = []
     hours = [_LONG_OUTAGE_HOURS, *random.integers(*_OUTAGE_HOURS, size=_OUTAGES - 1).tolist()]
     for sensor, length in zip(random.permutation(sensors)[: len(hours)].tolist(), hours, strict=False):
-        if len(moments) > 3 * length:  # a short run of the demo is not spent on outages
+        if len(moments) > 3 * length:  # a short run of the demo has no long outages
             first = int(random.integers(length, len(moments) - 2 * length))
             found.append((sensor, moments[first], moments[first + length]))
     return tuple(found)

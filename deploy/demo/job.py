@@ -1,6 +1,6 @@
-"""The demo, step by step, as a user would go through it, mostly by the same commands.
+"""The steps of the demo, most of them by the commands that a user would type.
 
-Steps that wait for different things run side by side: a second core would have nothing to do otherwise.
+Steps that do not wait for each other run side by side, so that both of two cores have work.
 """
 
 import signal
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from deploy.demo.children import Child, Children, cleared_folder, hold_home, terminated_like_interrupted
+from deploy.demo.children import Child, Children, cleared_folder, hold_home
 from deploy.demo.data import SENSOR_COLUMN, Amounts, DemoData, prepare, read_bundled
 from deploy.demo.live import (
     RETRAIN_AFTER,
@@ -34,7 +34,9 @@ from deploy.demo.live import (
 from deploy.demo.report import Outcome, Step, Version, draw_picture, render
 from deploy.demo.scores import agreement, choose_traces, lay_out, score
 from deploy.live_forecasts import LatestForecasts, LiveForecast, StreamTail, format_line
+from deploy.processes import terminated_like_interrupted
 from deploy.stack import Stack
+from model.forecaster import Forecaster
 from pipeline.audit.delivery import count_deliveries
 from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings
 from pipeline.errors import StackError
@@ -43,53 +45,58 @@ from pipeline.kafka.topics import ensure_topics
 from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
 
+REPORT: Final = "report.html"
+PICTURE: Final = "forecasts.png"
 STEPS: Final = 12
 FORECASTERS: Final = ("one", "two")
 READY_TIMEOUT_S: Final = 90.0
-STOP_TIMEOUT_S: Final = 60.0  # `streamgru forecast` takes 5 where it has a core for itself
-# Shares of the settings' training budget. The second training has more readings, and begins with the first's weights.
+STOP_TIMEOUT_S: Final = 60.0  # `streamgru forecast` takes 5 s if it has a core for itself
+# Shares of the settings' training budget. The second training has more readings and starts from the first weights.
 FIRST_BUDGET: Final = 0.2
 SECOND_BUDGET: Final = 0.35
-# The second training takes so much longer beside the stream, from two cores on.
-SLOWED: Final = 1.3
+SLOWED: Final = 1.3  # factor of the second training's time, because it shares two cores with the stream
 FASTEST_READINGS_PER_S: Final = 2_000.0
 TRACED_SEASONS: Final = 10
-PICTURED_AT: Final = 0.7  # of the live readings: autumn, when both targets change much
+PICTURED_AT: Final = 0.7  # quantile of the live time: autumn, when both targets change much
 PICTURED_SEASONS: Final = 6
 POLL_S: Final = 0.2
-REPORT_S: Final = 10.0  # between two lines of progress, where the output is no terminal
+REPORT_S: Final = 10.0  # between two lines of progress, if the output is not a terminal
 _LONGEST_NOTE: Final = 100
 
 T = TypeVar("T")
 
 
 class Task:
-    """A step under way, or done."""
+    """A step that runs or has ended."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.doing = ""
         self.result = ""
         self._started = time.monotonic()
-        self.is_done = False
         self._ended: float | None = None
 
     def __call__(self, doing: str) -> None:
-        """Note the present work, which a terminal shows while the step lasts."""
+        """Note the present work, which a terminal shows while the step runs."""
         self.doing = doing
 
     @property
+    def is_done(self) -> bool:
+        """Whether it has ended."""
+        return self._ended is not None
+
+    @property
     def seconds(self) -> float:
-        """How long it has taken, or took."""
+        """Its duration, so far or in all."""
         return (self._ended or time.monotonic()) - self._started
 
     def end(self) -> None:
         """Stop the clock."""
-        self.is_done, self._ended = True, time.monotonic()
+        self._ended = time.monotonic()
 
 
 class Display:
-    """Shows the steps and the stream: on one screen in a terminal, in lines elsewhere. Used by several threads."""
+    """Shows the steps and the stream, on one screen in a terminal, otherwise line by line; for several threads."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -102,26 +109,23 @@ class Display:
 
     @property
     def seconds(self) -> float:
-        """Since the demo began."""
+        """Seconds since the demo began."""
         return time.monotonic() - self._began
 
     @property
     def steps(self) -> list[Step]:
-        """For the report."""
+        """The steps for the report."""
         return [Step(task.title, task.result, task.seconds) for task in self._tasks]
 
-    @contextmanager
-    def screen(self) -> Iterator[None]:
-        """In a terminal, keep the screen up to date while the block runs."""
-        if self._console.is_terminal:
-            with Live(console=self._console, get_renderable=self._render, refresh_per_second=4):
-                yield
-        else:
-            yield
+    def screen(self) -> AbstractContextManager[object]:
+        """A block in which the screen of a terminal is kept up to date."""
+        if not self._console.is_terminal:
+            return nullcontext()
+        return Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
 
     @contextmanager
     def step(self, title: str) -> Iterator[Task]:
-        """Announce a step, and afterwards its ``result`` and duration."""
+        """Show a step while the block runs, and then its ``result`` and duration."""
         task = Task(title)
         with self._lock:
             self._tasks.append(task)
@@ -135,7 +139,7 @@ class Display:
             self._console.print(done, soft_wrap=True)
 
     def watch(self, tail: StreamTail, doing: str, live_forecasts: list[LiveForecast]) -> None:
-        """Show the counts and latest forecasts of a reader of the stream."""
+        """Show the counts and the latest forecasts of a consumer of the stream."""
         self._latest.update(live_forecasts)
         self._counts = f"{tail.readings:,} readings, {tail.forecasts:,} forecasts; {doing.strip()[:_LONGEST_NOTE]}"
         if not self._console.is_terminal and live_forecasts and time.monotonic() > self._due_s:
@@ -148,43 +152,36 @@ class Display:
         steps.add_column(min_width=4, no_wrap=True)
         steps.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         steps.add_column(min_width=5, justify="right", no_wrap=True)
-        tellings = list(self._tasks)
-        for number, task in enumerate(tellings, start=1):
+        tasks = list(self._tasks)
+        for number, task in enumerate(tasks, start=1):
             mark, note = ("[green]✓[/]", task.result) if task.is_done else ("[cyan]…[/]", task.doing.strip())
             text = f"{task.title} [dim]{escape(note)}[/]"
             steps.add_row(f"{mark} {number:>2}", text, f"{task.seconds:.0f} s")
-        rows = max(2, self._console.height - len(tellings) - 7)
-        head = f"[bold]streamgru demo[/]  step {len(tellings)} of {STEPS}, {self.seconds:.0f} s"
+        rows = max(2, self._console.height - len(tasks) - 7)
+        head = f"[bold]streamgru demo[/]  step {len(tasks)} of {STEPS}, {self.seconds:.0f} s"
         return Group(head, steps, self._latest.table(escape(self._counts), rows))
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """How much of the demo to do."""
+    """The options of `streamgru demo`."""
 
     amounts: Amounts
-    live_s: float | None  # how long the live readings take to send; by default a little longer than a retraining
+    live_s: float | None  # for sending the live readings; by default a little longer than a retraining
     keep: bool  # leave the stack up at the end
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """The demo's findings, and the files that show them."""
+def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Outcome:
+    """Do the whole job in an empty home, write ``REPORT`` and ``PICTURE`` there, and stop the stack at the end.
 
-    outcome: Outcome
-    report: Path
-    picture: Path
-
-
-def run_demo(settings: Settings, options: DemoOptions, console: Console) -> DemoResult:
-    """Do the whole job in a home of its own, which begins empty; the stack is stopped at the end, after an error too.
+    The stack is stopped after an error, too.
 
     Raises:
-        StreamgruError: a step failed; names the log to look at.
+        StreamgruError: a step failed; names the log.
     """
     with hold_home(settings.home), terminated_like_interrupted():
         stack = Stack(settings)
-        stack.down()  # a demo that was killed may have left one
+        stack.down()  # a killed demo may have left its stack running
         folder = cleared_folder(settings.home)
         children = Children(folder / "logs")
         display = Display(console)
@@ -194,15 +191,15 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
         finally:
             try:
                 children.stop()
-            finally:  # also when interrupted a second time meanwhile
+            finally:  # even if Ctrl-C interrupts children.stop
                 if options.keep:
-                    console.print(f"The stack stays up. To stop it: STREAMGRU_HOME={settings.home} streamgru down")
+                    console.print(f"The stack keeps running. To stop it: STREAMGRU_HOME={settings.home} streamgru down")
                 else:
                     stack.down()
 
 
 class Demo:
-    """The steps."""
+    """The steps of a demo, whose home is locked and cleared."""
 
     def __init__(self, settings: Settings, stack: Stack, children: Children, folder: Path, display: Display) -> None:
         self._settings = settings
@@ -213,8 +210,8 @@ class Demo:
         self._step = display.step
         self._registry = Registry(settings)
 
-    def run(self, options: DemoOptions) -> DemoResult:
-        """All steps."""
+    def run(self, options: DemoOptions) -> Outcome:
+        """Do all steps."""
         budget_s = self._settings.training.budget_s
         kafka_up: Future[None] = Future()
         with self._beside(lambda: self._send_older_half(options, kafka_up)) as sent:
@@ -231,12 +228,11 @@ class Demo:
         starts, forecasters = started.result()
         standings = dict([self._first_champion()])
         self._await_ready(starts, forecasters)
-        fastest = len(data.table) / options.live_s if options.live_s else FASTEST_READINGS_PER_S
         retrain_s = SLOWED * (ingesting.seconds + training.seconds + (SECOND_BUDGET - FIRST_BUDGET) * budget_s)
         plan = LivePlan(
             table=data.table,
             accepted=data.accepted,
-            fastest=fastest,
+            fastest=len(data.table) / options.live_s if options.live_s else FASTEST_READINGS_PER_S,
             retrain_s=(SENT_BEFORE_GATE - RETRAIN_AFTER) * options.live_s if options.live_s else retrain_s,
             retrain_options=("--warm-start", "--budget", f"{SECOND_BUDGET * budget_s:g}"),
         )
@@ -247,14 +243,14 @@ class Demo:
 
     @contextmanager
     def _beside(self, work: Callable[[], T]) -> Iterator["Future[T]"]:
-        """Do ``work`` in a thread while the block runs; raises its error at the block's end."""
+        """Do ``work`` in a thread while the block runs, and raise its error at the end of the block."""
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(work)
             try:
                 yield future
                 future.result()
             except BaseException:
-                self._children.stop()  # the work may wait for one of them
+                self._children.stop()  # the work may wait for a child
                 raise
 
     def _start_stack(self, kafka_up: "Future[None]") -> None:
@@ -268,17 +264,17 @@ class Demo:
             try:
                 self._stack.up(report=tell)
             finally:
-                kafka_up.cancel()  # without effect where Kafka is up
+                kafka_up.cancel()  # no effect if Kafka is up
             task.result = ", ".join(f"{status.name} {status.address}" for status in self._stack.status())
 
     def _send_older_half(self, options: DemoOptions, kafka_up: "Future[None]") -> DemoData:
-        with self._step("Cut the bundled readings into a history and a live year with faults") as task:
+        with self._step("Cut the bundled readings into a history and live readings with faults") as task:
             features = self._settings.features
             data = prepare(read_bundled(features), options.amounts, features, self._folder)
             faults = data.live
             task.result = (
-                f"{sum(data.history_readings):,} before, {len(faults.frame):,} live; of these {faults.left_out:,} left "
-                f"out, {faults.sent_late:,} sent late, {faults.sent_twice:,} sent twice"
+                f"{sum(data.history_readings):,} in the history, {len(faults.frame):,} live; faults: "
+                f"{faults.left_out:,} left out, {faults.sent_late:,} sent late, {faults.sent_twice:,} sent twice"
             )
         kafka_up.result()
         with self._step("Create the topics, and publish the older half of the history") as task:
@@ -287,7 +283,7 @@ class Demo:
         return data
 
     def _send_newer_half(self, data: DemoData) -> tuple[Offsets, list[Child]]:
-        """Where the live readings will begin, and the forecasters, which wait for a champion."""
+        """The offsets at which the live readings will begin, and the forecasters, which wait for a champion."""
         with self._step("Publish the newer half") as task:
             self._publish(data, 1, task)
         starts = topic_ends(self._settings, self._settings.kafka.topics.readings)
@@ -295,28 +291,28 @@ class Demo:
         return starts, forecasters
 
     def _publish(self, data: DemoData, half: int, task: Task) -> None:
-        command = ("replay", str(data.history[half]), "--sensor-column", SENSOR_COLUMN)
+        command = ("publish", str(data.history[half]), "--sensor-column", SENSOR_COLUMN)
         self._children.run(f"publish-{half + 1}", *command, tell=task)
         task.result = f"{data.history_readings[half]:,} readings of {data.sensors} sensors"
 
     def _first_champion(self) -> tuple[int, str]:
-        """The first model's version, and how it became champion."""
+        """The first model's version, and how the version became champion."""
         with self._step("Find the first champion") as task:
             newest = self._registry.versions()[0]
             how = "champion, by the gate"
             if self._registry.resolve(CHAMPION) != newest.version:
-                # Without a champion no forecaster can begin, so a person has to decide, as the README says. The second
-                # model is never promoted by hand: the first one goes on.
+                # Forecasters need a champion, so promote the model as a user may, whom the README tells so. The second
+                # model is only promoted by the gate: the first one is champion until then.
                 self._children.run("promote", "promote", str(newest.version), tell=task)
                 how = (
-                    "champion by `streamgru promote`, as a person may decide: no model serves yet, so it replaces "
-                    f"none. The gate {newest.tags.get('gate.reason', 'declined')}"
+                    "champion by `streamgru promote`, as a user may decide before any model serves. The gate "
+                    f"{newest.tags.get('gate.reason', 'declined')}"
                 )
             task.result = f"version {newest.version} is {how}"
             return newest.version, how
 
     def _await_ready(self, starts: Offsets, forecasters: list[Child]) -> None:
-        with self._step("Warm two forecasters up with the history") as task:
+        with self._step("Warm up two forecasters with the history") as task:
             deadline = time.monotonic() + READY_TIMEOUT_S
             while not self._is_committed(starts):
                 self._children.require_running(forecasters)
@@ -325,15 +321,15 @@ class Demo:
                     logs = ", ".join(str(forecaster.log) for forecaster in forecasters)
                     raise StackError(f"the forecasters were not ready within {READY_TIMEOUT_S:.0f} s; see {logs}")
                 time.sleep(POLL_S)
-            task.result = "both at the end of the topic"
+            task.result = "both have read the topic to its end"
 
     def _is_committed(self, offsets: Offsets) -> bool:
-        """Whether the forecasters' group has committed these offsets, and so begins there after any crash."""
+        """Whether the forecasters' group has committed these offsets, so that it starts there even after a crash."""
         committed = committed_offsets(self._settings)
         return all(committed.get(partition, -1) >= offset for partition, offset in offsets.items())
 
     def _run_live(self, plan: LivePlan, forecasters: list[Child]) -> LiveOutcome:
-        with self._step("Send the live readings; train a second model meanwhile, on all readings so far") as task:
+        with self._step("Send the live readings; meanwhile train a second model on all readings so far") as task:
 
             def watch(tail: StreamTail, doing: str, live_forecasts: list[LiveForecast]) -> None:
                 task(doing)
@@ -355,21 +351,22 @@ class Demo:
                 forecaster.require_success(STOP_TIMEOUT_S)
             task.result = f"both ended with exit code 0 after {task.seconds:.1f} s"
 
-    def _check(self, data: DemoData, starts: Offsets, live: LiveOutcome, standings: Mapping[int, str]) -> DemoResult:
+    def _check(self, data: DemoData, starts: Offsets, live: LiveOutcome, standings: Mapping[int, str]) -> Outcome:
         settings = self._settings
-        with self._step("Audit the topics, and forecast the same with the evaluator") as task:
+        with self._step("Audit the topics, and recompute the forecasts with the evaluator") as task:
             task("reading the topics")
             readings = read_readings(settings)
             forecasts = read_forecasts(settings, numbers=True)
             counts = count_deliveries(readings, forecasts, starts)
-            task("forecasting the same with the evaluator")
+            task("recomputing the forecasts with the evaluator")
             recorded = lay_out(readings, forecasts, settings)
-            models = settings.home / "models"
-            agreed = agreement(
-                recorded, readings, forecasts, lambda version: self._registry.load(version, models), settings
-            )
+
+            def load(version: int) -> Forecaster:
+                return self._registry.load(version, settings.home / "models")
+
+            agreed = agreement(recorded, readings, forecasts, load, settings)
             task.result = f"{counts.forecasts:,} forecasts, {counts.lost:,} lost, {agreed.different:,} different"
-        report, picture = settings.home / "report.html", settings.home / "forecasts.png"
+        report, picture = settings.home / REPORT, settings.home / PICTURE
         with self._step("Score the forecasts, draw them, write the report") as task:
             draw_picture(choose_traces(recorded, settings, data.live, PICTURED_AT, PICTURED_SEASONS)[:2], picture)
             versions = [
@@ -394,4 +391,4 @@ class Demo:
                 took_s=self._display.seconds,
             )
             report.write_text(render(outcome), encoding="utf-8")
-        return DemoResult(outcome, report, picture)
+        return outcome

@@ -1,4 +1,4 @@
-"""The live part: readings are sent, forecasts come in, and a second model is trained and may take over."""
+"""The live part of the demo: send readings, watch their forecasts, train a second model that may take over."""
 
 import threading
 import time
@@ -21,28 +21,26 @@ from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
 
 POLL_S: Final = 0.1
-# The second training begins after this share of the live readings, so that the history has new ones.
+# Share of the live readings sent before the second training begins, so that the history has new readings.
 RETRAIN_AFTER: Final = 0.1
-# Share of the live readings that are sent until the gate has decided; a change of models needs some after it.
+# Share of the live readings sent until the gate decides; the rest shows the model swap.
 SENT_BEFORE_GATE: Final = 0.85
-TAKEOVER_S: Final = 60.0  # limit; two seconds until the alias is seen, then seconds of warming up
-AFTER_GATE_S: Final = 6.0  # for each half of the readings that are left when the gate has decided
-STALLED_S: Final = 60.0
-# Seconds of readings published at a time: short, so that a new pace begins soon.
-PIECE_S: Final = 0.1
-# The slowest pace: every sensor's next reading follows so soon. It is a quarter of the silence that the demo allows.
+TAKEOVER_S: Final = 60.0  # limit; forecasters see the alias within 2 s and then warm up for seconds
+AFTER_GATE_S: Final = 6.0  # for each half of the readings left after the gate's decision
+STALLED_S: Final = 60.0  # without a forecast, until the live part ends
+PIECE_S: Final = 0.1  # of readings published at a time; short, so that a new pace takes effect soon
+# Seconds between two readings of a sensor at the slowest pace: a quarter of the silence that the demo allows.
 SLOWEST_CADENCE_S: Final = 0.5
-LONGEST_SILENCE_S: Final = 2.0  # of a partition with readings waiting; the demo says whether it was kept
-# Forecasts are looked at this long before and after the change of a partition's model.
-_AROUND_SWAP_S: Final = 5.0
+LONGEST_SILENCE_S: Final = 2.0  # that the demo promises for a partition with waiting readings; the report checks it
+_AROUND_SWAP_S: Final = 5.0  # before and after a partition's model swap: pauses in this time count as the swap's
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """Forecasts in the order in which a reader of committed records had them."""
+    """Forecasts in the order in which a read_committed consumer received them."""
 
     arrived_s: NDArray[np.float64]  # time of day
-    delay_s: NDArray[np.float64]  # since the reading was sent; NaN where it was not seen
+    delay_s: NDArray[np.float64]  # since the reading was sent; NaN if the reading was not seen
     version: NDArray[np.int64]  # of the model
     partition: NDArray[np.int64]
 
@@ -52,66 +50,77 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class Silence:
-    """The longest time in which a reading waited in a partition and no forecast became visible there."""
+    """The longest time in which a reading waited in a partition and no forecast of it became visible."""
 
     partition: int
     seconds: float
 
     @property
     def is_short(self) -> bool:
-        """Whether it is as short as the demo promises."""
+        """Whether it keeps the demo's promise."""
         return self.seconds <= LONGEST_SILENCE_S
+
+    def __str__(self) -> str:
+        return (
+            f"longest wait of a partition for a forecast while readings arrived: {self.seconds:.2f} s, in partition "
+            f"{self.partition} (the demo promises at most {LONGEST_SILENCE_S:g} s)"
+        )
 
 
 @dataclass(frozen=True)
 class Swap:
-    """A change of models, as a reader saw it."""
+    """A model swap, as a consumer of the forecasts saw it."""
 
     version_before: int
     version_after: int
-    first_s: float  # time of day of the first forecast by the new model in any partition
-    last_s: float  # ... in the last partition to change
-    pause_s: float  # longest pause in any partition within seconds of its change
-    usual_pause_s: float  # 99th percentile of all pauses at other times
+    first_s: float  # time of day at which the first partition has a forecast by the new model
+    last_s: float  # time of day at which the last partition has one
+    pause_s: float  # longest pause of a partition around its swap
+    usual_pause_s: float  # 99th percentile of the pauses at other times
+
+    def __str__(self) -> str:
+        return (
+            f"change from version {self.version_before} to {self.version_after}: all partitions changed within "
+            f"{self.last_s - self.first_s:.1f} s; longest pause of a partition around its change {self.pause_s:.2f} s "
+            f"(99 % of pauses at other times are shorter than {self.usual_pause_s:.2f} s)"
+        )
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """The run second by second, from the first forecast on."""
+    """Rate and delay of forecasts for each second since the first forecast."""
 
     start_s: float
     versions: tuple[int, ...]
     rate: NDArray[np.float64]  # (versions, seconds) forecasts
-    delay_median_s: NDArray[np.float64]  # (seconds,), NaN where there were none
+    delay_median_s: NDArray[np.float64]  # (seconds,), NaN for seconds without a forecast
     delay_p99_s: NDArray[np.float64]
 
 
 def _pauses(arrivals: Arrivals, partition: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """When each pause of a partition began and ended: from the last forecast, or the sending of a reading after it."""
+    """Begin and end of each pause: from the last forecast, or the sending of the reading if later, to a forecast."""
     own = arrivals.partition == partition
     ends = arrivals.arrived_s[own]
     sent = ends - arrivals.delay_s[own]
     before = np.concatenate([[-np.inf], ends[:-1]])
-    begins = np.minimum(np.fmax(before, sent), ends)  # fmax ignores a time of sending that is not known
+    begins = np.minimum(np.fmax(before, sent), ends)  # fmax ignores an unknown time of sending
     begins[:1][np.isinf(begins[:1])] = ends[:1][np.isinf(begins[:1])]
     return begins, ends
 
 
 def longest_silence(arrivals: Arrivals) -> Silence | None:
     """The longest pause of all partitions; None without forecasts."""
-    longest = None
+    silences = []
     for partition in np.unique(arrivals.partition).tolist():
         begins, ends = _pauses(arrivals, partition)
-        silence = Silence(partition, float((ends - begins).max()))
-        if longest is None or silence.seconds > longest.seconds:
-            longest = silence
-    return longest
+        silences.append(Silence(partition, float((ends - begins).max())))
+    return max(silences, key=lambda silence: silence.seconds, default=None)
 
 
 def find_swaps(arrivals: Arrivals) -> list[Swap]:
-    """The changes from each version to the next that took over."""
-    versions = np.unique(arrivals.version)
-    order = sorted(versions.tolist(), key=lambda version: arrivals.arrived_s[arrivals.version == version].min())
+    """The model swaps, in order of time."""
+    versions, firsts = np.unique(arrivals.version, return_index=True)
+    order = versions[np.argsort(firsts)].tolist()
     return [swap for before, after in pairwise(order) if (swap := _swap(arrivals, before, after)) is not None]
 
 
@@ -149,27 +158,25 @@ def by_second(arrivals: Arrivals) -> Seconds:
     second = (arrivals.arrived_s - start_s).astype(np.int64)
     length = int(second.max(initial=-1)) + 1
     versions = tuple(np.unique(arrivals.version).tolist())
-    rate = np.zeros((len(versions), length))
-    for row, version in enumerate(versions):
-        rate[row] = np.bincount(second[arrivals.version == version], minlength=length)
-    median, p99 = np.full(length, np.nan), np.full(length, np.nan)
+    rate = [np.bincount(second[arrivals.version == version], minlength=length) for version in versions]
+    median, p99 = np.full((2, length), np.nan)
     known = ~np.isnan(arrivals.delay_s)
     bounds = np.searchsorted(second[known], np.arange(length + 1))
     delays = arrivals.delay_s[known]
     for number, (lo, hi) in enumerate(pairwise(bounds)):
         if hi > lo:
             median[number], p99[number] = np.percentile(delays[lo:hi], [50, 99])
-    return Seconds(start_s, versions, rate, median, p99)
+    return Seconds(start_s, versions, np.array(rate, np.float64).reshape(len(versions), length), median, p99)
 
 
 def pace(rows: int, left_s: float, slowest: float, fastest: float) -> float:
-    """Readings per second that send ``rows`` within ``left_s``, as far as the limits allow."""
+    """Readings per second that send ``rows`` within ``left_s``, between the limits."""
     rate = rows / max(left_s, PIECE_S) if rows > 0 else 0.0
     return min(max(rate, slowest), fastest)
 
 
 class Sender:
-    """Publishes a table of readings in its order, in a thread of its own, at a pace that can change.
+    """Publishes the rows of a table in order, in a thread of its own, at a pace that can change.
 
     It never pauses: ahead of its aim it sends at the slowest pace, so that no partition falls silent.
     """
@@ -186,25 +193,25 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
 
     def aim(self, row: int, within_s: float) -> None:
-        """Send the readings before ``row`` evenly over so many seconds, and slowly from there on."""
+        """Send the readings before ``row`` evenly over ``within_s``, and later ones at the slowest pace."""
         self._aim = (row, time.monotonic() + within_s)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Begin sending."""
         self._thread.start()
 
     def is_sending(self) -> bool:
         """Whether readings are left.
 
         Raises:
-            KafkaError: a reading was not taken.
+            KafkaError: the brokers did not take a reading.
         """
         if self._error is not None:
             raise self._error
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Send no more."""
+        """Stop sending."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(STALLED_S)
@@ -235,9 +242,9 @@ class LivePlan:
     """The readings to send, their pace, and how the second model is trained."""
 
     table: ReadingTable
-    accepted: int  # of its readings, how many will be accepted
+    accepted: int  # readings that the forecasters will accept
     fastest: float  # readings per second
-    retrain_s: float  # how long ingest and retraining are expected to take
+    retrain_s: float  # expected time of ingest and retraining
     retrain_options: tuple[str, ...]
 
 
@@ -251,21 +258,21 @@ class Decision:
 
     @property
     def standing(self) -> str:
-        """For the terminal and the report."""
+        """The decision in words, for the terminal and the report."""
         if self.promoted:
             return f"champion. The gate {self.reason}"
         return (
-            f"not champion; the first model goes on. The gate {self.reason}. The gate exists for "
-            "this case: the demo does not promote a worse model to have a change to show"
+            f"not champion; the first model stays. The gate {self.reason}. The gate exists for this case: the demo "
+            "does not promote a worse model to show a model swap"
         )
 
 
 @dataclass(frozen=True)
 class LiveOutcome:
-    """The forecasts seen, the time of day at which the second training began and ended, and the gate's decision."""
+    """The forecasts of the live part, and the gate's decision about the second model."""
 
     arrivals: Arrivals
-    retraining: tuple[float, float]
+    retraining: tuple[float, float]  # time of day at which the second training began and ended
     decision: Decision
 
 
@@ -273,7 +280,7 @@ Watcher = Callable[[StreamTail, str, list[LiveForecast]], None]
 
 
 class LivePart:
-    """Sends the plan's readings to forecasters that run already, and watches the forecasts."""
+    """Sends the plan's readings to running forecasters and watches the forecasts."""
 
     def __init__(
         self, settings: Settings, children: Children, forecasters: Sequence[Child], registry: Registry, plan: LivePlan
@@ -291,7 +298,7 @@ class LivePart:
         self._decision = Decision(0, False, "")
 
     def run(self, watch: Watcher) -> LiveOutcome:
-        """Return when the forecast of every accepted reading was seen, or no forecast has come for a minute.
+        """Return when every accepted reading has its forecast, or after a minute without any forecast.
 
         Raises:
             StreamgruError: a forecaster ended, a command failed, or a reading could not be sent.
@@ -315,38 +322,36 @@ class LivePart:
         return LiveOutcome(arrivals, self._retraining, self._decision)
 
     def _script(self, tail: StreamTail) -> Iterator[str]:
-        """The live part from begin to end; yields a note of the present work as long as it lasts."""
+        """The live part from begin to end; while a piece of work lasts, yields a note of it."""
         plan, sender = self._plan, self._sender
         rows = len(plan.table)
         new = round(RETRAIN_AFTER * rows)
         sender.aim(new, 0.0)
         sender.start()
         while sender.sent < new and sender.is_sending():
-            yield "readings are being sent"
+            yield "sending readings"
         sender.aim(round(SENT_BEFORE_GATE * rows), plan.retrain_s)
         began_s = time.time()
-        yield from self._run("ingest-live", "ingest", doing="the new readings are being ingested")
-        yield from self._run(
-            "retrain-live", "-v", "retrain", *plan.retrain_options, doing="a second model is being trained"
-        )
+        yield from self._run("ingest-live", "ingest", doing="ingesting the new readings")
+        yield from self._run("retrain-live", "-v", "retrain", *plan.retrain_options, doing="training a second model")
         self._retraining = (began_s, time.time())
         sender.aim(sender.sent + (rows - sender.sent) // 2, AFTER_GATE_S)
         yield from self._follow_gate()
         sender.aim(rows, AFTER_GATE_S)
         while sender.is_sending():
-            yield "the rest is being sent"
+            yield "sending the last readings"
         while tail.forecasts < plan.accepted:
-            yield "the last forecasts are awaited"
+            yield "waiting for the last forecasts"
 
     def _follow_gate(self) -> Iterator[str]:
-        """Note the gate's decision; where it promoted the second model, wait until that one forecasts."""
+        """Note the gate's decision; if the second model is champion, wait until it forecasts all sensors."""
         newest = self._registry.versions()[0]
         promoted = self._registry.resolve(CHAMPION) == newest.version
         self._decision = Decision(newest.version, promoted, newest.tags.get("gate.reason", ""))
         deadline = time.monotonic() + TAKEOVER_S
         sensors = len(self._plan.table.sensors)
         while promoted and self._seen[newest.version] < sensors and time.monotonic() < deadline:
-            yield f"version {newest.version} is champion, and about to serve"
+            yield f"version {newest.version} is champion and warms up"
             if not self._sender.is_sending():
                 return
 
@@ -360,7 +365,7 @@ class LivePart:
 
     def _record(self, live_forecasts: list[LiveForecast]) -> None:
         for live_forecast in live_forecasts:
-            version, delay_s = live_forecast.forecast.model.version, live_forecast.delay_s
-            self._seen[version] += 1
+            forecast, delay_s = live_forecast.forecast, live_forecast.delay_s
+            self._seen[forecast.model.version] += 1
             delay_s = float("nan") if delay_s is None else delay_s
-            self._arrivals.append((live_forecast.arrived_s, delay_s, version, live_forecast.forecast.input.partition))
+            self._arrivals.append((live_forecast.arrived_s, delay_s, forecast.model.version, forecast.input.partition))

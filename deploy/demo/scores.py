@@ -1,4 +1,4 @@
-"""How good the forecasts on the topic were, beside baselines, and whether the evaluator gives the same ones.
+"""Scores of the forecasts on the topic beside baselines, and a comparison with the evaluator's forecasts.
 
 Letters: n forecasts, K targets, Q quantiles, h horizon steps.
 """
@@ -26,56 +26,56 @@ from pipeline.messages import microseconds
 from pipeline.settings import Settings
 
 FORECAST: Final = "streamgru"
-# Largest difference from the evaluator, in standard deviations of the sensor, or relative to the number where that is
-# larger: the evaluator's matrix products have other shapes, and so other last bits.
+# Allowed difference from the evaluator: in standard deviations of the sensor, or as a share of the forecast if that is
+# larger. The evaluator multiplies matrices of other shapes, so its last bits differ.
 TOLERANCE: Final = 1e-4
 TRACED_SENSORS: Final = 3
 TRACED_LEAD_STEPS: Final = 6
 
-Outage = tuple[datetime, datetime]  # since when and until when a sensor sent no readings
+Outage = tuple[datetime, datetime]  # begin and end of the time without readings of a sensor
 
 
 @dataclass(frozen=True)
 class RecordedForecasts:
-    """The forecasts of a topic, laid out along the steps of the sequences that their readings make."""
+    """The forecasts on the topic, indexed by the steps of their readings' sequences."""
 
     sequences: Sequences
     quantiles: NDArray[np.float32]  # (n + 1, K, Q, h); the last row is NaN
-    row: NDArray[np.int64]  # (steps,) the forecast issued there, -1 (so NaN) without one
+    row: NDArray[np.int64]  # (steps,) index of the forecast issued there; -1, the NaN row, if none was
 
     def at(self, lo: int, hi: int) -> NDArray[np.float64]:
-        """(hi-lo, K, Q, h), NaN where there is no forecast."""
+        """(hi-lo, K, Q, h), NaN for steps without a forecast."""
         return self.quantiles[self.row[lo:hi]].astype(np.float64)
 
 
 def lay_out(readings: ReadingLog, forecasts: ForecastLog, settings: Settings) -> RecordedForecasts:
-    """The accepted readings as sequences, and with them the first forecast of each."""
+    """The accepted readings as sequences, each with its first forecast."""
     assert forecasts.quantiles is not None
     accepted = np.flatnonzero(readings.verdict == ACCEPTED)
     by_sensor = accepted[np.lexsort((readings.timestamp_us[accepted], readings.sensor[accepted]))]
     counts = np.bincount(readings.sensor[by_sensor], minlength=len(readings.sensors))
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    sequences = _sequences(readings.sensors, starts, readings, by_sensor, settings)
+    sequences = _sequences(readings, by_sensor, readings.sensors, starts, settings)
     index = {name: number for number, name in enumerate(readings.sensors)}
     row = np.full(len(sequences), -1, dtype=np.int64)
     for number, name in enumerate(forecasts.sensors):
         if name not in index:
             continue
-        # Of two forecasts of one reading the first is kept: it is written last.
+        # Newest first: if a reading has two forecasts, the first one overwrites the second.
         mine = np.flatnonzero(forecasts.sensor == number)[::-1]
         lo, hi = sequences.span(index[name])
         steps = lo + np.searchsorted(sequences.timestamp_us[lo:hi], forecasts.issued_us[mine])
         fits = (steps < hi) & (sequences.timestamp_us[np.minimum(steps, hi - 1)] == forecasts.issued_us[mine])
         row[steps[fits]] = mine[fits]
-    nothing = np.full((1, *forecasts.quantiles.shape[1:]), np.nan, dtype=np.float32)
-    return RecordedForecasts(sequences, np.concatenate([forecasts.quantiles, nothing]), row)
+    missing = np.full((1, *forecasts.quantiles.shape[1:]), np.nan, dtype=np.float32)
+    return RecordedForecasts(sequences, np.concatenate([forecasts.quantiles, missing]), row)
 
 
 def _sequences(
-    sensors: tuple[str, ...],
-    starts: NDArray[np.int64],
     readings: ReadingLog,
     rows: NDArray[np.int64],
+    sensors: tuple[str, ...],
+    starts: NDArray[np.int64],
     settings: Settings,
 ) -> Sequences:
     return build_sequences(
@@ -91,10 +91,10 @@ def _sequences(
 
 
 def score(recorded: RecordedForecasts, settings: Settings) -> dict[str, Scores]:
-    """Scores of the forecasts on the topic and of the baselines, by name, each over the same times and labels."""
+    """Scores of the forecasts on the topic and of the baselines, by name; all over the same times and labels."""
     sequences, targets = recorded.sequences, settings.targets
     config = model_config(settings)
-    baselines = (Persistence(config), SeasonalNaive(config))  # not fitted: points only, no intervals
+    baselines = (Persistence(config), SeasonalNaive(config))  # not fitted, so without intervals
     shape = (sequences.sensors, targets, settings.quantiles, np.ones((len(sequences.sensors), len(targets))))
     scores = {
         name: Scores.empty(*shape, settings.horizon_steps)
@@ -107,7 +107,7 @@ def score(recorded: RecordedForecasts, settings: Settings) -> dict[str, Scores]:
         forecasts |= {baseline.name: baseline.forecasts(sequences, sensor, lo, hi) for baseline in baselines}
         labels = sequences.labels(lo, hi, ahead, sequences.columns(targets))
         for found in forecasts.values():
-            labels[np.isnan(found).any(axis=2)] = np.nan  # all are scored on the same labels
+            labels[np.isnan(found).any(axis=2)] = np.nan  # score all on the same labels
         for name, found in forecasts.items():
             scores[name].add(sensor, found, labels)
     return scores
@@ -115,17 +115,24 @@ def score(recorded: RecordedForecasts, settings: Settings) -> dict[str, Scores]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the forecasts on the topic are from the evaluator's."""
+    """The differences between the forecasts on the topic and the evaluator's."""
 
     compared: int
-    different: int  # farther apart than ``TOLERANCE``
+    different: int  # by more than ``TOLERANCE``
     largest: float  # difference, in a sensor's standard deviations
-    largest_mae: float  # difference between two mean absolute errors of one target and step ahead, relative
+    largest_mae: float  # relative difference of the mean absolute errors of a target and step ahead
 
     @property
     def holds(self) -> bool:
-        """Whether every forecast is the evaluator's."""
+        """Whether no forecast differs from the evaluator's."""
         return self.different == 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.different:,} of {self.compared:,} forecasts differ from the evaluator's; the largest difference is "
+            f"{self.largest:.1g} standard deviations of the sensor, and mean absolute errors differ by at most "
+            f"{100 * self.largest_mae:.1g} %"
+        )
 
 
 def agreement(
@@ -135,11 +142,11 @@ def agreement(
     load: Callable[[int], Forecaster],
     settings: Settings,
 ) -> Agreement:
-    """The evaluator's forecasts of the readings behind every state, compared with those on the topic.
+    """Compare the forecasts on the topic with the evaluator's, made from the readings since each state's first one.
 
     Args:
-        recorded: the forecasts as ``lay_out`` gives them.
-        load: the model of a version.
+        recorded: the forecasts as ``lay_out`` returns them.
+        load: returns the model of a version.
     """
     assert forecasts.quantiles is not None
     found = _evaluated(readings, forecasts, load, settings)
@@ -176,14 +183,14 @@ def _mean_absolute_errors(recorded: RecordedForecasts, settings: Settings) -> ND
 def _evaluated(
     readings: ReadingLog, forecasts: ForecastLog, load: Callable[[int], Forecaster], settings: Settings
 ) -> NDArray[np.float32]:
-    """(n, K, Q, h): the evaluator's forecast after the same reading; NaN where the evaluator lacks it."""
+    """(n, K, Q, h): the evaluator's forecast after the same reading; NaN if the evaluator has none."""
     assert forecasts.quantiles is not None
     assert forecasts.origin is not None
     found = np.full(forecasts.quantiles.shape, np.nan, np.float32)
     accepted = readings.take(readings.verdict == ACCEPTED)
     for version in np.unique(forecasts.version).tolist():
         forecaster = load(version)
-        # The n-th states of all sensors go through the model side by side, which takes a fraction of the time.
+        # Run the n-th states of all sensors through the model together: this takes a fraction of the time.
         rounds: dict[int, list[tuple[NDArray[np.int64], ForecastRequest]]] = defaultdict(list)
         for number in range(len(forecasts.sensors)):
             rows = np.flatnonzero((forecasts.version == version) & (forecasts.sensor == number))
@@ -207,7 +214,7 @@ def _evaluated(
 def _behind(
     accepted: ReadingLog, forecasts: ForecastLog, rows: NDArray[np.int64], origin: int, settings: Settings
 ) -> Sequences | None:
-    """The readings from the state's first one to the last of its forecasts ``rows``, all of one sensor."""
+    """A sensor's readings from the state's first one to the last of its forecasts ``rows``; None without readings."""
     sensor = forecasts.sensors[int(forecasts.sensor[rows[0]])]
     code = accepted.sensors.index(sensor) if sensor in accepted.sensors else -1
     mine = np.flatnonzero(accepted.sensor == code)
@@ -217,11 +224,11 @@ def _behind(
     if not len(behind) or accepted.timestamp_us[behind].max() < forecasts.issued_us[rows].min():
         return None
     behind = behind[np.argsort(accepted.timestamp_us[behind])]
-    return _sequences((sensor,), np.array([0, len(behind)]), accepted, behind, settings)
+    return _sequences(accepted, behind, (sensor,), np.array([0, len(behind)]), settings)
 
 
 def _spreads(readings: ReadingLog, forecasts: ForecastLog, settings: Settings) -> NDArray[np.float64]:
-    """(n, K) of each forecast's sensor: the standard deviation of the target's readings, at least 1e-9."""
+    """(n, K): standard deviation of the target in the readings of each forecast's sensor, at least 1e-9."""
     columns = [settings.features.index(target) for target in settings.targets]
     by_sensor = np.ones((len(forecasts.sensors), len(columns)))
     code = {name: number for number, name in enumerate(readings.sensors)}
@@ -245,7 +252,7 @@ class Fan:
 
 @dataclass(frozen=True)
 class Trace:
-    """A stretch of one sensor: readings, the forecasts issued ``lead`` before each, and whole forecasts on the way."""
+    """A stretch of one sensor: readings, the forecast issued ``lead`` before each reading, and some whole forecasts."""
 
     sensor: str
     target: str
@@ -262,7 +269,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Which part of the stream to draw."""
+    """The part of the stream to draw."""
 
     sensor: str
     target: str
@@ -272,7 +279,7 @@ class Stretch:
 
 
 def trace(recorded: RecordedForecasts, settings: Settings, stretch: Stretch, outages: Sequence[Outage]) -> Trace:
-    """A stretch on a regular grid, with NaN where nothing was measured or issued."""
+    """A stretch on a regular grid; NaN for missing readings and forecasts."""
     sequences, cadence_us, levels = recorded.sequences, settings.cadence_us, settings.quantiles
     first, last = sequences.span(sequences.sensors.index(stretch.sensor))
     moments, observed = sequences.timestamp_us[first:last], sequences.observed[first:last]
@@ -293,9 +300,8 @@ def trace(recorded: RecordedForecasts, settings: Settings, stretch: Stretch, out
     column, number = sequences.columns((stretch.target,))[0], settings.targets.index(stretch.target)
     quantiles = issued_at(grid - stretch.lead_steps * cadence_us)[:, :, stretch.lead_steps - 1]
     median = levels.index(0.5)
-    begins = grid[
-        settings.season // 2 : len(grid) - settings.horizon_steps : max(settings.season, settings.horizon_steps)
-    ]
+    apart = max(settings.season, settings.horizon_steps)
+    begins = grid[settings.season // 2 : len(grid) - settings.horizon_steps : apart]
     ahead = cadence_us * np.arange(1, settings.horizon_steps + 1)
     return Trace(
         sensor=stretch.sensor,
@@ -318,7 +324,7 @@ def trace(recorded: RecordedForecasts, settings: Settings, stretch: Stretch, out
 def choose_traces(
     recorded: RecordedForecasts, settings: Settings, live: LiveReadings, share: float, seasons: int
 ) -> list[Trace]:
-    """So many seasons of some sensors: the last one around its outage, the others around this share of the readings."""
+    """``seasons`` of some sensors, each around the quantile ``share`` of the live time; the last around its outage."""
     moments_us = live.frame["timestamp"].dt.timestamp("us").to_numpy()
     middle_us = int(np.quantile(moments_us, share)) // settings.cadence_us * settings.cadence_us
     off = {sensor: (since, until) for sensor, since, until in live.outages}

@@ -100,7 +100,7 @@ def test_list_counts_dead_letters_by_reason_and_shows_each(letters: Settings) ->
 
 def test_list_shows_only_the_chosen_reason(letters: Settings) -> None:
     assert run(letters, "list", "--reason", "malformed").output.startswith("1 dead letters: malformed 1\n")
-    assert "no record was set aside for 'bad-value'" in run(letters, "list", "--reason", "bad-value").output
+    assert "no dead letter has the reason 'bad-value'" in run(letters, "list", "--reason", "bad-value").output
 
 
 def test_show_prints_the_reason_origin_and_content_of_a_dead_letter(letters: Settings) -> None:

@@ -171,7 +171,7 @@ def test_an_interrupted_publication_says_at_which_row_to_continue_without_loss(
     finally:
         process.kill()
     assert process.returncode == 130, said
-    row = int(re.findall(r"of 700 readings are published for certain; go on .* --from (\d+)", said)[0])
+    row = int(re.findall(r"of 700 readings are published for certain. To continue, .* --from (\d+)", said)[0])
     assert 0 < row < 700
     before = [each.reading.timestamp_us for each in published(settings)]
     assert len(before) >= row

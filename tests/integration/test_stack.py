@@ -153,7 +153,7 @@ def test_a_port_of_another_program_is_an_error_that_names_port_and_program(
     port = getattr(own_settings.stack, f"{service}_port")
     with closing(socket.create_server(("127.0.0.1", port))), pytest.raises(StackError) as raised:
         Stack(own_settings).up((service,))
-    assert f"{service} cannot have port {port}" in str(raised.value)
+    assert f"{service} cannot use port {port}" in str(raised.value)
     assert f"process {os.getpid()}" in str(raised.value)
 
 
@@ -198,7 +198,7 @@ def test_a_broker_that_ends_during_its_start_is_an_error_with_the_end_of_its_log
     with pytest.raises(StackError) as raised:
         Stack(own_settings).up(("kafka",))
     message = str(raised.value)
-    assert "kafka has ended with exit code 1 while it was starting" in message
+    assert "kafka ended during its start, with exit code 1" in message
     assert str(own_settings.home / "logs" / "kafka.log") in message
     assert "Stored node id 7 doesn't match" in message
     assert using(own_settings.home) == []

@@ -195,7 +195,7 @@ def test_the_commands_print_counts_and_exit_with_1_for_a_fault(forecast_stream: 
     good = run(forecast_stream, verify_command)
     assert good.exit_code == 0
     assert "accepted                      468" in good.output
-    assert "each is what the readings make of it" in good.output
+    assert "each equals the recomputed one" in good.output
     whole = json.loads(run(forecast_stream, verify_command, "--json").output)
     assert (whole["audit"]["accepted"], whole["faults"]) == (468, {})
     assert (
@@ -215,7 +215,7 @@ def test_the_commands_print_counts_and_exit_with_1_for_a_fault(forecast_stream: 
         run(forecast_stream, explain_command, SENSORS[2], iso_timestamp(START_US + 80 * HOUR_US))
     with pytest.raises(StreamgruError, match="no forecast of sensor 'nobody'"):
         run(forecast_stream, explain_command, "nobody", issued)
-    assert "is no time with a zone" in run(forecast_stream, explain_command, SENSORS[2], "yesterday").output
+    assert "is neither a time with a zone" in run(forecast_stream, explain_command, SENSORS[2], "yesterday").output
 
     plant_forecast(forecast_stream, shifted)
     bad = run(forecast_stream, verify_command)

@@ -340,8 +340,8 @@ def test_the_report_is_one_page_that_needs_no_network() -> None:
     assert "up &amp; running" in page
     assert "<script" not in page
     assert "mean pinball loss 0.5; seasonal naive 0.6" in page
-    assert "gives 0 different forecasts of 300" in page
-    assert "The longest pause of all was 0.55 s, in partition 1" in page
+    assert "0 of 300 forecasts differ from the evaluator's" in page
+    assert "longest wait of a partition for a forecast while readings arrived: 0.55 s, in partition 1" in page
     assert "<td>together</td><td></td><td>235 s</td>" in page
 
 

@@ -146,7 +146,7 @@ def test_the_command_scores_a_model_trained_on_a_wide_file(settings: Settings, t
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
     result = CliRunner().invoke(backtest, [*layout, *options, *more], obj=alone)
     assert result.exit_code == 0, result.output
-    for words in ("mase", "crps", "winkler", "intervals: how often they held", "forecasts worst", "north"):
+    for words in ("mase", "crps", "winkler", "coverage of the intervals", "forecasts worst", "north"):
         assert words in result.output
     for words in ("streamgru", "adaptive AR(24)", "seasonal naive", "persistence", "gain"):
         assert words in result.output
