@@ -1,4 +1,4 @@
-"""Reports hold every counter, and a report that fails leaves the forecaster alone."""
+"""Reports hold every counter, and a failed report does not stop the forecaster."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ LETTERS = {"malformed-json": 42, "[/markup]": 3, "bad-timestamp": 1}
 
 
 def full() -> Counters:
-    """Every counter has a value of its own, none of them zero."""
+    """Counters with a different, non-zero value each."""
     counters = Counters()
     for value, name in enumerate((each.name for each in fields(Counters)), start=7):
         setattr(counters, name, Counter(LETTERS) if name == "dead_letters" else value)

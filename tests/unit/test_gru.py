@@ -1,4 +1,4 @@
-"""The GRU core: its equations, steps equal a pass, and it is interchangeable with the class of PyTorch tutorials."""
+"""The GRU core follows its equations, steps equal a pass, and weights fit the class of PyTorch tutorials."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ FLOAT32_TOLERANCE = 1e-5
 
 
 def written_out(model: GRUModel, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step by the equations in the docstring, layer by layer."""
+    """One step by the equations in the docstring of ``GRUModel``, layer by layer."""
     nexts = []
     for layer in range(model.gru.num_layers):
         W_r, W_z, W_n = getattr(model.gru, f"weight_ih_l{layer}").chunk(3)
@@ -29,7 +29,7 @@ def written_out(model: GRUModel, x: torch.Tensor, h: torch.Tensor) -> tuple[torc
 
 
 class TutorialGRU(nn.Module):
-    """The model as PyTorch tutorials write it."""
+    """The GRU model of PyTorch tutorials."""
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 2) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_steps_from_zeros_equal_a_pass_for_any_micro_batching(seed: int, sensors
     torch.testing.assert_close(torch.cat(outputs), passed, atol=FLOAT32_TOLERANCE, rtol=0)
 
 
-def test_a_call_leaves_nothing_behind() -> None:
+def test_a_call_changes_no_state_of_the_model() -> None:
     torch.manual_seed(0)
     model = GRUModel(3, 8, 1).eval()
     x = torch.randn(2, 6, 3)
