@@ -51,7 +51,7 @@ def test_a_stream_cut_in_two_has_the_same_verdicts(stream: Stream, cut: int) -> 
 
 
 def test_many_sensors_over_three_centuries_do_not_overflow() -> None:
-    sensors = 3_000  # times 300 years of microseconds: beyond int64
+    sensors = 3_000  # 3,000 sensors times 300 years in microseconds exceed int64
     codes = np.repeat(np.arange(sensors), 3)
     timestamp_us = np.tile(np.array([LATEST_US - 1, EARLIEST_US, LATEST_US - 1]), sensors)
     assert classify(codes, timestamp_us).tolist() == [ACCEPTED, LATE, DUPLICATE] * sensors

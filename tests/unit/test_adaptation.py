@@ -70,7 +70,7 @@ def run(
 
 
 def errors(values: Floats, forecasts: Floats, start: int) -> Floats:
-    """(n, B, K, h) label less forecast for the forecasts (T, B, K, h) issued from ``start`` on."""
+    """(n, B, K, h): label minus forecast, for forecasts (T, B, K, h) issued from ``start`` on."""
     T, h = len(values), forecasts.shape[-1]
     labels = np.stack([values[1 + j : T - h + 1 + j] for j in range(h)], axis=-1)
     difference: Floats = (labels - forecasts[: T - h])[start:]
@@ -128,7 +128,7 @@ def test_adaptation_learns_an_autoregression_that_no_plain_expert_has() -> None:
         values[t] = 0.7 * values[t - 1] + rng.standard_normal((4, 1))
     values += 4.0 * np.sin(2 * np.pi * np.arange(1000) / SEASON)[:, None, None]
     forecasts = run(config(horizon=1), values).quantiles[:, :, :, 1]
-    assert errors(values, forecasts, 500).var() < 1.2  # the innovations' variance is 1
+    assert errors(values, forecasts, 500).var() < 1.2  # the variance of the innovations is 1
 
 
 def test_weights_sum_to_one_over_all_experts() -> None:

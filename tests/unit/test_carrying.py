@@ -92,6 +92,6 @@ def test_every_study_has_a_result_and_a_section_on_the_page(case: Case, adaptati
     assert whole != longest
 
 
-def test_studies_wait_for_their_models(tmp_path: Path) -> None:
+def test_studies_without_models_write_no_results(tmp_path: Path) -> None:
     carrying.run_all([], (0,), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -28,7 +28,7 @@ def run(*arguments: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
+def _restored_logging() -> Iterator[None]:
     root, before = logging.getLogger(), list(logging.getLogger().handlers)
     levels = {name: logging.getLogger(name).level for name in (None, "streamgru", "kafka")}
     yield
@@ -105,7 +105,7 @@ def test_the_old_name_of_a_command_still_works_and_names_the_new_one(
     assert run(name) == run(new) == 2, "both names require an argument"
 
 
-def test_dlq_replay_is_dlq_republish(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_old_command_dlq_replay_runs_dlq_republish(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("dlq", "replay", "--dry-run", "nonsense") == 2
     told = capsys.readouterr().err
     assert told.startswith("`streamgru dlq replay` is now `streamgru dlq republish`\nUsage: streamgru dlq republish ")

@@ -279,8 +279,8 @@ def test_a_silence_without_known_send_times_counts_from_the_forecast_before() ->
 
 def test_the_sender_keeps_its_pace_between_its_limits() -> None:
     assert pace(1_000, 10.0, slowest=24.0, fastest=2_000.0) == 100.0
-    assert pace(1_000, -1.0, slowest=24.0, fastest=2_000.0) == 2_000.0  # late
-    assert pace(0, 10.0, slowest=24.0, fastest=2_000.0) == 24.0  # ahead: no partition falls silent
+    assert pace(1_000, -1.0, slowest=24.0, fastest=2_000.0) == 2_000.0  # behind schedule
+    assert pace(0, 10.0, slowest=24.0, fastest=2_000.0) == 24.0  # ahead of schedule, but no partition falls silent
     assert pace(-5, -1.0, slowest=24.0, fastest=2_000.0) == 24.0
 
 

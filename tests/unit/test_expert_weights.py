@@ -1,4 +1,4 @@
-"""Published weights agree with recomputed ones exactly if they differ by rounding to three decimals only."""
+"""Published weights agree with recomputed ones if they differ by rounding to three decimals, and otherwise not."""
 
 from datetime import UTC, datetime
 

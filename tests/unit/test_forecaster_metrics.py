@@ -53,7 +53,7 @@ def test_probes_answer_with_every_counter(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_probes_of_a_healthy_forecaster_succeed_though_the_report_fails(
+def test_probes_of_a_healthy_forecaster_succeed_if_the_report_fails(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = full()
@@ -78,7 +78,7 @@ def probe(path: str, counters: Counters) -> dict[str, object]:
         server.close()
 
 
-def test_a_failing_report_is_logged_once_and_raises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_report_is_logged_once_and_does_not_raise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = full()
     broken.dead_letters = Counter({("a", "tuple"): 1})  # type: ignore[dict-item]
     reporter = Reporter(broken, tmp_path / "stats.json")

@@ -11,7 +11,7 @@ from model.gru import GRUModel
 FLOAT32_TOLERANCE = 1e-5
 
 
-def written_out(model: GRUModel, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def step_by_equations(model: GRUModel, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One step by the equations in the docstring of ``GRUModel``, layer by layer."""
     nexts = []
     for layer in range(model.gru.num_layers):
@@ -71,14 +71,14 @@ def test_a_window_of_many_sensors_gives_one_output_each() -> None:
     assert GRUModel(3, 64, 1)(torch.randn(5, 32, 3)).shape == torch.Size([5, 1])
 
 
-def test_a_step_follows_the_equations_written_out() -> None:
+def test_a_step_follows_the_equations() -> None:
     torch.manual_seed(0)
     model = GRUModel(4, 16, 3, num_layers=3)
     h = torch.randn(3, 7, 16)
     with torch.no_grad():
         for _ in range(5):
             x = torch.randn(7, 4)
-            expected_y, expected_h = written_out(model, x, h)
+            expected_y, expected_h = step_by_equations(model, x, h)
             y, h = model.step(x, h)
             torch.testing.assert_close(y, expected_y, atol=1e-6, rtol=0)
             torch.testing.assert_close(h, expected_h, atol=1e-6, rtol=0)

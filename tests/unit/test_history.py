@@ -338,14 +338,14 @@ def test_a_missing_or_damaged_table_is_an_error_with_the_next_step(tmp_path: Pat
 def test_an_append_from_an_outdated_view_is_refused(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     outdated = DeltaTable(str(history.path))
     history.append(readings(range(3)), {0: 3}, TOPIC)
-    late_comer = History(history.path, ["value"])
-    monkeypatch.setattr(late_comer, "_open", lambda: outdated)
+    outdated_writer = History(history.path, ["value"])
+    monkeypatch.setattr(outdated_writer, "_open", lambda: outdated)
     with pytest.raises(HistoryError, match="another ingest at the same time"):
-        late_comer.append(readings(range(3)), {0: 3}, TOPIC)
+        outdated_writer.append(readings(range(3)), {0: 3}, TOPIC)
     assert len(history.scan().collect()) == 3
 
 
-def test_two_writers_at_once_write_nothing_twice(history: History) -> None:
+def test_two_concurrent_writers_store_each_reading_once(history: History) -> None:
     start = threading.Barrier(2)
     refused: list[str] = []
 

@@ -230,7 +230,10 @@ def test_dead_letters_append_reason_and_source_to_the_original_headers() -> None
 def test_a_dead_letter_over_the_size_limit_is_cut_and_marked_as_truncated() -> None:
     assert a_letter(b"k" * 10, b"v" * 990).value == b"v" * 990
     letter = a_letter(b"k" * 10, b"v" * 5_000, [("mine", b"1")])
-    assert (letter.key, letter.value) == (b"k" * 10, b"v" * (990 - 7))  # name, value and the length of each
+    assert (letter.key, letter.value) == (
+        b"k" * 10,
+        b"v" * (990 - 7),
+    )  # the header takes 7 bytes: name, value and the length of each
     assert letter.headers[:2] == [("mine", b"1"), ("streamgru-truncated", b"5017")]
 
     letter = a_letter(b"k" * 10, b"v" * 500, [("mine", b"1" * 2_000)])

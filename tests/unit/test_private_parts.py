@@ -12,7 +12,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
-ROOM = ROOT / "pipeline" / "kafka"
+KAFKA_FOLDER = ROOT / "pipeline" / "kafka"
 PRODUCT = sorted(path for folder in ("deploy", "flows", "model", "pipeline") for path in (ROOT / folder).rglob("*.py"))
 POINTS = ("Why", "Without it", "Tested with", "Goes when")
 
@@ -59,7 +59,7 @@ def undocumented(source: str) -> list[str]:
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_uses_private_parts_of_the_client_only_with_a_documented_reason(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    assert (undocumented(source) if path.is_relative_to(ROOM) else places(source)) == []
+    assert (undocumented(source) if path.is_relative_to(KAFKA_FOLDER) else places(source)) == []
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_the_documented_versions_are_the_pinned_and_installed_ones() -> None:
     (pinned,) = re.findall(r"^kafka-python\[[\w,]+\](\S+)$", "\n".join(project["dependencies"]), re.MULTILINE)
     named = [
         found
-        for path in sorted(ROOM.glob("*.py"))
+        for path in sorted(KAFKA_FOLDER.glob("*.py"))
         for found in re.findall(r"Tested with: kafka-python (\S+?)[.,]?\s", path.read_text(encoding="utf-8"))
     ]
     assert len(named) >= 15

@@ -74,7 +74,7 @@ def test_workers_that_survive_their_parent_are_ended(process: DetachedProcess) -
     assert not psutil.pid_exists(worker)
 
 
-def test_a_process_deaf_to_sigterm_is_killed(process: DetachedProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(process: DetachedProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.processes.TERMINATE_TIMEOUT_S", 0.2)
     pid = start(process, DEAF)
     first_output(process)

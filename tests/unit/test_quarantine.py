@@ -31,7 +31,7 @@ def test_a_commit_restarts_the_remedies_of_its_partitions() -> None:
     assert quarantine.next_remedies({1: ["a"]}).rebuild == {1: ["a"]}
 
 
-def test_any_non_finite_number_makes_a_state_non_finite() -> None:
+def test_a_state_with_a_nan_or_infinite_number_is_non_finite() -> None:
     config = ModelConfig(features=("a",), targets=("a",), cadence_us=3_600_000_000, horizon_steps=2, hidden_size=4)
     for name in ("hidden", "levels", "scale", "profile", "lags", "last"):
         for value in (np.nan, np.inf, -np.inf):

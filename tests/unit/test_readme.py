@@ -31,7 +31,7 @@ from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
 from tests.benchmarks.__main__ import SECTIONS
 from tests.documents import DOCUMENTS, FOLDER_READMES, README, ROOT, Document
 
-MOST_WORDS = 1_500  # of the root README
+MOST_WORDS = 1_500  # limit of the root README
 # The reader's own files, and files that a command writes.
 NOT_OURS = {"my.toml", "my.csv", "ETTh1.csv", "scores.json"}
 OURS = (".py", ".md", ".toml", ".yaml", ".yml", ".jars", ".png", ".parquet")
@@ -43,7 +43,7 @@ by_name = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: do
 
 
 def shown_commands() -> list[str]:
-    """Every `streamgru …` of the documents, in blocks and in running text."""
+    """Every `streamgru …` command of the documents, in blocks and in running text."""
     inline = [shlex.split(code) for document in DOCUMENTS for code in document.inline_code()]
     words = [*inline, *(words for document in DOCUMENTS for words in document.commands())]
     return sorted({shlex.join(command) for command in words if len(command) > 1 and command[0] == "streamgru"})

@@ -9,7 +9,7 @@ from pipeline.errors import SettingsError
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _temporary_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("SETTINGS", "HOME", "HISTORY"):
         monkeypatch.delenv(f"STREAMGRU_{name}", raising=False)

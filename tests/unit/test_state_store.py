@@ -25,7 +25,7 @@ def table() -> StateTable:
     return made
 
 
-def test_an_unknown_sensor_is_blank(table: StateTable) -> None:
+def test_an_unknown_sensor_gets_a_blank_state(table: StateTable) -> None:
     rows = table.rows(0, ["a", "b", "a"])
     assert rows[0] == rows[2] != rows[1]
     assert table.gather(rows).tobytes() == np.repeat(BLANK, 3).tobytes()

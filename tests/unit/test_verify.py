@@ -430,7 +430,7 @@ def forecast_of(settings: Settings, offset: int) -> Forecast:
 
 
 @pytest.fixture
-def on_the_topic(monkeypatch: pytest.MonkeyPatch) -> list[Forecast]:
+def forecasts_topic(monkeypatch: pytest.MonkeyPatch) -> list[Forecast]:
     """The forecasts topic: a test appends forecasts to this list."""
     forecasts: list[Forecast] = []
 
@@ -460,9 +460,9 @@ def on_the_topic(monkeypatch: pytest.MonkeyPatch) -> list[Forecast]:
         {"forecaster": {"calibration": False}},
     ],
 )
-def test_forecasts_under_other_settings_are_read_apart(on_the_topic: list[Forecast], change: dict[str, Any]) -> None:
+def test_forecasts_under_other_settings_are_read_apart(forecasts_topic: list[Forecast], change: dict[str, Any]) -> None:
     before = Settings(**{"features": ("a",), "targets": ("a",), "horizon_steps": 2, "max_gap_steps": 3, **change})
-    on_the_topic += [*(forecast_of(before, offset) for offset in range(4)), forecast_of(SETTINGS, 4)]
+    forecasts_topic += [*(forecast_of(before, offset) for offset in range(4)), forecast_of(SETTINGS, 4)]
     log = read_forecasts(SETTINGS, numbers=True)
     assert log.input_offset.tolist() == [4]
     assert log.quantiles is not None
@@ -475,9 +475,9 @@ def test_forecasts_under_other_settings_are_read_apart(on_the_topic: list[Foreca
         explain(SETTINGS, load, "s", START_OF_2016_US)
 
 
-def test_a_forecast_whose_shape_contradicts_its_settings_is_refused(on_the_topic: list[Forecast]) -> None:
+def test_a_forecast_whose_shape_contradicts_its_settings_is_refused(forecasts_topic: list[Forecast]) -> None:
     longer = {"a": {quantile_key(level): [1.0] * 3 for level in SETTINGS.quantiles}}
-    on_the_topic.append(msgspec.structs.replace(forecast_of(SETTINGS, 0), quantiles=longer))
+    forecasts_topic.append(msgspec.structs.replace(forecast_of(SETTINGS, 0), quantiles=longer))
     with pytest.raises(KafkaError, match="is no forecast for these settings"):
         read_forecasts(SETTINGS, numbers=True)
 
@@ -521,7 +521,7 @@ def logs_of_one_batch(
     return readings, forecasts, states
 
 
-def test_a_reading_buffered_at_the_end_of_the_audit_may_have_been_forecast_since_by_age() -> None:
+def test_a_reading_buffered_at_the_end_of_the_audit_may_be_released_by_age_behind_it() -> None:
     """Offsets behind the audited readings, here one of ``t``, show that the reading of ``s`` was released by age."""
     settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
     hours, offsets = np.array([0, 2, 0, 1]), np.array([0, 1, 2, 2 + MAX_BUFFERED_OFFSETS])

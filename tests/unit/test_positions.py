@@ -21,7 +21,7 @@ def settings(start: str = "earliest") -> Settings:
 
 
 @pytest.mark.parametrize(("start", "position"), [("earliest", 10), ("latest", 90)])
-def test_without_a_committed_offset_the_setting_decides(start: str, position: int) -> None:
+def test_a_group_without_a_committed_offset_starts_as_the_setting_says(start: str, position: int) -> None:
     assert position_from_group(settings(start), PartitionLog(0, 10, 90, None), accept_loss=False) == Position(position)
 
 

@@ -15,9 +15,9 @@ Floats = NDArray[np.float64]
 SEASON = 12
 HOUR_US = 3_600_000_000
 # horizon -> largest allowed error relative to the best expert; a longer horizon has fewer independent labels
-MUCH_WORSE = {1: 1.05, 24: 1.1, 96: 1.15}
+ERROR_LIMITS = {1: 1.05, 24: 1.1, 96: 1.15}
 # A regime of 1,000 steps has ten independent labels at horizon 96: too few to leave an outdated expert soon.
-CHANGED_TOO_SOON = {("regime_change", 96): 1.4}
+ERROR_LIMITS_AFTER_A_CHANGE = {("regime_change", 96): 1.4}
 
 
 def noise(T: int, B: int, seed: int) -> Floats:
@@ -77,7 +77,7 @@ def autoregression(values: Floats, horizon: int) -> Floats:
     return np.stack(found, axis=1)
 
 
-@pytest.mark.parametrize("horizon", MUCH_WORSE)
+@pytest.mark.parametrize("horizon", ERROR_LIMITS)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_adaptation_is_never_much_worse_than_the_best_common_baseline(horizon: int, regime: str) -> None:
     values = REGIMES[regime](3_000, 2)
@@ -89,12 +89,12 @@ def test_adaptation_is_never_much_worse_than_the_best_common_baseline(horizon: i
         "autoregression": autoregression(values, horizon),
     }
     found = {name: float(np.abs(errors(values, other, 600)).mean()) for name, other in others.items()}
-    most = CHANGED_TOO_SOON.get((regime, horizon), MUCH_WORSE[horizon]) * min(found.values())
+    most = ERROR_LIMITS_AFTER_A_CHANGE.get((regime, horizon), ERROR_LIMITS[horizon]) * min(found.values())
     assert np.abs(errors(values, forecasts, 600)).mean() < most, found
 
 
 T = 100_000  # steps; ``test_adaptation`` has a million constant, missing and extreme values
-FOR_EVER: dict[str, Callable[[np.random.Generator], Floats]] = {
+LONG_SERIES: dict[str, Callable[[np.random.Generator], Floats]] = {
     "constant": lambda rng: np.full(T, -4.2e5),
     "missing": lambda rng: np.where(rng.random(T) < 0.98, np.nan, rng.standard_normal(T)),
     "wildly scaled": lambda rng: rng.choice([-1.0, 1.0], T) * 10.0 ** rng.uniform(-150, 150, T),
@@ -106,7 +106,7 @@ FOR_EVER: dict[str, Callable[[np.random.Generator], Floats]] = {
 @pytest.mark.parametrize(("level", "horizon"), [("full", 1), ("light", 24)])
 def test_any_input_over_a_hundred_thousand_steps_leaves_states_and_forecasts_finite(level: Level, horizon: int) -> None:
     random = np.random.default_rng(0)
-    values = np.stack([make(random) for make in FOR_EVER.values()], axis=1)[:, :, None]
+    values = np.stack([make(random) for make in LONG_SERIES.values()], axis=1)[:, :, None]
     states, length = None, 10_000
     for begin in range(0, T, length):
         got = run(config(level, horizon=horizon), values[begin : begin + length], states=states, start=begin)
