@@ -102,12 +102,12 @@ def test_a_sensor_unknown_to_training_gets_the_intervals_of_known_sensors() -> N
 
 
 def test_the_scale_is_the_seasonal_difference_then_the_mean_deviation_then_one() -> None:
-    swinging = one_sensor([0.0, 5.0, 1.0, 6.0, 2.0, 7.0])
-    assert seasonal_scale(swinging, config_of(), 600).tolist() == [[1.0]]
+    seasonal = one_sensor([0.0, 5.0, 1.0, 6.0, 2.0, 7.0])
+    assert seasonal_scale(seasonal, config_of(), 600).tolist() == [[1.0]]
     repeating = one_sensor([0.0, 4.0] * 5)
     assert seasonal_scale(repeating, config_of(), 1_000).tolist() == [[2.0]]  # mean absolute deviation
     assert seasonal_scale(one_sensor([3.0] * 9), config_of(), 900).tolist() == [[1.0]]
-    assert seasonal_scale(swinging, config_of(), 0).tolist() == [[1.0]]  # no reading before the bound
+    assert seasonal_scale(seasonal, config_of(), 0).tolist() == [[1.0]]  # no reading before the bound
 
 
 @pytest.mark.parametrize("constant", [20.3, 0.1, 7.7, -1e9 / 3])

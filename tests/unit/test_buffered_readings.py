@@ -13,7 +13,7 @@ from model.reorder_buffer import MAX_BUFFERED_OFFSETS, reorder
 from pipeline.audit.delivery import REJECTED, ForecastLog, ReadingLog
 from pipeline.audit.state_audit import LastState
 from pipeline.audit.verify import Evidence, audit_evidence
-from pipeline.forecaster import state_store as serving_module
+from pipeline.forecaster import state_store
 from pipeline.forecaster.micro_batch import MicroBatchBuilder
 from pipeline.forecaster.positions import CommittedPosition, Position
 from pipeline.forecaster.readings import Readings
@@ -184,14 +184,14 @@ def test_a_stream_in_random_batches_with_crashes_gives_the_same_forecasts_as_one
     whole, broken = Stream(records), Stream(records)
     whole.take(len(records))
     chance = random.Random(seed)
-    met = 0
+    crashes_with_buffered = 0
     while broken.committed.next < len(records):
         broken.take(chance.randint(1, 12))
         before = {number: buffered.offsets.tolist() for number, buffered in broken.buffered.items()}
-        met += bool(before)
+        crashes_with_buffered += bool(before)
         chance.choice([broken.crash, broken.crash, broken.lose_changelog])()
         assert {number: buffered.offsets.tolist() for number, buffered in broken.buffered.items()} == before
-    assert met > 3
+    assert crashes_with_buffered > 3
     assert by_sensor(broken.forecasts) == by_sensor(whole.forecasts)
     assert broken.letters == whole.letters
     assert broken.states == whole.states
@@ -223,7 +223,7 @@ def test_buffered_readings_of_sensors_without_a_new_reading_are_not_classified_a
         handed.append(offsets.tolist())
         return reorder(codes, timestamp_us, offsets, *rest)
 
-    monkeypatch.setattr(serving_module, "reorder", counting)
+    monkeypatch.setattr(state_store, "reorder", counting)
     serving = ServedModel(1, MODELS[1], SETTINGS)
     serving.table.add_partition(0)
     names = [f"s{number}" for number in range(1_000)]

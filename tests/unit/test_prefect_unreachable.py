@@ -24,8 +24,8 @@ from tests.ports import free_ports
 @pytest.fixture
 def settings() -> Settings:
     """Settings with a Prefect address on which no server listens."""
-    (nobody,) = free_ports(1)
-    return Settings(prefect_api_url=f"http://127.0.0.1:{nobody}/api")
+    (unused_port,) = free_ports(1)
+    return Settings(prefect_api_url=f"http://127.0.0.1:{unused_port}/api")
 
 
 def test_a_page_that_cannot_be_published_is_a_warning(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

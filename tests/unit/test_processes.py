@@ -85,13 +85,13 @@ def test_a_process_that_ignores_sigterm_is_killed(process: DetachedProcess, monk
 def test_another_process_with_a_reused_id_is_neither_reported_nor_stopped(process: DetachedProcess) -> None:
     start(process, SLEEP)
     process.stop()
-    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as stranger:
+    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as other:
         # The record of a process that ended long ago, whose id the system has given to another process.
-        process.record_path.write_text(json.dumps({"pid": stranger.pid, "started": 1.0, "port": 1}))
+        process.record_path.write_text(json.dumps({"pid": other.pid, "started": 1.0, "port": 1}))
         assert process.running() is None
         assert not process.stop()
-        assert stranger.poll() is None
-        stranger.kill()
+        assert other.poll() is None
+        other.kill()
 
 
 def test_a_damaged_record_is_named(process: DetachedProcess) -> None:

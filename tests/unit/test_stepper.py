@@ -256,12 +256,12 @@ def test_a_bridged_gap_takes_missing_steps_and_a_longer_one_resets_the_state() -
     assert bridged.steps[0] == 10 + MAX_GAP_STEPS + 1
     assert bridged.origin[0] == 100
     assert bridged.warm[0]
-    begun = advance(STEPPER, states, steady(1, start=22 + 2 + MAX_GAP_STEPS))
-    assert begun.steps[0] == 1
-    assert begun.origin[0] == 100 + 36
-    assert not begun.warm[0]
+    after_reset = advance(STEPPER, states, steady(1, start=22 + 2 + MAX_GAP_STEPS))
+    assert after_reset.steps[0] == 1
+    assert after_reset.origin[0] == 100 + 36
+    assert not after_reset.warm[0]
     fresh, other = in_one_go(STEPPER, steady(1, start=36))
-    np.testing.assert_array_equal(begun.quantiles, fresh.quantiles)
+    np.testing.assert_array_equal(after_reset.quantiles, fresh.quantiles)
     assert states.tobytes() == other.tobytes()
 
 
@@ -334,9 +334,9 @@ def test_a_reset_clears_the_adaptation(stepper: Stepper) -> None:
     _, states = in_one_go(stepper, steady(300))
     assert states["adaptation"]["labels"].min() > 0
     later = steady(60, start=300 + MAX_GAP_STEPS + 2)
-    begun = advance(stepper, states, later)
+    after_reset = advance(stepper, states, later)
     fresh, other = in_one_go(stepper, later)
-    assert_same_bits([begun], fresh)
+    assert_same_bits([after_reset], fresh)
     assert states.tobytes() == other.tobytes()
 
 
