@@ -1,4 +1,4 @@
-"""The rules on arrays, held to plain loops over single readings."""
+"""The rules of acceptance and gaps on arrays equal plain loops over single readings."""
 
 import math
 from collections.abc import Iterator
@@ -35,13 +35,13 @@ def arrays(stream: Stream) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
 
 
 @given(streams)
-def test_readings_are_classified_as_one_by_one(stream: Stream) -> None:
+def test_verdicts_equal_those_of_a_plain_loop(stream: Stream) -> None:
     codes, timestamp_us = arrays(stream)
     assert classify(codes, timestamp_us).tolist() == list(classify_one_by_one(stream, {}))
 
 
 @given(streams, st.integers(0, 60))
-def test_a_stream_cut_in_two_is_classified_the_same(stream: Stream, cut: int) -> None:
+def test_a_stream_cut_in_two_has_the_same_verdicts(stream: Stream, cut: int) -> None:
     codes, timestamp_us = arrays(stream)
     accepted = accepted_mask(codes[:cut], timestamp_us[:cut])
     last_us = np.full(5, NEVER_US)
@@ -51,13 +51,13 @@ def test_a_stream_cut_in_two_is_classified_the_same(stream: Stream, cut: int) ->
 
 
 def test_many_sensors_over_three_centuries_do_not_overflow() -> None:
-    sensors = 3_000  # times 300 years of microseconds: beyond int64
+    sensors = 3_000  # 3,000 sensors times 300 years in microseconds exceed int64
     codes = np.repeat(np.arange(sensors), 3)
     timestamp_us = np.tile(np.array([LATEST_US - 1, EARLIEST_US, LATEST_US - 1]), sensors)
     assert classify(codes, timestamp_us).tolist() == [ACCEPTED, LATE, DUPLICATE] * sensors
 
 
-def test_a_gap_up_to_one_and_a_half_cadences_is_no_gap() -> None:
+def test_elapsed_time_up_to_one_and_a_half_cadences_skips_no_step() -> None:
     cadence_us = 1_000_000
     elapsed_us = np.array([1, 1_000_000, 1_500_000, 1_500_001, 2_000_000, 2_500_000, 2_500_001, 3_000_000])
     assert missing_steps(elapsed_us, cadence_us).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]

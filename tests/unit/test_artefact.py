@@ -1,4 +1,4 @@
-"""Models on disk: they come back as they were, and a damaged one is named, never served."""
+"""Models on disk are loaded as they were saved; a damaged file is named and its model refused."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_model_comes_back_with_every_bit(saved: Path) -> None:
+def test_a_loaded_model_equals_the_saved_one_to_the_bit(saved: Path) -> None:
     torch.manual_seed(0)
     original = Forecaster(CONFIG)
     loaded = load_artefact(saved)
@@ -42,7 +42,7 @@ def test_a_model_comes_back_with_every_bit(saved: Path) -> None:
             assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-# As format 1 has them: programs of every version read these names, whatever the attributes are called in memory.
+# Names of format 1. Every version of the program reads them, regardless of attribute names in memory.
 NAMES_ON_DISK = {
     "embedding.weight",
     "gru.rnn.weight_ih_l0",
@@ -77,7 +77,7 @@ def test_a_weight_under_another_name_is_refused(saved: Path) -> None:
         load_artefact(saved)
 
 
-def test_nothing_but_the_two_files_is_left_behind(saved: Path) -> None:
+def test_a_save_leaves_only_its_two_files(saved: Path) -> None:
     assert {path.name for path in saved.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
@@ -128,7 +128,7 @@ def test_weights_of_another_shape_are_refused(saved: Path) -> None:
         load_artefact(saved)
 
 
-def test_weights_that_are_not_numbers_are_refused(saved: Path) -> None:
+def test_non_finite_weights_are_refused(saved: Path) -> None:
     weights = torch.load(saved / WEIGHTS_FILE, weights_only=True)
     weights["gru.head.bias"][0] = torch.nan
     torch.save(weights, saved / WEIGHTS_FILE)
@@ -147,14 +147,14 @@ def test_weights_that_are_not_numbers_are_refused(saved: Path) -> None:
         ({"quantiles": [0.9, 0.5]}, "quantiles"),
     ],
 )
-def test_a_configuration_that_is_not_valid_is_told(saved: Path, change: dict[str, object], told: str) -> None:
+def test_an_invalid_configuration_is_refused_with_the_reason(saved: Path, change: dict[str, object], told: str) -> None:
     content = json.loads((saved / CONFIG_FILE).read_text(encoding="utf-8"))
     (saved / CONFIG_FILE).write_text(json.dumps(content | change), encoding="utf-8")
     with pytest.raises(ArtefactError, match=told):
         load_artefact(saved)
 
 
-def test_what_does_not_fit_is_told_one_sentence_each() -> None:
+def test_each_difference_between_model_and_settings_is_one_sentence() -> None:
     fitting = {
         "features": ["load", "größe"],
         "targets": ["load"],

@@ -1,4 +1,4 @@
-"""The learning baseline: recursive least squares as one would write it down, causal, and finite whatever comes."""
+"""The autoregressive baseline equals plain recursive least squares, is causal, and stays finite for any input."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -49,7 +49,7 @@ def random_walk(steps: int, seed: int = 0) -> NDArray[np.float64]:
 
 
 def by_hand(values: NDArray[np.float64], h: int) -> NDArray[np.float64]:
-    """(n, h) medians for a series without gaps: recursions on the covariance itself."""
+    """(n, h) medians for a series without gaps, from recursions on the covariance itself."""
     P, weights, scale = np.eye(LAGS + 1), np.zeros((LAGS + 1, h)), 0.0
     xs, units, found = [], [], []
     for t, value in enumerate(values):
@@ -60,14 +60,14 @@ def by_hand(values: NDArray[np.float64], h: int) -> NDArray[np.float64]:
             scale += max(SCALE_RATE, 1 / t) * (abs(recent[-1]) - scale)
         units.append(max(scale, 1e-9 * abs(value), 1e-50))
         xs.append(np.clip(np.append(changes / units[t], 1.0), -REGRESSOR_BOUND, REGRESSOR_BOUND))
-        if t > h:  # the forecast of h steps ago: its last label has come; the first one had no scale yet
+        if t > h:  # the last label of the forecast h steps ago is known; the first forecast had no scale
             x, base = xs[t - h], values[t - h]
             error = (values[t - h + 1 : t + 1] - base) / units[t - h] - x @ weights
             gain = P @ x / (FORGETTING + x @ P @ x)
             weights = weights + np.outer(gain, error)
             P = (P - np.outer(gain, x @ P)) / FORGETTING
-            held = np.minimum(1.0, np.diag(P) ** -0.5)  # each weight's variance, at the prior's
-            P *= np.outer(held, held)
+            shrink = np.minimum(1.0, np.diag(P) ** -0.5)  # limits each weight's variance to the prior's
+            P *= np.outer(shrink, shrink)
         found.append(value + units[t] * (xs[t] @ weights))
     return np.array(found)
 
@@ -78,18 +78,18 @@ def test_medians_are_those_of_plain_recursions(horizon: int) -> None:
     np.testing.assert_allclose(forecasts_of(values, horizon)[:, 1], by_hand(values, horizon), rtol=0, atol=1e-4)
 
 
-def test_what_depends_on_its_past_is_learned() -> None:
+def test_a_dependence_on_past_changes_is_learned() -> None:
     random = np.random.default_rng(1)
     changes = np.zeros(3_000)
     for t in range(1, len(changes)):
         changes[t] = 0.9 * changes[t - 1] + random.normal()
     values = np.cumsum(changes)
     median = forecasts_of(values, 1)[:, 1, 0]
-    assert np.mean((values[501:] - median[500:-1]) ** 2) == pytest.approx(1.0, abs=0.1)  # the noise is what is left
+    assert np.mean((values[501:] - median[500:-1]) ** 2) == pytest.approx(1.0, abs=0.1)  # the variance of the noise
 
 
 @pytest.mark.parametrize("horizon", [1, 6, 60])
-def test_intervals_hold_as_often_as_they_say(horizon: int) -> None:
+def test_intervals_have_their_nominal_coverage(horizon: int) -> None:
     values = np.random.default_rng(2).normal(size=4_000)
     low, median, high = forecasts_of(values, horizon).swapaxes(0, 1)
     labels = np.array([values[t + 1 : t + 1 + horizon] for t in range(2_000, len(values) - horizon)])
@@ -146,13 +146,13 @@ def test_any_input_leaves_forecasts_finite_and_in_order(name: str, horizon: int)
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
-def test_the_unit_changes_nothing_but_the_unit(factor: float) -> None:
+def test_forecasts_scale_with_the_unit(factor: float) -> None:
     values = random_walk(300)
     np.testing.assert_allclose(forecasts_of(factor * values, 4), factor * forecasts_of(values, 4), rtol=1e-6)
 
 
 def test_nothing_is_learned_across_a_pause() -> None:
-    """A jump over a pause is no change, so it leaves weights, scale and intervals as they were."""
+    """A jump across a pause does not count as a change: weights, scale and intervals stay as they are."""
     values = random_walk(400)
     moments = [*range(300), *range(1_000, 1_100)]
     jump = np.where(np.arange(400) < 300, 0.0, 1e6)
@@ -163,7 +163,7 @@ def test_nothing_is_learned_across_a_pause() -> None:
     np.testing.assert_allclose(jumping - jump[:, None, None], calm, atol=0.5)
 
 
-def test_a_sensor_without_a_value_gets_the_usual_level() -> None:
+def test_a_sensor_without_a_value_gets_the_mean_level_of_other_sensors() -> None:
     sequences = noisy_days()
     values = sequences.values.copy()
     lo, hi = sequences.span(1)
@@ -174,7 +174,7 @@ def test_a_sensor_without_a_value_gets_the_usual_level() -> None:
     assert found == pytest.approx(25.0, abs=1.0)
 
 
-def test_it_beats_persistence_on_daily_swings() -> None:
+def test_the_baseline_beats_persistence_on_daily_swings() -> None:
     sequences = noisy_days()
     start_us = 400 * HOUR_US
     predictors = [Autoregression(CONFIG).fit(sequences, start_us), Persistence(CONFIG).fit(sequences, start_us)]

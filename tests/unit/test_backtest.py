@@ -1,4 +1,4 @@
-"""The evaluator: what it scores, and that it cannot be fooled."""
+"""The evaluator scores as a plain loop does, and finds predictors that look ahead."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ TEST_START_US = 400 * HOUR_US
 
 
 class PointForecast:
-    """A predictor out of a function of (sequences, lo, hi), which may cheat."""
+    """A predictor that calls a function of (sequences, lo, hi); the function may look ahead."""
 
     def __init__(self, name: str, points: Callable[[Sequences, int, int], np.ndarray]) -> None:
         self.name = name
@@ -42,7 +42,7 @@ def last_value(sequences: Sequences, lo: int, hi: int) -> np.ndarray:
 
 
 def scores_one_by_one(sequences: Sequences, start_us: int, end_us: int) -> dict[str, np.ndarray]:
-    """Of ``last_value``: mae, mse and coverage by horizon step, by plain loops over readings."""
+    """Mae, mse and coverage of ``last_value`` by horizon step, from plain loops over readings."""
     errors: list[list[float]] = [[] for _ in range(CONFIG.horizon_steps)]
     for sensor in range(len(sequences.sensors)):
         lo, hi = sequences.span(sensor)
@@ -63,7 +63,7 @@ def scores_one_by_one(sequences: Sequences, start_us: int, end_us: int) -> dict[
 
 
 @pytest.mark.parametrize("numbers", [1, 900, 4_000_000])
-def test_scores_are_those_taken_one_by_one_however_the_steps_are_cut(
+def test_scores_equal_those_of_a_plain_loop_for_any_stretch_length(
     numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluator, "_STRETCH_NUMBERS", numbers)
@@ -78,7 +78,7 @@ def test_scores_are_those_taken_one_by_one_however_the_steps_are_cut(
     assert scores.mean("pinball", scaled=False) > scores.mean("mae", scaled=False) * (low + 0.5 + 1 - high) / 3 / 2
 
 
-def test_each_sensor_is_asked_for_in_ascending_stretches_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_predictor_gets_each_sensor_in_ascending_stretches_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "_STRETCH_NUMBERS", 500)
     predictor = PointForecast("last", last_value)
     backtest([predictor], noisy_days(), CONFIG, TEST_START_US)
@@ -100,7 +100,7 @@ def test_scaled_scores_do_not_depend_on_the_unit() -> None:
     assert large.mean("mae", scaled=False) == pytest.approx(1_000.0 * small.mean("mae", scaled=False))
 
 
-def test_one_horizon_and_the_worst_sensors_can_be_asked_for() -> None:
+def test_scores_give_one_horizon_and_the_worst_sensors() -> None:
     sequences = noisy_days()
     values = sequences.values.copy()
     lo, hi = sequences.span(1, TEST_START_US)
@@ -118,18 +118,18 @@ def test_calibration_is_the_share_of_labels_below_each_quantile() -> None:
     assert below[2] - below[0] == pytest.approx(scores["seasonal naive"].mean("coverage"))
 
 
-def test_nothing_to_score_is_an_error() -> None:
+def test_a_range_without_a_reading_to_score_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to score: no reading in the range is followed by 6 steps"):
         backtest([Persistence(CONFIG)], noisy_days(), CONFIG, 496 * HOUR_US)
 
 
-def test_a_forecast_that_is_no_number_is_an_error() -> None:
+def test_a_non_finite_forecast_is_an_error() -> None:
     silent = PointForecast("silent", lambda s, lo, hi: np.full((hi - lo, CONFIG.horizon_steps), np.nan))
     with pytest.raises(ValueError, match="silent gave a forecast for sensor s0 that is not a finite number"):
         backtest([silent], noisy_days(), CONFIG, TEST_START_US)
 
 
-def test_names_must_differ() -> None:
+def test_predictors_of_the_same_name_are_refused() -> None:
     with pytest.raises(ValueError, match="the same name"):
         backtest([Persistence(CONFIG), Persistence(CONFIG)], noisy_days(), CONFIG, TEST_START_US)
 
@@ -145,19 +145,19 @@ def test_the_baselines_are_causal(baseline: type) -> None:
 
 
 def early_label(sequences: Sequences, lo: int, hi: int) -> np.ndarray:
-    """Labels released early: the next step's value, wherever the stretch shows it."""
+    """A label released early: the next step's value, if the stretch holds it."""
     upcoming = known_values(sequences)[np.minimum(np.arange(lo, hi) + 1, hi - 1)]
     return np.repeat(upcoming[:, None], CONFIG.horizon_steps, axis=1)
 
 
 def centred_window(sequences: Sequences, lo: int, hi: int) -> np.ndarray:
-    """A window that looks ahead: a moving mean centred on the step."""
+    """A window that looks ahead: the moving mean around the step."""
     smooth = np.convolve(known_values(sequences), np.ones(5) / 5, mode="same")[lo:hi]
     return np.repeat(smooth[:, None], CONFIG.horizon_steps, axis=1)
 
 
 def normalised_by_all(sequences: Sequences) -> PointForecast:
-    """A normaliser fitted on the test part as well."""
+    """A normaliser fitted on the whole series, with its test part."""
     mean = float(np.nanmean(sequences.values[:, 0]))
     return PointForecast("normalised by all", lambda s, lo, hi: np.full((hi - lo, CONFIG.horizon_steps), mean))
 
@@ -177,8 +177,8 @@ def test_a_planted_leak_is_found(build: Callable[[Sequences], PointForecast]) ->
         assert_causal(build, noisy_days(), CONFIG, CUTS_US)
 
 
-def test_a_predictor_holds_nothing_of_the_future_nor_of_other_sensors() -> None:
-    """Whatever a predictor can reach from what it is given ends at ``hi``; the arrays behind the views are not its."""
+def test_a_predictor_gets_neither_future_steps_nor_other_sensors() -> None:
+    """The steps of a request end at ``hi`` and belong to one sensor."""
     sequences = noisy_days()
     seen: list[ForecastRequest] = []
 
@@ -186,7 +186,7 @@ def test_a_predictor_holds_nothing_of_the_future_nor_of_other_sensors() -> None:
         name = "curious"
 
         def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> np.ndarray:
-            raise AssertionError("asked together instead")
+            raise AssertionError("the evaluator calls forecasts_together instead")
 
         def forecasts_together(self, requests: list[ForecastRequest]) -> list[np.ndarray]:
             seen.extend(requests)

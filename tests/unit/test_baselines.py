@@ -1,4 +1,4 @@
-"""The naive forecasts, held to what one would write down by hand."""
+"""The naive forecasts equal forecasts worked out by hand."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def medians(predictor: Predictor, sequences: Sequences, lo: int = 0, hi: int | N
     return forecasts[:, 0, 1]
 
 
-def test_persistence_repeats_the_last_value_and_carries_it_over_missing_ones() -> None:
+def test_persistence_repeats_the_last_value_across_missing_ones() -> None:
     sequences = one_sensor([1.0, NAN, NAN, 4.0])
     assert medians(Persistence(config_of()), sequences).tolist() == [[1.0] * 3] * 3 + [[4.0] * 3]
     assert medians(Persistence(config_of()), sequences, 2, 3).tolist() == [[1.0] * 3]
@@ -57,9 +57,9 @@ def test_seasonal_naive_goes_by_time_and_falls_back_to_the_last_value() -> None:
     sequences = one_sensor([10.0, 11.0, 14.0, 15.0, NAN], [0, 100, 400, 520, 700])
     found = medians(SeasonalNaive(config_of(horizon_steps=3, season_steps=3)), sequences)
     at_400 = int(np.flatnonzero(sequences.timestamp_us == 400)[0])
-    assert found[at_400].tolist() == [14.0, 14.0, 14.0]  # 2 and 3 were not read, 4 was
-    assert found[at_400 - 3].tolist() == [11.0, 10.0, 11.0]  # after 1: -1 was not read, 0 and 1 were
-    assert found[-1].tolist() == [15.0, 15.0, 15.0]  # 5 is nearest to 5.2; 6 was not read, 7 has no value
+    assert found[at_400].tolist() == [14.0, 14.0, 14.0]  # 2 and 3 have no reading; 4 has one
+    assert found[at_400 - 3].tolist() == [11.0, 10.0, 11.0]  # after 1: -1 has no reading; 0 and 1 have one
+    assert found[-1].tolist() == [15.0, 15.0, 15.0]  # 5 is nearest to 5.2; 6 has no reading, and 7 no value
 
 
 @given(
@@ -68,7 +68,7 @@ def test_seasonal_naive_goes_by_time_and_falls_back_to_the_last_value() -> None:
     st.integers(1, 8),
     st.integers(0, 29),
 )
-def test_a_stretch_is_forecast_as_within_the_whole(
+def test_a_stretch_has_the_same_forecasts_as_within_the_whole_series(
     values: list[float], season_steps: int, horizon_steps: int, lo: int
 ) -> None:
     sequences = one_sensor(values)
@@ -81,7 +81,7 @@ def test_a_stretch_is_forecast_as_within_the_whole(
         assert (np.diff(whole, axis=2) >= 0).all()
 
 
-def test_quantiles_are_the_residuals_of_the_training_part_alone() -> None:
+def test_quantiles_come_from_residuals_of_the_training_part_only() -> None:
     random = np.random.default_rng(0)
     walk = np.cumsum(random.normal(size=4_000))
     walk[2_000:] *= 100.0
@@ -92,7 +92,7 @@ def test_quantiles_are_the_residuals_of_the_training_part_alone() -> None:
     assert np.mean((walk[1:2_000] >= low[:-1]) & (walk[1:2_000] <= high[:-1])) == pytest.approx(0.8, abs=0.01)
 
 
-def test_a_sensor_unknown_to_training_gets_the_others_intervals() -> None:
+def test_a_sensor_unknown_to_training_gets_the_intervals_of_known_sensors() -> None:
     random = np.random.default_rng(0)
     known = one_sensor(random.normal(size=200).tolist())
     predictor = Persistence(config_of()).fit(known, 200 * CADENCE_US)
@@ -101,20 +101,20 @@ def test_a_sensor_unknown_to_training_gets_the_others_intervals() -> None:
     np.testing.assert_allclose(predictor.forecasts(new, 0, 0, 1) - 5.0, expected)
 
 
-def test_the_scale_is_the_seasonal_difference_or_what_stands_in_for_it() -> None:
-    swinging = one_sensor([0.0, 5.0, 1.0, 6.0, 2.0, 7.0])
-    assert seasonal_scale(swinging, config_of(), 600).tolist() == [[1.0]]
+def test_the_scale_is_the_seasonal_difference_then_the_mean_deviation_then_one() -> None:
+    seasonal = one_sensor([0.0, 5.0, 1.0, 6.0, 2.0, 7.0])
+    assert seasonal_scale(seasonal, config_of(), 600).tolist() == [[1.0]]
     repeating = one_sensor([0.0, 4.0] * 5)
     assert seasonal_scale(repeating, config_of(), 1_000).tolist() == [[2.0]]  # mean absolute deviation
     assert seasonal_scale(one_sensor([3.0] * 9), config_of(), 900).tolist() == [[1.0]]
-    assert seasonal_scale(swinging, config_of(), 0).tolist() == [[1.0]]  # nothing before the bound
+    assert seasonal_scale(seasonal, config_of(), 0).tolist() == [[1.0]]  # no reading before the bound
 
 
 @pytest.mark.parametrize("constant", [20.3, 0.1, 7.7, -1e9 / 3])
-def test_the_rounding_of_a_mean_is_no_scale(constant: float) -> None:
-    """The mean of equal numbers is rarely the number itself: errors in units of the difference would decide all."""
-    resting = one_sensor([constant] * 777)
-    assert seasonal_scale(resting, config_of(), 77_700).tolist() == [[1.0]]
-    assert standard_deviations(resting, config_of(), 77_700).tolist() == [[1.0]]
+def test_the_rounding_of_a_mean_is_not_taken_for_a_scale(constant: float) -> None:
+    """The mean of equal numbers is rarely that number: errors divided by the difference would dominate all scores."""
+    constant_sensor = one_sensor([constant] * 777)
+    assert seasonal_scale(constant_sensor, config_of(), 77_700).tolist() == [[1.0]]
+    assert standard_deviations(constant_sensor, config_of(), 77_700).tolist() == [[1.0]]
     one_unit = one_sensor([1.7e9, 1.7e9 + 0.5] * 100)
     assert seasonal_scale(one_unit, config_of(), 20_000).tolist() == [[0.25]]

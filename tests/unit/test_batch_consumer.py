@@ -1,4 +1,4 @@
-"""Records read in one loop are those that the client reads, from the same bytes."""
+"""``read_batch`` reads the same records from the same bytes as kafka-python."""
 
 from contextlib import suppress
 
@@ -42,7 +42,7 @@ def encoded(records: list[Content], compression: int = 0, skip: int = 1) -> byte
 
 @pytest.mark.parametrize("compression", range(DefaultRecordBatch.CODEC_ZSTD + 1))
 @given(records=contents, skip=st.integers(1, 300))
-def test_records_are_those_of_the_client(records: list[Content], compression: int, skip: int) -> None:
+def test_records_equal_those_of_the_client(records: list[Content], compression: int, skip: int) -> None:
     data = encoded(records, compression, skip)
     theirs = [
         FetchedRecord(one.key, one.value, one.offset, one.headers, one.timestamp) for one in DefaultRecordBatch(data)
@@ -51,11 +51,13 @@ def test_records_are_those_of_the_client(records: list[Content], compression: in
 
 
 @given(records=contents, data=st.data())
-def test_damage_is_an_error_of_its_own_or_goes_unseen(records: list[Content], data: st.DataObject) -> None:
+def test_a_damaged_batch_is_read_or_raises_only_corrupt_record_error(
+    records: list[Content], data: st.DataObject
+) -> None:
     batch = encoded(records)
     at = data.draw(st.integers(DefaultRecordBatch.HEADER_STRUCT.size, len(batch) - 1))
     batch[at] = data.draw(st.integers(0, 255))
-    with suppress(CorruptRecordError):  # the checksum, tested before, is what finds any damage
+    with suppress(CorruptRecordError):  # the checksum, verified before, finds every damage
         list(read_batch(DefaultRecordBatch(batch)))
 
 

@@ -1,4 +1,4 @@
-"""How the size of a batch follows what batches take."""
+"""The size of a batch follows the time and bytes of the batches before it."""
 
 from pipeline.forecaster.micro_batch import (
     BUDGET_S,
@@ -10,7 +10,7 @@ from pipeline.forecaster.micro_batch import (
 )
 
 
-def test_full_batches_that_are_quick_grow_up_to_the_limit() -> None:
+def test_full_batches_below_the_time_budget_grow_up_to_the_limit() -> None:
     size = BatchSize(20_000, 60.0)
     seen = [size.readings]
     for _ in range(8):
@@ -20,7 +20,7 @@ def test_full_batches_that_are_quick_grow_up_to_the_limit() -> None:
     assert seen[-1] == 20_000
 
 
-def test_small_batches_say_nothing_about_large_ones() -> None:
+def test_a_small_batch_does_not_change_the_size() -> None:
     size = BatchSize(20_000, 60.0)
     size.committed(10, 0.001)
     assert size.readings == FIRST_BATCH_READINGS
@@ -40,7 +40,7 @@ def test_the_budget_lies_far_below_a_short_poll_interval() -> None:
     assert size.readings == 500
 
 
-def test_the_settings_limit_holds_however_small() -> None:
+def test_a_small_limit_in_the_settings_is_kept() -> None:
     size = BatchSize(10, 60.0)
     assert size.readings == 10
     size.committed(10, 0.001)
@@ -48,7 +48,7 @@ def test_the_settings_limit_holds_however_small() -> None:
     assert size.readings == 10
 
 
-def test_readings_of_large_states_are_fewer() -> None:
+def test_batches_with_large_states_have_fewer_readings() -> None:
     size = BatchSize(20_000, 60.0)
     size.set_bytes_per_reading(40_000)
     for _ in range(8):
@@ -60,13 +60,13 @@ def test_readings_of_large_states_are_fewer() -> None:
     assert size.readings == 20_000
 
 
-def test_states_of_any_size_are_written() -> None:
+def test_a_batch_with_huge_states_keeps_the_smallest_size() -> None:
     size = BatchSize(20_000, 60.0)
     size.set_bytes_per_reading(10 * MAX_TRANSACTION_BYTES)
     assert size.readings == SMALLEST_BATCH_READINGS
 
 
-def test_transactions_that_fail_are_followed_by_smaller_ones_until_they_are_small() -> None:
+def test_failed_transactions_shrink_batches_until_transactions_are_small() -> None:
     size = BatchSize(20_000, 60.0)
     size.set_bytes_per_reading(40_000)
     for _ in range(10):
@@ -77,7 +77,7 @@ def test_transactions_that_fail_are_followed_by_smaller_ones_until_they_are_smal
     assert size.readings == SMALLEST_BATCH_READINGS
 
 
-def test_what_failed_is_not_tried_again_at_once_and_not_never() -> None:
+def test_a_failed_size_is_reached_again_only_after_several_commits() -> None:
     size = BatchSize(20_000, 60.0)
     size.set_bytes_per_reading(6_000)
     size.failed(1_000, 0.1)
@@ -89,7 +89,7 @@ def test_what_failed_is_not_tried_again_at_once_and_not_never() -> None:
     assert seen[-1] >= 1_000
 
 
-def test_a_small_transaction_does_not_fail_by_its_size() -> None:
+def test_failed_small_transactions_do_not_shrink_batches() -> None:
     size = BatchSize(20_000, 60.0)
     size.set_bytes_per_reading(6_000)
     for _ in range(20):
@@ -103,7 +103,7 @@ def test_a_batch_that_took_too_long_and_failed_is_followed_by_one_that_fits() ->
     assert size.readings == 100
 
 
-def test_writing_states_alone_says_nothing_about_readings() -> None:
+def test_a_transaction_without_readings_does_not_change_the_size() -> None:
     size = BatchSize(20_000, 60.0)
     size.committed(0, 10 * BUDGET_S)
     assert size.readings == FIRST_BATCH_READINGS

@@ -1,4 +1,4 @@
-"""What is held survives a crash by offsets alone, and a change of models: on a log in memory, at any moment."""
+"""Buffered readings survive a crash or a model swap at any moment, from the committed offsets alone."""
 
 import math
 import random
@@ -13,7 +13,7 @@ from model.reorder_buffer import MAX_BUFFERED_OFFSETS, reorder
 from pipeline.audit.delivery import REJECTED, ForecastLog, ReadingLog
 from pipeline.audit.state_audit import LastState
 from pipeline.audit.verify import Evidence, audit_evidence
-from pipeline.forecaster import state_store as serving_module
+from pipeline.forecaster import state_store
 from pipeline.forecaster.micro_batch import MicroBatchBuilder
 from pipeline.forecaster.positions import CommittedPosition, Position
 from pipeline.forecaster.readings import Readings
@@ -36,7 +36,7 @@ SENSORS = ("a", "b", "c")
 
 
 class PartitionLog:
-    """The records of one partition, as the replayer's reader sees them."""
+    """The records of one partition, with the methods of a consumer that a rebuild calls."""
 
     def __init__(self, records: list[FetchedRecord], start: int = 0) -> None:
         self._records = records
@@ -63,7 +63,7 @@ class PartitionLog:
 
 
 def stream(seed: int, steps: int) -> list[FetchedRecord]:
-    """Delayed within grace and beyond, left out, repeated, off the grid, and poison."""
+    """Readings delayed within grace or beyond, missing, repeated or off the grid, and poison records."""
     chance = random.Random(seed)
     sent: list[tuple[float, bytes, bytes]] = []
     for sensor in SENSORS:
@@ -94,7 +94,7 @@ def exhausted(generator: Any) -> Any:
 
 @dataclass
 class Stream:
-    """A forecaster without its Kafka: what is durable, and what is in memory."""
+    """A forecaster without Kafka: its committed state and its state in memory."""
 
     records: list[FetchedRecord]
     settings: Settings = SETTINGS
@@ -143,17 +143,17 @@ class Stream:
         table = self.serving.table
         for sensor, state in self.states.items():
             table.scatter(table.rows(0, [sensor]), np.frombuffer(state, table.dtype))
-        self._restore_held()
+        self._restore_buffered()
 
     def lose_changelog(self) -> RebuildReport:
         self.serving = self._serving_of(self.version)
         rebuilt: RebuildReport = exhausted(
             self.rebuilder().rebuild(0, None, self.committed.next, self.committed.held_from)
         )
-        self._restore_held()
+        self._restore_buffered()
         return rebuilt
 
-    def _restore_held(self) -> None:
+    def _restore_buffered(self) -> None:
         self.buffered = {}
         if self.committed.held_from is not None:
             buffered = exhausted(self.rebuilder().read_buffered(0, self.committed.held_from, self.committed.next))
@@ -179,19 +179,19 @@ def by_sensor(forecasts: list[Any]) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_stream_that_is_cut_and_crashes_anywhere_forecasts_as_if_nothing_had_been(seed: int) -> None:
+def test_a_stream_in_random_batches_with_crashes_gives_the_same_forecasts_as_one_batch(seed: int) -> None:
     records = stream(seed, 60)
     whole, broken = Stream(records), Stream(records)
     whole.take(len(records))
     chance = random.Random(seed)
-    met = 0
+    crashes_with_buffered = 0
     while broken.committed.next < len(records):
         broken.take(chance.randint(1, 12))
         before = {number: buffered.offsets.tolist() for number, buffered in broken.buffered.items()}
-        met += bool(before)
+        crashes_with_buffered += bool(before)
         chance.choice([broken.crash, broken.crash, broken.lose_changelog])()
         assert {number: buffered.offsets.tolist() for number, buffered in broken.buffered.items()} == before
-    assert met > 3
+    assert crashes_with_buffered > 3
     assert by_sensor(broken.forecasts) == by_sensor(whole.forecasts)
     assert broken.letters == whole.letters
     assert broken.states == whole.states
@@ -199,8 +199,8 @@ def test_a_stream_that_is_cut_and_crashes_anywhere_forecasts_as_if_nothing_had_b
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_model_that_takes_over_while_readings_are_held_goes_on_from_the_same_steps(seed: int) -> None:
-    """The audit follows every forecast and every state to where it began, and recomputes it from there."""
+def test_a_model_swap_while_readings_are_buffered_continues_from_the_same_steps(seed: int) -> None:
+    """The audit traces every forecast and every state to its origin, and recomputes it from there."""
     records = stream(seed, 150)
     live = Stream(records)
     chance = random.Random(seed)
@@ -213,15 +213,17 @@ def test_a_model_that_takes_over_while_readings_are_held_goes_on_from_the_same_s
     assert set(verdict.versions) == {1, 2}
 
 
-def test_what_is_held_of_sensors_without_a_new_reading_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an outage all sensors may wait, and a batch is of few of them."""
+def test_buffered_readings_of_sensors_without_a_new_reading_are_not_classified_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After an outage all sensors may have buffered readings, while a batch holds readings of few sensors."""
     handed: list[list[int]] = []
 
     def counting(codes: Any, timestamp_us: Any, offsets: Any, *rest: Any) -> Any:
         handed.append(offsets.tolist())
         return reorder(codes, timestamp_us, offsets, *rest)
 
-    monkeypatch.setattr(serving_module, "reorder", counting)
+    monkeypatch.setattr(state_store, "reorder", counting)
     serving = ServedModel(1, MODELS[1], SETTINGS)
     serving.table.add_partition(0)
     names = [f"s{number}" for number in range(1_000)]
@@ -236,16 +238,16 @@ def test_what_is_held_of_sensors_without_a_new_reading_is_not_judged_again(monke
     assert buffered is not None
     assert len(buffered) == 1_000
     handed.clear()
-    classify_log = serving.classify(readings(names[500:550], 3, 2_000), buffered, 2_050)
+    classification = serving.classify(readings(names[500:550], 3, 2_000), buffered, 2_050)
     assert handed == [[*range(1_500, 1_550), *range(2_000, 2_050)]]
-    assert classify_log.buffered is not None
-    assert classify_log.buffered.offsets.tolist() == list(range(1_000, 2_050))
+    assert classification.buffered is not None
+    assert classification.buffered.offsets.tolist() == list(range(1_000, 2_050))
     handed.clear()
     nothing_new = readings([], 0, 0)
-    waiting = serving.classify(nothing_new, classify_log.buffered, 2_051).buffered
+    waiting = serving.classify(nothing_new, classification.buffered, 2_051).buffered
     assert waiting is not None
     assert (handed, waiting.offsets.tolist()) == ([], list(range(1_000, 2_050)))
-    aged = serving.classify(nothing_new, classify_log.buffered, 1_502 + MAX_BUFFERED_OFFSETS)
+    aged = serving.classify(nothing_new, classification.buffered, 1_502 + MAX_BUFFERED_OFFSETS)
     assert sorted(aged.accepted.offsets.tolist()) == [*range(1_000, 1_503), *range(2_000, 2_003)]
     assert handed == [[*range(1_000, 1_503), *range(2_000, 2_003)]]
 
@@ -255,8 +257,8 @@ def sent(sensor: str, step: float, offset: int) -> FetchedRecord:
     return FetchedRecord(key, value, offset, [])
 
 
-def test_states_are_learned_from_before_what_is_held_however_few_readings_a_rebuild_may_read() -> None:
-    """Or the last readings of ``b``, forecast long ago, would be taken for its first, and forecast once more."""
+def test_a_rebuild_reads_states_from_before_the_buffered_readings_despite_its_limit() -> None:
+    """Otherwise the last readings of ``b``, which have forecasts, would count as its first and be forecast again."""
     few = SETTINGS.model_copy(update={"forecaster": SETTINGS.forecaster.model_copy(update={"rewarm_max_readings": 30})})
     steps = [("b", 0), ("a", 0), ("c", 0), ("c", 2), ("b", 1), ("b", 2), *(("a", step) for step in range(1, 60))]
     live = Stream([sent(sensor, step, offset) for offset, (sensor, step) in enumerate(steps)], few)
@@ -277,10 +279,10 @@ def test_states_are_learned_from_before_what_is_held_however_few_readings_a_rebu
         ([("a", 0), ("a", 5), ("a", 6)], [("a", 9)]),
     ],
 )
-def test_a_held_reading_is_forecast_though_all_that_was_known_of_its_sensor_is_lost(
+def test_a_buffered_reading_is_forecast_though_the_state_and_earlier_readings_are_lost(
     before: list[tuple[str, int]], after: list[tuple[str, int]]
 ) -> None:
-    """Neither its state nor the reading it came behind is there any more: it is not its sensor's first one."""
+    """Its sensor's state and the reading before it are lost, so the buffered reading looks like its sensor's first."""
     steps = [*before, *(("b", step) for step in range(25)), *after, *(("b", step) for step in range(25, 50))]
     live = Stream([sent(sensor, step, offset) for offset, (sensor, step) in enumerate(steps)])
     live.take(len(before) + 25)
@@ -295,19 +297,19 @@ def test_a_held_reading_is_forecast_though_all_that_was_known_of_its_sensor_is_l
     assert set(buffered) <= set(forecast)
 
 
-def test_a_rebuild_names_the_sensors_whose_first_reading_may_have_been_held() -> None:
+def test_a_rebuild_names_the_sensors_whose_first_reading_may_have_been_buffered() -> None:
     steps = [("a", 0), ("a", 2), ("b", 0), ("c", 0), ("b", 1), ("b", 2)]
     live = Stream([sent(sensor, step, offset) for offset, (sensor, step) in enumerate(steps)])
     live.take(6)
     for start, maybe_skipped in ((0, []), (1, ["b", "c"])):
         live.log_start = start
         assert live.lose_changelog().maybe_skipped == maybe_skipped
-        assert live.buffered[0].offsets.tolist() == [1], "and the others have had their forecasts"
+        assert live.buffered[0].offsets.tolist() == [1], "the readings of the other sensors have their forecasts"
 
 
 @pytest.mark.parametrize("grace_steps", [0.0, 3.0])
-def test_a_rebuild_begins_at_a_later_anchor_where_it_may_not_read_back_to_the_best(grace_steps: float) -> None:
-    """A state that is warm for less is better than one that begins cold."""
+def test_a_rebuild_begins_at_a_later_anchor_if_its_limit_does_not_reach_the_best_one(grace_steps: float) -> None:
+    """A state with a shorter warm-up is better than a cold one."""
     forecaster = SETTINGS.forecaster.model_copy(update={"rewarm_max_readings": 30})
     settings = SETTINGS.model_copy(update={"grace_steps": grace_steps, "forecaster": forecaster})
     live = Stream([sent("a", step, step) for step in range(50)], settings)
@@ -355,7 +357,7 @@ def evidence(live: Stream) -> Evidence:
         sent_ms=np.zeros(m, np.int64),
         origin=np.array([one.state.origin for one in made]),
         steps=np.array([one.state.steps for one in made]),
-        weights=np.full((m, 1, 1), np.nan),  # nothing is mixed
+        weights=np.full((m, 1, 1), np.nan),  # no experts, so no weights
         quantiles=np.array(
             [[[one.quantiles["value"][level] for level in ("0.1", "0.5", "0.9")]] for one in made], "f4"
         ),

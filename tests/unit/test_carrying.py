@@ -1,4 +1,4 @@
-"""The studies of carried states: the states that they say they compare, and a page of what they found."""
+"""The studies of carried states compare the states that they name, and their page shows every result."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ CONFIG = ModelConfig(("value",), ("value",), HOUR_US, 3, season_steps=24, hidden
 
 @pytest.fixture
 def case(monkeypatch: pytest.MonkeyPatch) -> Case:
-    """An untrained model, and studies that are as small."""
+    """An untrained small model, with studies of few moments."""
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     values = np.sin(2 * np.pi * np.arange(HOURS) / 24) + random.normal(0, 0.2, (2, HOURS))
@@ -62,13 +62,13 @@ def test_a_walk_takes_each_sensor_through_its_own_readings(case: Case) -> None:
     np.testing.assert_array_equal(case.labels([60])[1, 0, 0], panel.values[1, 61:64, 0])
 
 
-def test_sensors_that_are_not_read_together_are_no_panel() -> None:
+def test_a_panel_of_sensors_with_different_times_is_refused() -> None:
     with pytest.raises(ValueError, match="at the same times"):
         Panel.of(noisy_days())
 
 
 @pytest.mark.parametrize("adaptation", [NO_ADAPTATION, Adaptation("light", True)], ids=lambda one: one.level)
-def test_every_study_finds_something_and_the_page_shows_it(case: Case, adaptation: Adaptation, tmp_path: Path) -> None:
+def test_every_study_has_a_result_and_a_section_on_the_page(case: Case, adaptation: Adaptation, tmp_path: Path) -> None:
     found = {
         "windows": long_run.windows(case, adaptation),
         "tiled": long_run.tiled(case, adaptation),
@@ -83,15 +83,15 @@ def test_every_study_finds_something_and_the_page_shows_it(case: Case, adaptatio
     page = "\n\n".join(carrying_report.sections(tmp_path, (0, 1)))
     assert page.count("\n## ") + page.startswith("## ") == len(found)
     assert "nan" not in page
-    # The same model in its own place: its states need no warming up.
+    # The old and the new model are the same, so its states need no warm-up.
     swapped = found["swap"]["errors"]
     assert swapped["the old model's states"] == swapped["never interrupted"] == swapped["the old model"]
-    # What does not change the unit changes nothing, and the test part is the same in every tile.
+    # Every tile repeats the test part, so its errors are about the same.
     assert found["tiled"]["tiles"][-1]["mse"] == pytest.approx(found["tiled"]["tiles"][1]["mse"], rel=0.1)
     whole, longest = (found["gaps"]["by_gap"][gap]["model"][0]["mse"] for gap in ("0", "20"))
     assert whole != longest
 
 
-def test_studies_wait_for_their_models(tmp_path: Path) -> None:
+def test_studies_without_models_write_no_results(tmp_path: Path) -> None:
     carrying.run_all([], (0,), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Following the champion: what the watcher offers, and what it says when something is wrong."""
+"""The champion watcher: the candidates that it offers, and the errors that it logs."""
 
 import logging
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from tests.waiting import wait_until
 
 
 class FakeSource:
-    """A registry in memory; an exception in place of a version or a model is raised."""
+    """A registry in memory; an exception stored as the champion or as a model is raised."""
 
     def __init__(self) -> None:
         self.champion: Any = None
         self.models: dict[int, Any] = {1: "one", 2: "two"}
         self.loads: list[int] = []
-        self.looks = 0
+        self.polls = 0
 
     def resolve(self) -> int | None:
-        self.looks += 1
+        self.polls += 1
         if isinstance(self.champion, Exception):
             raise self.champion
         return self.champion
@@ -51,9 +51,9 @@ def watcher(source: FakeSource) -> Iterator[ChampionWatcher]:
     made.close()
 
 
-def looks_again(source: FakeSource) -> None:
-    before = source.looks
-    wait_until(lambda: source.looks > before + 2, 5, "the watcher looked again")
+def wait_for_polls(source: FakeSource) -> None:
+    before = source.polls
+    wait_until(lambda: source.polls > before + 2, 5, "the watcher polled again")
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -67,21 +67,21 @@ def test_a_promotion_becomes_the_candidate(source: FakeSource, watcher: Champion
     assert watcher.wait(5) == Candidate(1, "one")  # type: ignore[arg-type]
     source.champion = 2
     wait_until(lambda: watcher.candidate() == Candidate(2, "two"), 5, "version 2 is the candidate")  # type: ignore[arg-type]
-    looks_again(source)
+    wait_for_polls(source)
     assert source.loads == [1, 2]
 
 
 @pytest.mark.parametrize(
-    "trouble", [RegistryUnreachable("MLflow does not answer"), None], ids=["away", "alias deleted"]
+    "trouble", [RegistryUnreachable("MLflow does not answer"), None], ids=["unreachable", "alias deleted"]
 )
-def test_trouble_is_said_once_and_leaves_the_candidate(
+def test_trouble_is_logged_once_and_keeps_the_candidate(
     source: FakeSource, watcher: ChampionWatcher, caplog: pytest.LogCaptureFixture, trouble: Any
 ) -> None:
     serving = Candidate(1, "one")  # type: ignore[arg-type]
     source.champion = trouble
     watcher.start(serving)
     watcher.allow_polls()
-    looks_again(source)
+    wait_for_polls(source)
     assert watcher.candidate() == serving
     assert len(errors(caplog)) == 1
     assert "version 1 goes on serving" in errors(caplog)[0]
@@ -89,7 +89,7 @@ def test_trouble_is_said_once_and_leaves_the_candidate(
     wait_until(lambda: watcher.candidate() != serving, 5, "version 2 is the candidate")
 
 
-def test_a_model_that_cannot_serve_is_refused_until_the_alias_moves(
+def test_an_unusable_model_is_refused_until_the_alias_moves(
     source: FakeSource, watcher: ChampionWatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.models[2] = ModelUnusable("made for other features")
@@ -97,18 +97,18 @@ def test_a_model_that_cannot_serve_is_refused_until_the_alias_moves(
     serving = Candidate(1, "one")  # type: ignore[arg-type]
     watcher.start(serving)
     watcher.allow_polls()
-    looks_again(source)
+    wait_for_polls(source)
     assert source.loads == [2]
     assert watcher.candidate() == serving
     assert len(errors(caplog)) == 1
     source.champion = 1
-    looks_again(source)
-    source.models[2] = "two, mended"
+    wait_for_polls(source)
+    source.models[2] = "two, repaired"
     source.champion = 2
     wait_until(lambda: watcher.candidate() != serving, 5, "version 2 is the candidate")
 
 
-def test_a_bug_in_the_thread_is_raised_where_the_candidate_is_asked_for(
+def test_a_bug_in_the_thread_is_raised_by_the_next_call_of_candidate(
     source: FakeSource, watcher: ChampionWatcher
 ) -> None:
     source.champion = ZeroDivisionError("bug")
@@ -124,13 +124,13 @@ def test_a_bug_in_the_thread_is_raised_where_the_candidate_is_asked_for(
     wait_until(fails, 5, "the bug was raised")
 
 
-def test_a_forecaster_that_can_serve_is_left_to_restore_before_the_registry_is_asked(
+def test_the_registry_is_not_polled_before_a_forecaster_with_a_model_has_restored(
     source: FakeSource, watcher: ChampionWatcher
 ) -> None:
     source.champion = 2
     serving = Candidate(1, "one")  # type: ignore[arg-type]
     watcher.start(serving)
     assert watcher.wait(0.2) == serving
-    assert source.looks == 0
+    assert source.polls == 0
     watcher.allow_polls()
     wait_until(lambda: watcher.candidate() != serving, 5, "version 2 is the candidate")

@@ -1,4 +1,4 @@
-"""The command line: what every command shares."""
+"""The command line: behaviour that all commands share."""
 
 import errno
 import importlib
@@ -28,7 +28,7 @@ def run(*arguments: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
+def _restored_logging() -> Iterator[None]:
     root, before = logging.getLogger(), list(logging.getLogger().handlers)
     levels = {name: logging.getLogger(name).level for name in (None, "streamgru", "kafka")}
     yield
@@ -39,7 +39,7 @@ def _logging_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def probe(monkeypatch: pytest.MonkeyPatch) -> list[Context]:
-    """A command `probe` that records what it is handed and does what ``PROBE`` says."""
+    """The contexts that the command `probe` receives; its argument chooses how it ends."""
     seen: list[Context] = []
 
     @click.command()
@@ -48,7 +48,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[Context]:
     def probe(context: Context, outcome: str) -> None:
         seen.append(context)
         if outcome == "fenced":
-            raise Fenced("a successor has taken over; start it anew")
+            raise Fenced("a successor has taken over; start it again")
         if outcome == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/history")
         if outcome == "interrupted":
@@ -63,7 +63,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[Context]:
     return seen
 
 
-def test_help_imports_nothing_slow() -> None:
+def test_help_imports_no_slow_module() -> None:
     code = f"""
 import sys
 from deploy.cli import main
@@ -102,24 +102,26 @@ def test_the_old_name_of_a_command_still_works_and_names_the_new_one(
     by_new_name = capsys.readouterr()
     assert by_old_name.out == by_new_name.out
     assert by_new_name.err == ""
-    assert run(name) == run(new) == 2, "it lacks its argument"
+    assert run(name) == run(new) == 2, "both names require an argument"
 
 
-def test_dlq_replay_is_dlq_republish(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_old_command_dlq_replay_runs_dlq_republish(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("dlq", "replay", "--dry-run", "nonsense") == 2
     told = capsys.readouterr().err
     assert told.startswith("`streamgru dlq replay` is now `streamgru dlq republish`\nUsage: streamgru dlq republish ")
     assert "is not PARTITION:OFFSET" in told
 
 
-def test_old_names_are_in_no_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_does_not_list_old_names(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ([], ["dlq"]):
         assert run(*command, "--help") == 0
         assert "replay" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["--frobnicate"], ["status", "--frobnicate"], ["up", "redis"]])
-def test_wrong_usage_exits_2_and_says_what_was_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_2_and_names_the_wrong_argument(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert arguments[-1] in error
@@ -129,9 +131,7 @@ def test_wrong_usage_exits_2_and_says_what_was_wrong(arguments: list[str], capsy
 @pytest.mark.parametrize(
     "option", [("--budget", "inf"), ("--budget", "nan"), ("--budget", "0"), ("--seed", "-1"), ("--seed", str(2**63))]
 )
-def test_a_budget_and_a_seed_that_cannot_be_trained_with_are_wrong_usage(
-    option: tuple[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_invalid_budget_or_seed_is_wrong_usage(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("retrain", *option) == 2
     assert f"Invalid value for '{option[0]}'" in capsys.readouterr().err
 
@@ -139,11 +139,11 @@ def test_a_budget_and_a_seed_that_cannot_be_trained_with_are_wrong_usage(
 def test_an_error_is_one_plain_message_on_stderr(probe: list[Context], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("probe", "fenced") == 1
     captured = capsys.readouterr()
-    assert captured.err == "error: a successor has taken over; start it anew\n"
+    assert captured.err == "error: a successor has taken over; start it again\n"
     assert captured.out == ""
 
 
-def test_an_error_of_the_system_is_told_without_a_traceback_unless_asked_for(
+def test_an_operating_system_error_has_no_traceback_unless_verbose(
     probe: list[Context], capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = f"error: /data/history: {os.strerror(errno.ENOSPC)}\n"
@@ -155,13 +155,13 @@ def test_an_error_of_the_system_is_told_without_a_traceback_unless_asked_for(
     assert told.endswith(message)
 
 
-def test_the_exit_code_is_the_command_s(probe: list[Context]) -> None:
+def test_the_exit_code_is_that_of_the_command(probe: list[Context]) -> None:
     assert run("probe") == 0
     assert run("probe", "exits") == 7
     assert run("probe", "interrupted") == 130
 
 
-def test_the_settings_file_holds_for_the_command_and_for_processes_it_starts(
+def test_the_settings_file_applies_to_the_command_and_to_processes_it_starts(
     probe: list[Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my.toml").write_text("horizon_steps = 7\n")
@@ -171,7 +171,7 @@ def test_the_settings_file_holds_for_the_command_and_for_processes_it_starts(
     assert os.environ["STREAMGRU_SETTINGS"] == str(tmp_path / "my.toml")
 
 
-def test_settings_that_are_not_valid_name_file_field_and_reason(
+def test_invalid_settings_are_refused_with_file_field_and_reason(
     probe: list[Context], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "my.toml"
@@ -180,7 +180,7 @@ def test_settings_that_are_not_valid_name_file_field_and_reason(
     error = capsys.readouterr().err
     for part in (str(file), "horizon_steps", "horizont", "stack.kafka_port", "65535"):
         assert part in error
-    assert "mlflow_tracking_uri" not in error  # only follows from the wrong port
+    assert "mlflow_tracking_uri" not in error  # derived from the wrong port
 
 
 def test_a_settings_file_that_is_missing_is_named(probe: list[Context], capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +188,7 @@ def test_a_settings_file_that_is_missing_is_named(probe: list[Context], capsys: 
     assert "/nowhere/my.toml" in capsys.readouterr().err
 
 
-def test_addresses_follow_the_stack_s_ports_unless_they_are_set() -> None:
+def test_addresses_follow_the_ports_of_the_stack_unless_set() -> None:
     stack = {"kafka_port": 1001, "mlflow_port": 1002, "prefect_port": 1003}
     derived = Settings(stack=stack, kafka={"partitions": 3})
     assert derived.kafka.bootstrap_servers == "127.0.0.1:1001"

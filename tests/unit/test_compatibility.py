@@ -1,4 +1,4 @@
-"""What an earlier commit left on wire and disk: today's code reads it, writes the same, and serves its model."""
+"""Golden records and models of an earlier commit: this code reads them, writes the same, and serves the models."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def states_of(golden: Golden, part: str) -> list[Record]:
 
 
 def decoded(golden: Golden, record: Record) -> Any:
-    """The reading in a record; none where it is rejected."""
+    """The reading in a record; None if it is rejected."""
     try:
         return ReadingDecoder(golden.settings().features).decode(record.key, record.value)
     except Rejected:
@@ -48,16 +48,16 @@ def decoded(golden: Golden, record: Record) -> Any:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_forecaster_of_both_commits_takes_the_settings_for_the_same(golden: Golden) -> None:
+def test_the_fingerprint_of_the_settings_is_unchanged(golden: Golden) -> None:
     assert golden.settings().fingerprint == golden.content["fingerprint"]
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_states_are_decoded_and_encoded_alike(golden: Golden, part: str) -> None:
+def test_decoded_states_are_encoded_to_the_same_bytes(golden: Golden, part: str) -> None:
     settings = golden.settings()
     dtype = state_dtype(load_artefact(golden.artefact).config, settings.adaptation)
     records = states_of(golden, part)
-    assert len(records) == 3  # a sensor each
+    assert len(records) == 3  # one per sensor
     ours = StateTag(MODEL_VERSION, settings.fingerprint)
     for record in records:
         assert record.value is not None
@@ -69,14 +69,14 @@ def test_states_are_decoded_and_encoded_alike(golden: Golden, part: str) -> None
     assert places == list(range(len(records)))
 
 
-def test_the_fields_of_a_state_lie_where_they_lay(golden: Golden) -> None:
+def test_the_layout_of_a_state_is_unchanged(golden: Golden) -> None:
     dtype = state_dtype(load_artefact(golden.artefact).config, golden.settings().adaptation)
     assert list(layout(dtype)) == golden.content["layout"]
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_state_says_which_reading_was_its_last(golden: Golden, part: str) -> None:
-    """The first fields keep their meaning: a model of another version goes on from them."""
+def test_a_state_holds_the_offset_and_time_of_its_last_reading(golden: Golden, part: str) -> None:
+    """The first fields of a state keep their meaning, because models of other versions continue from them."""
     settings = golden.settings()
     dtype = state_dtype(load_artefact(golden.artefact).config, settings.adaptation)
     readings = {
@@ -92,33 +92,33 @@ def test_a_state_says_which_reading_was_its_last(golden: Golden, part: str) -> N
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_positions_are_decoded_and_encoded_alike(golden: Golden, part: str) -> None:
+def test_decoded_positions_are_encoded_to_the_same_bytes(golden: Golden, part: str) -> None:
     positions = [record for record in golden.records(part, "state") if record.key == b"\xffposition"]
-    assert len(positions) == 2  # a partition each
+    assert len(positions) == 2  # one per partition
     for record in positions:
         assert record.value is not None
-        noted = PositionRecord.decode(record.value)
-        assert noted.encode() == record.value
+        recorded = PositionRecord.decode(record.value)
+        assert recorded.encode() == record.value
         content = json.loads(record.value)
-        assert content["owner"] == noted.owner
-        assert content["position"] == {"next": noted.position.next, "held_from": noted.position.held_from}
+        assert content["owner"] == recorded.owner
+        assert content["position"] == {"next": recorded.position.next, "held_from": recorded.position.held_from}
         offset, metadata = golden.committed(part)[record.partition]
-        committed = noted.position.to_commit()
+        committed = recorded.position.to_commit()
         assert (committed.offset, committed.metadata) == (offset, metadata)
-        assert CommittedPosition.of(committed) == CommittedPosition(noted.position)
+        assert CommittedPosition.of(committed) == CommittedPosition(recorded.position)
 
 
-def test_a_stream_was_stopped_while_readings_were_held() -> None:
+def test_a_golden_stream_was_stopped_while_readings_were_buffered() -> None:
     golden = Golden.read("light")
     positions = [
         json.loads(record.value or b"") for record in golden.records("before", "state") if record.key == POSITION_KEY
     ]
-    held = [content["position"]["held_from"] for content in positions]
-    assert None in held
-    assert any(offset is not None for offset in held)
+    buffered_from = [content["position"]["held_from"] for content in positions]
+    assert None in buffered_from
+    assert any(offset is not None for offset in buffered_from)
 
 
-def test_forecasts_are_decoded_and_encoded_alike(golden: Golden) -> None:
+def test_decoded_forecasts_are_encoded_to_the_same_bytes(golden: Golden) -> None:
     found = golden.records("after", "forecasts")
     assert found
     for record in found:
@@ -129,7 +129,7 @@ def test_forecasts_are_decoded_and_encoded_alike(golden: Golden) -> None:
     assert any("traceparent" in dict(record.headers) for record in found)
 
 
-def test_each_reading_is_accepted_or_rejected_as_it_was(golden: Golden) -> None:
+def test_each_record_is_decoded_or_rejected_as_before(golden: Golden) -> None:
     reasons = {}
     for part in PARTS:
         for record in golden.records(part, "dead_letters"):
@@ -150,8 +150,8 @@ def test_each_reading_is_accepted_or_rejected_as_it_was(golden: Golden) -> None:
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-def test_the_model_is_written_as_it_was_read(golden: Golden, tmp_path: Path) -> None:
-    """A forecaster of the earlier commit serves what today's retraining registers."""
+def test_a_saved_model_equals_the_loaded_one(golden: Golden, tmp_path: Path) -> None:
+    """A forecaster of the earlier commit can serve a model that this code registers."""
     save_artefact(load_artefact(golden.artefact), tmp_path / "artefact")
     assert (tmp_path / "artefact" / "config.json").read_bytes() == (golden.artefact / "config.json").read_bytes()
     ours, theirs = (
@@ -162,7 +162,7 @@ def test_the_model_is_written_as_it_was_read(golden: Golden, tmp_path: Path) -> 
         assert torch.equal(ours[name], tensor), name
 
 
-def test_the_model_goes_on_from_its_states_with_equal_forecasts(golden: Golden) -> None:
+def test_the_model_continues_from_golden_states_with_equal_forecasts(golden: Golden) -> None:
     settings = golden.settings()
     stepper = Stepper(load_artefact(golden.artefact), settings.adaptation)
     records = states_of(golden, "before")
@@ -198,13 +198,13 @@ def test_the_model_goes_on_from_its_states_with_equal_forecasts(golden: Golden) 
 GOLDEN_NAMES = {name: content for name, content in json.loads(NAMES_FILE.read_text()).items() if name != "commit"}
 
 
-def test_no_setting_has_lost_its_name_or_its_default() -> None:
+def test_every_setting_keeps_its_name_and_default() -> None:
     ours = names()["settings"]
     assert {name: ours.get(name, "gone") for name in GOLDEN_NAMES["settings"]} == GOLDEN_NAMES["settings"]
 
 
 @pytest.mark.parametrize(("path", "options"), GOLDEN_NAMES["commands"].items())
-def test_no_command_has_lost_its_name_or_an_option(path: str, options: list[str]) -> None:
+def test_every_command_keeps_its_name_and_options(path: str, options: list[str]) -> None:
     command = find_command(path)
     assert command is not None
     assert set(options) <= set(options_of(command))
@@ -214,13 +214,13 @@ def test_no_command_has_lost_its_name_or_an_option(path: str, options: list[str]
 @pytest.mark.parametrize(
     "kind", sorted(GOLDEN_NAMES.keys() - {"settings", "commands", "flows", "experts in a forecast"})
 )
-def test_no_name_is_gone(kind: str) -> None:
+def test_every_name_still_exists(kind: str) -> None:
     ours = names()[kind]
     assert [name for name in GOLDEN_NAMES[kind] if name not in ours] == []
 
 
 @pytest.mark.parametrize("kind", ["flows", "experts in a forecast"])
-def test_what_is_stored_elsewhere_by_name_and_order_is_as_it_was(kind: str) -> None:
+def test_flows_and_experts_keep_their_names_and_order(kind: str) -> None:
     ours = names()[kind]
     assert {name: ours.get(name) for name in GOLDEN_NAMES[kind]} == GOLDEN_NAMES[kind]
 

@@ -1,4 +1,4 @@
-"""Files of a user's become readings, or a message that names the file and the line."""
+"""Files of a user become readings, or an error names the file and the line."""
 
 import gzip
 from datetime import UTC, datetime
@@ -48,7 +48,7 @@ def complaint(path: Path, layout: FileLayout = UTC_LAYOUT, features: tuple[str, 
 # --- the bundled data -------------------------------------------------------------------------------------------------
 
 
-def test_the_bundled_data_is_what_its_attribution_says() -> None:
+def test_the_bundled_data_has_the_rows_and_columns_of_its_source() -> None:
     assert BUNDLED.stat().st_size <= 4_000_000
     assert "CC BY 4.0" in (BUNDLED.parent / "ATTRIBUTION.md").read_text(encoding="utf-8")
     frame = pl.read_parquet(BUNDLED)
@@ -78,7 +78,7 @@ def test_the_bundled_data_reads_as_twelve_sensors_in_event_order() -> None:
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_sensor_per_file_named_after_it_in_event_order(tmp_path: Path) -> None:
+def test_each_file_is_a_sensor_named_after_it_and_rows_are_in_event_order(tmp_path: Path) -> None:
     a = write(tmp_path, "a.csv", "timestamp,value\n2020-01-01 00:00:00,1\n2020-01-01 02:00:00,2\n")
     b = write(tmp_path, "b.csv.gz", "timestamp,value\n2020-01-01 01:00:00,3\n2020-01-01 02:00:00,4\n")
     table = read_readings([a, b], UTC_LAYOUT, ("value",))
@@ -92,7 +92,7 @@ def test_one_sensor_per_file_named_after_it_in_event_order(tmp_path: Path) -> No
     assert [row[0] for row in rows(in_file_order)] == ["a", "a", "b", "b"]
 
 
-def test_a_sensor_column_and_several_features_with_holes(tmp_path: Path) -> None:
+def test_a_file_with_a_sensor_column_and_missing_values_is_read(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "wide.csv",
@@ -109,7 +109,7 @@ def test_a_sensor_column_and_several_features_with_holes(tmp_path: Path) -> None
     )
 
 
-def test_each_column_as_a_sensor(tmp_path: Path) -> None:
+def test_each_numeric_column_can_be_a_sensor(tmp_path: Path) -> None:
     path = write(tmp_path, "wide.csv", "date,HUFL,name,OT\n2020-01-01,1,x,2\n2020-01-02,3,y,\n")
     table = read_readings([path], FileLayout(timezone="UTC", columns_as_sensors=True), ("value",))
     assert rows(table) == [
@@ -154,21 +154,21 @@ def test_times_are_read_in_many_spellings(tmp_path: Path, text: str, timezone: s
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
-def test_parquet_times_of_every_unit(tmp_path: Path, unit: Any) -> None:
+def test_parquet_times_are_read_in_every_unit(tmp_path: Path, unit: Any) -> None:
     path = tmp_path / "a.parquet"
     times = pl.Series("when", [MOMENT]).dt.cast_time_unit(unit)
     pl.DataFrame([times, pl.Series("value", [1], dtype=pl.Int16)]).write_parquet(path)
     assert rows(read_readings([path], FileLayout(), ("value",))) == [("a", "2020-06-01T12:00:00Z", 1.0)]
 
 
-def test_times_in_parts(tmp_path: Path) -> None:
+def test_times_are_read_from_columns_of_year_month_day_and_hour(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", '"No","year","month","day","hour","value"\n1,2013,3,1,5,9\n')
     assert rows(read_readings([path], UTC_LAYOUT, ("value",))) == [("a", "2013-03-01T05:00:00Z", 9.0)]
     bad = write(tmp_path, "b.csv", "year,month,day,hour,value\n2013,3,1,5,9\n2013,2,30,5,9\n")
     assert "b.csv, line 3: columns year, month, day, hour make no date" in complaint(bad)
 
 
-def test_a_time_that_exists_twice_is_first_the_earlier_then_the_later(tmp_path: Path) -> None:
+def test_a_local_time_that_exists_twice_is_read_as_the_earlier_and_then_the_later(tmp_path: Path) -> None:
     hours = ("01:30", "02:00", "02:30", "02:00", "02:30", "03:00")
     path = write(tmp_path, "a.csv", "time,value\n" + "".join(f"2016-10-30 {hour},1\n" for hour in hours))
     table = read_readings([path], FileLayout(timezone="Europe/Berlin"), ("value",))
@@ -182,7 +182,7 @@ def test_a_time_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert "--timezone Etc/GMT-1" in message
 
 
-# --- what is wrong is said, and where ---------------------------------------------------------------------------------
+# --- errors name file and line ----------------------------------------------------------------------------------------
 
 HEADER = "timestamp,value\n"
 GOOD = "2020-01-01 00:00:00,1\n"
@@ -220,14 +220,14 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path: Path, name: str, text
 
 
 @pytest.mark.parametrize("size", [2, 10, 15, 20, None])
-def test_compression_that_is_damaged_or_cut_off_is_named(tmp_path: Path, size: int | None) -> None:
+def test_a_damaged_or_truncated_gzip_file_is_named(tmp_path: Path, size: int | None) -> None:
     path = write(tmp_path, "a.csv.gz", HEADER + GOOD * 100)
     whole = path.read_bytes()
     path.write_bytes(whole[:size] if size else whole[:12] + b"\xff" * (len(whole) - 12))
     assert "a.csv.gz cannot be read, its compression is damaged or cut off: " in complaint(path)
 
 
-def test_other_mistakes_are_named(tmp_path: Path) -> None:
+def test_wrong_paths_columns_and_time_zones_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "time,id,value\n2020-01-01 00:00,,1\n2020-01-01 01:00,b,1\n")
     assert complaint(tmp_path / "none.csv") == f"there is no file {tmp_path / 'none.csv'}"
     assert complaint(tmp_path) == f"{tmp_path} is not a file"
@@ -242,7 +242,7 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
     assert "texts.parquet: column value holds List(String), not numbers" in complaint(texts)
 
 
-def test_several_sensors_taken_for_one_are_noticed(tmp_path: Path) -> None:
+def test_several_sensors_read_as_one_are_reported(tmp_path: Path) -> None:
     lines = "".join(f"2020-01-01 0{hour}:00,{name},1\n" for hour in range(3) for name in "abc")
     path = write(tmp_path, "a.csv", "time,id,value\n" + lines)
     assert "6 of 9 rows repeat a time" in complaint(path)
@@ -251,7 +251,7 @@ def test_several_sensors_taken_for_one_are_noticed(tmp_path: Path) -> None:
     assert "1 rows repeat a time" in read_readings([doubled], UTC_LAYOUT, ("value",)).notes[0]
 
 
-# --- the way to readings ----------------------------------------------------------------------------------------------
+# --- encoding ---------------------------------------------------------------------------------------------------------
 
 
 def test_rows_are_encoded_as_readings_that_the_stream_decodes() -> None:

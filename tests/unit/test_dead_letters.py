@@ -1,4 +1,4 @@
-"""How dead letters are parted into transactions, and what the help of `dlq republish` promises."""
+"""Dead letters are split into transactions of limited size; the help of `dlq republish` promises no forecast."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -14,21 +14,21 @@ def letter(offset: int, value_bytes: int, header_bytes: int = 0) -> DeadLetter:
     return DeadLetter(0, offset, b"sensor", bytes(value_bytes), headers, "no-feature", "", "readings", 0, offset, 0)
 
 
-def test_a_transaction_is_bounded_by_letters() -> None:
+def test_a_transaction_holds_at_most_a_thousand_letters() -> None:
     letters = [letter(offset, 10) for offset in range(2_001)]
     runs = list(transactions_of(letters))
     assert [len(run) for run in runs] == [1_000, 1_000, 1]
     assert [each for run in runs for each in run] == letters
 
 
-def test_a_transaction_is_bounded_by_bytes_and_a_letter_larger_than_that_goes_alone() -> None:
+def test_a_transaction_is_limited_in_bytes_and_a_larger_letter_is_sent_alone() -> None:
     letters = [letter(0, 900_000), letter(1, 10, header_bytes=900_000), letter(2, 900_000), letter(3, 9_000_000)]
     letters += [letter(4, 10), letter(5, 10)]
     assert [[each.offset for each in run] for run in transactions_of(letters)] == [[0, 1], [2], [3], [4, 5]]
     assert list(transactions_of([])) == []
 
 
-def test_no_more_is_read_than_a_transaction_takes() -> None:
+def test_letters_are_read_only_as_transactions_need_them() -> None:
     read = []
 
     def reading() -> Iterator[DeadLetter]:
@@ -37,7 +37,7 @@ def test_no_more_is_read_than_a_transaction_takes() -> None:
             yield letter(offset, 1_000_000)
 
     assert [len(run) for run in islice(transactions_of(reading()), 2)] == [2, 2]
-    assert len(read) == 5  # the first of the next
+    assert len(read) == 5  # one letter of the next transaction is read
 
 
 def test_the_help_of_republish_does_not_promise_a_forecast() -> None:

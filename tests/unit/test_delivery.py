@@ -1,4 +1,4 @@
-"""The audit must find every way in which a forecast can be missing, too many, out of place or out of order."""
+"""The audit finds every missing, repeated, unexpected and out-of-order forecast."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ READINGS = [
     (1, 1, -1, 0, REJECTED),
     (1, 2, 2, 200, ACCEPTED),
 ]
-# (partition, offset, sensor, issued_us, input partition, input offset): what a faultless forecaster writes
+# (partition, offset, sensor, issued_us, input partition, input offset), as a correct forecaster writes them
 FORECASTS = [
     (0, 0, 0, 100, 0, 0),
     (0, 1, 1, 100, 0, 1),
@@ -68,7 +68,7 @@ def run(rows: list[Row], starts: dict[int, int] | None = None) -> DeliveryCounts
     return count_deliveries(reading_log(), forecast_log(rows), starts or {})
 
 
-def test_a_faultless_run_is_exactly_once() -> None:
+def test_a_correct_run_is_exactly_once() -> None:
     result = run(FORECASTS)
     assert result.exactly_once
     assert result.examples == {}
@@ -76,13 +76,13 @@ def test_a_faultless_run_is_exactly_once() -> None:
     assert counts == (9, 6, 1, 1, 1, 6)
 
 
-def test_sensors_may_be_numbered_otherwise_in_the_forecasts() -> None:
+def test_sensors_may_have_other_numbers_in_the_forecasts() -> None:
     renumbered = [(p, o, (2, 0, 1)[s], t, ip, io) for p, o, s, t, ip, io in FORECASTS]
     assert count_deliveries(reading_log(), forecast_log(renumbered, ("b", "c", "a")), {}).exactly_once
 
 
 @pytest.mark.parametrize("missing", range(len(FORECASTS)))
-def test_a_missing_forecast_is_lost_and_named(missing: int) -> None:
+def test_a_missing_forecast_is_counted_as_lost_and_named(missing: int) -> None:
     result = run(FORECASTS[:missing] + FORECASTS[missing + 1 :])
     assert (result.lost, result.twice, result.unexpected) == (1, 0, 0)
     _, _, _, _, partition, offset = FORECASTS[missing]
@@ -122,12 +122,12 @@ def test_a_forecast_without_its_accepted_reading_is_unexpected(stray: Row) -> No
     assert (result.lost, result.twice, result.unexpected) == (0, 0, 1)
 
 
-def test_only_what_lies_at_or_after_the_start_counts() -> None:
+def test_only_readings_and_forecasts_from_the_start_on_count() -> None:
     starts = {0: 2, 1: 2}
     result = run([row for row in FORECASTS if row[5] >= 2], starts)
     assert result.exactly_once
     assert (result.readings, result.accepted, result.forecasts) == (5, 3, 3)
-    assert run(FORECASTS, starts).exactly_once, "forecasts before the start are not held against it"
+    assert run(FORECASTS, starts).exactly_once, "forecasts before the start are ignored"
     assert run([], starts).lost == 3
 
 
@@ -141,7 +141,7 @@ def test_empty_topics_are_exactly_once() -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=len(FORECASTS), max_size=len(FORECASTS)))
-def test_lost_and_twice_add_up_whatever_was_written(copies: list[int]) -> None:
+def test_lost_and_repeated_forecasts_add_up_for_any_copies(copies: list[int]) -> None:
     rows: list[Row] = []
     for row, count in zip(FORECASTS, copies, strict=True):
         rows += [(row[0], len(rows), *row[2:]) for _ in range(count)]

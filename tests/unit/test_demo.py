@@ -1,4 +1,4 @@
-"""The demo's parts that need no servers: its faults, its scores, what it says of a change of models, its report."""
+"""The parts of the demo that need no servers: faults, scores, model swaps, report and processes."""
 
 import os
 import re
@@ -67,7 +67,7 @@ def test_late_and_repeated_readings_are_recognised_by_the_rule_of_acceptance() -
         faults.frame["timestamp"].dt.timestamp("us").to_numpy(),
     )
     late, duplicates = int((verdicts == 2).sum()), int((verdicts == 1).sum())
-    # one that was both late and repeated is late twice; one that nothing overtook is merely delayed
+    # A late reading that is repeated counts as late twice. A delayed reading that none overtook is accepted.
     assert faults.sent_late * 0.9 < late <= faults.sent_late * 1.1
     assert faults.sent_twice * 0.9 < duplicates <= faults.sent_twice
 
@@ -112,7 +112,7 @@ def readings_log() -> ReadingLog:
 
 
 def forecasts_log(readings: ReadingLog, error: float) -> ForecastLog:
-    """From the 50th hour on: what comes true plus ``error``, within ±1; sensors numbered the other way round."""
+    """Forecasts from hour 50 on: the true value plus ``error``, within ±1. The sensors' numbers are swapped."""
     hours = (readings.timestamp_us - microseconds(LIVE_FROM)) // HOUR_US
     rows = np.flatnonzero(hours >= 50)
     ahead = hours[rows][:, None] + np.arange(1, 4)
@@ -150,13 +150,13 @@ def test_baselines_are_scored_over_the_same_forecasts_and_labels() -> None:
     assert set(scores) == {FORECAST, "persistence", "seasonal naive"}
     for found in scores.values():
         np.testing.assert_array_equal(found.count, scores[FORECAST].count)
-    # 150 and 149 forecasts; the last k of each sensor have no label yet, and the missing reading is nobody's label
+    # 150 and 149 forecasts. The last k of each sensor have no label yet, and one label is the missing reading.
     np.testing.assert_array_equal(scores[FORECAST].n[0], [150 + 149 - 2 * k - 1 for k in (1, 2, 3)])
     assert scores["seasonal naive"].by_horizon("mae").max() < scores["persistence"].by_horizon("mae").min()
 
 
 def streamed(forecaster: Forecaster) -> ForecastLog:
-    """What the stream says with ``forecaster``: of the first sensor by one state, of the other by two versions'."""
+    """Forecasts of ``forecaster``: the first sensor's from one state, the second's from the states of two versions."""
     readings = readings_log()
     log = forecasts_log(readings, 0.0)
     second = log.sensor == 0
@@ -179,7 +179,7 @@ def streamed(forecaster: Forecaster) -> ForecastLog:
     return replace(log, version=version, origin=origin, quantiles=quantiles)
 
 
-def test_the_stream_says_what_the_evaluator_says_and_what_it_does_not_is_found() -> None:
+def test_the_evaluator_agrees_with_the_stream_and_finds_a_changed_forecast() -> None:
     forecaster = Forecaster(replace(model_config(SETTINGS), hidden_size=4, sensors=SENSORS[:1]))
     readings, log = readings_log(), streamed(forecaster)
     assert log.quantiles is not None
@@ -197,7 +197,7 @@ def test_the_stream_says_what_the_evaluator_says_and_what_it_does_not_is_found()
     assert found.largest == pytest.approx(0.01 / np.std(readings.values[:HOURS, 0]), rel=0.5)
 
 
-def test_a_trace_has_gaps_where_nothing_was_measured_or_issued() -> None:
+def test_a_trace_has_gaps_at_missing_readings_and_missing_forecasts() -> None:
     middle_us = microseconds(LIVE_FROM) + 100 * HOUR_US
     found = trace(recorded(error=0.0), SETTINGS, Stretch("two", "a", middle_us, steps=20, lead_steps=2), [])
     assert np.flatnonzero(np.isnan(found.actual)).tolist() == [10]
@@ -206,10 +206,10 @@ def test_a_trace_has_gaps_where_nothing_was_measured_or_issued() -> None:
     np.testing.assert_allclose(found.median[known], found.actual[known], atol=1e-5)
 
 
-def test_a_trace_has_whole_forecasts_beside_what_came_true() -> None:
+def test_a_trace_has_whole_forecasts_beside_the_true_values() -> None:
     middle_us = microseconds(LIVE_FROM) + 150 * HOUR_US
     found = trace(recorded(error=0.0), SETTINGS, Stretch("one", "a", middle_us, steps=20, lead_steps=2), [])
-    assert len(found.fans) == 4  # one a season, as far as whole ones fit
+    assert len(found.fans) == 4  # one per season, if its whole horizon fits
     for fan in found.fans:
         at = np.searchsorted(found.moments, fan.moments)
         assert len(fan.moments) == SETTINGS.horizon_steps
@@ -218,11 +218,11 @@ def test_a_trace_has_whole_forecasts_beside_what_came_true() -> None:
         np.testing.assert_allclose(fan.high - fan.low, 2.0, atol=1e-5)
 
 
-# --- the change of models ---------------------------------------------------------------------------------------------
+# --- model swaps ------------------------------------------------------------------------------------------------------
 
 
 def arrivals(pause_s: float = 0.0) -> Arrivals:
-    """Two partitions, a forecast every 0.1 s; version 2 takes over at 10 s, in the second partition after a pause."""
+    """Two partitions with a forecast every 0.1 s. Version 2 begins at 10 s, in the second partition after a pause."""
     moments = np.arange(0, 20, 0.1)
     second = np.where(moments >= 10, moments + pause_s, moments)
     sent = np.concatenate([moments, moments]) - 0.05
@@ -236,7 +236,7 @@ def arrivals(pause_s: float = 0.0) -> Arrivals:
     )
 
 
-def test_the_pause_of_a_change_is_the_longest_wait_of_any_partition() -> None:
+def test_the_pause_of_a_swap_is_the_longest_wait_of_any_partition() -> None:
     (swap,) = find_swaps(arrivals(pause_s=1.5))
     assert (swap.version_before, swap.version_after) == (1, 2)
     assert swap.first_s == pytest.approx(1_010.0)
@@ -245,9 +245,9 @@ def test_the_pause_of_a_change_is_the_longest_wait_of_any_partition() -> None:
     assert swap.usual_pause_s < 0.11
 
 
-def test_time_in_which_no_reading_waited_is_no_pause() -> None:
+def test_time_without_a_waiting_reading_does_not_count_as_a_pause() -> None:
     steady = arrivals()
-    later = np.where(steady.version == 2, 60.0, 0.0)  # nothing was sent for a minute before the change
+    later = np.where(steady.version == 2, 60.0, 0.0)  # no reading was sent for a minute before the swap
     (swap,) = find_swaps(Arrivals(steady.arrived_s + later, steady.delay_s, steady.version, steady.partition))
     assert swap.pause_s < 0.11
 
@@ -261,14 +261,14 @@ def test_the_longest_silence_is_that_of_the_partition_that_waited_longest() -> N
 
 def test_a_silence_begins_when_a_reading_waits() -> None:
     steady = arrivals()
-    later = np.where(steady.version == 2, 60.0, 0.0)  # nothing was sent for a minute before the change
+    later = np.where(steady.version == 2, 60.0, 0.0)  # no reading was sent for a minute before the swap
     moved = Arrivals(steady.arrived_s + later, steady.delay_s, steady.version, steady.partition)
     silence = longest_silence(moved)
     assert silence is not None
     assert silence.seconds < 0.11
 
 
-def test_readings_whose_sending_was_not_seen_count_from_the_forecast_before() -> None:
+def test_a_silence_without_known_send_times_counts_from_the_forecast_before() -> None:
     unseen = arrivals(pause_s=1.5)
     silence = longest_silence(
         Arrivals(unseen.arrived_s, np.full(len(unseen), np.nan), unseen.version, unseen.partition)
@@ -279,8 +279,8 @@ def test_readings_whose_sending_was_not_seen_count_from_the_forecast_before() ->
 
 def test_the_sender_keeps_its_pace_between_its_limits() -> None:
     assert pace(1_000, 10.0, slowest=24.0, fastest=2_000.0) == 100.0
-    assert pace(1_000, -1.0, slowest=24.0, fastest=2_000.0) == 2_000.0  # late
-    assert pace(0, 10.0, slowest=24.0, fastest=2_000.0) == 24.0  # ahead: no partition falls silent
+    assert pace(1_000, -1.0, slowest=24.0, fastest=2_000.0) == 2_000.0  # behind schedule
+    assert pace(0, 10.0, slowest=24.0, fastest=2_000.0) == 24.0  # ahead of schedule, but no partition falls silent
     assert pace(-5, -1.0, slowest=24.0, fastest=2_000.0) == 24.0
 
 
@@ -291,7 +291,7 @@ def test_a_declined_model_is_not_promoted_and_the_demo_says_why() -> None:
     assert Decision(2, True, "promoted: lower").standing == "champion. The gate promoted: lower"
 
 
-def test_one_model_throughout_is_no_change() -> None:
+def test_a_stream_of_one_version_has_no_swap() -> None:
     steady = arrivals()
     only = Arrivals(steady.arrived_s, steady.delay_s, np.ones_like(steady.version), steady.partition)
     assert find_swaps(only) == []
@@ -352,9 +352,9 @@ def test_the_picture_is_a_small_png(tmp_path: Path) -> None:
     assert len(content) < 150_000
 
 
-# --- its processes ----------------------------------------------------------------------------------------------------
+# --- the demo's processes ---------------------------------------------------------------------------------------------
 
-# `models` asks an MLflow that accepts connections and never answers, so it waits for as long as it is let.
+# `models` waits, because its MLflow accepts connections and never answers.
 PARENT = """
 import sys, time
 from pathlib import Path
@@ -365,7 +365,7 @@ time.sleep(60)
 """
 
 
-def test_what_the_demo_started_ends_where_the_demo_is_killed(tmp_path: Path) -> None:
+def test_processes_of_the_demo_end_when_the_demo_is_killed(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         environment = os.environ | {"STREAMGRU_MLFLOW_TRACKING_URI": address, "STREAMGRU_HOME": str(tmp_path)}
@@ -392,7 +392,7 @@ def is_alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def test_the_demo_says_that_it_does_not_read_other_settings(
+def test_the_demo_ignores_other_settings_and_names_their_file_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("STREAMGRU_HOME", str(tmp_path))

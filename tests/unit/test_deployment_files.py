@@ -1,4 +1,4 @@
-"""The compose file and the Kubernetes manifests: what they name exists in this project."""
+"""Commands, settings and paths in the compose file and the Kubernetes manifests exist in this project."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +15,14 @@ MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 
 
 def containers() -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """Every container of ours in any file: where, its command, its variables."""
+    """Every container with our image: its place, its command and its variables."""
     for name, service in yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"].items():
         if service.get("image") == "streamgru" and "entrypoint" not in service:
             yield f"compose.yaml: {name}", service["command"], service["environment"]
     for path in MANIFESTS:
         for document in yaml.safe_load_all(path.read_text()):
             for container in document.get("spec", {}).get("template", {}).get("spec", {}).get("containers", []):
-                # What the cluster fills in is a name here.
+                # pod-0 stands for values that the cluster fills in.
                 variables = {item["name"]: item.get("value", "pod-0") for item in container["env"]}
                 yield f"{path.name}: {container['name']}", container["args"], variables
 
@@ -30,7 +30,7 @@ def containers() -> Iterator[tuple[str, list[str], dict[str, str]]]:
 CONTAINERS = [pytest.param(command, variables, id=where) for where, command, variables in containers()]
 
 
-def test_each_part_is_deployed_both_ways() -> None:
+def test_compose_and_kubernetes_both_deploy_each_part() -> None:
     started = [(param.id or "").split(":")[0] + " " + param.values[0][0] for param in CONTAINERS]
     for command in ("topics", "schedule", "forecast"):
         assert f"compose.yaml {command}" in started
@@ -38,7 +38,7 @@ def test_each_part_is_deployed_both_ways() -> None:
 
 
 @pytest.mark.parametrize(("command", "variables"), CONTAINERS)
-def test_a_container_runs_a_command_that_there_is_with_settings_that_there_are(
+def test_a_container_runs_an_existing_command_with_existing_settings(
     command: list[str], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command[0] in COMMANDS
@@ -59,7 +59,7 @@ def test_a_settings_file_is_valid(path: Path) -> None:
     assert isinstance(load_settings(path), Settings)
 
 
-def test_the_compose_broker_goes_by_the_embedded_one_s_reasons() -> None:
+def test_the_compose_broker_has_the_properties_of_the_embedded_one() -> None:
     from deploy.broker import Broker
 
     environment: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["kafka"][
@@ -70,7 +70,7 @@ def test_the_compose_broker_goes_by_the_embedded_one_s_reasons() -> None:
         assert str(environment["KAFKA_" + key.upper().replace(".", "_")]) == str(embedded[key])
 
 
-def test_the_compose_prefect_keeps_its_leases_where_the_local_one_does(tmp_path: Path) -> None:
+def test_the_compose_prefect_keeps_its_leases_in_the_storage_of_the_local_one(tmp_path: Path) -> None:
     from deploy.servers import PrefectServer
 
     prefect = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["prefect"]
@@ -80,7 +80,7 @@ def test_the_compose_prefect_keeps_its_leases_where_the_local_one_does(tmp_path:
     assert f"prefect:{prefect['environment']['PREFECT_HOME']}" in prefect["volumes"]
 
 
-def test_the_probes_ask_where_the_forecaster_answers() -> None:
+def test_the_probes_use_the_port_and_paths_of_the_forecaster() -> None:
     forecaster = load_settings(DEPLOY / "kubernetes" / "settings.toml").forecaster
     manifest = next(yaml.safe_load_all((DEPLOY / "kubernetes" / "forecaster.yaml").read_text()))
     (container,) = manifest["spec"]["template"]["spec"]["containers"]

@@ -1,4 +1,4 @@
-"""The fast encoder writes what the message types say, byte for byte."""
+"""The fast encoder writes the JSON of the message types, byte for byte."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,7 @@ FEATURES = ("PM2.5", 'odd "name" \\ é', "TEMP")
 
 @dataclass(frozen=True)
 class Forecasts:
-    """The arrays of ``model.stepper.Forecasts``, without what makes them."""
+    """The arrays of ``model.stepper.Forecasts``, without a stepper."""
 
     quantiles: np.ndarray
     scale: np.ndarray
@@ -166,12 +166,12 @@ def test_numbers_keep_seven_digits_of_their_sensors_scale(value: float, scale: f
     value=st.floats(-1e30, 1e30),
     scale=st.floats(1e-50, 1e30),
 )
-def test_rounding_is_below_what_float32_resolves(value: float, scale: float) -> None:
+def test_rounding_is_finer_than_the_resolution_of_float32(value: float, scale: float) -> None:
     result = round_to_scale(np.full((1, 1, 1, 1), value), np.full((1, 1), scale)).item()
     assert abs(result - value) <= max(0.51e-6 * scale, abs(value) * 1e-15)
 
 
-def test_a_forecast_that_is_no_number_is_refused() -> None:
+def test_a_non_finite_forecast_is_refused() -> None:
     encoder, _ = make_encoder(1, (0.5,), 2)
     forecasts = make_forecasts(np.random.default_rng(0), (3, 1, 1, 2))
     forecasts.quantiles[1, 0, 0, 1] = np.nan

@@ -1,4 +1,4 @@
-"""The tests' own helper: settings survive the way through the environment."""
+"""The test helper ``environment`` writes settings as variables that load back equal."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ from pipeline.settings import Settings, load_settings
 from tests.environment import environment
 
 
-def test_settings_survive_the_way_through_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_written_as_environment_variables_load_back_equal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     settings = Settings(
         home=tmp_path,
         features=("a", "b"),

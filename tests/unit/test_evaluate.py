@@ -25,7 +25,7 @@ from pipeline.settings import Settings
 from tests.series import HOUR_US, noisy_days
 
 
-def test_fractions_are_of_the_readings() -> None:
+def test_fractions_count_readings() -> None:
     sequences = noisy_days(sensors=1, hours=420)
     same, split = split_by("0.5,0.25,0.25", sequences)
     assert same is sequences
@@ -33,7 +33,7 @@ def test_fractions_are_of_the_readings() -> None:
     assert sequences.observed[: sequences.span(0, None, split.validation_end_us)[1]].sum() == 300
 
 
-def test_months_have_thirty_days_and_leave_out_what_follows() -> None:
+def test_months_have_thirty_days_and_later_readings_are_left_out() -> None:
     sequences = noisy_days(sensors=2, hours=5 * 720)
     first_us = int(sequences.timestamp_us.min())
     within, split = split_by("2/1/1", sequences)
@@ -52,7 +52,7 @@ def test_months_have_thirty_days_and_leave_out_what_follows() -> None:
         ("0.999,0.0005,0.0005", "too few to split"),
     ],
 )
-def test_a_split_that_cannot_be_is_explained(text: str, complaint: str) -> None:
+def test_an_impossible_split_is_refused_with_the_reason(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         split_by(text, noisy_days(sensors=1, hours=420))
 
@@ -66,7 +66,7 @@ def days() -> Sequences:
 
 
 @pytest.mark.parametrize(("hour", "test_from_hour"), [(150, 200), (200, 200), (300, 300)])
-def test_the_test_part_begins_after_what_a_version_was_chosen_on(
+def test_the_test_part_begins_after_the_readings_that_a_version_was_chosen_on(
     days: Sequences, hour: int, test_from_hour: int
 ) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
@@ -74,7 +74,7 @@ def test_the_test_part_begins_after_what_a_version_was_chosen_on(
     assert moved == Split(SPLIT.train_end_us, test_from_hour * HOUR_US)
 
 
-# The last of two sensors' 420 readings is at hour 419, and the horizon 24 hours.
+# Each sensor's last reading is at hour 419, and the horizon is 24 hours.
 @pytest.mark.parametrize("hour", [397, 744])
 def test_a_version_that_has_seen_all_outcomes_is_not_scored(days: Sequences, hour: int) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
@@ -85,7 +85,7 @@ def test_a_version_that_has_seen_all_outcomes_is_not_scored(days: Sequences, hou
         after_selection(SPLIT, days, trained, until)
 
 
-def test_as_many_forecasts_are_left_as_are_asked_for(days: Sequences) -> None:
+def test_a_split_that_leaves_too_few_forecasts_is_refused(days: Sequences) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
     start_us = 300 * HOUR_US
     whole = replace(days, values=np.ones_like(days.values), observed=np.ones_like(days.observed))
@@ -99,7 +99,7 @@ def test_as_many_forecasts_are_left_as_are_asked_for(days: Sequences) -> None:
         after_selection(SPLIT, whole, trained, iso_timestamp(start_us), left + 1)
 
 
-def test_a_clock_that_is_ahead_leaves_no_more_to_forecast(days: Sequences) -> None:
+def test_one_reading_with_a_clock_ahead_does_not_count_as_more_to_score(days: Sequences) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
     ahead = days.timestamp_us.copy()
     ahead[-1] = 100_000 * HOUR_US
@@ -107,13 +107,13 @@ def test_a_clock_that_is_ahead_leaves_no_more_to_forecast(days: Sequences) -> No
         after_selection(SPLIT, replace(days, timestamp_us=ahead), trained, iso_timestamp(456 * HOUR_US))
 
 
-def test_a_time_that_is_none_is_named(days: Sequences) -> None:
+def test_an_invalid_selection_time_is_named(days: Sequences) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
     with pytest.raises(ValueError, match="cannot be read, '2024-01-01'"):
         after_selection(SPLIT, days, trained, "2024-01-01")
 
 
-def test_a_version_has_seen_nothing_of_other_sensors(days: Sequences) -> None:
+def test_a_version_trained_on_other_sensors_keeps_the_split(days: Sequences) -> None:
     trained = replace(model_config(Settings()), sensors=("elsewhere",))
     assert after_selection(SPLIT, days, trained, "1970-02-01T00:00:00Z") == SPLIT
 
@@ -190,14 +190,14 @@ def half_hourly(tmp_path: Path) -> Path:
 
 
 def run_on(file: Path, settings: Settings, *more: str) -> tuple[str, int]:
-    """What the command told on stderr, and the cadence in microseconds."""
+    """The command's stderr, and the cadence in microseconds."""
     command = [str(file), "--horizon", "4", *more]
     result = CliRunner().invoke(backtest, command, obj=Context(lambda: settings), catch_exceptions=False)
     report = json.loads((settings.home / "backtests" / "taxi-4" / "scores.json").read_text())
     return result.stderr, report["model"]["cadence_us"]
 
 
-def test_the_cadence_of_a_file_is_its_own_unless_it_is_set(settings: Settings, half_hourly: Path) -> None:
+def test_the_cadence_comes_from_the_file_unless_it_is_set(settings: Settings, half_hourly: Path) -> None:
     settings = settings.model_copy(update={"features": ("level",)})
     told, cadence_us = run_on(half_hourly, settings)
     assert cadence_us == HOUR_US // 2
@@ -216,7 +216,9 @@ def test_the_cadence_of_a_file_is_its_own_unless_it_is_set(settings: Settings, h
     assert "the test part begins there" not in told
 
 
-def test_a_file_whose_features_are_all_empty_is_named_with_what_to_do(settings: Settings, tmp_path: Path) -> None:
+def test_a_file_whose_features_are_all_empty_is_named_with_the_settings_to_change(
+    settings: Settings, tmp_path: Path
+) -> None:
     file = tmp_path / "empty.csv"
     for text in ("time,level\n2024-01-01T00:00Z,\n2024-01-01T01:00Z,\n", "time,level\n2024-01-01T00:00Z,nan\n"):
         file.write_text(text)
@@ -226,7 +228,7 @@ def test_a_file_whose_features_are_all_empty_is_named_with_what_to_do(settings: 
         assert "empty.csv: no row has a value of level; set features (and targets) to" in str(result.exception)
 
 
-def test_a_cadence_that_cannot_be_is_refused(settings: Settings, half_hourly: Path) -> None:
+def test_an_invalid_cadence_or_one_that_contradicts_the_model_is_refused(settings: Settings, half_hourly: Path) -> None:
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
     for cadence in ("nan", "inf", "0"):
         result = CliRunner().invoke(backtest, [str(half_hourly), "--cadence", cadence], obj=alone)
@@ -240,7 +242,7 @@ def test_a_cadence_that_cannot_be_is_refused(settings: Settings, half_hourly: Pa
 
 
 def made_before(settings: Settings, name: str = "made", **noted: object) -> Path:
-    """The folder of an earlier back-test of a model for a sensor ``taxi``, with what its scores.json says."""
+    """The folder of an earlier back-test of a model for sensor ``taxi``; ``noted`` is part of its scores.json."""
     folder = settings.home / name
     config = replace(model_config(settings), cadence_us=HOUR_US // 2, sensors=("taxi",))
     save_artefact(Forecaster(config), folder / "model")
@@ -258,14 +260,14 @@ def test_a_model_that_does_not_fit_the_settings_is_refused(settings: Settings, h
         assert words in str(result.exception)
 
 
-def test_a_horizon_that_is_not_the_model_s_is_refused(settings: Settings, half_hourly: Path) -> None:
+def test_a_horizon_that_contradicts_the_model_is_refused(settings: Settings, half_hourly: Path) -> None:
     arguments = [str(half_hourly), "--model", str(made_before(settings)), "--horizon", "24"]
     result = CliRunner().invoke(backtest, arguments, obj=Context(lambda: settings))
     assert result.exit_code == 2
     assert "the model forecasts 6 steps, which --horizon 24 contradicts" in result.output
 
 
-def test_a_model_s_own_results_are_not_replaced(settings: Settings, half_hourly: Path) -> None:
+def test_the_results_in_the_folder_of_the_model_are_not_replaced(settings: Settings, half_hourly: Path) -> None:
     folder = made_before(settings, "backtests/taxi-6")
     before = (folder / "scores.json").read_text()
     for more in ([], ["--out", str(folder)], ["--out", str(folder / ".." / "taxi-6")]):
@@ -276,7 +278,7 @@ def test_a_model_s_own_results_are_not_replaced(settings: Settings, half_hourly:
     assert (folder / "scores.json").read_text() == before
 
 
-# The file's 600 readings, half an hour apart, begin with 2024.
+# The file holds 600 readings, half an hour apart, from 2024-01-01 on.
 @pytest.mark.parametrize(
     ("noted", "told", "validate_until"),
     [
@@ -290,7 +292,7 @@ def test_a_model_s_own_results_are_not_replaced(settings: Settings, half_hourly:
         ({}, "warning: the model in ", "2024-01-07T12:00:00Z"),
     ],
 )
-def test_a_model_is_not_scored_on_what_it_was_chosen_on(
+def test_a_model_is_not_scored_on_readings_that_it_was_chosen_on(
     settings: Settings, half_hourly: Path, noted: dict[str, object], told: str, validate_until: str
 ) -> None:
     settings = settings.model_copy(update={"features": ("level",)})
@@ -316,7 +318,7 @@ def test_a_model_is_not_scored_on_what_it_was_chosen_on(
         ("--seed", str(2**64)),
     ],
 )
-def test_numbers_that_cannot_be_are_refused_before_the_training(
+def test_invalid_numbers_are_refused_before_the_training(
     settings: Settings, half_hourly: Path, option: str, value: str
 ) -> None:
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
@@ -336,13 +338,13 @@ def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path) -
     assert f"{tmp_path} does not hold the results of a back-test" in str(result.exception)
 
 
-def test_an_unknown_metric_is_named_with_those_there_are(settings: Settings) -> None:
+def test_an_unknown_metric_is_named_with_the_known_ones(settings: Settings) -> None:
     result = CliRunner().invoke(backtest, ["--metrics", "crps,rmse"], obj=Context(lambda: settings))
     assert result.exit_code == 2
     assert "there is no rmse; there are mase, crps, coverage" in result.output
 
 
-def test_data_that_do_not_do_are_named_with_the_reason(settings: Settings, tmp_path: Path) -> None:
+def test_a_file_with_too_few_readings_is_named_with_the_reason(settings: Settings, tmp_path: Path) -> None:
     file = tmp_path / "short.csv"
     file.write_text("time,level\n" + "".join(f"2024-01-01T{hour:02}:00:00Z,{hour}\n" for hour in range(5)))
     result = CliRunner().invoke(backtest, [str(file)], obj=Context(lambda: settings))

@@ -1,4 +1,4 @@
-"""Published weights agree with recomputed ones within what their three decimals leave open, and with nothing else."""
+"""Published weights agree with recomputed ones if they differ by rounding to three decimals, and otherwise not."""
 
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from pipeline.messages import Forecast, InputPosition, ModelId, StateAge
 
 EXPERTS = ("one", "other")
 RECOMPUTED = np.array([[[0.2504, 0.7496]]])
-NOTHING_MIXED = np.zeros((1, 1, 0))
+NO_WEIGHTS = np.zeros((1, 1, 0))
 
 Weights = dict[str, dict[str, float]]
 
@@ -43,12 +43,12 @@ def forecast(weights: Weights | msgspec.UnsetType) -> Forecast:
         (msgspec.UNSET, False),
     ],
 )
-def test_only_the_recomputed_weights_agree(weights: Weights | msgspec.UnsetType, agrees: bool) -> None:
+def test_weights_agree_only_with_the_recomputed_ones(weights: Weights | msgspec.UnsetType, agrees: bool) -> None:
     published = published_weights(forecast(weights), ("a",), EXPERTS)
     assert weights_agree(published[None], RECOMPUTED).tolist() == [agrees]
 
 
-def test_where_nothing_is_mixed_only_none_agree() -> None:
+def test_a_forecast_without_experts_agrees_only_if_it_has_no_weights() -> None:
     for weights, agrees in ((msgspec.UNSET, True), ({}, False), ({"a": {"gru": 1.0}}, False)):
         published = published_weights(forecast(weights), ("a",), ("gru",))
-        assert weights_agree(published[None], NOTHING_MIXED).tolist() == [agrees]
+        assert weights_agree(published[None], NO_WEIGHTS).tolist() == [agrees]

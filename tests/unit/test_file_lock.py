@@ -1,4 +1,4 @@
-"""One process at a time: who holds the lock, and what is said where there can be none."""
+"""A file lock admits one process at a time; a lock that cannot be made is named in the error."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pipeline.errors import Busy, SettingsError
 from pipeline.file_lock import hold_lock
 
 
-def test_who_comes_second_is_turned_away_until_the_first_has_ended(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_until_the_first_releases_the_lock(tmp_path: Path) -> None:
     lock = tmp_path / "home" / "work.lock"
     with hold_lock(lock, "held"), pytest.raises(Busy, match="held; run this again"), hold_lock(lock, "held"):
         pass

@@ -1,4 +1,4 @@
-"""The flows' parameters, which also come from Prefect's pages: what cannot be worked with is refused there."""
+"""Invalid parameters of flows are refused, also if a user enters them on Prefect's pages."""
 
 import math
 
@@ -12,7 +12,7 @@ from flows.retrain import retrain
     ("name", "value"),
     [("budget_s", math.inf), ("budget_s", math.nan), ("budget_s", 0.0), ("seed", -1), ("seed", 2**63)],
 )
-def test_a_retraining_takes_no_endless_budget_and_no_seed_that_is_none(name: str, value: float) -> None:
+def test_a_retraining_refuses_an_invalid_budget_or_seed(name: str, value: float) -> None:
     with pytest.raises(ParameterTypeError, match=name):
         retrain.validate_parameters({name: value})
 

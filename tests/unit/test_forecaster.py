@@ -1,4 +1,4 @@
-"""The forecaster around a failure, without a broker."""
+"""The forecaster retries after a failure and closes its clients; its code keeps to rules on clocks and attributes."""
 
 import ast
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_the_wait_after_a_failure_doubles_up_to_a_limit(failures: int, wait_s: f
     assert retry_wait_s(failures) == pytest.approx(wait_s)
 
 
-def test_clients_opened_before_connecting_failed_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_opened_before_a_failed_connection_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
     unused: Any = None
 
@@ -66,7 +66,7 @@ def test_clients_opened_before_connecting_failed_are_closed(monkeypatch: pytest.
     assert closed == ["reader", "watcher"]
 
 
-def test_the_stream_measures_no_interval_by_a_clock_that_jumps() -> None:
+def test_intervals_are_not_measured_with_the_wall_clock() -> None:
     for source in Path(loop.__file__).parent.glob("*.py"):
         assert "time.time()" not in source.read_text(encoding="utf-8"), source.name
         assert "default_factory=time.time)" not in source.read_text(encoding="utf-8"), source.name

@@ -1,4 +1,4 @@
-"""Reports hold every counter, and a report that fails leaves the forecaster alone."""
+"""Reports hold every counter, and a failed report does not stop the forecaster."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ LETTERS = {"malformed-json": 42, "[/markup]": 3, "bad-timestamp": 1}
 
 
 def full() -> Counters:
-    """Every counter has a value of its own, none of them zero."""
+    """Counters with a different, non-zero value each."""
     counters = Counters()
     for value, name in enumerate((each.name for each in fields(Counters)), start=7):
         setattr(counters, name, Counter(LETTERS) if name == "dead_letters" else value)
@@ -53,7 +53,7 @@ def test_probes_answer_with_every_counter(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_probes_of_a_healthy_forecaster_succeed_though_the_report_fails(
+def test_probes_of_a_healthy_forecaster_succeed_if_the_report_fails(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = full()
@@ -78,7 +78,7 @@ def probe(path: str, counters: Counters) -> dict[str, object]:
         server.close()
 
 
-def test_a_failing_report_is_logged_once_and_raises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_report_is_logged_once_and_does_not_raise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = full()
     broken.dead_letters = Counter({("a", "tuple"): 1})  # type: ignore[dict-item]
     reporter = Reporter(broken, tmp_path / "stats.json")

@@ -1,4 +1,4 @@
-"""The gate's rule, and the sentence it gives."""
+"""The gate's decision and its reason."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_a_later_model_must_beat_the_champion() -> None:
     assert not decide(0.6, 0.5, baselines(0.9), PINBALL).promote
 
 
-def test_the_champion_counts_even_where_a_baseline_is_better_than_both() -> None:
+def test_the_champion_is_the_rival_even_if_a_baseline_is_better_than_both() -> None:
     assert decide(0.7, 0.8, baselines(0.5), PINBALL).promote
 
 
@@ -48,13 +48,13 @@ def test_the_margin_is_a_fraction_of_the_rival() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_what_is_not_a_number_never_wins(loss: float) -> None:
+def test_a_non_finite_loss_is_never_promoted(loss: float) -> None:
     assert not decide(loss, 0.5, baselines(0.5), PINBALL).promote
     assert not decide(loss, None, baselines(0.5), PINBALL).promote
     assert not decide(0.1, loss, baselines(0.5), PINBALL).promote
 
 
-def test_a_better_model_waits_for_a_person_where_the_gate_is_not_automatic() -> None:
+def test_a_better_model_is_declined_if_the_gate_is_not_automatic() -> None:
     decision = decide(0.4, 0.5, baselines(0.9), GateSettings(automatic=False))
     assert not decision.promote
     assert decision.reason == (

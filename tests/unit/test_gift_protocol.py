@@ -1,4 +1,4 @@
-"""GIFT-Eval's protocol: its windows, its scores, and that the program runs on a small file."""
+"""The benchmark has the windows and scores of GIFT-Eval's protocol, and runs on a small file."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def test_a_file_that_is_too_short_is_refused() -> None:
         window_starts(90, 48)
 
 
-def test_a_naive_forecast_repeats_the_last_season_and_its_loss_is_its_normalised_deviation() -> None:
+def test_the_naive_forecast_repeats_the_last_season_and_has_the_scores_of_the_protocol() -> None:
     past = np.arange(48.0)
     quantiles = seasonal_naive(past, 60)
     assert quantiles.shape == (len(LEVELS), 60)
@@ -39,7 +39,7 @@ def test_a_naive_forecast_repeats_the_last_season_and_its_loss_is_its_normalised
     assert score.crps == pytest.approx(60 * 3.0 / labels.sum())
 
 
-def test_the_program_trains_and_prints_its_scores(tmp_path: Path) -> None:
+def test_the_program_prints_scores_of_a_trained_model(tmp_path: Path) -> None:
     hours = np.datetime64("2020-01-01T00", "h") + np.arange(400)
     day = 10.0 + np.sin(np.arange(400) * 2.0 * np.pi / 24.0) + np.arange(400) / 100.0
     rows = [

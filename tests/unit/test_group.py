@@ -1,4 +1,4 @@
-"""What group metadata tells a forecaster about its own past."""
+"""Group metadata shows a forecaster whether it missed a generation of its group."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -12,28 +12,28 @@ def metadata(generation: int, member: str = "me") -> SimpleNamespace:
     return SimpleNamespace(generation_id=generation, member_id=member)
 
 
-def test_only_a_member_of_a_generation_is_a_member() -> None:
+def test_metadata_without_a_generation_or_a_member_id_is_of_a_non_member() -> None:
     assert is_member(metadata(0))
     assert not is_member(metadata(-1))
     assert not is_member(metadata(3, ""))
 
 
 @pytest.mark.parametrize(
-    ("seen", "unbroken"),
+    ("seen", "continuous"),
     [
-        ([metadata(4)], True),  # whatever was before it, this process was not there
+        ([metadata(4)], True),  # the first generation that this process sees
         ([metadata(4), metadata(4), metadata(5), metadata(6)], True),
-        ([metadata(4), metadata(6)], False),  # generation 5 may have been a successor's
-        ([metadata(4), metadata(5, "me again")], False),  # put out, and let in once more
+        ([metadata(4), metadata(6)], False),  # in generation 5 another member may have owned the partitions
+        ([metadata(4), metadata(5, "me again")], False),  # removed from the group, and joined again
         ([metadata(4), metadata(-1, ""), metadata(5, "me again")], False),
-        ([metadata(4), metadata(-1, ""), metadata(5)], True),  # a rebalance under way, and through
+        ([metadata(4), metadata(-1, ""), metadata(5)], True),  # during a rebalance, and after it
     ],
 )
-def test_a_generation_that_may_have_passed_without_the_member_is_told(
-    seen: Sequence[SimpleNamespace], unbroken: bool
+def test_a_generation_that_the_member_may_have_missed_is_reported_once(
+    seen: Sequence[SimpleNamespace], continuous: bool
 ) -> None:
     generations = GenerationTracker()
     *before, last = seen
     assert all(generations.is_continuous(one) for one in before)
-    assert generations.is_continuous(last) is unbroken
-    assert generations.is_continuous(last)  # it is told once
+    assert generations.is_continuous(last) is continuous
+    assert generations.is_continuous(last)  # reported once

@@ -1,4 +1,4 @@
-"""The GRU core: its equations, steps equal a pass, and it is interchangeable with the class of PyTorch tutorials."""
+"""The GRU core follows its equations, steps equal a pass, and weights fit the class of PyTorch tutorials."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from model.gru import GRUModel
 FLOAT32_TOLERANCE = 1e-5
 
 
-def written_out(model: GRUModel, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step by the equations in the docstring, layer by layer."""
+def step_by_equations(model: GRUModel, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step by the equations in the docstring of ``GRUModel``, layer by layer."""
     nexts = []
     for layer in range(model.gru.num_layers):
         W_r, W_z, W_n = getattr(model.gru, f"weight_ih_l{layer}").chunk(3)
@@ -29,7 +29,7 @@ def written_out(model: GRUModel, x: torch.Tensor, h: torch.Tensor) -> tuple[torc
 
 
 class TutorialGRU(nn.Module):
-    """The model as PyTorch tutorials write it."""
+    """The GRU model of PyTorch tutorials."""
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 2) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ def test_a_window_of_many_sensors_gives_one_output_each() -> None:
     assert GRUModel(3, 64, 1)(torch.randn(5, 32, 3)).shape == torch.Size([5, 1])
 
 
-def test_a_step_follows_the_equations_written_out() -> None:
+def test_a_step_follows_the_equations() -> None:
     torch.manual_seed(0)
     model = GRUModel(4, 16, 3, num_layers=3)
     h = torch.randn(3, 7, 16)
     with torch.no_grad():
         for _ in range(5):
             x = torch.randn(7, 4)
-            expected_y, expected_h = written_out(model, x, h)
+            expected_y, expected_h = step_by_equations(model, x, h)
             y, h = model.step(x, h)
             torch.testing.assert_close(y, expected_y, atol=1e-6, rtol=0)
             torch.testing.assert_close(h, expected_h, atol=1e-6, rtol=0)
@@ -101,7 +101,7 @@ def test_steps_from_zeros_equal_a_pass_for_any_micro_batching(seed: int, sensors
     torch.testing.assert_close(torch.cat(outputs), passed, atol=FLOAT32_TOLERANCE, rtol=0)
 
 
-def test_a_call_leaves_nothing_behind() -> None:
+def test_a_call_changes_no_state_of_the_model() -> None:
     torch.manual_seed(0)
     model = GRUModel(3, 8, 1).eval()
     x = torch.randn(2, 6, 3)

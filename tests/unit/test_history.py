@@ -1,4 +1,4 @@
-"""The history table: data and offsets together or not at all."""
+"""The history table stores readings and their offsets in one commit."""
 
 import errno
 import threading
@@ -53,7 +53,7 @@ def test_data_and_offsets_are_stored_by_one_commit(history: History) -> None:
     assert stored.schema["timestamp"] == pl.Datetime("us", "UTC")
 
 
-def test_a_range_appended_again_is_skipped_and_a_longer_one_goes_on(history: History) -> None:
+def test_a_range_appended_again_is_skipped_and_the_rest_of_a_longer_one_is_stored(history: History) -> None:
     history.append(readings(range(3)), {0: 3}, TOPIC)
     version = history.version
     assert history.append(readings(range(3)), {0: 3}, TOPIC) == 0
@@ -63,12 +63,12 @@ def test_a_range_appended_again_is_skipped_and_a_longer_one_goes_on(history: His
     assert history.next_offsets(TOPIC) == {0: 6}
 
 
-def test_offsets_advance_where_no_reading_was_any_good(history: History) -> None:
+def test_offsets_advance_past_records_without_a_valid_reading(history: History) -> None:
     assert history.append(readings(range(0)), {0: 4, 1: 2}, TOPIC) == 0
     assert history.next_offsets(TOPIC) == {0: 4, 1: 2}
 
 
-def test_offsets_alone_do_not_pass_for_readings_that_came(history: History) -> None:
+def test_the_time_of_the_last_readings_ignores_commits_of_offsets_alone(history: History) -> None:
     assert history.appended_at(LONG_AGO_S) is None
     history.append(readings(range(0)), {0: 4}, TOPIC)
     assert history.appended_at(LONG_AGO_S) is None
@@ -79,7 +79,7 @@ def test_offsets_alone_do_not_pass_for_readings_that_came(history: History) -> N
     assert history.appended_at(LONG_AGO_S) == came
 
 
-def test_readings_that_came_are_found_behind_many_commits_of_offsets_alone(history: History) -> None:
+def test_the_time_of_the_last_readings_is_found_behind_many_commits_of_offsets_alone(history: History) -> None:
     history.append(readings(range(1)), {0: 1}, TOPIC)
     came = history.appended_at(LONG_AGO_S)
     for end in range(2, 2 + FRAGMENTED_FILES):
@@ -88,7 +88,7 @@ def test_readings_that_came_are_found_behind_many_commits_of_offsets_alone(histo
     assert history.appended_at(LONG_AGO_S) == came
 
 
-def test_readings_are_not_looked_for_further_back_than_asked(history: History) -> None:
+def test_the_search_for_the_last_readings_ends_at_the_given_time(history: History) -> None:
     history.append(readings(range(1)), {0: 1}, TOPIC)
     came = history.appended_at(LONG_AGO_S)
     for end in range(2, 2 + FRAGMENTED_FILES):
@@ -100,9 +100,9 @@ def test_readings_are_not_looked_for_further_back_than_asked(history: History) -
     assert came < since < now
 
 
-def test_a_topic_is_known_by_its_id_once_that_is_stored(history: History) -> None:
+def test_a_topic_is_recognised_by_its_id_once_the_id_is_stored(history: History) -> None:
     assert not history.is_of_another_topic(TOPIC, "new")
-    history.append(readings(range(2)), {0: 2}, TOPIC)  # as before ids were stored
+    history.append(readings(range(2)), {0: 2}, TOPIC)  # without a topic id, as in old tables
     assert not history.is_of_another_topic(TOPIC, "old")
     history.append(readings(range(2, 4)), {0: 4}, TOPIC, "old")
     history.append(readings(range(4, 6)), {0: 6}, TOPIC, "old")
@@ -124,7 +124,7 @@ def test_missing_values_are_stored_as_null(history: History) -> None:
     assert history.scan().collect()["value"].null_count() == 2
 
 
-def test_an_older_version_shows_what_it_held(history: History) -> None:
+def test_an_older_version_keeps_its_readings_and_offsets(history: History) -> None:
     history.append(readings(range(3)), {0: 3}, TOPIC)
     version = history.version
     history.append(readings(range(3, 5)), {0: 5}, TOPIC)
@@ -144,8 +144,8 @@ def test_compaction_keeps_readings_offsets_and_older_versions(history: History) 
     assert len(history.scan(version - 2).collect()) == 4
 
 
-def test_a_reading_is_rewritten_a_few_times_whatever_is_merged(history: History) -> None:
-    """Merging all into one file each time would leave eight times what was appended here on the disk."""
+def test_compaction_rewrites_a_reading_only_a_few_times(history: History) -> None:
+    """Merging all files into one each time would write eight times the appended bytes here."""
     random, appended = np.random.default_rng(0), 0
     for offset in range(0, 60_000, 1_000):
         before = disk_bytes(history)
@@ -163,7 +163,7 @@ def disk_bytes(history: History) -> int:
     return sum(path.stat().st_size for path in history.path.glob("*.parquet"))
 
 
-def test_what_was_appended_is_on_the_disk_before_it_is_built_upon(
+def test_a_commit_is_synced_to_the_disk_before_the_next_one_builds_on_it(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
@@ -173,10 +173,10 @@ def test_what_was_appended_is_on_the_disk_before_it_is_built_upon(
     log = history.path / "_delta_log"
     History(history.path.with_name("another"), ["value"]).create()
     assert str(history.path.with_name("another") / "_delta_log" / f"{0:020}.json") in synced
-    for offset in range(101):  # Delta Lake makes a checkpoint of every hundredth
+    for offset in range(101):  # Delta Lake writes a checkpoint at every hundredth version
         synced.clear()
         before = history.version
-        if offset == 50:  # another process was quicker, or was killed before it came to this
+        if offset == 50:  # a commit of another process, killed before it synced
             monkeypatch.setattr(History, "_sync", lambda self, first, last: None)
             history.append(readings(range(0), partition=1), {1: 1}, TOPIC)
             monkeypatch.undo()
@@ -190,7 +190,7 @@ def test_what_was_appended_is_on_the_disk_before_it_is_built_upon(
     assert list(log.glob("*.checkpoint*"))
 
 
-def test_folders_that_cannot_be_synced_are_let_be_and_files_are_not(
+def test_a_file_that_cannot_be_synced_is_an_error_and_a_folder_is_not(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(which: Callable[[Path], bool]) -> Callable[[int], None]:
@@ -209,7 +209,7 @@ def test_folders_that_cannot_be_synced_are_let_be_and_files_are_not(
 
 
 @pytest.mark.parametrize("harm", ["removed", "cut off"])
-def test_nothing_is_built_on_a_version_that_a_power_cut_has_torn(history: History, harm: str) -> None:
+def test_an_append_to_a_version_torn_by_a_power_cut_is_refused(history: History, harm: str) -> None:
     history.append(readings(range(3)), {0: 3}, TOPIC)
     before = set(history.path.glob("*.parquet"))
     history.append(readings(range(3, 5)), {0: 5}, TOPIC)
@@ -235,7 +235,7 @@ def test_an_older_version_is_read_though_the_newest_is_torn(history: History) ->
 
 
 @pytest.mark.parametrize("harm", ["removed", "cut off", "empty"])
-def test_a_damaged_file_of_readings_is_told_as_the_tables(history: History, harm: str) -> None:
+def test_a_damaged_file_of_readings_is_reported_with_its_table_and_version(history: History, harm: str) -> None:
     history.append(readings(range(100)), {0: 100}, TOPIC)
     [path] = history.path.glob("*.parquet")
     if harm == "removed":
@@ -248,7 +248,7 @@ def test_a_damaged_file_of_readings_is_told_as_the_tables(history: History, harm
 
 
 def test_features_whose_names_differ_in_case_only_are_refused(history: History) -> None:
-    """Delta Lake would raise in the middle of an append, by an exception of no kind."""
+    """Delta Lake would raise a bare Exception in the middle of an append."""
     with pytest.raises(HistoryError, match=r"has a feature value, and cannot have another .* Value"):
         History(history.path, ["Value"]).create()
     with pytest.raises(HistoryError, match="differ in case only: Temp, temp"):
@@ -269,7 +269,7 @@ def test_a_new_feature_becomes_a_column_and_a_dropped_one_stays(history: History
 
 
 @pytest.mark.parametrize("folder", ["My Projects", "a b ü#(1)?", "50% {x}", " *~'\"<>&;=+@:,!$`", "日本"])
-def test_a_table_is_read_whatever_its_path_is_called(tmp_path: Path, folder: str) -> None:
+def test_a_table_is_read_from_a_folder_with_an_unusual_name(tmp_path: Path, folder: str) -> None:
     history = History(tmp_path / folder / "history", ["value"])
     history.create()
     empty = history.version
@@ -284,14 +284,16 @@ def test_a_table_is_read_whatever_its_path_is_called(tmp_path: Path, folder: str
     assert wider.compact_if_fragmented(files=1)
     assert sorted(wider.scan().collect()["offset"]) == list(range(5))
 
-    from pipeline.registry.history_source import HistorySource  # makes MLflow load, which takes seconds
+    from pipeline.registry.history_source import HistorySource  # imports MLflow, which takes seconds
 
     source = HistorySource(TrainingSet(str(history.path), version, TOPIC, {"0": 3}, readings=3, sensors=1))
     assert sorted(source.load().collect()["offset"]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("folder", ["a[1]", "b%20c", "d|e", "f^g", "h\\i", "j\tk"])
-def test_a_path_that_delta_lake_does_not_take_is_refused_with_what_to_do(tmp_path: Path, folder: str) -> None:
+def test_a_path_that_delta_lake_does_not_take_is_refused_with_the_setting_to_change(
+    tmp_path: Path, folder: str
+) -> None:
     (tmp_path / folder).mkdir()
     (tmp_path / "link").symlink_to(tmp_path / folder)
     for path in (tmp_path / folder, tmp_path / "link"):
@@ -302,7 +304,7 @@ def test_a_path_that_delta_lake_does_not_take_is_refused_with_what_to_do(tmp_pat
             history.scan()
 
 
-def test_a_table_that_is_no_history_is_named(tmp_path: Path) -> None:
+def test_a_table_without_the_history_columns_is_refused(tmp_path: Path) -> None:
     pl.DataFrame({"value": [1.0]}).write_delta(tmp_path / "other")
     with pytest.raises(HistoryError, match="no history: it has no column sensor_id"):
         History(tmp_path / "other", ["value"]).create()
@@ -321,10 +323,10 @@ def test_a_feature_cannot_take_a_reserved_name(tmp_path: Path) -> None:
         History(tmp_path, ["offset"])
 
 
-def test_a_missing_or_damaged_table_is_named_with_what_to_do(tmp_path: Path, history: History) -> None:
+def test_a_missing_or_damaged_table_is_an_error_with_the_next_step(tmp_path: Path, history: History) -> None:
     with pytest.raises(HistoryError, match=r"no history table at .*streamgru ingest"):
         History(tmp_path / "nothing", ["value"]).scan()
-    for number in (99, 2**63, 2**64):  # Delta Lake takes minutes to look for large ones, or cannot
+    for number in (99, 2**63, 2**64):  # Delta Lake takes minutes to search for a large number, or fails
         with pytest.raises(HistoryError, match=f"has no version {number}: its newest is 0"):
             history.scan(number)
     (history.path / "_delta_log" / "00000000000000000000.json").write_text("garbage")
@@ -336,14 +338,14 @@ def test_a_missing_or_damaged_table_is_named_with_what_to_do(tmp_path: Path, his
 def test_an_append_from_an_outdated_view_is_refused(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     outdated = DeltaTable(str(history.path))
     history.append(readings(range(3)), {0: 3}, TOPIC)
-    late_comer = History(history.path, ["value"])
-    monkeypatch.setattr(late_comer, "_open", lambda: outdated)
+    outdated_writer = History(history.path, ["value"])
+    monkeypatch.setattr(outdated_writer, "_open", lambda: outdated)
     with pytest.raises(HistoryError, match="another ingest at the same time"):
-        late_comer.append(readings(range(3)), {0: 3}, TOPIC)
+        outdated_writer.append(readings(range(3)), {0: 3}, TOPIC)
     assert len(history.scan().collect()) == 3
 
 
-def test_two_writers_at_once_write_nothing_twice(history: History) -> None:
+def test_two_concurrent_writers_store_each_reading_once(history: History) -> None:
     start = threading.Barrier(2)
     refused: list[str] = []
 

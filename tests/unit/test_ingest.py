@@ -1,9 +1,9 @@
-"""What an ingest says that it did."""
+"""The report of an ingest."""
 
 from pipeline.history.ingest import IngestReport
 
 
-def test_lost_offsets_are_told_even_where_nothing_else_was_new() -> None:
+def test_deleted_offsets_are_reported_with_and_without_new_readings() -> None:
     assert str(IngestReport("readings", 0, 0)) == "nothing new on topic readings"
     lost = "deleted by the topic's retention before they were read: 1,234 offsets"
     assert str(IngestReport("readings", 0, 0, lost_offsets=1_234)) == f"nothing new on topic readings; {lost}"

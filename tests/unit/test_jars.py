@@ -1,4 +1,4 @@
-"""Kafka's jars: all of them and unaltered, or none."""
+"""Kafka's jars are installed all together and unaltered, or not at all."""
 
 import hashlib
 import http.server
@@ -62,7 +62,7 @@ def test_the_locked_jars_come_from_the_configured_mirror_once(
     assert jars.fetch_jars(tmp_path / "cache", lambda done, total: pytest.fail("downloads again")) == folder
 
 
-def test_an_altered_jar_is_refused_and_nothing_installed(
+def test_an_altered_jar_is_refused_and_no_jar_is_installed(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock(monkeypatch, tmp_path, f"{ARTEFACT} {'0' * 64}")
@@ -71,7 +71,7 @@ def test_an_altered_jar_is_refused_and_nothing_installed(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_jar_that_cannot_be_had_is_named_and_leaves_nothing_half_done(
+def test_a_jar_that_cannot_be_downloaded_is_named_and_no_jar_is_installed(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock(monkeypatch, tmp_path, f"{ARTEFACT} {CONTENT_SHA256}", f"org.example:missing:1.0 {CONTENT_SHA256}")

@@ -1,12 +1,12 @@
-"""Recursive least squares: it finds the weights, and stays bounded whatever comes."""
+"""Recursive least squares finds the weights, and stays bounded without excitation."""
 
 import numpy as np
 
 from model import least_squares
 
 
-def test_it_stays_bounded_over_a_million_labels_without_excitation() -> None:
-    # 20 problems for 5,000 labels each at a forgetting that makes 5,000 count as a million at the one in use.
+def test_least_squares_stays_bounded_over_a_million_labels_without_excitation() -> None:
+    # 20 problems of 5,000 labels each. The forgetting factor makes 5,000 labels count as a million.
     D = 6
     rng = np.random.default_rng(4)
     for _ in range(20):
@@ -23,7 +23,7 @@ def test_it_stays_bounded_over_a_million_labels_without_excitation() -> None:
         assert np.abs(weights).max() < 10.0
 
 
-def test_it_finds_the_weights() -> None:
+def test_least_squares_finds_the_weights() -> None:
     rng = np.random.default_rng(5)
     truth = rng.standard_normal((4, 5))
     root, weights = least_squares.blank_root(4), np.zeros((4, 5))

@@ -1,4 +1,4 @@
-"""Readings are decoded or rejected with a reason, whatever the bytes; all messages survive the way there and back."""
+"""Any bytes decode to a reading or are rejected with a reason; every message survives encoding and decoding."""
 
 import math
 from contextlib import suppress
@@ -49,7 +49,7 @@ measurements = st.one_of(st.none(), st.floats(-LARGEST_VALUE, LARGEST_VALUE))
 
 
 def outcome(key: bytes | None, value: bytes | None) -> Reading | str:
-    """The reading, or the reason why there is none."""
+    """The reading, or the reason of its rejection."""
     try:
         return DECODER.decode(key, value)
     except Rejected as rejected:
@@ -62,7 +62,7 @@ def reading_json(**changes: Any) -> bytes:
 
 
 @given(key=st.one_of(st.none(), st.binary()), value=st.one_of(st.none(), st.binary()))
-def test_no_bytes_raise_anything_but_rejected(key: bytes | None, value: bytes | None) -> None:
+def test_decoding_any_bytes_raises_only_rejected(key: bytes | None, value: bytes | None) -> None:
     result = outcome(key, value)
     assert isinstance(result, Reading) or result in ReadingDecoder.REASONS
 
@@ -86,7 +86,7 @@ json_values = st.recursive(
     ),
     cut=st.integers(0, 3),
 )
-def test_no_json_raises_anything_but_rejected(fields: dict[str, Any], cut: int) -> None:
+def test_decoding_any_json_raises_only_rejected(fields: dict[str, Any], cut: int) -> None:
     value = msgspec.json.encode(fields)
     sensor_id = fields.get("sensor_id")
     key = sensor_id.encode() if isinstance(sensor_id, str) else b"a"
@@ -126,7 +126,7 @@ def test_deeply_nested_json_is_rejected() -> None:
         (b"a", reading_json(values={"TEMP": None, "PRES": 1.0}), "no-feature"),
     ],
 )
-def test_what_is_no_reading_is_rejected_with_its_reason(key: bytes | None, value: bytes | None, reason: str) -> None:
+def test_an_invalid_reading_is_rejected_with_its_reason(key: bytes | None, value: bytes | None, reason: str) -> None:
     assert outcome(key, value) == reason
 
 
@@ -135,7 +135,7 @@ def test_what_is_no_reading_is_rejected_with_its_reason(key: bytes | None, value
     timestamp_us=timestamps,
     values=st.tuples(measurements, measurements).filter(lambda pair: pair != (None, None)),
 )
-def test_a_reading_comes_back_as_it_was_encoded(
+def test_a_decoded_reading_equals_the_encoded_one(
     sensor_id: str, timestamp_us: int, values: tuple[float | None, float | None]
 ) -> None:
     key, value = encode_reading(sensor_id, timestamp_us, dict(zip(FEATURES, values, strict=True)))
@@ -144,7 +144,7 @@ def test_a_reading_comes_back_as_it_was_encoded(
     assert [None if math.isnan(found) else found for found in reading.values] == list(values)
 
 
-def test_missing_values_are_nan_and_strangers_are_counted() -> None:
+def test_missing_values_are_nan_and_unknown_features_are_counted() -> None:
     reading = DECODER.decode(b"a", reading_json(values={"TEMP": 2, "PRES": 1.0, "wd": None}))
     assert math.isnan(reading.values[0])
     assert reading.values[1] == 2.0
@@ -180,7 +180,7 @@ def a_forecast() -> Forecast:
     )
 
 
-def test_a_forecast_is_written_as_published() -> None:
+def test_a_forecast_is_written_as_the_documented_json() -> None:
     encoded = msgspec.json.encode(a_forecast())
     assert encoded == (
         b'{"sensor_id":"a","issued_at":"2013-03-01T00:00:00Z","cadence_s":3600.0,'
@@ -212,7 +212,7 @@ def a_letter(
     return dead_letter(key, value, headers, rejected, InputPosition("readings", 2, 9), limit_bytes)
 
 
-def test_dead_letters_say_why_and_where_behind_the_original_headers() -> None:
+def test_dead_letters_append_reason_and_source_to_the_original_headers() -> None:
     letter = a_letter(b"s", b"{", [("mine", b"1"), ("none", None)])
     assert (letter.key, letter.value) == (b"s", b"{")
     assert letter.headers[:2] == [("mine", b"1"), ("none", None)]
@@ -227,10 +227,13 @@ def test_dead_letters_say_why_and_where_behind_the_original_headers() -> None:
     assert "streamgru-truncated" not in found
 
 
-def test_a_dead_letter_larger_than_its_topic_takes_is_cut_and_says_so() -> None:
+def test_a_dead_letter_over_the_size_limit_is_cut_and_marked_as_truncated() -> None:
     assert a_letter(b"k" * 10, b"v" * 990).value == b"v" * 990
     letter = a_letter(b"k" * 10, b"v" * 5_000, [("mine", b"1")])
-    assert (letter.key, letter.value) == (b"k" * 10, b"v" * (990 - 7))  # name, value and the length of each
+    assert (letter.key, letter.value) == (
+        b"k" * 10,
+        b"v" * (990 - 7),
+    )  # the header takes 7 bytes: name, value and the length of each
     assert letter.headers[:2] == [("mine", b"1"), ("streamgru-truncated", b"5017")]
 
     letter = a_letter(b"k" * 10, b"v" * 500, [("mine", b"1" * 2_000)])
@@ -249,7 +252,7 @@ def test_a_dead_letter_larger_than_its_topic_takes_is_cut_and_says_so() -> None:
     headers=st.lists(st.tuples(st.text(max_size=80), st.none() | st.binary(max_size=200)), max_size=3),
     limit=st.integers(1, 400),
 )
-def test_what_a_dead_letter_takes_from_its_original_keeps_to_the_limit(
+def test_key_value_and_headers_of_a_dead_letter_keep_to_the_size_limit(
     key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]], limit: int
 ) -> None:
     letter = a_letter(key, value, headers, limit)
@@ -264,12 +267,12 @@ tags = st.builds(StateTag, st.integers(0, 2**32 - 1), st.text("0123456789abcdef"
 
 
 @given(tag=tags, row=st.binary(min_size=1, max_size=200))
-def test_a_state_comes_back_as_it_was_encoded(tag: StateTag, row: bytes) -> None:
+def test_a_decoded_state_equals_the_encoded_one(tag: StateTag, row: bytes) -> None:
     assert decode_state(tag.encode(row)) == (tag, row)
 
 
 @given(tag=tags, row=st.binary(min_size=1, max_size=60), data=st.data())
-def test_a_damaged_state_is_refused_or_harmless(tag: StateTag, row: bytes, data: Any) -> None:
+def test_a_damaged_state_is_refused_unless_only_its_tag_differs(tag: StateTag, row: bytes, data: Any) -> None:
     value = bytearray(tag.encode(row))
     at = data.draw(st.integers(0, len(value) - 1))
     value[at] ^= data.draw(st.integers(1, 255))
@@ -277,19 +280,19 @@ def test_a_damaged_state_is_refused_or_harmless(tag: StateTag, row: bytes, data:
         found_tag, found_row = decode_state(bytes(value))
     except StateError:
         return
-    # The tag is outside the checksum: another model or other settings, which the reader compares anyway.
+    # The checksum does not cover the tag: the reader compares its model version and settings anyway.
     assert found_row == row
     assert found_tag != tag
 
 
-def test_a_header_alone_is_no_state() -> None:
-    """It passes its checksum: that of nothing is 0."""
+def test_a_state_record_without_a_row_is_refused() -> None:
+    """Its checksum is right: the checksum of no bytes is 0."""
     with pytest.raises(StateError, match="ends behind its header"):
         decode_state(StateTag(1, "0123456789ab").encode(b""))
 
 
 @given(value=st.binary(max_size=60))
-def test_other_bytes_are_no_state(value: bytes) -> None:
+def test_random_bytes_are_refused_as_a_state(value: bytes) -> None:
     with pytest.raises(StateError):
         decode_state(value)
 
@@ -300,7 +303,7 @@ def test_other_bytes_are_no_state(value: bytes) -> None:
     rows=st.lists(st.binary(min_size=3, max_size=5), max_size=8),
     data=st.data(),
 )
-def test_many_states_are_taken_as_each_is_decoded(
+def test_unpacking_many_states_equals_decoding_each(
     tag: StateTag, others: list[StateTag], rows: list[bytes], data: Any
 ) -> None:
     values: list[bytes | None] = []
@@ -320,7 +323,7 @@ def test_many_states_are_taken_as_each_is_decoded(
     assert list(zip(places, [packed[at : at + 4] for at in range(0, len(packed), 4)], strict=True)) == expected
 
 
-def test_the_schema_names_what_a_reading_and_a_forecast_hold() -> None:
+def test_the_schema_names_the_fields_of_a_reading_and_a_forecast() -> None:
     schemas = json_schemas()
     definitions = schemas["$defs"]
     reading = definitions[schemas["reading"]["$ref"].removeprefix("#/$defs/")]
@@ -334,7 +337,7 @@ def test_the_schema_names_what_a_reading_and_a_forecast_hold() -> None:
     assert msgspec.json.decode(msgspec.json.encode(schemas)) == schemas
 
 
-def test_the_schema_command_prints_all_or_one_of_them() -> None:
+def test_the_schema_command_prints_all_schemas_or_one() -> None:
     def printed(*arguments: str) -> Any:
         result = CliRunner().invoke(schema, arguments)
         assert result.exit_code == 0, result.output

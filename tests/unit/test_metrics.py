@@ -1,4 +1,4 @@
-"""Scores, held to what one would work out by hand."""
+"""Scores equal those worked out by hand."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def scored(
     quantiles: tuple[float, ...] = LEVELS,
     season: float = 1.0,
 ) -> Scores:
-    """Of sensors (S, n, Q) one step ahead."""
+    """Scores of forecasts (S, n, Q) one step ahead, with labels (S, n)."""
     sensors = tuple(f"s{number}" for number in range(len(labels)))
     ones = np.ones((len(sensors), 1))
     scores = Scores.empty(sensors, ("level",), quantiles, ones, 1, season * ones)
@@ -36,7 +36,7 @@ def test_the_crps_weighs_each_quantile_by_the_levels_nearest_to_it() -> None:
 
 
 def test_the_crps_of_many_quantiles_is_that_of_the_distribution() -> None:
-    """Of the uniform distribution from 0 to 1, with the label at its end: 1/3."""
+    """The CRPS of the uniform distribution from 0 to 1 is 1/3 if the label is at its end."""
     levels = tuple(np.linspace(0.005, 0.995, 199).tolist())
     assert 0.5 in levels
     scores = scored(np.array([[list(levels)]]), np.array([[1.0]]), levels)
@@ -48,7 +48,7 @@ def test_quantile_losses_weigh_both_sides_by_the_level() -> None:
     np.testing.assert_allclose(losses[:, 0, :, 0], [[0.1, 0.5], [0.9, 0.5]])
 
 
-def test_the_winkler_score_is_the_width_and_a_penalty_for_what_lies_outside() -> None:
+def test_the_winkler_score_is_the_width_and_a_penalty_for_labels_outside() -> None:
     low, high, labels = np.zeros(3), np.ones(3), np.array([0.5, 1.2, -0.1])
     np.testing.assert_allclose(winkler(low, high, labels, 0.8), [1.0, 1.0 + 10 * 0.2, 1.0 + 10 * 0.1])
 
@@ -60,7 +60,7 @@ def test_mase_is_in_units_of_the_seasonal_naive_forecasts_error() -> None:
 
 
 def intervals(sensors: int, outside: dict[int, int]) -> Scores:
-    """Ten labels a sensor, all but ``outside`` of which lie in both intervals."""
+    """Scores of ten labels per sensor; ``outside`` maps a sensor to its labels outside the inner interval."""
     forecasts = np.tile(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]), (sensors, 10, 1))
     labels = np.zeros((sensors, 10))
     for sensor, count in outside.items():
@@ -68,26 +68,26 @@ def intervals(sensors: int, outside: dict[int, int]) -> Scores:
     return scored(forecasts, labels)
 
 
-def test_coverage_is_of_every_interval_the_outermost_first() -> None:
+def test_coverage_is_given_for_every_interval_from_the_outermost() -> None:
     outer, inner = intervals(2, {0: 4}).intervals()
     assert (outer.nominal, inner.nominal) == (pytest.approx(0.9), pytest.approx(0.8))
     assert (outer.overall, inner.overall) == (1.0, 0.8)
     assert (inner.worst, inner.worst_off) == (0.6, pytest.approx(0.2))
 
 
-def test_from_twenty_sensors_on_the_worst_are_a_tenth_of_them() -> None:
+def test_the_worst_sensors_are_a_tenth_from_twenty_sensors_on() -> None:
     _, few = intervals(19, {0: 10}).intervals()
     assert few.worst == 0.0
     _, many = intervals(20, {0: 10, 1: 8}).intervals()
     assert many.worst == pytest.approx(0.1)
 
 
-def test_sensors_off_on_both_sides_do_not_cancel() -> None:
+def test_coverage_above_and_below_nominal_does_not_cancel() -> None:
     _, inner = intervals(40, {0: 10, 1: 4, 2: 0, 3: 0}).intervals()
     assert inner.worst_off == pytest.approx((0.8 + 0.2 + 0.2 + 0.2) / 4)
 
 
-def test_skill_is_the_part_of_the_reference_that_is_saved() -> None:
+def test_skill_is_the_relative_reduction_of_the_reference_loss() -> None:
     ours = scored(np.zeros((1, 1, 5)), np.array([[1.0]]))
     theirs = scored(np.zeros((1, 1, 5)), np.array([[4.0]]))
     assert skill(ours, theirs, "mae") == 0.75
@@ -95,7 +95,7 @@ def test_skill_is_the_part_of_the_reference_that_is_saved() -> None:
     assert np.isnan(skill(ours, scored(np.zeros((1, 1, 5)), np.zeros((1, 1))), "mae"))
 
 
-def test_a_missing_label_counts_for_nothing() -> None:
+def test_a_missing_label_is_not_scored() -> None:
     scores = scored(np.zeros((1, 2, 5)), np.array([[np.nan, 1.0]]))
     assert scores.n.tolist() == [[1]]
     for metric in ("mse", "mae", "winkler", "crps", "width"):

@@ -1,4 +1,4 @@
-"""What one poll becomes: the records of a transaction, and in which order."""
+"""One poll becomes the records of a transaction, in the order that a restore needs."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def serving() -> ServedModel:
 
 
 def polled(partition: int, step: int) -> dict[TopicPartition, list[FetchedRecord]]:
-    """One reading of every sensor, and behind them what is none."""
+    """One reading of every sensor, and a record behind them that does not decode."""
     sent = [encode_reading(sensor, START_US + step * HOUR_US, {"value": 1.0}) for sensor in SENSORS]
     records = [*sent, (b"a", b"rubbish")]
     first = step * len(records)
@@ -48,29 +48,29 @@ def changelog(batch: MicroBatch, partition: int) -> list[bytes | None]:
     ]
 
 
-def test_a_partitions_position_stands_behind_its_states(serving: ServedModel) -> None:
-    maker = MicroBatchBuilder(SETTINGS, serving, "group")
-    batch = maker.build(polled(0, 0) | polled(1, 0))
+def test_the_position_of_a_partition_follows_its_states(serving: ServedModel) -> None:
+    builder = MicroBatchBuilder(SETTINGS, serving, "group")
+    batch = builder.build(polled(0, 0) | polled(1, 0))
     for partition in (0, 1):
         *states, position = changelog(batch, partition)
         assert (set(states), position) == ({b"a", b"b"}, POSITION_KEY)
     assert changelog(batch, 2) == []
-    noted = [records.values[0] for records in batch.records if list(records.keys) == [POSITION_KEY]]
-    assert [PositionRecord.decode(value) for value in noted] == [PositionRecord(Position(3), "group")] * 2
+    position_records = [records.values[0] for records in batch.records if list(records.keys) == [POSITION_KEY]]
+    assert [PositionRecord.decode(value) for value in position_records] == [PositionRecord(Position(3), "group")] * 2
 
 
-def test_an_unsaved_partition_has_its_position_behind_all_its_states(serving: ServedModel) -> None:
-    maker = MicroBatchBuilder(SETTINGS, serving, "group")
-    before = maker.build(polled(0, 0))
+def test_the_position_of_a_full_write_follows_all_states_of_the_partition(serving: ServedModel) -> None:
+    builder = MicroBatchBuilder(SETTINGS, serving, "group")
+    before = builder.build(polled(0, 0))
     assert before.stepped is not None
     serving.table.scatter(before.stepped.rows, before.stepped.states)
-    batch = maker.build(polled(1, 0), needs_full_write={0: 3})
+    batch = builder.build(polled(1, 0), needs_full_write={0: 3})
     *states, position = changelog(batch, 0)
     assert (sorted(states), position) == ([b"a", b"b"], POSITION_KEY)
     assert batch.positions == {0: Position(3), 1: Position(3)}
 
 
-def test_what_holds_no_reading_moves_the_position_alone(serving: ServedModel) -> None:
+def test_a_batch_without_readings_moves_only_the_position(serving: ServedModel) -> None:
     where = TopicPartition(TOPICS.readings, 0)
     batch = MicroBatchBuilder(SETTINGS, serving, "group").build({where: [FetchedRecord(b"a", b"rubbish", 7, [])]})
     assert changelog(batch, 0) == [POSITION_KEY]
@@ -78,8 +78,8 @@ def test_what_holds_no_reading_moves_the_position_alone(serving: ServedModel) ->
     assert batch.positions == {0: Position(8)}
 
 
-def test_a_batch_changes_no_state(serving: ServedModel) -> None:
-    maker = MicroBatchBuilder(SETTINGS, serving, "group")
-    maker.build(polled(0, 0))
+def test_building_a_batch_changes_no_state(serving: ServedModel) -> None:
+    builder = MicroBatchBuilder(SETTINGS, serving, "group")
+    builder.build(polled(0, 0))
     _, rows = serving.table.partition_rows(0)
     assert np.array_equal(serving.table.gather(rows), serving.table.blank(len(rows)))

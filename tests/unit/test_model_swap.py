@@ -1,11 +1,11 @@
-"""A warm-up that ended early hands nothing over, whatever ended it."""
+"""A failed warm-up returns no model, for any error."""
 
 from typing import Any
 
 import pytest
 
 from pipeline.errors import BrokerUnreachable
-from pipeline.forecaster import model_swap as rewarm
+from pipeline.forecaster import model_swap
 from pipeline.forecaster.champion import Candidate
 from pipeline.forecaster.model_swap import WarmUp
 from pipeline.settings import Settings
@@ -17,15 +17,17 @@ class Reader:
 
 
 @pytest.mark.parametrize("error", [BrokerUnreachable("gone"), KeyError("sensor"), MemoryError(), RuntimeError("torch")])
-def test_a_failed_warm_up_is_never_handed_over(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_warm_up_returns_no_model_and_keeps_its_error(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: WarmUp, *arguments: Any) -> None:
         raise error
 
-    def nothing(*args: Any, **options: Any) -> Any:
+    def make_reader(*args: Any, **options: Any) -> Any:
         return Reader()
 
     for name in ("make_consumer", "read_fast", "StateRebuilder", "ServedModel"):
-        monkeypatch.setattr(rewarm, name, nothing)
+        monkeypatch.setattr(model_swap, name, make_reader)
     monkeypatch.setattr(WarmUp, "_rebuild", fail)
     forecaster: Any = None
     warming = WarmUp(Settings(), Candidate(2, forecaster))

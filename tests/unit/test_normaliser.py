@@ -1,4 +1,4 @@
-"""The normaliser: causal, the same bits in batch and stream, indifferent to units, and hard to upset."""
+"""The normaliser is causal, bitwise equal in batch and stream, independent of units, and robust."""
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_a_batch_gives_the_bits_of_single_steps(seed: int, lengths: list[int], s
     season=st.integers(1, 12),
     lags=st.integers(0, 8),
 )
-def test_lags_and_profile_are_what_rings_kept_step_by_step_would_hold(
+def test_lags_and_profile_equal_ring_buffers_filled_step_by_step(
     seed: int, steps: int, slots: int, season: int, lags: int
 ) -> None:
     shape = config(profile_slots=slots, season_steps=season, lag_steps=lags)
@@ -101,9 +101,9 @@ def test_lags_and_profile_are_what_rings_kept_step_by_step_would_hold(
             ring = [float(trace.last[0, 1])] * lags
         elif trace.count[0, 1]:
             ring = [float(trace.last[0, 1]), *ring][:lags]
-        held = norm.profile[0, 0]
+        profile = norm.profile[0, 0]
         own = step % season * P // season if P else 0
-        around = [held[(own + 1 + slot) % P] for slot in range(P)]
+        around = [profile[(own + 1 + slot) % P] for slot in range(P)]
         level, scale = trace.levels[0, 1, 1], trace.scale[0, 1]
         unit = 1.0 / scale if scale > 0 else 0.0
         expected = [(value - level) * unit for value in ring or [0.0] * lags] + [value * unit for value in around]
@@ -113,7 +113,7 @@ def test_lags_and_profile_are_what_rings_kept_step_by_step_would_hold(
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**16), at=st.integers(0, 39))
-def test_no_step_sees_what_comes_after_it(seed: int, at: int) -> None:
+def test_no_step_depends_on_later_readings(seed: int, at: int) -> None:
     shape = config()
     values = walk(seed, 40, missing=0.1)
     changed = values.copy()
@@ -130,10 +130,10 @@ def test_no_step_sees_what_comes_after_it(seed: int, at: int) -> None:
     factor=st.sampled_from([1e-12, 0.01, 1.8, 1e6, 1e20]),
     shift=st.sampled_from([0.0, 32.0, -1e3]),
 )
-def test_a_change_of_unit_changes_nothing_but_the_unit(seed: int, factor: float, shift: float) -> None:
+def test_a_change_of_unit_only_changes_level_and_scale(seed: int, factor: float, shift: float) -> None:
     shape = config()
     values = walk(seed, 80, missing=0.1)
-    values[0] = 0.5  # a level before any value would be 0 in every unit
+    values[0] = 0.5  # without a first value the level would be 0 in every unit
     plain = prepare(shape, np.ones(2), sequences(values, shape=shape))
     other = prepare(shape, np.ones(2), sequences(values * factor + shift * factor, shape=shape))
     np.testing.assert_allclose(other.x, plain.x, atol=1e-4)
@@ -141,7 +141,7 @@ def test_a_change_of_unit_changes_nothing_but_the_unit(seed: int, factor: float,
     np.testing.assert_allclose(other.level, (plain.level + shift) * factor, atol=1e-8 * factor * (1 + abs(shift)))
 
 
-def test_the_first_steps_are_plain_means() -> None:
+def test_the_first_levels_are_plain_means() -> None:
     values = np.array([[1.0, 10.0], [3.0, 20.0], [8.0, 60.0]])
     trace = stepped(config(season_steps=100), values)
     np.testing.assert_allclose(trace.levels[:, :, 1], [[1, 10], [2, 15], [4, 30]])
@@ -156,7 +156,7 @@ def test_a_constant_sensor_has_scale_zero_and_inputs_of_zero() -> None:
     assert (prepared.x[:, :4] == 0.0).all()
 
 
-def test_a_missing_value_updates_nothing_but_its_age() -> None:
+def test_a_missing_value_only_updates_its_age() -> None:
     shape = config()
     values = walk(3, 30)
     norm = NormaliserState.blank(shape, 1)
@@ -169,7 +169,7 @@ def test_a_missing_value_updates_nothing_but_its_age() -> None:
         np.testing.assert_array_equal(array, expected)
 
 
-def test_a_reset_forgets_everything() -> None:
+def test_a_reset_clears_the_normaliser_state() -> None:
     shape = config()
     values = walk(4, 30)
     norm = NormaliserState.blank(shape, 1)
@@ -181,11 +181,11 @@ def test_a_reset_forgets_everything() -> None:
     assert trace.steps[-1] == 10
 
 
-@pytest.mark.parametrize("wild", [1e30, -1e30, 1e12])
-def test_an_absurd_reading_is_soon_forgotten(wild: float) -> None:
+@pytest.mark.parametrize("extreme", [1e30, -1e30, 1e12])
+def test_an_extreme_reading_barely_moves_level_and_scale(extreme: float) -> None:
     shape = config(season_steps=24)
     values = walk(5, 400)
-    values[300, 1] = wild
+    values[300, 1] = extreme
     calm, upset = stepped(shape, walk(5, 400)), stepped(shape, values)
     assert np.isfinite(upset.scale).all()
     assert upset.scale[300, 1] < 2 * calm.scale[300, 1]
@@ -193,18 +193,18 @@ def test_an_absurd_reading_is_soon_forgotten(wild: float) -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3, 1e6])
-def test_a_new_scale_is_followed_within_a_stated_number_of_steps(factor: float) -> None:
+def test_a_new_scale_is_followed_within_150_steps(factor: float) -> None:
     shape = config(season_steps=24)
     rng = np.random.default_rng(6)
     values = rng.normal(size=(2_000, 2))
     values[1_000:] *= factor
     values[1_000:] += 100 * factor
     trace = stepped(shape, values)
-    recovered = 150  # steps: the level's memory is a season, the scale grows by up to 17 % a step
+    recovered = 150  # steps; the level averages over a season, and the scale grows by up to 17 % a step
     assert abs(trace.levels[1_000 + recovered, 1, 1] / (100 * factor) - 1) < 0.1
 
 
-def test_the_spread_tells_smooth_features_from_rough_ones() -> None:
+def test_the_spread_of_a_smooth_feature_is_larger_than_that_of_a_rough_one() -> None:
     rng = np.random.default_rng(7)
     smooth = 10 * np.sin(np.arange(3_000) / 24 * 2 * np.pi)
     shape = config(season_steps=24)
@@ -215,7 +215,7 @@ def test_the_spread_tells_smooth_features_from_rough_ones() -> None:
 
 
 @pytest.mark.parametrize("flat_days", [20, 45])
-def test_a_feature_that_rests_at_the_end_keeps_its_spread_in_bounds(flat_days: int) -> None:
+def test_a_feature_that_is_constant_at_the_end_keeps_its_spread_in_bounds(flat_days: int) -> None:
     shape = config(season_steps=24)
     walk = np.random.default_rng(8).normal(size=(3_000, 2))
     moving = fit_spread(shape, sequences(walk, shape=shape), 3_000 * HOUR_US)
@@ -226,16 +226,16 @@ def test_a_feature_that_rests_at_the_end_keeps_its_spread_in_bounds(flat_days: i
     spread = fit_spread(shape, sequences(rested, shape=shape), 3_000 * HOUR_US)
     assert spread[0] <= 16.0
     assert alone[1] > moving[1]
-    assert spread[1] == alone[1]  # whatever the other does
+    assert spread[1] == alone[1]  # the other feature has no influence
 
 
-def test_the_spread_is_one_where_nothing_is_known() -> None:
+def test_the_spread_of_a_feature_without_changes_or_readings_is_one() -> None:
     shape = config()
     data = sequences(np.full((50, 2), 3.0), shape=shape)
     np.testing.assert_array_equal(fit_spread(shape, data, 50 * HOUR_US), [1.0, 1.0])
     np.testing.assert_array_equal(fit_spread(shape, data, 0), [1.0, 1.0])
 
 
-def test_inputs_have_the_size_they_say() -> None:
+def test_inputs_have_the_declared_size() -> None:
     shape = config()
     assert prepare(shape, np.ones(2), sequences(walk(1, 5), shape=shape)).x.shape == (5, input_size(shape))

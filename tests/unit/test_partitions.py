@@ -46,7 +46,7 @@ class Client:
         self._replies: dict[int, int] = {}
 
     def take(self, *numbers: int) -> None:
-        """Do as the client and the listener do on an assignment."""
+        """Assign partitions in a paused state, as the client and its listener do."""
         self.assigned.update(numbers)
         self.paused.update(numbers)
         self.positions.update(dict.fromkeys(numbers, 0))
@@ -81,7 +81,7 @@ class Client:
 
 
 class StateLog:
-    """A changelog: restores one sensor per partition, in several slices."""
+    """A fake restorer: it restores one sensor per partition, in several slices."""
 
     def __init__(self) -> None:
         self.incomplete: set[int] = set()  # partitions that need a full write after their restore
@@ -123,7 +123,7 @@ class ServedModel:
 
 
 class Rig:
-    """Partitions with everything around them."""
+    """Partitions with a fake client, restorer and model."""
 
     def __init__(self) -> None:
         self.client = Client()
@@ -158,7 +158,7 @@ class Rig:
         self.partitions.commit(reached, self.partitions.buffered, writes)
 
     def bring_to(self, state: PartitionState) -> None:
-        """Bring partition 0 there."""
+        """Bring partition 0 into ``state``."""
         self.assign(0)
         if state is LOST:
             self.revoke(0)
@@ -247,10 +247,10 @@ def test_a_partition_that_the_client_gives_up_during_its_restore_is_lost(rig: Ri
     assert rig.state(0) is LOST
 
 
-# --- which committed offset -------------------------------------------------------------------------------------------
+# --- the committed offset ---------------------------------------------------------------------------------------------
 
 
-def test_an_offset_that_another_open_transaction_delays_is_waited_for(rig: Rig) -> None:
+def test_a_restore_waits_for_a_committed_offset_that_an_open_transaction_delays(rig: Rig) -> None:
     rig.client.offsets[0], rig.client.is_slow = 7, True
     rig.assign(0)
     assert rig.restore_slice() is None
@@ -265,7 +265,7 @@ def test_the_reply_to_an_offset_fetch_from_before_a_revocation_is_discarded(rig:
     rig.assign(0)
     assert rig.restore_slice() is None
     rig.revoke(0)
-    rig.client.offsets[0] = 90  # by the member that had it meanwhile
+    rig.client.offsets[0] = 90  # committed by the member that owned the partition in between
     rig.assign(0)
     rig.client.is_slow = False
     rig.restore()
@@ -297,7 +297,7 @@ def test_a_partition_with_an_incomplete_changelog_is_polled_after_its_full_write
     assert rig.partitions.positions == rig.client.positions == {0: 5, 1: 7}
     assert rig.partitions.need_full_write
     rig.partitions.commit({1: Position(9)}, {}, ())
-    assert rig.client.paused == {0}, "a commit without its full write"
+    assert rig.client.paused == {0}, "this commit held no full write"
     rig.commit_full_write()
     assert not rig.client.paused
     assert not rig.partitions.need_full_write
@@ -322,7 +322,7 @@ def test_a_transaction_takes_no_more_full_writes_than_fit(rig: Rig, monkeypatch:
         rig.commit_full_write()
 
 
-# --- the rest of the record -------------------------------------------------------------------------------------------
+# --- rebuilds and last positions --------------------------------------------------------------------------------------
 
 
 def test_a_rebuild_names_its_sensors_until_the_restore_is_complete(rig: Rig) -> None:
@@ -349,13 +349,13 @@ def test_the_last_position_is_known_during_a_restore_and_forgotten_by_a_revocati
 # --- any sequence of events -------------------------------------------------------------------------------------------
 
 
-def waiting(number: int) -> Readings:
+def no_readings(number: int) -> Readings:
     none = np.zeros(0, np.int64)
     return Readings(number, [], [], none, np.zeros((0, 1)), none)
 
 
 class Lifecycle(RuleBasedStateMachine):
-    """Events in any order. The model of the outside world is in ``rig.client``: the group's committed offsets."""
+    """Events in any order. ``rig.client`` holds the group's committed offsets, with which positions are compared."""
 
     numbers = st.sets(st.sampled_from(NUMBERS), min_size=1)
 
@@ -363,11 +363,11 @@ class Lifecycle(RuleBasedStateMachine):
         super().__init__()
         self.rig = Rig()
         self.partitions = self.rig.partitions
-        self.unreported: set[int] = set()  # partitions that the client gave up, and the loop does not know it yet
+        self.unreported: set[int] = set()  # partitions that the client gave up before the loop was told
 
     @rule(numbers=numbers)
     def assign(self, numbers: set[int]) -> None:
-        self.others_commit(numbers)
+        self.other_members_commit(numbers)
         self.unreported -= numbers
         self.rig.assign(*numbers)
 
@@ -375,7 +375,7 @@ class Lifecycle(RuleBasedStateMachine):
     def revoke(self, numbers: set[int]) -> None:
         self.rig.revoke(*numbers)
         self.unreported -= numbers
-        self.others_commit(numbers)
+        self.other_members_commit(numbers)
 
     @rule(number=st.sampled_from(NUMBERS))
     def cancel(self, number: int) -> None:
@@ -384,7 +384,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule()
     def miss_generation(self) -> None:
-        self.others_commit(set(NUMBERS))
+        self.other_members_commit(set(NUMBERS))
         self.partitions.miss_generation(self.rig.serving)
 
     @rule(is_slow=st.booleans())
@@ -394,7 +394,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(incomplete=st.sets(st.sampled_from(NUMBERS)), buffered=st.sets(st.sampled_from(NUMBERS)))
     def restore_slice(self, incomplete: set[int], buffered: set[int]) -> None:
         self.rig.state_log.incomplete = incomplete
-        self.rig.state_log.buffered = {number: waiting(number) for number in buffered}
+        self.rig.state_log.buffered = {number: no_readings(number) for number in buffered}
         self.rig.restore_slice()
 
     @rule(polled=st.sets(st.sampled_from(NUMBERS)), buffered=st.sets(st.sampled_from(NUMBERS)))
@@ -406,7 +406,9 @@ class Lifecycle(RuleBasedStateMachine):
             for where in self.partitions.select(returned)
         }
         self.rig.client.offsets |= reached
-        after = {number: waiting(number) for number in self.partitions.buffered.keys() | (buffered & reached.keys())}
+        after = {
+            number: no_readings(number) for number in self.partitions.buffered.keys() | (buffered & reached.keys())
+        }
         self.partitions.commit({number: Position(next_) for number, next_ in reached.items()}, after, writes)
         assert self.partitions.buffered.keys() == after.keys()
 
@@ -423,7 +425,7 @@ class Lifecycle(RuleBasedStateMachine):
         positions = self.partitions.positions
         self.partitions.rebuild({number: ["sensor"] for number in numbers if number in positions}, self.rig.serving)
 
-    def others_commit(self, numbers: set[int]) -> None:
+    def other_members_commit(self, numbers: set[int]) -> None:
         for number in numbers:
             self.rig.client.offsets[number] = self.rig.client.offsets.get(number, 0) + 10
 
@@ -452,7 +454,7 @@ class Lifecycle(RuleBasedStateMachine):
             assert self.rig.serving.table.partition_rows(number)[0] == ["sensor"]
 
     @invariant()
-    def a_writing_partition_needs_a_full_write_and_every_full_write_comes(self) -> None:
+    def a_writing_partition_needs_a_full_write_and_needed_writes_are_next(self) -> None:
         assert all(record.needs_full_write for record in self.records(WRITING))
         assert self.partitions.need_full_write == bool(self.partitions.next_full_writes(self.rig.serving.table))
 

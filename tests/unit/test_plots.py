@@ -1,4 +1,4 @@
-"""Plots: labelled, with every series in them, and no trace in matplotlib's global state."""
+"""Plots have labels and every series, and leave matplotlib's global state unchanged."""
 
 import io
 import warnings
@@ -20,7 +20,7 @@ TEST_START_US = 400 * HOUR_US
 
 
 def written(figure: Figure) -> str:
-    """The figure's text, by way of drawing it."""
+    """The text in the drawn figure."""
     picture = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(picture, format="svg")
@@ -57,7 +57,7 @@ def test_forecasts_show_the_worst_middle_and_best_sensor(scores: dict[str, Score
     assert len(figure.axes) == 3
 
 
-def test_the_medians_of_others_stand_beside_a_fan(scores: dict[str, Scores]) -> None:
+def test_medians_of_other_predictors_are_drawn_beside_the_fan(scores: dict[str, Scores]) -> None:
     sequences = noisy_days(sensors=4)
     predictor, other = (kind(CONFIG).fit(sequences, TRAIN_END_US) for kind in (SeasonalNaive, Persistence))
     figure = draw_forecasts(predictor, sequences, CONFIG, scores["seasonal naive"], TEST_START_US, [other])
@@ -73,7 +73,7 @@ def test_the_state_age_shows_both_states_and_when_they_are_warm() -> None:
 
 @pytest.mark.parametrize("cadence_us", [1_000_000, 60_000_000, HOUR_US, 24 * HOUR_US])
 @pytest.mark.parametrize("horizon", [1, 6, 60])
-def test_times_are_labelled_without_a_warning_whatever_their_length(cadence_us: int, horizon: int) -> None:
+def test_times_of_any_length_are_labelled_without_a_warning(cadence_us: int, horizon: int) -> None:
     config = replace(CONFIG, cadence_us=cadence_us, horizon_steps=horizon)
     days = noisy_days(sensors=1)
     sequences = replace(days, timestamp_us=days.timestamp_us // HOUR_US * cadence_us, cadence_us=cadence_us)

@@ -1,4 +1,4 @@
-"""A model's forecasts over data sets: the same however they are cut, and causal."""
+"""A model's forecasts over a data set are the same for any stretches, equal the stream's, and are causal."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ ADAPTATIONS = [Adaptation(), Adaptation("light", True), Adaptation("full")]
 
 @pytest.fixture(scope="module")
 def forecaster() -> Forecaster:
-    """Random weights, heavy enough that every input shows in the forecasts."""
+    """A forecaster with random weights, so large that every input changes the forecasts."""
     torch.manual_seed(0)
     config = replace(CONFIG, hidden_size=8, sensors=("s0", "s2"), lag_steps=5)
     made = Forecaster(config)
@@ -40,7 +40,7 @@ def with_resets(sequences: Sequences) -> Sequences:
 
 @torch.inference_mode()
 def step_by_step(forecaster: Forecaster, sequences: Sequences, sensor: int) -> np.ndarray:
-    """(n, K, Q, h) by one-step passes of the network over the inputs of the whole data set."""
+    """(n, K, Q, h) forecasts from single steps of the network over the inputs of the whole data set."""
     prepared = forecaster.prepare(sequences)
     rows = torch.from_numpy(forecaster.sensor_rows([sequences.sensors[sensor]]))
     h = forecaster.gru.zeros(1)
@@ -69,7 +69,7 @@ def test_forecasts_equal_single_steps_of_the_network(season_steps: int, lag_step
 
 @pytest.mark.parametrize("bound", [("_ROUNDS", 1), ("_ROUNDS", 7), ("_NUMBERS", 500), ("_ROUNDS", 256)])
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
-def test_any_cut_into_stretches_gives_the_same(
+def test_any_stretches_give_the_same_forecasts(
     forecaster: Forecaster, adaptation: Adaptation, bound: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sequences = with_resets(noisy_days(hours=150))
@@ -92,12 +92,12 @@ def test_any_cut_into_stretches_gives_the_same(
             s = sequences.sensors.index(one.sensor)
             np.testing.assert_allclose(found, whole[s][one.lo : len(one.steps)], rtol=0, atol=1e-5)
         at = reach
-    found = predictor.forecasts(sequences, 0, 30, 40)  # behind where it stands: made anew
+    found = predictor.forecasts(sequences, 0, 30, 40)  # before the predictor's position: it starts from scratch
     np.testing.assert_allclose(found, whole[0][30:40], rtol=0, atol=1e-5)
 
 
-def test_states_are_kept_of_the_sensors_asked_for_last_only(forecaster: Forecaster) -> None:
-    """What the evaluator is done with takes no memory: of ten thousand sensors it takes a few hundred at a time."""
+def test_a_predictor_keeps_the_states_of_the_last_requested_sensors_only(forecaster: Forecaster) -> None:
+    """Memory is bounded: of ten thousand sensors the evaluator requests a few hundred at a time."""
     sequences = with_resets(noisy_days(hours=150))
     predictor = model_predictor(forecaster)
     first = predictor.forecasts(sequences, 0, *sequences.span(0))
@@ -107,7 +107,7 @@ def test_states_are_kept_of_the_sensors_asked_for_last_only(forecaster: Forecast
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
-def test_forecasts_equal_the_streams(forecaster: Forecaster, adaptation: Adaptation) -> None:
+def test_forecasts_over_a_data_set_equal_those_of_the_stream(forecaster: Forecaster, adaptation: Adaptation) -> None:
     sequences = noisy_days()
     config = forecaster.config
     read = np.flatnonzero(sequences.observed)
@@ -124,7 +124,7 @@ def test_forecasts_equal_the_streams(forecaster: Forecaster, adaptation: Adaptat
     )
     predictor = model_predictor(forecaster, adaptation=adaptation)
     batched = np.concatenate([predictor.forecasts(sequences, s, *sequences.span(s)) for s in range(3)])[read]
-    # design.md's measure of equal: 1e-5 of a scale, or of the value where that is larger
+    # equal means: within 1e-5 of the scale, or of the value if that is larger
     tolerance = 1e-5 * np.maximum(streamed.scale[:, :, None, None], np.abs(batched))
     assert (np.abs(streamed.quantiles - batched) <= tolerance).all()
 

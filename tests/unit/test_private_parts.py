@@ -1,4 +1,4 @@
-"""Private parts of kafka-python: only ``pipeline/kafka`` touches them, and each function there says why."""
+"""Only ``pipeline/kafka`` uses private parts of kafka-python, and each use there has a docstring with the reason."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
-ROOM = ROOT / "pipeline" / "kafka"
+KAFKA_FOLDER = ROOT / "pipeline" / "kafka"
 PRODUCT = sorted(path for folder in ("deploy", "flows", "model", "pipeline") for path in (ROOT / folder).rglob("*.py"))
 POINTS = ("Why", "Without it", "Tested with", "Goes when")
 
@@ -23,7 +23,7 @@ def kafka_names() -> set[str]:
     """Names with one leading underscore that kafka-python's own classes define."""
     sources = (path.read_text(encoding="utf-8") for path in Path(kafka.__file__).parent.rglob("*.py"))
     found = {name for source in sources for name in re.findall(r"(?:\bself\.|\bdef )(_[a-z]\w*)", source)}
-    return found - {"_asdict", "_fields", "_make", "_replace"}  # of named tuples: public despite their names
+    return found - {"_asdict", "_fields", "_make", "_replace"}  # public methods of named tuples
 
 
 KAFKA_NAMES = kafka_names()
@@ -57,9 +57,9 @@ def undocumented(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_touches_no_private_part_of_the_client_or_says_why(path: Path) -> None:
+def test_a_module_uses_private_parts_of_the_client_only_with_a_documented_reason(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    assert (undocumented(source) if path.is_relative_to(ROOM) else places(source)) == []
+    assert (undocumented(source) if path.is_relative_to(KAFKA_FOLDER) else places(source)) == []
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_own_private_attributes_are_not_taken_for_the_clients() -> None:
     assert places("class Own:\n    def run(self):\n        self._client = self._sender\n        os._exit(1)") == []
 
 
-def test_the_versions_named_are_those_that_are_pinned_and_installed() -> None:
+def test_the_documented_versions_are_the_pinned_and_installed_ones() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (pinned,) = re.findall(r"^kafka-python\[[\w,]+\](\S+)$", "\n".join(project["dependencies"]), re.MULTILINE)
     named = [
         found
-        for path in sorted(ROOM.glob("*.py"))
+        for path in sorted(KAFKA_FOLDER.glob("*.py"))
         for found in re.findall(r"Tested with: kafka-python (\S+?)[.,]?\s", path.read_text(encoding="utf-8"))
     ]
     assert len(named) >= 15

@@ -1,4 +1,4 @@
-"""Detached processes: found again by their record, and ended with all their workers."""
+"""Detached processes are found by their record, and stopped with all their workers."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pipeline.errors import StackError
 from tests.waiting import wait_until
 
 SLEEP = "import time; time.sleep(600)"
-# Starts a worker of its own, and says its id in the log.
+# Starts a worker, and prints its process id to the log.
 PARENT = (
     f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}]).pid, flush=True); {SLEEP}"
 )
@@ -38,8 +38,8 @@ def start(process: DetachedProcess, code: str) -> int:
     return record.pid
 
 
-def said(process: DetachedProcess) -> str:
-    return wait_until(lambda: process.log_path.read_text().strip(), 10, "the process says something")
+def first_output(process: DetachedProcess) -> str:
+    return wait_until(lambda: process.log_path.read_text().strip(), 10, "the process printed to its log")
 
 
 def test_another_instance_finds_the_running_process_and_stops_it(process: DetachedProcess, tmp_path: Path) -> None:
@@ -53,20 +53,20 @@ def test_another_instance_finds_the_running_process_and_stops_it(process: Detach
     assert not psutil.pid_exists(pid)
 
 
-def test_stopping_what_was_never_started_does_nothing(process: DetachedProcess) -> None:
+def test_stopping_a_process_that_was_never_started_does_nothing(process: DetachedProcess) -> None:
     assert not process.stop()
 
 
-def test_stopping_ends_the_workers_too(process: DetachedProcess) -> None:
+def test_stopping_a_process_ends_its_workers(process: DetachedProcess) -> None:
     start(process, PARENT)
-    worker = int(said(process))
+    worker = int(first_output(process))
     process.stop()
     assert not psutil.pid_exists(worker)
 
 
 def test_workers_that_survive_their_parent_are_ended(process: DetachedProcess) -> None:
     parent = start(process, PARENT)
-    worker = int(said(process))
+    worker = int(first_output(process))
     os.kill(parent, signal.SIGKILL)
     wait_until(lambda: process.running() is None, 10, "the parent has ended")
     assert psutil.pid_exists(worker)
@@ -74,24 +74,24 @@ def test_workers_that_survive_their_parent_are_ended(process: DetachedProcess) -
     assert not psutil.pid_exists(worker)
 
 
-def test_a_process_deaf_to_sigterm_is_killed(process: DetachedProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(process: DetachedProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.processes.TERMINATE_TIMEOUT_S", 0.2)
     pid = start(process, DEAF)
-    said(process)
+    first_output(process)
     process.stop()
     assert not psutil.pid_exists(pid)
 
 
-def test_a_stranger_on_a_reused_process_id_is_neither_running_nor_stopped(process: DetachedProcess) -> None:
+def test_another_process_with_a_reused_id_is_neither_reported_nor_stopped(process: DetachedProcess) -> None:
     start(process, SLEEP)
     process.stop()
-    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as stranger:
-        # As a record looks whose process ended long ago, and whose id the system has given to somebody else.
-        process.record_path.write_text(json.dumps({"pid": stranger.pid, "started": 1.0, "port": 1}))
+    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as other:
+        # The record of a process that ended long ago, whose id the system has given to another process.
+        process.record_path.write_text(json.dumps({"pid": other.pid, "started": 1.0, "port": 1}))
         assert process.running() is None
         assert not process.stop()
-        assert stranger.poll() is None
-        stranger.kill()
+        assert other.poll() is None
+        other.kill()
 
 
 def test_a_damaged_record_is_named(process: DetachedProcess) -> None:
@@ -102,7 +102,7 @@ def test_a_damaged_record_is_named(process: DetachedProcess) -> None:
     process.record_path.unlink()
 
 
-def test_the_exit_code_and_the_last_lines_tell_how_it_ended(process: DetachedProcess) -> None:
+def test_exit_code_and_last_lines_of_an_ended_process_are_available(process: DetachedProcess) -> None:
     process.start([sys.executable, "-c", "raise SystemExit('no such port')"], dict(os.environ), port=1)
     wait_until(lambda: process.running() is None, 10, "the process has ended")
     assert process.exit_code() == 1

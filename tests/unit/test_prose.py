@@ -1,4 +1,4 @@
-"""The phrases that ``make prose`` refuses, planted in everything a person reads."""
+"""Phrases that ``make prose`` refuses are found in every place where people read text."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The page of ``make quality``: what is there is tabulated, and commands are such that anyone can type them."""
+"""The page of ``make quality`` tabulates the results on disk, and shows commands that anyone can type."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ class Model(SeasonalNaive):
 
 
 def results(runs: Path, names: list[str], seeds: tuple[int, ...]) -> None:
-    """As back-tests leave them."""
+    """Write scores.json files as back-tests do."""
     for seed in seeds:
         sequences = noisy_days(seed=seed)
         predictors = [Model(CONFIG).fit(sequences, START_US), *baselines(CONFIG, sequences, START_US)]
@@ -48,7 +48,7 @@ def test_every_data_set_and_horizon_has_a_run() -> None:
     assert [run.name for run in back_tests(None, BEIJING)] == ["beijing-1", "beijing-24"]
 
 
-def test_the_page_holds_means_over_seeds_beside_what_is_wanted(tmp_path: Path) -> None:
+def test_the_page_holds_means_over_seeds_beside_the_targets(tmp_path: Path) -> None:
     results(tmp_path, ["etth1-96", "etth1-stream-24", "beijing-24"], (0, 1))
     page = quality_report.written(tmp_path, RUNS, (0, 1, 2))
     assert "| 192 | not run yet |" in page
@@ -61,7 +61,7 @@ def test_the_page_holds_means_over_seeds_beside_what_is_wanted(tmp_path: Path) -
         assert f"|  | {baseline} |" in page
 
 
-def test_data_that_no_choice_was_made_on_have_a_table_of_their_own(tmp_path: Path) -> None:
+def test_data_sets_not_used_for_choices_have_their_own_table(tmp_path: Path) -> None:
     runs = list(back_tests(None, BEIJING, others=Path("/somewhere")))
     results(tmp_path, ["other-nyc_taxi-48"], (0,))
     page = quality_report.written(tmp_path, runs, (0, 1))
@@ -71,7 +71,7 @@ def test_data_that_no_choice_was_made_on_have_a_table_of_their_own(tmp_path: Pat
     assert "| other-nyc_taxi" not in page
 
 
-def test_the_page_is_the_same_from_what_is_kept(tmp_path: Path) -> None:
+def test_the_page_is_the_same_from_kept_results(tmp_path: Path) -> None:
     runs, kept, elsewhere = tmp_path / "runs", tmp_path / "kept", tmp_path / "elsewhere"
     runs.mkdir()
     results(runs, ["etth1-96", "beijing-24"], (0, 1))
@@ -80,14 +80,14 @@ def test_the_page_is_the_same_from_what_is_kept(tmp_path: Path) -> None:
     assert quality_report.written(elsewhere, RUNS, (0, 1)) == quality_report.written(runs, RUNS, (0, 1))
 
 
-def test_the_page_names_data_as_anyone_would(tmp_path: Path) -> None:
+def test_the_page_names_data_without_local_folders(tmp_path: Path) -> None:
     page = quality_report.written(tmp_path, RUNS, (0, 1))
     assert "streamgru backtest ETTh1.csv --columns-as-sensors" in page
     assert "/somewhere" not in page
     assert "streamgru --settings deploy/beijing.toml backtest deploy/data/beijing.parquet" in page
 
 
-def test_ablations_are_listed_with_both_parts(tmp_path: Path) -> None:
+def test_ablations_are_listed_with_validation_and_test_scores(tmp_path: Path) -> None:
     (variant,) = (variant for variant in ablation.VARIANTS if variant.name == "no lags")
     for seed in (0, 1):
         path = ablation.result_path(tmp_path, variant, seed)
@@ -98,7 +98,7 @@ def test_ablations_are_listed_with_both_parts(tmp_path: Path) -> None:
     assert "| no lags | 0.600 ± 0.707 |" in page
 
 
-def test_without_a_calendar_steps_and_labels_are_as_they_were() -> None:
+def test_removing_the_calendar_keeps_steps_and_labels() -> None:
     sequences = noisy_days()
     whole_hours = replace(sequences, timestamp_us=sequences.timestamp_us // HOUR_US * HOUR_US)
     split = Split(300 * HOUR_US, 400 * HOUR_US)

@@ -1,4 +1,4 @@
-"""The order of the remedies for a non-finite state."""
+"""Remedies for a non-finite state come in order: rebuild, reset, give up."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def test_each_sensor_goes_through_the_remedies_in_order() -> None:
     assert (third.rebuild, third.reset, third.unrecoverable) == ({}, {}, {0: ["a"]})
 
 
-def test_after_a_commit_the_first_remedy_comes_again_for_its_partitions() -> None:
+def test_a_commit_restarts_the_remedies_of_its_partitions() -> None:
     quarantine = Quarantine("model", UNUSED)
     quarantine.next_remedies({0: ["a"], 1: ["a"]})
     quarantine.clear([0])
@@ -31,7 +31,7 @@ def test_after_a_commit_the_first_remedy_comes_again_for_its_partitions() -> Non
     assert quarantine.next_remedies({1: ["a"]}).rebuild == {1: ["a"]}
 
 
-def test_any_non_finite_number_makes_a_state_unsound() -> None:
+def test_a_state_with_a_nan_or_infinite_number_is_non_finite() -> None:
     config = ModelConfig(features=("a",), targets=("a",), cadence_us=3_600_000_000, horizon_steps=2, hidden_size=4)
     for name in ("hidden", "levels", "scale", "profile", "lags", "last"):
         for value in (np.nan, np.inf, -np.inf):

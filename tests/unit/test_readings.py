@@ -1,4 +1,4 @@
-"""Records into columns."""
+"""Records are decoded into columns of readings."""
 
 from collections import namedtuple
 from dataclasses import replace
@@ -30,20 +30,20 @@ def test_columns_follow_the_offsets() -> None:
     assert not decoded.rejected
 
 
-def test_what_is_no_reading_stands_beside_the_others() -> None:
+def test_a_rejected_record_is_returned_beside_the_readings() -> None:
     bad = Record(b"s", b"{", 4, ())
     decoded = decode_records(DECODER, 2, 0, [record(3, a=1.0), bad, record(5, a=2.0)])
     assert decoded.readings.offsets.tolist() == [3, 5]
     assert [(found, reason.reason) for found, reason in decoded.rejected] == [(bad, "malformed")]
 
 
-def test_nothing_but_poison_leaves_empty_columns() -> None:
+def test_records_that_are_all_rejected_leave_empty_columns() -> None:
     decoded = decode_records(DECODER, 2, 0, [Record(None, None, 4, ())])
     assert len(decoded.readings) == 0
     assert decoded.readings.values.shape == (0, 2)
 
 
-def test_a_mask_takes_all_columns_along() -> None:
+def test_a_mask_selects_rows_of_all_columns() -> None:
     records = [record(1, a=1.0), record(2, a=2.0, headers=[("traceparent", b"t")]), record(3, a=3.0)]
     readings = decode_records(DECODER, 2, 0, records).readings
     assert readings.traceparents == [None, b"t", None]
@@ -55,14 +55,14 @@ def test_a_mask_takes_all_columns_along() -> None:
     assert readings.take(np.ones(3, bool)) is readings
 
 
-def test_a_traceparent_of_a_length_that_none_has_is_ignored() -> None:
+def test_an_oversized_traceparent_is_ignored() -> None:
     long = record(1, a=1.0, headers=[("traceparent", b"t" * 257)])
     assert decode_records(DECODER, 2, 0, [long]).readings.traceparents is None
     fits = record(2, a=1.0, headers=[("traceparent", b"t" * 256)])
     assert decode_records(DECODER, 2, 0, [long, fits]).readings.traceparents == [None, b"t" * 256]
 
 
-def test_readings_that_follow_others_and_are_picked_keep_all_columns_together() -> None:
+def test_joined_and_picked_readings_keep_their_columns_together() -> None:
     buffered = decode_records(DECODER, 2, 0, [record(1, "x", a=1.0), record(2, "y", a=2.0)]).readings
     new = decode_records(DECODER, 2, 0, [record(7, "z", a=7.0, headers=[("traceparent", b"t")])]).readings
     picked = buffered.followed_by(new).pick(np.array([2, 0, 1]))
@@ -73,8 +73,8 @@ def test_readings_that_follow_others_and_are_picked_keep_all_columns_together() 
     assert picked.traceparents == [b"t", None, None]
 
 
-def test_accepted_readings_are_not_picked_from_unnoticed() -> None:
-    """With which of them a replay may begin is of the whole they were judged in."""
+def test_picking_from_accepted_readings_raises() -> None:
+    """``may_anchor`` holds only for the readings that were classified together."""
     new = decode_records(DECODER, 2, 0, [record(1, a=1.0), record(2, a=2.0)]).readings
     accepted = replace(new, may_anchor=np.array([True, False]))
     for pick in (

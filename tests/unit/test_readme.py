@@ -31,8 +31,8 @@ from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
 from tests.benchmarks.__main__ import SECTIONS
 from tests.documents import DOCUMENTS, FOLDER_READMES, README, ROOT, Document
 
-MOST_WORDS = 1_500  # of the root README
-# Files of the reader, and files that a command writes.
+MOST_WORDS = 1_500  # limit of the root README
+# The reader's own files, and files that a command writes.
 NOT_OURS = {"my.toml", "my.csv", "ETTh1.csv", "scores.json"}
 OURS = (".py", ".md", ".toml", ".yaml", ".yml", ".jars", ".png", ".parquet")
 
@@ -43,20 +43,20 @@ by_name = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: do
 
 
 def shown_commands() -> list[str]:
-    """Every `streamgru …` of the documents, in blocks and in running text."""
+    """Every `streamgru …` command of the documents, in blocks and in running text."""
     inline = [shlex.split(code) for document in DOCUMENTS for code in document.inline_code()]
     words = [*inline, *(words for document in DOCUMENTS for words in document.commands())]
     return sorted({shlex.join(command) for command in words if len(command) > 1 and command[0] == "streamgru"})
 
 
 def found_command(words: list[str]) -> tuple[click.Context, list[str]]:
-    """The context of the command that some words behind `streamgru` name, and the words that are left for it."""
+    """The context of the command that the words behind `streamgru` name, and the remaining words."""
     if words[0] == "--settings":
         assert (ROOT / words[1]).exists()
         words = words[2:]
     context = click.Context(streamgru)
     while isinstance(context.command, click.Group) and words:
-        # Finds the old names of commands, too, and raises where there is no such command.
+        # Also finds old names of commands, and raises for an unknown command.
         name, command, words = context.command.resolve_command(context, words)
         assert command is not None
         context = click.Context(command, info_name=name, parent=context)
@@ -76,7 +76,7 @@ def test_commands_of_the_documents_accept_their_arguments(
     context, arguments = found_command(words)
     if "--help" in arguments or (not arguments and command not in commands_in_blocks()):
         return  # running text may name a command without its arguments
-    if not isinstance(context.command, click.Group):  # the next line raises where an option or argument is wrong
+    if not isinstance(context.command, click.Group):  # the next line raises for a wrong option or argument
         context.command.make_context(context.info_name, arguments, parent=context.parent)
 
 
@@ -84,7 +84,7 @@ def commands_in_blocks() -> set[str]:
     return {shlex.join(words) for document in DOCUMENTS for words in document.commands()}
 
 
-def test_every_command_is_shown_and_those_a_newcomer_needs_in_the_root_readme() -> None:
+def test_every_command_is_shown_and_the_root_readme_shows_those_for_newcomers() -> None:
     def shown(document: Document) -> set[str]:
         words = [*map(shlex.split, document.inline_code()), *document.commands()]
         return {command[1] for command in words if len(command) > 1 and command[0] == "streamgru"}
@@ -156,8 +156,8 @@ def test_make_targets_modules_and_options_in_running_text_exist(document: Docume
         if words[:2] == ["python", "-m"]:
             check_module(words[1:])
         if words[0].startswith("--"):
-            strangers = [word for word in words if word.startswith("--") and word not in known]
-            assert strangers == [], code
+            unknown = [word for word in words if word.startswith("--") and word not in known]
+            assert unknown == [], code
 
 
 def all_options(command: click.Command, context: click.Context) -> Iterator[str]:
@@ -173,7 +173,7 @@ def all_options(command: click.Command, context: click.Context) -> Iterator[str]
 
 
 def is_setting(variable: str) -> bool:
-    """Whether an environment variable sets something, as `STREAMGRU_KAFKA__PARTITIONS` does."""
+    """Whether an environment variable sets a setting, as `STREAMGRU_KAFKA__PARTITIONS` does."""
     return has_field(variable.removeprefix("STREAMGRU_").lower().split("__"))
 
 
@@ -188,7 +188,7 @@ def has_field(path: list[str]) -> bool:
 
 
 @by_name
-def test_settings_that_are_named_exist_and_take_the_values_shown(document: Document) -> None:
+def test_named_settings_exist_and_take_the_shown_values(document: Document) -> None:
     for code in document.inline_code():
         variable = code.partition("=")[0]
         if re.fullmatch(r"STREAMGRU_\w+[A-Z]", variable) and variable != SETTINGS_FILE_VARIABLE:
@@ -215,14 +215,14 @@ def named_file(document: Document, code: str) -> Path | None:
 
 
 @by_name
-def test_files_that_are_named_exist(document: Document) -> None:
+def test_named_files_exist(document: Document) -> None:
     named = {code: named_file(document, code) for code in document.inline_code()}
     assert sorted(code for code, path in named.items() if path is not None and not path.exists()) == []
 
 
 @by_name
 def test_names_in_files_exist(document: Document) -> None:
-    """Running text says "`name` in `file`" where a class, function or constant is the answer."""
+    """Running text names a class, function or constant as "`name` in `file`"."""
     for name, code in re.findall(r"`(\w+)` in `([^`]+)`", document.prose):
         path = named_file(document, code)
         if path is not None and path.suffix == ".py":
@@ -240,7 +240,7 @@ def names_defined(path: Path) -> set[str]:
 
 
 @by_name
-def test_links_lead_somewhere(document: Document) -> None:
+def test_links_lead_to_existing_files_and_headings(document: Document) -> None:
     documents = {each.path: each for each in DOCUMENTS}
     for link in document.links():
         if link.startswith("https://"):
@@ -254,7 +254,7 @@ def test_links_lead_somewhere(document: Document) -> None:
 
 @pytest.mark.parametrize("document", FOLDER_READMES, ids=lambda document: document.name)
 def test_every_module_of_a_folder_is_in_its_readme(document: Document) -> None:
-    """The root README leads to these files only; a module that none of them names is not found."""
+    """The root README links to these READMEs only, so a reader finds a module only through them."""
     folder = document.path.parent
     named = set(re.findall(r"[\w./-]+", " ".join(document.inline_code())))
     parts = [path for path in folder.iterdir() if (path / "__init__.py").exists()]

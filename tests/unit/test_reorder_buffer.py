@@ -1,4 +1,4 @@
-"""The reorder buffer, held to a brute-force reading of its rule, and to what recovery rests on."""
+"""The reorder buffer equals a brute-force version of its rule, and has the properties that recovery needs."""
 
 import time
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ Integers = NDArray[np.int64]
 
 CADENCE_US = 10
 SENSORS = 3
-# (sensor, timestamp, offsets skipped before it): dense enough for held, late and repeated ones, off the grid too
+# (sensor, timestamp, offsets skipped before it); dense, with buffered, late, repeated and off-grid readings
 streams = st.lists(
     st.tuples(st.integers(0, SENSORS - 1), st.integers(0, 30).map(lambda half: half * 5), st.sampled_from([0, 0, 3])),
     max_size=40,
@@ -38,7 +38,7 @@ def arrays(stream: Stream) -> tuple[Integers, Integers, Integers]:
 
 
 def by_hand(readings: Iterable[tuple[int, int]], grace: GracePeriod, end: int) -> tuple[dict[int, int], list[int]]:
-    """The rule as it is written, for one sensor's (timestamp, offset): verdicts, and the offsets in step order."""
+    """Verdicts and the offsets in step order for one sensor's (timestamp, offset), by the rule taken literally."""
     verdicts: dict[int, int] = {}
     steps: list[int] = []
     last: int | None = None
@@ -77,7 +77,7 @@ def by_hand(readings: Iterable[tuple[int, int]], grace: GracePeriod, end: int) -
 
 @settings(deadline=None)
 @given(streams, graces, st.integers(0, 20))
-def test_readings_are_settled_by_the_rule(stream: Stream, grace: GracePeriod, beyond: int) -> None:
+def test_verdicts_and_order_follow_the_rule(stream: Stream, grace: GracePeriod, beyond: int) -> None:
     codes, moments, offsets = arrays(stream)
     end = int(offsets[-1]) + 1 + beyond if len(stream) else 0
     reordering = reorder(codes, moments, offsets, grace, end=end)
@@ -90,7 +90,7 @@ def test_readings_are_settled_by_the_rule(stream: Stream, grace: GracePeriod, be
 
 @settings(deadline=None)
 @given(streams, graces, st.lists(st.integers(0, 40), max_size=5))
-def test_any_cutting_of_the_offsets_gives_the_same_though_most_that_is_held_is_not_judged_again(
+def test_any_micro_batches_give_the_same_result_without_classifying_idle_sensors_again(
     stream: Stream, grace: GracePeriod, cuts: list[int]
 ) -> None:
     codes, moments, offsets = arrays(stream)
@@ -104,13 +104,13 @@ def test_any_cutting_of_the_offsets_gives_the_same_though_most_that_is_held_is_n
     for low, high in pairwise(bounds):
         new, now = np.arange(low, high), int(offsets[high - 1]) + 1
         sensors, places = np.unique(codes[buffered], return_inverse=True)
-        come = can_release(places, moments[buffered], offsets[buffered], grace, last_us[sensors], now)
-        moves = (come | np.isin(sensors, codes[new]))[places]
+        ready = can_release(places, moments[buffered], offsets[buffered], grace, last_us[sensors], now)
+        moves = (ready | np.isin(sensors, codes[new]))[places]
         buffered, idle = buffered[moves], buffered[~moves]
         rows = np.concatenate([buffered, new])
         part = reorder(codes[rows], moments[rows], offsets[rows], grace, last_us, now)
         again = part.verdicts[: len(buffered)]
-        assert np.isin(again, [BUFFERED, ACCEPTED]).all(), "what was held is held again, or its turn has come"
+        assert np.isin(again, [BUFFERED, ACCEPTED]).all(), "a buffered reading stays buffered or is released"
         verdicts[rows] = part.verdicts
         stepped = rows[part.order]
         np.maximum.at(last_us, codes[stepped], moments[stepped])
@@ -130,7 +130,7 @@ def test_any_cutting_of_the_offsets_gives_the_same_though_most_that_is_held_is_n
 @given(
     streams.filter(bool), graces, st.lists(st.integers(-1, 4), min_size=SENSORS, max_size=SENSORS), st.integers(0, 9)
 )
-def test_whose_turn_has_come_is_known_without_settling(
+def test_can_release_finds_the_sensors_that_reorder_releases(
     stream: Stream, grace: GracePeriod, steps: list[int], beyond: int
 ) -> None:
     codes, moments, offsets = arrays(stream)
@@ -146,7 +146,7 @@ def test_whose_turn_has_come_is_known_without_settling(
 
 @settings(deadline=None)
 @given(streams, graces, st.integers(0, 20))
-def test_a_replay_from_a_reading_that_it_may_begin_with_steps_all_that_come_after_it(
+def test_a_replay_from_an_anchor_steps_every_later_reading_in_the_same_order(
     stream: Stream, grace: GracePeriod, beyond: int
 ) -> None:
     stream = [(0, moment, skipped) for _, moment, skipped in stream]
@@ -158,13 +158,13 @@ def test_a_replay_from_a_reading_that_it_may_begin_with_steps_all_that_come_afte
         rows = offsets >= steps[number]
         again = reorder(codes[rows], moments[rows], offsets[rows], grace, end=end)
         assert offsets[rows][again.order].tolist() == steps[number:]
-    later = np.append(offsets[whole.order], offsets[whole.verdicts == BUFFERED])  # held ones are stepped last
+    later = np.append(offsets[whole.order], offsets[whole.verdicts == BUFFERED])  # buffered readings are stepped last
     assert whole.may_anchor.tolist() == [later[at] == later[at:].min() for at in range(len(steps))]
 
 
 @settings(deadline=None)
 @given(streams)
-def test_without_grace_the_rule_is_that_of_classify(stream: Stream) -> None:
+def test_verdicts_without_grace_equal_those_of_classify(stream: Stream) -> None:
     codes, moments, offsets = arrays(stream)
     reordering = reorder(codes, moments, offsets, GracePeriod(CADENCE_US, 0))
     assert reordering.verdicts.tolist() == classify(codes, moments).tolist()
@@ -174,15 +174,15 @@ def test_without_grace_the_rule_is_that_of_classify(stream: Stream) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, SENSORS - 1), max_size=60), st.integers(1, 5), st.randoms())
-def test_readings_shuffled_within_grace_are_stepped_in_order_and_none_is_late(
+def test_readings_shuffled_within_grace_are_accepted_and_stepped_in_order(
     sensors: list[int], grace_steps: int, random: Random
 ) -> None:
-    """A reading is passed by readings at most so many cadences newer: that is what within grace means."""
+    """Within grace, a reading arrives behind readings that are at most ``grace_steps`` cadences newer."""
     taken = [0] * SENSORS
     stream = []
     for sensor in sensors:
         first = taken[sensor] == 0
-        delay = -1 if first else random.uniform(0, grace_steps)  # the first of a sensor stays the first
+        delay = -1 if first else random.uniform(0, grace_steps)  # a sensor's first reading arrives first
         stream.append((taken[sensor] + delay, sensor, taken[sensor] * CADENCE_US, 0))
         taken[sensor] += 1
     stream = [row[1:] for row in sorted(stream)]
@@ -194,7 +194,7 @@ def test_readings_shuffled_within_grace_are_stepped_in_order_and_none_is_late(
         assert mine.tolist() == [step * CADENCE_US for step in range(taken[sensor])]
 
 
-def test_a_gap_is_waited_for_until_the_newest_reading_is_so_much_later() -> None:
+def test_a_reading_behind_a_gap_is_buffered_until_the_newest_reading_exceeds_the_grace() -> None:
     grace = GracePeriod(CADENCE_US, 2 * CADENCE_US)
     moments = np.array([0, 20, 30, 40, 10])
     reordering = reorder(np.zeros(5, int), moments, np.arange(5), grace)
@@ -208,19 +208,19 @@ def test_a_gap_is_waited_for_until_the_newest_reading_is_so_much_later() -> None
     assert moments[[0, 1, 2, 4]][filled.order].tolist() == [0, 10, 20, 30]
 
 
-def test_a_silent_sensor_is_waited_for_no_more_than_so_many_offsets() -> None:
+def test_a_buffered_reading_of_a_silent_sensor_is_released_at_the_offset_limit() -> None:
     grace = GracePeriod(CADENCE_US, 1_000, offsets=100)
     codes, moments, offsets = np.zeros(2, int), np.array([0, 50]), np.array([0, 1])
     assert reorder(codes, moments, offsets, grace, end=100).verdicts.tolist() == [ACCEPTED, BUFFERED]
     assert reorder(codes, moments, offsets, grace, end=101).verdicts.tolist() == [ACCEPTED, ACCEPTED]
 
 
-def test_ten_times_as_many_held_of_one_sensor_take_some_ten_times_as_long() -> None:
+def test_the_time_to_reorder_grows_linearly_with_the_buffered_readings_of_a_sensor() -> None:
     def seconds(buffered: int) -> float:
         moments = np.append(np.delete(np.arange(buffered + 2), 1), 1) * CADENCE_US  # the gap is filled at the end
         zeros, taken = np.zeros(len(moments), int), []
         for _ in range(3):
-            began = time.thread_time()  # not what a busy machine does besides
+            began = time.thread_time()  # CPU time of this thread, unaffected by other processes
             reordering = reorder(zeros, moments, np.arange(len(moments)), GracePeriod(CADENCE_US, 10**12))
             taken.append(time.thread_time() - began)
             assert moments[reordering.order].tolist() == sorted(moments.tolist())

@@ -1,4 +1,4 @@
-"""Periodic retraining: each model serves its time, and none has seen what came after it was made."""
+"""Periodic retraining: each model forecasts its own period, and none is trained on later readings."""
 
 from dataclasses import replace
 
@@ -24,13 +24,13 @@ def first_model(sequences: Sequences) -> Forecaster:
 
 
 def predictor(sequences: Sequences, early_us: int = 0) -> RetrainedPredictor:
-    """By ``early_us`` > 0 each model is used that much before its moment: a leak."""
+    """Retrained models; with ``early_us`` > 0 each is used that much before its time, which is a leak."""
     models = list(retrain_every(EVERY_US, first_model(sequences), OPTIONS, sequences, SPLIT))
     models[1:] = [replace(model, from_us=model.from_us - early_us) for model in models[1:]]
     return RetrainedPredictor(models, "retrained", ADAPTATION)
 
 
-def test_a_model_is_made_after_each_period_of_the_test_part() -> None:
+def test_a_model_is_trained_after_each_period_of_the_test_part() -> None:
     sequences = noisy_days()
     told: list[int] = []
     models = list(
@@ -40,7 +40,7 @@ def test_a_model_is_made_after_each_period_of_the_test_part() -> None:
     assert told == [380 * HOUR_US, 460 * HOUR_US]
 
 
-def test_each_model_forecasts_from_its_moment_on() -> None:
+def test_each_model_forecasts_its_own_period() -> None:
     sequences = noisy_days()
     models = list(retrain_every(EVERY_US, first_model(sequences), OPTIONS, sequences, SPLIT))
     lo, hi = sequences.span(1)
@@ -52,21 +52,21 @@ def test_each_model_forecasts_from_its_moment_on() -> None:
 
 
 def assert_no_leak(early_us: int) -> None:
-    """Cut within the training part of the second model, which ends at hour 330, the validation part at 380."""
+    """Cut at hour 320: the second model's training part ends at hour 330, its validation part at 380."""
     sequences = noisy_days(sensors=1, hours=420)
     assert_causal(lambda s: predictor(s, early_us), sequences, CONFIG, [320 * HOUR_US], tolerance=1e-5)
 
 
-def test_nothing_of_the_future_is_in_a_retrained_model() -> None:
+def test_a_retrained_model_does_not_depend_on_later_readings() -> None:
     assert_no_leak(0)
 
 
-def test_a_model_used_before_its_readings_were_there_is_found() -> None:
+def test_a_model_used_before_the_end_of_its_training_readings_is_found() -> None:
     with pytest.raises(Leak, match="retrained: the forecast for sensor"):
         assert_no_leak(early_us=70 * HOUR_US)
 
 
-def test_it_is_scored_like_any_other() -> None:
+def test_retrained_copies_of_one_model_have_the_scores_of_that_model() -> None:
     sequences = noisy_days()
     same = [Retraining(0, first_model(sequences)), Retraining(400 * HOUR_US, first_model(sequences))]
     predictors = [

@@ -1,4 +1,4 @@
-"""Steps by the gap rule, slices and labels, held to plain loops."""
+"""Steps by the gap rule, slices and labels equal those of plain loops."""
 
 from collections.abc import Iterable, Iterator
 
@@ -33,7 +33,7 @@ def sequences_of(readings: Readings, max_gap_steps: int = MAX_GAP_STEPS) -> Sequ
 
 
 def step_one_by_one(moments: Iterable[int], offset: int) -> Iterator[tuple[int, int, float, bool]]:
-    """(timestamp, offset, elapsed, reset) of every step, by the rule as design.md words it."""
+    """(timestamp, offset, elapsed, reset) of every step, by the gap rule one reading at a time."""
     last = None
     for moment in moments:
         if last is None or (missing := _skipped(moment - last)) > MAX_GAP_STEPS:
@@ -72,7 +72,7 @@ def assert_same(left: Sequences, right: Sequences) -> None:
 
 
 @given(sensor_readings)
-def test_steps_are_those_taken_one_by_one(readings: Readings) -> None:
+def test_steps_equal_those_of_a_plain_loop(readings: Readings) -> None:
     sequences = sequences_of(readings)
     offset = 0
     for sensor, moments in enumerate(readings.values()):
@@ -93,7 +93,7 @@ def test_steps_are_those_taken_one_by_one(readings: Readings) -> None:
 
 
 @given(sensor_readings, st.integers(0, 3_000), st.integers(0, 3_000))
-def test_a_slice_equals_the_steps_of_the_readings_in_it(readings: Readings, start_us: int, length_us: int) -> None:
+def test_a_slice_equals_the_steps_of_its_readings(readings: Readings, start_us: int, length_us: int) -> None:
     end_us = start_us + length_us
     whole = sequences_of(readings)
     kept = {sensor: [m for m in moments if start_us <= m < end_us] for sensor, moments in readings.items()}
@@ -139,7 +139,7 @@ def test_the_past_holds_one_sensor_up_to_the_bound_without_copies() -> None:
     assert np.shares_memory(past.values, sequences.values)
 
 
-def test_a_split_leaves_the_fractions_asked_for() -> None:
+def test_a_split_leaves_the_given_fractions() -> None:
     sequences = sequences_of({"a": list(range(0, 1_000, 100)), "b": list(range(0, 1_000, 100))})
     split = split_by_time(sequences, 0.2, 0.1)
     assert split == Split(train_end_us=700, validation_end_us=900)
@@ -154,7 +154,7 @@ def test_too_few_readings_to_split_are_an_error() -> None:
         split_by_time(sequences_of({f"s{n}": [0] for n in range(20)}), 0.1, 0.1)
 
 
-def test_stretches_end_where_a_state_is_reset() -> None:
+def test_stretches_end_at_resets() -> None:
     sequences = sequences_of({"a": [0, 100, 200, 5_000, 5_100], "b": [0, 100]})
     assert sequences.stretches(0) == [(0, 3), (3, 5)]
     assert sequences.stretches(0, 5_100) == [(0, 3), (3, 4)]

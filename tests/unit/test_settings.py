@@ -1,4 +1,4 @@
-"""Settings come from a file and the environment, and what contradicts itself is refused with a plain message."""
+"""Settings come from a file and the environment; contradictory settings are refused with a plain message."""
 
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,13 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
         ('[training]\npreset = "deep"', "training.preset: Input should be 'stateful' or 'plain'"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, expected: str) -> None:
+def test_an_invalid_setting_is_named_with_its_file(tmp_path: Path, text: str, expected: str) -> None:
     message = complaint(tmp_path, text)
     assert expected in message
     assert str(tmp_path / "settings.toml") in message
 
 
-def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMGRU_KAFKA__PARTITIONS", "many")
     with pytest.raises(SettingsError, match=r"the environment \(STREAMGRU_…\):\n  kafka.partitions: Input should be"):
         load_settings()
@@ -137,11 +137,11 @@ def test_the_season_is_a_day_unless_set(cadence_s: float, season_steps: int | No
         {"forecaster": {"calibration": False}},
     ],
 )
-def test_the_fingerprint_changes_with_what_shapes_a_forecast(changed: dict[str, Any]) -> None:
+def test_the_fingerprint_changes_with_each_setting_that_shapes_a_forecast(changed: dict[str, Any]) -> None:
     assert Settings(**changed).fingerprint != Settings().fingerprint
 
 
-def test_no_grace_leaves_states_of_before_there_was_any_usable() -> None:
+def test_the_fingerprint_without_grace_equals_that_of_versions_without_the_setting() -> None:
     assert Settings(grace_steps=0).fingerprint == Settings().fingerprint == "2c97dad8c733"
 
 
@@ -151,7 +151,7 @@ def test_grace_is_a_number_of_cadences(steps: float) -> None:
         Settings(grace_steps=steps)
 
 
-def test_the_fingerprint_leaves_out_the_rest() -> None:
+def test_the_fingerprint_ignores_settings_that_do_not_shape_a_forecast() -> None:
     other = Settings(home=Path("elsewhere"), model_name="other", kafka={"partitions": 3}, training={"epochs": 1})
     assert other.fingerprint == Settings().fingerprint
     assert len(other.fingerprint) == 12
@@ -171,10 +171,10 @@ def test_the_servers_are_the_local_stacks_unless_set() -> None:
 
 
 @pytest.mark.parametrize("adaptation", [Adaptation(), Adaptation("off", True), Adaptation("light"), Adaptation("full")])
-def test_a_warm_up_is_asked_for_no_more_than_the_anchors_of_a_state_promise(adaptation: Adaptation) -> None:
+def test_rewarm_steps_beyond_the_reach_of_the_anchors_are_refused(adaptation: Adaptation) -> None:
     promised = (ANCHORS - 1) * adaptation.anchor_spacing + 1
 
-    def asked_for(steps: int | None) -> Settings:
+    def with_rewarm_steps(steps: int | None) -> Settings:
         return Settings(
             forecaster={
                 "adaptation": adaptation.level,
@@ -183,7 +183,7 @@ def test_a_warm_up_is_asked_for_no_more_than_the_anchors_of_a_state_promise(adap
             }
         )
 
-    assert asked_for(None).rewarm_steps == adaptation.replay_steps <= promised
-    assert asked_for(promised).rewarm_steps == promised
+    assert with_rewarm_steps(None).rewarm_steps == adaptation.replay_steps <= promised
+    assert with_rewarm_steps(promised).rewarm_steps == promised
     with pytest.raises(ValidationError, match="rewarm_steps"):
-        asked_for(promised + 1)
+        with_rewarm_steps(promised + 1)

@@ -1,4 +1,4 @@
-"""State records: what is in them, their bytes, and where a replay begins."""
+"""State records: their fields, their bytes, and the offset at which a replay begins."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_records_are_packed_and_little_endian() -> None:
     assert dtype["last_us"].str == "<i8"
 
 
-def test_without_adaptation_a_state_has_no_room_for_it() -> None:
+def test_a_state_without_adaptation_has_no_bytes_for_it() -> None:
     names = state_dtype(CONFIG).names
     assert names is not None
     assert "adaptation" not in names
@@ -37,7 +37,7 @@ def test_without_adaptation_a_state_has_no_room_for_it() -> None:
         assert not any(blank_states(CONFIG, 2, adaptation)["adaptation"].tobytes())
 
 
-def test_blank_states_have_seen_nothing() -> None:
+def test_blank_states_have_no_readings() -> None:
     states = blank_states(CONFIG, 3)
     assert (states["last_us"] == NEVER_US).all()
     assert (states["steps"] == 0).all()
@@ -46,7 +46,7 @@ def test_blank_states_have_seen_nothing() -> None:
 
 
 @given(seed=st.integers(0, 2**16), rows=st.integers(1, 4))
-def test_states_survive_the_way_through_bytes(seed: int, rows: int) -> None:
+def test_states_survive_encoding_to_bytes(seed: int, rows: int) -> None:
     dtype = state_dtype(CONFIG)
     raw = np.random.default_rng(seed).integers(0, 256, rows * dtype.itemsize, dtype=np.uint8).tobytes()
     assert np.frombuffer(raw, dtype).tobytes() == raw
@@ -63,7 +63,7 @@ def state_after(readings: int) -> np.void:
 
 
 @given(readings=st.integers(1, 2_000), steps=st.integers(1, 400))
-def test_a_replay_begins_far_enough_back_and_not_much_further(readings: int, steps: int) -> None:
+def test_a_replay_begins_at_the_last_anchor_that_is_far_enough_back(readings: int, steps: int) -> None:
     first = (replay_start(state_after(readings), steps, ANCHOR_SPACING) - 1_000) // 10
     replayed = readings - first
     oldest = max(0, (readings - 1) // ANCHOR_SPACING - ANCHORS + 1) * ANCHOR_SPACING

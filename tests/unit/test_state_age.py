@@ -1,4 +1,4 @@
-"""What carrying a state is worth: the same forecasts by states begun anew and by one carried on."""
+"""The value of carrying a state: losses of restarted states against those of a carried state."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.series import CONFIG, HOUR_US, noisy_days
 SCALE = np.ones((3, 1))
 
 
-def test_from_the_first_reading_on_a_state_begun_anew_is_the_one_carried_on() -> None:
+def test_a_state_restarted_at_the_first_reading_equals_the_carried_one() -> None:
     sequences = noisy_days()
     found = loss_by_age(
         lambda: Autoregression(CONFIG), [Autoregression(CONFIG)], sequences, CONFIG, [0, 250 * HOUR_US], SCALE
@@ -35,7 +35,7 @@ def test_every_label_counts_once_by_the_steps_since_the_restart() -> None:
     assert found.edges[-1] > hi - lo
 
 
-def test_a_time_in_which_nobody_was_seen_is_passed_over() -> None:
+def test_a_restart_after_the_last_reading_is_skipped() -> None:
     sequences = noisy_days(sensors=1)
     restarts_us = [0, 400 * HOUR_US]
     ended = sequences.slice_time(0, 400 * HOUR_US)
@@ -49,5 +49,7 @@ def test_a_trained_model_is_restarted_within_the_test_part() -> None:
     forecaster = train(CONFIG, options, sequences, Split(300 * HOUR_US, 350 * HOUR_US)).forecaster
     found = loss_of_restarts(forecaster, Adaptation("light", True), sequences, 350 * HOUR_US, SCALE)
     assert np.isfinite(found.restarted).all()
-    assert found.edges[-1] - 1 == pytest.approx(37, abs=9)  # a quarter of the 150 hours, to the next power of a root
+    assert found.edges[-1] - 1 == pytest.approx(
+        37, abs=9
+    )  # a quarter of the 150 hours, rounded to an edge of the age classes
     assert set(found.carried) == {"model"}

@@ -1,4 +1,4 @@
-"""The table of states: rows by partition and sensor."""
+"""The state table holds one row per partition and sensor."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ def table() -> StateTable:
     return made
 
 
-def test_an_unknown_sensor_is_blank(table: StateTable) -> None:
+def test_an_unknown_sensor_gets_a_blank_state(table: StateTable) -> None:
     rows = table.rows(0, ["a", "b", "a"])
     assert rows[0] == rows[2] != rows[1]
     assert table.gather(rows).tobytes() == np.repeat(BLANK, 3).tobytes()
     assert len(table) == 2
 
 
-def test_a_sensor_is_its_own_in_each_partition(table: StateTable) -> None:
+def test_a_sensor_has_a_row_of_its_own_in_each_partition(table: StateTable) -> None:
     here, there = table.rows(0, ["a"]), table.rows(3, ["a"])
     table.scatter(here, states(7))
     assert table.field("last_us", there).tolist() == [-1]
@@ -40,14 +40,14 @@ def test_a_sensor_is_its_own_in_each_partition(table: StateTable) -> None:
     assert table.partitions_at(np.concatenate([here, there])).tolist() == [0, 3]
 
 
-def test_what_was_gathered_is_a_copy(table: StateTable) -> None:
+def test_gathered_states_are_a_copy(table: StateTable) -> None:
     rows = table.rows(0, ["a"])
     copy = table.gather(rows)
     copy["last_us"] = 9
     assert table.field("last_us", rows).tolist() == [-1]
 
 
-def test_a_dropped_partition_is_forgotten_and_its_rows_are_used_again(table: StateTable) -> None:
+def test_rows_of_a_dropped_partition_are_blank_when_used_again(table: StateTable) -> None:
     rows = table.rows(0, [f"sensor-{index}" for index in range(100)])
     table.scatter(rows, states(*range(100)))
     size = table.nbytes
@@ -59,19 +59,19 @@ def test_a_dropped_partition_is_forgotten_and_its_rows_are_used_again(table: Sta
     assert (table.field("last_us", again) == -1).all()
 
 
-def test_a_partition_added_anew_is_empty(table: StateTable) -> None:
+def test_a_partition_that_is_added_again_is_empty(table: StateTable) -> None:
     table.scatter(table.rows(0, ["a"]), states(5))
     table.add_partition(0)
     assert table.partition_rows(0)[0] == []
     assert table.field("last_us", table.rows(0, ["a"])).tolist() == [-1]
 
 
-def test_a_partition_that_is_not_held_is_refused(table: StateTable) -> None:
+def test_a_partition_that_was_not_added_is_refused(table: StateTable) -> None:
     with pytest.raises(KeyError):
         table.rows(1, ["a"])
 
 
-def test_states_cost_little_more_than_themselves() -> None:
+def test_the_table_needs_little_more_memory_than_its_states() -> None:
     table = StateTable(BLANK)
     table.add_partition(0)
     table.rows(0, [str(index) for index in range(50_000)])
@@ -84,7 +84,7 @@ def test_states_cost_little_more_than_themselves() -> None:
         max_size=60,
     )
 )
-def test_the_table_does_what_a_dict_does(actions: list[tuple[str, int, str, int]]) -> None:
+def test_the_table_behaves_as_a_dict_for_any_actions(actions: list[tuple[str, int, str, int]]) -> None:
     table = StateTable(BLANK)
     expected: dict[int, dict[str, int]] = {}
     for partition in range(3):

@@ -1,4 +1,4 @@
-"""The stepper: the same bits however the stream was cut, the numbers of a batched pass, and the gap rule on the way."""
+"""The stepper gives the same bits for any micro-batches, the numbers of a batched pass, and follows the gap rule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -41,7 +41,7 @@ def config(**changes: object) -> ModelConfig:
 
 
 def untrained(**changes: object) -> Forecaster:
-    """Weights large enough that a difference in the last bit would grow."""
+    """A forecaster with weights so large that a difference in the last bit grows."""
     torch.manual_seed(0)
     forecaster = Forecaster(config(**changes))
     with torch.no_grad():
@@ -63,7 +63,7 @@ class Stream:
     def __len__(self) -> int:
         return len(self.slots)
 
-    def taken(self, index: NDArray[np.int64] | slice) -> "Stream":
+    def select(self, index: NDArray[np.int64] | slice) -> "Stream":
         return Stream(
             self.sensors, self.slots[index], self.timestamp_us[index], self.values[index], self.offsets[index]
         )
@@ -87,7 +87,7 @@ PACES = (0.7, 1.0, 1.0, 1.0, 1.0, 1.2, 2.0, 4.4)
 
 
 def stream(seed: int, sensors: int, readings: int, pauses: float = 0.08, paces: Sequence[float] = PACES) -> Stream:
-    """Readings with missing values, jitter, gaps that are bridged and (a part ``pauses``) gaps that reset."""
+    """Readings with missing values, jitter, bridged gaps and, at a share of ``pauses``, gaps that reset."""
     rng = np.random.default_rng(seed)
     slots = rng.integers(0, sensors, readings)
     pace = rng.choice(paces, readings)
@@ -139,7 +139,7 @@ def test_any_split_into_micro_batches_gives_the_same_bits(
     whole, expected = in_one_go(stepper, readings)
     states = blank(stepper, sensors)
     bounds = [0, *sorted(cuts), len(readings)]
-    parts = [advance(stepper, states, readings.taken(slice(lo, hi))) for lo, hi in pairwise(bounds)]
+    parts = [advance(stepper, states, readings.select(slice(lo, hi))) for lo, hi in pairwise(bounds)]
     assert_same_bits(parts, whole)
     assert states.tobytes() == expected.tobytes()
 
@@ -149,12 +149,12 @@ def test_any_split_into_micro_batches_gives_the_same_bits(
 def test_any_interleaving_of_sensors_gives_the_same_bits(seed: int, order_seed: int) -> None:
     readings = stream(seed, 9, 100)
     whole, expected = in_one_go(STEPPER, readings)
-    # Shuffle which sensor comes when, and keep each sensor's own order.
+    # Interleave the sensors at random, and keep the order of each sensor's readings.
     shuffled = np.random.default_rng(order_seed).permutation(readings.slots)
     index = np.empty(len(readings), np.int64)
     for slot in range(9):
         index[shuffled == slot] = np.flatnonzero(readings.slots == slot)
-    other, states = in_one_go(STEPPER, readings.taken(index))
+    other, states = in_one_go(STEPPER, readings.select(index))
     assert_same_bits([other], Forecasts(*(getattr(whole, field.name)[index] for field in fields(Forecasts))))
     assert states.tobytes() == expected.tobytes()
 
@@ -162,7 +162,7 @@ def test_any_interleaving_of_sensors_gives_the_same_bits(seed: int, order_seed: 
 @pytest.mark.parametrize("stepper", ADAPTING, ids=lambda stepper: stepper.adaptation.level)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**16), sensor=st.integers(0, 19), place=st.integers(0, 40))
-def test_neither_neighbours_nor_the_place_in_a_tile_change_a_bit(
+def test_other_sensors_and_the_place_in_a_tile_do_not_change_a_bit(
     stepper: Stepper, seed: int, sensor: int, place: int
 ) -> None:
     readings = stream(seed, 20, 300)
@@ -170,7 +170,7 @@ def test_neither_neighbours_nor_the_place_in_a_tile_change_a_bit(
     mine = np.flatnonzero(readings.slots == sensor)
     if not len(mine):
         return
-    alone = readings.taken(mine)
+    alone = readings.select(mine)
     states = blank(stepper, place + 1)
     got = stepper.step(
         states,
@@ -186,12 +186,12 @@ def test_neither_neighbours_nor_the_place_in_a_tile_change_a_bit(
 
 @pytest.mark.parametrize(("hidden", "tile"), [(16, 128), (51, 128), (64, 64), (64, 128), (96, 256)])
 @pytest.mark.parametrize("horizon", [1, 24])
-def test_rows_of_real_tiles_do_not_change_a_bit_either(hidden: int, tile: int, horizon: int) -> None:
+def test_micro_batches_in_tiles_of_real_size_give_the_same_bits(hidden: int, tile: int, horizon: int) -> None:
     stepper = Stepper(untrained(hidden_size=hidden, horizon_steps=horizon), tile=tile)
     readings = stream(1, 300, 2_000)
     whole, expected = in_one_go(stepper, readings)
     states = blank_states(stepper.config, 300)
-    parts = [advance(stepper, states, readings.taken(slice(lo, lo + 333))) for lo in range(0, 2_000, 333)]
+    parts = [advance(stepper, states, readings.select(slice(lo, lo + 333))) for lo in range(0, 2_000, 333)]
     assert_same_bits(parts, whole)
     assert states.tobytes() == expected.tobytes()
 
@@ -211,7 +211,7 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
 
 
 def batched(forecaster: Forecaster, data: Sequences) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Quantiles and scale after every reading by one pass per sensor and reset."""
+    """Quantiles and scale after every reading, from one pass per sensor between resets."""
     prepared = forecaster.prepare(data)
     rows = torch.from_numpy(forecaster.sensor_rows(data.sensors))
     may_anchor = [*np.flatnonzero(data.reset).tolist(), len(data)]
@@ -227,7 +227,7 @@ def batched(forecaster: Forecaster, data: Sequences) -> tuple[NDArray[np.float64
     return np.concatenate(found)[data.observed], prepared.scale[data.observed]
 
 
-def test_a_trained_model_forecasts_in_the_stream_what_it_does_in_a_batch() -> None:
+def test_a_trained_model_gives_equal_forecasts_in_the_stream_and_in_a_batch() -> None:
     readings = stream(3, 4, 8_000, pauses=0.0)
     data = readings.sequences()
     split = Split(1_700 * HOUR_US, 2_300 * HOUR_US)
@@ -236,7 +236,7 @@ def test_a_trained_model_forecasts_in_the_stream_what_it_does_in_a_batch() -> No
     expected, scale = batched(forecaster, data)
     stepper = Stepper(forecaster)
     states = blank_states(stepper.config, 4)
-    parts = [advance(stepper, states, readings.taken(slice(lo, lo + 700))) for lo in range(0, 8_000, 700)]
+    parts = [advance(stepper, states, readings.select(slice(lo, lo + 700))) for lo in range(0, 8_000, 700)]
     got = np.concatenate([part.quantiles for part in parts])[np.argsort(readings.slots, kind="stable")]
     unit = np.where(scale > 0, scale, 1.0)[:, :, None, None]
     assert (np.abs(got - expected) / unit <= 1e-5 * np.maximum(1.0, np.abs(expected) / unit)).all()
@@ -249,19 +249,19 @@ def steady(count: int, start: int = 0) -> Stream:
     return Stream(("s0",), np.zeros(count, np.int64), number * HOUR_US, values, 100 + number)
 
 
-def test_a_bridged_gap_takes_missing_steps_and_a_longer_one_begins_anew() -> None:
+def test_a_bridged_gap_takes_missing_steps_and_a_longer_one_resets_the_state() -> None:
     states = blank_states(STEPPER.config, 1)
     advance(STEPPER, states, steady(10))
     bridged = advance(STEPPER, states, steady(1, start=9 + 1 + MAX_GAP_STEPS))
     assert bridged.steps[0] == 10 + MAX_GAP_STEPS + 1
     assert bridged.origin[0] == 100
     assert bridged.warm[0]
-    begun = advance(STEPPER, states, steady(1, start=22 + 2 + MAX_GAP_STEPS))
-    assert begun.steps[0] == 1
-    assert begun.origin[0] == 100 + 36
-    assert not begun.warm[0]
+    after_reset = advance(STEPPER, states, steady(1, start=22 + 2 + MAX_GAP_STEPS))
+    assert after_reset.steps[0] == 1
+    assert after_reset.origin[0] == 100 + 36
+    assert not after_reset.warm[0]
     fresh, other = in_one_go(STEPPER, steady(1, start=36))
-    np.testing.assert_array_equal(begun.quantiles, fresh.quantiles)
+    np.testing.assert_array_equal(after_reset.quantiles, fresh.quantiles)
     assert states.tobytes() == other.tobytes()
 
 
@@ -288,23 +288,23 @@ def test_quantiles_never_cross() -> None:
     assert (np.diff(whole.quantiles, axis=2) >= 0).all()
 
 
-def test_an_unknown_sensor_is_served() -> None:
+def test_an_unknown_sensor_gets_finite_forecasts() -> None:
     known = steady(30)
     states = blank_states(STEPPER.config, 1)
     arguments = (known.slots, known.timestamp_us, known.values, known.offsets)
-    stranger = STEPPER.step(states, ["never seen"], *arguments)
-    assert np.isfinite(stranger.quantiles).all()
-    assert not np.array_equal(stranger.quantiles, in_one_go(STEPPER, known)[0].quantiles)
+    unknown = STEPPER.step(states, ["never seen"], *arguments)
+    assert np.isfinite(unknown.quantiles).all()
+    assert not np.array_equal(unknown.quantiles, in_one_go(STEPPER, known)[0].quantiles)
 
 
-def test_a_sensor_that_never_changes_is_forecast_to_stay() -> None:
+def test_a_constant_sensor_is_forecast_to_stay_constant() -> None:
     readings = steady(50)
     readings.values[:] = 7.3
     whole, _ = in_one_go(STEPPER, readings)
     assert (whole.quantiles == 7.3).all()
 
 
-def test_wild_values_leave_forecasts_and_states_finite() -> None:
+def test_extreme_values_leave_forecasts_and_states_finite() -> None:
     readings = steady(200)
     readings.values[50:60, 1] = [1e30, -1e30, 0.0, 1e-300, 1e30, 1e30, -1e-30, 1e15, 0.0, 0.0]
     whole, states = in_one_go(STEPPER, readings)
@@ -315,12 +315,12 @@ def test_wild_values_leave_forecasts_and_states_finite() -> None:
 def test_no_readings_give_no_forecasts() -> None:
     states = blank_states(STEPPER.config, 2)
     before = states.tobytes()
-    nothing = advance(STEPPER, states, stream(1, 2, 5).taken(slice(0, 0)))
+    nothing = advance(STEPPER, states, stream(1, 2, 5).select(slice(0, 0)))
     assert nothing.quantiles.shape == (0, 1, 3, 3)
     assert states.tobytes() == before
 
 
-def test_the_plain_preset_is_stepped_by_the_same_engine() -> None:
+def test_steps_of_the_plain_preset_equal_a_batched_pass() -> None:
     forecaster = untrained(preset="plain")
     readings = stream(8, 4, 400)
     expected, _ = batched(forecaster, readings.sequences())
@@ -330,17 +330,17 @@ def test_the_plain_preset_is_stepped_by_the_same_engine() -> None:
 
 
 @pytest.mark.parametrize("stepper", ADAPTING[1:], ids=lambda stepper: stepper.adaptation.level)
-def test_a_reset_forgets_what_was_adapted(stepper: Stepper) -> None:
+def test_a_reset_clears_the_adaptation(stepper: Stepper) -> None:
     _, states = in_one_go(stepper, steady(300))
     assert states["adaptation"]["labels"].min() > 0
     later = steady(60, start=300 + MAX_GAP_STEPS + 2)
-    begun = advance(stepper, states, later)
+    after_reset = advance(stepper, states, later)
     fresh, other = in_one_go(stepper, later)
-    assert_same_bits([begun], fresh)
+    assert_same_bits([after_reset], fresh)
     assert states.tobytes() == other.tobytes()
 
 
-def test_adapted_forecasts_say_the_weights_of_their_experts() -> None:
+def test_adapted_forecasts_hold_the_weights_of_their_experts() -> None:
     for stepper in ADAPTING:
         forecasts, _ = in_one_go(stepper, stream(4, 3, 200))
         experts = AdaptationConfig.of(stepper.config, stepper.adaptation).experts
@@ -351,7 +351,7 @@ def test_adapted_forecasts_say_the_weights_of_their_experts() -> None:
             np.testing.assert_allclose(forecasts.weights.sum(axis=2), 1.0)
 
 
-def test_a_model_that_is_far_off_is_put_right_from_reading_to_reading() -> None:
+def test_adaptation_halves_the_error_of_an_untrained_model() -> None:
     readings = steady(600)
     readings.values[:, 1] += 0.1 * np.random.default_rng(3).normal(size=600)
     errors = []
@@ -362,14 +362,14 @@ def test_a_model_that_is_far_off_is_put_right_from_reading_to_reading() -> None:
     assert errors[2] < 0.5 * errors[0]
 
 
-def test_where_a_replay_may_not_begin_the_next_reading_that_it_may_begin_with_is_the_anchor() -> None:
+def test_an_anchor_moves_to_the_next_reading_at_which_a_replay_may_begin() -> None:
     readings = steady(2 * ANCHOR_SPACING + 10)
     may_anchor = np.ones(len(readings), bool)
     may_anchor[ANCHOR_SPACING : ANCHOR_SPACING + 3] = False
     for cut in (0, ANCHOR_SPACING, ANCHOR_SPACING + 2):
         states = blank_states(STEPPER.config, 1)
         for part in (slice(0, cut), slice(cut, len(readings))):
-            given = readings.taken(part)
+            given = readings.select(part)
             STEPPER.step(
                 states, given.sensors, given.slots, given.timestamp_us, given.values, given.offsets, may_anchor[part]
             )
@@ -377,8 +377,8 @@ def test_where_a_replay_may_not_begin_the_next_reading_that_it_may_begin_with_is
             states["anchors"][0][-3:], 100 + np.array([0, ANCHOR_SPACING + 3, 2 * ANCHOR_SPACING])
         )
     states = blank_states(STEPPER.config, 1)
-    given = readings.taken(slice(0, ANCHOR_SPACING + 2))
+    given = readings.select(slice(0, ANCHOR_SPACING + 2))
     STEPPER.step(
         states, given.sensors, given.slots, given.timestamp_us, given.values, given.offsets, may_anchor[: len(given)]
     )
-    assert replay_start(states[0], 1, ANCHOR_SPACING) == 100, "while one is wanting, the one before it serves"
+    assert replay_start(states[0], 1, ANCHOR_SPACING) == 100, "the previous anchor is used until the next one is set"

@@ -1,4 +1,4 @@
-"""Training: it learns, repeats, chooses on validation, and never touches what is held out."""
+"""Training learns, repeats bit for bit, chooses its epoch on the validation part and never reads the test part."""
 
 import math
 from dataclasses import replace
@@ -40,7 +40,7 @@ def config(**changes: object) -> ModelConfig:
 
 
 def sequences(sensors: int = 3, keep: float = 1.0) -> Sequences:
-    """Loads that follow yesterday's heat: nothing that persistence or a season could tell."""
+    """Loads that follow the heat two steps before: neither persistence nor a season forecasts them."""
     rng = np.random.default_rng(0)
     names = [f"s{number}" for number in range(sensors)]
     moments, values, lengths = [], [], []
@@ -73,7 +73,7 @@ def weights(forecaster: Forecaster) -> bytes:
     return b"".join(tensor.numpy().tobytes() for tensor in forecaster.state_dict().values())
 
 
-def test_training_learns_what_no_baseline_could_know(result: TrainingResult) -> None:
+def test_training_lowers_the_loss_on_a_series_that_baselines_cannot_forecast(result: TrainingResult) -> None:
     losses = [report.validation_loss for report in result.epochs]
     untrained = train(config(), replace(QUICK, epochs=1, updates_per_epoch=1), sequences(), SPLIT).epochs[0]
     assert min(losses) < 0.8 * untrained.validation_loss
@@ -97,11 +97,11 @@ def test_seeded_runs_repeat_bit_for_bit(result: TrainingResult) -> None:
 
 
 class Killed(Exception):
-    """As if the process had ended."""
+    """Ends training as a kill of its process would."""
 
 
 @pytest.mark.parametrize("chosen", [QUICK, PLAIN], ids=["stateful", "plain"])
-def test_a_killed_training_goes_on_to_the_same_weights(chosen: TrainingOptions, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_weights(chosen: TrainingOptions, tmp_path: Path) -> None:
     options = replace(chosen, device="cpu")
     data = sequences(sensors=1)
     whole = train(config(), options, data, SPLIT)
@@ -109,7 +109,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(chosen: TrainingOptions, 
 
     def kill_in_the_second(epoch: EpochReport) -> None:
         if epoch.epoch == 2:
-            raise Killed  # before the epoch is kept
+            raise Killed  # before this epoch is in the checkpoint
 
     with pytest.raises(Killed):
         train(config(), options, data, SPLIT, report=kill_in_the_second, checkpoint=checkpoint)
@@ -119,7 +119,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(chosen: TrainingOptions, 
     assert weights(rest.forecaster) == weights(whole.forecaster)
     assert [epoch.validation_loss for epoch in rest.epochs] == [epoch.validation_loss for epoch in whole.epochs]
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
-    told.clear()  # finished, but its result was not made safe: nothing is trained again
+    told.clear()  # the checkpoint holds a finished training: no epoch is trained again
     done = train(config(), options, data, SPLIT, report=lambda epoch: told.append(1), checkpoint=checkpoint)
     assert weights(done.forecaster) == weights(whole.forecaster)
     assert told == []
@@ -134,7 +134,7 @@ def test_a_checkpoint_keeps_the_names_that_weights_have_on_disk(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("damage", ["other data", "cut off", "no such folder"])
-def test_a_checkpoint_that_does_not_fit_is_left_aside(damage: str, tmp_path: Path) -> None:
+def test_an_unusable_checkpoint_is_ignored(damage: str, tmp_path: Path) -> None:
     options = replace(QUICK, device="cpu", epochs=1)
     checkpoint = tmp_path / "training.pt"
     train(config(), options, sequences(), SPLIT, checkpoint=checkpoint)
@@ -162,7 +162,7 @@ def test_training_leaves_the_callers_randomness_and_threads_alone() -> None:
 
 
 @pytest.mark.parametrize("preset", ["stateful", "plain"])
-def test_nothing_after_the_validation_part_is_looked_at(preset: str) -> None:
+def test_weights_do_not_depend_on_values_after_the_validation_part(preset: str) -> None:
     options = replace(PLAIN if preset == "plain" else QUICK, epochs=2, device="cpu")
     data = sequences()
     spoilt = replace(data, values=data.values.copy())
@@ -171,8 +171,8 @@ def test_nothing_after_the_validation_part_is_looked_at(preset: str) -> None:
     assert weights(expected) == weights(got)
 
 
-def test_weights_are_not_learned_from_the_validation_part() -> None:
-    """It only chooses the epoch; with one epoch there is nothing to choose."""
+def test_weights_after_one_epoch_do_not_depend_on_the_validation_part() -> None:
+    """The validation part only chooses the epoch, and here there is one epoch."""
     options = replace(QUICK, epochs=1, device="cpu")
     data = sequences()
     spoilt = replace(data, values=data.values.copy())
@@ -196,11 +196,11 @@ def test_the_budget_ends_training_at_an_epoch() -> None:
     assert len(result.epochs) == 1
 
 
-def test_a_budget_without_end_leaves_it_to_the_epochs() -> None:
+def test_a_huge_budget_ends_training_after_the_last_epoch() -> None:
     assert len(train(config(), replace(QUICK, epochs=2, budget_s=1e308), sequences(), SPLIT).epochs) == 2
 
 
-def test_a_warm_start_goes_on_from_the_weights_given(result: TrainingResult) -> None:
+def test_a_warm_start_begins_with_the_given_weights(result: TrainingResult) -> None:
     barely = replace(QUICK, epochs=1, updates_per_epoch=1, learning_rate=1e-6)
     going_on = train(config(), barely, sequences(sensors=4), SPLIT, initial=result.forecaster)
     assert going_on.forecaster.config.sensors == ("s0", "s1", "s2", "s3")
@@ -233,7 +233,7 @@ def test_the_plain_preset_learns_and_has_intervals_from_its_residuals() -> None:
 
 
 @pytest.mark.parametrize("preset", ["stateful", "plain"])
-def test_too_little_data_is_told(preset: str) -> None:
+def test_too_little_data_is_an_error(preset: str) -> None:
     options = replace(QUICK, preset=preset, chunk_steps=5_000, window_steps=5_000)  # type: ignore[arg-type]
     data = sequences()
     with pytest.raises(ValueError, match="validation part"):
@@ -247,11 +247,11 @@ def test_an_epoch_of_the_plain_preset_takes_every_labelled_window_once() -> None
     data = sequences(sensors=2)
     data.values[data.starts[1] :, 0] = np.nan
     result = train(config(), replace(PLAIN, epochs=3, device="cpu", patience_epochs=0), data, SPLIT)
-    assert len(result.epochs) == 3  # it has no patience to lose
+    assert len(result.epochs) == 3  # 0 patience epochs: training does not stop early
     forecaster = Forecaster(replace(config(), sensors=data.sensors))
     pool = LanePool(forecaster, forecaster.prepare(data), SPLIT.train_end_us, np.random.default_rng(0))
     ends = np.concatenate(list(pool.labelled(23)))
-    np.testing.assert_array_equal(ends, np.arange(23, 1_099))  # the last step's labels are not of the training part
+    np.testing.assert_array_equal(ends, np.arange(23, 1_099))  # the labels of step 1,099 lie behind the training part
     groups = pool.windows(ends, 64, 24)
     for _ in range(2):
         windows = [lane for _ in range(-(-len(ends) // 64)) for lane in next(groups)]
@@ -266,7 +266,7 @@ def test_the_budget_ends_a_long_epoch_of_the_plain_preset() -> None:
 
 @pytest.mark.parametrize("options", [QUICK, PLAIN], ids=["stateful", "plain"])
 @pytest.mark.parametrize("value", [math.nan, 3.0], ids=["missing", "constant"])
-def test_targets_that_teach_nothing_are_told_at_once(options: TrainingOptions, value: float) -> None:
+def test_missing_or_constant_targets_are_refused_at_once(options: TrainingOptions, value: float) -> None:
     data = sequences()
     data.values[data.timestamp_us < SPLIT.train_end_us, 0] = value
     with pytest.raises(ValueError, match=r"targets \(load\) are all missing or constant in the training part"):
@@ -274,7 +274,7 @@ def test_targets_that_teach_nothing_are_told_at_once(options: TrainingOptions, v
 
 
 @pytest.mark.parametrize("options", [QUICK, PLAIN], ids=["stateful", "plain"])
-def test_a_target_that_is_all_missing_does_not_keep_others_from_being_learned(options: TrainingOptions) -> None:
+def test_a_target_without_values_does_not_spoil_the_training_of_another(options: TrainingOptions) -> None:
     data = sequences()
     data.values[:, 0] = np.nan
     result = train(config(targets=("load", "heat")), replace(options, epochs=1), data, SPLIT)
@@ -282,7 +282,7 @@ def test_a_target_that_is_all_missing_does_not_keep_others_from_being_learned(op
     assert all(bool(torch.isfinite(tensor).all()) for tensor in result.forecaster.state_dict().values())
 
 
-def test_a_device_that_is_not_there_is_told() -> None:
+def test_an_unavailable_device_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be used here"):
         choose_device("cuda:99")
     with pytest.raises(ValueError, match="cannot be used here"):
@@ -290,7 +290,7 @@ def test_a_device_that_is_not_there_is_told() -> None:
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.8])
-def test_labels_of_lanes_follow_the_rule_and_end_with_the_training_part(keep: float) -> None:
+def test_labels_of_lanes_equal_those_of_the_sequences_and_end_with_the_training_part(keep: float) -> None:
     data = sequences(keep=keep)
     forecaster = Forecaster(replace(config(), sensors=data.sensors))
     prepared = forecaster.prepare(data)
@@ -311,7 +311,7 @@ def test_labels_of_lanes_follow_the_rule_and_end_with_the_training_part(keep: fl
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.8])
-def test_a_stride_scores_some_of_the_same_steps_and_carries_the_same_state(keep: float) -> None:
+def test_a_stride_scores_fewer_steps_and_carries_the_same_state(keep: float) -> None:
     data = sequences(keep=keep)
     forecaster = Forecaster(replace(config(), sensors=data.sensors)).eval()
     pool = LanePool(forecaster, forecaster.prepare(data), SPLIT.train_end_us, np.random.default_rng(0))
@@ -328,21 +328,21 @@ def test_a_stride_scores_some_of_the_same_steps_and_carries_the_same_state(keep:
         assert torch.equal(h, h_all)
 
 
-def test_some_lanes_are_newborn_and_some_hide_their_sensor() -> None:
+def test_some_lanes_start_cold_and_some_hide_their_sensor() -> None:
     data = sequences()
     forecaster = Forecaster(replace(config(), sensors=data.sensors))
     prepared = forecaster.prepare(data)
     pool = LanePool(forecaster, prepared, SPLIT.train_end_us, np.random.default_rng(0))
     groups = pool.passes(100, 24, 0.5)
     lanes = [lane for _ in range(20) for lane in next(groups)]
-    newborn = [lane for lane in lanes if lane.prepared is not prepared]
-    assert newborn
-    assert all(lane.prepared.past.steps[lane.lo] == 1 and lane.row == 0 for lane in newborn)
+    cold = [lane for lane in lanes if lane.prepared is not prepared]
+    assert cold
+    assert all(lane.prepared.past.steps[lane.lo] == 1 and lane.row == 0 for lane in cold)
     assert {lane.row for lane in lanes if lane.prepared is prepared} == {0, 1, 2, 3}
 
 
 def paused(sequences: Sequences) -> Sequences:
-    """The same steps; states begin anew at some of them, twice in short succession."""
+    """The same steps with three resets per sensor, two of them 16 steps apart."""
     reset = sequences.reset.copy()
     for first in sequences.starts[:-1]:
         reset[first + np.array([300, 420, 436])] = True
@@ -363,10 +363,10 @@ def test_no_lane_carries_a_state_over_a_reset() -> None:
         assert lane.lo <= lane.loss_from < lane.hi
     starts = set(data.starts[:-1].tolist())
     short = {lane.lo for lane in lanes if lane.prepared is prepared and lane.hi - lane.lo == 16}
-    assert short == {start + 420 for start in starts}  # also stretches shorter than what warms a longer one
+    assert short == {start + 420 for start in starts}  # a stretch between resets may be shorter than the warm-up
 
 
-def test_validation_scores_every_step_of_its_part_once_whatever_resets_there_are() -> None:
+def test_validation_scores_every_step_of_its_part_once_despite_resets() -> None:
     forecaster = Forecaster(config())
     for data in (sequences(), paused(sequences())):
         lanes = evaluation_lanes(forecaster, forecaster.prepare(data), 310 * HOUR_US, 500 * HOUR_US, 10**9)
@@ -375,7 +375,7 @@ def test_validation_scores_every_step_of_its_part_once_whatever_resets_there_are
         np.testing.assert_array_equal(scored, np.concatenate(wanted))
 
 
-def test_validation_that_is_thinned_keeps_sensors_that_have_the_target() -> None:
+def test_thinned_validation_keeps_sensors_that_have_the_target() -> None:
     data = sequences(4)
     values = data.values.copy()
     for sensor in (0, 2):
@@ -391,7 +391,7 @@ def test_validation_on_one_long_sensor_is_thinned_in_time() -> None:
     rng = np.random.default_rng(0)
     steps = 40_000
     values = rng.normal(size=(steps, 2))
-    values[20_000:30_000, 0] = np.nan  # where there is nothing to score, nothing is walked
+    values[20_000:30_000, 0] = np.nan  # no lane covers steps without labels
     data = build_sequences(
         ["long"],
         np.array([0, steps]),
@@ -406,13 +406,13 @@ def test_validation_on_one_long_sensor_is_thinned_in_time() -> None:
     lanes = evaluation_lanes(forecaster, forecaster.prepare(data), 1_000 * HOUR_US, steps * HOUR_US, 8_000)
     assert 4_000 < sum(lane.hi - lane.lo for lane in lanes) <= 8_000 + 2_048 + 48
     for lane in lanes:
-        assert lane.loss_from - lane.lo == 48  # twice what warms a state up
+        assert lane.loss_from - lane.lo == 48  # twice the warm-up steps
         assert np.isfinite(data.values[lane.loss_from : lane.hi, 0]).any()
-    assert {lane.loss_from > 20_000 for lane in lanes} == {True, False}  # over the whole part
+    assert {lane.loss_from > 20_000 for lane in lanes} == {True, False}  # lanes lie on both sides of the gap
 
 
-def test_no_label_outweighs_all_others() -> None:
-    """Where no season is known, a sensor's scale is gone within minutes of rest, and its waking is of 1e8 scales."""
+def test_labels_are_clipped_at_the_largest_allowed() -> None:
+    """Without a season, an idle sensor's scale falls to almost 0 within minutes, and its restart is 1e8 scales high."""
     rng = np.random.default_rng(0)
     on = 50.0 + np.cumsum(rng.normal(size=3_600))
     values = np.concatenate([on, np.full(3_600, 20.0), on, np.full(3_600, 20.0), on])
@@ -433,7 +433,7 @@ def test_no_label_outweighs_all_others() -> None:
     assert 0.0 < np.nanmedian(labels) < 10.0
 
 
-def test_a_sensor_that_training_never_saw_is_served_as_an_unknown_one() -> None:
+def test_a_sensor_without_training_readings_is_served_as_unknown() -> None:
     data = sequences()
     late = sequences(1).slice_time(SPLIT.train_end_us)
     both = replace(

@@ -1,4 +1,4 @@
-"""The steps of a transaction, with a transport that fails where it is told to."""
+"""The steps of a transaction, with a transport that fails at a chosen step."""
 
 import itertools
 import re
@@ -16,12 +16,12 @@ from pipeline.forecaster.stuck_detection import Watchdog
 from pipeline.forecaster.transaction import FLUSH_BYTES, Committer, Records, TransactionAborted, TransactionContent
 
 MEMBER = ConsumerGroupMetadata(group_id="g", generation_id=3, member_id="m", group_instance_id=None, state=None)
-STRANGER = ConsumerGroupMetadata(group_id="g", generation_id=-1, member_id="", group_instance_id=None, state=None)
+NOT_A_MEMBER = ConsumerGroupMetadata(group_id="g", generation_id=-1, member_id="", group_instance_id=None, state=None)
 STEPS = ("begin", "append", "flush", "check", "send_offsets", "commit")
 
 
 class FakeTransport:
-    """Remembers what was asked of it; ``fail`` says what raises what."""
+    """Records its calls; ``fail`` maps a step to the error that it raises."""
 
     def __init__(self, fail: Mapping[str, Exception] | None = None) -> None:
         self.calls: list[str] = []
@@ -69,7 +69,7 @@ def committer(transport: FakeTransport, **options: Any) -> Committer:
     return made
 
 
-def test_the_steps_come_in_their_order() -> None:
+def test_a_commit_takes_the_steps_in_order() -> None:
     transport = FakeTransport()
     committer(transport).commit(WORK)
     assert transport.calls == list(STEPS)
@@ -86,7 +86,7 @@ def test_the_steps_come_in_their_order() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_failure_at_any_step_aborts_and_drops_the_producer(step: str, error: Exception) -> None:
+def test_a_failure_at_any_step_aborts_and_closes_the_producer(step: str, error: Exception) -> None:
     transport = FakeTransport({step: error})
     made = committer(transport)
     with pytest.raises(TransactionAborted, match=re.escape(str(error))):
@@ -96,34 +96,34 @@ def test_a_failure_at_any_step_aborts_and_drops_the_producer(step: str, error: E
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_successor_of_the_same_name_ends_this_one(step: str) -> None:
+def test_a_commit_fenced_by_a_successor_raises_fenced_at_any_step(step: str) -> None:
     transport = FakeTransport({step: client_errors.ProducerFencedError("fenced")})
     with pytest.raises(Fenced, match="--instance"):
         committer(transport).commit(WORK)
     assert transport.calls[-2:] == ["abort", "close"]
 
 
-def test_being_fenced_is_recognised_inside_the_error_that_the_client_wraps_it_in() -> None:
+def test_a_fencing_error_is_recognised_inside_the_error_that_wraps_it() -> None:
     fenced = client_errors.ProducerFencedError("fenced")
     transport = FakeTransport({"append": client_errors.KafkaError("Cannot perform send", fenced)})
     with pytest.raises(Fenced):
         committer(transport).commit(WORK)
 
 
-def test_with_a_name_that_nobody_else_can_have_fenced_means_timed_out() -> None:
+def test_a_fenced_commit_of_an_exclusive_instance_counts_as_timed_out() -> None:
     transport = FakeTransport({"flush": client_errors.ProducerFencedError("timed out")})
     with pytest.raises(TransactionAborted):
         committer(transport, exclusive=True).commit(WORK)
 
 
-def test_group_metadata_of_no_member_is_refused_before_anything_is_sent() -> None:
+def test_a_commit_without_group_membership_is_refused_before_the_first_step() -> None:
     transport = FakeTransport()
     with pytest.raises(TransactionAborted, match="no longer a member"):
-        committer(transport).commit(TransactionContent(WORK.records, WORK.offsets, STRANGER))
+        committer(transport).commit(TransactionContent(WORK.records, WORK.offsets, NOT_A_MEMBER))
     assert transport.calls == ["close"]
 
 
-def test_an_abort_that_fails_does_not_hide_why() -> None:
+def test_a_failed_abort_does_not_hide_the_first_error() -> None:
     transport = FakeTransport(
         {"flush": client_errors.KafkaTimeoutError("expired"), "abort": client_errors.KafkaError()}
     )
@@ -131,14 +131,14 @@ def test_an_abort_that_fails_does_not_hide_why() -> None:
         committer(transport).commit(WORK)
 
 
-def test_a_bug_aborts_too_and_is_not_swallowed() -> None:
+def test_a_bug_aborts_the_transaction_and_is_raised() -> None:
     transport = FakeTransport({"append": AssertionError("bug")})
     with pytest.raises(AssertionError, match="bug"):
         committer(transport).commit(WORK)
     assert transport.calls[-2:] == ["abort", "close"]
 
 
-def test_fault_points_are_passed_between_the_steps() -> None:
+def test_fault_points_are_reached_between_the_steps() -> None:
     transport = FakeTransport()
     committer(transport, reached=transport.calls.append).commit(WORK)
     assert transport.calls == [
@@ -155,8 +155,8 @@ def test_fault_points_are_passed_between_the_steps() -> None:
     ]
 
 
-def test_many_megabytes_are_flushed_and_checked_on_the_way() -> None:
-    """Or the last of them would wait behind all others for longer than a batch may take to be delivered."""
+def test_a_transaction_of_many_megabytes_is_flushed_and_checked_in_pieces() -> None:
+    """Otherwise the last records would wait behind the rest for longer than the delivery timeout."""
     transport = FakeTransport()
     third = Records("state", 0, [b"a"] * 2, [b"1" * (FLUSH_BYTES // 3), None])
     committer(transport).commit(TransactionContent([third] * 4, WORK.offsets, MEMBER))
@@ -164,7 +164,7 @@ def test_many_megabytes_are_flushed_and_checked_on_the_way() -> None:
     assert transport.calls == ["begin", *pieces, "flush", "check", "send_offsets", "commit"]
 
 
-def test_pieces_hold_every_record_once_in_order_and_no_more_than_they_may() -> None:
+def test_pieces_hold_every_record_once_in_order_and_are_split_at_the_size_limit() -> None:
     values = [b"1" * 40, None, b"2" * 70, b"3" * 200, b"4" * 10, b"5" * 90, b"6" * 100, None]
     headers = [bytes([number]) for number in range(len(values))]
     records = Records("state", 3, [b"k%d" % number for number in range(len(values))], values, headers)
@@ -176,7 +176,7 @@ def test_pieces_hold_every_record_once_in_order_and_no_more_than_they_may() -> N
     assert list(records.pieces(1_000)) == [(records, 510)]
 
 
-def test_a_commit_that_hangs_ends_the_process_with_a_message() -> None:
+def test_the_watchdog_ends_the_process_with_a_message_if_a_commit_hangs() -> None:
     messages: list[str] = []
     ended = threading.Event()
 
@@ -196,7 +196,7 @@ def test_a_commit_that_hangs_ends_the_process_with_a_message() -> None:
     assert "a commit has not returned" in messages[0]
 
 
-def test_a_commit_that_hangs_while_no_broker_answers_is_waited_for() -> None:
+def test_the_watchdog_waits_for_a_hanging_commit_while_no_broker_answers() -> None:
     ended = threading.Event()
     excused = threading.Event()
     excused.set()
@@ -208,7 +208,7 @@ def test_a_commit_that_hangs_while_no_broker_answers_is_waited_for() -> None:
     watchdog.close()
 
 
-def test_a_commit_that_hangs_is_ended_though_no_broker_answers_now_and_then() -> None:
+def test_the_watchdog_ends_the_process_after_a_hanging_commit_despite_short_outages() -> None:
     ended = threading.Event()
     checks = itertools.count()
     watchdog = Watchdog(
@@ -220,20 +220,20 @@ def test_a_commit_that_hangs_is_ended_though_no_broker_answers_now_and_then() ->
     assert call.excused_s > 0.0
 
 
-def test_who_was_cut_off_from_the_brokers_during_a_commit_is_not_taken_for_overtaken() -> None:
-    """They end a transaction that has timed out, and fence its producer as if another had its name."""
+def test_a_commit_fenced_after_an_outage_aborts_and_does_not_end_the_forecaster() -> None:
+    """Brokers abort a transaction that has timed out, and fence its producer as a successor would."""
     transport = FakeTransport({"commit": client_errors.ProducerFencedError("timed out")})
     transport.hang = threading.Event()
-    away = threading.Event()
-    away.set()
-    made = Committer(lambda: transport, Watchdog(60, check_interval_s=0.02, is_excused=away.is_set))
+    outage = threading.Event()
+    outage.set()
+    made = Committer(lambda: transport, Watchdog(60, check_interval_s=0.02, is_excused=outage.is_set))
     made.open()
     threading.Timer(0.2, transport.hang.set).start()
     with pytest.raises(TransactionAborted, match="timed out"):
         made.commit(WORK)
 
 
-def test_a_commit_in_time_leaves_the_process_alone() -> None:
+def test_the_watchdog_leaves_the_process_alone_after_a_commit_in_time() -> None:
     ended = threading.Event()
     watchdog = Watchdog(0.2, lambda message: ended.set(), check_interval_s=0.02)
     for _ in range(5):

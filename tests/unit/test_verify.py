@@ -1,4 +1,4 @@
-"""The verdict on topics that were read: what the stream really makes has no fault, and each fault planted is named."""
+"""The audit of readings, forecasts and states: a correct stream has no fault, and every planted fault is named."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,10 +37,10 @@ from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster
 SETTINGS = Settings(features=("a",), targets=("a",), horizon_steps=2, max_gap_steps=3)
 MODELS = {version: small_forecaster(SETTINGS, seed=version) for version in (1, 2)}
 SENSORS = ("s", "t")
-# Hours at which each sensor is read: a gap of two, and one beyond the limit.
+# Hours of each sensor's readings: 2 are missing, then 10, which is more than max_gap_steps.
 HOURS = [*range(30), *range(32, 40), *range(50, 90)]
 START_OF_2016_US = 1_451_606_400_000_000
-SWAP_AT = 100  # the offset from which version 2 forecasts
+SWAP_AT = 100  # first offset that version 2 forecasts
 
 
 def load(version: int) -> Forecaster:
@@ -49,7 +49,7 @@ def load(version: int) -> Forecaster:
 
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
-    """One partition, both sensors' readings alternating, the last record poison; a swap in the middle."""
+    """One partition: both sensors' readings alternate, the last record is poison, and models swap in the middle."""
     n = len(SENSORS) * len(HOURS)
     sensor = np.arange(n) % 2
     timestamp_us = START_US + np.repeat(HOURS, 2) * HOUR_US
@@ -86,7 +86,7 @@ def evidence() -> Evidence:
         }
 
     _, before = step(1, 0, SWAP_AT)
-    serving, after = step(2, 2 * HOURS.index(50), n)  # a replay from the last beginning is as far back as there is
+    serving, after = step(2, 2 * HOURS.index(50), n)  # the replay begins at the last reset
     skipped = SWAP_AT - 2 * HOURS.index(50)
     made = {name: np.concatenate([before[name], after[name][skipped:]]) for name in before}
     names, rows = serving.table.partition_rows(0)
@@ -123,7 +123,7 @@ def changed(log: ForecastLog, name: str, row: int, value: Any) -> ForecastLog:
     return replace(log, **{name: column})
 
 
-def test_what_the_stream_makes_has_no_fault(evidence: Evidence) -> None:
+def test_the_records_of_a_correct_stream_have_no_fault(evidence: Evidence) -> None:
     verdict = audit_evidence(evidence, SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.recomputed == len(evidence.forecasts)
@@ -143,10 +143,10 @@ def test_a_missing_forecast_is_found(evidence: Evidence) -> None:
     ("name", "value", "found"),
     [
         ("quantiles", 12.5, {"different": 1}),
-        ("weights", np.nan, {"different": 1}),  # none are named
+        ("weights", np.nan, {"different": 1}),  # the forecast names no weights
         ("steps", 3, {"different": 1}),
         ("warm", False, {"different": 1}),
-        ("origin", 1, {"different": 1}),  # the other sensor's
+        ("origin", 1, {"different": 1}),  # the other sensor's origin
         ("version", 1, {"different": 1}),
     ],
 )
@@ -165,8 +165,8 @@ def test_a_weight_that_is_one_digit_off_is_found(evidence: Evidence) -> None:
         }
 
 
-def test_a_state_that_begins_later_than_it_must_is_found(evidence: Evidence) -> None:
-    """The last forecast and the last state of a sensor are what its last reading alone makes of a blank state."""
+def test_a_state_that_begins_at_too_late_a_reading_is_found(evidence: Evidence) -> None:
+    """The last forecast and state of a sensor come from a blank state and the last reading alone."""
     serving = ServedModel(2, MODELS[2], SETTINGS)
     serving.table.add_partition(0)
     log = evidence.readings
@@ -191,16 +191,16 @@ def test_a_state_that_begins_later_than_it_must_is_found(evidence: Evidence) -> 
 @pytest.mark.parametrize(
     ("within", "steps", "latest"),
     [
-        # Readings of a sensor lie 2 offsets apart; the last is number 999, and an anchor every 2 readings.
-        (4_000, 100, 900),  # the log's beginning is within reach
-        (1_000, 100, 900),  # half of it reaches back to number 749, and so far need no replay go
-        (100, 100, 975),  # half of it reaches back to number 974
+        # A sensor's readings lie 2 offsets apart. The last is number 999, and every second one is an anchor.
+        (4_000, 100, 900),  # the whole log lies within the limit; 100 steps back are enough
+        (1_000, 100, 900),  # half the limit reaches back to number 749; 100 steps back are enough
+        (100, 100, 975),  # half the limit reaches back to number 974
         (100, 10, 990),
         (4, 100, 999),
         (1, 100, 999),
     ],
 )
-def test_how_late_a_state_may_begin_is_known_however_long_ago_its_sensor_did(
+def test_the_latest_allowed_origin_of_a_state_does_not_depend_on_the_age_of_its_sensor(
     monkeypatch: pytest.MonkeyPatch, within: int, steps: int, latest: int
 ) -> None:
     monkeypatch.setattr("model.config.Adaptation.anchor_spacing", 2)
@@ -249,20 +249,20 @@ def test_how_late_a_state_may_begin_is_known_however_long_ago_its_sensor_did(
         (LastState(2, b"\0" * 16), "the size of the state does not match version 2"),
     ],
 )
-def test_a_state_that_cannot_be_is_found(evidence: Evidence, state: LastState | None, why: str) -> None:
+def test_a_missing_or_damaged_state_is_found(evidence: Evidence, state: LastState | None, why: str) -> None:
     states = {key: value for key, value in {**evidence.states, (0, "s"): state}.items() if value is not None}
     verdict = audit_evidence(replace(evidence, states=states), SETTINGS, load)
     assert verdict.faults == {"states different": 1}
     assert verdict.examples["states different"] == [f"sensor s, partition 0: {why}"]
 
 
-def test_a_record_that_was_not_set_aside_or_twice_is_found(evidence: Evidence) -> None:
+def test_a_missing_or_repeated_dead_letter_is_found(evidence: Evidence) -> None:
     (place,) = evidence.letters
     assert faults(replace(evidence, letters={})) == {"dead letters missing": 1}
     assert faults(replace(evidence, letters={place: 2})) == {"dead letters twice": 1}
 
 
-def test_forecasts_whose_readings_were_deleted_are_counted_and_not_blamed(evidence: Evidence) -> None:
+def test_forecasts_of_deleted_readings_are_counted_and_not_reported_as_faults(evidence: Evidence) -> None:
     first = 2 * HOURS.index(50) + 10
     cut = replace(
         evidence,
@@ -274,10 +274,12 @@ def test_forecasts_whose_readings_were_deleted_are_counted_and_not_blamed(eviden
     assert verdict.out_of_reach == verdict.audit.forecasts == len(evidence.forecasts) - first
     assert (verdict.readings_out_of_reach, verdict.forecasts_out_of_reach) == (0, first)
     assert faults(with_forecasts(cut, lambda log: log.take(log.input_offset != first + 4))) == {"missing": 1}
-    assert faults(replace(cut, logs=LogStarts())) == {"unexpected": first}, "nothing was deleted: it was never there"
+    assert faults(replace(cut, logs=LogStarts())) == {"unexpected": first}, (
+        "no reading was deleted, so these forecasts have no reading"
+    )
 
 
-def test_readings_whose_forecasts_were_deleted_are_counted_and_not_missed(evidence: Evidence) -> None:
+def test_readings_whose_forecasts_were_deleted_are_counted_and_not_reported_as_missing(evidence: Evidence) -> None:
     cut = with_forecasts(evidence, lambda log: log.take(log.offset >= 20))
     assert faults(cut) == {"missing": 20}
     deleted = replace(cut, logs=LogStarts(forecasts={0: 20}))
@@ -291,17 +293,17 @@ def test_readings_whose_forecasts_were_deleted_are_counted_and_not_missed(eviden
     assert none.readings_out_of_reach == len(evidence.readings)
 
 
-def test_records_whose_dead_letters_were_deleted_are_counted_and_not_missed(evidence: Evidence) -> None:
+def test_records_whose_dead_letters_were_deleted_are_counted_and_not_reported_as_missing(evidence: Evidence) -> None:
     verdict = audit_evidence(replace(evidence, letters={}, logs=LogStarts(letters={0: 1})), SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.letters_out_of_reach == 1
 
 
-def test_a_reading_that_was_set_aside_and_sent_once_more_is_due_no_forecast_but_its_copy_is() -> None:
-    """The first two decode under the present settings, and did not when they came."""
+def test_the_copy_of_a_republished_dead_letter_is_due_a_forecast_and_the_original_is_not() -> None:
+    """The first two records decode under the present settings, but were dead letters under earlier ones."""
     hours, offsets = np.array([0, 1, 0, 1, 2]), np.arange(5)
-    readings, forecasts, states = waited_for(SETTINGS, ["s"] * 3, hours[2:], offsets[2:])
-    both, *_ = waited_for(SETTINGS, ["s"] * 5, hours, offsets)
+    readings, forecasts, states = logs_of_one_batch(SETTINGS, ["s"] * 3, hours[2:], offsets[2:])
+    both, *_ = logs_of_one_batch(SETTINGS, ["s"] * 5, hours, offsets)
     values = np.concatenate([readings.values[:2], readings.values])
     readings = replace(both, values=values, verdict=classify_log(both, SETTINGS.grace, {}))
     letters = {(0, 0): 1, (0, 1): 1}
@@ -312,16 +314,16 @@ def test_a_reading_that_was_set_aside_and_sent_once_more_is_due_no_forecast_but_
     unanswered = audit_evidence(
         Evidence(readings, forecasts.take(offsets[:3] > 1), states, letters, {}, {0: 5}), SETTINGS, load
     )
-    assert unanswered.audit.lost == 2, "neither it nor its copy has one"
+    assert unanswered.audit.lost == 2, "neither a dead letter nor its copy has a forecast"
     never_aside = audit_evidence(Evidence(readings, forecasts, states, {}, {}, {0: 5}), SETTINGS, load)
     assert (never_aside.audit.lost, never_aside.audit.unexpected) == (2, 2)
 
 
 @pytest.mark.parametrize(("start", "missing"), [("earliest", 30), ("latest", 0)])
-def test_a_stream_that_began_with_the_latest_reading_owes_no_forecast_of_earlier_ones(
+def test_a_stream_started_at_the_latest_reading_owes_no_forecast_of_the_readings_before_it(
     evidence: Evidence, start: str, missing: int
 ) -> None:
-    """In partition 1 there were readings before, and have been none since."""
+    """Partition 1 has readings from before the start of the stream only."""
     settings = SETTINGS.model_copy(update={"forecaster": SETTINGS.forecaster.model_copy(update={"start": start})})
     old = evidence.readings.take(evidence.readings.offset < 30)
     readings = evidence.readings
@@ -340,16 +342,16 @@ def test_a_stream_that_began_with_the_latest_reading_owes_no_forecast_of_earlier
 # --- settings that were changed ---------------------------------------------------------------------------------------
 
 
-def made_under_others(log: ForecastLog, mask: NDArray[np.bool_]) -> ForecastLog:
-    """The log where the forecasts of ``mask`` were made under other settings."""
+def with_foreign(log: ForecastLog, mask: NDArray[np.bool_]) -> ForecastLog:
+    """The log, with the forecasts of ``mask`` made under other settings."""
     foreign = replace(log.take(mask), quantiles=None, weights=None, fingerprints={"0123456789ab": int(mask.sum())})
     return replace(log.take(~mask), foreign=foreign)
 
 
-def test_a_partition_is_audited_from_its_first_forecast_of_the_present_settings_on(evidence: Evidence) -> None:
+def test_the_audit_of_a_partition_begins_at_its_first_forecast_under_the_present_settings(evidence: Evidence) -> None:
     since = 2 * HOURS.index(50)
     n = len(evidence.forecasts)
-    changed = with_forecasts(evidence, lambda log: made_under_others(log, np.arange(n) < since))
+    changed = with_forecasts(evidence, lambda log: with_foreign(log, np.arange(n) < since))
     verdict = audit_evidence(changed, SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.foreign == {"0123456789ab": since}
@@ -359,48 +361,48 @@ def test_a_partition_is_audited_from_its_first_forecast_of_the_present_settings_
     assert faults(lost) == {"missing": 1}
 
 
-def test_readings_that_were_forecast_under_other_settings_in_between_are_not_missed(evidence: Evidence) -> None:
+def test_readings_forecast_under_other_settings_in_between_are_not_reported_as_missing(evidence: Evidence) -> None:
     n = len(evidence.forecasts)
     between = (np.arange(n) >= 90) & (np.arange(n) < SWAP_AT)
-    changed = with_forecasts(evidence, lambda log: made_under_others(log, between))
+    changed = with_forecasts(evidence, lambda log: with_foreign(log, between))
     verdict = audit_evidence(changed, SETTINGS, load)
     assert verdict.faults == {}
     assert verdict.audit.accepted == n - (SWAP_AT - 90)
     assert faults(with_forecasts(changed, lambda log: log.take(log.input_offset != 50))) == {"missing": 1}
 
 
-def test_where_nothing_was_forecast_under_the_present_settings_nothing_is_due(evidence: Evidence) -> None:
+def test_no_forecast_is_due_in_a_partition_without_forecasts_under_the_present_settings(evidence: Evidence) -> None:
     n = len(evidence.forecasts)
-    verdict = audit_evidence(
-        with_forecasts(evidence, lambda log: made_under_others(log, np.ones(n, bool))), SETTINGS, load
-    )
+    verdict = audit_evidence(with_forecasts(evidence, lambda log: with_foreign(log, np.ones(n, bool))), SETTINGS, load)
     assert verdict.faults == {}
     assert (verdict.audit.accepted, verdict.audit.forecasts) == (0, 0)
 
 
-def test_what_is_lost_or_twice_where_settings_change_is_found(evidence: Evidence) -> None:
+def test_missing_and_repeated_forecasts_at_a_change_of_settings_are_found(evidence: Evidence) -> None:
     n, since = len(evidence.forecasts), 2 * HOURS.index(50)
     before = np.arange(n) < since
-    lost = with_forecasts(evidence, lambda log: made_under_others(log, before).take(np.arange(n - since) >= 6))
+    lost = with_forecasts(evidence, lambda log: with_foreign(log, before).take(np.arange(n - since) >= 6))
     assert faults(lost)["missing"] == 6
 
-    foreign = made_under_others(evidence.forecasts, np.arange(n) < since + 4).foreign
-    twice = with_forecasts(evidence, lambda log: replace(made_under_others(log, before), foreign=foreign))
+    foreign = with_foreign(evidence.forecasts, np.arange(n) < since + 4).foreign
+    twice = with_forecasts(evidence, lambda log: replace(with_foreign(log, before), foreign=foreign))
     assert faults(twice) == {"twice": 4}
 
 
-def test_what_was_set_aside_while_settings_changed_is_not_missed(evidence: Evidence) -> None:
+def test_dead_letters_at_a_change_of_settings_are_not_reported_as_missing_forecasts(evidence: Evidence) -> None:
     n, since = len(evidence.forecasts), 2 * HOURS.index(50)
     changed = with_forecasts(
-        evidence, lambda log: made_under_others(log, np.arange(n) < since).take(np.arange(n - since) >= 2)
+        evidence, lambda log: with_foreign(log, np.arange(n) < since).take(np.arange(n - since) >= 2)
     )
     aside = replace(changed, letters={**evidence.letters, (0, since): 1, (0, since + 1): 1})
     assert "missing" in faults(changed)
     assert "missing" not in faults(aside)
 
 
-def test_a_reading_before_the_first_forecast_left_of_its_sensor_is_not_missed(evidence: Evidence) -> None:
-    """The first may be late: what made it so was deleted."""
+def test_a_reading_before_the_first_remaining_forecast_of_its_sensor_is_not_reported_as_missing(
+    evidence: Evidence,
+) -> None:
+    """This reading may be late: the newer reading before it may have been deleted."""
     cut = replace(
         evidence, readings=evidence.readings.take(evidence.readings.offset >= 20), logs=LogStarts(readings={0: 20})
     )
@@ -428,8 +430,8 @@ def forecast_of(settings: Settings, offset: int) -> Forecast:
 
 
 @pytest.fixture
-def on_the_topic(monkeypatch: pytest.MonkeyPatch) -> list[Forecast]:
-    """What is put here is what the forecasts topic holds."""
+def forecasts_topic(monkeypatch: pytest.MonkeyPatch) -> list[Forecast]:
+    """The forecasts topic: a test appends forecasts to this list."""
     forecasts: list[Forecast] = []
 
     def read(*_: object) -> Iterator[SimpleNamespace]:
@@ -458,9 +460,9 @@ def on_the_topic(monkeypatch: pytest.MonkeyPatch) -> list[Forecast]:
         {"forecaster": {"calibration": False}},
     ],
 )
-def test_forecasts_of_other_settings_are_kept_apart(on_the_topic: list[Forecast], change: dict[str, Any]) -> None:
+def test_forecasts_under_other_settings_are_read_apart(forecasts_topic: list[Forecast], change: dict[str, Any]) -> None:
     before = Settings(**{"features": ("a",), "targets": ("a",), "horizon_steps": 2, "max_gap_steps": 3, **change})
-    on_the_topic += [*(forecast_of(before, offset) for offset in range(4)), forecast_of(SETTINGS, 4)]
+    forecasts_topic += [*(forecast_of(before, offset) for offset in range(4)), forecast_of(SETTINGS, 4)]
     log = read_forecasts(SETTINGS, numbers=True)
     assert log.input_offset.tolist() == [4]
     assert log.quantiles is not None
@@ -473,17 +475,17 @@ def test_forecasts_of_other_settings_are_kept_apart(on_the_topic: list[Forecast]
         explain(SETTINGS, load, "s", START_OF_2016_US)
 
 
-def test_a_forecast_of_another_shape_than_its_settings_say_is_no_forecast(on_the_topic: list[Forecast]) -> None:
+def test_a_forecast_whose_shape_contradicts_its_settings_is_refused(forecasts_topic: list[Forecast]) -> None:
     longer = {"a": {quantile_key(level): [1.0] * 3 for level in SETTINGS.quantiles}}
-    on_the_topic.append(msgspec.structs.replace(forecast_of(SETTINGS, 0), quantiles=longer))
+    forecasts_topic.append(msgspec.structs.replace(forecast_of(SETTINGS, 0), quantiles=longer))
     with pytest.raises(KafkaError, match="is not a forecast of these settings"):
         read_forecasts(SETTINGS, numbers=True)
 
 
-def waited_for(
+def logs_of_one_batch(
     settings: Settings, names: list[str], hours: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> tuple[ReadingLog, ForecastLog, dict[tuple[int, str], LastState]]:
-    """What is on the topics of partition 0 where these readings were all taken at once."""
+    """Readings, forecasts and states of partition 0 after one batch of these readings."""
     n, sensors = len(hours), tuple(sorted(set(names)))
     timestamp_us, values = START_US + hours * HOUR_US, np.arange(n, dtype=float)[:, None]
     serving = ServedModel(1, MODELS[1], settings)
@@ -519,23 +521,23 @@ def waited_for(
     return readings, forecasts, states
 
 
-def test_a_reading_held_at_the_end_may_have_got_its_forecast_by_its_age_since() -> None:
-    """What lies behind the audited readings, here one of ``t``, tells how long ``s`` has been waited for."""
+def test_a_reading_buffered_at_the_end_of_the_audit_may_be_released_by_age_behind_it() -> None:
+    """Offsets behind the audited readings, here one of ``t``, show that the reading of ``s`` was released by age."""
     settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
     hours, offsets = np.array([0, 2, 0, 1]), np.array([0, 1, 2, 2 + MAX_BUFFERED_OFFSETS])
-    readings, forecasts, states = waited_for(settings, ["s", "s", "t", "t"], hours, offsets)
+    readings, forecasts, states = logs_of_one_batch(settings, ["s", "s", "t", "t"], hours, offsets)
     assert sorted(forecasts.input_offset.tolist()) == offsets.tolist()
     outcome = audit_evidence(Evidence(readings, forecasts, states, {}, {}, {0: 3}), settings, load)
     assert outcome.faults == {}
     assert (outcome.audit.accepted, outcome.audit.held) == (2, 1)
 
 
-def test_readings_that_are_held_at_the_end_are_due_no_forecast_and_may_have_got_one_since() -> None:
-    """The stream goes on while it is audited; and what is held at the end of everything must have none."""
+def test_readings_buffered_at_the_end_of_the_audit_are_due_no_forecast_and_may_have_one() -> None:
+    """The stream continues during its audit, so a buffered reading may be released and forecast behind the end."""
     settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
-    hours = np.array([0, 1, 3, 4, 2, 5, 7])  # 3 and 4 are held until 2 comes, 7 still is
+    hours = np.array([0, 1, 3, 4, 2, 5, 7])  # 3 and 4 are buffered until 2 arrives; 7 stays buffered
     n = len(hours)
-    readings, forecasts, states = waited_for(settings, ["s"] * n, hours, np.arange(n))
+    readings, forecasts, states = logs_of_one_batch(settings, ["s"] * n, hours, np.arange(n))
     m = len(forecasts)
     for end, due, held in ((n, 6, 1), (5, 5, 0), (4, 2, 2)):
         outcome = audit_evidence(Evidence(readings, forecasts, states, {}, {}, {0: end}), settings, load)
@@ -564,20 +566,18 @@ def test_a_moment_is_iso_8601_or_epoch_milliseconds(text: str, moment: int) -> N
 
 
 @pytest.mark.parametrize("text", ["1456833600000000", "-2208988800001", "7258118400000", "0001-01-01T00:00:00+05:00"])
-def test_a_moment_that_no_reading_can_be_of_is_refused_with_the_unit(text: str) -> None:
+def test_a_moment_outside_the_years_of_readings_is_refused_with_the_unit(text: str) -> None:
     with pytest.raises(click.BadParameter, match="outside the years 1900 to 2199; a number is taken as milliseconds"):
         moment_us(text)
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2016-03-01T08:00:00", "--5", "²", "9" * 5_000])
-def test_what_is_no_moment_is_refused(text: str) -> None:
+def test_an_invalid_moment_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is neither a time with a zone"):
         moment_us(text)
 
 
-def test_an_audit_of_no_reading_does_not_say_that_all_is_well(
-    evidence: Evidence, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_audit_of_no_reading_does_not_report_success(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
     audited = {"all": evidence, "none": replace(evidence, starts=evidence.ends)}
     told = {}
     monkeypatch.setattr("deploy.commands.verify._loader", lambda settings: load)

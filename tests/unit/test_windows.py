@@ -1,4 +1,4 @@
-"""Sequences from the history: the stream's steps, none mixed up between sensors, none from the future."""
+"""Sequences from the history have the stream's steps, never mix sensors and never look ahead."""
 
 import subprocess
 import sys
@@ -30,12 +30,12 @@ MAX_GAP_STEPS = 3
 SENSORS = ("north", "south", "zoë")
 
 Stream = list[tuple[int, int]]
-# (sensor, timestamp): the sensor's index is its partition, the place in the list gives the offset
+# (sensor, timestamp); the sensor's index is its partition, and the place in the list is the offset
 streams = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20_000)), max_size=50)
 
 
 def frame_of(stream: Stream) -> pl.DataFrame:
-    """Two features: one tells the sensor, the other the offset, so that a mix-up shows in the values."""
+    """Two features: one holds the sensor's index and one the offset, so that a mix-up shows in the values."""
     sensors = [sensor for sensor, _ in stream]
     return pl.DataFrame(
         {
@@ -65,7 +65,7 @@ def steps_of(sequences: Sequences, sensor_id: str) -> list[tuple[int, int, float
 
 
 def step_through(stream: Stream, wanted: int) -> list[tuple[int, int, float, bool]]:
-    """The stream's own way: one reading after the other."""
+    """(timestamp, offset, elapsed, reset) of each step, computed one reading after the other."""
     steps: list[tuple[int, int, float, bool]] = []
     last: int | None = None
     for offset, (sensor, moment) in enumerate(stream):
@@ -85,7 +85,7 @@ def step_through(stream: Stream, wanted: int) -> list[tuple[int, int, float, boo
 
 
 @given(streams, st.randoms())
-def test_steps_are_the_streams_whatever_the_order_of_rows(stream: Stream, random: Random) -> None:
+def test_steps_equal_those_of_the_stream_for_any_order_of_rows(stream: Stream, random: Random) -> None:
     frame = frame_of(stream)
     order = list(range(len(stream)))
     random.shuffle(order)
@@ -95,9 +95,7 @@ def test_steps_are_the_streams_whatever_the_order_of_rows(stream: Stream, random
 
 
 @given(streams, st.randoms())
-def test_where_gaps_are_waited_for_steps_are_those_of_the_accepted_in_order_of_time(
-    stream: Stream, random: Random
-) -> None:
+def test_steps_with_grace_follow_the_accepted_readings_in_order_of_time(stream: Stream, random: Random) -> None:
     frame = frame_of(stream)
     grace = GracePeriod(CADENCE_US, 3 * CADENCE_US)
     sequences = load(frame.sample(fraction=1, shuffle=True, seed=random.randrange(99)), grace.wait_us)
@@ -126,7 +124,7 @@ def test_no_window_mixes_sensors(stream: Stream) -> None:
 
 
 @given(streams, st.integers(0, 50))
-def test_nothing_looks_ahead(stream: Stream, cut: int) -> None:
+def test_steps_do_not_depend_on_later_readings(stream: Stream, cut: int) -> None:
     whole, before = load(frame_of(stream)), load(frame_of(stream[:cut]))
     for sensor_id in before.sensors:
         known = steps_of(before, sensor_id)
@@ -136,7 +134,7 @@ def test_nothing_looks_ahead(stream: Stream, cut: int) -> None:
 @pytest.mark.parametrize("wait_us", [0, 3_000])
 @pytest.mark.parametrize(("first", "then"), [(0, 1), (1, 0)])
 def test_a_sensor_that_moves_to_another_partition_keeps_its_past(first: int, then: int, wait_us: int) -> None:
-    """As when partitions are added: some sensors move to one of a lower number."""
+    """If partitions are added, a sensor may move to a partition with a lower number."""
     moved = frame_of([(0, number * CADENCE_US) for number in range(100)]).with_columns(
         partition=pl.when(pl.col("offset") < 95).then(first).otherwise(then),
         offset=pl.when(pl.col("offset") < 95).then(pl.col("offset")).otherwise(pl.col("offset") - 95),
@@ -147,15 +145,15 @@ def test_a_sensor_that_moves_to_another_partition_keeps_its_past(first: int, the
     assert np.diff(found.starts).tolist() == [expected, expected]
 
 
-def test_one_odd_clock_reading_does_not_turn_a_moved_sensors_past_around() -> None:
-    """As of a device that had not set its clock yet when it came back."""
+def test_one_reading_with_a_wrong_clock_does_not_reorder_the_past_of_a_moved_sensor() -> None:
+    """A restarted device may send a reading before it sets its clock."""
     stream = [(0, number * CADENCE_US) for number in range(100, 200)]
     before = frame_of(stream[:90])
     after = frame_of([(0, 0), *stream[90:]]).with_columns(partition=pl.lit(1, before.schema["partition"]))
     assert np.diff(load(pl.concat([before, after.select(before.columns)])).starts).tolist() == [100]
 
 
-def test_a_frame_without_offsets_counts_its_rows() -> None:
+def test_a_frame_without_offsets_takes_row_numbers_as_offsets() -> None:
     frame = frame_of([(0, 5_000), (0, 6_000), (0, 6_000), (0, 5_500), (0, 7_000)]).drop("offset", "partition")
     assert [step[1] for step in steps_of(load(frame), "north")] == [0, 1, 4]
 
@@ -181,7 +179,7 @@ def test_readings_of_files_step_as_if_published_in_their_order(settings: Setting
         (2_000, 2, 1.0, False),
         (3_000, 4, 1.0, False),
     ]
-    assert np.isnan(sequences.values[:, 0]).all()  # the feature that the files do not have
+    assert np.isnan(sequences.values[:, 0]).all()  # the files lack this feature
 
 
 @pytest.fixture
@@ -189,7 +187,7 @@ def settings() -> Settings:
     return Settings(features=("sensor", "place"), targets=("place",), cadence_s=CADENCE_US / 1e6)
 
 
-def test_the_history_is_read_at_the_version_asked_for(tmp_path: Path, settings: Settings) -> None:
+def test_the_history_is_read_at_the_given_version(tmp_path: Path, settings: Settings) -> None:
     history = History(tmp_path / "history", settings.features)
     history.create()
     stream = [(0, 0), (1, 500), (0, 1_000), (0, 1_000), (1, 1_500)]
@@ -200,7 +198,7 @@ def test_the_history_is_read_at_the_version_asked_for(tmp_path: Path, settings: 
     assert load_sequences(history, settings).offset.tolist() == [0, 2, 1, 4]
 
 
-def test_an_empty_history_and_a_feature_it_lacks_are_named(tmp_path: Path, settings: Settings) -> None:
+def test_an_empty_history_and_a_missing_feature_are_named(tmp_path: Path, settings: Settings) -> None:
     history = History(tmp_path / "history", ["sensor"])
     history.create()
     with pytest.raises(HistoryError, match=r"has no feature place; it has sensor"):
@@ -217,7 +215,7 @@ from pipeline.files.reading_table import ReadingTable
 from pipeline.settings import Settings
 from pipeline.windows import load_sequences
 
-def peak_bytes():  # of this process alone; getrusage would count the parent's before the exec
+def peak_bytes():  # of this process alone; getrusage also counts the parent before the exec
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 settings = Settings(features=("a", "b", "c"), targets=("a",))
@@ -228,7 +226,7 @@ print(steps, peak_bytes() - before)
 
 
 def test_memory_stays_in_proportion_to_the_readings(tmp_path: Path) -> None:
-    """The bound is 140 bytes a reading, so that 10 million stay under 1.5 GB; the sequences alone take 54."""
+    """The bound is 140 bytes a reading: 10 million readings need less than 1.5 GB. The sequences take 54 bytes."""
     readings, sensors = 2_000_000, 200
     number = np.arange(readings)
     frame = pl.DataFrame(
@@ -256,7 +254,7 @@ def read(codes: list[int], times: list[int]) -> ReadingTable:
 
 
 def test_the_usual_interval_is_the_median_within_sensors() -> None:
-    # One came twice, and there is a gap.
+    # One reading is repeated, and one interval is a gap.
     assert usual_interval_us(read([0, 1, 0, 1, 0, 0, 1], [0, 7, 60, 67, 60, 180, 127])) == 60
     assert usual_interval_us(read([0, 1], [0, 60])) is None
 
@@ -264,7 +262,7 @@ def test_the_usual_interval_is_the_median_within_sensors() -> None:
 @pytest.mark.parametrize(
     ("every_us", "odd_us"), [(500, 500), (800, None), (1_250, None), (1_300, 1_300), (5_000, 5_000)]
 )
-def test_readings_that_do_not_come_once_in_a_cadence_are_told(every_us: int, odd_us: int | None) -> None:
+def test_an_interval_that_differs_from_the_cadence_is_reported(every_us: int, odd_us: int | None) -> None:
     frame = frame_of([(1, number * every_us) for number in range(20)] + [(0, 5)])
     sequences = sequences_from_readings(
         frame.lazy(), ("sensor",), grace=GracePeriod(CADENCE_US, 0), max_gap_steps=MAX_GAP_STEPS

@@ -1,4 +1,4 @@
-"""Where a forecaster goes on, and which state records it believes."""
+"""The offset at which a forecaster resumes, from the group's offsets and the changelog."""
 
 import pytest
 from kafka.structs import OffsetAndMetadata
@@ -21,12 +21,12 @@ def settings(start: str = "earliest") -> Settings:
 
 
 @pytest.mark.parametrize(("start", "position"), [("earliest", 10), ("latest", 90)])
-def test_without_a_committed_offset_the_setting_decides(start: str, position: int) -> None:
+def test_a_group_without_a_committed_offset_starts_as_the_setting_says(start: str, position: int) -> None:
     assert position_from_group(settings(start), PartitionLog(0, 10, 90, None), accept_loss=False) == Position(position)
 
 
 @pytest.mark.parametrize("committed", [Position(10), Position(50), Position(90), Position(90, 10)])
-def test_a_committed_offset_within_the_log_is_gone_on_from(committed: Position) -> None:
+def test_a_committed_offset_within_the_log_is_resumed_from(committed: Position) -> None:
     assert (
         position_from_group(
             settings("latest"), PartitionLog(0, 10, 90, CommittedPosition(committed)), accept_loss=False
@@ -36,7 +36,7 @@ def test_a_committed_offset_within_the_log_is_gone_on_from(committed: Position) 
 
 
 @pytest.mark.parametrize(("committed", "why"), [(9, "1 readings were deleted"), (91, "deleted and recreated")])
-def test_a_committed_offset_outside_the_log_needs_consent(committed: int, why: str) -> None:
+def test_a_committed_offset_outside_the_log_needs_accept_loss(committed: int, why: str) -> None:
     log = PartitionLog(3, 10, 90, CommittedPosition(Position(committed)))
     with pytest.raises(OffsetsLost, match=why) as raised:
         position_from_group(settings(), log, accept_loss=False)
@@ -45,7 +45,7 @@ def test_a_committed_offset_outside_the_log_needs_consent(committed: int, why: s
     assert position_from_group(settings(), log, accept_loss=True) == Position(10)
 
 
-def test_held_readings_that_retention_deleted_are_counted_and_said_and_the_rest_is_gone_on_with(
+def test_buffered_readings_deleted_by_retention_are_counted_and_logged_and_the_position_is_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     log = PartitionLog(3, 10, 90, CommittedPosition(Position(50, 7)))
@@ -62,7 +62,7 @@ def test_held_readings_that_retention_deleted_are_counted_and_said_and_the_rest_
 
 
 @pytest.mark.parametrize("position", [Position(7), Position(7, 3), Position(0)])
-def test_a_position_is_committed_and_noted_and_read_back(position: Position) -> None:
+def test_a_position_survives_a_commit_and_a_position_record(position: Position) -> None:
     assert CommittedPosition.of(position.to_commit()) == CommittedPosition(position)
     assert PositionRecord.decode(PositionRecord(position, "group in topic").encode()) == PositionRecord(
         position, "group in topic"
@@ -70,7 +70,7 @@ def test_a_position_is_committed_and_noted_and_read_back(position: Position) -> 
 
 
 @pytest.mark.parametrize("metadata", ["", "mine", "reached=", "reached=-9", "reached=2", "reached=9x"])
-def test_metadata_that_is_not_ours_says_nothing(metadata: str) -> None:
+def test_metadata_of_another_program_is_ignored(metadata: str) -> None:
     assert CommittedPosition.of(OffsetAndMetadata(3, metadata, -1)) == CommittedPosition(Position(3), is_ours=False)
 
 
@@ -87,7 +87,7 @@ def test_metadata_that_is_not_ours_says_nothing(metadata: str) -> None:
         b'{"position": {"next": "3"}, "owner": "ours"}',
     ],
 )
-def test_a_record_that_is_no_position_is_refused(value: bytes | None) -> None:
+def test_an_invalid_position_record_is_refused(value: bytes | None) -> None:
     with pytest.raises(StateError, match="not a position"):
         PositionRecord.decode(value)
 
@@ -97,28 +97,28 @@ RESET = CommittedPosition(Position(50), is_ours=False)
 
 
 @pytest.mark.parametrize(
-    ("committed", "recorded", "settled"),
+    ("committed", "recorded", "resumed"),
     [
         (OURS, None, Position(50)),
         (OURS, Position(50), Position(50)),
-        (OURS, Position(60, 55), Position(60, 55)),  # the brokers have lost an offset
-        (OURS, Position(40), Position(50)),  # the newest of the changelog
-        (OURS, Position(91), Position(50)),  # of a log that was longer
+        (OURS, Position(60, 55), Position(60, 55)),  # brokers lost the group's newest offset
+        (OURS, Position(40), Position(50)),  # the changelog lost its newest record
+        (OURS, Position(91), Position(50)),  # recorded in a longer log
         (RESET, Position(60), Position(50)),
         (None, None, Position(90)),
-        (None, Position(60), Position(60)),  # the group was forgotten
+        (None, Position(60), Position(60)),  # brokers deleted the group's offsets
         (CommittedPosition(Position(5)), Position(20), Position(20)),
     ],
 )
-def test_the_changelog_tells_what_brokers_have_lost(
-    committed: CommittedPosition | None, recorded: Position | None, settled: Position
+def test_the_changelog_replaces_offsets_that_brokers_have_lost(
+    committed: CommittedPosition | None, recorded: Position | None, resumed: Position
 ) -> None:
     log = PartitionLog(0, 10, 90, committed)
-    assert resume_position(settings("latest"), log, recorded, accept_loss=False) == settled
-    assert log.floor <= settled.next
+    assert resume_position(settings("latest"), log, recorded, accept_loss=False) == resumed
+    assert log.floor <= resumed.next
 
 
-def test_a_group_that_was_forgotten_for_longer_than_readings_are_kept_needs_consent() -> None:
+def test_a_group_without_offsets_whose_readings_were_deleted_needs_accept_loss() -> None:
     log = PartitionLog(0, 10, 90, None)
     with pytest.raises(OffsetsLost, match="3 readings were deleted"):
         resume_position(settings("latest"), log, Position(7), accept_loss=False)

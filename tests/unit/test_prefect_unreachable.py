@@ -1,4 +1,4 @@
-"""Prefect goes away during a run: what was done is told, in words."""
+"""Prefect fails during a run: the error says whether the work was done."""
 
 import logging
 import threading
@@ -23,9 +23,9 @@ from tests.ports import free_ports
 
 @pytest.fixture
 def settings() -> Settings:
-    """Of a Prefect that nobody answers for."""
-    (nobody,) = free_ports(1)
-    return Settings(prefect_api_url=f"http://127.0.0.1:{nobody}/api")
+    """Settings with a Prefect address on which no server listens."""
+    (unused_port,) = free_ports(1)
+    return Settings(prefect_api_url=f"http://127.0.0.1:{unused_port}/api")
 
 
 def test_a_page_that_cannot_be_published_is_a_warning(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
@@ -36,7 +36,7 @@ def test_a_page_that_cannot_be_published_is_a_warning(settings: Settings, caplog
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_was_done_is_told_when_prefect_does_not_learn_of_it(settings: Settings, fails: bool) -> None:
+def test_an_outcome_that_prefect_does_not_receive_is_in_the_error(settings: Settings, fails: bool) -> None:
     @user_errors_as_state
     def work() -> str:
         if fails:
@@ -49,7 +49,7 @@ def test_what_was_done_is_told_when_prefect_does_not_learn_of_it(settings: Setti
 
     @flow
     def report_the_end() -> None:
-        """Begins with a request to Prefect, as a run ends with one."""
+        """Send a request to Prefect, as the end of a run does."""
 
     told = "work is not done: no table" if fails else "work is done all the same: version 7 is champ"
     with (
@@ -59,10 +59,10 @@ def test_what_was_done_is_told_when_prefect_does_not_learn_of_it(settings: Setti
         run_once(call, settings)
 
 
-def test_what_was_not_done_is_to_be_run_again(settings: Settings) -> None:
+def test_an_error_before_the_work_asks_to_run_it_again(settings: Settings) -> None:
     @flow
     def work() -> None:
-        raise AssertionError("not without Prefect")
+        raise AssertionError("work must not run without Prefect")
 
     with (
         temporary_settings({PREFECT_API_URL: settings.prefect_api_url}),
@@ -71,7 +71,7 @@ def test_what_was_not_done_is_to_be_run_again(settings: Settings) -> None:
         run_once(work, settings)
 
 
-def test_an_outcome_is_handed_on(settings: Settings) -> None:
+def test_the_result_or_error_of_the_work_is_passed_on(settings: Settings) -> None:
     assert run_once(lambda: 7, settings) == 7
     with pytest.raises(HistoryError):
         run_once(_fail, settings)
@@ -91,12 +91,12 @@ class _Refusing(BaseHTTPRequestHandler):
         self.send_error(self.code)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Log no request."""
 
 
 @contextmanager
 def _answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[Settings]:
-    """Settings of a Prefect in whose place a handler answers."""
+    """Settings with the address of a server that answers with ``handler`` instead of Prefect."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         settings = Settings(prefect_api_url=f"http://127.0.0.1:{server.server_port}/api")
@@ -105,7 +105,7 @@ def _answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[Settings]:
         server.shutdown()
 
 
-def test_who_serves_schedules_asks_again_until_prefect_is_back(
+def test_serving_schedules_is_retried_until_prefect_answers(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
@@ -122,19 +122,19 @@ def test_who_serves_schedules_asks_again_until_prefect_is_back(
     assert caplog.text.count(f"Prefect at {settings.prefect_api_url} does not answer as it should") == 2
 
 
-def test_a_prefect_that_refuses_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serving_schedules_ends_when_prefect_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Refusing, "code", 401)
     with _answering(_Refusing) as settings, pytest.raises(StackError, match=r"refuses to serve schedules: .*401"):
         serve(settings)
 
 
-def test_a_fault_of_our_own_is_no_outage() -> None:
-    given_up = RuntimeError("Service exceeded error threshold.")  # as Prefect's runner ends after failed requests
+def test_an_error_in_our_code_is_not_taken_for_an_outage() -> None:
+    given_up = RuntimeError("Service exceeded error threshold.")  # raised by Prefect's runner after failed requests
     assert is_outage(ExceptionGroup("", [ExceptionGroup("", [given_up])]))
     assert not is_outage(ExceptionGroup("", [given_up, TypeError("a fault")]))
 
 
 @pytest.mark.parametrize("schedule", [{"cron": "every day"}, {"cron": ""}, {"interval_s": 1e300}, {"interval_s": 1e-9}])
-def test_what_is_no_schedule_is_named(schedule: dict[str, object]) -> None:
+def test_an_invalid_schedule_is_named(schedule: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match=r"schedules\.retrain: .* is no schedule"):
         scheduled_deployments(Settings(schedules={"retrain": schedule}))

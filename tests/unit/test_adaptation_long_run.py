@@ -1,4 +1,4 @@
-"""Adaptation over a million steps and in every regime: finite, and never much worse than the best it is mixed from."""
+"""Adaptation over long series and in every regime is finite, and never much worse than its best expert."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ from tests.unit.test_adaptation import config, errors, gru_like, naive, run
 Floats = NDArray[np.float64]
 SEASON = 12
 HOUR_US = 3_600_000_000
-# How much worse than the best, at most, by horizon: the further ahead, the fewer labels that do not overlap.
-MUCH_WORSE = {1: 1.05, 24: 1.1, 96: 1.15}
-# A regime of 1,000 steps has ten of those at 96 steps ahead: too few to leave soon what was right and no longer is.
-CHANGED_TOO_SOON = {("regime_change", 96): 1.4}
+# horizon -> largest allowed error relative to the best expert; a longer horizon has fewer independent labels
+ERROR_LIMITS = {1: 1.05, 24: 1.1, 96: 1.15}
+# A regime of 1,000 steps has ten independent labels at horizon 96: too few to leave an outdated expert soon.
+ERROR_LIMITS_AFTER_A_CHANGE = {("regime_change", 96): 1.4}
 
 
 def noise(T: int, B: int, seed: int) -> Floats:
@@ -46,7 +46,7 @@ def trend(T: int, B: int) -> Floats:
 
 
 def regime_change(T: int, B: int) -> Floats:
-    """Zero with noise, which the model knows; a random walk; days, on the level that the walk has led to."""
+    """Noise around zero, which the model forecasts best; a random walk; then daily swings on the walk's last level."""
     third = T // 3
     walk = noise(third, B, 7).cumsum(axis=0)
     rest = T - 2 * third
@@ -59,7 +59,7 @@ REGIMES: dict[str, Callable[[int, int], Floats]] = {
 
 
 def autoregression(values: Floats, horizon: int) -> Floats:
-    """(T, B, K, h) of the adaptive autoregression, as in the back-test."""
+    """(T, B, K, h) forecasts of the adaptive autoregression, as in a back-test."""
     T, B, _ = values.shape
     shape = ModelConfig(("value",), ("value",), HOUR_US, horizon, season_steps=SEASON)
     sequences = build_sequences(
@@ -77,9 +77,9 @@ def autoregression(values: Floats, horizon: int) -> Floats:
     return np.stack(found, axis=1)
 
 
-@pytest.mark.parametrize("horizon", MUCH_WORSE)
+@pytest.mark.parametrize("horizon", ERROR_LIMITS)
 @pytest.mark.parametrize("regime", REGIMES)
-def test_is_never_much_worse_than_the_best_of_all_that_people_use(horizon: int, regime: str) -> None:
+def test_adaptation_is_never_much_worse_than_the_best_common_baseline(horizon: int, regime: str) -> None:
     values = REGIMES[regime](3_000, 2)
     forecasts = run(config(horizon=horizon), values).quantiles[:, :, :, 1]
     others = {
@@ -89,12 +89,12 @@ def test_is_never_much_worse_than_the_best_of_all_that_people_use(horizon: int, 
         "autoregression": autoregression(values, horizon),
     }
     found = {name: float(np.abs(errors(values, other, 600)).mean()) for name, other in others.items()}
-    most = CHANGED_TOO_SOON.get((regime, horizon), MUCH_WORSE[horizon]) * min(found.values())
+    most = ERROR_LIMITS_AFTER_A_CHANGE.get((regime, horizon), ERROR_LIMITS[horizon]) * min(found.values())
     assert np.abs(errors(values, forecasts, 600)).mean() < most, found
 
 
-T = 100_000  # ``test_adaptation`` goes on to a million with the constant, the missing and the wild
-FOR_EVER: dict[str, Callable[[np.random.Generator], Floats]] = {
+T = 100_000  # steps; ``test_adaptation`` has a million constant, missing and extreme values
+LONG_SERIES: dict[str, Callable[[np.random.Generator], Floats]] = {
     "constant": lambda rng: np.full(T, -4.2e5),
     "missing": lambda rng: np.where(rng.random(T) < 0.98, np.nan, rng.standard_normal(T)),
     "wildly scaled": lambda rng: rng.choice([-1.0, 1.0], T) * 10.0 ** rng.uniform(-150, 150, T),
@@ -104,9 +104,9 @@ FOR_EVER: dict[str, Callable[[np.random.Generator], Floats]] = {
 
 
 @pytest.mark.parametrize(("level", "horizon"), [("full", 1), ("light", 24)])
-def test_whatever_is_read_a_hundred_thousand_times_leaves_everything_finite(level: Level, horizon: int) -> None:
+def test_any_input_over_a_hundred_thousand_steps_leaves_states_and_forecasts_finite(level: Level, horizon: int) -> None:
     random = np.random.default_rng(0)
-    values = np.stack([make(random) for make in FOR_EVER.values()], axis=1)[:, :, None]
+    values = np.stack([make(random) for make in LONG_SERIES.values()], axis=1)[:, :, None]
     states, length = None, 10_000
     for begin in range(0, T, length):
         got = run(config(level, horizon=horizon), values[begin : begin + length], states=states, start=begin)
