@@ -284,7 +284,7 @@ def test_a_damaged_state_is_refused_or_harmless(tag: StateTag, row: bytes, data:
 
 def test_a_header_alone_is_no_state() -> None:
     """It passes its checksum: that of nothing is 0."""
-    with pytest.raises(StateError, match="ends behind its header"):
+    with pytest.raises(StateError, match="ends after its header"):
         decode_state(StateTag(1, "0123456789ab").encode(b""))
 
 
