@@ -253,7 +253,7 @@ def test_a_store_of_artefacts_that_is_away_is_not_taken_for_an_empty_version(
     store = mlflow_server.home / "mlflow" / "artifacts"
     away = store.rename(store.with_name("away"))
     try:
-        with pytest.raises(RegistryUnreachable, match=rf"version {version} and shows none of its files"):
+        with pytest.raises(RegistryUnreachable, match=rf"version {version} but lists none of its files"):
             registry.load(version, tmp_path / "models")
     finally:
         if store.exists():
