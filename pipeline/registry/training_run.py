@@ -151,7 +151,7 @@ def training_run(settings: Settings, name: str, tags: Mapping[str, str]) -> Iter
         _end(session, run_id, "FINISHED")
     except RegistryError as error:  # the model is registered, so this is not a failure
         logger.warning(
-            "run %s succeeded but still shows as running in MLflow; the monitor ignores it: %s", run_id, error
+            "run %s succeeded but shows as running in MLflow; the monitor ignores it: %s", run_id, error
         )
 
 

@@ -80,7 +80,7 @@ def test_a_version_that_has_seen_all_outcomes_is_not_scored(days: Sequences, hou
     trained = replace(model_config(Settings()), sensors=("s1",))
     until = iso_timestamp(hour * HOUR_US)
     with pytest.raises(
-        ValueError, match=rf"until {until}, .*: of 0 forecasts of a sensor, at most, it has not seen the outcome"
+        ValueError, match=rf"until {until}, .*: at most 0 forecasts of a sensor remain"
     ):
         after_selection(SPLIT, days, trained, until)
 
@@ -94,7 +94,7 @@ def test_as_many_forecasts_are_left_as_are_asked_for(days: Sequences) -> None:
     left = int(scores["persistence"].count[..., -1].max())
     assert after_selection(SPLIT, whole, trained, iso_timestamp(start_us), left).validation_end_us == start_us
     with pytest.raises(
-        ValueError, match=f"of {left} forecasts of a sensor, at most, .* at least {left + 1} are needed"
+        ValueError, match=f"at most {left} forecasts of a sensor remain .* at least {left + 1} are needed"
     ):
         after_selection(SPLIT, whole, trained, iso_timestamp(start_us), left + 1)
 
@@ -109,7 +109,7 @@ def test_a_clock_that_is_ahead_leaves_no_more_to_forecast(days: Sequences) -> No
 
 def test_a_time_that_is_none_is_named(days: Sequences) -> None:
     trained = replace(model_config(Settings()), sensors=("s1",))
-    with pytest.raises(ValueError, match="cannot be read, '2024-01-01'"):
+    with pytest.raises(ValueError, match="'2024-01-01', is not a time"):
         after_selection(SPLIT, days, trained, "2024-01-01")
 
 
@@ -333,7 +333,7 @@ def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path) -
     alone = Context(lambda: settings.model_copy(update={"features": ("level",)}))
     result = CliRunner().invoke(backtest, [str(file), "--model", str(tmp_path)], obj=alone)
     assert isinstance(result.exception, DataFileError)
-    assert f"{tmp_path} does not hold the results of a back-test" in str(result.exception)
+    assert f"{tmp_path} does not contain the results of a back-test" in str(result.exception)
 
 
 def test_an_unknown_metric_is_named_with_those_there_are(settings: Settings) -> None:
