@@ -30,8 +30,8 @@ from pipeline.errors import SettingsError, StackError
 from pipeline.settings import Settings
 from pipeline.settings_sections import Schedule
 
-# A run that is due while an earlier run is active is cancelled, not queued: the next run does its work too. The slot of a
-# killed run is free again when its lease expires (300 s), if the server still has that lease.
+# A run that is due while an earlier run is active is cancelled, not queued: the next run does its work too. The slot of
+# a killed run is free again when its lease expires (300 s), if the server still has that lease.
 ONE_AT_A_TIME: Final = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 # Intervals count from here. By default Prefect counts them from the registration, and every start registers again: with
 # one restart of the scheduler a day, a daily run would never start.
@@ -40,7 +40,11 @@ INTERVALS_FROM: Final = datetime(2020, 1, 1, tzinfo=UTC)
 QUERY_S: Final = 5.0
 # Seconds before the runner is restarted; it ends after some minutes without an answer from Prefect.
 RETRY_S: Final = 30.0
-REFUSALS: Final = (401, 403, 422)  # HTTP statuses that waiting does not change: no permission, or a request that the server cannot process
+REFUSALS: Final = (
+    401,
+    403,
+    422,
+)  # HTTP statuses that waiting does not change: no permission, or a request that the server cannot process
 
 logger = logging.getLogger("streamgru.schedules")
 
@@ -108,8 +112,8 @@ def serve(settings: Settings) -> None:
 def resume_deployment(deployment: RunnerDeployment, client: SyncPrefectClient) -> None:
     """Adjust a deployment to its state in Prefect before it is registered again.
 
-    A paused deployment or schedule stays paused. Overdue runs are deleted except the newest, because Prefect would start
-    them one after the other, for hours after a few days.
+    A paused deployment or schedule stays paused. Overdue runs are deleted except the newest, because Prefect would
+    start them one after the other, for hours after a few days.
     """
     try:
         known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")

@@ -105,9 +105,7 @@ def after_selection(
     try:
         since_epoch = datetime.fromisoformat(selected_until) - datetime.fromtimestamp(0, UTC)
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"the model's validate_until, {selected_until!r}, is not a time: {error}"
-        ) from error
+        raise ValueError(f"the model's validate_until, {selected_until!r}, is not a time: {error}") from error
     selected_until_us = since_epoch // timedelta(microseconds=1)
     if selected_until_us <= split.validation_end_us:
         return split

@@ -150,9 +150,7 @@ def training_run(settings: Settings, name: str, tags: Mapping[str, str]) -> Iter
     try:
         _end(session, run_id, "FINISHED")
     except RegistryError as error:  # the model is registered, so this is not a failure
-        logger.warning(
-            "run %s succeeded but shows as running in MLflow; the monitor ignores it: %s", run_id, error
-        )
+        logger.warning("run %s succeeded but shows as running in MLflow; the monitor ignores it: %s", run_id, error)
 
 
 def last_trained(settings: Settings) -> datetime | None:

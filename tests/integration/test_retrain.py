@@ -278,7 +278,7 @@ def test_the_promote_flow_fails_in_words(settings: Settings) -> None:
 def test_the_monitor_fails_while_something_is_overdue(settings: Settings) -> None:
     state = monitor(return_state=True)
     assert (state.is_failed(), state.name) == (True, "Overdue")
-    assert "no retraining has ended well so far" in str(state.message)
+    assert "no retraining has succeeded so far" in str(state.message)
     fill_history(settings, 10)
     with training_run(settings, "a retraining", {}):
         pass
@@ -291,6 +291,6 @@ def test_what_is_overdue_is_told_with_its_age() -> None:
     assert overdue(limits, now, now - timedelta(hours=2), now - timedelta(hours=1)) == []
     (sentence,) = overdue(limits, now, now - timedelta(hours=3), now)
     assert sentence == (
-        "no retraining has ended well for 3.0 hours (since 2024-01-02 09:00 UTC); `streamgru retrain` shows why"
+        "no retraining has succeeded for 3.0 hours (since 2024-01-02 09:00 UTC); `streamgru retrain` shows why"
     )
     assert len(overdue(limits, now, None, None)) == 2

@@ -51,7 +51,7 @@ def test_what_was_done_is_told_when_prefect_does_not_learn_of_it(settings: Setti
     def report_the_end() -> None:
         """Begins with a request to Prefect, as a run ends with one."""
 
-    told = "work is not done: no table" if fails else "work is done all the same: version 7 is champ"
+    told = "the flow failed: no table" if fails else "the flow succeeded nevertheless: version 7 is champ"
     with (
         temporary_settings({PREFECT_API_URL: settings.prefect_api_url}),
         pytest.raises(StackError, match=rf"/api failed during the run .*{told}"),
@@ -66,7 +66,7 @@ def test_what_was_not_done_is_to_be_run_again(settings: Settings) -> None:
 
     with (
         temporary_settings({PREFECT_API_URL: settings.prefect_api_url}),
-        pytest.raises(StackError, match="the work is not done; run it again"),
+        pytest.raises(StackError, match="the flow did not finish; run it again"),
     ):
         run_once(work, settings)
 
@@ -119,7 +119,7 @@ def test_who_serves_schedules_asks_again_until_prefect_is_back(
     with _answering(_Refusing) as settings, pytest.raises(KeyboardInterrupt):
         serve(settings)
     assert waits == [RETRY_S, RETRY_S]
-    assert caplog.text.count(f"Prefect at {settings.prefect_api_url} does not answer as it should") == 2
+    assert caplog.text.count(f"Prefect at {settings.prefect_api_url} does not answer correctly") == 2
 
 
 def test_a_prefect_that_refuses_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
