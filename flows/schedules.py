@@ -44,7 +44,7 @@ REFUSALS: Final = (
     401,
     403,
     422,
-)  # HTTP statuses that waiting does not change: no permission, or a request that the server cannot process
+)  # HTTP statuses that do not change by waiting
 
 logger = logging.getLogger("streamgru.schedules")
 
@@ -207,6 +207,6 @@ def _deployment(flow: Flow[..., Any], settings: Settings, schedule: Schedule | N
         )
     except (ValueError, OverflowError) as error:
         raise SettingsError(
-            f"schedules.{flow.name}: {given} is an invalid schedule; cron takes five fields (minute, hour, day of the month, "
-            'month, day of the week), such as "0 3 * * *", and interval_s a number of seconds'
+            f"schedules.{flow.name}: {given} is an invalid schedule; cron takes five fields (minute, hour, day of "
+            'the month, month, day of the week), such as "0 3 * * *", and interval_s a number of seconds'
         ) from error

@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def user_errors_as_state(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a flow's function so that a ``StreamgruError`` becomes the run's state; other errors keep their traceback.
+    """Decorate a flow so that a ``StreamgruError`` becomes the run's state; other errors keep their traceback.
 
     ``Busy`` cancels the run instead of failing it. A direct call of the flow raises the error.
     """
@@ -40,7 +40,7 @@ def user_errors_as_state(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _has_new_traceback(record: logging.LogRecord) -> bool:
-    """False for log records of Prefect's processes with the traceback of a user error, which the state already shows."""
+    """False for log records with the traceback of a user error, which the run's state already shows."""
     return not (record.exc_info and isinstance(record.exc_info[1], StreamgruError))
 
 

@@ -231,7 +231,7 @@ def test_a_champion_that_does_not_fit_counts_as_none_and_is_said_to(settings: Se
         Registry(settings).set_alias(CHAMPION, run.register(tmp_path / "other", {}, {}))
     report = retrain(epochs=1, warm_start=True)
     assert " forecast" in report.decision.reason
-    assert "the champion, version 1, was not compared with" in report.decision.reason
+    assert "the champion, version 1, was not compared" in report.decision.reason
     assert "horizon" in report.decision.reason
     assert mlflow_run(settings, report).data.params["warm_start_from"] == "random weights"
 
@@ -240,7 +240,7 @@ def test_without_enough_history_it_says_what_is_needed(settings: Settings) -> No
     with pytest.raises(HistoryError, match="streamgru ingest"):
         retrain()
     fill_history(settings, 5)
-    with pytest.raises(HistoryError, match=r"does not do for a retraining.*ingest more readings"):
+    with pytest.raises(HistoryError, match=r"is too short for a retraining.*ingest more readings"):
         retrain()
     assert Registry(settings).versions() == []
 
@@ -249,7 +249,7 @@ def test_two_retrainings_at_once_are_one(settings: Settings) -> None:
     with hold_lock(settings.home / "retrain.lock", "held"):
         state = retrain(return_state=True)
         assert state.is_cancelled()
-        assert "another retraining is under way" in str(state.message)
+        assert "another retraining is running" in str(state.message)
         with pytest.raises(Busy):
             retrain()
 
