@@ -207,6 +207,6 @@ def _deployment(flow: Flow[..., Any], settings: Settings, schedule: Schedule | N
         )
     except (ValueError, OverflowError) as error:
         raise SettingsError(
-            f"schedules.{flow.name}: {given} is an invalid schedule; cron takes five fields (minute, hour, day of "
+            f"schedules.{flow.name}: {given} is not a schedule; cron takes five fields (minute, hour, day of "
             'the month, month, day of the week), such as "0 3 * * *", and interval_s a number of seconds'
         ) from error

@@ -136,5 +136,5 @@ def test_a_fault_of_our_own_is_no_outage() -> None:
 
 @pytest.mark.parametrize("schedule", [{"cron": "every day"}, {"cron": ""}, {"interval_s": 1e300}, {"interval_s": 1e-9}])
 def test_what_is_no_schedule_is_named(schedule: dict[str, object]) -> None:
-    with pytest.raises(SettingsError, match=r"schedules\.retrain: .* is no schedule"):
+    with pytest.raises(SettingsError, match=r"schedules\.retrain: .* is not a schedule"):
         scheduled_deployments(Settings(schedules={"retrain": schedule}))
