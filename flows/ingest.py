@@ -1,5 +1,6 @@
-"""The ingest flow: new readings go into the history table, each once."""
+"""The ingest flow: appends each new reading to the history table once."""
 
+import logging
 from pathlib import Path
 
 from prefect import flow, get_run_logger
@@ -8,17 +9,17 @@ from flows.progress import Progress, report_progress
 from flows.run_settings import load_run_settings
 from flows.user_errors import user_errors_as_state
 from pipeline.history.ingest import IngestReport
-from pipeline.history.ingest import ingest as take_in
+from pipeline.history.ingest import ingest as append_new_readings
 
 
-@flow(name="ingest", description="Take new readings from Kafka into the history table, each once.")
+@flow(name="ingest", description="Append each new reading from Kafka to the history table once.")
 @user_errors_as_state
 def ingest(settings_file: Path | None = None, accept_loss: bool = False) -> IngestReport:
-    """What a run took in.
+    """The report of an ingest.
 
     Args:
         settings_file: TOML file with the settings; by default the one that STREAMGRU_SETTINGS names.
-        accept_loss: go on from the topic's start where its retention was quicker than the ingests.
+        accept_loss: start at the topic's first offset if retention deleted the next offset of the history.
     """
     log = get_run_logger()
     settings = load_run_settings(settings_file)
@@ -27,9 +28,6 @@ def ingest(settings_file: Path | None = None, accept_loss: bool = False) -> Inge
         readings = f"{so_far.readings:,} readings"
         report_progress(Progress(f"ingesting {so_far.topic}", so_far.done_offsets, so_far.total_offsets, readings))
 
-    done = take_in(settings, accept_loss=accept_loss, report=report)
-    if done.rejected or done.lost_offsets:
-        log.warning("%s", done)
-    else:
-        log.info("%s", done)
+    done = append_new_readings(settings, accept_loss=accept_loss, report=report)
+    log.log(logging.WARNING if done.rejected or done.lost_offsets else logging.INFO, "%s", done)
     return done

@@ -1,7 +1,7 @@
-"""The monitor flow: notices that nothing is happening, which no failed run would tell of.
+"""The monitor flow: fails if retraining or ingest is overdue, so that Prefect's automations can notify a user.
 
-One run that hangs can hold a schedule up for ever, and a schedule that is served nowhere fails nowhere. The monitor's
-own run fails when something is overdue, so that Prefect's automations can tell somebody.
+A run that hangs blocks its schedule for ever, and a schedule without a server starts no runs. Neither shows as a failed
+run.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -18,10 +18,10 @@ from pipeline.registry.training_run import last_trained
 from pipeline.settings_sections import MonitorSettings
 
 
-@flow(name="monitor", description="Notice that retraining or ingest have not succeeded for too long.")
+@flow(name="monitor", description="Fail if retraining or ingest have not succeeded for too long.")
 @user_errors_as_state
 def monitor(settings_file: Path | None = None) -> list[str]:
-    """What is overdue, in sentences. The run fails, named Overdue, when there is anything."""
+    """A sentence for each overdue flow. If there is any, the run fails with the state Overdue."""
     settings = load_run_settings(settings_file)
     history = History(settings.history_path, settings.features)
     now = datetime.now(UTC)
@@ -30,10 +30,8 @@ def monitor(settings_file: Path | None = None) -> list[str]:
     found = overdue(settings.monitor, now, last_trained(settings), appended_at)
     for sentence in found:
         get_run_logger().warning("%s", sentence)
-    listed = "\n".join(f"- {sentence}" for sentence in found)
-    create_markdown_artifact(
-        listed or "Retraining and ingest are on time.", key="monitor", description="what is overdue"
-    )
+    page = "\n".join(f"- {sentence}" for sentence in found) or "Retraining and ingest are on time."
+    create_markdown_artifact(page, key="monitor", description="overdue flows")
     if found:
         return Failed(name="Overdue", message="; ".join(found))  # type: ignore[return-value]  # Prefect unwraps a state
     return found
@@ -42,10 +40,10 @@ def monitor(settings_file: Path | None = None) -> list[str]:
 def overdue(
     limits: MonitorSettings, now: datetime, trained_at: datetime | None, appended_at: datetime | None
 ) -> list[str]:
-    """A sentence for each of retraining and ingest that has not succeeded within its limit."""
+    """A sentence each for retraining and ingest if the last success is older than its limit."""
     checks = (
-        ("no retraining has ended well", trained_at, limits.retrain_within_s, "`streamgru retrain` shows why"),
-        ("no readings have come into the history", appended_at, limits.append_within_s, "`streamgru ingest` shows why"),
+        ("no retraining has succeeded", trained_at, limits.retrain_within_s, "`streamgru retrain` shows why"),
+        ("no readings were added to the history", appended_at, limits.append_within_s, "`streamgru ingest` shows why"),
     )
     return [
         f"{what} {_since(now, last)}; {advice}"

@@ -1,4 +1,4 @@
-"""How this project finds Prefect. It imports none of it: Prefect reads its settings when it is imported."""
+"""The connection to Prefect. This module does not import Prefect, which reads its settings on import."""
 
 import logging
 import os
@@ -21,13 +21,13 @@ _results: ContextVar[list[object] | None] = ContextVar("results", default=None)
 
 
 def connect(settings: Settings, *, console: bool) -> None:
-    """Let this process and its children talk to the Prefect at ``settings.prefect_api_url``.
+    """Let this process and its children use the Prefect server at ``settings.prefect_api_url``.
 
     Args:
-        console: whether this process also shows its runs' log; their pages have it in any case.
+        console: whether this process also prints the log of its runs; Prefect's pages always have it.
 
     Raises:
-        StackError: Prefect does not answer there.
+        StackError: Prefect does not answer.
     """
     url = settings.prefect_api_url.rstrip("/")
     try:
@@ -43,17 +43,17 @@ def connect(settings: Settings, *, console: bool) -> None:
 
 
 def record_result(result: object) -> None:
-    """Let ``run_once`` know what a flow's work came to, or the error, before Prefect is told that the run has ended."""
+    """Store a flow's result or error for ``run_once``, before Prefect learns that the run has ended."""
     results = _results.get()
     if results is not None:
         results.append(result)
 
 
 def run_once(call: Callable[[], R], settings: Settings) -> R:
-    """The outcome of ``call``, which calls a flow in this process.
+    """The result of ``call``, which runs a flow in this process.
 
     Raises:
-        StackError: Prefect went away meanwhile; the message has what the work came to, if that was done.
+        StackError: Prefect stopped answering during the run; the message has the result of the flow, if any.
     """
     results: list[object] = []
     token = _results.set(results)
@@ -63,40 +63,40 @@ def run_once(call: Callable[[], R], settings: Settings) -> R:
         if not is_request_failure(error):
             raise
         if not results:
-            came_to = "the work is not done; run it again"
+            outcome = "the flow did not finish; run it again"
         elif isinstance(results[-1], StreamgruError):
-            came_to = f"the work is not done: {results[-1]}"
+            outcome = f"the flow failed: {results[-1]}"
         else:
-            came_to = f"the work is done all the same: {results[-1]}"
+            outcome = f"the flow succeeded nevertheless: {results[-1]}"
         raise StackError(
-            f"Prefect at {settings.prefect_api_url} failed during the run ({error}), whose page there is not complete; "
-            f"{came_to}"
+            f"Prefect at {settings.prefect_api_url} failed during the run ({error}), so the run's page is incomplete; "
+            f"{outcome}"
         ) from error
     finally:
         _results.reset(token)
 
 
 def is_request_failure(error: BaseException | None) -> bool:
-    """Whether a request led to the error; Prefect's clients turn those that they begin with into a ``RuntimeError``."""
+    """Whether a failed request caused the error; Prefect's clients raise a ``RuntimeError`` for their first one."""
     return failed_request(error) is not None
 
 
 def failed_request(error: BaseException | None) -> httpx.HTTPError | None:
-    """The request that led to the error, if one did."""
+    """The failed request that caused the error, or None."""
     while error is not None and not isinstance(error, httpx.HTTPError):
         error = error.__cause__
     return error
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:
-    """What Prefect has to find in the environment when it is imported."""
+    """The environment variables that must be set before Prefect is imported."""
     wanted = {
         "PREFECT_API_URL": settings.prefect_api_url.rstrip("/"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "true",
-        # A server that goes away must be an error, not a second server started on the quiet.
+        # An unreachable server must be an error; otherwise Prefect silently starts a second server.
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-        # What the pipeline logs belongs to the run's page.
+        # The run's page shows the pipeline's log.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "streamgru",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     }

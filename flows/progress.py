@@ -1,4 +1,4 @@
-"""How far a flow is, told to whoever watches it in the same process; a run without a watcher tells nobody."""
+"""Progress reports of a flow to a watcher in the same process; without a watcher they are discarded."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """``done`` of ``total`` units of what is being done; no total where it is not known."""
+    """``done`` of ``total`` units of the current step; ``total`` is None if unknown."""
 
     doing: str
     done: float
@@ -22,7 +22,7 @@ _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 def report_progress(progress: Progress) -> None:
-    """Let the watcher know."""
+    """Pass the progress to the watcher, if any."""
     watcher = _watcher.get()
     if watcher is not None:
         watcher(progress)
@@ -30,7 +30,7 @@ def report_progress(progress: Progress) -> None:
 
 @contextmanager
 def watch_progress(watcher: Watcher) -> Iterator[None]:
-    """Flows called in the block tell ``watcher`` how far they are."""
+    """Let flows that the block calls report their progress to ``watcher``."""
     token = _watcher.set(watcher)
     try:
         yield

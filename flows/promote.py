@@ -1,4 +1,4 @@
-"""The promote flow: a promotion or a rollback from Prefect's pages, or by an automation."""
+"""The promote flow: a promotion or a rollback, from Prefect's pages or an automation."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pipeline.registry.versions import CHAMPION
 @flow(name="promote", description="Make a model version the champion, if it fits the settings.")
 @user_errors_as_state
 def promote(version: int, alias: str = CHAMPION, settings_file: Path | None = None) -> Promotion:
-    """What the alias names now, and what it named before."""
+    """The alias with its new and its previous version."""
     done = move_alias(load_run_settings(settings_file), version, alias)
-    get_run_logger().info("%s is version %d; it was %s", done.alias, done.version, done.previous or "nobody")
+    get_run_logger().info("%s is version %d; previous version: %s", done.alias, done.version, done.previous or "none")
     return done

@@ -1,8 +1,8 @@
-"""The retrain flow: a challenger from the history, scored against the champion, and the gate's word on it.
+"""The retrain flow: trains a challenger on the history, scores it against the champion, and applies the gate.
 
-Everything that a run depends on is in MLflow with it: the version of the history table, its Kafka offsets, settings,
-seed. The champion alias moves last; killed anywhere before, a run has changed nothing that a forecaster follows, and
-one on the same version of the history goes on with its training.
+The run in MLflow records all its inputs: the version of the history table, its Kafka offsets, settings and seed. The
+champion alias moves last, so forecasters do not notice a run that is killed earlier. The next run on the same version
+of the history continues its training.
 """
 
 import logging
@@ -53,41 +53,41 @@ def retrain(
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None,
     warm_start: bool | None = None,
 ) -> RetrainReport:
-    """The version that was registered, and what the gate said of it.
+    """The registered version and the gate's decision.
 
-    What is not given is as in the settings; ``history_version`` is the newest by default. One retraining at a time on a
-    machine by a lock, and of a deployment by Prefect's concurrency limit.
+    Arguments default to the settings, ``history_version`` to the newest. A lock allows one retraining at a time on a
+    machine, and Prefect's concurrency limit one per deployment.
     """
     given = {"epochs": epochs, "budget_s": budget_s, "seed": seed, "warm_start": warm_start}
     settings = load_run_settings(settings_file)
     training = settings.training.model_copy(update={name: value for name, value in given.items() if value is not None})
-    with hold_lock(settings.home / "retrain.lock", "another retraining is under way"):
+    with hold_lock(settings.home / "retrain.lock", "another retraining is running"):
         return _retrain(settings.model_copy(update={"training": training}), history_version)
 
 
 @dataclass(frozen=True)
 class _Champion:
-    """Who is champion when the run begins. No forecaster where it cannot be loaded or does not fit the settings."""
+    """The champion at the start of the run; ``forecaster`` is None if it is unusable with the settings."""
 
     version: int
     forecaster: Forecaster | None
-    trouble: str = ""
-    selected_until: str | None = None  # as its tag has it
+    trouble: str = ""  # why the forecaster is unusable
+    selected_until: str | None = None  # its tag VALIDATE_UNTIL
 
 
 @dataclass(frozen=True)
 class _Data:
-    """What is trained and scored on."""
+    """The data for training and scores."""
 
     training_set: TrainingSet
     sequences: Sequences
     split: Split
-    unfair: str = ""  # why the champion is not compared with
+    unfair: str = ""  # why a comparison with the champion is not fair
 
 
 def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     registry = Registry(settings, patient=True)
-    # First what needs no training: a registry that is away must not cost one.
+    # The registry is needed before the training, so that an unreachable one does not waste a training.
     champion = _champion(registry, settings)
     options = _options(settings.training)
     data = run_as_task("read the history", lambda: _unseen(_read(settings, history_version), champion))
@@ -107,10 +107,10 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         gate = {"gate.decision": "promoted" if decision.promote else "declined", "gate.reason": decision.reason}
         registry.tag(version, gate)
         run.tag(gate)
-        # Last, so that no version serves without the reason for it on its page.
+        # Last, so that the page of a serving version has the reason.
         if decision.promote:
             registry.set_alias(CHAMPION, version)
-        checkpoint.unlink(missing_ok=True)  # the result is safe
+        checkpoint.unlink(missing_ok=True)  # the result is registered
         report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url)
     publish(report, done.scores)
     get_run_logger().info("%s", report)
@@ -125,7 +125,7 @@ def _champion(registry: Registry, settings: Settings) -> _Champion | None:
         forecaster = registry.load(version, settings.home / "models")
         return _Champion(version, forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
     except ModelUnusable as error:
-        get_run_logger().warning("the champion counts as none in this retraining: %s", error)
+        get_run_logger().warning("the champion is ignored in this retraining: %s", error)
         return _Champion(version, None, str(error))
 
 
@@ -160,10 +160,10 @@ def _read(settings: Settings, version: int | None) -> _Data:
 
 
 def _unseen(data: _Data, champion: _Champion | None) -> _Data:
-    """The data with nothing in its held-out tail that the champion was trained on, or its epoch chosen on.
+    """The data with a held-out tail that the champion has not seen in training or selection.
 
-    It would be compared with on what it knows: after a backfill of old readings, say, or with a longer tail. Where less
-    than a season is left to forecast from, or a few steps, chance would decide.
+    Otherwise, after a backfill or with a longer tail, the champion's scores would be too good. With less than a season,
+    or a few steps, chance would decide, so the comparison is marked as unfair.
     """
     if champion is None or champion.forecaster is None:
         return data
@@ -174,7 +174,7 @@ def _unseen(data: _Data, champion: _Champion | None) -> _Data:
     try:
         split, remark = unseen_part(data.split, data.sequences, made, least)
     except ValueError as error:
-        log.warning("version %d, the champion, will not be compared with: %s", champion.version, error)
+        log.warning("the challenger is not compared with version %d, the champion: %s", champion.version, error)
         return replace(data, unfair=str(error))
     if remark:
         log.log(logging.WARNING if split == data.split else logging.INFO, "%s", remark)
@@ -183,12 +183,12 @@ def _unseen(data: _Data, champion: _Champion | None) -> _Data:
 
 @contextmanager
 def _explain_short_history(training_set: TrainingSet, horizon_steps: int) -> Iterator[None]:
-    """Turns what the model's functions say of too little data into what to do about it."""
+    """Convert the model's errors about too few readings, with the next step."""
     try:
         yield
     except ValueError as error:
         raise HistoryError(
-            f"version {training_set.version} of the history table {training_set.table} does not do for a retraining "
+            f"version {training_set.version} of the history table {training_set.table} is too short for a retraining "
             f"({training_set.readings:,} readings of {training_set.sensors} sensors): {error}. Each of its parts, "
             f"training, validation and held-out tail, must span more than the horizon of {horizon_steps} steps; "
             "ingest more readings, or change horizon_steps or the fractions under [training]"
@@ -198,18 +198,18 @@ def _explain_short_history(training_set: TrainingSet, horizon_steps: int) -> Ite
 def _initial(
     training: TrainingSettings, config: ModelConfig, options: TrainingOptions, champion: _Champion | None, unfair: str
 ) -> Forecaster | None:
-    """Whose weights training begins from: the champion's where that is asked for and possible."""
+    """The forecaster whose weights training starts from: the champion with a warm start, if possible."""
     if not training.warm_start or champion is None or champion.forecaster is None:
         return None
     if unfair or champion.selected_until is None:
-        # What the champion has seen, it would have seen, and its tag would not say so.
-        why = unfair or f"version {champion.version}, the champion, does not say until when its readings were"
-        get_run_logger().warning("no warm start; training begins from random weights: %s", why)
+        # The new model would depend on readings of the test part that only the champion has seen.
+        why = unfair or f"version {champion.version}, the champion, has no tag {VALIDATE_UNTIL}"
+        get_run_logger().warning("no warm start; training starts from random weights: %s", why)
         return None
     wanted = replace(config, preset=options.preset, hidden_size=options.hidden_size)
     if replace(champion.forecaster.config, sensors=()) != wanted:
         get_run_logger().warning(
-            "no warm start: version %d, the champion, has another architecture; training begins from random weights",
+            "no warm start: version %d, the champion, has another architecture; training starts from random weights",
             champion.version,
         )
         return None
@@ -220,12 +220,12 @@ def _params(
     options: TrainingOptions,
     config: ModelConfig,
     split: Split,
-    begun_from: _Champion | None,
+    started_from: _Champion | None,
     adaptation: Adaptation,
 ) -> dict[str, object]:
     return {
         **asdict(options),
-        "warm_start_from": begun_from.version if begun_from else "random weights",
+        "warm_start_from": started_from.version if started_from else "random weights",
         "features": ", ".join(config.features),
         "targets": ", ".join(config.targets),
         "cadence_s": config.cadence_us / 1_000_000,
@@ -250,7 +250,7 @@ def _train(
             "epoch %d: training loss %.4f, validation loss %.4f after %.0f s",
             *(epoch.epoch, epoch.train_loss, epoch.validation_loss, epoch.seconds),
         )
-        # Whichever ends it: the epochs or the seconds.
+        # Training ends after the epochs or the seconds, whichever comes first.
         done = max(epoch.epoch / options.epochs, min(1.0, epoch.seconds / options.budget_s))
         detail = f"epoch {epoch.epoch} of {options.epochs}, validation loss {epoch.validation_loss:.4f}"
         report_progress(Progress("training", done, 1.0, detail))
@@ -265,7 +265,7 @@ def _train(
 
 
 def _evaluate(adaptation: Adaptation, forecaster: Forecaster, champion: _Champion | None, data: _Data) -> Evaluation:
-    """Scores on the held-out tail by name, the models adapted as they are when they serve."""
+    """Scores on the held-out tail by name; forecasts adapt as in the stream."""
     rivals: list[Predictor] = []
     if champion is not None and champion.forecaster is not None and not data.unfair:
         rivals.append(model_predictor(champion.forecaster, CHAMPION, adaptation))
@@ -278,7 +278,7 @@ def _evaluate(adaptation: Adaptation, forecaster: Forecaster, champion: _Champio
             adaptation,
             name=CHALLENGER,
             beside=rivals,
-            scale_until_us=data.split.validation_end_us,  # of sensors that came up lately, too
+            scale_until_us=data.split.validation_end_us,  # so that sensors newer than the training part have a scale
         )
     report_progress(Progress("back-testing", 1.0, 1.0))
     return done
@@ -308,21 +308,21 @@ def _register(
 def _decide(
     registry: Registry, settings: Settings, champion: _Champion | None, scores: Mapping[str, Scores], unfair: str
 ) -> Decision:
-    """The gate's decision; a champion that came up while this run trained was not compared with, and stays."""
+    """The gate's decision; declined if the champion has changed since the start of the run."""
     now = registry.resolve(CHAMPION)
     if now != (champion.version if champion else None):
-        happened = "the champion lost its alias" if now is None else f"version {now} became champion"
-        return Decision(False, f"declined: {happened} while this one was trained; retrain to compare")
+        change = "the champion lost its alias" if now is None else f"version {now} became champion"
+        return Decision(False, f"declined: {change} during the training; retrain to compare")
     if champion is not None and unfair:
         return Decision(
             False,
             f"declined: no fair comparison with the champion, version {champion.version}: {unfair}; "
-            "`streamgru promote` puts this one in its place all the same",
+            "`streamgru promote` promotes this version anyway",
         )
     loss = {name: score.mean(settings.gate.metric) for name, score in scores.items()}
     others = {name: value for name, value in loss.items() if name not in (CHALLENGER, CHAMPION)}
     decision = decide(loss[CHALLENGER], loss.get(CHAMPION), others, settings.gate)
     if champion is not None and champion.forecaster is None:
-        left_out = f"the champion, version {champion.version}, was not compared with: {champion.trouble}"
+        left_out = f"the champion, version {champion.version}, was not compared: {champion.trouble}"
         return replace(decision, reason=f"{decision.reason}. {left_out}")
     return decision

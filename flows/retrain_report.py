@@ -1,4 +1,4 @@
-"""What a retraining tells: curves for MLflow, scores for the version, and a page for Prefect."""
+"""The reports of a retraining: curves for MLflow, scores for the version, and a page for Prefect."""
 
 import logging
 import math
@@ -21,7 +21,7 @@ from pipeline.registry.versions import CHALLENGER, CHAMPION
 log = logging.getLogger("streamgru.retrain")
 
 SCORED: Final[tuple[Metric, ...]] = ("pinball", "mae", "mse", "coverage")
-# What is scored, and what it is called in the name of a metric.
+# Name of a score -> its name in metrics.
 NAMES: Final = {
     CHALLENGER: "challenger",
     CHAMPION: "champion",
@@ -45,12 +45,12 @@ class RetrainReport:
     run_url: str
 
     def __str__(self) -> str:
-        generations = "champion" if self.decision.promote else "challenger"
-        return f"version {self.version} of {self.model_name} is {generations}. {self.decision.reason}. {self.run_url}"
+        alias = "champion" if self.decision.promote else "challenger"
+        return f"version {self.version} of {self.model_name} is {alias}. {self.decision.reason}. {self.run_url}"
 
 
 def summarise(scores: Mapping[str, Scores]) -> dict[str, float]:
-    """The version's scores: means on the held-out tail, scaled by sensor; the rivals' after a dot."""
+    """The version's scores: means on the held-out tail, scaled by sensor; ``METRIC.NAME`` for its rivals."""
     summary: dict[str, float] = {metric: scores[CHALLENGER].mean(metric) for metric in SCORED}
     for name, score in scores.items():
         if name != CHALLENGER:
@@ -59,7 +59,7 @@ def summarise(scores: Mapping[str, Scores]) -> dict[str, float]:
 
 
 def epoch_curves(epochs: Sequence[EpochReport]) -> Curves:
-    """By epoch."""
+    """Losses and learning rate by epoch."""
     return {
         "train_loss": {epoch.epoch: epoch.train_loss for epoch in epochs},
         "validation_loss": {epoch.epoch: epoch.validation_loss for epoch in epochs},
@@ -68,7 +68,7 @@ def epoch_curves(epochs: Sequence[EpochReport]) -> Curves:
 
 
 def horizon_curves(scores: Mapping[str, Scores]) -> Curves:
-    """By step of the horizon, in the target's unit (``naive/mae/TEMP``), and over all, scaled (``naive/mae``)."""
+    """Scores by horizon step in the target's unit (``naive/mae/TEMP``), and scaled means (``naive/mae``)."""
     curves: Curves = {}
     for name, score in scores.items():
         for metric in SCORED:
@@ -82,7 +82,7 @@ def horizon_curves(scores: Mapping[str, Scores]) -> Curves:
 
 
 def publish(report: RetrainReport, scores: Mapping[str, Scores]) -> None:
-    """The run's page in Prefect: the decision, and the scores it rests on. A warning where Prefect does not take it."""
+    """Publish the decision and its scores on the run's page in Prefect; only warn if Prefect fails."""
     lines = [
         f"## Version {report.version} of {report.model_name}: {'promoted' if report.decision.promote else 'declined'}",
         report.decision.reason,
@@ -97,8 +97,8 @@ def publish(report: RetrainReport, scores: Mapping[str, Scores]) -> None:
     except (httpx.HTTPError, RuntimeError) as error:
         if not is_request_failure(error):
             raise
-        # By now the champion is who it is to be: a page that is missing must not make that a failure.
-        log.warning("the page of version %d could not be published: Prefect failed: %s", report.version, error)
+        # The alias has already moved, so a missing page must not fail the run.
+        log.warning("the page of version %d could not be published, because Prefect failed: %s", report.version, error)
 
 
 def _row(name: str, score: Scores) -> str:
@@ -106,5 +106,5 @@ def _row(name: str, score: Scores) -> str:
 
 
 def _allowed(target: str) -> str:
-    """A target's name with what MLflow refuses in the name of a metric replaced."""
+    """A target's name without the characters that MLflow refuses in a metric's name."""
     return re.sub(r"[^\w\-. ]", "_", target)

@@ -1,4 +1,4 @@
-"""The settings of a flow run, which must name places that outlive the run."""
+"""The settings of a flow run, whose folders must outlive the run."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
 
 
 def load_run_settings(settings_file: Path | None) -> Settings:
-    """Settings as ``load_settings`` reads them, for the flow run that this is called in.
+    """The settings from ``load_settings`` for the current flow run.
 
     Raises:
-        SettingsError: as there; or a worker runs this, and a path in them is relative.
+        SettingsError: the settings are invalid, or a path in them is relative and a worker runs the flow.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
@@ -22,9 +22,9 @@ def load_run_settings(settings_file: Path | None) -> Settings:
 
 
 def load_pool_settings(settings_file: Path | None, pool: str) -> Settings:
-    """Settings for a run of a work pool, whose worker starts each run in a folder of its own and deletes that after it.
+    """The settings for a run in a work pool, whose worker starts each run in a temporary folder.
 
-    A history there would be lost with the folder, though the run went well, and a lock there would keep nobody out.
+    A history in that folder would be lost after the run, and a lock in it would not lock out other runs.
     """
     named = settings_file or os.environ.get(SETTINGS_FILE_VARIABLE)
     if named:
@@ -35,9 +35,9 @@ def load_pool_settings(settings_file: Path | None, pool: str) -> Settings:
     return settings
 
 
-def _check_absolute(what: str, path: Path, pool: str) -> None:
+def _check_absolute(name: str, path: Path, pool: str) -> None:
     if not path.is_absolute():
         raise SettingsError(
-            f"{what} is {path}, a relative path: workers of pool {pool} start each run in a temporary folder of its "
-            "own, and what is kept there is lost; set an absolute path in the worker's environment"
+            f"{name} is {path}, a relative path: workers of pool {pool} start each run in a temporary folder, whose "
+            "files are lost after the run; set an absolute path in the worker's environment"
         )

@@ -1,4 +1,4 @@
-"""The flows with their schedules, as ``streamgru schedule`` serves them; deploy/prefect.yaml is for work pools."""
+"""The flows with their schedules for ``streamgru schedule``; for work pools see deploy/prefect.yaml."""
 
 import asyncio
 import logging
@@ -11,14 +11,7 @@ from typing import Any, Final
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterDeploymentId,
-    FlowRunFilterNextScheduledStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-    FlowRunFilterTags,
-)
+from prefect.client.schemas import filters
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
@@ -37,26 +30,30 @@ from pipeline.errors import SettingsError, StackError
 from pipeline.settings import Settings
 from pipeline.settings_sections import Schedule
 
-# A run that comes due while the one before it still works is dropped, not queued: the next one does its work too.
-# The slot of a run that was killed is free again when its lease ends (300 s), if the server still knows that lease.
+# A run that is due while an earlier run is active is cancelled, not queued: the next run does its work too. The slot of
+# a killed run is free again when its lease expires (300 s), if the server still has that lease.
 ONE_AT_A_TIME: Final = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
-# Intervals are counted from here. Prefect would count them from when they are registered, as every start does: a daily
-# run would never come where the scheduler is started anew once a day.
+# Intervals count from here. By default Prefect counts them from the registration, and every start registers again: with
+# one restart of the scheduler a day, a daily run would never start.
 INTERVALS_FROM: Final = datetime(2020, 1, 1, tzinfo=UTC)
-# How often Prefect is asked what has come due: the most that a run starts late.
+# Seconds between queries for due runs; a run starts at most this late.
 QUERY_S: Final = 5.0
-# Prefect's runner asks for some minutes, and then gives up; so long after that it is started anew.
+# Seconds before the runner is restarted; it ends after some minutes without an answer from Prefect.
 RETRY_S: Final = 30.0
-REFUSALS: Final = (401, 403, 422)  # what no waiting changes: no right to ask, or not what this server understands
+REFUSALS: Final = (
+    401,
+    403,
+    422,
+)  # HTTP statuses that do not change by waiting
 
 logger = logging.getLogger("streamgru.schedules")
 
 
 def scheduled_deployments(settings: Settings) -> list[RunnerDeployment]:
-    """A deployment for each flow, named like the model, on its schedule; promotions wait to be asked for.
+    """A deployment with its schedule for each flow, with the name of the model; promote has no schedule.
 
     Raises:
-        SettingsError: what the settings give as a schedule is none.
+        SettingsError: a schedule in the settings is invalid.
     """
     schedules = settings.schedules
     return [
@@ -68,16 +65,16 @@ def scheduled_deployments(settings: Settings) -> list[RunnerDeployment]:
 
 
 def serve(settings: Settings) -> None:
-    """Run what comes due, each run in a process of its own, until SIGTERM or Ctrl-C; those ended then are cancelled.
+    """Start due runs, each in its own process, until SIGTERM or Ctrl-C, which cancel the active runs.
 
-    The schedules stay active in Prefect, or paused where somebody paused them there. Of what came due of a flow while
-    nobody served it, the last run is made up for.
+    The schedules stay active in Prefect, or paused if a user paused them. Of the overdue runs of a flow only the newest
+    starts.
 
-    Where Prefect goes away for longer than the runs under way can wait, these end, and it is asked again until it is
-    back. A run that ended so keeps the next ones of its flow away for up to five minutes, as one that was killed does.
+    If Prefect stops answering for longer than active runs can wait, they end, and this process retries until Prefect is
+    back. Such a run blocks the next runs of its flow for up to five minutes, as a killed run does.
 
     Raises:
-        StackError: Prefect answers, and refuses what it is asked for.
+        StackError: Prefect refuses a request.
     """
     before = signal.getsignal(signal.SIGTERM)
     while True:
@@ -100,9 +97,9 @@ def serve(settings: Settings) -> None:
                 ) from error
             if runner.asked_to_stop:
                 return
-            signal.signal(signal.SIGTERM, before)  # until the next runner takes it; the last one's loop is gone
+            signal.signal(signal.SIGTERM, before)  # the handler's event loop is closed; the next runner sets its own
             logger.warning(
-                "Prefect at %s does not answer as it should (%s); nothing runs until it does, trying again every %g s",
+                "Prefect at %s does not answer correctly (%s); no runs start until it does. Trying again every %g s",
                 settings.prefect_api_url,
                 cause,
                 RETRY_S,
@@ -113,10 +110,10 @@ def serve(settings: Settings) -> None:
 
 
 def resume_deployment(deployment: RunnerDeployment, client: SyncPrefectClient) -> None:
-    """Fit a deployment, before it is registered once more, to what has become of it in Prefect.
+    """Adjust a deployment to its state in Prefect before it is registered again.
 
-    What is paused there, as a whole or in its schedule, stays so. Runs that came due while nobody served it are deleted
-    there but for the last one: they would be begun one after the other, for hours after a few days.
+    A paused deployment or schedule stays paused. Overdue runs are deleted except the newest, because Prefect would
+    start them one after the other, for hours after a few days.
     """
     try:
         known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
@@ -128,27 +125,27 @@ def resume_deployment(deployment: RunnerDeployment, client: SyncPrefectClient) -
         schedule.active = is_active
     if known.paused or not is_active:
         logger.warning(
-            "%s is paused in Prefect; it does not run by itself until it is resumed there", deployment.flow_name
+            "%s is paused in Prefect; it does not run on its schedule until you resume it there", deployment.flow_name
         )
     dropped = _drop_overdue(known, client)
     if dropped:
         logger.warning(
-            "%s came due %d times while nobody served it; the last time is made up for",
+            "%s was due %d times while no scheduler ran; only the newest run starts",
             deployment.flow_name,
             dropped + 1,
         )
 
 
 def _drop_overdue(deployment: DeploymentResponse, client: SyncPrefectClient) -> int:
-    """How many runs were deleted: those that schedules made and that are due, but for the newest."""
+    """Delete the overdue runs of schedules except the newest, and return their number."""
 
-    def due(until: datetime) -> FlowRunFilter:
-        return FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
-            # By name: a run that somebody told to try once more is scheduled as well.
-            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", "Late"])),
-            tags=FlowRunFilterTags(all_=["auto-scheduled"]),
-            next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=until),
+    def due(until: datetime) -> filters.FlowRunFilter:
+        return filters.FlowRunFilter(
+            deployment_id=filters.FlowRunFilterDeploymentId(any_=[deployment.id]),
+            # By name, because a run that a user retries has the type "scheduled" too.
+            state=filters.FlowRunFilterState(name=filters.FlowRunFilterStateName(any_=["Scheduled", "Late"])),
+            tags=filters.FlowRunFilterTags(all_=["auto-scheduled"]),
+            next_scheduled_start_time=filters.FlowRunFilterNextScheduledStartTime(before_=until),
         )
 
     newest = client.read_flow_runs(
@@ -160,20 +157,20 @@ def _drop_overdue(deployment: DeploymentResponse, client: SyncPrefectClient) -> 
     dropped = 0
     while overdue := client.read_flow_runs(flow_run_filter=older):
         for run in overdue:
-            with suppress(ObjectNotFound):  # asked once more where the answer was lost, or somebody else was quicker
+            with suppress(ObjectNotFound):  # a retry after a lost answer, or another process was faster
                 client.delete_flow_run(run.id)
         dropped += len(overdue)
     return dropped
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether Prefect's runner ended with this because its server was away, or what answers in its place."""
+    """Whether the error comes from an unreachable Prefect server, or from a proxy in front of it."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(is_outage, error.exceptions))
     request = failed_request(error)
     if isinstance(request, httpx.HTTPStatusError):
         return request.response.status_code not in REFUSALS
-    # What the runner's loops raise, without a cause, when too many requests in a row failed.
+    # The runner's loops raise this error without a cause after too many failed requests in a row.
     return request is not None or "exceeded error threshold" in str(error)
 
 
@@ -200,7 +197,7 @@ def _deployment(flow: Flow[..., Any], settings: Settings, schedule: Schedule | N
             when["cron"] = given["cron"]
         elif "interval_s" in given:
             when["schedule"] = Interval(timedelta(seconds=given["interval_s"]), anchor_date=INTERVALS_FROM)
-        # By module, since the folder in which it is served need not be this project's.
+        # By module, because the scheduler's working folder may be another than this project's.
         return RunnerDeployment.from_flow(
             flow,
             settings.model_name,
@@ -210,6 +207,6 @@ def _deployment(flow: Flow[..., Any], settings: Settings, schedule: Schedule | N
         )
     except (ValueError, OverflowError) as error:
         raise SettingsError(
-            f"schedules.{flow.name}: {given} is no schedule; cron takes five fields (minute, hour, day of the month, "
-            'month, day of the week), such as "0 3 * * *", and interval_s a number of seconds'
+            f"schedules.{flow.name}: {given} is not a schedule; cron takes five fields (minute, hour, day of "
+            'the month, month, day of the week), such as "0 3 * * *", and interval_s a number of seconds'
         ) from error

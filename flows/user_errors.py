@@ -1,4 +1,4 @@
-"""How a flow run ends when something is the user's to act on: with the message as its state, and no traceback."""
+"""User errors in flow runs: the message becomes the state of the run, without a traceback."""
 
 import functools
 import logging
@@ -17,10 +17,9 @@ R = TypeVar("R")
 
 
 def user_errors_as_state(function: Callable[P, R]) -> Callable[P, R]:
-    """A flow's function whose ``StreamgruError`` becomes the run's state; anything else keeps its traceback.
+    """Decorate a flow so that a ``StreamgruError`` becomes the run's state; other errors keep their traceback.
 
-    Work that another process is at already (``Busy``) cancels the run: nothing failed. Who calls the flow directly gets
-    the error raised, as from any function.
+    ``Busy`` cancels the run instead of failing it. A direct call of the flow raises the error.
     """
 
     @functools.wraps(function)
@@ -35,20 +34,20 @@ def user_errors_as_state(function: Callable[P, R]) -> Callable[P, R]:
             return Cancelled(message=str(error), data=error)  # type: ignore[return-value]  # Prefect unwraps a state
         except StreamgruError as error:
             record_result(error)
-            return Failed(message=str(error), data=error)  # type: ignore[return-value]  # likewise
+            return Failed(message=str(error), data=error)  # type: ignore[return-value]  # as above
 
     return run
 
 
 def _has_new_traceback(record: logging.LogRecord) -> bool:
-    """Leaves out the traceback that a process of Prefect's own logs of an error whose message is the state already."""
+    """False for log records with the traceback of a user error, which the run's state already shows."""
     return not (record.exc_info and isinstance(record.exc_info[1], StreamgruError))
 
 
 def run_as_task(name: str, work: Callable[[], R]) -> R:
-    """What ``work`` returns, done as a task, so that the run's page shows the step and how long it took.
+    """The result of ``work``, run as a task so that the run's page shows the step and its duration.
 
-    A ``StreamgruError`` is the task's state, without a traceback, and is raised here again for the flow.
+    A ``StreamgruError`` becomes the task's state, without a traceback, and is raised again for the flow.
     """
     errors: list[StreamgruError] = []
 

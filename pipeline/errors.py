@@ -7,23 +7,23 @@
     ├── KafkaError
     │   ├── BrokerUnreachable    no broker answers at the address given
     │   ├── TopicError           a topic is missing, or differs from the settings
-    │   └── OffsetsLost          the offsets to go on from lie below the topic's retention
+    │   └── OffsetsLost          the topic's retention deleted readings before they were read
     ├── HistoryError             the history table is missing, empty or does not fit the settings
     ├── RegistryError
-    │   ├── RegistryUnreachable  MLflow, or where it keeps artefacts, does not answer
-    │   ├── ModelMissing         no such version or alias
-    │   └── ModelUnusable           the artefact is damaged, or made for other features, horizon or quantiles
+    │   ├── RegistryUnreachable  MLflow or its artefact store does not answer
+    │   ├── ModelMissing         a version or an alias does not exist
+    │   └── ModelUnusable        the artefact is damaged, or made for other features, horizon or quantiles
     ├── StateError               a state record cannot be read, or was made by another model
-    ├── Busy                     another process is at the same work, which only one may do at a time
-    └── Fenced                   a successor has taken over this forecaster's work; it must stop
+    ├── Busy                     another process does the same work, which only one may do at a time
+    └── Fenced                   a successor has taken over; this forecaster must stop
 
-The command line prints ``str(error)`` and exits with ``error.exit_code``; a message says what happened, where, and what
-to do next. Errors of the libraries below are turned into these where they are caught.
+The command line prints ``str(error)`` and exits with ``error.exit_code``. A message names the failure, its place and
+the next step. Errors of libraries become one of these where they are caught.
 """
 
 
 class StreamgruError(Exception):
-    """Base of every error that is the user's to act on."""
+    """Base of all errors that a user can act on."""
 
     exit_code = 1
 
@@ -43,7 +43,7 @@ class StackError(StreamgruError):
 
 
 class KafkaError(StreamgruError):
-    """The broker refused, or could not do, what was asked."""
+    """A Kafka broker refused or failed a request."""
 
 
 class BrokerUnreachable(KafkaError):
@@ -55,7 +55,7 @@ class TopicError(KafkaError):
 
 
 class OffsetsLost(KafkaError):
-    """The offsets to go on from lie below the topic's retention."""
+    """The topic's retention deleted readings before they were read."""
 
 
 class HistoryError(StreamgruError):
@@ -63,15 +63,15 @@ class HistoryError(StreamgruError):
 
 
 class RegistryError(StreamgruError):
-    """The model registry could not do what was asked."""
+    """MLflow refused or failed a request."""
 
 
 class RegistryUnreachable(RegistryError):
-    """MLflow does not answer."""
+    """MLflow or its artefact store does not answer."""
 
 
 class ModelMissing(RegistryError):
-    """There is no such model version or alias."""
+    """A model version or an alias does not exist."""
 
 
 class ModelUnusable(RegistryError):
@@ -83,8 +83,8 @@ class StateError(StreamgruError):
 
 
 class Busy(StreamgruError):
-    """Another process is at the same work, which only one may do at a time."""
+    """Another process does the same work, which only one may do at a time."""
 
 
 class Fenced(StreamgruError):
-    """A successor has taken over this forecaster's work; it must stop without committing."""
+    """A successor has taken over; this forecaster must stop without committing."""

@@ -1,11 +1,11 @@
-"""The contracts: what a reading, a forecast, a dead letter and a state record are, byte for byte.
+"""The message contracts: readings, forecasts, dead letters and state records, byte for byte.
 
 Changing anything here is a new version of the product. The JSON Schema of readings and forecasts is derived from these
 types by ``json_schemas()``; ``streamgru schema`` prints it.
 
-The rule of acceptance: a reading is *accepted* when it decodes (``ReadingDecoder``) and its timestamp is later than
-that of every reading of its sensor accepted before it, by offset order within the partition. Equal to the last: a
-duplicate. Earlier: late. ``model.acceptance`` holds the rule for arrays; both are tested against each other.
+A reading is *accepted* if it decodes (``ReadingDecoder``) and is newer than every reading of its sensor accepted before
+it, in offset order within the partition. A reading with the timestamp of the last accepted one is a duplicate, an older
+one is late. ``model.acceptance`` applies this rule to arrays.
 """
 
 import struct
@@ -18,12 +18,12 @@ import msgspec
 
 from pipeline.errors import StateError
 
-# Timestamps outside this range are clock faults, and would make every later reading of the sensor late.
+# Microseconds. A timestamp outside this range is a clock fault. If accepted, it could make all later readings late.
 EARLIEST_TIMESTAMP_US: Final = -2_208_988_800_000_000  # 1900-01-01T00:00:00Z
 LATEST_TIMESTAMP_US: Final = 7_258_118_400_000_000  # 2200-01-01T00:00:00Z
-# Squares of values are summed in float64, and a value must survive the way into float32; no sensor measures more.
+# Sums of squares must fit into float64, and a value into float32; no sensor measures more.
 LARGEST_VALUE: Final = 1e30
-# Kafka takes longer keys; a sensor id that long is a mistake, and would be repeated in every record made from it.
+# Kafka allows longer keys. A longer sensor id is a mistake, and every forecast and state would repeat it.
 LONGEST_SENSOR_ID_BYTES: Final = 1_024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,7 +55,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rejected(Exception):
-    """A record that is no reading; ``reason`` goes into the dead letter and the counts."""
+    """A record that is not a valid reading; ``reason`` goes into the dead letter and the counts."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -64,19 +64,12 @@ class Rejected(Exception):
 
 
 class ReadingDecoder:
-    """Decodes readings for one list of features; the forecaster and the ingest flow use the same.
+    """Decodes readings for one list of features, in the forecaster and in the ingest flow.
 
-    ``decode`` either returns a ``Reading`` or raises ``Rejected``; no byte string makes it raise anything else.
+    ``decode`` returns a ``Reading`` or raises ``Rejected``, for any byte string.
     """
 
-    REASONS: Final = (
-        "no-value",
-        "malformed",
-        "bad-key",
-        "bad-timestamp",
-        "bad-value",
-        "no-feature",
-    )
+    REASONS: Final = ("no-value", "malformed", "bad-key", "bad-timestamp", "bad-value", "no-feature")
 
     def __init__(self, features: Sequence[str]) -> None:
         self._features = tuple(features)
@@ -120,7 +113,7 @@ class ReadingDecoder:
         if missing == len(values):
             raise Rejected("no-feature", "the reading has none of the features in the settings")
         ignored = len(found) - len(values)
-        if missing or ignored:  # the features that are there, null or not, are known; the rest is ignored
+        if missing or ignored:  # a feature of the settings that is present but null is not ignored
             ignored = len(found) - sum(feature in found for feature in self._features)
         return Reading(sensor_id, timestamp_us, tuple(values), ignored)
 
@@ -135,7 +128,7 @@ def microseconds(moment: datetime) -> int:
 
 
 def iso_timestamp(timestamp_us: int) -> str:
-    """ISO 8601 in UTC with as many decimals as it takes: ``2013-03-01T00:00:00Z``."""
+    """ISO 8601 in UTC, in seconds or, if needed, microseconds: ``2013-03-01T00:00:00Z``."""
     moment = _EPOCH + timedelta(microseconds=timestamp_us)
     return moment.isoformat(timespec="microseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 
@@ -169,7 +162,7 @@ class InputPosition(msgspec.Struct, frozen=True):
 
 
 class StateAge(msgspec.Struct, frozen=True):
-    """What the state behind a forecast was made of."""
+    """Origin and age of the state behind a forecast."""
 
     origin: Annotated[int, msgspec.Meta(description="offset of the first reading stepped into it")]
     steps: Annotated[int, msgspec.Meta(description="steps since then, missing ones included")]
@@ -192,7 +185,9 @@ class Forecast(msgspec.Struct, frozen=True):
     state: StateAge
     weights: Annotated[
         dict[str, dict[str, float]] | msgspec.UnsetType,
-        msgspec.Meta(description="by target: the share of each expert in the forecast, where it is adapted by any"),
+        msgspec.Meta(
+            description="by target: the share of each expert in the forecast; absent if forecasts do not adapt"
+        ),
     ] = msgspec.UNSET
 
 
@@ -227,7 +222,7 @@ def forecast_headers(forecast: Forecast, traceparent: bytes | None = None) -> li
 
 
 class DeadLetterRecord(NamedTuple):
-    """What is written to the dead letter topic for one record that was set aside."""
+    """Key, value and headers of a dead letter."""
 
     key: bytes | None
     value: bytes | None
@@ -242,13 +237,12 @@ def dead_letter(
     position: InputPosition,
     limit_bytes: int,
 ) -> DeadLetterRecord:
-    """A record that is no reading, with why it was set aside and where it came from behind its own headers.
+    """The dead letter of a rejected record: its key, value and headers, then headers with the reason and its position.
 
-    The topic bounds a reading as it was sent, that is compressed: 20 MB of spaces pass as 50 KB, and come out as 20 MB.
-    A dead letter that its topic refuses would be tried for ever, so key, value and headers together keep to
-    ``limit_bytes`` uncompressed; every reading that was sent uncompressed does. In one that is larger the value is cut
-    to what is left of the limit; where key and headers alone exceed it, the headers go and the key is cut too. Such a
-    letter says so in ``streamgru-truncated``: the bytes that key, value and headers had.
+    The size limit of the readings topic applies to compressed bytes: 20 MB of spaces pass it as 50 KB. The dead letter
+    topic would refuse such a record at every attempt, so key, value and headers are cut to ``limit_bytes`` in all. A
+    reading that was sent uncompressed always fits. The value is cut first. If key and headers alone exceed the limit,
+    the headers are discarded and the key is cut. The header ``streamgru-truncated`` then holds the original size.
     """
     headers = list(original)
     room = limit_bytes - _headers_bytes(headers)
@@ -260,21 +254,18 @@ def dead_letter(
         key = key and key[:room]
         value = value and value[: room - len(key or b"")]
         headers.append(("streamgru-truncated", str(size).encode()))
-    return DeadLetterRecord(key, value, [*headers, *_reason_headers(rejected, position)])
-
-
-def _reason_headers(rejected: Rejected, position: InputPosition) -> list[tuple[str, bytes]]:
-    return [
+    headers += [
         ("streamgru-reason", rejected.reason.encode()),
         ("streamgru-detail", rejected.detail.encode(errors="replace")[:500]),
         ("streamgru-topic", position.topic.encode()),
         ("streamgru-partition", str(position.partition).encode()),
         ("streamgru-offset", str(position.offset).encode()),
     ]
+    return DeadLetterRecord(key, value, headers)
 
 
 def _headers_bytes(headers: Headers) -> int:
-    """What headers measure in a record, each with the lengths of its name and its value."""
+    """Bytes of the headers in a record, including the length fields of their names and values."""
     parts = [
         part for name, value in headers for part in (len(name.encode(errors="surrogateescape")), len(value or b""))
     ]
@@ -284,36 +275,29 @@ def _headers_bytes(headers: Headers) -> int:
 # --- state records ----------------------------------------------------------------------------------------------------
 
 STATE_SCHEMA_VERSION: Final = 2
-# magic, schema version, model version, settings fingerprint, CRC-32 of the payload; then one row of model.state's dtype
+# magic, schema version, model version, settings fingerprint, CRC-32 of the row; one row of model.state's dtype follows
 _STATE_HEADER = struct.Struct("<4sHI12sI")
 _STATE_MAGIC = b"SGRU"
-_CHECKSUM_BYTES = 4  # the header's last
+_CHECKSUM_BYTES = 4  # the last field of the header
 
 
 class StateTag(msgspec.Struct, frozen=True):
-    """What a state record must agree with before it is fed to a model."""
+    """The model version and settings fingerprint of a state record; a model only takes states with its own tag."""
 
     model_version: int
     settings: str
 
     def encode(self, row: bytes) -> bytes:
-        """A state record's value around one sensor's row of ``model.state``."""
-        return (
-            _STATE_HEADER.pack(
-                _STATE_MAGIC, STATE_SCHEMA_VERSION, self.model_version, self.settings.encode(), zlib.crc32(row)
-            )
-            + row
-        )
+        """The value of a state record with one sensor's row of ``model.state``."""
+        return self._header(zlib.crc32(row)) + row
 
     def unpack_rows(self, values: Sequence[bytes | None], row_bytes: int) -> tuple[list[int], bytes]:
-        """The places of the values that are whole states of this tag, and their rows, one behind the other.
+        """The indices of the values that are intact states with this tag, and their rows, concatenated.
 
-        It chooses what ``decode_state`` finds of this tag, with rows of that size, at a fraction of the cost: a start
-        reads one for every sensor.
+        It accepts the same values as ``decode_state`` at a fraction of the cost: a restore reads one per sensor.
         """
         start = _STATE_HEADER.size
-        head = _STATE_HEADER.pack(_STATE_MAGIC, STATE_SCHEMA_VERSION, self.model_version, self.settings.encode(), 0)
-        head, size = head[:-_CHECKSUM_BYTES], start + row_bytes
+        head, size = self._header(0)[:-_CHECKSUM_BYTES], start + row_bytes
         places: list[int] = []
         rows: list[memoryview] = []
         for place, value in enumerate(values):
@@ -325,23 +309,28 @@ class StateTag(msgspec.Struct, frozen=True):
                 rows.append(row)
         return places, b"".join(rows)
 
+    def _header(self, checksum: int) -> bytes:
+        return _STATE_HEADER.pack(
+            _STATE_MAGIC, STATE_SCHEMA_VERSION, self.model_version, self.settings.encode(), checksum
+        )
+
 
 def decode_state(value: bytes) -> tuple[StateTag, bytes]:
     """The tag and the row of a state record.
 
     Raises:
-        StateError: the record is not one of ours, of another schema, or damaged.
+        StateError: the value is not a state record, has another schema, or is damaged.
     """
     if len(value) < _STATE_HEADER.size or not value.startswith(_STATE_MAGIC):
         raise StateError("not a state record")
     _, schema, version, settings, checksum = _STATE_HEADER.unpack_from(value)
     if schema != STATE_SCHEMA_VERSION:
-        raise StateError(f"state schema {schema}, and this program reads {STATE_SCHEMA_VERSION}")
+        raise StateError(f"the state record has schema {schema}, but this program reads schema {STATE_SCHEMA_VERSION}")
     row = value[_STATE_HEADER.size :]
-    if not row:  # whose checksum is 0, as that of a record cut off there may well be
-        raise StateError("the state record is damaged: it ends behind its header")
+    if not row:  # its checksum, 0, could match
+        raise StateError("the state record is damaged: it ends after its header")
     if zlib.crc32(row) != checksum:
-        raise StateError("the state record is damaged: its checksum differs")
+        raise StateError("the state record is damaged: its checksum does not match")
     try:
         return StateTag(version, settings.decode("ascii")), row
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
-"""The one place where configuration is read: a TOML file, overridden by ``STREAMGRU_…`` environment variables.
+"""The settings: a TOML file, overridden by ``STREAMGRU_…`` environment variables. No other module reads either.
 
 ``load_settings()`` reads the file that ``STREAMGRU_SETTINGS`` (or ``--settings``) names, then the environment; nested
-values use a double underscore: ``STREAMGRU_KAFKA__BOOTSTRAP_SERVERS=broker:9092``. Everything else in the project takes
+values use a double underscore: ``STREAMGRU_KAFKA__BOOTSTRAP_SERVERS=broker:9092``. All other modules take
 a ``Settings`` object. ``deploy/beijing.toml`` is a commented example.
 """
 
@@ -13,13 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 from unicodedata import category
 
-from pydantic import (
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.config import Adaptation
@@ -39,12 +33,12 @@ from pipeline.settings_sections import (
 
 SETTINGS_FILE_VARIABLE = "STREAMGRU_SETTINGS"
 SECONDS_PER_DAY = 86_400
-# A state holds values and profiles for each step of a season, and is written after every reading.
+# A state holds values and profiles for each step of a season, and is written to Kafka after every batch.
 MOST_SEASON_STEPS = 10_000
 
 
 def _stack(validated: dict[str, Any]) -> StackSettings:
-    """The stack's settings among the fields validated so far; the defaults where they were refused and are reported."""
+    """The validated stack settings; the defaults if they were invalid, which validation reports by itself."""
     stack: StackSettings = validated.get("stack", StackSettings())
     return stack
 
@@ -72,20 +66,20 @@ class Settings(BaseSettings):
         ge=1,
         le=100_000,
         description="season of the seasonal-naive forecast, and of the profiles that forecasts learn from; by default "
-        "a day where that has 2 to 10,000 steps, else one step",
+        "a day if that has 2 to 10,000 steps, otherwise one step",
     )
     max_gap_steps: int = Field(default=168, ge=0, description="longer gaps reset a sensor's state")
     grace_steps: float = Field(
         default=0.0,
         ge=0.0,
         le=10_000,
-        description="readings behind a gap are held until it is filled, or their sensor's newest one is so many "
-        "cadences later (0: not at all); what is held when this is changed, or deleted by retention before a restart, "
-        "may get no forecast",
+        description="reorder buffer, in cadences: a reading behind a gap is buffered until the gap is filled or its "
+        "sensor's newest reading is this much later; 0 buffers no reading. A reading that is buffered when this "
+        "setting changes, or that retention deletes before a restart, may get no forecast",
     )
     history: Path | None = Field(default=None, description="the Delta table; by default HOME/history")
     model_name: str = "streamgru"
-    # Before what follows from it: the servers' addresses are the local stack's unless they are set.
+    # Before the servers' addresses: their defaults are the local stack's.
     stack: StackSettings = StackSettings()
     mlflow_tracking_uri: str = Field(default_factory=lambda earlier: f"http://127.0.0.1:{_stack(earlier).mlflow_port}")
     prefect_api_url: str = Field(default_factory=lambda earlier: f"http://127.0.0.1:{_stack(earlier).prefect_port}/api")
@@ -98,33 +92,33 @@ class Settings(BaseSettings):
 
     @field_validator("kafka")
     @classmethod
-    def _brokers_are_the_stack_unless_set(cls, kafka: KafkaSettings, info: ValidationInfo) -> KafkaSettings:
+    def _default_to_stack_broker(cls, kafka: KafkaSettings, info: ValidationInfo) -> KafkaSettings:
         if "bootstrap_servers" in kafka.model_fields_set:
             return kafka
         return kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{_stack(info.data).kafka_port}"})
 
     @model_validator(mode="after")
-    def _features_and_targets_fit(self) -> Self:
+    def _check_features_and_targets(self) -> Self:
         if len(set(self.features)) != len(self.features):
             raise ValueError("features must differ from each other")
-        # The history's writer ends the process at some of them.
+        # Delta Lake's writer crashes the process at some control characters.
         if unusable := [name for name in self.features if any(category(letter) in ("Cc", "Cs") for letter in name)]:
             raise ValueError(f"features cannot have control characters in their names, as {unusable[0]!r} has")
         if len(set(self.targets)) != len(self.targets):
             raise ValueError("targets must differ from each other")
         unknown = [target for target in self.targets if target not in self.features]
         if unknown:
-            raise ValueError(f"targets must be among the features; these are not: {', '.join(unknown)}")
+            raise ValueError(f"targets must be among the features, which lack {', '.join(unknown)}")
         if round(self.cadence_s * 1_000_000) < 1:
-            raise ValueError("cadence_s is below a microsecond")
+            raise ValueError("cadence_s must be at least a microsecond")
         most = self.adaptation.replay_steps + 1
         if self.rewarm_steps > most:
-            raise ValueError(f"forecaster.rewarm_steps is at most {most:,}: the state of a sensor remembers no more")
+            raise ValueError(f"forecaster.rewarm_steps must be at most {most:,}: a state depends on no more readings")
         return self
 
     @property
     def rewarm_steps(self) -> int:
-        """Accepted readings replayed per sensor into a new model, at least."""
+        """The least number of accepted readings of a sensor that are replayed to warm up a new model."""
         return self.forecaster.rewarm_steps or self.adaptation.replay_steps
 
     @property
@@ -134,12 +128,12 @@ class Settings(BaseSettings):
 
     @property
     def grace(self) -> GracePeriod:
-        """How long gaps are waited for, in the stream and wherever its readings are judged again."""
+        """How long the reorder buffer waits for a gap to be filled: the same in the stream, training and the audit."""
         return GracePeriod(self.cadence_us, round(self.grace_steps * self.cadence_us))
 
     @property
     def season(self) -> int:
-        """Steps after which the seasonal-naive forecast repeats: by default a day's worth, where that is a number."""
+        """Steps after which the seasonal-naive forecast repeats; by default one day, or one step (see above)."""
         if self.season_steps is not None:
             return self.season_steps
         day = round(SECONDS_PER_DAY / self.cadence_s)
@@ -152,12 +146,12 @@ class Settings(BaseSettings):
 
     @property
     def history_path(self) -> Path:
-        """Where the history table lies."""
+        """Path of the history table."""
         return self.history if self.history is not None else self.home / "history"
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits that change whenever a setting that shapes a forecast does."""
+        """Twelve hex digits that change with every setting that shapes a forecast."""
         shaping: dict[str, Any] = {
             "features": self.features,
             "targets": self.targets,
@@ -183,17 +177,17 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment outranks the file, whose content arrives as keyword arguments."""
+        """Environment variables win over the file, whose content arrives as keyword arguments."""
         return env_settings, init_settings
 
 
 def load_settings(path: Path | None = None) -> Settings:
-    """Settings from a TOML file and the environment, the latter winning.
+    """The settings from a TOML file and the environment; environment variables win.
 
-    The file is ``path``, else the one that ``STREAMGRU_SETTINGS`` names, else none.
+    The file is ``path``, otherwise the one that ``STREAMGRU_SETTINGS`` names. Without either there is no file.
 
     Raises:
-        SettingsError: naming the file or variable, the field, and what it may be.
+        SettingsError: the file cannot be read, or a value is invalid; names the field and its allowed values.
     """
     named = os.environ.get(SETTINGS_FILE_VARIABLE)
     source = path or (Path(named) if named else None)
@@ -211,7 +205,7 @@ def load_settings(path: Path | None = None) -> Settings:
         lines = [
             f"  {'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
             for item in error.errors()
-            if item["type"] != "default_factory_not_called"  # only follows from another error, which is listed
+            if item["type"] != "default_factory_not_called"  # a consequence of another error in the list
         ]
         where = f"{source} and the environment" if source else "the environment (STREAMGRU_…)"
-        raise SettingsError("settings are not valid; read from " + where + ":\n" + "\n".join(lines)) from error
+        raise SettingsError(f"invalid settings in {where}:\n" + "\n".join(lines)) from error

@@ -1,7 +1,7 @@
-"""From the history table, or any frame of readings, to the sequences that a model is trained and scored on.
+"""The sequences that a model is trained and scored on, from the history table or any frame of readings.
 
-The whole history is read without ever being held as a frame: first what orders the readings, then one feature at a
-time into its place. Nothing is resampled and no overlapping windows are made; a window is a range of steps.
+The history is never in memory as one frame: the columns that order the readings are read first, then one feature at a
+time. Readings are not resampled and windows are not copied; a window is a range of steps.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ from pipeline.settings import Settings
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-USUAL_FACTOR: Final = 1.25  # between the cadence and the usual time from one reading to the next, at most
+USUAL_FACTOR: Final = 1.25  # largest ratio of the median interval to the cadence, or inverse, without a warning
 
 
 def load_sequences(history: History, settings: Settings, version: int | None = None) -> Sequences:
-    """The steps that the stream takes, or took, for the readings in the history at a version (the newest by default).
+    """The steps that the stream takes for the readings in the history at a version (by default the newest).
 
-    Sensors are in the order of their ids. Readings are accepted by offset, as in the stream; of a sensor that has moved
-    from one partition to another, those in the partition that it was in before come first.
+    Sensors are sorted by id. Readings are accepted in offset order, as in the stream. If a sensor has moved to another
+    partition, its readings in the earlier partition come first.
 
     Raises:
         HistoryError: the table is missing, damaged, empty, or lacks a feature of the settings.
@@ -39,8 +39,8 @@ def load_sequences(history: History, settings: Settings, version: int | None = N
     missing = [name for name in settings.features if name not in found]
     if missing:
         raise HistoryError(
-            f"the history table {history.path} has no feature {', '.join(missing)}; it has "
-            f"{', '.join(found) or 'none'}: ingest readings with it first, or take it out of the settings"
+            f"the history table {history.path} has no feature {', '.join(missing)} (its features: "
+            f"{', '.join(found) or 'none'}); ingest readings with it first, or remove it from the settings"
         )
     readings = history.scan(version)
     with history.reading(version):
@@ -53,9 +53,9 @@ def load_sequences(history: History, settings: Settings, version: int | None = N
 
 
 def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
-    """The steps that the stream would take if these readings were published as they stand.
+    """The steps that the stream would take if these readings were published in their order.
 
-    A feature of the settings that the table does not have is missing in every step.
+    A feature of the settings that the table lacks is missing in every step.
     """
     columns = {name: pl.Series(name, values) for name, values in table.values.items()}
     absent = {name: pl.lit(None, pl.Float64).alias(name) for name in settings.features if name not in columns}
@@ -70,15 +70,15 @@ def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
 
 
 def usual_interval_us(table: ReadingTable) -> int | None:
-    """The median time from one reading of a sensor to its next, over all sensors; none where no sensor has two."""
+    """The median time between consecutive readings of a sensor, over all sensors; None if no sensor has two."""
     order = np.lexsort((table.timestamp_us, table.sensor_codes))
     interval = np.diff(table.timestamp_us[order])[np.diff(table.sensor_codes[order]) == 0]
-    interval = interval[interval > 0]  # a reading that came twice is one
+    interval = interval[interval > 0]  # 0 between duplicates
     return int(np.median(interval)) if len(interval) else None
 
 
 def odd_interval_us(sequences: Sequences) -> int | None:
-    """The median time between readings of the sensor that has most, where that is not about the cadence."""
+    """The median time between readings of the sensor with the most readings; None if it is near the cadence."""
     sensor = int(np.argmax(np.diff(sequences.starts)))
     lo, hi = sequences.span(sensor)
     interval = np.diff(sequences.timestamp_us[lo:hi][sequences.observed[lo:hi]])
@@ -87,25 +87,24 @@ def odd_interval_us(sequences: Sequences) -> int | None:
 
 
 def cadence_warning(sequences: Sequences) -> str | None:
-    """What to tell of readings that do not come about once in a cadence; nothing where they do."""
+    """A warning if readings do not come about once per cadence, otherwise None."""
     odd_us = odd_interval_us(sequences)
     if odd_us is None:
         return None
     return (
-        f"readings usually come {odd_us / 1e6:g} s apart, and the cadence is {sequences.cadence_us / 1e6:g} s: a "
-        "forecast reaches so many cadences ahead, and is best where readings come about once in each"
+        f"readings usually come {odd_us / 1e6:g} s apart, but the cadence is {sequences.cadence_us / 1e6:g} s. "
+        "Forecast steps are one cadence each; set cadence_s near the time between readings for the best forecasts"
     )
 
 
 def sequences_from_readings(
     readings: pl.LazyFrame, features: Sequence[str], *, grace: GracePeriod, max_gap_steps: int
 ) -> Sequences:
-    """The steps for readings in a frame with the history's columns; its rows may stand in any order.
+    """The steps for readings in a frame with the history's columns, in any order of rows.
 
-    What is held at its end has not been stepped.
-
-    Where there is no ``offset`` column (a file), rows count as offsets of one partition. The frame is scanned several
-    times and must give its rows in the same order each time, as files do.
+    Readings that are buffered at the end are not stepped. Without an ``offset`` column (a file), row numbers are the
+    offsets of one partition. The frame is scanned several times and must return its rows in the same order each time,
+    as files do.
     """
     readings = readings.select(
         pl.col("sensor_id"),
@@ -119,7 +118,7 @@ def sequences_from_readings(
     order = _offset_order(readings, sensor_codes, timestamp_us)
     codes = sensor_codes[order]
     timestamp_us = timestamp_us[order]
-    accepted: NDArray[Any]  # rows in the order of steps: each sensor's readings stand together
+    accepted: NDArray[Any]  # a mask or indices of rows: the readings to step, by sensor
     if grace.is_on:
         accepted = reorder(codes, timestamp_us, _column(readings, pl.col("offset"), np.int64)[order], grace).order
     else:
@@ -129,7 +128,7 @@ def sequences_from_readings(
     timestamp_us = timestamp_us[accepted]
     del sensor_codes, codes, accepted
 
-    # Laid out first without features, so that each value is written once, straight to its step.
+    # The layout comes first and has no features, so that each value is copied only once, to its step.
     layout = build_sequences(
         ids.to_list(),
         starts,
@@ -157,26 +156,26 @@ def _position(readings: pl.LazyFrame) -> list[pl.Expr]:
 def _offset_order(
     readings: pl.LazyFrame, sensor_codes: NDArray[np.uint32], timestamp_us: NDArray[np.int64]
 ) -> NDArray[np.intp]:
-    """Row numbers by sensor, then partition, in the order of the middle reading in each, then offset."""
+    """Row numbers by sensor, partition and offset; a sensor's partitions by the time of their middle reading."""
     partition = _column(readings, pl.col("partition"), np.int32)
     offset = _column(readings, pl.col("offset"), np.int64)
     order = np.lexsort((offset, partition, sensor_codes))
     del offset
     codes = sensor_codes[order]
-    is_another = np.diff(codes) != 0
-    is_elsewhere = ~is_another & (np.diff(partition[order]) != 0)
-    if not is_elsewhere.any():
-        return order  # every sensor lies in one partition
-    firsts = np.flatnonzero(np.append(True, is_another | is_elsewhere))
+    is_next_sensor = np.diff(codes) != 0
+    is_next_partition = ~is_next_sensor & (np.diff(partition[order]) != 0)
+    if not is_next_partition.any():
+        return order  # every sensor is in one partition
+    firsts = np.flatnonzero(np.append(True, is_next_sensor | is_next_partition))
     rank = np.empty(len(firsts), np.intp)
     ends = np.append(firsts[1:], len(order))
-    middle_us = timestamp_us[order[(firsts + ends) // 2]]  # which a single odd clock reading does not move
+    middle_us = timestamp_us[order[(firsts + ends) // 2]]  # a single wrong clock does not move it
     rank[np.lexsort((middle_us, codes[firsts]))] = np.arange(len(firsts))
     return order[np.argsort(np.repeat(rank, ends - firsts), kind="stable")]
 
 
 def _column(readings: pl.LazyFrame, expression: pl.Expr, dtype: type[Scalar]) -> NDArray[Scalar]:
-    """One column as an array; null becomes NaN where it is a float."""
+    """One column as an array; nulls in a float column become NaN."""
     column = readings.select(expression.alias("column")).collect(engine="streaming")["column"]
     array: NDArray[Scalar] = column.to_numpy().astype(dtype, copy=False)
     return array

@@ -1,1 +1,1 @@
-"""Back-tests: a model trained and scored beside the baselines, drawn, and judged by the gate."""
+"""Back-tests: train a model, score it against the baselines, draw plots, and decide by the gate."""

@@ -1,4 +1,4 @@
-"""A back-test on data of one's own: split it, train on the oldest part, score the newest, write down what came out."""
+"""A back-test: split the data, train on the oldest part, and score on the newest part."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,16 +24,16 @@ from pipeline.settings_sections import TrainingSettings
 MODEL: Final = "streamgru"
 PLAIN: Final = "plain GRU"
 _DAY_US: Final = 86_400_000_000
-_MONTH_US: Final = 30 * _DAY_US  # the literature's months, in which splits such as 12/4/4 are given
+_MONTH_US: Final = 30 * _DAY_US  # a month in the literature's splits, such as 12/4/4
 
 
 def split_by(text: str, sequences: Sequences) -> tuple[Sequences, Split]:
-    """The parts that a text asks for: fractions of the readings (``0.7,0.1,0.2``) or months of 30 days (``12/4/4``).
+    """The split that ``text`` describes: fractions (``0.7,0.1,0.2``) or months of 30 days (``12/4/4``).
 
-    Months are counted from the first reading on; what was read after the last of them is left out of the sequences.
+    Months count from the first reading; later readings are left out of the returned sequences.
 
     Raises:
-        ValueError: it is neither, or a part would be empty.
+        ValueError: the text has another form, or a part would be empty.
     """
     months = "/" in text
     try:
@@ -46,82 +46,81 @@ def split_by(text: str, sequences: Sequences) -> tuple[Sequences, Split]:
         if not math.isclose(sum(sizes), 1.0, abs_tol=1e-6):
             raise ValueError(f"the fractions of a split must sum to 1; {text!r} sums to {sum(sizes):g}")
         return sequences, split_by_time(sequences, sizes[1], sizes[2])
-    first_us = int(sequences.timestamp_us.min())
-    last_us = int(sequences.timestamp_us.max())
+    first_us, last_us = int(sequences.timestamp_us.min()), int(sequences.timestamp_us.max())
     train_end_us, validation_end_us, end_us = (first_us + round(sum(sizes[:n]) * _MONTH_US) for n in (1, 2, 3))
     if last_us < validation_end_us:
         raise ValueError(
-            f"the test part of {text} would begin at {iso_timestamp(validation_end_us)}, and the last reading is of "
-            f"{iso_timestamp(last_us)}"
+            f"the test part of {text} would begin at {iso_timestamp(validation_end_us)}, after the last reading "
+            f"({iso_timestamp(last_us)})"
         )
     return sequences.slice_time(None, end_us), Split(train_end_us, validation_end_us)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a model was made on, as far as that is known."""
+    """The readings that a model was trained and selected on, if known."""
 
-    name: str  # of the model, as messages have it
+    name: str  # of the model, for messages
     config: ModelConfig  # the model's
-    until: str | None  # ISO 8601: readings before this took part in training or choosing it
+    until: str | None  # ISO 8601: it was trained and selected on readings before this
 
 
 def unseen_part(split: Split, sequences: Sequences, made: Selection, least: int = 1) -> tuple[Split, str]:
-    """The split with nothing in its test part that a model was trained or chosen on, and what there is to say of it.
+    """A split whose test part the model has not seen, and a remark for the user.
 
-    That is nothing where the split can stay; where it stays because nothing is known of the model, a warning. The rest
-    is as for ``after_selection``.
+    The remark is empty if the split does not change, and a warning if ``made.until`` is unknown. Otherwise as
+    ``after_selection``.
     """
     if made.until is None:
         return split, (
-            f"{made.name} does not say until when it was trained and chosen (validate_until): it may be scored here on "
-            "readings that it has seen, which flatters it"
+            f"{made.name} does not say until when it was trained and selected (validate_until): its scores may be too "
+            "good, because it may have seen readings of the test part"
         )
     moved = after_selection(split, sequences, made.config, made.until, least)
     if moved == split:
         return split, ""
     return moved, (
-        f"{made.name} was trained and chosen on readings until {made.until}: the test part begins there instead of "
-        f"{iso_timestamp(split.validation_end_us)}"
+        f"{made.name} was trained and selected on readings until {made.until}: the test part begins there instead of "
+        f"at {iso_timestamp(split.validation_end_us)}"
     )
 
 
 def after_selection(
     split: Split, sequences: Sequences, config: ModelConfig, selected_until: str, least: int = 1
 ) -> Split:
-    """The split, its test part no earlier than ``selected_until``: what came before it took part in making the model.
+    """The split with its test part not before ``selected_until``: the model has seen the readings before that.
 
-    A model that was made without any of these sensors has seen nothing of them, and the split stays as it is.
+    If the model was trained without these sensors, the split does not change.
 
     Args:
-        config: the model's.
+        config: of the model.
         selected_until: ISO 8601, as in the version's tag.
-        least: forecasts of one sensor whose whole horizon lies behind that.
+        least: forecasts of one sensor that must remain in the test part, with their whole horizon.
 
     Raises:
-        ValueError: it is no such time, or less is left to test on.
+        ValueError: ``selected_until`` is not a time, or fewer forecasts remain.
     """
     if not set(config.sensors) & set(sequences.sensors):
         return split
     try:
         since_epoch = datetime.fromisoformat(selected_until) - datetime.fromtimestamp(0, UTC)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"until when the model was chosen cannot be read, {selected_until!r}: {error}") from error
+        raise ValueError(f"the model's validate_until, {selected_until!r}, is not a time: {error}") from error
     selected_until_us = since_epoch // timedelta(microseconds=1)
     if selected_until_us <= split.validation_end_us:
         return split
     left = _most_forecasts_from(sequences, config, selected_until_us)
     if left < least:
         raise ValueError(
-            f"the model was trained and chosen on readings until {selected_until}, and the last one here is of "
-            f"{iso_timestamp(int(sequences.timestamp_us.max()))}: of {left} forecasts of a sensor, at most, it has not "
-            f"seen the outcome, and at least {least} are needed; take newer readings"
+            f"the model was trained and selected on readings until {selected_until}, and the last reading here is of "
+            f"{iso_timestamp(int(sequences.timestamp_us.max()))}: at most {left} forecasts of a sensor remain for the "
+            f"test, and at least {least} are needed; use newer readings"
         )
     return replace(split, validation_end_us=selected_until_us)
 
 
 def _most_forecasts_from(sequences: Sequences, config: ModelConfig, start_us: int) -> int:
-    """From how many readings of a sensor forecasts are scored when scores start there: of the one with most."""
+    """The number of forecasts that are scored from ``start_us`` on, for the sensor with the most."""
     most = 0
     for sensor in range(len(sequences.sensors)):
         _, end = sequences.span(sensor)
@@ -132,7 +131,7 @@ def _most_forecasts_from(sequences: Sequences, config: ModelConfig, start_us: in
 
 
 def model_config(settings: Settings) -> ModelConfig:
-    """What the settings ask of a model."""
+    """The model configuration from the settings."""
     return ModelConfig(
         features=settings.features,
         targets=settings.targets,
@@ -145,7 +144,7 @@ def model_config(settings: Settings) -> ModelConfig:
 
 
 def training_options(training: TrainingSettings) -> TrainingOptions:
-    """How the settings ask to train."""
+    """The training options from the settings."""
     return TrainingOptions(
         preset=training.preset,
         hidden_size=training.hidden_size,
@@ -163,10 +162,10 @@ def train_on(
     report: Callable[[EpochReport], None] | None = None,
     checkpoint: Path | None = None,
 ) -> TrainingResult:
-    """A model trained by the settings on the training part; it is not shown the test part.
+    """A model trained on the training part; the training never sees the test part.
 
     Raises:
-        ValueError: a part has too few readings, or no target that could be learned.
+        ValueError: a part has too few readings, or no target can be learned.
     """
     seen = sequences.slice_time(None, split.validation_end_us)
     config, options = model_config(settings), training_options(settings.training)
@@ -176,7 +175,7 @@ def train_on(
 def plain_predictor(
     settings: Settings, sequences: Sequences, split: Split, report: Callable[[EpochReport], None]
 ) -> Predictor:
-    """The plain preset, trained by the same settings otherwise, as one more thing to beat; its state is carried too."""
+    """A predictor of the plain preset, otherwise with the same settings, as another baseline with carried state."""
     plain = settings.training.model_copy(update={"preset": "plain"})
     result = train_on(settings.model_copy(update={"training": plain}), sequences, split, report)
     return model_predictor(result.forecaster, PLAIN)
@@ -190,7 +189,7 @@ def retrained_predictor(
     every_days: float,
     report: Callable[[int, EpochReport], None],
 ) -> Predictor:
-    """The model, retrained (warm) every so many days of the test part on what had been read by then."""
+    """A predictor that is retrained from its weights every ``every_days`` of the test part, on all earlier readings."""
     options = training_options(settings.training)
     models = list(retrain_every(round(every_days * _DAY_US), first, options, sequences, split, report))
     return RetrainedPredictor(models, f"{MODEL}, every {every_days:g} days", settings.adaptation)
@@ -198,7 +197,7 @@ def retrained_predictor(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a back-test found; ``scores`` by name, the model's under ``name``."""
+    """The result of a back-test: ``scores`` by predictor, the model's under ``name``."""
 
     name: str
     forecaster: Forecaster
@@ -209,12 +208,12 @@ class Evaluation:
 
     @property
     def config(self) -> ModelConfig:
-        """The model's."""
+        """The configuration of the model."""
         return self.forecaster.config
 
     @property
     def model_scores(self) -> Scores:
-        """The model's."""
+        """The scores of the model."""
         return self.scores[self.name]
 
 
@@ -230,16 +229,16 @@ def evaluate(
     standardise: bool = False,
     scale_until_us: int | None = None,
 ) -> Evaluation:
-    """Scores of a model and the baselines on the test part; the latter may know all that came before it.
+    """Scores of a model and the baselines on the test part; the baselines are fitted on all earlier readings.
 
-    The model's forecasts are adapted as they are when it is served with ``adaptation``; its scores with other
-    adaptations, ``also``, stand beside, under names that say which, and so do those of other predictors, ``beside``.
+    The model's forecasts adapt as in the stream with ``adaptation``. ``also`` are further adaptations to score, and
+    ``beside`` further predictors.
 
-    Scaled scores are in seasonal differences of each sensor or, to ``standardise``, in standard deviations; either is
-    of what lies before ``scale_until_us``, by default the training part.
+    The scale of scores is the seasonal difference of each sensor or, if ``standardise``, its standard deviation, from
+    the readings before ``scale_until_us``, by default the training part.
 
     Raises:
-        ValueError: there is nothing to score.
+        ValueError: the test part has no forecast to score.
     """
     config, test_us = forecaster.config, split.validation_end_us
     measure = standard_deviations if standardise else seasonal_scale
@@ -252,7 +251,7 @@ def evaluate(
 
 
 def standard_deviations(sequences: Sequences, config: ModelConfig, until_us: int) -> NDArray[np.float64]:
-    """(sensors, targets): of the values before ``until_us``; 1 where there are none or all are equal."""
+    """(sensors, targets): of the values before ``until_us``; 1 if there are no values or all are equal."""
     columns = sequences.columns(config.targets)
     found = np.ones((len(sequences.sensors), len(columns)))
     for sensor in range(len(sequences.sensors)):

@@ -1,4 +1,4 @@
-"""The gate: whether a challenger becomes champion, by its loss on the held-out tail of the history."""
+"""The gate: decides by the loss on the held-out tail of the history whether a challenger becomes champion."""
 
 import math
 from collections.abc import Mapping
@@ -9,43 +9,43 @@ from pipeline.settings_sections import GateSettings
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate decides, and why, in a sentence for the run and the version."""
+    """The gate's decision, with the reason as a sentence for the run and the version."""
 
     promote: bool
     reason: str
 
 
 def decide(challenger: float, champion: float | None, baselines: Mapping[str, float], gate: GateSettings) -> Decision:
-    """Promote a challenger whose loss is lower than the champion's by the margin; the first one's than all baselines'.
+    """Promote a challenger whose loss is lower by the margin than the champion's, or than all baselines' without one.
 
-    Where ``gate.automatic`` is off, a better one waits for a person.
+    If ``gate.automatic`` is off, a better challenger is declined and waits for a person.
 
     Args:
-        challenger: its mean loss by ``gate.metric``, scaled by sensor, as are the other two.
-        champion: none where there is no champion, or none that fits the settings.
-        baselines: at least one, by name.
+        challenger: mean loss by ``gate.metric``, scaled by sensor; the other losses too.
+        champion: None if there is no champion, or it does not fit the settings.
+        baselines: mean losses by name, at least one.
     """
     if champion is None:
         rival, rival_loss = min(baselines.items(), key=lambda item: item[1] if math.isfinite(item[1]) else math.inf)
         rival += " forecast"
     else:
         rival, rival_loss = "champion", champion
-    what = f"mean {gate.metric} on the held-out tail"
+    metric = f"mean {gate.metric} on the held-out tail"
     if not (math.isfinite(challenger) and math.isfinite(rival_loss)):
         return Decision(
-            False, f"declined: {what} is not a number ({challenger:g}, against {rival_loss:g} of the {rival})"
+            False, f"declined: {metric} is non-finite ({challenger:g}, against {rival_loss:g} of the {rival})"
         )
     compared = (
-        f"{what} is {challenger:.5g}, against {rival_loss:.5g} of the {rival}{_difference(challenger, rival_loss)}"
+        f"{metric} is {challenger:.5g}, against {rival_loss:.5g} of the {rival}{_difference(challenger, rival_loss)}"
     )
-    asked = f"at least {gate.margin:.2%} lower" if gate.margin else "lower"
+    required = f"at least {gate.margin:.2%} lower" if gate.margin else "lower"
     if challenger >= rival_loss * (1.0 - gate.margin):
-        return Decision(False, f"declined: {compared}; it has to be {asked}")
+        return Decision(False, f"declined: {compared}; it must be {required}")
     if not gate.automatic:
         return Decision(
-            False, f"declined: left to `streamgru promote` (gate.automatic = false), though better: {compared}"
+            False, f"declined: better, but gate.automatic = false leaves it to `streamgru promote`: {compared}"
         )
-    return Decision(True, f"promoted: {compared}; it had to be {asked}")
+    return Decision(True, f"promoted: {compared}; required was {required}")
 
 
 def _difference(loss: float, other: float) -> str:

@@ -1,6 +1,6 @@
-"""Plots of a training and of a back-test: matplotlib figures, made without any of its global state.
+"""Plots of a training and of a back-test, as matplotlib figures without its global state.
 
-Series differ in line style and marker as well as in colour (Okabe and Ito's palette, safe for the colour-blind).
+Series differ in line style, marker and colour (Okabe and Ito's palette for colour-blind readers).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,14 @@ _MARKERS: Final = ("o", "s", "^", "D", "v", "P")
 _INK: Final = "#333333"
 _ROW_IN: Final = 3.2
 _WIDTH_IN: Final = 9.0
-_POINTS_OFF: Final = 20.0  # of coverage, that are shown on both sides of what it should be
-# What is shown of the past before a forecast, in horizons, and at least in seasons.
+_POINTS_OFF: Final = 20.0  # percentage points of coverage shown on both sides of the nominal value
+# Past shown before a forecast: the longer of this many horizons and this many seasons.
 _PAST_HORIZONS: Final = 1
 _PAST_SEASONS: Final = 2
 
 
 def draw_loss(epochs: Sequence[EpochReport]) -> Figure:
-    """Training and validation loss by epoch; the epoch whose weights were kept is marked."""
+    """Training and validation loss by epoch; a line marks the epoch whose weights were kept."""
     figure = Figure(figsize=(_WIDTH_IN, 3.6), layout="constrained")
     axes = figure.subplots()
     numbers = [epoch.epoch for epoch in epochs]
@@ -56,7 +56,7 @@ def draw_loss(epochs: Sequence[EpochReport]) -> Figure:
 
 
 def draw_scores(scores: Mapping[str, Scores]) -> Figure:
-    """Per target: error of the median by horizon, coverage of the interval by horizon, and calibration."""
+    """For each target: error of the median and coverage of the interval by horizon step, and calibration."""
     first = next(iter(scores.values()))
     figure = Figure(figsize=(_WIDTH_IN * 1.4, _ROW_IN * len(first.targets)), layout="constrained")
     grid = figure.subplots(len(first.targets), 3, squeeze=False)
@@ -71,7 +71,7 @@ def draw_scores(scores: Mapping[str, Scores]) -> Figure:
             calibration.plot(score.quantiles, off, **_series(number), label=name)
         nominal = 100.0 * first.nominal_coverage
         coverage.axhline(nominal, color=_INK, lw=0.8, ls=":")
-        # At least as far on both sides, so that a point off looks the same in every plot; further where it is needed.
+        # The same range in every plot, so that deviations compare by eye; wider if a curve needs it.
         lowest, highest = coverage.get_ylim()
         coverage.set_ylim(min(lowest, nominal - _POINTS_OFF), max(highest, min(nominal + _POINTS_OFF, 101.0)))
         calibration.axhline(0.0, color=_INK, lw=0.8, ls=":")
@@ -87,18 +87,18 @@ def draw_scores(scores: Mapping[str, Scores]) -> Figure:
 
 
 def draw_state_age(losses: LossByAge, warmup_steps: int) -> Figure:
-    """Loss by steps since the state was begun, beside that of states that were carried on all the time."""
+    """Loss by steps since a reset of the state, beside the loss with states that were never reset."""
     figure = Figure(figsize=(_WIDTH_IN, 3.6), layout="constrained")
     axes = figure.subplots()
-    curves = {"state begun anew": losses.restarted}
-    curves |= {f"{name}, carried on": curve for name, curve in losses.carried.items()}
+    curves = {"state reset": losses.restarted}
+    curves |= {f"{name}, never reset": curve for name, curve in losses.carried.items()}
     for number, (name, curve) in enumerate(curves.items()):
         axes.plot(losses.ages, curve, **_series(number), label=name)
     axes.axvline(warmup_steps, color=_INK, lw=0.8, ls=":", label="counts as warm")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_ylim(bottom=0.0)
-    _label(axes, "Loss by age of the state, at the same readings", "steps since it was begun", "pinball loss (scaled)")
+    _label(axes, "Loss by age of the state, at the same readings", "steps since the reset", "pinball loss (scaled)")
     axes.legend(frameon=False)
     return figure
 
@@ -111,10 +111,10 @@ def draw_forecasts(
     start_us: int,
     beside: Sequence[Predictor] = (),
 ) -> Figure:
-    """Fans beside what came true, for the sensors forecast worst, in the middle and best; a row per target.
+    """Quantile fans and readings for the sensors with the worst, the median and the best loss; a row per target.
 
-    Each is issued half-way through what comes from ``start_us`` on, with its whole horizon in it. Of the predictors
-    ``beside`` the medians are drawn.
+    Each forecast follows the middle reading from ``start_us`` on with a whole horizon. For the predictors ``beside``
+    only medians are drawn.
     """
     chosen = _worst_middle_best(scores)
     rows, columns = len(config.targets), max(len(chosen), 1)
@@ -146,7 +146,7 @@ def _draw_fan(
     medians: Mapping[str, NDArray[np.float64]],
     row: int,
 ) -> None:
-    """One target's quantiles (Q, h) issued after ``step``, between what was read before and after."""
+    """One target's quantiles (Q, h) issued after ``step``, with the readings before and after."""
     issued_us = int(sequences.timestamp_us[step])
     past = max(_PAST_HORIZONS * config.horizon_steps, _PAST_SEASONS * config.season_steps)
     lo, hi = sequences.span(
@@ -154,7 +154,7 @@ def _draw_fan(
     )
     column = config.target_indices[row]
     axes.plot(
-        _moments(sequences.timestamp_us[lo:hi]), sequences.values[lo:hi, column], color=_INK, lw=1.0, label="read"
+        _moments(sequences.timestamp_us[lo:hi]), sequences.values[lo:hi, column], color=_INK, lw=1.0, label="readings"
     )
     ahead = _moments(issued_us + np.arange(1, config.horizon_steps + 1) * config.cadence_us)
     median = config.median_index
@@ -163,13 +163,13 @@ def _draw_fan(
         if above > median:
             label = f"{config.quantiles[below]:g} to {config.quantiles[above]:g}"
             axes.fill_between(ahead, fan[below], fan[above], color=_COLOURS[0], alpha=0.22, lw=0, label=label)
-    single: dict[str, Any] = {"marker": "o", "ms": 4} if len(ahead) == 1 else {}  # a line through one point is none
+    single: dict[str, Any] = {"marker": "o", "ms": 4} if len(ahead) == 1 else {}  # one point needs a marker
     for number, (name, values) in enumerate(medians.items(), start=1):
         style: dict[str, Any] = {"color": _COLOURS[number], "ls": _DASHES[number], "lw": 1.0}
         axes.plot(ahead, values, **style, **single, label=name)
     axes.plot(ahead, fan[median], color=_COLOURS[0], lw=1.6, ls="--", **single, label="median forecast")
     axes.axvline(_moments(np.array([issued_us]))[0], color=_INK, lw=0.8, ls=":", label="issued")
-    # With these two there is an interval for every length of time; with fewer ticks some lengths have none.
+    # These limits fit a tick interval to any length of time; smaller ones leave some axes without ticks.
     locator = _dates.AutoDateLocator(minticks=3, maxticks=7)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(_dates.ConciseDateFormatter(locator))
@@ -184,7 +184,7 @@ def _worst_middle_best(scores: Scores) -> list[tuple[str, int]]:
 
 
 def _middle_step(sequences: Sequences, config: ModelConfig, sensor: int, start_us: int) -> int:
-    """The sensor's middle one of the accepted readings that forecasts were scored after."""
+    """The middle reading of the sensor among those whose forecasts were scored."""
     end_us = int(sequences.timestamp_us.max()) + 1
     lo, hi = sequences.span(sensor, start_us - config.cadence_us, end_us - config.horizon_steps * config.cadence_us)
     readings = lo + np.flatnonzero(sequences.observed[lo:hi])

@@ -1,4 +1,4 @@
-"""A back-test written down: ``scores.json``, the model that was scored, and plots."""
+"""The files of a back-test: ``scores.json``, the model and plots."""
 
 import json
 import math
@@ -30,15 +30,15 @@ SKILLS: Final[tuple[Metric, ...]] = ("mse", "mae", "pinball")
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model and, where that is known, how its training went and until when it has seen readings."""
+    """A model with, if known, the record of its training and the end of the readings that it has seen."""
 
     forecaster: Forecaster
     training: dict[str, Any] | None = None  # as in ``scores.json``
-    selected_until: str | None = None  # ISO 8601: readings before this took part in training or choosing it
+    selected_until: str | None = None  # ISO 8601: it was trained and selected on readings before this
 
     @classmethod
     def of(cls, result: TrainingResult, split: Split) -> "TrainedModel":
-        """What a training led to."""
+        """The model and the record of a finished training."""
         return cls(
             result.forecaster,
             {
@@ -55,22 +55,22 @@ def read_trained_model(folder: Path) -> TrainedModel:
     """The model of an earlier report.
 
     Raises:
-        DataFileError: the folder holds no such report.
+        DataFileError: the folder does not contain a report.
     """
     try:
         content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-        # Reports without it are mostly of models that were trained for them.
+        # An older report lacks the field; its model was usually trained for it.
         selected_until = content.get("selected_until", content.get("validate_until"))
         return TrainedModel(load_artefact(folder / MODEL_FOLDER), content["training"], selected_until)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataFileError(
-            f"{folder} does not hold the results of a back-test ({error}); name the folder that `streamgru backtest` "
-            "says its scores are in"
+            f"{folder} does not contain the results of a back-test ({error}); name the folder that "
+            "`streamgru backtest` printed for its scores"
         ) from error
 
 
 def write_report(done: Evaluation, trained: TrainedModel, folder: Path, made_with: Mapping[str, Any]) -> None:
-    """``scores.json``, the model and the plots, in ``folder``; what was there under these names is replaced."""
+    """Write ``scores.json``, the model and the plots to ``folder``; existing files of these names are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     test_us = done.split.validation_end_us
     content = {
@@ -79,7 +79,7 @@ def write_report(done: Evaluation, trained: TrainedModel, folder: Path, made_wit
         "sensors": len(done.sequences.sensors),
         "train_until": iso_timestamp(done.split.train_end_us),
         "validate_until": iso_timestamp(test_us),
-        "selected_until": trained.selected_until,  # earlier than that where the model is scored again
+        "selected_until": trained.selected_until,  # before validate_until if an earlier model is scored
         "model": asdict(replace(done.config, sensors=())),
         "adaptation": asdict(done.adaptation),
         "training": trained.training,
@@ -91,11 +91,11 @@ def write_report(done: Evaluation, trained: TrainedModel, folder: Path, made_wit
     for name, figure in draw(done, epochs).items():
         figure.savefig(folder / name, dpi=120)
     save_artefact(trained.forecaster, folder / MODEL_FOLDER)
-    (folder / SCORES).write_text(text, encoding="utf-8")  # last: where it is, everything is
+    (folder / SCORES).write_text(text, encoding="utf-8")  # last: if it exists, the report is complete
 
 
 def draw(done: Evaluation, epochs: Sequence[EpochReport]) -> dict[str, Figure]:
-    """The plots of a back-test by file name; of the training, too, where its epochs are known."""
+    """The plots of a back-test by file name, and of the training if its epochs are known."""
     config, sequences, test_us = done.config, done.sequences, done.split.validation_end_us
     fans = model_predictor(done.forecaster, done.name, done.adaptation)
     naive = SeasonalNaive(config).fit(sequences, test_us)
@@ -129,8 +129,8 @@ def scores_content(score: Scores) -> dict[str, Any]:
 
 
 def _skill(model_scores: Scores, theirs: Scores) -> dict[str, Any]:
-    """Of the model against another forecast: over all, and by horizon step."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # a perfect reference: no number
+    """Skill of the model against another forecast, in total and by horizon step."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN against a perfect reference
         return {
             metric: {
                 "all": skill(model_scores, theirs, metric),
@@ -141,7 +141,7 @@ def _skill(model_scores: Scores, theirs: Scores) -> dict[str, Any]:
 
 
 def _without_nan(content: Any) -> Any:
-    """JSON knows no NaN: null instead."""
+    """The content with null for NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
         return {name: _without_nan(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

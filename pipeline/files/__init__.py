@@ -1,1 +1,1 @@
-"""Readings in a user's CSV and Parquet files: reading them, and publishing them to the readings topic."""
+"""Reads a user's CSV and Parquet files, and publishes their readings to the readings topic."""

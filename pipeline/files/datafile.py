@@ -1,14 +1,12 @@
-"""Reads a CSV or Parquet file of a user's into a frame, or says where it is malformed.
+"""Reads a user's CSV or Parquet file into a frame; errors name the line at fault.
 
-A CSV's cells stay text here: guessing types from the first rows would either fail later without naming the cell, or
-turn a column of numbers with one typing error into text.
+The cells of a CSV file stay text here. If types were guessed from the first rows, a later cell could fail without being
+named, or one typing error would turn a column of numbers into text.
 """
 
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -18,17 +16,17 @@ from pipeline.errors import DataFileError
 
 CSV_SUFFIXES: Final = (".csv", ".csv.gz", ".tsv", ".txt")
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
-# What people write into a cell that holds no number. An empty cell is missing in any case.
+# Text that users write into a cell for a missing value. An empty cell is always missing.
 MISSING_MARKS: Final = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-")
 _SEPARATORS: Final = (",", ";", "\t", "|")
 _HEADER_LINES: Final = 1
 
 
 def read_frame(path: Path) -> pl.DataFrame:
-    """The file's columns: text from a CSV (missing cells null), whatever types a Parquet file has.
+    """The file's columns: text from a CSV file (missing cells null), the file's own types from Parquet.
 
     Raises:
-        DataFileError: the file is missing, empty, of another kind, or malformed. Names the line where one is to blame.
+        DataFileError: the file does not exist, is empty, has another format, or is malformed; names the line if known.
     """
     if not path.exists():
         raise DataFileError(f"there is no file {path}")
@@ -41,11 +39,12 @@ def read_frame(path: Path) -> pl.DataFrame:
         elif name.endswith(CSV_SUFFIXES):
             frame = _read_csv(path)
         else:
-            raise DataFileError(f"{path}: neither CSV nor Parquet; its name should end in one of {_suffixes()}")
+            suffixes = ", ".join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))
+            raise DataFileError(f"{path}: neither CSV nor Parquet; its name should end in one of {suffixes}")
     except OSError as error:
         raise DataFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
-        raise DataFileError(f"{path} cannot be read, its compression is damaged or cut off: {error}") from error
+        raise DataFileError(f"{path} cannot be read: its compressed data is damaged or incomplete ({error})") from error
     except pl.exceptions.NoDataError as error:
         raise DataFileError(f"{path} is empty") from error
     except pl.exceptions.PolarsError as error:
@@ -56,17 +55,17 @@ def read_frame(path: Path) -> pl.DataFrame:
 
 
 def line_name(path: Path, row: int) -> str:
-    """How to point a person at a row (from 0): by its line in a text file, by its number elsewhere."""
+    """The name of a row (from 0) in messages: its line in a text file, its number in Parquet."""
     if path.name.lower().endswith(PARQUET_SUFFIXES):
         return f"{path}, row {row + 1}"
     return f"{path}, line {row + 1 + _HEADER_LINES}"
 
 
 def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
-    """A column as floats, null where a cell is missing. 32-bit columns stay so, and are published as short as they are.
+    """A column as floats, null where a cell is missing. Float32 columns stay float32, so that JSON gets fewer digits.
 
     Raises:
-        DataFileError: a cell is no number. Names its line.
+        DataFileError: a cell is not a number; names its line.
     """
     series = frame[column]
     if series.dtype == pl.Float32:
@@ -79,8 +78,8 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
         if len(bad):
             row = int(bad[0])
             raise DataFileError(
-                f"{line_name(path, row)}: {series[row]!r} in column {column} is not a number (missing values are left "
-                f"empty, or written as {', '.join(MISSING_MARKS[:4])})"
+                f"{line_name(path, row)}: {series[row]!r} in column {column} is not a number (leave missing values "
+                f"empty, or write {', '.join(MISSING_MARKS[:4])})"
             )
         return parsed
     if series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null):
@@ -89,7 +88,7 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
 
 
 def is_numeric(frame: pl.DataFrame, column: str, path: Path) -> bool:
-    """Whether ``numbers`` takes the column."""
+    """Whether ``numbers`` accepts the column."""
     try:
         numbers(frame, column, path)
     except DataFileError:
@@ -104,21 +103,21 @@ def _read_csv(path: Path) -> pl.DataFrame:
     except pl.exceptions.ComputeError:
         _check_lengths(path, separator)
         raise
-    # Cells that a short row lacks come out as missing; only then is the slower look worth it.
+    # polars reads the cells that a short row lacks as null. Only with nulls is the slow check needed.
     if frame[frame.columns[-1]].null_count():
         _check_lengths(path, separator)
     return frame
 
 
 def _separator(path: Path) -> str:
-    with _opened(path) as file:
+    with _open(path) as file:
         header = file.readline()
     return max(_SEPARATORS, key=header.count)
 
 
 def _check_lengths(path: Path, separator: str) -> None:
-    """Raises for the first row that has more or fewer cells than the header; otherwise the reader is right to go on."""
-    with _opened(path) as file:
+    """Raise for the first row that has more or fewer cells than the header."""
+    with _open(path) as file:
         rows = csv.reader(file, delimiter=separator)
         try:
             width = len(next(rows, []))
@@ -129,15 +128,7 @@ def _check_lengths(path: Path, separator: str) -> None:
             raise DataFileError(f"{path}, line {rows.line_num}: {error}") from error
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _open(path: Path) -> TextIO:
     if path.name.lower().endswith(".gz"):
-        with gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-            yield file
-    else:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            yield file
-
-
-def _suffixes() -> str:
-    return ", ".join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
+    return path.open(encoding="utf-8-sig", errors="replace", newline="")

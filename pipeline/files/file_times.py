@@ -1,4 +1,4 @@
-"""The time column of a user's file: finding it, and turning it into microseconds UTC."""
+"""The time column of a user's file: finds it, and converts it to microseconds UTC."""
 
 import zoneinfo
 from pathlib import Path
@@ -9,24 +9,24 @@ import polars as pl
 from pipeline.errors import DataFileError
 from pipeline.files.datafile import line_name
 
-# Names that a time column has when its type does not tell. Lower case.
+# Lower-case names of time columns, for files without a column of a time type.
 TIME_NAMES: Final = ("timestamp", "time", "datetime", "date_time", "date time", "date", "ts", "utc", "event_time")
-# Columns that together make a time, as in the original files of the bundled data.
+# Columns that together hold a time, as in the original files of the bundled data.
 TIME_PARTS: Final = ("year", "month", "day", "hour", "minute", "second")
 _LEAST_PARTS: Final = 3
-# The unit of a whole number by its size: seconds reach the year 5138 below the first limit, and so on.
+# (limit, microseconds per unit): a whole number below the limit has this unit. 1e11 seconds is the year 5138.
 _EPOCH_FACTORS: Final = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1))
 _NANOSECONDS_PER_US: Final = 1_000
-_SMALLEST_EPOCH: Final = 100_000_000  # 1973 in seconds; a date written as 20130301 lies below
+_SMALLEST_EPOCH: Final = 100_000_000  # 1973 in seconds; dates written as 20130301 are smaller
 _ZONE: Final = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
 _ISO: Final = r"^\s*\d{4}[-/]\d{1,2}[-/]\d{1,2}"
 
 
 def find_time_columns(frame: pl.DataFrame, path: Path, named: str | None) -> tuple[str, ...]:
-    """The time column: the one that was named, else the only one it can be; or several that make a time together.
+    """The named time column, or the only candidate, or several columns that together hold a time.
 
     Raises:
-        DataFileError: there is no such column, or none or several candidates.
+        DataFileError: the named column does not exist, or there are no or several candidates.
     """
     columns = frame.columns
     if named is not None:
@@ -42,21 +42,21 @@ def find_time_columns(frame: pl.DataFrame, path: Path, named: str | None) -> tup
     parts = tuple(by_lower[part] for part in TIME_PARTS if part in by_lower)
     if not candidates and [part.lower() for part in parts] == list(TIME_PARTS[: max(len(parts), _LEAST_PARTS)]):
         return parts
-    found = f"these might be: {', '.join(candidates)}" if candidates else f"it has: {', '.join(columns)}"
+    found = f"candidates: {', '.join(candidates)}" if candidates else f"its columns: {', '.join(columns)}"
     raise DataFileError(f"{path}: which column holds the time? Name it with --time-column; {found}")
 
 
 def read_times(
     frame: pl.DataFrame, columns: tuple[str, ...], path: Path, timezone: str | None, sensors: pl.Series
 ) -> pl.Series:
-    """Microseconds UTC (int64) of each row, ``sensors`` being the rows' sensors.
+    """Microseconds UTC (int64) of each row; ``sensors`` has each row's sensor.
 
     Whole numbers are seconds, milliseconds, microseconds or nanoseconds since 1970, by their size. Times without a zone
-    are local times of ``timezone``. A local time that exists twice, when clocks are set back, is the earlier of the two
-    where its sensor shows it for the first time, the later one after that.
+    are local times of ``timezone``. When clocks are set back, a local time exists twice: a sensor's first reading with
+    it has the earlier of the two times, its next one the later.
 
     Raises:
-        DataFileError: a cell holds no time, times have no zone and none is given, or a local time does not exist.
+        DataFileError: a cell is not a time, a zone is missing, or a local time does not exist.
     """
     series = _joined_parts(frame, columns, path) if len(columns) > 1 else frame[columns[0]]
     if series.dtype == pl.String:
@@ -65,7 +65,7 @@ def read_times(
         series = whole if whole.null_count() == series.null_count() else _parse(series, columns[0], path)
     if series.null_count():
         row = int(series.is_null().arg_true()[0])
-        raise DataFileError(f"{line_name(path, row)}: there is no time in column {columns[0]}")
+        raise DataFileError(f"{line_name(path, row)}: column {columns[0]} is empty, and should hold a time")
     if series.dtype.is_integer():
         return _epoch(series.cast(pl.Int64), columns[0], path)
     if series.dtype == pl.Date:
@@ -85,12 +85,12 @@ def _joined_parts(frame: pl.DataFrame, columns: tuple[str, ...], path: Path) -> 
     series = text.str.to_datetime("%Y-%m-%d-%H-%M-%S", time_unit="us", strict=False)
     if series.null_count():
         row = int(series.is_null().arg_true()[0])
-        raise DataFileError(f"{line_name(path, row)}: columns {', '.join(columns)} make no date: {frame.row(row)}")
+        raise DataFileError(f"{line_name(path, row)}: columns {', '.join(columns)} form no date: {frame.row(row)}")
     return series
 
 
 def _parse(series: pl.Series, column: str, path: Path) -> pl.Series:
-    """ISO 8601 text as date-times. The order of day and month is never guessed."""
+    """ISO 8601 text as date-times. Other formats are refused, because the order of day and month is ambiguous."""
     written = series.is_not_null()
     zoned = series.str.contains(_ZONE)
     bad = written & ~series.str.contains(_ISO)
@@ -112,8 +112,8 @@ def _epoch(series: pl.Series, column: str, path: Path) -> pl.Series:
     largest = series.abs().max()
     if isinstance(largest, int) and largest < _SMALLEST_EPOCH:
         raise DataFileError(
-            f"{path}: the whole numbers in column {column} are no times; they would be seconds or milliseconds since "
-            "1970, and are too small for either. Dates are written as 2013-03-01. Name another column: --time-column"
+            f"{path}: the whole numbers in column {column} are not times: they are too small for seconds or "
+            "milliseconds since 1970. Write dates as 2013-03-01, or name another column: --time-column"
         )
     for limit, factor in _EPOCH_FACTORS:
         if isinstance(largest, int) and largest < limit:
@@ -124,8 +124,8 @@ def _epoch(series: pl.Series, column: str, path: Path) -> pl.Series:
 def _localise(series: pl.Series, sensors: pl.Series, path: Path, timezone: str | None) -> pl.Series:
     if timezone is None:
         raise DataFileError(
-            f"{path}: its times have no zone ({series[0]}); say which one they are in: --timezone UTC, --timezone "
-            "Asia/Shanghai, --timezone Etc/GMT-1 (which is UTC+1 all year)"
+            f"{path}: its times have no zone ({series[0]}); name it: --timezone UTC, --timezone Asia/Shanghai, "
+            "--timezone Etc/GMT-1 (UTC+1 all year)"
         )
     if timezone not in zoneinfo.available_timezones():
         raise DataFileError(f"there is no time zone {timezone!r}; names are like UTC, Europe/Berlin, Asia/Shanghai")
@@ -142,6 +142,6 @@ def _localise(series: pl.Series, sensors: pl.Series, path: Path, timezone: str |
         row = int(moments.is_null().arg_true()[0])
         raise DataFileError(
             f"{line_name(path, row)}: {series[row]} does not exist in {timezone}, where clocks were set forward; if "
-            "the file keeps one time all year, give that: --timezone Etc/GMT-1 is UTC+1"
+            "the file has the same UTC offset all year, name that: --timezone Etc/GMT-1 is UTC+1"
         )
     return moments

@@ -1,8 +1,8 @@
-"""Publishes a table of readings to the readings topic: flat out, or at a multiple of the speed they were taken at.
+"""Publishes a table of readings to the readings topic, as fast as possible or at a multiple of real time.
 
 A sensor's readings stay in the table's order, on the partition that Java clients and kafka-python choose for its key.
-Delivery is idempotent but not transactional: after an interruption, going on from ``Publication.acknowledged`` repeats
-at most the few readings that were on their way, which the stream recognises as duplicates.
+Delivery is idempotent but not transactional. If an interrupted publication continues at ``Publication.acknowledged``,
+it repeats at most the readings that were in flight; the stream recognises them as duplicates.
 """
 
 import time
@@ -23,13 +23,13 @@ from pipeline.kafka.batch_producer import BatchAppender
 from pipeline.kafka.clients import translate_errors
 from pipeline.settings import Settings
 
-# Rows encoded and appended at once: enough to spread the cost of a round over, few enough for a smooth progress bar.
+# Rows encoded and appended at once: many enough to share the cost of a call, few enough for a smooth progress bar.
 CHUNK_ROWS: Final = 8_192
-# Rows that may be on their way. kafka-python bounds nothing by itself; this is some 50 MB of readings.
+# Rows sent but not acknowledged, some 50 MB; kafka-python itself has no limit.
 MOST_ROWS_IN_FLIGHT: Final = 200_000
-# How long an acknowledgement is waited for: longer than the client takes to give a batch up.
+# The longest wait for an acknowledgement; the client fails a batch earlier.
 ACKNOWLEDGE_TIMEOUT_S: Final = 150.0
-# Between two looks at the clock while nothing is due. Readings are late by this much at most.
+# Sleep while no reading is due; a reading is sent at most this much late.
 PACE_INTERVAL_S: Final = 0.05
 _ARRAYS: Final = orjson.OPT_SERIALIZE_NUMPY
 
@@ -37,7 +37,7 @@ Report = Callable[[int], None]
 
 
 class Publication:
-    """Publishes the rows [start, stop) of a table. Rows before ``acknowledged`` are on the topic."""
+    """Publishes the rows [start, stop) of a table. All rows before ``acknowledged`` are on the topic."""
 
     def __init__(
         self, settings: Settings, producer: KafkaProducer, table: ReadingTable, start: int = 0, stop: int | None = None
@@ -54,23 +54,23 @@ class Publication:
         self.acknowledged = self._next
 
     def run(self, speed: float | None = None, report: Report | None = None) -> None:
-        """Returns once every row is acknowledged.
+        """Publish all rows, and return when all are acknowledged.
 
         Args:
-            speed: times real time; None publishes as fast as it goes.
-            report: called with ``acknowledged`` now and then.
+            speed: multiple of real time; None publishes as fast as possible.
+            report: called with ``acknowledged`` after every chunk or pause.
 
         Raises:
-            KafkaError: a reading was not taken, or no broker answers any more.
+            KafkaError: a broker refused a reading, or no broker answers.
         """
         with translate_errors(f"publishing to topic {self._topic}", self._settings):
             partitions = self._partition_of_sensor()
             due = _due_times(self._table.timestamp_us[self._next : self._stop], speed)
-            first, begun = self._next, time.monotonic()
+            first, started = self._next, time.monotonic()
             while self._next < self._stop:
                 ready = self._stop
                 if due is not None:
-                    ready = first + int(np.searchsorted(due, time.monotonic() - begun, side="right"))
+                    ready = first + int(np.searchsorted(due, time.monotonic() - started, side="right"))
                 if ready > self._next:
                     self._publish(self._next, min(ready, self._next + CHUNK_ROWS), partitions)
                 else:
@@ -83,7 +83,7 @@ class Publication:
                 report(self.acknowledged)
 
     def wait_for_acks(self, timeout_s: float) -> None:
-        """After an interruption: give what is on its way a moment to arrive, so that ``acknowledged`` says the most."""
+        """After an interruption: wait for acknowledgements of the rows in flight, to repeat as few as possible."""
         deadline = time.monotonic() + timeout_s
         while self._in_flight and time.monotonic() < deadline:
             self._collect(MOST_ROWS_IN_FLIGHT)
@@ -105,7 +105,7 @@ class Publication:
         self._next = stop
 
     def _collect(self, most_rows: int) -> None:
-        """Take note of acknowledgements; wait until at most ``most_rows`` rows are on their way."""
+        """Update ``acknowledged``; wait until at most ``most_rows`` rows are in flight."""
         while self._in_flight:
             stop, futures = self._in_flight[0]
             waiting = self._next - self.acknowledged > most_rows
@@ -118,7 +118,7 @@ class Publication:
 
 
 class ReadingEncoder:
-    """Encodes rows of a table as readings: the JSON of ``messages.encode_reading``, a column at a time."""
+    """Encodes rows of a table as readings, a column at a time, into the same JSON as ``messages.encode_reading``."""
 
     def __init__(self, table: ReadingTable) -> None:
         self._table = table
@@ -131,7 +131,7 @@ class ReadingEncoder:
         self._heads = np.array([*heads, None], dtype=object)[:-1]
 
     def encode(self, rows: NDArray[np.int64]) -> tuple[list[bytes], list[bytes]]:
-        """Keys and values of the given rows, in that order."""
+        """Keys and values of the rows, in their order."""
         table = self._table
         codes = table.sensor_codes[rows]
         moments = table.timestamp_us[rows].view("datetime64[us]")
@@ -141,14 +141,14 @@ class ReadingEncoder:
         for index, values in enumerate(table.values.values()):
             if index:
                 columns.append(repeat(self._before_others[index - 1], count))
-            # Written as null where it is NaN, and as short as its precision allows.
+            # orjson writes NaN as null, and floats with the fewest digits of their precision.
             columns.append(orjson.dumps(values[rows], option=_ARRAYS)[1:-1].split(b","))
         columns.append(repeat(b"}}", count))
         return self._keys[codes].tolist(), list(map(b"".join, zip(*columns, strict=True)))
 
 
 def _due_times(timestamp_us: NDArray[np.int64], speed: float | None) -> NDArray[np.float64] | None:
-    """Seconds after the start at which each row is due, never falling; None where all are due at once."""
+    """Seconds from the start until each row is due, never decreasing; None if all rows are due at once."""
     if speed is None or not len(timestamp_us):
         return None
     due: NDArray[np.float64] = np.maximum.accumulate(timestamp_us - timestamp_us[0]) / (1e6 * speed)

@@ -1,4 +1,4 @@
-"""Readings out of a user's files: which column is the time, the sensor, a feature; and in which order they stand."""
+"""The readings in a user's files: the columns of time, sensor and features, and the order of the rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pipeline.messages import LONGEST_SENSOR_ID_BYTES
 
 SENSOR: Final = "sensor"
 TIME: Final = "time"
-# Beyond this share of rows that repeat a time of their sensor, the rows of several sensors were taken for one.
+# Share of rows with a repeated time; above it, a file without a sensor column holds several sensors.
 MOST_REPEATED: Final = 0.5
 
 Order = Literal["event", "file"]
@@ -25,11 +25,11 @@ Order = Literal["event", "file"]
 
 @dataclass(frozen=True)
 class FileLayout:
-    """How a file's columns are to be read.
+    """The meaning of a file's columns.
 
-    ``time_column`` may be left out where there is only one candidate; ``timezone`` is needed where times have no zone.
-    The sensor is the value of ``sensor_column``; or each numeric column is a sensor (``columns_as_sensors``); or the
-    whole file is one sensor, named after the file.
+    ``time_column`` may be None if there is only one candidate; ``timezone`` is needed if times have no zone. The sensor
+    is the value of ``sensor_column``, or each numeric column is a sensor (``columns_as_sensors``), or the whole file is
+    one sensor with the name of the file.
     """
 
     time_column: str | None = None
@@ -41,10 +41,10 @@ class FileLayout:
 
 @dataclass(frozen=True)
 class ReadingTable:
-    """n readings in the order in which they are to be published.
+    """n readings in the order of publication.
 
     ``sensor_codes`` (n,) index ``sensors``; ``values`` has one float array (n,) per feature, NaN where missing;
-    ``notes`` tell the user what was left out or taken for granted.
+    ``notes`` are sentences for the user about ignored rows and columns.
     """
 
     sensors: tuple[str, ...]
@@ -58,12 +58,12 @@ class ReadingTable:
 
 
 def read_readings(paths: Sequence[Path], layout: FileLayout, features: Sequence[str]) -> ReadingTable:
-    """All readings of the files, sorted by time across sensors (``order="event"``) or as they stand.
+    """All readings of the files, sorted by time across sensors (``order="event"``) or in the files' order.
 
-    Readings of the same time stay in the files' order. Rows with none of the features are left out.
+    Readings of the same time stay in the files' order. Rows without any of the features are left out.
 
     Raises:
-        DataFileError: naming the file, and the line or column where it is at fault.
+        DataFileError: a file is malformed or does not fit the layout; names the file and the line or column.
     """
     if layout.columns_as_sensors and layout.sensor_column is not None:
         raise DataFileError("give either --sensor-column or --columns-as-sensors, not both")
@@ -78,12 +78,12 @@ def read_readings(paths: Sequence[Path], layout: FileLayout, features: Sequence[
     found = [feature for feature in features if feature in frame.columns]
     absent = [feature for feature in features if feature not in found]
     if absent:
-        notes.append(f"no file has {', '.join(absent)}; in every reading they are missing")
+        notes.append(f"no file has a column for {', '.join(absent)}; missing in every reading")
     finite = [pl.when(pl.col(name).is_finite()).then(pl.col(name)).alias(name) for name in found]
     frame = frame.with_columns(finite)
     kept = frame.filter(reduce(lambda left, right: left | right, (pl.col(name).is_not_null() for name in found)))
     if kept.height < frame.height:
-        notes.append(f"{frame.height - kept.height:,} rows with none of the features are left out")
+        notes.append(f"{frame.height - kept.height:,} rows without a value of any feature are left out")
     if layout.order == "event":
         kept = kept.sort(TIME, maintain_order=True)
     names = kept[SENSOR].unique(maintain_order=True)
@@ -93,7 +93,7 @@ def read_readings(paths: Sequence[Path], layout: FileLayout, features: Sequence[
         sensor_codes=codes.to_numpy(),
         timestamp_us=kept[TIME].to_numpy(),
         values={name: kept[name].fill_null(float("nan")).to_numpy() for name in found},
-        notes=tuple(dict.fromkeys(notes)),  # files alike would say the same
+        notes=tuple(dict.fromkeys(notes)),  # several files may give the same note
     )
 
 
@@ -109,7 +109,7 @@ def _read_file(path: Path, layout: FileLayout, features: Sequence[str], notes: l
     if not found:
         raise DataFileError(
             f"{path} has none of the features in the settings ({', '.join(features)}); its columns are: "
-            f"{', '.join(frame.columns)}. Set features (and targets) to some of them"
+            f"{', '.join(frame.columns)}. Set features and targets to columns of the file"
         )
     taken = {*time_columns, *found, layout.sensor_column}
     if ignored := [column for column in frame.columns if column not in taken]:
@@ -132,7 +132,7 @@ def _sensors(frame: pl.DataFrame, path: Path, layout: FileLayout) -> pl.Series:
     if bad.any():
         row = int(bad.arg_true()[0])
         raise DataFileError(
-            f"{line_name(path, row)}: column {name} holds no sensor id (one has 1 to {LONGEST_SENSOR_ID_BYTES} bytes)"
+            f"{line_name(path, row)}: column {name} must hold a sensor id of 1 to {LONGEST_SENSOR_ID_BYTES} bytes"
         )
     return sensors
 
@@ -140,17 +140,17 @@ def _sensors(frame: pl.DataFrame, path: Path, layout: FileLayout) -> pl.Series:
 def _columns_as_sensors(
     frame: pl.DataFrame, path: Path, time_columns: tuple[str, ...], times: pl.Series, feature: str, notes: list[str]
 ) -> pl.DataFrame:
-    """Each numeric column as a sensor of its own, row by row."""
+    """The values of the numeric columns, each as its own sensor, in the order of rows."""
     others = [column for column in frame.columns if column not in time_columns]
     found = [column for column in others if is_numeric(frame, column, path)]
     if not found:
         raise DataFileError(
-            f"{path} has no numeric column beside the time; its columns are: {', '.join(frame.columns)}"
+            f"{path} has no numeric column besides the time; its columns are: {', '.join(frame.columns)}"
         )
     if ignored := [column for column in others if column not in found]:
         notes.append(f"ignored columns, not numeric: {', '.join(ignored)}")
     wide = pl.DataFrame([times.alias(TIME), *(numbers(frame, column, path).alias(column) for column in found)])
-    row = "__row"  # unpivot goes column by column; the sort brings the rows together again
+    row = "__row"  # to restore the order of rows: unpivot returns column after column
     tall = wide.with_row_index(row).unpivot(found, index=[row, TIME], variable_name=SENSOR, value_name=feature)
     return tall.sort(row, maintain_order=True).select(SENSOR, TIME, feature)
 
@@ -158,7 +158,7 @@ def _columns_as_sensors(
 def _note_repeated(
     readings: pl.DataFrame, frame: pl.DataFrame, path: Path, layout: FileLayout, notes: list[str]
 ) -> None:
-    """Repeated times are duplicates by the stream's rule; very many of them mean that sensors were mixed up."""
+    """Note repeated times, which the stream counts as duplicates; raise if most rows repeat a time."""
     repeated = readings.height - readings.select(SENSOR, TIME).unique().height
     if not repeated:
         return
@@ -166,9 +166,9 @@ def _note_repeated(
         text = [name for name in frame.columns if frame[name].dtype == pl.String and name != layout.time_column]
         raise DataFileError(
             f"{path}: {repeated:,} of {readings.height:,} rows repeat a time, so the file holds several sensors; name "
-            f"the column that tells them apart with --sensor-column (columns of text: {', '.join(text) or 'none'})"
+            f"the column with their ids with --sensor-column (columns of text: {', '.join(text) or 'none'})"
         )
-    notes.append(f"{path.name}: {repeated:,} rows repeat a time of their sensor; the stream takes them for duplicates")
+    notes.append(f"{path.name}: {repeated:,} rows repeat a time of their sensor; the stream counts them as duplicates")
 
 
 def _stem(path: Path) -> str:

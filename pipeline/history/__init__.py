@@ -1,1 +1,1 @@
-"""The history table, and taking readings from Kafka into it."""
+"""The history table, and the ingest of readings from Kafka into it."""

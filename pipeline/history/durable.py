@@ -1,8 +1,8 @@
-"""What Delta Lake leaves to the system: that a version is on the disk before the next one builds on it.
+"""Durability of the history table: a version is on the disk before the next version builds on it.
 
-It syncs nothing, and systems write within half a minute or so. A power cut meanwhile could leave offsets without their
-readings. Here a version is synced once it is made, and looked at before anything is built on it, so that no other than
-the newest can be torn.
+Delta Lake does not sync, and operating systems write files to disk up to half a minute later. A power cut in between
+could leave offsets without their readings. Here each new version is synced, and its files are checked before the next
+version. So only the newest version can be torn.
 """
 
 import errno
@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-# What file systems say of folders that cannot be synced, as some over networks cannot.
-_NO_SUCH_THING: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+# Errors of file systems, some network ones among them, that cannot sync a folder.
+_SYNC_UNSUPPORTED: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 def commit_path(table: Path, version: int) -> Path:
-    """The file that makes a version of a Delta table."""
+    """The commit file of a version of a Delta table."""
     return table / "_delta_log" / f"{version:020}.json"
 
 
 def sync_versions(table: Path, first: int, last: int) -> None:
-    """Let the disk have the versions from ``first`` to ``last``: commits, what they added, and their checkpoints.
+    """Sync the versions from ``first`` to ``last`` to disk: commits, the files that they added, and checkpoints.
 
     Raises:
-        OSError: it could not be, as far as the system says.
+        OSError: a file could not be synced.
     """
     log = commit_path(table, 0).parent
     for version in range(first, last + 1):
@@ -39,15 +39,15 @@ def sync_versions(table: Path, first: int, last: int) -> None:
         try:
             _sync(folder)
         except OSError as error:
-            if error.errno not in _NO_SUCH_THING:
+            if error.errno not in _SYNC_UNSUPPORTED:
                 raise
 
 
 def describe_torn_files(table: Path, version: int) -> str:
-    """What a version lacks of the readings that it added, or nothing.
+    """The first missing or truncated file among those that a version added; empty if all are intact.
 
     Raises:
-        OSError: its files could not be looked at.
+        OSError: a file could not be checked.
     """
     for path, size in _added(table, commit_path(table, version)):
         if not path.exists():
@@ -58,7 +58,7 @@ def describe_torn_files(table: Path, version: int) -> str:
 
 
 def _added(table: Path, commit: Path) -> list[tuple[Path, int]]:
-    """The files that a commit added, and what they measure."""
+    """The files that a commit added, with their sizes in bytes."""
     actions: list[dict[str, Any]] = [json.loads(line) for line in commit.read_text(encoding="utf-8").splitlines()]
     added = [action["add"] for action in actions if "add" in action]
     return [(table / unquote(add["path"]), int(add["size"])) for add in added]

@@ -1,17 +1,18 @@
-"""Takes readings from Kafka into the history table: a bounded range, each reading once, whenever it is killed.
+"""Appends a bounded range of Kafka readings to the history table, each reading once, also if it is killed.
 
-1. The offsets to go on from are those in the table's last commit (there is no consumer group).
-2. The end offsets are asked for once, so that the work ends however fast readings arrive.
-3. Readings between both are decoded by the stream's own decoder; what is malformed is counted and left out, since
-   only the forecaster writes dead letters.
-4. Every chunk is one commit of its readings and of the offsets behind them. Killed before the commit, the next run
-   reads the chunk again; killed after it, the next run goes on behind it.
+1. The start offsets are those in the table's last commit (there is no consumer group).
+2. The end offsets are fetched once, so that a run ends even if readings keep arriving.
+3. The decoder of the stream decodes the readings in between. Malformed records are counted and left out, because only
+   the forecaster writes dead letters.
+4. Every chunk is one commit of its readings and its end offsets. After a kill before the commit, the next run reads the
+   chunk again; after a kill behind the commit, it starts after the chunk.
 """
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,17 +32,18 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.ingest")
 
-# Readings in a commit: some 60 MB while they are collected, and a file of a few MB in the table.
+# Readings per commit: some 60 MB in memory, and a file of a few MB in the table.
 CHUNK_READINGS: Final = 250_000
 POLL_RECORDS: Final = 20_000
 POLL_TIMEOUT_MS: Final = 500
-# The client keeps quiet about a broker that goes away while it polls; after this long without a record, we do not.
+# Longest time without a new record; ``poll`` does not report that a broker is unreachable.
 STALLED_S: Final = 30.0
+_NEW_FOLDER: Final = "Old and new offsets would mix; point `history` in the settings at a new folder"
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What a run has done so far, or in the end. ``total_offsets`` is the length of the range it took on."""
+    """The counts of a run, during or after it. ``total_offsets`` is the length of its range."""
 
     topic: str
     done_offsets: int
@@ -62,7 +64,7 @@ class IngestReport:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.rejected.items()))
             text += f"; malformed and left out: {reasons}"
         if self.ignored_values:
-            text += f"; values of features that are not in the settings: {self.ignored_values:,}"
+            text += f"; ignored values of features that are not in the settings: {self.ignored_values:,}"
         if self.lost_offsets:
             text += f"; deleted by the topic's retention before they were read: {self.lost_offsets:,} offsets"
         return text
@@ -75,91 +77,87 @@ def ingest(
     chunk_readings: int = CHUNK_READINGS,
     report: Callable[[IngestReport], None] | None = None,
 ) -> IngestReport:
-    """Append what is new on the readings topic to the history table, and say what that was.
+    """Append the new readings on the readings topic to the history table.
 
     Args:
-        accept_loss: go on from the start of the topic where the offsets to go on from are deleted already.
-        chunk_readings: readings in a commit.
+        accept_loss: start at the topic's first offset if retention deleted the next offset of the history.
+        chunk_readings: readings per commit.
         report: called after every poll and every commit.
 
     Raises:
-        Busy: another ingest is writing to the same table.
+        Busy: another ingest writes to the same table.
         BrokerUnreachable: no broker answers.
-        TopicError: the topic does not exist, or is not the one that the history was read from.
-        OffsetsLost: the offsets to go on from lie below the topic's retention, and ``accept_loss`` is not given.
-        HistoryError: the table is damaged, holds another topic's readings, or another process wrote to it.
+        TopicError: the topic does not exist, or was recreated since the last ingest.
+        OffsetsLost: retention deleted readings before they were ingested, and ``accept_loss`` is not given.
+        HistoryError: the table is damaged, holds readings of another topic, or another process wrote to it.
     """
     lock = settings.history_path.with_name(f"{settings.history_path.name}.ingest.lock")
     with hold_lock(lock, f"another ingest is writing to the history table {settings.history_path}"):
         history = History(settings.history_path, settings.features)
         history.create()
         most = min(POLL_RECORDS, chunk_readings)
-        consumer = read_fast(make_consumer(settings, auto_offset_reset="none", max_poll_records=most))
-        try:
+        with closing(read_fast(make_consumer(settings, auto_offset_reset="none", max_poll_records=most))) as consumer:
             bounds = _plan_range(settings, consumer, history, accept_loss)
             done = _Run(settings, consumer, history, bounds, chunk_readings, report).run()
-        finally:
-            consumer.close()
         try:
             history.compact_if_fragmented()
         except HistoryError as error:
             logger.warning(
-                "the readings are in, but small files could not be merged; the next ingest tries again: %s", error
+                "the readings are committed, but small files could not be merged; the next ingest tries again: %s",
+                error,
             )
         return done
 
 
 @dataclass(frozen=True)
 class _OffsetRange:
-    """By partition, the offsets to read: from ``start`` up to, not including, ``end``."""
+    """The offsets to read by partition: from ``start`` up to, not including, ``end``."""
 
     topic: str
     topic_id: str
     start: dict[int, int]
     end: dict[int, int]
-    stored: dict[int, int]  # what the table goes on from so far; partitions never seen are absent
+    stored: dict[int, int]  # next offset in the table by partition; absent if never read
     lost: int
 
 
 def _plan_range(settings: Settings, consumer: KafkaConsumer, history: History, accept_loss: bool) -> _OffsetRange:
-    """Where to read from and up to; checks that the topic is the one that the history goes on from."""
+    """The range to read; raises if the topic is not the one that the history was read from."""
     topic = settings.kafka.topics.readings
     with translate_errors(f"looking up the offsets of topic {topic}"):
         partitions = [TopicPartition(topic, number) for number in range(partition_count(consumer, topic))]
         earliest = {at.partition: offset for at, offset in consumer.beginning_offsets(partitions).items()}
         end = {at.partition: offset for at, offset in consumer.end_offsets(partitions).items()}
-    topic_id = find_topic_id(settings, topic)  # after the ends: made anew in between, it would pass for the old one
+    topic_id = find_topic_id(settings, topic)  # after the ends, to notice that the topic is recreated in between
     stored = history.next_offsets(topic)
     if not stored and history.has_offsets():
         raise HistoryError(
-            f"the history table {history.path} holds readings of another topic than {topic}, and their offsets would "
-            "mix; give each topic a history table of its own: point `history` in the settings at a new folder"
+            f"the history table {history.path} holds readings of another topic than {topic}, and a table can "
+            "only hold one topic; point `history` in the settings at a new folder"
         )
     for partition, offset in sorted(stored.items()):
         if offset > end.get(partition, -1):
-            ends = f"ends at offset {end[partition]}" if partition in end else "does not exist any more"
+            ends = f"ends at offset {end[partition]}" if partition in end else "no longer exists"
             raise TopicError(
-                f"the history table {history.path} goes on from offset {offset} of topic {topic}, partition "
-                f"{partition}, which {ends}: the topic was deleted and made anew. Their offsets would mix; point "
-                "`history` in the settings at a new folder"
+                f"the next offset in the history table {history.path} is {offset} for topic {topic}, partition "
+                f"{partition}, which {ends}: the topic was deleted and recreated. {_NEW_FOLDER}"
             )
     if history.is_of_another_topic(topic, topic_id):
         raise TopicError(
-            f"the history table {history.path} goes on from offsets of another topic {topic} than the present one, "
-            f"whose id is {topic_id}: the topic was deleted and made anew. Their offsets would mix; point `history` in "
-            "the settings at a new folder"
+            f"the history table {history.path} has offsets of an earlier topic {topic}, and the topic now has the id "
+            f"{topic_id}: the topic was deleted and recreated. {_NEW_FOLDER}"
         )
     lost = {
         partition: earliest[partition] - offset for partition, offset in stored.items() if offset < earliest[partition]
     }
     if lost and not accept_loss:
         gaps = "; ".join(
-            f"partition {partition}: go on from {stored[partition]}, topic begins at {earliest[partition]}"
+            f"partition {partition}: next offset {stored[partition]}, first offset on the topic {earliest[partition]}"
             for partition in sorted(lost)
         )
         raise OffsetsLost(
             f"readings on topic {topic} were deleted by its retention before they were ingested ({gaps}). "
-            "`streamgru ingest --accept-loss` goes on from the start of the topic, with a gap in the history"
+            "`streamgru ingest --accept-loss` continues at the topic's first offset, with a gap in the history"
         )
     if lost:
         logger.warning(
@@ -170,7 +168,7 @@ def _plan_range(settings: Settings, consumer: KafkaConsumer, history: History, a
 
 
 class _Run:
-    """One pass over the planned range."""
+    """One ingest of a planned range."""
 
     def __init__(
         self,
@@ -195,7 +193,7 @@ class _Run:
         self._ignored = 0
         self._appended = 0
         self._commits = 0
-        self._began = time.monotonic()
+        self._started = time.monotonic()
 
     def run(self) -> IngestReport:
         bounds = self._bounds
@@ -215,9 +213,9 @@ class _Run:
             elif time.monotonic() - moved_at > STALLED_S:
                 self._commit()
                 raise BrokerUnreachable(
-                    f"the brokers at {self._settings.kafka.bootstrap_servers} sent nothing for {STALLED_S:.0f} s, with "
-                    f"partitions {sorted(open_partitions)} of topic {bounds.topic} unread. What was read is kept; see "
-                    "`streamgru status`, then run it again"
+                    f"the brokers at {self._settings.kafka.bootstrap_servers} sent no record for {STALLED_S:.0f} s; "
+                    f"partitions {sorted(open_partitions)} of topic {bounds.topic} are not read to their end. Earlier "
+                    "readings are committed; check `streamgru status`, then run it again"
                 )
             self._send_report()
             if len(self._chunk) >= self._chunk_readings:
@@ -237,7 +235,7 @@ class _Run:
             ignored_values=self._ignored,
             lost_offsets=bounds.lost,
             commits=self._commits,
-            seconds=time.monotonic() - self._began,
+            seconds=time.monotonic() - self._started,
         )
 
     def _poll(self) -> dict[Any, list[Any]]:
@@ -246,15 +244,14 @@ class _Run:
                 polled: dict[Any, list[Any]] = self._consumer.poll(POLL_TIMEOUT_MS)
             except client_errors.OffsetOutOfRangeError as error:
                 raise OffsetsLost(
-                    f"readings on topic {self._bounds.topic} were deleted by its retention while they were being "
-                    f"ingested ({error}): it keeps them for less time than ingest takes. What was committed is kept. "
-                    "Let the topic keep readings for longer; the next `streamgru ingest --accept-loss` goes on from "
-                    "its start, with a gap in the history"
+                    f"readings on topic {self._bounds.topic} were deleted by its retention during the ingest "
+                    f"({error}). Earlier readings are committed. Set a longer retention; the next "
+                    "`streamgru ingest --accept-loss` continues at the topic's first offset, with a gap in the history"
                 ) from error
         return polled
 
     def _decode(self, partition: int, records: Sequence[Any]) -> None:
-        """Decode a partition's records into the chunk; those behind the end offset are left for the next run."""
+        """Decode a partition's records into the chunk; the next run reads the records from the end offset on."""
         end = self._bounds.end[partition]
         decode = self._decoder.decode
         sensor_ids, timestamps, values, offsets = self._chunk.columns
@@ -276,7 +273,7 @@ class _Run:
         self._chunk.partitions.append((partition, len(offsets) - before))
 
     def _update_positions(self, open_partitions: set[int]) -> bool:
-        """Note how far each partition was read (transaction markers count), and close those that are done."""
+        """Update the position of each partition, and remove finished ones; whether any position advanced."""
         moved = False
         for part in sorted(open_partitions):
             at = TopicPartition(self._bounds.topic, part)
@@ -289,10 +286,10 @@ class _Run:
         return moved
 
     def _commit(self) -> None:
-        """Data and offsets, in one commit; the offsets alone where a range held no reading.
+        """Append readings and offsets in one commit; only the offsets if there are no readings.
 
-        A partition never seen is stored even where nothing was read of it: else readings that come to it and are
-        deleted by retention before the next run would not be missed.
+        The offset of an empty new partition is stored too. Otherwise the next run would not notice that retention
+        deleted readings of it in between.
         """
         fresh = {part: offset for part, offset in self._position.items() if offset > self._committed.get(part, -1)}
         if not fresh:
@@ -310,12 +307,12 @@ class _Run:
 
 
 class _Chunk:
-    """Readings collected for one commit, as columns: row objects would cost more time than decoding them."""
+    """The readings of one commit, as columns: building row objects would take longer than decoding."""
 
     def __init__(self, features: Sequence[str]) -> None:
         self._features = tuple(features)
         self.columns: tuple[list[str], list[int], list[float], list[int]] = ([], [], [], [])
-        self.partitions: list[tuple[int, int]] = []  # partition and how many readings of it follow
+        self.partitions: list[tuple[int, int]] = []  # (partition, number of consecutive readings)
 
     def __len__(self) -> int:
         return len(self.columns[-1])

@@ -1,13 +1,13 @@
 """The history: every decoded reading, in a Delta Lake table whose version number identifies a training set.
 
 Columns: ``sensor_id``, ``timestamp`` (UTC, microseconds), one float per feature (null where missing), ``partition`` and
-``offset``. Duplicates and late readings are kept; they are told apart when the table is read (``pipeline.windows``).
+``offset``. Duplicates and late readings are in the table too; ``pipeline.windows`` leaves them out.
 
-Offsets travel in the same commit as the data, as Delta's application transactions: ``TOPIC-PARTITION`` holds the next
-offset to read, ``TOPIC-partitions`` how many partitions have been seen, and ``TOPIC-ids`` that the topic's id is known:
-it stands in the name of ``TOPIC-id-ID``, since Delta stores nothing but numbers. So after a crash at any point the
-table holds either both or neither. A table is for one topic: its readings are put in order by partition and offset
-alone. A topic that is made anew has another id.
+A commit holds readings and offsets, so that after a crash the table has both or neither. The offsets are Delta's
+application transactions: ``TOPIC-PARTITION`` has the next offset to read, and ``TOPIC-partitions`` the number of
+partitions. Delta stores only numbers, so the topic's id is in the name of ``TOPIC-id-ID``; ``TOPIC-ids`` says that
+there is one. A recreated topic has another id. A table holds one topic, because partition and offset alone order its
+readings.
 """
 
 import logging
@@ -34,23 +34,23 @@ log = logging.getLogger("streamgru.history")
 _BEFORE_FEATURES: Final = {"sensor_id": "string", "timestamp": "timestamp"}
 _AFTER_FEATURES: Final = {"partition": "integer", "offset": "long"}
 RESERVED_COLUMNS: Final = frozenset(_BEFORE_FEATURES | _AFTER_FEATURES)
-# Every append leaves a file; a scan opens each of them. More than this many of one tier are merged.
+# Every append adds a file, and a scan opens all files. If one tier has more files than this, they are merged.
 FRAGMENTED_FILES: Final = 64
-# Bytes that files are merged into, tier by tier, so that a reading is rewritten a few times in all and not with every
-# merge: what was merged stays on disk, as older versions are made of it. Half full is no longer small.
+# Target bytes of merged files by tier. With tiers a reading is rewritten only a few times; older versions keep the
+# merged files on disk. A file of at least half the target belongs to the next tier.
 MERGED_BYTES: Final = (128 * 1024, 1024**2, 8 * 1024**2, 64 * 1024**2)
-# Delta Lake takes %20 in a path for a space, a backslash for a slash, and fails at the others.
+# Delta Lake reads %20 in a path as a space and a backslash as a slash; it fails at the other characters.
 _UNUSABLE_IN_PATH: Final = re.compile(r"%[0-9A-Fa-f]{2}|[\[\]^|\\\x00-\x1f\x7f]")
 
 
 class History:
-    """The history table at ``path``; opening it costs nothing until it is used.
+    """The history table at ``path``; a new object does not read anything.
 
-    All methods raise ``HistoryError`` where the table is missing, damaged, not a history, or held by another writer.
+    All methods raise ``HistoryError`` if the table is missing, damaged or not a history, or another writer changes it.
     """
 
     def __init__(self, path: Path, features: Sequence[str]) -> None:
-        # Delta Lake takes names that differ in case only for one, and fails where two columns do.
+        # Delta Lake ignores case in column names, and fails if two columns differ only in case.
         reserved = [name for name in features if name.lower() in RESERVED_COLUMNS]
         if reserved:
             raise HistoryError(f"a feature cannot be called {reserved[0]}: the history table has a column of that name")
@@ -62,18 +62,17 @@ class History:
         self.features = tuple(features)
 
     def exists(self) -> bool:
-        """Whether there is a Delta table."""
-        if unusable := _UNUSABLE_IN_PATH.search(str(self.path.resolve())):  # Delta Lake follows links too
+        """Whether a Delta table exists at ``path``."""
+        if unusable := _UNUSABLE_IN_PATH.search(str(self.path.resolve())):  # Delta Lake also follows links
             raise HistoryError(
-                f"there can be no history table at {str(self.path)!r}: Delta Lake does not take the "
-                f"{unusable.group()!r} in its path; point `history` in the settings at a folder whose path has none, "
-                "or rename the folder"
+                f"there can be no history table at {str(self.path)!r}: Delta Lake does not accept "
+                f"{unusable.group()!r} in a path; point `history` in the settings at another folder, or rename it"
             )
-        with self._translate_errors("looked for"):
+        with self._translate_errors("opened"):
             return DeltaTable.is_deltatable(str(self.path))
 
     def create(self) -> None:
-        """An empty table, unless there is one: that one must be a history; new features are added on append."""
+        """Create an empty table, unless one exists; raise if that is not a history. Appends add new features."""
         if not self.exists():
             columns = _BEFORE_FEATURES | dict.fromkeys(self.features, "double") | _AFTER_FEATURES
             with self._translate_errors("created"):
@@ -82,14 +81,14 @@ class History:
                     Schema([Field(name, PrimitiveType(kind)) for name, kind in columns.items()]),
                     mode="ignore",
                     description="streamgru: decoded readings",
-                    # A version must stay readable for as long as a model is said to be trained on it.
+                    # A version must stay readable as long as models name it as their training set.
                     configuration={"delta.appendOnly": "true", "delta.enableExpiredLogCleanup": "false"},
                 )
             self._sync(0, 0)
         self._check_columns(self._open())
 
     def has_offsets(self) -> bool:
-        """Whether anything was ever appended, of whatever topic: every version but the first comes of that."""
+        """Whether there was an append for any topic; every version after the first comes from one."""
         return self.version > 0
 
     @property
@@ -98,31 +97,31 @@ class History:
         return self._open().version()
 
     def columns(self, version: int | None = None) -> tuple[str, ...]:
-        """The features that the table has had so far, in the order in which they came."""
+        """The features in the table, in the order in which they were added."""
         found = (field.name for field in self._open(version).schema().fields)
         return tuple(name for name in found if name not in RESERVED_COLUMNS)
 
     def next_offsets(self, topic: str, version: int | None = None) -> dict[int, int]:
-        """By partition of ``topic``, the offset of the next reading to append; partitions never seen are absent."""
+        """The next offset to append by partition of ``topic``; partitions never read are absent."""
         return _next_offsets(self._open(version), topic)
 
     def is_of_another_topic(self, topic: str, topic_id: str) -> bool:
-        """Whether the offsets stored for ``topic`` are those of a topic with another id. Not where no id is stored."""
+        """Whether the stored offsets of ``topic`` belong to a topic with another id; False if no id is stored."""
         table = self._open()
         known = table.transaction_version(f"{topic}-ids") is not None
         return known and table.transaction_version(f"{topic}-id-{topic_id}") is None
 
     def appended_at(self, back_to_s: float) -> datetime | None:
-        """When readings were last appended; none where they never were.
+        """The time of the last commit with readings; None if no commit has readings.
 
-        Commits of offsets alone do not count: where every record is malformed, no reading has come. The log is not
-        searched much further back than ``back_to_s``, in Unix time: where readings last came before that, or never, the
-        answer may be a later time, itself before ``back_to_s``, since which none came.
+        Commits with only offsets do not count: if every record is malformed, no reading arrives. The search reads the
+        log back to ``back_to_s`` (Unix time). Without readings after that, the result may be the time of an older
+        commit without readings.
         """
         table = self._open()
         count = FRAGMENTED_FILES
         while True:
-            with self._translate_errors("looked into"):
+            with self._translate_errors("read"):
                 commits = table.history(count)
             for commit in commits:
                 if commit["operation"] == "WRITE" and commit.get("operationMetrics", {}).get("num_added_rows"):
@@ -137,20 +136,19 @@ class History:
     def append(
         self, frame: pl.DataFrame, next_offsets: Mapping[int, int], topic: str, topic_id: str | None = None
     ) -> int:
-        """How many readings were appended, in one commit with the offsets to go on from.
+        """Append readings and the next offsets in one commit, and return the number of readings.
 
-        Readings below the offsets already stored are skipped, so that a range appended once more changes nothing.
+        Readings below the stored offsets are skipped, so that appending a range again changes nothing.
 
         Args:
-            frame: the table's columns; ``timestamp`` as UTC datetimes or integer microseconds, NaN counts as missing.
-            next_offsets: by partition; every reading of a partition lies below.
-            topic: whose offsets these are.
-            topic_id: the id that the brokers have given it, for ``is_of_another_topic``.
+            frame: the table's columns; ``timestamp`` as UTC datetimes or integer microseconds; NaN is missing.
+            next_offsets: by partition; above the offsets of all its readings.
+            topic: the topic of the offsets.
+            topic_id: the brokers' id of the topic, for ``is_of_another_topic``.
 
         Raises:
-            HistoryError: also where another writer appended meanwhile: nothing was written, and reading
-                ``next_offsets`` afresh shows where to go on. Where the disk does not take it, it is written all the
-                same, as the message says.
+            HistoryError: also if another writer appended at the same time; nothing is written then. If the sync to disk
+                fails, the readings are in the table, as the message says.
         """
         table = self._open()
         base = table.version()
@@ -172,8 +170,8 @@ class History:
         if topic_id is not None:
             marks += [Transaction(f"{topic}-ids", 1), Transaction(f"{topic}-id-{topic_id}", 1)]
         with self._translate_errors("appended to"):
-            # Not retried on a conflict: `table` is the version that the offsets were read from, and Delta refuses the
-            # commit when a later one holds the same application transactions.
+            # No retry after a conflict: the offsets were read from the version in `table`, and Delta refuses the commit
+            # if a later version has the same application transactions.
             write_deltalake(
                 table,
                 fresh,
@@ -186,15 +184,15 @@ class History:
         return len(fresh)
 
     def scan(self, version: int | None = None) -> pl.LazyFrame:
-        """All columns of all readings at a version (the newest by default), lazily, files in no promised order.
+        """All columns of all readings at a version (by default the newest), lazily, in any order of files.
 
-        A feature that came later than a reading is null in it. Collected outside ``reading``, polars' own errors tell
-        of files that are missing or damaged.
+        A feature that was added after a reading is null in it. Collect the frame inside ``reading``, which converts
+        polars' errors about missing or damaged files.
         """
         table = self._open(version)
         with self._translate_errors("read"):
             schema = pl.Schema(table.schema())
-            # Not pl.scan_delta: it takes the percent-encoded names in URLs for those of the files.
+            # Not pl.scan_delta: it takes percent-encoded URLs as file names.
             files = [Path(unquote(uri)) for uri in table.file_uris()]
             if not files:
                 return pl.LazyFrame(schema=schema)
@@ -202,25 +200,25 @@ class History:
 
     @contextmanager
     def reading(self, version: int | None = None) -> Iterator[None]:
-        """Names the table in what polars raises over a file that is missing or damaged.
+        """Convert polars' errors about missing or damaged files in the block.
 
         Raises:
-            HistoryError: that.
+            HistoryError: names the table and its version.
         """
         at = "" if version is None else f" at version {version}"
         try:
             yield
         except (pl.exceptions.PolarsError, OSError) as error:
             raise HistoryError(
-                f"the history table {self.path} cannot be read{at}: {_first_line(error)}; bring the file back, or "
-                "train on an older version that does without it (`streamgru retrain --history-version`)"
+                f"the history table {self.path} cannot be read{at}: {_first_line(error)}; restore the file, or "
+                "train on an older version without it (`streamgru retrain --history-version`)"
             ) from error
 
     def compact_if_fragmented(self, files: int = FRAGMENTED_FILES) -> bool:
-        """Whether more than ``files`` files of one tier were merged into fewer of the next; see ``MERGED_BYTES``.
+        """Merge tiers with more than ``files`` files (see ``MERGED_BYTES``); whether any files were merged.
 
-        That makes new versions with the same readings; older versions stay readable. When an append comes in between,
-        one of both is refused and nothing is lost.
+        A merge creates a new version with the same readings; older versions stay readable. If it conflicts with an
+        append, Delta refuses one of the two and no reading is lost.
         """
         table = self._open()
         opened = table.version()
@@ -232,37 +230,37 @@ class History:
             with self._translate_errors("compacted", "compacted or written to by another process"):
                 table.optimize.compact(target_size=target)
             self._sync(opened, table.version())
-            log.info("history %s: merged %d files, now version %d", self.path, count, table.version())
+            log.info("history table %s: merged %d files into version %d", self.path, count, table.version())
         return table.version() > opened
 
     def _open(self, version: int | None = None) -> DeltaTable:
         if not self.exists():
-            raise HistoryError(f"there is no history table at {self.path}; `streamgru ingest` makes and fills it")
+            raise HistoryError(f"there is no history table at {self.path}; `streamgru ingest` creates and fills it")
         if version is not None and not commit_path(self.path, version).exists():
-            # Delta Lake would look for it, for minutes where the number is large.
+            # Delta Lake would search for it, for minutes if the number is large.
             raise HistoryError(f"the history table {self.path} has no version {version}: its newest is {self.version}")
         with self._translate_errors("opened" if version is None else f"opened at version {version}"):
             return DeltaTable(str(self.path), version=version)
 
     def _check_newest(self, version: int) -> None:
-        """Nothing is built on a version whose readings a power cut has taken."""
-        with self._translate_errors(f"looked at in version {version}"):
+        """Raise if files of the newest version are missing or truncated, as after a power cut."""
+        with self._translate_errors(f"checked in version {version}"):
             if lack := describe_torn_files(self.path, version):
                 commit = commit_path(self.path, version)
                 raise HistoryError(
                     f"the newest version of the history table {self.path}, {version}, is torn, as after a power cut: "
-                    f"{lack}. Remove {commit} (and {commit.stem}.checkpoint.parquet with _last_checkpoint beside it, "
-                    "if they are there), and run it again: it reads the readings of that version once more"
+                    f"{lack}. Remove {commit} (and {commit.stem}.checkpoint.parquet and _last_checkpoint in the same "
+                    "folder, if they exist), then run this again to ingest the readings of that version once more"
                 )
 
     def _sync(self, first: int, last: int) -> None:
-        """Let the disk have the versions from ``first`` to ``last``."""
+        """Sync the versions from ``first`` to ``last`` to disk."""
         try:
             sync_versions(self.path, first, last)
         except OSError as error:
             raise HistoryError(
-                f"what was written to the history table {self.path} is in it, and the disk may not hold it yet: "
-                f"{_first_line(error)}; look at that disk"
+                f"the readings are in the history table {self.path}, but may not be on its disk yet: "
+                f"{_first_line(error)}; check that disk"
             ) from error
 
     def _check_columns(self, table: DeltaTable) -> None:
@@ -271,18 +269,18 @@ class History:
         for name, kind in (_BEFORE_FEATURES | _AFTER_FEATURES).items():
             if found.get(name) != PrimitiveType(kind):
                 raise HistoryError(
-                    f"{self.path} is a Delta table but no history: it has no column {name} of type {kind}"
+                    f"{self.path} is a Delta table but not a history: it has no column {name} of type {kind}"
                 )
         for name in self.features:
             if (known := spelled.get(name.lower(), name)) != name:
                 raise HistoryError(
-                    f"the history table {self.path} has a feature {known}, and cannot have another that differs in "
-                    f"case only: {name}; name it as it is there, or point `history` at a new folder"
+                    f"the history table {self.path} has a feature {known}, and cannot have {name}, which differs "
+                    f"only in case; name the feature {known}, or point `history` at a new folder"
                 )
             if name in found and found[name] != PrimitiveType("double"):
                 raise HistoryError(
                     f"the history table {self.path} has a column {name} of another type than double; "
-                    "name the feature otherwise, or point `history` at a new folder"
+                    "rename the feature, or point `history` at a new folder"
                 )
 
     def _with_columns(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -301,16 +299,15 @@ class History:
             yield
         except CommitFailedError as error:
             raise HistoryError(
-                f"the history table {self.path} was {meanwhile} at the same time, so this was refused and nothing was "
-                "written; run it again when the other has ended"
+                f"the history table {self.path} was {meanwhile} at the same time, so this change was refused; "
+                "try again after the other process has ended"
             ) from error
         except (DeltaError, OSError) as error:
             raise HistoryError(f"the history table {self.path} could not be {done}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _commit_time(commit: Mapping[str, Any]) -> datetime:

@@ -1,14 +1,14 @@
 """A consumer for whole batches: it reads records three times as fast as the client, and prefetches only in a backlog.
 
 kafka-python reads a record through a dozen calls and makes two objects of it, in about 6 µs. ``read_fast`` parses the
-same bytes in one loop into one ``FetchedRecord``. Fetching, checksums, compression, positions and aborted transactions
-stay the client's. One difference is deliberate: a header name that is not UTF-8 does not stop the consumer.
+same bytes in one loop into one ``FetchedRecord``. The client still fetches, decompresses, verifies checksums, keeps the
+positions and filters aborted transactions. One difference: a header name that is not UTF-8 does not stop the consumer.
 
-kafka-python requests the next records while it hands out some. With little traffic the broker answers at once with the
-one or two readings of the first milliseconds. That answer lies in the client until the batch before it is committed,
-and readings that arrive meanwhile are fetched only then: at 1,000 readings a second a reading waits for up to two
-batches before its own. After ``fetch_late``, a poll that follows a small batch at the end of the log fetches first and
-brings all that has arrived. In a backlog the client prefetches as before, so that fetching and stepping overlap.
+kafka-python requests the next records while it returns the previous ones. With little traffic the broker answers at
+once with one or two readings. That answer stays in the client until the batch before it is committed, and readings that
+arrive in the meantime are fetched only then: at 1,000 readings a second a reading waits for up to two batches before
+its own. After ``fetch_late``, a poll that follows a small batch at the end of the log fetches all readings that have
+arrived. In a backlog the client prefetches as before, so that fetching and stepping overlap.
 """
 
 from collections.abc import Iterator
@@ -19,32 +19,32 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.protocol.consumer import IsolationLevel
 
-# Readings in a batch from which on the next one is prefetched. A fetch takes some 2 ms; stepping 500 takes 20 ms.
+# Readings in a batch; a larger batch lets the client prefetch. A fetch takes some 2 ms, stepping 500 readings 20 ms.
 FEW_RECORDS: Final = 500
 
-_RECORD_FORMAT: Final = 2  # since Kafka 0.11; Kafka 4 knows no other
+_RECORD_FORMAT: Final = 2  # the only record format of Kafka 4
 
 Headers = list[tuple[str, bytes | None]]
 
 
 class FetchedRecord(NamedTuple):
-    """A record as it was fetched."""
+    """A fetched record, with key and value as bytes."""
 
     key: bytes | None
     value: bytes | None
     offset: int
-    headers: Headers  # shared by records without headers: do not change it; names hold surrogate escapes
+    headers: Headers  # shared by records without headers: do not mutate; names may hold surrogate escapes
     timestamp: int = -1  # ms since the epoch, as the producer or the broker stamped it
 
 
 def read_fast(consumer: KafkaConsumer) -> KafkaConsumer:
-    """Let ``poll`` return ``FetchedRecord`` s. For a consumer without deserialisers, before its first poll.
+    """Let ``poll`` return ``FetchedRecord`` objects. Call it before the first poll of a consumer without deserialisers.
 
     Private: ``_fetcher``, which makes one ``PartitionRecords`` per fetched partition.
     Why: no option of the client replaces the class that reads records.
     Without it: reading takes 6 µs a record instead of 2, and a header name that is not UTF-8 stops the consumer.
     Tested with: kafka-python >=3.0.12,<3.1, by comparison with the client's own records.
-    Goes when: the client's own reading is as fast, and passes such header names on.
+    Goes when: the client reads as fast, and accepts such header names.
     """
     consumer._fetcher.PartitionRecords = _FastPartitionRecords
     return consumer
@@ -65,7 +65,7 @@ def fetch_late(consumer: KafkaConsumer) -> KafkaConsumer:
     is_caught_up = False
 
     def is_at_end(where: TopicPartition) -> bool:
-        # No state: the client's own thread has just given up the partition, so there is nothing to fetch.
+        # Without a state the client's own thread has just given up the partition: there is nothing to fetch.
         state = consumer._subscription.assignment.get(where)
         return state is None or state.position is None or state.position.offset >= (state.highwater or 0)
 
@@ -84,7 +84,7 @@ def fetch_late(consumer: KafkaConsumer) -> KafkaConsumer:
 
 
 class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """The fetched batches of a partition, handed out record by record.
+    """The fetched batches of a partition, returned record by record.
 
     Private: this class overrides ``_unpack_records`` and maintains the same fields: ``next_fetch_offset``,
         ``leader_epoch``, ``bytes_read``, ``records_read`` and ``aborted_producer_ids``. It calls ``drain``,
@@ -108,7 +108,7 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
                 self.next_fetch_offset = record.offset + 1
                 yield record
         if batch is not None:
-            # Compaction may have removed the last records of a batch: fetch next what follows the whole batch.
+            # Compaction may have removed the last records of a batch, so the next fetch starts after the whole batch.
             self.next_fetch_offset = batch.next_offset
         self.drain()
 
@@ -120,8 +120,7 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         if self._contains_abort_marker(batch):
             self.aborted_producer_ids.discard(batch.producer_id)
             return False
-        aborted: bool = self._is_batch_aborted(batch)
-        return aborted
+        return bool(self._is_batch_aborted(batch))
 
 
 def read_batch(batch: Any) -> Iterator[FetchedRecord]:
@@ -168,10 +167,10 @@ def read_batch(batch: Any) -> Iterator[FetchedRecord]:
             else:
                 position += 1
             if position != end:
-                raise CorruptRecordError(f"a record near offset {base_offset + delta} has another length than it says")
+                raise CorruptRecordError(f"a record near offset {base_offset + delta} does not have its stated length")
             yield FetchedRecord(key, value, base_offset + delta, headers, stamped if by_broker else stamped + since)
         if position != len(data):
-            raise CorruptRecordError(f"the record batch at offset {base_offset} has another length than its records")
+            raise CorruptRecordError(f"the record batch at offset {base_offset} does not end with its last record")
     except IndexError as error:
         raise CorruptRecordError(f"the record batch at offset {base_offset} is damaged: {error}") from error
 
@@ -181,20 +180,17 @@ def _headers(data: bytes, position: int) -> tuple[Headers, int]:
     headers: Headers = []
     for _ in range(count):
         size, position = _varint(data, position)
-        # Brokers take any bytes as a name. Surrogate escapes keep those that are not UTF-8 for a dead letter.
+        # Brokers accept any bytes as a name. Surrogate escapes keep bytes that are not UTF-8 for a dead letter.
         name = data[position : position + size].decode(errors="surrogateescape")
         position += size
         size, position = _varint(data, position)
-        if size < 0:
-            headers.append((name, None))
-            continue
-        headers.append((name, data[position : position + size]))
-        position += size
+        headers.append((name, None if size < 0 else data[position : position + size]))
+        position += max(size, 0)
     return headers, position
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A zigzag varint and the position behind it."""
+    """A zigzag varint and the position after it."""
     byte = data[position]
     if byte < 0x80:  # most are small
         return (byte >> 1) ^ -(byte & 1), position + 1

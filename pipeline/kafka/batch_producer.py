@@ -2,7 +2,7 @@
 
 ``send`` costs 15-20 µs a record: a future, two locks, several copies, a varint byte by byte. ``BatchAppender`` writes
 the same bytes in about 1 µs, straight into the producer's own open broker batch, and takes one future per broker batch.
-Sequence numbers, transactions, retries, expiry, flush and close stay the client's; calls of ``send`` may be mixed in.
+The client still does sequence numbers, transactions, retries, expiry, flush and close; ``send`` may be called too.
 
 Private parts of kafka-python that this module touches:
 
@@ -32,7 +32,7 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 
 from pipeline.errors import KafkaError
 
-# Attributes, three varints, the record's own length and the batch header, at their largest.
+# Bytes: attributes, three varints, the record's length and the batch header, each at its largest.
 _RECORD_OVERHEAD_BYTES: Final = 21 + 61
 _NULL: Final = b"\x01"  # the length -1
 _RECORD_FORMAT: Final = 2
@@ -52,7 +52,7 @@ def encode_varint(value: int) -> bytes:
 
 
 class Varints(dict[int, bytes]):
-    """Varints of lengths and offsets, worked out once each: a stream has few different ones."""
+    """A cache of encoded lengths and offsets; a stream has few different ones."""
 
     def __missing__(self, value: int) -> bytes:
         encoded = self[value] = encode_varint(value)
@@ -60,9 +60,9 @@ class Varints(dict[int, bytes]):
 
 
 def encode_headers(headers: Iterable[tuple[str, bytes | None]]) -> bytes:
-    """The header block of a record, to be made once and handed to ``BatchAppender.append`` often.
+    """The header block of a record for ``BatchAppender.append``; encode it once and use it for many records.
 
-    Names may hold surrogate escapes, for bytes that are no UTF-8.
+    Names may hold surrogate escapes for bytes that are not UTF-8.
     """
     encoded = [
         encode_varint(len(name)) + name + (_NULL if value is None else encode_varint(len(value)) + value)
@@ -72,23 +72,23 @@ def encode_headers(headers: Iterable[tuple[str, bytes | None]]) -> bytes:
 
 
 def check_delivered(futures: Iterable[FutureRecordMetadata]) -> None:
-    """Raises the first failure among futures of a producer that has been flushed.
+    """Raise the first failure among the futures of a flushed producer.
 
-    A flush does not say whether what it waited for has arrived: a transaction commits happily without a batch that
-    expired. So this belongs between flush and commit.
+    Call it between flush and commit. A flush does not report failures, so the transaction would commit without the
+    records of a batch that expired.
 
     Raises:
-        kafka.errors.KafkaError: what the broker or the client said; also where a future is not done.
+        kafka.errors.KafkaError: a batch failed, or is not acknowledged yet.
     """
     for future in futures:
         if not future.is_done:
-            raise IllegalStateError("a record batch is still on its way after the flush")
+            raise IllegalStateError("a record batch is not acknowledged after the flush")
         if future.failed():
             raise future.exception
 
 
 class _Records(NamedTuple):
-    """What one call appends: sequences of the same length."""
+    """The records of one ``append``: sequences of the same length, or one header block for all."""
 
     keys: Sequence[bytes | None]
     values: Sequence[bytes | None]
@@ -97,7 +97,7 @@ class _Records(NamedTuple):
 
 
 class BatchAppender:
-    """Appends many records at once to the batches that a producer is about to send.
+    """Appends many records at once to the batches that a producer sends next.
 
     One per producer. Safe to call from several threads, as ``send`` is. With a transactional producer, call it between
     ``begin_transaction`` and ``commit_transaction``; then flush, ``check_delivered``, and only then commit.
@@ -110,8 +110,8 @@ class BatchAppender:
         self._transactions = producer._transaction_manager
         self._partitions: dict[str, frozenset[int]] = {}
         self._varints = Varints()
-        # The client splits a batch that the broker finds too large, and moves each record's future to its half. One
-        # future for all records cannot follow both halves, so such a batch fails instead, and says why.
+        # The client splits a batch that is too large for the broker, and moves each record's future to its half. Our
+        # one future cannot follow both halves, so such a batch fails instead.
         self._sender._can_split = lambda batch, error: False
 
     def append(
@@ -123,39 +123,40 @@ class BatchAppender:
         headers: Sequence[bytes] | bytes = NO_HEADERS,
         timestamp_ms: int | None = None,
     ) -> list[FutureRecordMetadata]:
-        """One future per broker batch that received any of these records, which stay in their order.
+        """Append records in their order, and return one future per broker batch that received any of them.
 
         Args:
-            topic: must exist; its metadata is fetched on first use.
-            partition: of that topic.
-            keys: of the records; None is a null key.
-            values: as many; None is a tombstone.
-            headers: blocks made by ``encode_headers``: one for all records, or one each.
+            topic: must exist; the first use fetches its metadata.
+            partition: must exist.
+            keys: None is a null key.
+            values: one per key; None is a tombstone.
+            headers: from ``encode_headers``: one block for all records, or one per key.
             timestamp_ms: of all records; by default now.
 
         Raises:
-            KafkaError: a record is larger than the producer sends; none of the records was appended.
-            kafka.errors.KafkaError: the client's own, as ``send`` raises them.
+            KafkaError: a record exceeds the producer's size limit; no record was appended.
+            kafka.errors.KafkaError: as ``send`` raises it.
         """
         if len(values) != len(keys) or (not isinstance(headers, bytes) and len(headers) != len(keys)):
-            raise ValueError(f"{len(keys)} keys, {len(values)} values and their headers do not match")
+            raise ValueError(f"{len(keys)} keys, {len(values)} values and their headers differ in number")
         if self._producer._closed:
             raise IllegalStateError("the producer is closed")
         if not keys:
             return []
-        self._check_partition(topic, partition)
-        self._check_sizes(topic, partition, keys, values, headers)
         now_ms = int(time.time() * 1_000) if timestamp_ms is None else timestamp_ms
+        records = _Records(keys, values, headers, now_ms)
         where = TopicPartition(topic, partition)
+        self._check_partition(where)
+        self._check_sizes(where, records)
         if self._transactions is not None and self._transactions.is_transactional():
             self._transactions.maybe_add_partition_to_transaction(where)
-        # Counted, so that a forced close of the producer waits for this append before it fails what is queued.
+        # The count makes a forced close of the producer wait for this append before it fails the queued batches.
         self._accumulator._appends_in_progress.increment()
         try:
             with self._accumulator._tp_lock(where):
                 if self._accumulator._closed:
                     raise IllegalStateError("the producer is closed")
-                futures = self._append_locked(where, _Records(keys, values, headers, now_ms))
+                futures = self._append_locked(where, records)
         finally:
             self._accumulator._appends_in_progress.decrement()
         self._sender.wakeup()
@@ -163,16 +164,17 @@ class BatchAppender:
 
     def _append_locked(self, where: TopicPartition, records: _Records) -> list[FutureRecordMetadata]:
         """Fill the open batch, then new ones. The caller holds the partition's lock."""
-        queue = self._accumulator._batches[where]
+        queue, config = self._accumulator._batches[where], self._accumulator.config
         futures = []
         start = 0
         batch = queue[-1] if queue and not queue[-1].records._closed else None
         while start < len(records.keys):
             if batch is None:
-                batch = self._new_batch(where)
+                builder = MemoryRecordsBuilder(_RECORD_FORMAT, config["compression_attrs"], config["batch_size"])
+                batch = ProducerBatch(where, builder, now=time.monotonic())
             count = self._fill(batch, records, start)
             if count:
-                if batch.records.next_offset() == count:  # it was empty, so is not queued yet
+                if batch.records.next_offset() == count:  # a new batch, not queued yet
                     queue.append(batch)
                     self._accumulator._incomplete.add(batch)
                 index = batch.records.next_offset() - count
@@ -183,13 +185,8 @@ class BatchAppender:
             batch = None
         return futures
 
-    def _new_batch(self, where: TopicPartition) -> ProducerBatch:
-        config = self._accumulator.config
-        builder = MemoryRecordsBuilder(_RECORD_FORMAT, config["compression_attrs"], config["batch_size"])
-        return ProducerBatch(where, builder, now=time.monotonic())
-
     def _fill(self, batch: ProducerBatch, records: _Records, start: int) -> int:
-        """Write records from ``start`` on until the batch is full; how many fitted: at least one in an empty batch."""
+        """Write records from ``start`` on until the batch is full; return their number, at least 1 if it was empty."""
         memory = batch.records
         builder = memory._builder
         first = builder._num_records == 0
@@ -216,7 +213,7 @@ class BatchAppender:
     def _encode(
         self, records: _Records, start: int, *, first_offset: int, since_first_ms: int, room: int, at_least_one: bool
     ) -> tuple[bytes, int, int]:
-        """The bytes of as many records as there is room for, their number, and the largest's size."""
+        """The bytes of the records that fit into ``room``, their number, and the size of the largest."""
         varints = self._varints
         prefix = b"\x00" + encode_varint(since_first_ms)  # no attributes
         prefix_size = len(prefix)
@@ -252,28 +249,22 @@ class BatchAppender:
             offset += 1
         return b"".join(pieces), offset - first_offset, largest
 
-    def _check_partition(self, topic: str, partition: int) -> None:
-        """The accumulator takes any partition, and a flush waits for ever for what lies on an unknown one."""
+    def _check_partition(self, where: TopicPartition) -> None:
+        """Raise if the partition does not exist: the accumulator accepts it, and a flush would wait for ever."""
+        topic, partition = where
         known = self._partitions.get(topic)
         if known is None or partition not in known:
             known = self._partitions[topic] = frozenset(self._producer.partitions_for(topic))
         if partition not in known:
             raise ValueError(f"topic {topic} has no partition {partition}")
 
-    def _check_sizes(
-        self,
-        topic: str,
-        partition: int,
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-        headers: Sequence[bytes] | bytes,
-    ) -> None:
+    def _check_sizes(self, where: TopicPartition, records: _Records) -> None:
         limit = self._producer.config["max_request_size"] - _RECORD_OVERHEAD_BYTES
-        blocks: Any = repeat(headers) if isinstance(headers, bytes) else headers
-        for key, value, block in zip(keys, values, blocks, strict=False):
+        blocks: Any = repeat(records.headers) if isinstance(records.headers, bytes) else records.headers
+        for key, value, block in zip(records.keys, records.values, blocks, strict=False):
             size = len(key or b"") + len(value or b"") + len(block)
             if size > limit:
                 raise KafkaError(
-                    f"a record for topic {topic}, partition {partition}, has {size:,} bytes, and the largest that this "
-                    f"producer sends has {limit:,}; its key is {(key or b'')[:80]!r}"
+                    f"a record of {size:,} bytes for topic {where.topic}, partition {where.partition}, exceeds the "
+                    f"producer's limit of {limit:,} bytes; its key is {(key or b'')[:80]!r}"
                 )

@@ -1,7 +1,7 @@
-"""The only module that makes Kafka clients, with every setting of theirs that this project relies on.
+"""The only module that makes Kafka clients, with every client option that this project relies on.
 
-Consumers read committed records only and never commit by themselves; producers are idempotent. Clients are made by
-calling, never by importing. ``translate_errors`` turns the client's errors into those of ``pipeline.errors``.
+Consumers read committed records only and never commit by themselves. Producers are idempotent. ``translate_errors``
+converts the client's errors to those of ``pipeline.errors``.
 """
 
 from collections.abc import Iterator
@@ -17,22 +17,23 @@ from pipeline.kafka.patches import make_or_clean_up, patch_consumer, patch_produ
 from pipeline.settings import Settings
 from pipeline.settings_sections import KafkaSettings
 
-# How long making a client waits for the first broker to answer: a local one takes 0.1 s, and a person waits no longer.
+# How long a new client waits for the first broker; a local broker answers within 100 ms.
 BOOTSTRAP_TIMEOUT_MS: Final = 10_000
-# The longest between two tries to reach a broker that is away: at the client's default of 30 s members would come back
-# to their group one after another, long after the broker has, and be put out of it meanwhile.
+# The longest wait between two attempts to reach a broker. At the client's default of 30 s, members return to their
+# group long after the broker and one after another, and the group drops them before that.
 RECONNECT_MS: Final = 1_000
-# The client sleeps this long whenever the coordinator is still ending the previous transaction, that is at every commit
-# of a busy forecaster: at the default of 100 a commit takes 106 ms, at 5 it takes 4.8 ms (1 gains 1.6 ms, and spins).
+# The client sleeps this long while the coordinator still ends the previous transaction, which happens at every commit
+# of a busy forecaster. At the default of 100 a commit takes 106 ms, at 5 it takes 4.8 ms. At 1 the client spins for 1.6
+# ms less.
 TRANSACTION_BACKOFF_MS: Final = 5
-# Of the session timeout. Members learn of a rebalance by the answer to a heartbeat: a third, which is the most that the
-# client takes, would be up to 2 s more without forecasts whenever a forecaster is killed.
+# Share of the session timeout. Members learn of a rebalance from the answer to a heartbeat. At a third, the client's
+# maximum, forecasts would stop for up to 2 s longer after a forecaster is killed.
 HEARTBEAT_SHARE: Final = 1 / 6
-# Bytes of a broker batch. Large ones save requests and cost no latency: whole micro-batches are appended at once.
+# Bytes of a broker batch. Large batches save requests and add no latency: whole micro-batches are appended at once.
 BATCH_BYTES: Final = 256 * 1024
-# What forecasts and states may measure: 10,000 steps of several quantiles and targets fit.
+# Largest forecast or state; 10,000 steps of several quantiles and targets fit.
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
-# A dead letter is the reading with its headers and, behind them, messages.dead_letter of 1.5 KB at most.
+# A dead letter is the record with its headers and at most 1.5 KB of headers from ``messages.dead_letter``.
 DEAD_LETTER_ROOM_BYTES: Final = 16 * 1024
 
 _UNREACHABLE: Final = (
@@ -58,10 +59,10 @@ _REFUSED: Final = (
 
 
 def make_consumer(settings: Settings, *, group_id: str | None = None, **overrides: Any) -> KafkaConsumer:
-    """A consumer of committed records that commits nothing by itself and decodes nothing.
+    """A consumer of committed records that neither commits by itself nor decodes.
 
-    ``overrides`` are kafka-python's own options. Bytes are decoded by the caller: an exception in a
-    ``value_deserializer`` would strike before the record could be set aside.
+    ``overrides`` are kafka-python's own options. The caller decodes the bytes: if a ``value_deserializer`` raised, the
+    caller would not have the record for a dead letter.
 
     Raises:
         BrokerUnreachable: no broker answers.
@@ -70,7 +71,7 @@ def make_consumer(settings: Settings, *, group_id: str | None = None, **override
     options = {
         "group_id": group_id,
         "client_id": "streamgru-consumer",
-        # Also what makes the broker wait for offsets of a transaction that is still open.
+        # It also makes the broker wait for committed offsets that an open transaction is about to change.
         "isolation_level": "read_committed",
         "enable_auto_commit": False,
         "metrics_enabled": False,
@@ -88,10 +89,10 @@ def make_consumer(settings: Settings, *, group_id: str | None = None, **override
 
 
 def make_producer(settings: Settings, *, transactional_id: str | None = None, **overrides: Any) -> KafkaProducer:
-    """An idempotent producer, transactional where an id is given (the caller calls ``init_transactions``).
+    """An idempotent producer, transactional if an id is given (the caller calls ``init_transactions``).
 
-    A transactional producer takes the forecaster's timeouts, so that a successor never waits for long. Any other takes
-    the client's, since publishing a file flat out may keep batches queued for longer than those allow.
+    A transactional producer has the forecaster's timeouts, so that a successor never waits long. Other producers keep
+    the client's timeouts, because publishing a file at full speed may keep batches queued for longer.
 
     Raises:
         BrokerUnreachable: no broker answers.
@@ -101,10 +102,10 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
         "client_id": "streamgru-producer",
         "acks": "all",
         "enable_idempotence": True,
-        "metrics_enabled": False,  # the client's own counts, of every batch and request, which nobody here reads
-        # As many records a second as without (0.3 µs more a forecast here, less for the broker), and half the bytes.
+        "metrics_enabled": False,  # the client's own metrics, which this project does not read
+        # Half the bytes at equal records per second: 0.3 µs more per forecast here, less work for the broker.
         "compression_type": "lz4",
-        # A batch may not be larger than what the topic takes, however small a reading the settings allow.
+        # A batch larger than the topic's limit is refused, and max_reading_bytes may be small.
         "batch_size": min(BATCH_BYTES, settings.kafka.max_reading_bytes),
         "max_request_size": max(OUTPUT_LIMIT_BYTES, settings.kafka.max_reading_bytes + DEAD_LETTER_ROOM_BYTES),
         "retry_backoff_ms": 20,
@@ -125,9 +126,9 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float = 1.0) -> None:
-    """Let go of a producer, its thread and its connections; what cannot be sent in time is dropped without a word.
+    """Close a producer, its thread and its connections.
 
-    Check the futures before: they tell.
+    Records that are not sent in time are discarded without an error, so check their futures first.
     """
     try:
         producer.close(timeout=timeout_s)
@@ -142,16 +143,16 @@ def make_admin(settings: Settings, **overrides: Any) -> KafkaAdminClient:
         BrokerUnreachable: no broker answers.
     """
     options = {"client_id": "streamgru-admin"} | overrides
-    with _connecting("connecting to look at the topics", settings):
+    with _connecting("connecting an admin client", settings):
         admin: KafkaAdminClient = make_or_clean_up(KafkaAdminClient, _connection(settings.kafka) | options)
     return admin
 
 
 def partition_count(client: KafkaConsumer | KafkaAdminClient, topic: str) -> int:
-    """How many partitions a topic has, asked of the broker.
+    """The number of partitions of a topic, from the brokers.
 
     Raises:
-        TopicError: there is no such topic.
+        TopicError: the topic does not exist.
         BrokerUnreachable: no broker answers.
     """
     with translate_errors(f"looking up the partitions of topic {topic}"):
@@ -166,48 +167,46 @@ def partition_count(client: KafkaConsumer | KafkaAdminClient, topic: str) -> int
 
 
 @contextmanager
-def translate_errors(what: str, settings: Settings | None = None) -> Iterator[None]:
-    """Turns kafka-python's errors into ours. ``what`` says what is being done: "creating the topics".
+def translate_errors(doing: str, settings: Settings | None = None) -> Iterator[None]:
+    """Convert kafka-python's errors to ours. ``doing`` is a phrase such as "creating the topics".
 
     Raises:
-        BrokerUnreachable: no broker answers; names the address where the settings are given.
-        TopicError: a topic is missing or not allowed.
+        BrokerUnreachable: no broker answers; names the address if the settings are given.
+        TopicError: a topic does not exist.
         Fenced: a successor with the same transactional id has taken over.
-        KafkaError: anything else that the broker or the client refused.
+        KafkaError: any other error of a broker or the client.
     """
+    address = f" at {settings.kafka.bootstrap_servers}" if settings else ""
     try:
         yield
     except _UNREACHABLE as error:
-        address = f" at {settings.kafka.bootstrap_servers}" if settings else ""
         raise BrokerUnreachable(
-            f"no Kafka broker answers{address} ({what}: {error}); start the local stack with `streamgru up`, or set "
+            f"no Kafka broker answers{address} ({doing}: {error}); start the local stack with `streamgru up`, or set "
             "STREAMGRU_KAFKA__BOOTSTRAP_SERVERS to your brokers' host:port (and check any credentials)"
         ) from error
     except _FENCED as error:
-        raise Fenced(f"another process has taken over the same transactional id ({what}: {error})") from error
+        raise Fenced(f"another process has taken over the same transactional id ({doing}: {error})") from error
     except _REFUSED as error:
-        address = f" at {settings.kafka.bootstrap_servers}" if settings else ""
         raise KafkaError(
-            f"the Kafka brokers{address} refuse this login, or what it may do ({what}: {error}); check "
+            f"the Kafka brokers{address} refuse this login or deny it a right ({doing}: {error}); check "
             "kafka.sasl_mechanism, kafka.sasl_username and kafka.sasl_password, and the user's rights"
         ) from error
     except client_errors.UnknownTopicOrPartitionError as error:
-        raise TopicError(f"{_missing('a topic')} ({what})") from error
+        raise TopicError(f"{_missing('a topic')} ({doing})") from error
     except client_errors.KafkaError as error:
-        raise KafkaError(f"Kafka failed {what}: {error}") from error
+        raise KafkaError(f"Kafka failed while {doing}: {error}") from error
 
 
 @contextmanager
-def _connecting(what: str, settings: Settings) -> Iterator[None]:
-    """``translate_errors``, and where an address answers that no broker answers at, a word on why."""
+def _connecting(doing: str, settings: Settings) -> Iterator[None]:
+    """``translate_errors``, with a diagnosis if an address accepts connections but no broker answers."""
     try:
-        with translate_errors(what, settings):
+        with translate_errors(doing, settings):
             yield
     except BrokerUnreachable as error:
-        why = diagnose_connection(settings.kafka)
-        if not why:
-            raise
-        raise BrokerUnreachable(f"no Kafka broker can be talked to ({what}): {why}") from error
+        if diagnosis := diagnose_connection(settings.kafka):
+            raise BrokerUnreachable(f"no Kafka broker is usable ({doing}): {diagnosis}") from error
+        raise
 
 
 def _missing(topic: str) -> str:
@@ -219,7 +218,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _connection(kafka: KafkaSettings) -> dict[str, Any]:
-    """What all clients share: address and credentials."""
+    """The options of all clients: addresses and credentials."""
     servers = [server.strip() for server in kafka.bootstrap_servers.split(",") if server.strip()]
     for server in servers:
         _, colon, port = server.rpartition(":")
@@ -239,9 +238,8 @@ def _connection(kafka: KafkaSettings) -> dict[str, Any]:
         ("ssl_certfile", kafka.ssl_certfile),
         ("ssl_keyfile", kafka.ssl_keyfile),
     ):
-        if path is None:
-            continue
-        if not path.is_file():
-            raise KafkaError(f"kafka.{name}: there is no file {path}")
-        options[name] = str(path)
+        if path is not None:
+            if not path.is_file():
+                raise KafkaError(f"kafka.{name}: there is no file {path}")
+            options[name] = str(path)
     return options

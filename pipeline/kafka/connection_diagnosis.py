@@ -23,9 +23,9 @@ def _diagnose(kafka: KafkaSettings, connection: socket.socket, host: str) -> str
     protocol = f"kafka.security_protocol = {kafka.security_protocol}"
     login = (
         f"it refuses {protocol} with this login: check kafka.sasl_mechanism, kafka.sasl_username and "
-        "kafka.sasl_password, and that the listener is one for it"
+        "kafka.sasl_password, and that the listener expects this protocol"
         if kafka.security_protocol.startswith("SASL")
-        else f"it does not speak Kafka to {protocol}: does that listener want TLS, or a login?"
+        else f"it does not answer Kafka requests with {protocol}: the listener may expect TLS or a login"
     )
     if not kafka.security_protocol.endswith("SSL"):
         return f"but {login}"
@@ -34,9 +34,9 @@ def _diagnose(kafka: KafkaSettings, connection: socket.socket, host: str) -> str
         if kafka.ssl_certfile is not None:
             context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile)
         with context.wrap_socket(connection, server_hostname=host):
-            return f"TLS with it works, but {login}"
+            return f"TLS works, but {login}"
     except (OSError, ValueError) as error:
         return (
-            f"but TLS with it fails ({error}): check {protocol}, kafka.ssl_cafile, kafka.ssl_certfile and "
-            "kafka.ssl_keyfile, and that the listener is one for TLS"
+            f"but TLS fails ({error}): check {protocol}, kafka.ssl_cafile, kafka.ssl_certfile and "
+            "kafka.ssl_keyfile, and that the listener expects TLS"
         )

@@ -1,7 +1,8 @@
 """Patches for faults of kafka-python in the clients that ``clients`` makes, and calls that its public API lacks.
 
-Every function names the private parts that it touches, why, what breaks without it, the versions it is tested with and
-when it can go. pyproject.toml pins the same versions. tests/integration/test_patches.py shows each fault without its
+Every function lists the private parts that it touches, why, the fault without it, the versions that it is tested with
+and when it can go. pyproject.toml pins the same versions. tests/integration/test_patches.py shows each fault without
+its
 patch: once a patch's case "unpatched" fails under a newer kafka-python, the patch can go.
 """
 
@@ -12,7 +13,7 @@ import kafka.errors as client_errors
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.coordinator.base import Generation, MemberState
 
-# Between two tries of a transactional request whose broker cannot be reached: the client itself does not wait.
+# Wait between two attempts to send a transactional request to an unreachable broker; the client does not wait.
 UNREADY_WAIT_MS: Final = 50
 
 
@@ -21,9 +22,9 @@ def make_or_clean_up(kind: Any, options: Mapping[str, Any]) -> Any:
 
     Private: ``_client``, ``_net``.
     Why: the constructor starts the client's thread before it asks the first broker, and leaves it running on an error.
-    Without it: a process that waits for brokers leaks a thread and its files with every try.
+    Without it: a process that waits for brokers leaks a thread and its files with every attempt.
     Tested with: kafka-python >=3.0.12,<3.1.
-    Goes when: a constructor that fails closes what it opened.
+    Goes when: a failing constructor closes its thread and files.
     """
     client = kind.__new__(kind)
     try:
@@ -88,12 +89,12 @@ def _disable_topic_creation(cluster: Any) -> None:
 
 
 def _finish_started_rejoins(coordinator: Any) -> None:
-    """Once a rejoin has started, every poll waits for it, whatever its reason was.
+    """Once a rejoin has started, every poll waits for it, even if its reason no longer holds.
 
     Private: ``KafkaConsumer._coordinator``, its ``need_rejoin`` and ``request_rejoin``.
     Why: a group's leader rejoins when the topic's partitions differ from those it assigned: it may learn of a partition
         after its join, or a restarting broker may omit one for a moment. That reason ends with the leader's next
-        assignment. If the ``poll`` that started the rejoin has timed out by then, no later poll asks for the outcome.
+        assignment. If the ``poll`` that started the rejoin has timed out by then, no later poll reads the outcome.
     Without it: the member keeps its old assignment or none, sends no heartbeats, and stays out of its group for ever,
         without an error. Java's client had this fault until KAFKA-9815; since then it requests the rejoin explicitly,
         as this patch does.
@@ -105,7 +106,7 @@ def _finish_started_rejoins(coordinator: Any) -> None:
     def need_rejoin() -> bool:
         if not is_needed():
             return False
-        coordinator.request_rejoin()  # holds until a join has finished
+        coordinator.request_rejoin()  # stays set until a join has finished
         return True
 
     coordinator.need_rejoin = need_rejoin
@@ -127,7 +128,7 @@ def _keep_finished_joins(coordinator: Any) -> None:
     async def join_unless_finished() -> bytes:
         nonlocal finished
         before, finished = finished, None
-        # REBALANCING: the assignment has not been used yet. An equal generation: the member has not left meanwhile.
+        # State REBALANCING: the assignment is unused. The same generation: the member has not left the group since.
         if before is not None and coordinator.state is MemberState.REBALANCING:
             generation, kept = before
             if generation is coordinator._generation:
@@ -205,10 +206,10 @@ def leaderless(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) ->
     """The partitions without a leader in the cached metadata; if there are any, a refresh is requested.
 
     Private: ``_cluster``.
-    Why: ``KafkaConsumer`` does not tell whether a partition has a leader.
+    Why: ``KafkaConsumer`` does not report whether a partition has a leader.
     Without it: one partition without a leader makes the offset lookup of all partitions fail.
     Tested with: kafka-python >=3.0.12,<3.1.
-    Goes when: ``KafkaConsumer`` tells a partition's leader, or looks up the offsets of the other partitions.
+    Goes when: ``KafkaConsumer`` reports a partition's leader, or looks up the offsets of the other partitions.
     """
     found = [where for where in partitions if consumer._cluster.leader_for_partition(where) == -1]
     if found:
@@ -262,7 +263,7 @@ def _retry_logins(manager: Any) -> None:
     Why: a broker that restarts may refuse logins for a moment; the client remembers the refusal for ever.
     Without it: the sender's thread retries the refused request without a pause and never connects again.
     Tested with: kafka-python >=3.0.12,<3.1.
-    Goes when: the client forgets a refusal after a while.
+    Goes when: the client retries a refused login after a while.
     """
     manager.maybe_raise_auth_failure = lambda node_id: None
 
@@ -317,17 +318,17 @@ def abort_transaction(producer: KafkaProducer, timeout_s: float) -> None:
     result = producer._transaction_manager.begin_abort()
     producer._sender.wakeup()
     if not result.wait(timeout_s * 1_000):
-        raise client_errors.KafkaTimeoutError(f"no answer to an abort for {timeout_s:g} s")
+        raise client_errors.KafkaTimeoutError(f"the brokers did not answer an abort within {timeout_s:g} s")
 
 
 def producer_id(producer: KafkaProducer) -> int:
     """The id that the broker gave to an initialised producer.
 
     Private: ``_transaction_manager``.
-    Why: ``KafkaProducer`` does not tell its id.
+    Why: ``KafkaProducer`` does not expose its id.
     Without it: a forecaster cannot tell its own hanging transactions from those of other producers.
     Tested with: kafka-python >=3.0.12,<3.1.
-    Goes when: ``KafkaProducer`` tells its id.
+    Goes when: ``KafkaProducer`` exposes its id.
     """
     return int(producer._transaction_manager.producer_id_and_epoch.producer_id)
 
@@ -339,7 +340,7 @@ def add_to_transaction(producer: KafkaProducer, where: TopicPartition) -> None:
     Why: ``KafkaProducer`` adds a partition only together with a record.
     Without it: ending a hanging transaction would need an extra record on the partition.
     Tested with: kafka-python >=3.0.12,<3.1.
-    Goes when: ``KafkaProducer`` can do so.
+    Goes when: ``KafkaProducer`` adds a partition without a record.
     """
     producer._transaction_manager.maybe_add_partition_to_transaction(where)
 

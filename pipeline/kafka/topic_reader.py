@@ -1,24 +1,25 @@
-"""Reads a range of a topic with a consumer of its own: read_committed and no group, so no group's offsets move."""
+"""Reads a range of a topic with its own consumer: read_committed, and without a group, so that no offsets change."""
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, Final, NamedTuple
 
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.errors import BrokerUnreachable
 from pipeline.kafka.batch_consumer import Headers, read_fast
 from pipeline.kafka.clients import make_consumer, partition_count, translate_errors
 from pipeline.settings import Settings
 
-_STALLED_S: Final = 30.0  # a broker that has the records delivers some within this time
+_STALLED_S: Final = 30.0  # a reachable broker delivers some records within this time
 _POLL_RECORDS: Final = 10_000
 
 Offsets = Mapping[int, int]  # partition -> offset
 
 
 class LoggedRecord(NamedTuple):
-    """A record with its place, behind which stands what ``FetchedRecord`` has."""
+    """A record with its topic and partition; the other fields are those of ``FetchedRecord``."""
 
     topic: str
     partition: int
@@ -30,80 +31,64 @@ class LoggedRecord(NamedTuple):
 
 
 def topic_ends(settings: Settings, topic: str) -> dict[int, int]:
-    """The end of each partition now, as a read_committed reader sees it.
+    """The current end of each partition for a read_committed reader.
 
     Raises:
-        KafkaError: no broker answers, or there is no such topic.
+        KafkaError: no broker answers, or the topic does not exist.
     """
-    with translate_errors(f"looking up the ends of topic {topic}", settings):
-        consumer = make_consumer(settings)
-        try:
-            return {tp.partition: end for tp, end in consumer.end_offsets(_partitions(consumer, topic)).items()}
-        finally:
-            consumer.close()
+    with _open(settings, topic, f"looking up the ends of topic {topic}") as (consumer, partitions):
+        return {tp.partition: end for tp, end in consumer.end_offsets(partitions).items()}
 
 
 def topic_starts(settings: Settings, topic: str) -> dict[int, int]:
-    """The first offset that each partition still has.
+    """The first offset of each partition that is not deleted yet.
 
     Raises:
-        KafkaError: no broker answers, or there is no such topic.
+        KafkaError: no broker answers, or the topic does not exist.
     """
-    with translate_errors(f"looking up the beginnings of topic {topic}", settings):
-        consumer = make_consumer(settings)
-        try:
-            found = consumer.beginning_offsets(_partitions(consumer, topic))
-            return {tp.partition: start for tp, start in found.items()}
-        finally:
-            consumer.close()
+    with _open(settings, topic, f"looking up the first offsets of topic {topic}") as (consumer, partitions):
+        return {tp.partition: start for tp, start in consumer.beginning_offsets(partitions).items()}
 
 
 def offsets_at(settings: Settings, topic: str, moment_us: int) -> dict[int, int]:
-    """In each partition the offset of the first record sent at that time or later; the end where there is none.
+    """In each partition the offset of the first record sent at that time or later; the end if there is no such record.
 
     Raises:
-        KafkaError: no broker answers, or there is no such topic.
+        KafkaError: no broker answers, or the topic does not exist.
     """
-    with translate_errors(f"looking up offsets of topic {topic} by time", settings):
-        consumer = make_consumer(settings)
-        try:
-            partitions = _partitions(consumer, topic)
-            ends = consumer.end_offsets(partitions)
-            found = consumer.offsets_for_times(dict.fromkeys(partitions, max(0, moment_us // 1_000)))
-            return {tp.partition: ends[tp] if found.get(tp) is None else found[tp].offset for tp in partitions}
-        finally:
-            consumer.close()
+    with _open(settings, topic, f"looking up offsets of topic {topic} by time") as (consumer, partitions):
+        ends = consumer.end_offsets(partitions)
+        found = consumer.offsets_for_times(dict.fromkeys(partitions, max(0, moment_us // 1_000)))
+        return {tp.partition: ends[tp] if found.get(tp) is None else found[tp].offset for tp in partitions}
 
 
 def read_topic(settings: Settings, topic: str, starts: Offsets, ends: Offsets | None) -> Iterator[LoggedRecord]:
-    """The records of a topic from ``starts`` (a partition's beginning where not named) to ``ends`` (now, likewise).
+    """The records of a topic from ``starts`` to ``ends``; a partition that ``starts`` lacks is read from its beginning.
 
-    Records of one partition come in offset order, partitions in any order.
+    Without ``ends`` every partition is read to its current end; a partition that ``ends`` lacks is not read. Records of
+    one partition come in offset order, partitions in any order.
 
     Raises:
-        KafkaError: no broker answers, the topic is missing, or the records stop coming.
+        KafkaError: no broker answers, the topic does not exist, or the brokers stop delivering.
     """
-    with translate_errors(f"reading topic {topic}", settings):
-        consumer = read_fast(make_consumer(settings, max_poll_records=_POLL_RECORDS))
-        try:
-            partitions = _partitions(consumer, topic)
-            now = consumer.end_offsets(partitions)
-            limits = now if ends is None else {tp: ends.get(tp.partition, 0) for tp in partitions}
-            consumer.assign(partitions)
-            consumer.seek_to_beginning(*partitions)
-            for tp in partitions:
-                if tp.partition in starts:
-                    consumer.seek(tp, starts[tp.partition])
-            yield from _poll_until(consumer, limits)
-        finally:
-            consumer.close()
+    with _open(settings, topic, f"reading topic {topic}", max_poll_records=_POLL_RECORDS) as (consumer, partitions):
+        read_fast(consumer)
+        limits = (
+            consumer.end_offsets(partitions) if ends is None else {tp: ends.get(tp.partition, 0) for tp in partitions}
+        )
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+        for tp in partitions:
+            if tp.partition in starts:
+                consumer.seek(tp, starts[tp.partition])
+        yield from _poll_until(consumer, limits)
 
 
 def _poll_until(consumer: Any, limits: dict[Any, int]) -> Iterator[LoggedRecord]:
     pending = set(limits)
     deadline = time.monotonic() + _STALLED_S
     while True:
-        # Only positions tell the end: markers of transactions take offsets too, and are never delivered.
+        # Only positions show the end: transaction markers have offsets too, and are never delivered.
         done = {tp for tp in pending if consumer.position(tp) >= limits[tp]}
         if done:
             pending -= done
@@ -115,10 +100,17 @@ def _poll_until(consumer: Any, limits: dict[Any, int]) -> Iterator[LoggedRecord]
             deadline = time.monotonic() + _STALLED_S
         elif time.monotonic() > deadline:
             where = ", ".join(f"{tp.topic}-{tp.partition} at {consumer.position(tp)}" for tp in sorted(pending))
-            raise BrokerUnreachable(f"the broker delivered nothing for {_STALLED_S:g} s: {where}. Is it up?")
+            raise BrokerUnreachable(
+                f"the brokers sent no record for {_STALLED_S:g} s ({where}); check that they are up"
+            )
         for tp, records in batches.items():
             yield from (LoggedRecord(*tp, *record) for record in records if record.offset < limits[tp])
 
 
-def _partitions(consumer: Any, topic: str) -> list[Any]:
-    return [TopicPartition(topic, number) for number in range(partition_count(consumer, topic))]
+@contextmanager
+def _open(
+    settings: Settings, topic: str, doing: str, **options: Any
+) -> Iterator[tuple[KafkaConsumer, list[TopicPartition]]]:
+    """A consumer without a group, and the topic's partitions."""
+    with translate_errors(doing, settings), closing(make_consumer(settings, **options)) as consumer:
+        yield consumer, [TopicPartition(topic, number) for number in range(partition_count(consumer, topic))]

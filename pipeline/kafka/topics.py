@@ -1,11 +1,11 @@
-"""The four topics: what each has to be like, making them, and complaining about those that differ.
+"""The four topics: their planned settings, creating them, and checking existing ones.
 
-All have the same number of partitions, since a sensor's forecasts, state and dead letters keep its readings' partition
-number. A partition count cannot be changed afterwards: sensors would move to other partitions, away from their state.
+All have the same number of partitions, because a sensor's forecasts, state and dead letters have the partition number
+of its readings. The number cannot be changed later: sensors would move to other partitions, away from their state.
 """
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -23,20 +23,20 @@ from pipeline.kafka.clients import (
 )
 from pipeline.settings import Settings
 
-# The changelog is read to its end before a forecaster starts, so it has to stay near one record per sensor. Compaction
-# leaves the open segment alone: segments are kept small, and closed once an hour where little is written.
+# A forecaster reads the changelog to its end before it starts, so the changelog has to stay near one record per sensor.
+# Compaction skips the open segment, so segments are small, and closed after an hour.
 STATE_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 STATE_SEGMENT_MS: Final = 3_600_000
 STATE_DIRTY_RATIO: Final = 0.1
 KEEP_FOR_EVER: Final = "-1"
 
-# What the stream cannot do without, as opposed to what is merely other than planned.
+# How a topic's setting must compare with the plan for the stream to work; None: any value works.
 Need = Literal["equal", "at least", "at most"]
 
 
 @dataclass(frozen=True)
 class TopicSetting:
-    """One setting of a topic, and whether the stream breaks where it is not so."""
+    """One setting of a topic, and whether the stream needs it."""
 
     name: str
     value: str
@@ -44,11 +44,11 @@ class TopicSetting:
 
     @property
     def wanted(self) -> str:
-        """The value, with what the stream needs of it: ``at least 16777216``."""
+        """The value for messages, with the comparison: ``at least 16777216``."""
         return self.value if self.need in (None, "equal") else f"{self.need} {self.value}"
 
     def is_violated_by(self, found: str | None) -> bool:
-        """Whether ``found`` would break the stream."""
+        """Whether the stream breaks if the topic has the value ``found``."""
         if self.need is None or found is None:
             return self.need is not None
         if self.need == "equal":
@@ -58,7 +58,7 @@ class TopicSetting:
 
 @dataclass(frozen=True)
 class TopicPlan:
-    """What a topic has to be like."""
+    """The planned settings of a topic."""
 
     name: str
     purpose: str
@@ -67,7 +67,7 @@ class TopicPlan:
 
 @dataclass(frozen=True)
 class TopicStatus:
-    """What a topic is like. ``partitions`` is 0 where it does not exist."""
+    """A topic as it is now. ``partitions`` is 0 if it does not exist."""
 
     plan: TopicPlan
     partitions: int
@@ -83,7 +83,7 @@ class _Topic:
 
 
 def plan_topics(settings: Settings) -> list[TopicPlan]:
-    """The four topics as the settings want them."""
+    """The plans of the four topics by the settings."""
     kafka = settings.kafka
     names = kafka.topics
     retention = KEEP_FOR_EVER if kafka.retention_s is None else str(kafka.retention_s * 1_000)
@@ -104,7 +104,7 @@ def plan_topics(settings: Settings) -> list[TopicPlan]:
         TopicSetting("min.cleanable.dirty.ratio", str(STATE_DIRTY_RATIO)),
         output_limit,
     )
-    # A larger reading than the settings say could not be set aside.
+    # A reading above this limit would not fit into a dead letter.
     reading_limit = TopicSetting("max.message.bytes", str(kafka.max_reading_bytes), "at most")
     letter_limit = TopicSetting("max.message.bytes", str(kafka.max_reading_bytes + DEAD_LETTER_ROOM_BYTES), "at least")
     return [
@@ -116,15 +116,15 @@ def plan_topics(settings: Settings) -> list[TopicPlan]:
 
 
 def ensure_topics(settings: Settings, *, alter: bool = False) -> list[str]:
-    """Make the topics that are missing; one line for each topic, saying what was done. May be repeated at any time.
+    """Create the missing topics, and return a line for each topic that says what was done; may be repeated.
 
     Args:
-        settings: what the topics have to be like.
-        alter: change the settings of existing topics that differ. A partition count is never changed.
+        settings: the plan of the topics.
+        alter: change the settings of existing topics that differ. A partition count never changes.
 
     Raises:
-        TopicError: an existing topic differs, or one could not be made. Names every difference; missing topics have
-            been made by then.
+        TopicError: an existing topic differs, or a topic could not be created. Names every difference; the missing
+            topics are created by then.
         BrokerUnreachable: no broker answers.
     """
     plans = plan_topics(settings)
@@ -137,47 +137,40 @@ def ensure_topics(settings: Settings, *, alter: bool = False) -> list[str]:
         if alter:
             report = _alter(admin, plans, found)
             found = _find(admin, plans)
-    lines = [difference for plan in plans for difference in _differences(settings, plan, found.get(plan.name))]
-    if lines:
-        raise TopicError(_complaint(lines))
-    made = {plan.name for plan in missing}
+    _raise_on_differences(settings, plans, found)
     return report + [
-        f"{plan.name}: {'made' if plan.name in made else 'exists'}, {settings.kafka.partitions} partitions"
+        f"{plan.name}: {'created' if plan in missing else 'exists'}, {settings.kafka.partitions} partitions"
         for plan in plans
     ]
 
 
 def check_topics(settings: Settings, admin: KafkaAdminClient | None = None) -> None:
-    """Returns if the stream can work on these topics; what is merely other than planned (retention, say) is let pass.
+    """Check that the stream can work with the topics; other differences from the plan, as of retention, are ignored.
 
     Args:
-        settings: what the topics have to be like.
-        admin: asks; by default a client made for this.
+        settings: the plan of the topics.
+        admin: by default a new client.
 
     Raises:
-        TopicError: topics are missing, or differ in a way that would lose or misplace records. Names every difference.
+        TopicError: topics do not exist, or differ so that records would be lost or misplaced; names every difference.
         BrokerUnreachable: no broker answers.
     """
     plans = plan_topics(settings)
     with ExitStack() as opened:
-        asking = admin or opened.enter_context(make_admin(settings))
+        admin = admin or opened.enter_context(make_admin(settings))
         with translate_errors("checking the topics", settings):
-            found = _find(asking, plans)
+            found = _find(admin, plans)
     missing = [plan.name for plan in plans if plan.name not in found]
     if missing:
         plural = "s do" if len(missing) > 1 else " does"
         raise TopicError(
             f"topic{plural} not exist: {', '.join(missing)}; create the topics with `streamgru topics create`"
         )
-    lines = [
-        difference for plan in plans for difference in _differences(settings, plan, found[plan.name], only_needed=True)
-    ]
-    if lines:
-        raise TopicError(_complaint(lines))
+    _raise_on_differences(settings, plans, found, only_needed=True)
 
 
 def find_topic_id(settings: Settings, topic: str) -> str:
-    """The id that the brokers have given a topic: one of the same name that is made later has another.
+    """The brokers' id of a topic; a recreated topic of the same name has another id.
 
     Raises:
         BrokerUnreachable: no broker answers.
@@ -190,7 +183,7 @@ def find_topic_id(settings: Settings, topic: str) -> str:
 
 
 def topic_statuses(settings: Settings) -> list[TopicStatus]:
-    """What each of the four topics is like now, and how many records it holds (those replaced by compaction included).
+    """The four topics as they are now, with their numbers of offsets as the numbers of records.
 
     Raises:
         BrokerUnreachable: no broker answers.
@@ -198,22 +191,14 @@ def topic_statuses(settings: Settings) -> list[TopicStatus]:
     plans = plan_topics(settings)
     with make_admin(settings) as admin, translate_errors("describing the topics", settings):
         found = _find(admin, plans)
-    consumer = make_consumer(settings)
-    try:
-        with translate_errors("counting the topics' records", settings):
-            return [
-                TopicStatus(
-                    plan,
-                    partitions=found[plan.name].partitions if plan.name in found else 0,
-                    records=_count_records(consumer, plan.name, found[plan.name].partitions)
-                    if plan.name in found
-                    else 0,
-                    differences=tuple(_differences(settings, plan, found.get(plan.name))),
-                )
-                for plan in plans
-            ]
-    finally:
-        consumer.close()
+    statuses = []
+    with closing(make_consumer(settings)) as consumer, translate_errors("counting the topics' records", settings):
+        for plan in plans:
+            topic = found.get(plan.name)
+            records = _count_records(consumer, plan.name, topic.partitions) if topic else 0
+            differences = tuple(_differences(settings, plan, topic))
+            statuses.append(TopicStatus(plan, topic.partitions if topic else 0, records, differences))
+    return statuses
 
 
 def _count_records(consumer: KafkaConsumer, topic: str, partitions: int) -> int:
@@ -237,11 +222,10 @@ def _find(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> dict[str, _Top
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in described]
     configs = admin.describe_configs(resources, config_filter="all")["topic"]
     for name in described:
-        if not configs.get(name):  # the client does not say why it got none
+        if not configs.get(name):  # the client hides the reason
             raise KafkaError(
-                f"the brokers do not tell this login how topic {name} is configured; it needs the right to "
-                "DescribeConfigs on the four topics, besides Describe (or a broker that has just come back does not "
-                "know the topic yet)"
+                f"the brokers return no configuration of topic {name} to this login; grant it DescribeConfigs on the "
+                "four topics, besides Describe (or, if a broker has just restarted, try again in a moment)"
             )
     return {
         name: _Topic(
@@ -265,11 +249,11 @@ def _create(admin: KafkaAdminClient, settings: Settings, plans: list[TopicPlan])
     answer = admin.create_topics(wanted, raise_errors=False)
     for topic in answer["topics"]:
         error = client_errors.for_code(topic["error_code"])
-        # Somebody else may be creating them too.
+        # Another process may create them at the same time.
         if error not in (client_errors.NoError, client_errors.TopicAlreadyExistsError):
             reason = topic.get("error_message") or error.__name__
             raise TopicError(
-                f"topic {topic['name']} could not be made: {reason}; look at kafka.topics, kafka.partitions and "
+                f"topic {topic['name']} could not be created: {reason}; check kafka.topics, kafka.partitions and "
                 "kafka.replication_factor in the settings"
             )
     admin.wait_for_topics(list(wanted))
@@ -287,15 +271,15 @@ def _alter(admin: KafkaAdminClient, plans: Iterable[TopicPlan], found: Mapping[s
         }
         if changes:
             answer = admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, plan.name, changes)])
-            said = answer["topic"][plan.name]
-            if said != "OK":
-                raise TopicError(f"topic {plan.name} could not be changed, the brokers say: {said}")
+            result = answer["topic"][plan.name]
+            if result != "OK":
+                raise TopicError(f"the settings of topic {plan.name} could not be changed: {result}")
             lines.append(f"{plan.name}: set " + ", ".join(f"{name}={value}" for name, value in changes.items()))
     return lines
 
 
-def _differences(settings: Settings, plan: TopicPlan, found: _Topic | None, *, only_needed: bool = False) -> list[str]:
-    """A line for each way in which a topic is not as planned; a missing one differs in nothing."""
+def _differences(settings: Settings, plan: TopicPlan, found: _Topic | None, only_needed: bool = False) -> list[str]:
+    """A line for each difference of an existing topic from its plan."""
     if found is None:
         return []
     lines = []
@@ -317,9 +301,12 @@ def _differences(settings: Settings, plan: TopicPlan, found: _Topic | None, *, o
     return lines
 
 
-def _complaint(lines: list[str]) -> str:
-    return (
-        "existing topics differ from the settings:\n  "
-        + "\n  ".join(lines)
-        + "\n`streamgru topics create --alter` changes all of this but partitions and replicas; or change the settings"
-    )
+def _raise_on_differences(
+    settings: Settings, plans: Iterable[TopicPlan], found: Mapping[str, _Topic], *, only_needed: bool = False
+) -> None:
+    lines = [line for plan in plans for line in _differences(settings, plan, found.get(plan.name), only_needed)]
+    if lines:
+        raise TopicError(
+            "\n  ".join(["existing topics differ from the settings:", *lines])
+            + "\n`streamgru topics create --alter` changes all but partitions and replicas; or change the settings"
+        )

@@ -1,4 +1,4 @@
-"""What goes into the registry beside the weights, so that a registered model needs nothing of this project."""
+"""The code and notes that a registered model contains, so that it runs without this project."""
 
 import dataclasses
 import hashlib
@@ -11,16 +11,16 @@ from typing import Final
 
 from model.config import Adaptation, ModelConfig
 
-# Names the folder of code, and says how forecasts adapt; pipeline/registry/pyfunc_model.py reads it.
+# File with the name of the code's folder and the adaptation of forecasts; pipeline/registry/pyfunc_model.py reads it.
 CODE_NOTE: Final = "code.json"
 PACKAGES: Final = ("mlflow", "torch", "numpy", "numba", "polars", "pandas")
 
 
 def bundle_artefact(artefact: Path, target: Path, adaptation: Adaptation) -> Path:
-    """A copy of an artefact with this project's ``model`` package beside it, under a name that holds the code's hash.
+    """A copy of an artefact with a copy of this project's ``model`` package, whose name contains the code's hash.
 
-    The name keeps it apart from any other package called ``model``, and from the code of other versions. The bundle
-    forecasts with ``adaptation``, as the stream does under the settings of this retraining.
+    The name differs from any other package called ``model`` and from the code of other versions. The bundle forecasts
+    with ``adaptation``, as the stream does with the settings of this retraining.
     """
     shutil.copytree(artefact, target)
     files = sorted(Path(inspect.getfile(ModelConfig)).parent.glob("*.py"))
@@ -35,5 +35,5 @@ def bundle_artefact(artefact: Path, target: Path, adaptation: Adaptation) -> Pat
 
 
 def pip_requirements() -> list[str]:
-    """What the logged model needs, at the versions it was made with, without their local parts (``+cu126``)."""
+    """The packages that the logged model needs, at the installed versions without local parts (``+cu126``)."""
     return [f"{package}=={installed_version(package).partition('+')[0]}" for package in PACKAGES]

@@ -1,6 +1,6 @@
-"""How MLflow describes a training set: a version of the history table, and the Kafka offsets up to which it reads.
+"""MLflow's description of a training set: a version of the history table and its next Kafka offsets.
 
-Imported by ``pipeline.registry.versions`` while it logs a run, and by nobody else: it makes MLflow load.
+Only ``pipeline.registry.training_run`` imports this module, while it logs a run, because it imports MLflow.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from pipeline.registry.training_set import TrainingSet
 
 @dataclass(frozen=True)
 class HistorySource(DatasetSource):  # type: ignore[misc]  # MLflow ships no types
-    """Where a training set came from; ``load`` reads it again."""
+    """The source of a training set; ``load`` reads it again."""
 
     training_set: TrainingSet
 
@@ -25,7 +25,7 @@ class HistorySource(DatasetSource):  # type: ignore[misc]  # MLflow ships no typ
         return "streamgru_history"
 
     def load(self) -> pl.LazyFrame:
-        """The history table as it was."""
+        """The history table at the version of the training set."""
         return History(Path(self.training_set.table), features=()).scan(self.training_set.version)
 
     @staticmethod
@@ -37,10 +37,10 @@ class HistorySource(DatasetSource):  # type: ignore[misc]  # MLflow ships no typ
         return cls(raw_source)
 
     def to_dict(self) -> dict[str, Any]:
-        """What is stored with the run."""
+        """The fields that MLflow stores with the run."""
         return asdict(self.training_set)
 
     @classmethod
     def from_dict(cls, source_dict: dict[Any, Any]) -> Self:
-        """The source that ``to_dict`` described."""
+        """The source from the fields of ``to_dict``."""
         return cls(TrainingSet(**source_dict))

@@ -1,7 +1,7 @@
-"""The only module that makes MLflow clients: their time limits, and MLflow's errors turned into ours.
+"""The only module that makes MLflow clients: it sets their timeouts and converts MLflow's errors to ours.
 
-MLflow takes seconds to import, so it is imported by the first call. Its limits are environment variables of the
-process; they are set around each call and put back, so that another user of MLflow in this process keeps theirs.
+MLflow takes seconds to import, so the first call imports it. Its timeouts are environment variables of the process.
+They are set around each call and restored, so that other users of MLflow in this process keep their own.
 """
 
 import os
@@ -13,34 +13,33 @@ from typing import Any, Final
 
 from pipeline.errors import ModelMissing, RegistryError, RegistryUnreachable
 
-# A forecaster asks every few seconds who is champion; it must learn soon that nobody answers, and ask again.
+# A forecaster looks up the champion every few seconds, and must fail fast if MLflow does not answer.
 LOOKUP_TIMEOUT_S: Final = 4
-# A retraining has minutes of work to hand over, and can wait for a busy server.
+# A retraining logs the result of minutes of work, and can wait for a busy server.
 LOGGING_TIMEOUT_S: Final = 30
 LOGGING_RETRIES: Final = 3
 
-_ENVIRONMENT = threading.RLock()  # the environment is the process's: one call at a time may change it
+_ENVIRONMENT = threading.RLock()  # one call at a time may change the process's environment
 
 
 @dataclass(frozen=True)
 class MlflowSession:
-    """Conversations with the MLflow at ``uri`` about the registered model ``model_name``."""
+    """Calls to the MLflow server at ``uri`` about the registered model ``model_name``."""
 
     uri: str
     model_name: str
-    patient: bool = False  # every conversation waits and tries again
+    patient: bool = False  # every call waits longer and is retried
 
     @contextmanager
-    def client(self, what: str, version: int | None = None, *, patient: bool = False) -> Iterator[Any]:
-        """A client for a few calls. ``what`` says what they are for; a ``patient`` conversation waits and tries again.
+    def client(self, doing: str, version: int | None = None, *, patient: bool = False) -> Iterator[Any]:
+        """A client for a few calls. ``doing`` is a phrase such as "tagging a run"; ``patient`` calls are retried.
 
         Raises:
-            RegistryUnreachable: MLflow does not answer, or fails inside.
-            ModelMissing: there is no such ``version``.
-            RegistryError: MLflow refuses.
+            RegistryUnreachable: MLflow does not answer, or reports an internal error.
+            ModelMissing: ``version`` does not exist.
+            RegistryError: MLflow refuses a request.
         """
-        patient = patient or self.patient
-        limits = (LOGGING_TIMEOUT_S, LOGGING_RETRIES) if patient else (LOOKUP_TIMEOUT_S, 0)
+        limits = (LOGGING_TIMEOUT_S, LOGGING_RETRIES) if patient or self.patient else (LOOKUP_TIMEOUT_S, 0)
         with _ENVIRONMENT, _environment(self.uri, *limits):
             from mlflow import MlflowClient
 
@@ -49,15 +48,15 @@ class MlflowSession:
             except (mlflow_error(), _transfer_error()) as error:
                 if is_unreachable(error):
                     raise RegistryUnreachable(
-                        f"MLflow does not answer at {self.uri} ({what}); start the local stack with `streamgru up`, or "
-                        "set STREAMGRU_MLFLOW_TRACKING_URI to your server's address"
+                        f"MLflow does not answer at {self.uri} ({doing}); start the local stack with `streamgru up`, "
+                        "or set STREAMGRU_MLFLOW_TRACKING_URI to your server's address"
                     ) from error
                 if version is not None and is_missing(error):
                     raise ModelMissing(
                         f"{self.model_name} has no version {version} in MLflow at {self.uri}; `streamgru models` lists "
-                        "those there are"
+                        "all versions"
                     ) from error
-                raise RegistryError(f"MLflow at {self.uri} refused {what}: {error}") from error
+                raise RegistryError(f"MLflow at {self.uri} refused {doing}: {error}") from error
 
 
 def mlflow_error() -> type[Any]:
@@ -69,7 +68,7 @@ def mlflow_error() -> type[Any]:
 
 
 def _transfer_error() -> type[Any]:
-    """The class of what MLflow's client lets through of uploads that fail, such as for want of room."""
+    """The class of errors that MLflow's client does not convert, as of a failed upload to a full disk."""
     from requests.exceptions import RequestException
 
     kind: type[Any] = RequestException
@@ -77,7 +76,7 @@ def _transfer_error() -> type[Any]:
 
 
 def is_missing(error: Any) -> bool:
-    """Whether MLflow says that a model, version or alias does not exist (of an alias it says so in words only)."""
+    """Whether the error says that a model, version or alias does not exist; for an alias only its text does."""
     code = getattr(error, "error_code", None)
     return code == "RESOURCE_DOES_NOT_EXIST" or (
         code == "INVALID_PARAMETER_VALUE" and "alias" in str(error) and "not found" in str(error)
@@ -85,7 +84,7 @@ def is_missing(error: Any) -> bool:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether an error, or one that led to it, is of the connection, or of the server's inside."""
+    """Whether the error or one of its causes is a connection error or an internal error of the server."""
     from mlflow.exceptions import RestException
     from requests.exceptions import ConnectionError as NoConnection
     from requests.exceptions import HTTPError, Timeout
@@ -104,10 +103,10 @@ def is_unreachable(error: BaseException) -> bool:
 
 @contextmanager
 def _environment(uri: str, timeout_s: int, retries: int) -> Iterator[None]:
-    """MLflow's settings for a few calls."""
+    """Set MLflow's environment variables for the block, and restore them."""
     wanted = {
         "MLFLOW_TRACKING_URI": uri,
-        "MLFLOW_REGISTRY_URI": uri,  # where `models:/…` is looked up, by default in the one above
+        "MLFLOW_REGISTRY_URI": uri,  # for `models:/…`
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",

@@ -1,4 +1,4 @@
-"""Promotion: letting an alias name another version, after a look at whether the forecasters could use it."""
+"""Promotion: an alias moves to another version if forecasters can use that version."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Promotion:
-    """An alias and the version it names now; ``previous`` is the one it named before, if any."""
+    """An alias and its version; ``previous`` is the version that it named before, if any."""
 
     version: int
     alias: str
@@ -16,7 +16,7 @@ class Promotion:
 
     @property
     def changed(self) -> bool:
-        """Whether the alias named another version before, or none."""
+        """Whether the alias has moved."""
         return self.version != self.previous
 
 
@@ -24,12 +24,12 @@ def promote(settings: Settings, version: int, alias: str = CHAMPION) -> Promotio
     """Move an alias to a version that exists, loads and fits the settings; running forecasters follow ``champion``.
 
     Raises:
-        ModelMissing: there is no such version.
-        ModelUnusable: its artefact is damaged, or was made for other settings; the alias stays where it is.
+        ModelMissing: the version does not exist.
+        ModelUnusable: its artefact is damaged, or does not fit the settings; the alias does not move.
         RegistryUnreachable: MLflow does not answer.
     """
     registry = Registry(settings)
-    registry.version(version)  # a copy from an earlier download does not make it exist
+    registry.version(version)  # raises if only a local copy of it exists
     registry.load(version, settings.home / "models")
     previous = registry.resolve(alias)
     if previous != version:

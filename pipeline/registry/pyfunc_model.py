@@ -1,8 +1,7 @@
-"""The file that MLflow logs as the model, so that ``mlflow.pyfunc.load_model`` forecasts a frame of readings anywhere.
+"""The code that MLflow logs as the model: after ``mlflow.pyfunc.load_model`` it forecasts a frame of readings.
 
-It runs where streamgru is not installed, and beside whatever other package called ``model`` that process has: the
-artefact holds a copy of this project's ``model`` package under a name of its own, which is imported from there.
-Nothing is pickled; the weights are read with ``weights_only=True``.
+It runs without streamgru, also in a process with another package called ``model``: the artefact contains a copy of this
+project's ``model`` package under its own name. Nothing is pickled; the weights are read with ``weights_only=True``.
 """
 
 import importlib
@@ -19,16 +18,16 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 ARTEFACT = "forecaster"
-CODE_NOTE = "code.json"  # names the artefact's folder of code, and says how its forecasts adapt
-# Readings stepped in one call. Forecasts of all of them are made and only a sensor's last are kept: this bounds them.
+CODE_NOTE = "code.json"  # has the name of the artefact's folder of code, and the adaptation of forecasts
+# Readings per step call; bounds the memory, because each reading gets a forecast and only a sensor's last is returned.
 CHUNK_READINGS = 4_096
 
 
 class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no types
-    """Forecasts the future of every sensor in a frame of readings, from its last reading on."""
+    """Forecasts every sensor in a frame of readings, from its last reading on."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read the artefact, with the code that came with it."""
+        """Load the artefact with its own code."""
         artefact = Path(context.artifacts[ARTEFACT])
         self._code = import_code(artefact)
         forecaster = self._module("artefact").load_artefact(artefact)
@@ -41,11 +40,11 @@ class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no ty
     ) -> pd.DataFrame:
         """Forecasts from the last reading of each sensor.
 
-        They have adapted to the readings of the frame, as the stream's do: the more of them, the better.
+        Forecasts adapt to the readings of the frame, as in the stream, so more readings give better forecasts.
 
-        ``model_input`` has the columns ``sensor_id``, ``timestamp`` (ISO 8601, or a date-time; UTC where it has no
-        zone) and the features, in any order of rows; a feature that is absent or null is missing. A sensor's second
-        reading of the same timestamp is left out, as in the stream.
+        ``model_input`` has the columns ``sensor_id``, ``timestamp`` (ISO 8601 or a date-time, UTC if it has no zone)
+        and the features, in any order of rows; a feature that is absent or null is missing. A sensor's second reading
+        with the same timestamp is ignored, as in the stream.
 
         Returns a row per sensor, target and step: ``sensor_id``, ``issued_at``, ``target``, ``step`` (from 1),
         ``timestamp`` and a column per quantile level.
@@ -58,7 +57,7 @@ class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no ty
             part = slice(start, start + CHUNK_READINGS)
             offsets = np.arange(start, start + len(codes[part]), dtype=np.int64)
             forecasts = self._stepper.step(states, sensors, codes[part], timestamp_us[part], values[part], offsets)
-            last[codes[part]] = forecasts.quantiles  # a sensor's readings are in order: its last one stays
+            last[codes[part]] = forecasts.quantiles  # a sensor's readings are in order, so its last forecast stays
         return forecast_frame(sensors, states["last_us"], last, config)
 
     def _module(self, name: str) -> Any:
@@ -67,7 +66,7 @@ class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no ty
     def _readings(
         self, frame: pd.DataFrame, features: tuple[str, ...]
     ) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """The accepted readings in order of time: sensors, and sensor code (n,), microseconds (n,), values (n,F)."""
+        """The accepted readings by time: sensor ids, sensor codes (n,), microseconds (n,) and values (n,F)."""
         for column in ("sensor_id", "timestamp"):
             if column not in frame:
                 raise ValueError(f"the frame of readings has no column {column}; it has {', '.join(map(str, frame))}")

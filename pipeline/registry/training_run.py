@@ -1,4 +1,4 @@
-"""A run in MLflow while it is written: parameters, curves, plots, the training set, and the version it ends in."""
+"""A training run in MLflow: its parameters, curves, plots and training set, and the version that it registers."""
 
 import json
 import tempfile
@@ -23,27 +23,27 @@ from pipeline.settings import Settings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METRICS_PER_CALL: Final = 1_000  # more are refused
+METRICS_PER_CALL: Final = 1_000  # MLflow refuses more
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run that has begun; made by ``training_run``. ``url`` is its page."""
+    """An active run, from ``training_run``. ``url`` is its page."""
 
     session: MlflowSession
     id: str
     url: str
-    adaptation: Adaptation  # of the forecasts that the registered model makes as a pyfunc
+    adaptation: Adaptation  # of the registered pyfunc's forecasts
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """What the run was started with."""
+        """Log the parameters of the training."""
         with self._client("logging parameters") as client:
             from mlflow.entities import Param
 
             client.log_batch(self.id, params=[Param(key, str(value)) for key, value in params.items()])
 
     def log_curves(self, curves: Mapping[str, Mapping[int, float]]) -> None:
-        """Metrics by name: a value per step, which is an epoch or a step of the horizon."""
+        """Log metrics by name, with a value per epoch or per step of the horizon."""
         now_ms = int(time.time() * 1_000)
         with self._client("logging metrics") as client:
             from mlflow.entities import Metric
@@ -57,12 +57,12 @@ class TrainingRun:
                 client.log_batch(self.id, metrics=metrics[start : start + METRICS_PER_CALL])
 
     def log_figure(self, figure: "Figure", file_name: str) -> None:
-        """A plot, among the run's artifacts."""
+        """Log a plot as an artifact of the run."""
         with self._client("logging a plot") as client:
             client.log_figure(self.id, figure, file_name)
 
     def log_training_set(self, training_set: TrainingSet) -> None:
-        """The data set, by version of the history table and Kafka offsets."""
+        """Log the training set: the version of the history table and its Kafka offsets."""
         with self._client("logging the data set") as client:
             from mlflow.data.meta_dataset import MetaDataset
             from mlflow.entities import DatasetInput, InputTag
@@ -76,15 +76,15 @@ class TrainingRun:
             client.set_tag(self.id, "history.next_offsets", json.dumps(training_set.next_offsets))
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        """Tags of the run."""
+        """Add tags to the run."""
         with self._client("tagging a run") as client:
             for key, value in tags.items():
                 client.set_tag(self.id, key, value)
 
     def register(self, artefact: Path, scores: Mapping[str, float], tags: Mapping[str, str]) -> int:
-        """Log an artefact of ``model.artefact.save_artefact`` as a pyfunc, and make it the next version of the model.
+        """Log an artefact of ``model.artefact.save_artefact`` as a pyfunc, and register it as the next version.
 
-        ``scores`` become the version's metrics in ``streamgru models``, and, like ``tags``, tags on its page.
+        ``scores`` become the version's metrics in ``streamgru models``. MLflow's page shows them and ``tags`` as tags.
         """
         name = self.session.model_name
         with (
@@ -96,7 +96,7 @@ class TrainingRun:
             bundle = bundle_artefact(artefact, Path(folder) / ARTEFACT, self.adaptation)
             config = json.loads((bundle / CONFIG_FILE).read_text(encoding="utf-8"))
             with warnings.catch_warnings(), mlflow.start_run(run_id=self.id):
-                # That no input example is given; the signature says what goes in.
+                # MLflow warns that there is no input example; the signature describes the input.
                 warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
                 logged = mlflow.pyfunc.log_model(
                     name=ARTEFACT,
@@ -106,7 +106,7 @@ class TrainingRun:
                     signature=_signature(config["features"], config["quantiles"]),
                     metadata={"streamgru": config},
                 )
-            client.update_run(self.id, status="RUNNING")  # leaving start_run ended it, and more is to be logged
+            client.update_run(self.id, status="RUNNING")  # the end of start_run ended the run too early
             try:
                 client.create_registered_model(name)
             except mlflow_error() as error:
@@ -118,17 +118,17 @@ class TrainingRun:
                 run_id=self.id,
                 tags={f"{SCORE_PREFIX}{key}": f"{value:.6g}" for key, value in scores.items()} | dict(tags),
                 model_id=logged.model_id,
-                await_creation_for=None,  # the server has made it when it answers
+                await_creation_for=None,  # the version exists once the server answers
             )
         return int(made.version)
 
-    def _client(self, what: str) -> Any:
-        return self.session.client(what, patient=True)
+    def _client(self, doing: str) -> Any:
+        return self.session.client(doing, patient=True)
 
 
 @contextmanager
 def training_run(settings: Settings, name: str, tags: Mapping[str, str]) -> Iterator[TrainingRun]:
-    """A run in the experiment named like the model; it ends as failed where the block raises.
+    """A new run in the experiment with the model's name; it fails if the block raises.
 
     Raises:
         RegistryUnreachable: MLflow does not answer.
@@ -145,16 +145,16 @@ def training_run(settings: Settings, name: str, tags: Mapping[str, str]) -> Iter
         try:
             _end(session, run_id, "FAILED")
         except RegistryError as error:
-            logger.warning("the failed run %s stays open in MLflow: %s", run_id, error)
+            logger.warning("the failed run %s still shows as running in MLflow: %s", run_id, error)
         raise
     try:
         _end(session, run_id, "FINISHED")
-    except RegistryError as error:  # what the run was for is done, and must not become a failure
-        logger.warning("the run %s ended well and stays open in MLflow, where the monitor misses it: %s", run_id, error)
+    except RegistryError as error:  # the model is registered, so this is not a failure
+        logger.warning("run %s succeeded but shows as running in MLflow; the monitor ignores it: %s", run_id, error)
 
 
 def last_trained(settings: Settings) -> datetime | None:
-    """When a training run last ended well; none where none ever did.
+    """The end of the last successful training run; None if there was no successful run.
 
     Raises:
         RegistryUnreachable: MLflow does not answer.
@@ -176,7 +176,7 @@ def _end(session: MlflowSession, run_id: str, status: str) -> None:
 
 
 def _signature(features: Sequence[str], quantiles: Sequence[float]) -> Any:
-    """Columns in and out. MLflow's own date-time refuses zones and its double refuses integers: the model converts."""
+    """Input and output columns. The model converts inputs: MLflow's date-time refuses zones, its double integers."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 

@@ -1,4 +1,4 @@
-"""The registered model: its versions, their aliases and artefacts. ``registry.training_run`` makes the versions."""
+"""The registered model: its versions, their aliases and artefacts. ``registry.training_run`` creates versions."""
 
 import hashlib
 import logging
@@ -15,7 +15,7 @@ from pipeline.errors import ModelUnusable, RegistryError, RegistryUnreachable
 from pipeline.registry.mlflow_session import MlflowSession, is_missing, mlflow_error
 from pipeline.settings import Settings
 
-if TYPE_CHECKING:  # torch takes seconds to import, and listing versions needs none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and listing versions does not need it
     from model.config import ModelConfig
     from model.forecaster import Forecaster
 
@@ -24,9 +24,9 @@ logger = logging.getLogger("streamgru.registry")
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 ARTEFACT: Final = "forecaster"  # the artefact's name in the logged model, as pyfunc_model.py expects it
-SCORE_PREFIX: Final = "score."  # of the tags of a version that `streamgru models` shows as its metrics
-VALIDATE_UNTIL: Final = "validate_until"  # tag of a version: readings before this took part in training or choosing it
-# A download that another process has not finished after this long was killed, and its leavings can go.
+SCORE_PREFIX: Final = "score."  # prefix of a version's tags that `streamgru models` shows as its metrics
+VALIDATE_UNTIL: Final = "validate_until"  # tag, ISO 8601: the version was trained and selected on readings before this
+# A partial download of this age belongs to a killed process, and is deleted.
 STALE_DOWNLOAD_S: Final = 3_600
 
 
@@ -44,15 +44,15 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class AliasTarget:
-    """What an alias names."""
+    """The version that an alias names."""
 
     version: int
-    copy: str  # the name of a copy's folder, ``copy_name``
+    copy: str  # folder name of a local copy, from ``copy_name``
 
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """A version's artefact on this disk, loaded."""
+    """A version's artefact in a local folder, loaded."""
 
     folder: Path
     forecaster: "Forecaster"
@@ -61,11 +61,11 @@ class LocalCopy:
 class Registry:
     """The versions of one registered model, ``settings.model_name``, in the MLflow at ``settings.mlflow_tracking_uri``.
 
-    Every method raises ``RegistryUnreachable`` within seconds where MLflow does not answer, and ``RegistryError`` where
-    it refuses. May be used from several threads.
+    Every method raises ``RegistryUnreachable`` within seconds if MLflow does not answer, and ``RegistryError`` if it
+    refuses. Thread-safe.
 
     Args:
-        patient: wait for a busy server, and ask again, rather than answer within seconds.
+        patient: wait and retry for a busy server instead of failing within seconds.
     """
 
     def __init__(self, settings: Settings, *, patient: bool = False) -> None:
@@ -74,12 +74,12 @@ class Registry:
         self._session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name, patient)
 
     def resolve(self, alias: str) -> int | None:
-        """The version that an alias names; none where there is no such alias, or no model yet."""
+        """The version that an alias names; None if the alias or the model does not exist."""
         target = self.alias_target(alias)
         return None if target is None else target.version
 
     def alias_target(self, alias: str) -> AliasTarget | None:
-        """As ``resolve``, with what tells the version from another of the same number."""
+        """As ``resolve``, with a folder name that differs for versions of equal number from another MLflow store."""
         with self._session.client(f"looking up alias {alias}") as client:
             try:
                 found = client.get_model_version_by_alias(self._name, alias)
@@ -112,51 +112,51 @@ class Registry:
         """One version.
 
         Raises:
-            ModelMissing: there is no such version.
+            ModelMissing: the version does not exist.
         """
         found = self._model_version(version)
         return _info(found, dict.fromkeys(found.aliases, version))
 
     def set_alias(self, alias: str, version: int) -> None:
-        """Let an alias name a version; forecasters follow ``champion`` by themselves.
+        """Move an alias to a version; running forecasters follow ``champion``.
 
         Raises:
-            ModelMissing: there is no such version.
+            ModelMissing: the version does not exist.
         """
         with self._session.client(f"setting alias {alias}", version) as client:
             client.set_registered_model_alias(self._name, alias, str(version))
 
     def tag(self, version: int, tags: Mapping[str, str]) -> None:
-        """Add tags to a version, which MLflow's page of it shows."""
+        """Add tags to a version; its page in MLflow shows them."""
         with self._session.client(f"tagging version {version}", version) as client:
             for key, value in tags.items():
                 client.set_model_version_tag(self._name, str(version), key, value)
 
     def load(self, version: int, into: Path) -> "Forecaster":
-        """The forecaster of a version that fits the settings, on the CPU. The rest is as for ``load_copy``."""
+        """The forecaster of a version that fits the settings, on the CPU; otherwise as ``load_copy``."""
         return self.load_copy(version, into).forecaster
 
     def load_copy(self, version: int, into: Path) -> LocalCopy:
-        """The forecaster of a version that fits the settings, from a copy below ``into``, which is fetched once.
+        """The forecaster of a version that fits the settings, from a local copy in ``into``, downloaded once.
 
-        A copy appears there whole and checked, or not at all, also when this process is killed; one damaged later is
-        fetched again. Where MLflow does not answer, the copy fetched before is used. Copies are told apart by what
-        MLflow calls the version's source, since an MLflow set up anew counts its versions from 1 again.
+        A copy appears in ``into`` complete and verified, or not at all, even if this process is killed. A damaged copy
+        is downloaded again. If MLflow does not answer, an earlier copy is used. The folder name of a copy contains a
+        hash of the version's source, because a new MLflow store numbers its versions from 1 again.
 
         Raises:
-            ModelMissing: there is no such version.
+            ModelMissing: the version does not exist.
             ModelUnusable: its artefact is damaged, or was made for other features, targets, cadence, horizon or
                 quantiles.
-            RegistryUnreachable: MLflow does not answer, or its store of artefacts is away, and there is no copy.
-            RegistryError: no copy can be kept below ``into``.
+            RegistryUnreachable: MLflow or its artefact store does not answer, and there is no local copy.
+            RegistryError: a copy cannot be written to ``into``.
         """
         copies = into / self._name
         try:
             copy = self._copy(version, copies)
         except OSError as error:
             raise RegistryError(
-                f"cannot keep a copy of {self._name} version {version} in {copies}: {error}; see to the space and the "
-                "permissions there"
+                f"cannot keep a copy of {self._name} version {version} in {copies}: {error}; check the free space and "
+                "the permissions there"
             ) from error
         differences = settings_differences(copy.forecaster.config, self._settings)
         if differences:
@@ -167,7 +167,7 @@ class Registry:
         return copy
 
     def _copy(self, version: int, copies: Path) -> LocalCopy:
-        """The copy of a version, fetched if there is none that is whole."""
+        """The local copy of a version, downloaded if it is missing or damaged."""
         try:
             source: str = self._model_version(version).source
         except RegistryUnreachable:
@@ -175,13 +175,13 @@ class Registry:
             copy = _intact_copy(earlier[-1]) if earlier else None
             if copy is None:
                 raise
-            logger.warning("MLflow does not answer; using the copy of version %d in %s", version, copy.folder)
+            logger.warning("MLflow does not answer; using the local copy of version %d in %s", version, copy.folder)
             return copy
         target = copies / copy_name(version, source)
         return _intact_copy(target) or self._fetch(version, target)
 
     def _fetch(self, version: int, target: Path) -> LocalCopy:
-        """Download a version and let it appear at ``target``, in place of what is damaged there."""
+        """Download a version, verify it, and move it to ``target``; replaces a damaged copy there."""
         from model.artefact import ArtefactError, load_artefact
 
         copies = target.parent
@@ -200,7 +200,7 @@ class Registry:
             try:
                 fetched.rename(target)
             except OSError:
-                if not target.is_dir():  # unless another process was quicker
+                if not target.is_dir():  # another process may have been faster
                     raise
         return LocalCopy(target, forecaster)
 
@@ -209,49 +209,49 @@ class Registry:
             return client.get_model_version(self._name, str(version))
 
     def _download(self, version: int, staging: Path) -> Path:
-        """Download into a folder and return where in it the artefact lies.
+        """Download into ``staging``, and return the artefact's folder in it.
 
-        MLflow tells a file that failed to arrive by words alone, so what the version lacks is asked for beforehand, and
-        a failure after that counts as passing: it must not make a good version look unfit.
+        MLflow reports a file that it failed to transfer only in text. So missing files are looked up first, and an
+        error after that counts as temporary: it must not make a good version unusable.
         """
-        nothing = f"{self._name} version {version} holds no forecaster of streamgru; promote another version"
+        unusable = f"{self._name} version {version} holds no forecaster of streamgru; promote another version"
         with self._session.client(f"downloading version {version}", version, patient=True):
             import mlflow.artifacts
 
             uri = f"models:/{self._name}/{version}/artifacts/{ARTEFACT}"
             try:
                 if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
-                    # A store that is not there, such as a disk that is not mounted, is listed as an empty one.
+                    # MLflow lists a missing store, such as a disk that is not mounted, as an empty one.
                     if not mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{self._name}/{version}"):
                         raise RegistryUnreachable(
-                            f"MLflow at {self._settings.mlflow_tracking_uri} knows {self._name} version {version} and "
-                            "shows none of its files; look at the place where that server keeps artifacts. If they are "
-                            "gone for good, promote another version, or take the alias away on MLflow's page"
+                            f"MLflow at {self._settings.mlflow_tracking_uri} has {self._name} version {version} but "
+                            "lists none of its files; check that server's artifact store. If the files are lost, "
+                            "promote another version, or delete the alias on MLflow's page"
                         )
-                    raise ModelUnusable(nothing)
+                    raise ModelUnusable(unusable)
                 mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(staging))
             except (mlflow_error(), OSError) as error:
                 if isinstance(error, mlflow_error()) and is_missing(error):
-                    raise ModelUnusable(f"{nothing} ({error})") from error
-                cause = " ".join(str(error).split())  # MLflow writes a line for each file
+                    raise ModelUnusable(f"{unusable} ({error})") from error
+                cause = " ".join(str(error).split())  # MLflow writes a line per file
                 raise RegistryUnreachable(
                     f"{self._name} version {version} could not be downloaded from MLflow at "
-                    f"{self._settings.mlflow_tracking_uri} to {staging.parent}: {cause}; look at that server and at "
-                    "the space on this disk"
+                    f"{self._settings.mlflow_tracking_uri} to {staging.parent}: {cause}; check that server and the "
+                    "free space on this disk"
                 ) from error
         found = [note.parent for note in staging.rglob("config.json")]
         if len(found) != 1:
-            raise ModelUnusable(nothing)
+            raise ModelUnusable(unusable)
         return found[0]
 
 
 def copy_name(version: int, source: str) -> str:
-    """How the folder of a version's copy is called; ``source`` is what MLflow calls where the version came from."""
+    """The folder name of a version's local copy; ``source`` is the version's source in MLflow."""
     return f"{version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
 
 def settings_differences(config: "ModelConfig", settings: Settings) -> list[str]:
-    """What keeps a model from serving these settings, one sentence each."""
+    """A sentence for each setting that the model does not fit; empty if it can serve."""
     from model.artefact import config_differences
 
     return config_differences(
@@ -266,7 +266,7 @@ def settings_differences(config: "ModelConfig", settings: Settings) -> list[str]
 
 
 def _intact_copy(folder: Path) -> LocalCopy | None:
-    """The copy in a folder; none where there is no folder, or what it holds is damaged, which is said."""
+    """The copy in a folder; None if the folder does not exist, or, with a warning, if the copy is damaged."""
     from model.artefact import ArtefactError, load_artefact
 
     if not folder.is_dir():
@@ -274,7 +274,7 @@ def _intact_copy(folder: Path) -> LocalCopy | None:
     try:
         return LocalCopy(folder, load_artefact(folder))
     except ArtefactError as error:
-        logger.warning("the copy in %s is damaged and has to be fetched again: %s", folder, error)
+        logger.warning("the local copy in %s is damaged and must be downloaded again: %s", folder, error)
         return None
 
 

@@ -150,7 +150,7 @@ def test_deleted_readings_are_an_error_unless_the_loss_is_accepted(settings: Set
     admin.close()
 
     with pytest.raises(
-        OffsetsLost, match=rf"partition 1: go on from {kept}, topic begins at {kept + 10}.*--accept-loss"
+        OffsetsLost, match=rf"partition 1: next offset {kept}, first offset on the topic {kept + 10}.*--accept-loss"
     ):
         ingest(settings)
     done = ingest(settings, accept_loss=True)
@@ -169,7 +169,7 @@ def test_readings_deleted_from_a_partition_that_was_empty_so_far_are_an_error(se
     admin = make_admin(settings)
     admin.delete_records({TopicPartition(topic, 1): 2})
     admin.close()
-    with pytest.raises(OffsetsLost, match="partition 1: go on from 0, topic begins at 2"):
+    with pytest.raises(OffsetsLost, match="partition 1: next offset 0, first offset on the topic 2"):
         ingest(settings)
 
 
@@ -185,7 +185,7 @@ def test_a_recreated_topic_is_refused(settings: Settings, records: int) -> None:
     admin.close()
     create_topic(settings)
     publish(settings, records)
-    with pytest.raises(TopicError, match="deleted and made anew"):
+    with pytest.raises(TopicError, match="deleted and recreated"):
         ingest(settings)
     assert numbers_in_history(settings) == list(range(140))
 

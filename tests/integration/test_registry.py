@@ -253,7 +253,7 @@ def test_a_missing_artefact_store_is_unreachable_and_not_an_empty_version(
     store = mlflow_server.home / "mlflow" / "artifacts"
     away = store.rename(store.with_name("away"))
     try:
-        with pytest.raises(RegistryUnreachable, match=rf"version {version} and shows none of its files"):
+        with pytest.raises(RegistryUnreachable, match=rf"version {version} but lists none of its files"):
             registry.load(version, tmp_path / "models")
     finally:
         if store.exists():

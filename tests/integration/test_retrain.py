@@ -231,7 +231,7 @@ def test_a_champion_of_other_settings_is_not_compared_and_the_gate_says_so(setti
         Registry(settings).set_alias(CHAMPION, run.register(tmp_path / "other", {}, {}))
     report = retrain(epochs=1, warm_start=True)
     assert " forecast" in report.decision.reason
-    assert "the champion, version 1, was not compared with" in report.decision.reason
+    assert "the champion, version 1, was not compared" in report.decision.reason
     assert "horizon" in report.decision.reason
     assert mlflow_run(settings, report).data.params["warm_start_from"] == "random weights"
 
@@ -240,7 +240,7 @@ def test_a_retraining_without_enough_history_says_what_to_do(settings: Settings)
     with pytest.raises(HistoryError, match="streamgru ingest"):
         retrain()
     fill_history(settings, 5)
-    with pytest.raises(HistoryError, match=r"does not do for a retraining.*ingest more readings"):
+    with pytest.raises(HistoryError, match=r"is too short for a retraining.*ingest more readings"):
         retrain()
     assert Registry(settings).versions() == []
 
@@ -249,7 +249,7 @@ def test_a_second_retraining_at_the_same_time_is_cancelled(settings: Settings) -
     with hold_lock(settings.home / "retrain.lock", "held"):
         state = retrain(return_state=True)
         assert state.is_cancelled()
-        assert "another retraining is under way" in str(state.message)
+        assert "another retraining is running" in str(state.message)
         with pytest.raises(Busy):
             retrain()
 
@@ -278,7 +278,7 @@ def test_the_promote_flow_fails_for_an_unknown_version(settings: Settings) -> No
 def test_the_monitor_fails_while_something_is_overdue(settings: Settings) -> None:
     state = monitor(return_state=True)
     assert (state.is_failed(), state.name) == (True, "Overdue")
-    assert "no retraining has ended well so far" in str(state.message)
+    assert "no retraining has succeeded so far" in str(state.message)
     fill_history(settings, 10)
     with training_run(settings, "a retraining", {}):
         pass
@@ -291,6 +291,6 @@ def test_overdue_work_is_reported_with_its_age() -> None:
     assert overdue(limits, now, now - timedelta(hours=2), now - timedelta(hours=1)) == []
     (sentence,) = overdue(limits, now, now - timedelta(hours=3), now)
     assert sentence == (
-        "no retraining has ended well for 3.0 hours (since 2024-01-02 09:00 UTC); `streamgru retrain` shows why"
+        "no retraining has succeeded for 3.0 hours (since 2024-01-02 09:00 UTC); `streamgru retrain` shows why"
     )
     assert len(overdue(limits, now, None, None)) == 2

@@ -130,16 +130,16 @@ def test_a_mechanism_that_the_broker_lacks_is_an_error_that_names_its_setting(se
 
 
 def test_an_untrusted_certificate_is_an_error_that_names_its_setting(secured: Secured) -> None:
-    with pytest.raises(BrokerUnreachable, match=r"TLS with it fails .*(?i:certificate).*kafka\.ssl_cafile"):
+    with pytest.raises(BrokerUnreachable, match=r"TLS fails .*(?i:certificate).*kafka\.ssl_cafile"):
         check_topics(secured.settings("TLS", security_protocol="SSL", ssl_cafile=secured.strange_cafile))
 
 
 @pytest.mark.parametrize(
     ("listener", "protocol", "said"),
     [
-        ("PLAIN", "SSL", "TLS with it fails"),
+        ("PLAIN", "SSL", "TLS fails"),
         ("PLAIN", "SASL_PLAINTEXT", "refuses kafka.security_protocol = SASL_PLAINTEXT with this login"),
-        ("TLS", "PLAINTEXT", "does that listener want TLS"),
+        ("TLS", "PLAINTEXT", "the listener may expect TLS"),
         ("LOGIN", "PLAINTEXT", "or a login"),
     ],
 )

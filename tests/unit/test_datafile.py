@@ -104,8 +104,8 @@ def test_a_file_with_a_sensor_column_and_missing_values_is_read(tmp_path: Path) 
     assert rows(table) == [("1", "2020-01-01T00:00:00Z", 1.5, None), ("2", "2020-01-01T00:00:00Z", 2.0, None)]
     assert table.notes == (
         "ignored columns: more",
-        "no file has z; in every reading they are missing",
-        "1 rows with none of the features are left out",
+        "no file has a column for z; missing in every reading",
+        "1 rows without a value of any feature are left out",
     )
 
 
@@ -165,7 +165,7 @@ def test_times_are_read_from_columns_of_year_month_day_and_hour(tmp_path: Path) 
     path = write(tmp_path, "a.csv", '"No","year","month","day","hour","value"\n1,2013,3,1,5,9\n')
     assert rows(read_readings([path], UTC_LAYOUT, ("value",))) == [("a", "2013-03-01T05:00:00Z", 9.0)]
     bad = write(tmp_path, "b.csv", "year,month,day,hour,value\n2013,3,1,5,9\n2013,2,30,5,9\n")
-    assert "b.csv, line 3: columns year, month, day, hour make no date" in complaint(bad)
+    assert "b.csv, line 3: columns year, month, day, hour form no date" in complaint(bad)
 
 
 def test_a_local_time_that_exists_twice_is_read_as_the_earlier_and_then_the_later(tmp_path: Path) -> None:
@@ -200,14 +200,14 @@ GOOD = "2020-01-01 00:00:00,1\n"
         ("a.csv", HEADER + "01/02/2020 00:00,1\n", "line 2: '01/02/2020 00:00' in column timestamp is not a time like"),
         ("a.csv", HEADER + GOOD + "2020-13-01 00:00:00,1\n", "line 3: '2020-13-01 00:00:00' in column timestamp"),
         ("a.csv", HEADER + GOOD + "2020-01-01T01:00:00Z,1\n", "line 2: '2020-01-01 00:00:00' in column timestamp"),
-        ("a.csv", HEADER + GOOD + ",1\n", "line 3: there is no time in column timestamp"),
-        ("a.csv", HEADER + "20200101,1\n", "the whole numbers in column timestamp are no times"),
+        ("a.csv", HEADER + GOOD + ",1\n", "line 3: column timestamp is empty, and should hold a time"),
+        ("a.csv", HEADER + "20200101,1\n", "the whole numbers in column timestamp are not times"),
         (
             "a.csv",
             "when,value\n" + GOOD,
-            "which column holds the time? Name it with --time-column; it has: when, value",
+            "which column holds the time? Name it with --time-column; its columns: when, value",
         ),
-        ("a.csv", "time,date,value\n2020-01-01,2020-01-01,1\n", "--time-column; these might be: time, date"),
+        ("a.csv", "time,date,value\n2020-01-01,2020-01-01,1\n", "--time-column; candidates: time, date"),
         ("a.csv", "time,x,y\n2020-01-01,1,2\n", "its columns are: time, x, y. Set features"),
         ("a.csv.gz", HEADER + GOOD + "2020-01-01 01:00:00\n", "line 3: 1 cells"),
         ("a.parquet", "no parquet", "a.parquet cannot be read"),
@@ -224,7 +224,7 @@ def test_a_damaged_or_truncated_gzip_file_is_named(tmp_path: Path, size: int | N
     path = write(tmp_path, "a.csv.gz", HEADER + GOOD * 100)
     whole = path.read_bytes()
     path.write_bytes(whole[:size] if size else whole[:12] + b"\xff" * (len(whole) - 12))
-    assert "a.csv.gz cannot be read, its compression is damaged or cut off: " in complaint(path)
+    assert "a.csv.gz cannot be read: its compressed data is damaged or incomplete (" in complaint(path)
 
 
 def test_wrong_paths_columns_and_time_zones_are_named(tmp_path: Path) -> None:
@@ -233,10 +233,10 @@ def test_wrong_paths_columns_and_time_zones_are_named(tmp_path: Path) -> None:
     assert complaint(tmp_path) == f"{tmp_path} is not a file"
     assert "has no column 'when'; it has: time, id, value" in complaint(path, FileLayout(time_column="when"))
     assert "has no column 'sensor'" in complaint(path, FileLayout(timezone="UTC", sensor_column="sensor"))
-    assert "line 2: column id holds no sensor id" in complaint(path, FileLayout(timezone="UTC", sensor_column="id"))
-    assert "its times have no zone (2020-01-01 00:00:00); say which" in complaint(path, FileLayout())
+    assert "line 2: column id must hold a sensor id" in complaint(path, FileLayout(timezone="UTC", sensor_column="id"))
+    assert "its times have no zone (2020-01-01 00:00:00); name it" in complaint(path, FileLayout())
     assert "there is no time zone 'Mars/Olympus'" in complaint(path, FileLayout(timezone="Mars/Olympus"))
-    assert "column value are no times" in complaint(path, FileLayout(time_column="value"))
+    assert "column value are not times" in complaint(path, FileLayout(time_column="value"))
     texts = tmp_path / "texts.parquet"
     pl.DataFrame({"time": [MOMENT], "value": [["a list"]]}).write_parquet(texts)
     assert "texts.parquet: column value holds List(String), not numbers" in complaint(texts)

@@ -10,7 +10,7 @@ from pipeline.file_lock import hold_lock
 
 def test_a_second_process_is_refused_until_the_first_releases_the_lock(tmp_path: Path) -> None:
     lock = tmp_path / "home" / "work.lock"
-    with hold_lock(lock, "held"), pytest.raises(Busy, match="held; run this again"), hold_lock(lock, "held"):
+    with hold_lock(lock, "held"), pytest.raises(Busy, match="held; try again"), hold_lock(lock, "held"):
         pass
     with hold_lock(lock, "held"):
         pass
@@ -19,12 +19,15 @@ def test_a_second_process_is_refused_until_the_first_releases_the_lock(tmp_path:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "home"
-    with pytest.raises(SettingsError, match=f"make {folder} a folder"), hold_lock(folder / "work.lock", "held"):
+    with (
+        pytest.raises(SettingsError, match=f"make {folder} a writable folder"),
+        hold_lock(folder / "work.lock", "held"),
+    ):
         pass
 
 
 def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     lock = tmp_path / "work.lock"
     lock.mkdir()
-    with pytest.raises(SettingsError, match=f"the lock {lock} cannot be made"), hold_lock(lock, "held"):
+    with pytest.raises(SettingsError, match=f"the lock file {lock} cannot be created"), hold_lock(lock, "held"):
         pass

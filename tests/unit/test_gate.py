@@ -28,7 +28,7 @@ def test_a_later_model_must_beat_the_champion() -> None:
     assert decision.promote
     assert decision.reason == (
         "promoted: mean pinball on the held-out tail is 0.4, against 0.5 of the champion, 20.00% lower; "
-        "it had to be lower"
+        "required was lower"
     )
     assert not decide(0.5, 0.5, baselines(0.9), PINBALL).promote
     assert not decide(0.6, 0.5, baselines(0.9), PINBALL).promote
@@ -44,7 +44,7 @@ def test_the_margin_is_a_fraction_of_the_rival() -> None:
     declined = decide(0.91, 1.0, baselines(2.0), gate)
     assert not declined.promote
     assert declined.reason.startswith("declined: mean mae")
-    assert "9.00% lower; it has to be at least 10.00% lower" in declined.reason
+    assert "9.00% lower; it must be at least 10.00% lower" in declined.reason
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -58,7 +58,7 @@ def test_a_better_model_is_declined_if_the_gate_is_not_automatic() -> None:
     decision = decide(0.4, 0.5, baselines(0.9), GateSettings(automatic=False))
     assert not decision.promote
     assert decision.reason == (
-        "declined: left to `streamgru promote` (gate.automatic = false), though better: "
+        "declined: better, but gate.automatic = false leaves it to `streamgru promote`: "
         "mean pinball on the held-out tail is 0.4, against 0.5 of the champion, 20.00% lower"
     )
     assert decide(0.6, 0.5, baselines(0.9), GateSettings(automatic=False)).reason.startswith("declined: ")

@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_synced_is_an_error_and_a_folder_is_not(
     monkeypatch.setattr("os.fsync", refuse(Path.is_dir))
     assert history.append(readings(range(3)), {0: 3}, TOPIC) == 3
     monkeypatch.setattr("os.fsync", refuse(Path.is_file))
-    with pytest.raises(HistoryError, match=r"is in it, and the disk may not hold it yet: .*Invalid argument"):
+    with pytest.raises(HistoryError, match=r"but may not be on its disk yet: .*Invalid argument"):
         history.append(readings(range(3, 5)), {0: 5}, TOPIC)
     assert history.next_offsets(TOPIC) == {0: 5}
 
@@ -249,7 +249,7 @@ def test_a_damaged_file_of_readings_is_reported_with_its_table_and_version(histo
 
 def test_features_whose_names_differ_in_case_only_are_refused(history: History) -> None:
     """Delta Lake would raise a bare Exception in the middle of an append."""
-    with pytest.raises(HistoryError, match=r"has a feature value, and cannot have another .* Value"):
+    with pytest.raises(HistoryError, match=r"has a feature value, and cannot have Value"):
         History(history.path, ["Value"]).create()
     with pytest.raises(HistoryError, match="differ in case only: Temp, temp"):
         History(history.path, ["Temp", "temp"])
@@ -298,15 +298,15 @@ def test_a_path_that_delta_lake_does_not_take_is_refused_with_the_setting_to_cha
     (tmp_path / "link").symlink_to(tmp_path / folder)
     for path in (tmp_path / folder, tmp_path / "link"):
         history = History(path / "history", ["value"])
-        with pytest.raises(HistoryError, match=r"does not take the .*point `history` in the settings at a folder"):
+        with pytest.raises(HistoryError, match=r"does not accept .*point `history` in the settings at another folder"):
             history.create()
-        with pytest.raises(HistoryError, match="does not take the"):
+        with pytest.raises(HistoryError, match="does not accept"):
             history.scan()
 
 
 def test_a_table_without_the_history_columns_is_refused(tmp_path: Path) -> None:
     pl.DataFrame({"value": [1.0]}).write_delta(tmp_path / "other")
-    with pytest.raises(HistoryError, match="no history: it has no column sensor_id"):
+    with pytest.raises(HistoryError, match="not a history: it has no column sensor_id"):
         History(tmp_path / "other", ["value"]).create()
 
 

@@ -67,7 +67,7 @@ def test_medians_of_other_predictors_are_drawn_beside_the_fan(scores: dict[str, 
 def test_the_state_age_shows_both_states_and_when_they_are_warm() -> None:
     losses = LossByAge(np.array([1, 2, 4, 8]), np.ones(3, np.int64), np.array([3.0, 2.0, 1.0]), {"mine": np.ones(3)})
     text = written(draw_state_age(losses, warmup_steps=5))
-    for words in ("state begun anew", "mine, carried on", "counts as warm", "steps since it was begun"):
+    for words in ("state reset", "mine, never reset", "counts as warm", "steps since the reset"):
         assert words in text
 
 

@@ -32,7 +32,7 @@ def test_a_page_that_cannot_be_published_is_a_warning(settings: Settings, caplog
     report = RetrainReport("model", 7, Decision(True, "better"), {}, "cpu", "http://mlflow/run")
     with temporary_settings({PREFECT_API_URL: settings.prefect_api_url}), caplog.at_level(logging.WARNING):
         publish(report, {})
-    assert "the page of version 7 could not be published: Prefect failed" in caplog.text
+    assert "the page of version 7 could not be published, because Prefect failed" in caplog.text
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -51,7 +51,7 @@ def test_an_outcome_that_prefect_does_not_receive_is_in_the_error(settings: Sett
     def report_the_end() -> None:
         """Send a request to Prefect, as the end of a run does."""
 
-    told = "work is not done: no table" if fails else "work is done all the same: version 7 is champ"
+    told = "the flow failed: no table" if fails else "the flow succeeded nevertheless: version 7 is champ"
     with (
         temporary_settings({PREFECT_API_URL: settings.prefect_api_url}),
         pytest.raises(StackError, match=rf"/api failed during the run .*{told}"),
@@ -66,7 +66,7 @@ def test_an_error_before_the_work_asks_to_run_it_again(settings: Settings) -> No
 
     with (
         temporary_settings({PREFECT_API_URL: settings.prefect_api_url}),
-        pytest.raises(StackError, match="the work is not done; run it again"),
+        pytest.raises(StackError, match="the flow did not finish; run it again"),
     ):
         run_once(work, settings)
 
@@ -119,7 +119,7 @@ def test_serving_schedules_is_retried_until_prefect_answers(
     with _answering(_Refusing) as settings, pytest.raises(KeyboardInterrupt):
         serve(settings)
     assert waits == [RETRY_S, RETRY_S]
-    assert caplog.text.count(f"Prefect at {settings.prefect_api_url} does not answer as it should") == 2
+    assert caplog.text.count(f"Prefect at {settings.prefect_api_url} does not answer correctly") == 2
 
 
 def test_serving_schedules_ends_when_prefect_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,5 +136,5 @@ def test_an_error_in_our_code_is_not_taken_for_an_outage() -> None:
 
 @pytest.mark.parametrize("schedule", [{"cron": "every day"}, {"cron": ""}, {"interval_s": 1e300}, {"interval_s": 1e-9}])
 def test_an_invalid_schedule_is_named(schedule: dict[str, object]) -> None:
-    with pytest.raises(SettingsError, match=r"schedules\.retrain: .* is no schedule"):
+    with pytest.raises(SettingsError, match=r"schedules\.retrain: .* is not a schedule"):
         scheduled_deployments(Settings(schedules={"retrain": schedule}))

@@ -201,7 +201,7 @@ def test_the_history_is_read_at_the_given_version(tmp_path: Path, settings: Sett
 def test_an_empty_history_and_a_missing_feature_are_named(tmp_path: Path, settings: Settings) -> None:
     history = History(tmp_path / "history", ["sensor"])
     history.create()
-    with pytest.raises(HistoryError, match=r"has no feature place; it has sensor"):
+    with pytest.raises(HistoryError, match=r"has no feature place \(its features: sensor\)"):
         load_sequences(history, settings)
     with pytest.raises(HistoryError, match="holds no readings yet"):
         load_sequences(history, Settings(features=("sensor",), targets=("sensor",)))
