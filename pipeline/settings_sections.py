@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-LARGEST_SEED = 2**63 - 1  # that torch and numpy both take, and a JSON parameter of a flow
+LARGEST_SEED = 2**63 - 1  # torch, numpy and the JSON parameters of a flow all accept it
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -31,7 +31,7 @@ QuantileLevels = Annotated[tuple[float, ...], AfterValidator(_sorted_levels)]
 
 
 class _Section(BaseModel):
-    # No infinite times: what counts in them, timers and intervals, raises OverflowError.
+    # Infinite numbers are refused: timers and intervals raise OverflowError for them.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -48,14 +48,16 @@ class TopicNames(_Section):
         names = (self.readings, self.forecasts, self.state, self.dead_letters)
         for name in names:
             if not _TOPIC_NAME.fullmatch(name) or name in (".", ".."):
-                raise ValueError(f"{name!r} is no topic name: 1 to 249 letters, digits, dots, dashes or underscores")
+                raise ValueError(
+                    f"{name!r} is not a topic name: use 1 to 249 letters, digits, dots, dashes or underscores"
+                )
         if len(set(names)) != len(names):
-            raise ValueError(f"the four topics must differ from each other, and are {', '.join(names)}")
+            raise ValueError(f"the four topics must differ from each other; they are {', '.join(names)}")
         return self
 
 
 class KafkaSettings(_Section):
-    """How to reach the brokers, and what the topics look like."""
+    """The connection to the brokers, and the properties of the topics."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -68,9 +70,9 @@ class KafkaSettings(_Section):
     topics: TopicNames = TopicNames()
     partitions: int = Field(default=8, ge=1, le=10_000)
     replication_factor: int = Field(default=1, ge=1)
-    max_reading_bytes: int = Field(default=1_000_000, ge=1_000, description="largest reading the topic takes")
+    max_reading_bytes: int = Field(default=1_000_000, ge=1_000, description="largest reading that the topic accepts")
     retention_s: int | None = Field(
-        default=None, ge=60, description="retention of readings and forecasts; none keeps all"
+        default=None, ge=60, description="retention of readings and forecasts; by default they are kept for ever"
     )
 
 
@@ -81,35 +83,39 @@ class ForecasterSettings(_Section):
     instance: str | None = Field(default=None, description="stable name of this forecaster; by default host and slot")
     static_membership: bool = Field(
         default=False,
-        description="the group keeps a stopped forecaster's partitions for it, for session_timeout_s: a restart goes "
-        "on at once, and nobody takes over before",
+        description="the group reserves a stopped forecaster's partitions for session_timeout_s: a restart within that "
+        "time continues at once, and no other forecaster takes over earlier",
     )
     max_batch_readings: int = Field(
-        default=20_000, ge=1, le=100_000, description="of one transaction: reached only where readings have piled up"
+        default=20_000, ge=1, le=100_000, description="largest transaction; only a backlog makes one this large"
     )
     start: Literal["earliest", "latest"] = Field(
-        default="earliest", description="where a group begins that has no offsets, committed or noted in the changelog"
+        default="earliest", description="where a group starts that has neither committed offsets nor a changelog"
     )
     adaptation: Literal["off", "light", "full"] = Field(
         default="light", description="how forecasts adapt from reading to reading between retrainings"
     )
     calibration: bool = Field(
-        default=True, description="resize intervals from reading to reading until they cover what they say"
+        default=True, description="resize intervals from reading to reading towards their nominal coverage"
     )
     poll_alias_s: float = Field(default=2.0, gt=0, le=60, description="how often the champion alias is looked up")
     rewarm_steps: int | None = Field(
         default=None,
         ge=1,
-        description="accepted readings replayed per sensor into a new model, at least; by default what costs next to "
-        "nothing: 512, or 1024 where forecasts adapt. A state remembers no more than that and one",
+        description="least number of accepted readings of each sensor that are replayed into a new model; by default "
+        "512, or 1024 if forecasts adapt",
     )
     rewarm_max_readings: int = Field(
-        default=2_000_000, ge=1, description="readings re-read per partition at most to rebuild or re-warm states"
+        default=2_000_000,
+        ge=1,
+        description="most readings of a partition that are read again to rebuild or warm up states",
     )
-    # Each lies below the next (``_timeouts_are_ordered``). A producer gives a batch up before the group gives up its
-    # forecaster; the group gives it up, and a successor begins, before the brokers abort what it left open, for which
-    # the successor waits no longer than transaction_timeout_s; and no transaction outlives the poll it came from. The
-    # commit's is apart: it ends a process whose client does not come back.
+    # Each of the first five lies below the next (``_timeouts_are_ordered``):
+    # - The producer fails a batch before the group expels its forecaster.
+    # - The group expels a dead forecaster before the brokers abort its open transaction. Its successor waits for that
+    #   abort, at most for transaction_timeout_s.
+    # - A transaction times out before the poll that fetched its readings does.
+    # commit_timeout_s stands apart: it ends a process whose client call does not return.
     request_timeout_s: float = Field(default=3.0, gt=0)
     delivery_timeout_s: float = Field(default=4.0, gt=0)
     session_timeout_s: float = Field(default=6.0, ge=6.0, description="brokers refuse less than 6 s by default")
@@ -117,10 +123,16 @@ class ForecasterSettings(_Section):
     poll_interval_s: float = Field(default=60.0, gt=0)
     commit_timeout_s: float = Field(default=30.0, gt=0, description="a commit that hangs longer ends the process")
     stuck_after_s: float = Field(
-        default=60.0, gt=0, description="work that waits so long without a commit is reported as stuck"
+        default=60.0,
+        gt=0,
+        description="a forecaster whose readings wait this long without a commit is reported as stuck",
     )
-    health_port: int | None = Field(default=None, ge=1, le=65_535, description="of GET /healthz and /readyz; none: off")
-    health_host: str = Field(default="127.0.0.1", description="where that listens; 0.0.0.0 for probes from outside")
+    health_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="port of GET /healthz and /readyz; off by default"
+    )
+    health_host: str = Field(
+        default="127.0.0.1", description="address that health_port listens on; 0.0.0.0 for probes from other hosts"
+    )
 
     @model_validator(mode="after")
     def _timeouts_are_ordered(self) -> Self:
@@ -146,10 +158,12 @@ class TrainingSettings(_Section):
     preset: Literal["stateful", "plain"] = "stateful"
     hidden_size: int = Field(default=64, ge=1, le=4_096)
     epochs: int = Field(default=20, ge=1)
-    budget_s: float = Field(default=900.0, gt=0, description="no epoch begins that would end past this")
+    budget_s: float = Field(
+        default=900.0, gt=0, description="training time; an epoch that would end later is not started"
+    )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     device: str = "auto"
-    warm_start: bool = Field(default=False, description="begin from the champion's weights")
+    warm_start: bool = Field(default=False, description="start from the champion's weights")
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     test_fraction: float = Field(default=0.1, gt=0, lt=0.5)
 
@@ -158,9 +172,11 @@ class GateSettings(_Section):
     """When a challenger becomes champion."""
 
     metric: Literal["pinball", "mae", "mse"] = "pinball"
-    margin: float = Field(default=0.0, ge=0.0, lt=1.0, description="how much better, as a fraction, it must be")
+    margin: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="least improvement, as a fraction of the champion's loss"
+    )
     automatic: bool = Field(
-        default=True, description="whether a better one is promoted at once; or else it waits for `streamgru promote`"
+        default=True, description="promote a better challenger at once; false waits for `streamgru promote`"
     )
 
 
@@ -186,10 +202,12 @@ class ScheduleSettings(_Section):
 
 
 class MonitorSettings(_Section):
-    """What the monitor flow complains about."""
+    """The limits after which the monitor flow fails."""
 
-    retrain_within_s: float = Field(default=172_800, gt=0, description="a retraining must have ended well")
-    append_within_s: float = Field(default=86_400, gt=0, description="the history must have got readings")
+    retrain_within_s: float = Field(
+        default=172_800, gt=0, description="longest time since the last successful retraining"
+    )
+    append_within_s: float = Field(default=86_400, gt=0, description="longest time since the history received readings")
 
 
 class StackSettings(_Section):
@@ -199,10 +217,10 @@ class StackSettings(_Section):
     mlflow_port: int = Field(default=5000, ge=1, le=65_535)
     prefect_port: int = Field(default=4200, ge=1, le=65_535)
     cache: Path | None = Field(
-        default=None, description="folder of downloads that every clone shares; by default ~/.cache/streamgru"
+        default=None, description="folder of downloads, shared by all clones; by default ~/.cache/streamgru"
     )
 
     @property
     def cache_path(self) -> Path:
-        """Where Kafka's jars are kept."""
+        """The folder of Kafka's jars."""
         return self.cache if self.cache is not None else Path.home() / ".cache" / "streamgru"
