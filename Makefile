@@ -10,7 +10,7 @@ UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test unit integration check prose coverage bench quality chaos upgrade fuzz clean
+.PHONY: help setup lock demo test unit integration check coverage bench quality chaos upgrade fuzz clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -32,13 +32,11 @@ lock: ## Update requirements.lock to the newest allowed versions
 demo: setup ## Do the whole job on real sensor data, write a report, stop everything
 	$(BIN)/streamgru demo
 
-check: setup ## Check lint rules, layering and types
+check: setup ## Check lint rules, layering, types and phrases that are hard to read
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-
-prose: setup ## Find phrases that are hard to read, in everything a person reads
 	$(BIN)/python -m tests.prose
 
 test: setup ## Run every check and every test

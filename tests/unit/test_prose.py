@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Phrases that ``make prose`` refuses are found in every place where people read text."""
+=======
+"""The phrases that ``make check`` refuses, planted in everything a person reads."""
+>>>>>>> b4c7516 (checks: refuse phrases that are hard to read in make check)
 
 from pathlib import Path
 
@@ -150,3 +154,12 @@ def test_the_command_prints_the_faults_and_exits_with_1(tmp_path: Path, capsys: 
     assert capsys.readouterr().out == ""
     assert prose.main([str(good), str(bad)]) == 1
     assert f"{bad}:2: " in capsys.readouterr().out
+
+
+def test_the_tree_passes() -> None:
+    found = [
+        fault
+        for path in prose.committed_files()
+        for fault in prose.faults(path, (prose.ROOT / path).read_text("utf-8"))
+    ]
+    assert [str(fault) for fault in found] == []
