@@ -101,7 +101,7 @@ def test_one_reading_with_a_clock_ahead_does_not_count_as_more_to_score(days: Se
     trained = replace(model_config(Settings()), sensors=("s1",))
     ahead = days.timestamp_us.copy()
     ahead[-1] = 100_000 * HOUR_US
-    with pytest.raises(ValueError, match="of 0 forecasts"):
+    with pytest.raises(ValueError, match="at most 0 forecasts of a sensor"):
         after_selection(SPLIT, replace(days, timestamp_us=ahead), trained, iso_timestamp(456 * HOUR_US))
 
 
