@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Phrases that ``make check`` refuses are found in every place where people read text."""
-=======
-"""The phrases that ``make check`` refuses, planted in everything a person reads."""
->>>>>>> b4c7516 (checks: refuse phrases that are hard to read in make check)
 
 from pathlib import Path
 
