@@ -24,6 +24,8 @@ SERVICES = ("kafka", "mlflow", "prefect")
 # MLflow and Prefect take 20 s on an idle machine, and longer on a busy one or to migrate a database.
 START_TIMEOUT_S = 180.0
 POLL_S = 0.1
+# How long a port may stay bound without an owner: the sockets of a killed server outlive its process for a moment.
+PORT_RELEASE_S = 2.0
 # Prefixes of variables for the user's other servers; ours must not read their databases and addresses.
 FOREIGN_VARIABLES = ("MLFLOW_", "PREFECT_")
 
@@ -180,13 +182,19 @@ def _raise_together(futures: Sequence[Future[None]]) -> None:
 
 
 def _require_free(service: Service) -> None:
-    try:
-        bind(service.port)
-    except OSError as error:
-        raise StackError(
-            f"{service.name} cannot use port {service.port}: {_owner(service.port) or error.strerror}. Stop the other "
-            f"program, or choose another port with STREAMGRU_STACK__{service.name.upper()}_PORT."
-        ) from error
+    deadline = time.monotonic() + PORT_RELEASE_S
+    while True:
+        try:
+            bind(service.port)
+            return
+        except OSError as error:
+            owner = _owner(service.port)
+            if owner is not None or time.monotonic() > deadline:
+                raise StackError(
+                    f"{service.name} cannot use port {service.port}: {owner or error.strerror}. Stop the other "
+                    f"program, or choose another port with STREAMGRU_STACK__{service.name.upper()}_PORT."
+                ) from error
+        time.sleep(POLL_S)
 
 
 def _owner(port: int) -> str | None:

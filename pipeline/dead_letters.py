@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from pipeline.errors import KafkaError, TopicError
@@ -167,16 +168,17 @@ def _check_partitions(settings: Settings, letters: Iterable[DeadLetter]) -> None
     topic = settings.kafka.topics.readings
     with make_admin(settings) as admin:
         partitions = partition_count(admin, topic)
+    misplaced = (letter for letter in letters if letter.partition >= partitions)
     named = [
         f"{letter.at_partition}:{letter.at_offset} (from partition {letter.partition})"
-        for letter in letters
-        if letter.partition >= partitions
+        for letter in islice(misplaced, _NAMED)
     ]
     if named:
-        more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
+        others = sum(1 for _ in misplaced)
+        more = f" and {others:,} more" if others else ""
         raise TopicError(
             f"dead letters came from partitions that topic {topic} does not have (it has {partitions}): "
-            f"{', '.join(named[:_NAMED])}{more}. Nothing was published. Republish the remaining dead letters by their "
+            f"{', '.join(named)}{more}. Nothing was published. Republish the remaining dead letters by their "
             "positions, which `streamgru dlq list` shows. `streamgru dlq show POSITION` shows a dead letter's content, "
             "so that you can send it to another partition"
         )

@@ -103,7 +103,7 @@ class ForecasterSettings(_Section):
         default=None,
         ge=1,
         description="least number of accepted readings of each sensor that are replayed into a new model; by default "
-        "512, or 1024 if forecasts adapt",
+        "512, or 1024 if forecasts or intervals adapt",
     )
     rewarm_max_readings: int = Field(
         default=2_000_000,

@@ -99,7 +99,7 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
             f"{by_print}"
         )
     for note, count in {
-        "states rebuilt from readings for an earlier model version": verdict.rebuilt,
+        "states rebuilt from readings without a change of the model version": verdict.rebuilt,
         "forecasts not recomputed, because retention deleted the first readings of their states": verdict.out_of_reach,
         "readings not audited, because retention deleted forecasts": verdict.readings_out_of_reach,
         "forecasts not audited, because retention deleted readings": verdict.forecasts_out_of_reach,

@@ -69,6 +69,7 @@ class Children:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._started: list[Child] = []
+        self._is_stopping = False
 
     def start(self, name: str, *arguments: str) -> Child:
         """Start a command; its output and log go to files with this ``name``."""
@@ -84,6 +85,9 @@ class Children:
             )
         child = Child(arguments, process, output, log)
         self._started.append(child)
+        if self._is_stopping:  # by another thread, which does not know this child
+            process.kill()
+            raise StreamgruError(f"`{child.command}` was not run: the demo is being stopped")
         return child
 
     def run(self, name: str, *arguments: str, tell: Callable[[str], None]) -> Child:
@@ -112,6 +116,7 @@ class Children:
 
     def stop(self) -> None:
         """End all commands by SIGTERM, then by SIGKILL; return when all have ended."""
+        self._is_stopping = True
         running = [child for child in self._started if child.is_running()]
         for child in running:
             child.process.send_signal(signal.SIGTERM)

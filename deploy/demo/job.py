@@ -140,7 +140,8 @@ class Display:
 
     def watch(self, tail: StreamTail, doing: str, live_forecasts: list[LiveForecast]) -> None:
         """Show the counts and the latest forecasts of a consumer of the stream."""
-        self._latest.update(live_forecasts)
+        with self._lock:  # the thread that draws the screen reads them
+            self._latest.update(live_forecasts)
         self._counts = f"{tail.readings:,} readings, {tail.forecasts:,} forecasts; {doing.strip()[:_LONGEST_NOTE]}"
         if not self._console.is_terminal and live_forecasts and time.monotonic() > self._due_s:
             self._due_s = time.monotonic() + REPORT_S
@@ -159,7 +160,9 @@ class Display:
             steps.add_row(f"{mark} {number:>2}", text, f"{task.seconds:.0f} s")
         rows = max(2, self._console.height - len(tasks) - 7)
         head = f"[bold]streamgru demo[/]  step {len(tasks)} of {STEPS}, {self.seconds:.0f} s"
-        return Group(head, steps, self._latest.table(escape(self._counts), rows))
+        with self._lock:
+            latest = self._latest.table(escape(self._counts), rows)
+        return Group(head, steps, latest)
 
 
 @dataclass(frozen=True)

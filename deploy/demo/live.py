@@ -1,5 +1,6 @@
 """The live part of the demo: send readings, watch their forecasts, train a second model that may take over."""
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 
 from deploy.demo.children import Child, Children
 from deploy.live_forecasts import LiveForecast, StreamTail
-from pipeline.errors import StreamgruError
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import ReadingTable
 from pipeline.kafka.clients import close_producer, make_producer
 from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
+
+logger = logging.getLogger("streamgru.demo")
 
 POLL_S: Final = 0.1
 # Share of the live readings sent before the second training begins, so that the history has new readings.
@@ -189,7 +191,7 @@ class Sender:
         self._slowest = min(fastest, len(table.sensors) / SLOWEST_CADENCE_S)
         self._aim = (0, 0.0)  # row, time of the monotonic clock
         self._stopping = threading.Event()
-        self._error: StreamgruError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
 
     def aim(self, row: int, within_s: float) -> None:
@@ -229,7 +231,8 @@ class Sender:
                     self._stopping.wait(max(0.0, pause_s))
             finally:
                 close_producer(producer)
-        except StreamgruError as error:
+        except Exception as error:
+            logger.debug("sending failed", exc_info=error)
             self._error = error
 
     def _rate(self) -> float:

@@ -166,7 +166,7 @@ def test_a_record_of_the_largest_size_is_sent_and_a_larger_one_is_refused_before
 ) -> None:
     plain = producer(max_request_size=40_000, batch_size=1_000, compression_type=None)
     appender = BatchAppender(plain)
-    with pytest.raises(KafkaError, match=r"partition 0, has 40,002 bytes.*b'large'"):
+    with pytest.raises(KafkaError, match=r"40,002 bytes for topic .*, partition 0, exceeds .*b'large'"):
         appender.append(topic, 0, [b"small", b"large"], [b"v", b"v" * 39_996])
 
     largest = 40_000 - 82 - len(b"large") - len(NO_HEADERS)

@@ -130,7 +130,7 @@ def test_a_model_with_non_finite_forecasts_from_blank_states_ends_the_forecaster
     champion = FolderChampion(tmp_path / "champion", settings)
     champion.promote(1, unrecoverable)
     count = publish(settings, rounds(settings, SENSORS, range(4)))
-    with pytest.raises(ModelUnusable, match=r"version 1 .* non-finite forecasts for sensor .*promote another version"):
+    with pytest.raises(ModelUnusable, match=r"version 1 .* non-finite forecasts for sensor .*Promote another version"):
         run_until_it_fails(settings, champion)
     assert champion.last_served() is None
     assert read_all(settings, settings.kafka.topics.forecasts) == []

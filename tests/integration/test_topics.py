@@ -35,7 +35,7 @@ def test_creating_topics_twice_changes_nothing(broker: Settings, fresh_settings:
     settings = fresh_settings(kafka={"partitions": 3, "retention_s": 3_600})
     with pytest.raises(TopicError, match=r"topics do not exist: readings-\w+, forecasts-\w+.*topics create"):
         check_topics(settings)
-    assert ensure_topics(settings)[0] == f"{settings.kafka.topics.readings}: made, 3 partitions"
+    assert ensure_topics(settings)[0] == f"{settings.kafka.topics.readings}: created, 3 partitions"
     assert ensure_topics(settings)[0] == f"{settings.kafka.topics.readings}: exists, 3 partitions"
     check_topics(settings)
     with make_admin(settings) as admin:
@@ -119,7 +119,7 @@ def test_the_commands_create_and_show_topics(broker: Settings, fresh_settings: S
     assert output.count("missing") == 5  # one per topic, and what to do
     assert run("create") == (
         0,
-        "".join(f"{name}: made, 2 partitions\n" for name in settings.kafka.topics.model_dump().values()),
+        "".join(f"{name}: created, 2 partitions\n" for name in settings.kafka.topics.model_dump().values()),
     )
     code, output = run("show")
     assert code == 0, output

@@ -170,7 +170,7 @@ def test_verify_audits_changed_settings_from_their_first_forecast_on(
     assert verdict.foreign == {settings.fingerprint: 34 * len(SENSORS)}
     assert verdict.audit.accepted == verdict.recomputed == 10 * len(SENSORS)
     assert verdict.states == len(SENSORS)
-    with pytest.raises(StreamgruError, match=f"made under settings {settings.fingerprint}, which are not the present"):
+    with pytest.raises(StreamgruError, match=f"made under settings {settings.fingerprint}, not under the present ones"):
         explain(changed, champion.load, SENSORS[0], START_US)
 
 
