@@ -65,7 +65,8 @@ class StreamTail(AbstractContextManager["StreamTail"]):
         try:
             with translate_errors("following readings and forecasts", settings):
                 topics = settings.kafka.topics
-                # The readings' end first: a forecast published later then has its reading behind that end or before it.
+                # Readings first: after the forecasts, a reading sent in between would be skipped, and its forecast
+                # would arrive without it.
                 self._first_readings, _ = self._positions(topics.readings, look_back)
                 first_forecasts, self._live_from = self._positions(topics.forecasts, look_back)
                 if look_back is None:

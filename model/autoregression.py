@@ -162,7 +162,10 @@ class _Rounds:
         return answers
 
     def _lay_out(self) -> None:
-        """Compute the inputs of every round, which do not depend on the weights, behind the last h rounds'."""
+        """Compute the inputs of every round, and append them to the inputs of the last h rounds.
+
+        Inputs do not depend on the weights.
+        """
         learned, h, T = self._learned, self._h, self._T
         n = len(learned.filled)
         values = np.full((n, T), np.nan)

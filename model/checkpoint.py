@@ -1,4 +1,4 @@
-"""Checkpoints of a training: a training that was killed continues behind its last epoch."""
+"""Checkpoints of a training: after a kill, the training continues after its last complete epoch."""
 
 import hashlib
 import logging

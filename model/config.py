@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 Preset = Literal["stateful", "plain"]
 Level = Literal["off", "light", "full"]
 
-ANCHORS: Final = 5  # offsets that a state keeps, so that it can be rebuilt from the readings behind one of them
+ANCHORS: Final = 5  # offsets kept in a state, to rebuild it from the readings after one of them
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class Tables(NamedTuple):
     loss_share: Numbers  # (h,) weight of the next loss point
     learn_left: Numbers  # (h,) int64: the same for the learning points
     learn_share: Numbers  # (h,)
-    bases: Numbers  # (2, 4) int64: the base of each correction, by group; -1 behind the last correction
+    bases: Numbers  # (2, 4) int64: the base of each correction, by group; -1 after the last correction
 
 
 class Record(NamedTuple):

@@ -1,4 +1,4 @@
-"""The reorder buffer: readings behind a gap wait for it to be filled, and are stepped in order of time.
+"""The reorder buffer: readings after a gap wait for it to be filled, and are stepped in order of time.
 
 Each sensor has its own buffer, and its readings enter in offset order. A reading is *buffered* while a cadence point
 between its sensor's last step and it is missing; readings in order, and a sensor's first reading, never wait. Buffered
@@ -31,9 +31,9 @@ from .acceptance import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify, missing_s
 
 BUFFERED: Final = 3  # a verdict beside the three of ``model.acceptance``
 
-# Offsets of its partition that a reading is buffered for, at most: a sensor that falls silent behind a gap would wait
-# for ever. This bounds the memory and the readings that a restart reads again (some seconds), and a partition of
-# 100,000 sensors still waits for five readings of each.
+# A reading stays buffered until its partition is this many offsets further: without a limit, the readings of a sensor
+# that falls silent after a gap would wait for ever. The limit bounds the memory and the readings that a restart reads
+# again (some seconds). A partition of 100,000 sensors still waits for five readings of each.
 MAX_BUFFERED_OFFSETS: Final = 500_000
 
 
@@ -76,7 +76,7 @@ class ReorderBuffer:
         self._grace = grace
         self._last_us = last_us
         self._buffered: list[_BufferedReading] = []  # in order of time
-        # In order of arrival. The first is still buffered; the readings behind it may be released already.
+        # In order of arrival. The first is still buffered; later readings may be released already.
         self._by_offset: deque[_BufferedReading] = deque()
 
     def passes_through(self, timestamp_us: int) -> bool:

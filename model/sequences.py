@@ -117,7 +117,7 @@ class Sequences:
     ) -> NDArray[np.int64]:
         """(hi-lo, m): the steps that label each step's forecasts ``horizons`` cadences ahead; -1 for no label.
 
-        A reading at ``until_us`` or later does not count: behind the training part it belongs to the validation part.
+        A reading at ``until_us`` or later does not count: after the training part, it belongs to the validation part.
         """
         labels = self.nearest_step(lo, hi, horizons)
         if until_us is not None:

@@ -129,7 +129,7 @@ def train(
     """A forecaster trained on the training part of ``split``, at its best epoch on the validation part.
 
     On a CPU, trainings with equal arguments and number of threads give equal bits, unless the budget ends them. If a
-    training with a ``checkpoint`` is killed, a call with equal arguments continues behind its last epoch, to the same
+    training with a ``checkpoint`` is killed, a call with equal arguments continues after its last epoch, to the same
     weights. The caller deletes that file when the result is safe.
 
     Args:

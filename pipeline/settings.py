@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         default=0.0,
         ge=0.0,
         le=10_000,
-        description="reorder buffer, in cadences: a reading behind a gap is buffered until the gap is filled or its "
+        description="reorder buffer, in cadences: a reading after a gap is buffered until the gap is filled or its "
         "sensor's newest reading is this much later; 0 buffers no reading. A reading that is buffered when this "
         "setting changes, or that retention deletes before a restart, may get no forecast",
     )

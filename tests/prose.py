@@ -291,7 +291,7 @@ def _joined(lines: Iterator[tuple[int, str]]) -> Iterator[Passage]:
 
 
 def _commented_lines(source: str) -> Iterator[Passage]:
-    """Comments behind ``#``, consecutive ones as one passage, and each line without its comment."""
+    """Comments after ``#``, consecutive ones as one passage, and each line without its comment."""
     block = _Lines()
     for number, line in enumerate(source.splitlines(), 1):
         code, mark, comment = re.match(r"(.*?)(?:(?<!\S)(#+!?)(.*))?$", line).groups()  # type: ignore[union-attr]

@@ -67,7 +67,7 @@ class Restorer:
 
     Args:
         reader: a consumer of committed records, without a group, that nothing else uses.
-        admin: finds the end of a log behind open transactions, which ``reader`` cannot.
+        admin: finds the end of a log that has open transactions; ``reader`` stops at the first of them.
         owner: owner of the positions that count, see ``positions.position_owner``.
     """
 

@@ -5,7 +5,7 @@
 3. The decoder of the stream decodes the readings in between. Malformed records are counted and left out, because only
    the forecaster writes dead letters.
 4. Every chunk is one commit of its readings and its end offsets. After a kill before the commit, the next run reads the
-   chunk again; after a kill behind the commit, it starts after the chunk.
+   chunk again; after a kill that follows the commit, it starts after the chunk.
 """
 
 import logging

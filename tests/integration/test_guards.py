@@ -323,7 +323,7 @@ def test_a_transaction_that_was_open_when_the_broker_died_is_aborted(own_broker:
     committed = make_consumer(own_broker)
     everything = make_consumer(own_broker, isolation_level="read_uncommitted")
     end = everything.end_offsets([where])[where]
-    # The abort writes a marker, so the end of the committed records lies behind the record.
+    # The abort writes a marker, so the end of the committed records lies after the record.
     wait_until(lambda: committed.end_offsets([where])[where] >= end, 40, "the transaction was aborted")
     for client in (committed, everything):
         client.close()

@@ -95,7 +95,7 @@ def shuffled(settings: Settings, steps: range, seed: int, *, faults: bool = Fals
 
 
 def ahead(settings: Settings, sensor: str, step: int) -> list[Message]:
-    """Two readings behind a gap: both are buffered."""
+    """Two readings after a gap: both are buffered."""
     return [reading(settings, sensor, step + 2), reading(settings, sensor, step + 1)]
 
 

@@ -97,7 +97,7 @@ def test_verify_audits_only_the_given_span(forecast_stream: Settings, champion: 
 
 
 def test_verify_finds_a_reading_without_a_forecast(forecast_stream: Settings, champion: FolderChampion) -> None:
-    # The committed offset of the group is set behind a reading that has no forecast.
+    # The committed offset of the group is set to the offset after a reading that has no forecast.
     publish(forecast_stream, [reading(forecast_stream, SENSORS[0], 100)])
     commit_ends(forecast_stream)
     verdict = verify(forecast_stream, champion.load)

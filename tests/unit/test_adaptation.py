@@ -354,7 +354,7 @@ def patterned(hours: int) -> Floats:
 
 
 def without_crowded_mark(done: Run) -> bytes:
-    """The states without the mark that values arrived behind the last point."""
+    """The states with the mark cleared that the last point got more than one value."""
     assert done.states["crowded"].all()
     states = done.states.copy()
     states["crowded"] = 0

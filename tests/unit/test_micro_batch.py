@@ -27,7 +27,7 @@ def serving() -> ServedModel:
 
 
 def polled(partition: int, step: int) -> dict[TopicPartition, list[FetchedRecord]]:
-    """One reading of every sensor, and a record behind them that does not decode."""
+    """One reading of every sensor, and after them a record that does not decode."""
     sent = [encode_reading(sensor, START_US + step * HOUR_US, {"value": 1.0}) for sensor in SENSORS]
     records = [*sent, (b"a", b"rubbish")]
     first = step * len(records)

@@ -50,7 +50,7 @@ def shown_commands() -> list[str]:
 
 
 def found_command(words: list[str]) -> tuple[click.Context, list[str]]:
-    """The context of the command that the words behind `streamgru` name, and the remaining words."""
+    """The context of the command that the words after `streamgru` name, and the remaining words."""
     if words[0] == "--settings":
         assert (ROOT / words[1]).exists()
         words = words[2:]
@@ -310,7 +310,7 @@ def pipeline_readme() -> Document:
 
 
 def first_column(document: Document, heading: str) -> list[str]:
-    """The code in the first column of the first table behind a heading."""
+    """The code in the first column of the first table after a heading."""
     _, _, rest = document.text.partition(f"\n{heading}\n")
     table = re.search(r"^\|.*?(?=^[^|]|\Z)", rest, flags=re.MULTILINE | re.DOTALL)
     assert table is not None, heading

@@ -177,7 +177,7 @@ def test_verdicts_without_grace_equal_those_of_classify(stream: Stream) -> None:
 def test_readings_shuffled_within_grace_are_accepted_and_stepped_in_order(
     sensors: list[int], grace_steps: int, random: Random
 ) -> None:
-    """Within grace, a reading arrives behind readings that are at most ``grace_steps`` cadences newer."""
+    """Within grace, a reading arrives after readings that are at most ``grace_steps`` cadences newer."""
     taken = [0] * SENSORS
     stream = []
     for sensor in sensors:

@@ -251,7 +251,7 @@ def test_an_epoch_of_the_plain_preset_takes_every_labelled_window_once() -> None
     forecaster = Forecaster(replace(config(), sensors=data.sensors))
     pool = LanePool(forecaster, forecaster.prepare(data), SPLIT.train_end_us, np.random.default_rng(0))
     ends = np.concatenate(list(pool.labelled(23)))
-    np.testing.assert_array_equal(ends, np.arange(23, 1_099))  # the labels of step 1,099 lie behind the training part
+    np.testing.assert_array_equal(ends, np.arange(23, 1_099))  # the labels of step 1,099 lie after the training part
     groups = pool.windows(ends, 64, 24)
     for _ in range(2):
         windows = [lane for _ in range(-(-len(ends) // 64)) for lane in next(groups)]

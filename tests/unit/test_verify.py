@@ -522,7 +522,7 @@ def logs_of_one_batch(
 
 
 def test_a_reading_buffered_at_the_end_of_the_audit_may_be_released_by_age_behind_it() -> None:
-    """Offsets behind the audited readings, here one of ``t``, show that the reading of ``s`` was released by age."""
+    """Offsets after the audited readings, here one of ``t``, show that the reading of ``s`` was released by age."""
     settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
     hours, offsets = np.array([0, 2, 0, 1]), np.array([0, 1, 2, 2 + MAX_BUFFERED_OFFSETS])
     readings, forecasts, states = logs_of_one_batch(settings, ["s", "s", "t", "t"], hours, offsets)
@@ -533,7 +533,7 @@ def test_a_reading_buffered_at_the_end_of_the_audit_may_be_released_by_age_behin
 
 
 def test_readings_buffered_at_the_end_of_the_audit_are_due_no_forecast_and_may_have_one() -> None:
-    """The stream continues during its audit, so a buffered reading may be released and forecast behind the end."""
+    """The stream continues during its audit, so a buffered reading may be released and forecast after its end."""
     settings = SETTINGS.model_copy(update={"grace_steps": 2.0})
     hours = np.array([0, 1, 3, 4, 2, 5, 7])  # 3 and 4 are buffered until 2 arrives; 7 stays buffered
     n = len(hours)
