@@ -28,9 +28,10 @@ Indexes = NDArray[np.int64]
 
 LAGS: Final = 24
 SMALLEST_UNIT: Final = 1e-9  # of the value; a smaller change is rounding
-# Pending forecasts, at most. Up to this horizon every forecast is kept until its errors are known, beyond it only some.
+# Largest number of pending forecasts. Up to a horizon of this many steps, every forecast is kept until its errors are
+# known; for a longer horizon only some forecasts are.
 PENDING: Final = 24
-# Numbers in the arrays of one call, at most: a bound on memory for any horizon and number of sensors.
+# Most numbers in the arrays of one call: a bound on memory for any horizon and number of sensors.
 _NUMBERS: Final = 8_000_000
 
 
@@ -135,7 +136,7 @@ class _Rounds:
         self._slot = np.where((steps >= 0) & (steps % stride == 0), steps // stride % _slots(self._h), -1)
 
     def forecasts(self) -> list[tuple[slice, Floats]]:
-        """Step the states; for each sensor, rows of its answer and the quantiles in them."""
+        """Step the states; return a slice of each sensor's answer and the quantiles to put there."""
         wanted = [max(one.lo - state.next, 0) for one, state, _ in self._group]
         self._lay_out()
         n, h, earliest = len(self._first), self._h, min(wanted)

@@ -492,7 +492,7 @@ def _predict(f4: Numbers, weights: int, x: Numbers, D: int, P: int, to: Numbers)
 
 @_inner
 def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forgetting: float, to: Scratch) -> bool:
-    """Update root and weights by ``to.past_x`` and ``to.errors``; whether both stay within bounds.
+    """Update root and weights by ``to.past_x`` and ``to.errors``; return whether both stay within bounds.
 
     This is recursive least squares. The weights' covariance is kept as a root: root @ rootᵀ is positive semi-definite
     for any rounding of the root. So float32 is enough; the covariance itself in float32 loses that property and

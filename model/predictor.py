@@ -27,8 +27,8 @@ from .normaliser import Floats, NormaliserState, NormaliserTrace
 from .sequences import Sequences
 from .tiled_gru import using_threads
 
-# Rounds, and numbers in the forecasts of all sensors, that are computed in one go: a bound on memory for a long past.
-# Adaptation holds some seven arrays of that size.
+# Largest number of rounds, and of numbers in the forecasts of all sensors, that are computed at once: a bound on memory
+# for a long past. Adaptation holds some seven arrays of that size.
 _ROUNDS: Final = 256
 _NUMBERS: Final = 4_000_000
 
@@ -118,7 +118,7 @@ class CarryingPredictor(BatchPredictor, Generic[State]):
 
     @abstractmethod
     def _step_group(self, group: Group[State]) -> list[tuple[slice, Floats]]:
-        """Step the states; for each sensor, rows of its answer and the quantiles in them."""
+        """Step the states; return a slice of each sensor's answer and the quantiles to put there."""
 
 
 @dataclass
@@ -188,7 +188,7 @@ class _Rounds:
         self._has_step = np.arange(self._T)[:, None] < self._lengths
 
     def forecasts(self) -> list[tuple[slice, Floats]]:
-        """Step the states; for each sensor, rows of its answer and the quantiles in them."""
+        """Step the states; return a slice of each sensor's answer and the quantiles to put there."""
         config = self._forecaster.config
         targets = list(config.target_indices)
         norm = self._join_normaliser_states()

@@ -35,7 +35,7 @@ class Explanation:
     recomputed: NDArray[np.float64]  # (K, Q, h) recomputed quantiles
     weights: NDArray[np.float64]  # (K, E) recomputed weights of the experts; E is 0 without adaptation
     has_same_weights: bool  # whether published and recomputed weights agree
-    difference: float  # largest one of a quantile, as a part of the sensor's scale, or of the value if that is larger
+    difference: float  # largest one of all quantiles: a fraction of the sensor's scale, or of the value if larger
 
     @property
     def is_equal(self) -> bool:

@@ -85,7 +85,8 @@ def recompute(
 # --- comparison with the published ones -------------------------------------------------------------------------------
 
 
-TOLERANCE: Final = 1e-5  # of equal numbers, as a part of the sensor's scale, or of the value if that is larger
+# Numbers that differ by at most this fraction of the sensor's scale, or of the value if that is larger, count as equal.
+TOLERANCE: Final = 1e-5
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Comparison:
 
     recomputed: int = 0
     different: list[int] = field(default_factory=list)  # rows of the forecasts
-    largest_difference: float = 0.0  # as a part of the scale, or of the value if that is larger
+    largest_difference: float = 0.0  # as a fraction of the scale, or of the value if that is larger
     states_different: dict[int, list[str]] = field(default_factory=dict)  # place of the last reading -> fields
 
 
@@ -172,7 +173,7 @@ def _compare(
 def relative_differences(
     found: NDArray[np.float32], expected: NDArray[np.float64], scale: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(n, K, Q, h) distances of published quantiles from expected ones, as a part of the scale (n, K) or the value.
+    """(n, K, Q, h) distances of published quantiles from expected ones, as a fraction of the scale (n, K) or the value.
 
     Expected quantiles are first rounded as for publication, so equal forecasts differ by 0.
     """

@@ -53,7 +53,7 @@ def state_differences(found: np.void, expected: np.void, tolerance: float) -> li
     """The fields that differ between two states of one dtype. Integers must be equal, floats within the tolerance.
 
     Args:
-        tolerance: of a float field, as a part of its largest number, or of 1 if that is larger.
+        tolerance: largest difference in a float field, as a fraction of its largest number, or of 1 if that is larger.
     """
     if found.tobytes() == expected.tobytes():
         return []

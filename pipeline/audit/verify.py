@@ -75,7 +75,7 @@ class AuditResult:
     waiting: int = 0  # readings after the audited ones, not committed yet
     recomputed: int = 0  # forecasts
     different: int = 0  # forecasts that differ from the recomputed ones
-    largest_difference: float = 0.0  # as a part of the sensor's scale, or of the value if that is larger
+    largest_difference: float = 0.0  # as a fraction of the sensor's scale, or of the value if that is larger
     begun_anew: int = 0  # forecasts whose state begins later than the rules allow
     rebuilt: int = 0  # states rebuilt from the readings without a change of the model version
     out_of_reach: int = 0  # forecasts not recomputed, because the first readings of their states were deleted

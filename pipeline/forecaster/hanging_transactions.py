@@ -118,9 +118,9 @@ def resolve_hanging(
 
 
 def abort_hanging_transactions(settings: Settings) -> list[str]:
-    """Abort the open transactions of forecasters that are not members of the group; the names of these forecasters.
+    """Abort the open transactions of forecasters that are not members of the group; return these forecasters' names.
 
-    It does nothing if the brokers are busy or refuse. They abort the transactions after the transaction timeout.
+    If the brokers are busy or refuse, nothing is aborted here: they do it after the transaction timeout.
     """
     try:
         # A new client, because kafka-python caches forever which broker coordinates the group.

@@ -216,7 +216,7 @@ class Partitions:
             self._discard(partition, ASSIGNED, serving)
 
     def restore(self, serving: ServedModel) -> RestoreReport | None:
-        """Restore the ASSIGNED partitions for one slice of time; the report when the restore is complete.
+        """Restore the ASSIGNED partitions for one slice of time; return the report once the restore is complete.
 
         The first call begins a restore and reads nothing.
 

@@ -154,7 +154,7 @@ class StateRebuilder:
     def catch_up(
         self, partition: int, start: int, end: int, first: Mapping[bytes | None, int] | None = None
     ) -> Generator[None, None, int]:
-        """Step the readings of [start, end); the number of readings stepped.
+        """Step the readings of [start, end), and return the number of readings stepped.
 
         A reading that its sensor's state already contains is not stepped again.
 

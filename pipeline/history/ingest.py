@@ -273,7 +273,7 @@ class _Run:
         self._chunk.partitions.append((partition, len(offsets) - before))
 
     def _update_positions(self, open_partitions: set[int]) -> bool:
-        """Update the position of each partition, and remove finished ones; whether any position advanced."""
+        """Update the position of each partition, and remove finished ones; return whether any position advanced."""
         moved = False
         for part in sorted(open_partitions):
             at = TopicPartition(self._bounds.topic, part)

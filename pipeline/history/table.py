@@ -215,7 +215,7 @@ class History:
             ) from error
 
     def compact_if_fragmented(self, files: int = FRAGMENTED_FILES) -> bool:
-        """Merge tiers with more than ``files`` files (see ``MERGED_BYTES``); whether any files were merged.
+        """Merge tiers with more than ``files`` files (see ``MERGED_BYTES``); return whether any files were merged.
 
         A merge creates a new version with the same readings; older versions stay readable. If it conflicts with an
         append, Delta refuses one of the two and no reading is lost.

@@ -145,7 +145,7 @@ def ensure_topics(settings: Settings, *, alter: bool = False) -> list[str]:
 
 
 def check_topics(settings: Settings, admin: KafkaAdminClient | None = None) -> None:
-    """Check that the stream can work with the topics; other differences from the plan, as of retention, are ignored.
+    """Check that the stream can work with the topics; harmless differences, such as in retention, are ignored.
 
     Args:
         settings: the plan of the topics.

@@ -68,7 +68,7 @@ def mlflow_error() -> type[Any]:
 
 
 def _transfer_error() -> type[Any]:
-    """The class of errors that MLflow's client does not convert, as of a failed upload to a full disk."""
+    """The class of errors that MLflow's client does not convert, for example after an upload to a full disk."""
     from requests.exceptions import RequestException
 
     kind: type[Any] = RequestException
