@@ -16,7 +16,7 @@ import torch
 from .config import ModelConfig
 from .forecaster import Forecaster
 
-# Number of the file format; raise it when this program could not serve a model of the format before.
+# Number of the file format; increase it when this program can no longer serve a model of the previous format.
 FORMAT_VERSION: Final = 1
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.pt"
@@ -57,7 +57,7 @@ def _put_in_place(draft: Path, directory: Path) -> None:
         draft.rename(directory)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-replaced-", dir=directory.parent))
-    directory.rename(aside)  # onto an empty directory
+    directory.rename(aside)  # a rename may replace an empty directory
     try:
         draft.rename(directory)
     except OSError:

@@ -43,7 +43,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-# Numbers in the forecasts that are scored in one go, of all sensors: arrays of 32 MB.
+# Numbers in the forecasts of all sensors that are scored at once: arrays of 32 MB.
 _STRETCH_NUMBERS: Final = 4_000_000
 # Sensors forecast together: enough for efficient matrix products.
 _SENSORS_TOGETHER: Final = 256

@@ -14,11 +14,12 @@ from .sequences import Sequences
 
 Floats = NDArray[np.float64]
 
-# Steps whose residuals are used, at most, of all sensors and of each: enough for their quantiles.
+# Largest number of steps whose residuals are used, in total and per sensor: enough for their quantiles.
 _FIT_STEPS: Final = 500_000
 _FIT_STEPS_PER_SENSOR: Final = 2_048
 _FIT_BLOCK_STEPS: Final = 64
-# Part of a sensor's largest value: the rounding error of a mean over millions of equal float64 numbers is smaller.
+# Fraction of a sensor's largest value. A spread below it is a rounding error: the mean of millions of equal float64
+# numbers is off by less.
 _ROUNDING: Final = 1e-12
 
 

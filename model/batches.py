@@ -38,7 +38,7 @@ class Lane:
     prepared: PreparedSequences
     lo: int
     hi: int
-    row: int  # of the sensor in the embedding
+    row: int  # row of the sensor in the embedding
     loss_from: int  # the first step with labels; steps before it only warm the state
     until_us: int  # labels at this time or later are not used
 
@@ -53,7 +53,7 @@ class Chunk:
     scored: slice  # the S steps with labels
     labels: Tensor  # (B, S, K, h) less the level, in scales; 0 if there is no label
     valid: Tensor  # (B, S, K, h) float: 1 for a label, 0 for none
-    steps: int  # of all lanes, without padding
+    steps: int  # number of steps in all lanes, without padding
 
     def to(self, device: torch.device) -> "Chunk":
         """The chunk on a device."""
@@ -184,7 +184,7 @@ class LanePool:
         return [Lane(prepared, lo, hi, UNKNOWN_SENSOR, lo, self._until_us) for lo, hi in itertools.pairwise(starts)]
 
     def passes(self, batch: int, burn_in: int, unknown: float) -> Iterator[list[Lane]]:
-        """Groups of at most ``batch`` lanes, without end; each pass is cut elsewhere and in another order.
+        """An endless stream of groups of at most ``batch`` lanes; each pass has other cuts and another order.
 
         Args:
             batch: lanes of a group.
@@ -208,7 +208,7 @@ class LanePool:
                 yield [lanes[lane] for lane in groups[at]]
 
     def windows(self, ends: NDArray[np.int64], batch: int, steps: int) -> Iterator[list[Lane]]:
-        """Groups of at most ``batch`` windows, without end; each pass is in another order.
+        """An endless stream of groups of at most ``batch`` windows; each pass has another order.
 
         A window is the ``steps`` steps up to and including one of ``ends``, and only that step has labels.
         """
@@ -223,7 +223,10 @@ class LanePool:
                 ]
 
     def labelled(self, after: int) -> Iterator[NDArray[np.int64]]:
-        """The steps with a label, without the first ``after`` of each stretch between resets; some at a time."""
+        """The steps with a label, without the first ``after`` of each stretch between resets.
+
+        Yields an array for each piece of a stretch.
+        """
         for lo, hi in self._spans:
             for first in range(lo + after, hi, self._length):
                 labels = scaled_labels(self._prepared, first, min(first + self._length, hi), self._until_us)
@@ -254,8 +257,8 @@ def evaluation_lanes(
 ) -> list[Lane]:
     """Lanes over the steps from ``start_us`` up to ``end_us``, each warmed up before its first label.
 
-    Sensors without a target value there have no lane. If the lanes hold more than ``most_steps`` steps, some sensors
-    are left out. If they still do, pieces evenly spaced in time replace them.
+    A sensor without a target value in that time has no lane. If the lanes hold more than ``most_steps`` steps, some
+    sensors are left out. If the remaining lanes still hold more, pieces evenly spaced in time replace them.
     """
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)
@@ -288,5 +291,5 @@ def evaluation_lanes(
 
 
 def _keep_every(lanes: Iterable[Lane], most_steps: int) -> int:
-    """The n for which every n-th lane gives some ``most_steps`` steps in all."""
+    """The smallest n for which every n-th lane gives about ``most_steps`` steps in all, or fewer."""
     return max(1, -(-sum(lane.hi - lane.lo for lane in lanes) // most_steps))

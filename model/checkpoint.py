@@ -36,7 +36,7 @@ class Checkpoint:
     key: str  # ``fingerprint`` of the training
 
     def read(self) -> dict[str, Any] | None:
-        """The content written last; None if there is no file, or it is damaged or another training's.
+        """The content written last; None if the file is missing, damaged, or belongs to another training.
 
         A damaged file is logged, not raised.
         """

@@ -56,11 +56,11 @@ class ModelConfig:
     num_layers: int = 2
     warmup_steps: int = 168  # steps before a state's forecasts count as warm
     preset: Preset = "stateful"
-    sensors: tuple[str, ...] = ()  # seen in training; every other sensor is served as unknown
-    embedding_size: int = 8  # of a sensor's vector; with 0 the network does not know which sensor it steps
-    lag_steps: int = 24  # at most; past values of each target that are carried for the head's linear skip
-    profile_slots: int = 24  # at most; slots of each target's carried seasonal profile; 0 for no profile
-    scale_seasons: int = 28  # seasons that a sensor's scale is averaged over: it moves slowly beside the level
+    sensors: tuple[str, ...] = ()  # sensors seen in training; every other sensor is served as unknown
+    embedding_size: int = 8  # numbers in a sensor's vector; with 0 the network does not know which sensor it steps
+    lag_steps: int = 24  # largest number of past values of a target that are carried for the head's linear skip
+    profile_slots: int = 24  # largest number of slots in a target's carried seasonal profile; 0 for no profile
+    scale_seasons: int = 28  # seasons that a sensor's scale is averaged over; it moves more slowly than the level
 
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) != len(self.features):

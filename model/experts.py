@@ -18,12 +18,12 @@ Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 States = NDArray[Any]
 
-# Version of the arithmetic; raise it when the same readings would give other states or forecasts. States of another
-# version are then rebuilt, and its forecasts can be distinguished.
+# Version of the arithmetic; increase it when the same readings would give other states or forecasts. States of an
+# earlier version are then rebuilt, and its forecasts can be told apart.
 RULE: Final = 4
-PENDING: Final = 8  # forecasts that await their labels, at most
-LEARN_POINTS: Final = 8  # at most; 24 forecast no better on ETTh1 and the Beijing set, for twice the bytes
-LOSS_POINTS: Final = 8  # at most
+PENDING: Final = 8  # largest number of forecasts that await their labels
+LEARN_POINTS: Final = 8  # largest number; 24 forecast no better on ETTh1 and the Beijing set, for twice the bytes
+LOSS_POINTS: Final = 8  # largest number
 REGRESSORS: Final = 10
 HIDDEN_REGRESSORS: Final = 16  # projections of the last layer's hidden state; 32 forecast no better
 
@@ -105,7 +105,7 @@ class AdaptationConfig:
 
     @property
     def slots(self) -> int:
-        """A: pending forecasts, at most."""
+        """A: the largest number of pending forecasts."""
         return -(-self.horizon_steps // self.stride)
 
     @cached_property

@@ -230,7 +230,7 @@ def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Inde
         first = int(rounds[-1]) + 1
 
 
-# Sensors, and steps of each, that a feature's usual spread is taken from, at most.
+# About this many sensors, and at most this many steps of each, give a feature's usual spread.
 _SPREAD_SENSORS: Final = 64
 _SPREAD_STEPS: Final = 20_000
 _UNUSUAL_SPREAD: Final = 16.0  # a larger ratio is compared with the ratio if changes are averaged as long as distances

@@ -24,7 +24,8 @@ from .sequences import Sequences
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 
-# Sensors, and steps after each restart, at most; and restarts. Enough to average over, and done within seconds.
+# Largest number of sensors and of steps after each restart, and the number of restarts: enough to average over, and
+# computed within seconds.
 MOST_SENSORS: Final = 12
 MOST_STEPS: Final = 2_048
 RESTARTS: Final = 4

@@ -315,7 +315,7 @@ class _Run:
         )
 
     def _chunk_stream(self, taken: int) -> Iterator[tuple[Chunk, bool]]:
-        """Chunks without end, and whether each begins from a zero state; without the first ``taken``.
+        """An endless stream of chunks after the first ``taken``, and whether each begins from a zero state.
 
         The pool gives the same lanes in every run, so lanes that were walked before a restart are skipped.
         """
