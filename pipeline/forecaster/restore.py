@@ -3,12 +3,12 @@
 The steps for each partition, before its first reading is processed:
 
 1. Fetch the group's committed offset. If a transaction that may change it is open, wait.
-2. Read the changelog to the end that it has after step 1, open transactions included.
-3. Load the usable states. A usable state is undamaged and finite, of the serving model version, of the present
-   settings, and not ahead of the position to resume from.
+2. Look up the end of the changelog, past open transactions, and read the changelog up to it.
+3. Load the usable states. A usable state is undamaged and finite. The serving model version made it under the present
+   settings, and it is not ahead of the position to resume from.
 4. Compare the changelog's position with the committed offset (``positions.resume_position``). They differ only if
-   brokers lost one of the two, or if a user reset the offset. If the changelog is behind, step the readings in between
-   again.
+   brokers lost one of the two, or if a user reset the offset. If the changelog's position is lower, step the readings
+   in between again.
 5. Rebuild every other sensor's state from readings (``StateRebuilder``), and read the buffered readings again.
 """
 
@@ -190,8 +190,8 @@ class Restorer:
             yield
         where = TopicPartition(self._settings.kafka.topics.readings, partition)
         start = self._reader.beginning_offsets([where])[where]
-        # The end is the last stable offset, which no committed offset exceeds. A forecaster that starts at "latest"
-        # starts there, and does not wait for open transactions of publishers.
+        # `end_offsets` of a read_committed consumer is the last stable offset, and no committed offset exceeds it. A
+        # forecaster with start "latest" begins at this offset, and does not wait for open transactions of publishers.
         return PartitionLog(partition, start, self._reader.end_offsets([where])[where], found)
 
     def _read(self, states: StateRecords, wanted: set[int]) -> Generator[None, None, None]:
