@@ -8,12 +8,12 @@ they are resized by the ratio of the mixture's errors to the GRU's, and calibrat
 
 Labels are delayed: a forecast is scored and learned from after all of its h steps have been seen. Every ``stride``-th
 forecast is kept until then, so that at most ``PENDING`` are pending for any horizon. Corrections are learned at up to
-``LEARN_POINTS`` points of the horizon, losses are kept at up to ``LOSS_POINTS``, and both are interpolated between.
+``LEARN_POINTS`` points of the horizon, and losses are kept at up to ``LOSS_POINTS``; other steps are interpolated.
 The state's size is therefore fixed; only its labels grow with the horizon (9 bytes per step and target).
 
-A reset blanks the state. Time counts by the clock, in points of each target's own grid of cadences. A point without a
-value gets a replacement. A point with several values is learned from by its first value, and forecast from by each.
-``model.kernel`` computes the steps; it mixes neither sensors nor targets.
+A reset blanks the state. Each target has a grid of points in time, a cadence apart. A point without a value gets a
+replacement. If a point has several values, each gets a forecast, and only the first is learned from. ``model.kernel``
+computes the steps; it mixes neither sensors nor targets.
 
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts.
 """
@@ -38,11 +38,11 @@ class Rounds:
     Arrays (M, ...) hold one round after the other.
     """
 
-    sizes: Sequence[int]  # sensors in each round; never rising, at most A
+    sizes: Sequence[int]  # number of sensors in each round: at most A, never rising
     reset: Bools  # (M,) whether the sensor's state is reset before the step
     timestamp_us: Indexes  # (M,)
     values: Floats  # (M, K) the targets, NaN where missing
-    hidden: NDArray[np.float32]  # (M, H) of the last layer after the step
+    hidden: NDArray[np.float32]  # (M, H) hidden state of the last layer after the step
     forecast: Indexes  # (M,) the row in ``quantiles`` of the forecast issued at the step; -1 for a missing step
     quantiles: Floats  # (n, K, Q, h) the model's forecasts, in the sensor's unit
 
@@ -52,7 +52,7 @@ class AdaptedForecasts:
     """The adapted forecasts, in the order of the model's."""
 
     quantiles: Floats  # (n, K, Q, h) in the sensor's unit
-    weights: Floats  # (n, K, E) of the experts, averaged over the horizon
+    weights: Floats  # (n, K, E) weights of the experts, averaged over the horizon
 
 
 def adapt(config: AdaptationConfig, states: States, rounds: Rounds) -> AdaptedForecasts:

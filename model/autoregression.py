@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 
 LAGS: Final = 24
-SMALLEST_UNIT: Final = 1e-9  # of the value; a smaller change is rounding
+SMALLEST_UNIT: Final = 1e-9  # fraction of the value; a smaller change is a rounding error
 # Largest number of pending forecasts. Up to a horizon of this many steps, every forecast is kept until its errors are
 # known; for a longer horizon only some forecasts are.
 PENDING: Final = 24
@@ -43,16 +43,16 @@ class _RegressionState:
     known: NDArray[np.bool_]  # (n,) whether there was a value
     seen: Indexes  # (n,) changes that the scale is a mean of
     scale: Floats  # (n,) running mean |change|
-    changes: Floats  # (n, 24) newest last
-    values: Floats  # (n, h) newest last; NaN where missing
+    changes: Floats  # (n, 24) the last changes, newest last
+    values: Floats  # (n, h) the last values, newest last; NaN where missing
     x: Floats  # (n, h, D) regressors of the last h forecasts
     last: Floats  # (n, h) the last value at each of these forecasts; NaN if nothing is learned from the forecast
     unit: Floats  # (n, h) the unit of each of these forecasts
-    root: Floats  # (n, D, D) of the weights' covariance
+    root: Floats  # (n, D, D) root of the weights' covariance
     weights: Floats  # (n, D, h)
     pending: Floats  # (n, A, h) forecasts without a known error, less the last value, in units
     errors: Indexes  # (n, h) number of known errors
-    distances: Floats  # (n, Q-1, h) of the other quantiles from the median, in units
+    distances: Floats  # (n, Q-1, h) distances of the other quantiles from the median, in units
 
     @classmethod
     def blank(cls, config: ModelConfig, n: int) -> "_RegressionState":
@@ -122,7 +122,7 @@ class _Rounds:
         self._outer = [number for number in range(len(config.quantiles)) if number != config.median_index]
         levels = np.array(config.quantiles)[self._outer, None]
         self._sides = np.sign(levels - 0.5)  # (Q-1, 1) -1 for the quantiles below the median, 1 for those above it
-        self._shares = np.minimum(levels, 1.0 - levels)  # (Q-1, 1) of the errors that should lie beyond each of them
+        self._shares = np.minimum(levels, 1.0 - levels)  # (Q-1, 1) share of the errors that should lie beyond each
         self._bound: Floats = REGRESSOR_BOUND * np.arange(1.0, config.horizon_steps + 1)
         self._K, self._h = config.target_count, config.horizon_steps
         lengths = np.array([length for _, _, length in group])

@@ -59,8 +59,8 @@ class Predictor(Protocol):
     def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
         """(hi-lo, K, Q, h) quantiles after each of a sensor's steps [lo, hi), in the sensor's unit.
 
-        The evaluator asks for each sensor's stretches in ascending order. ``sequences`` then holds the steps before
-        ``hi`` of that sensor alone, and ``lo`` counts from its first step.
+        The evaluator passes ``sequences`` with this sensor alone and only its steps before ``hi``, so ``lo`` and ``hi``
+        count from its first step. It asks for the stretches of a sensor in ascending order.
         """
 
 
@@ -141,7 +141,7 @@ class _Stretch:
 
 
 def _stretches(sequences: Sequences, config: ModelConfig, start_us: int, end_us: int) -> Iterator[list[_Stretch]]:
-    """The stretches to forecast, those of several sensors in one go; each sensor's in order of time."""
+    """The stretches to forecast: groups with one stretch of several sensors; a sensor's stretches in order of time."""
     first_us = start_us - config.cadence_us
     last_us = end_us - config.horizon_steps * config.cadence_us  # the horizon's last step lies before `end_us`
     spans = [_Stretch(sensor, *sequences.span(sensor, first_us, last_us)) for sensor in range(len(sequences.sensors))]

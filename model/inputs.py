@@ -101,7 +101,7 @@ class Past:
     last: Floats  # (N, K) the last value
     shape: Floats  # (N, K) the seasonal profile in the step's slot
     steps: Indexes  # (N,) steps of the state, this step included
-    run: Indexes  # (N,) how many of them these arrays hold, this step included: all, unless the state is older
+    run: Indexes  # (N,) number of these steps in the arrays: all, unless the state began before the arrays
     begin: Indexes  # (N, K) the state's first step with a value; no lag reaches further back
 
     def inputs(self, index: Indexes, level: Floats, scale: Floats, before: Floats | None = None) -> NDArray[np.float32]:
@@ -109,7 +109,7 @@ class Past:
 
         Args:
             level, scale: (n, K) of the targets after each step.
-            before: (n, K, P) the profile before the first step in these arrays, for states that are older.
+            before: (n, K, P) the profile before the first step in these arrays, for states that began earlier.
         """
         unit = _reciprocal(scale)[:, :, None]
         lags = (self.lags(index) - level[:, :, None]) * unit
@@ -148,17 +148,19 @@ class Past:
 
 @cache
 def _slots_around(season: int, slots: int) -> tuple[Indexes, Indexes]:
-    """(P, P) for each slot: the slots from the next one to itself; and the season's last step in each."""
+    """(P, P): the slots from the one after each slot around to itself; and each slot's last step in the season."""
     around = (np.arange(slots)[:, None] + 1 + np.arange(slots)) % slots
     return around, -(-(around + 1) * season // slots) - 1
 
 
 def first_values(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> Indexes:
-    """(N, K): for each step the last step, up to itself, at which its state began or got its first value.
+    """(N, K): for each step, the step at which its state got the target's first value.
+
+    Until that value, and if it came before these arrays, it is the first step of the state in these arrays.
 
     Args:
         count: (N, K) values of each target in the state so far; seen: (N, K) whether the step has a value.
-        fresh: (N,) whether a state, or its part in these arrays, begins with the step.
+        fresh: (N,) whether the step is the first step of its state in these arrays.
     """
     marks = fresh[:, None] | (seen & (count == 1.0))
     return np.maximum.accumulate(np.where(marks, np.arange(len(count))[:, None], 0), axis=0)
@@ -233,8 +235,8 @@ def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Inde
 # About this many sensors, and at most this many steps of each, give a feature's usual spread.
 _SPREAD_SENSORS: Final = 64
 _SPREAD_STEPS: Final = 20_000
-_UNUSUAL_SPREAD: Final = 16.0  # a larger ratio is compared with the ratio if changes are averaged as long as distances
-_MOST_SPREAD: Final = 4.0  # bound of an unusual ratio, in units of that second ratio
+_UNUSUAL_SPREAD: Final = 16.0  # above it, a second ratio is computed, with changes averaged as long as distances
+_MOST_SPREAD: Final = 4.0  # bound of an unusual ratio, as a multiple of that second ratio
 
 
 def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floats:

@@ -43,28 +43,28 @@ Numbers = NDArray[Any]  # float64, unless the comment beside it names another ty
 # --- signals
 REGRESSORS: Final = 10
 REGRESSOR_BOUND: Final = 30.0  # scales; one larger regressor would undo the learned weights
-VALUE_BOUND: Final = 1e100  # of values, so that no square overflows
-SCALE_RATE: Final = 0.005  # of the running mean |change|: an average over some 200 steps
-SLOW_PROFILE_RATE: Final = 0.04  # per season: an average over some 25 seasons
-QUICK_PROFILE_RATE: Final = 0.15  # per season: an average over some 7 seasons
-LEVEL_RATE_BOUND: Final = 0.5  # so that a level averages over some steps even if the season is one step
-COUNT_BOUND: Final = 2**31 - 1  # counts are int32
+VALUE_BOUND: Final = 1e100  # largest absolute value, so that no square overflows
+SCALE_RATE: Final = 0.005  # update rate of the running mean |change|: it averages over some 200 steps
+SLOW_PROFILE_RATE: Final = 0.04  # update rate per season: the slow profile averages over some 25 seasons
+QUICK_PROFILE_RATE: Final = 0.15  # update rate per season: the quick profile averages over some 7 seasons
+LEVEL_RATE_BOUND: Final = 0.5  # largest update rate: a level averages over some steps even if the season is one step
+COUNT_BOUND: Final = 2**31 - 1  # largest count: counts are int32
 
 # --- corrections
 PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regressors of order one, and its upper bound
 LEARNT_STEPS: Final = 2_000.0  # memory of a correction for horizons up to LEARNT_HORIZON; it grows in proportion beyond
 LEARNT_HORIZON: Final = 24.0  # steps
-ERROR_RATE: Final = 0.01  # of a running mean |error|: an average over some 100 labels
+ERROR_RATE: Final = 0.01  # update rate of a running mean |error|: it averages over some 100 labels
 ERROR_BOUND: Final = 3.0  # mean errors; a larger error is clipped (Huber), so corrections tend to the median
 OUTLIER_ERROR: Final = 10.0  # mean errors; a larger error counts as this in the mean |error|
 WEIGHT_BOUND: Final = 1e4  # scales; a larger weight, learned from an almost constant series, resets the correction
 UNTRAINED: Final = 20  # labels before the mean |error| is used to recognise outliers
-STORED_BOUND: Final = 1e6  # scales; of the numbers that a pending forecast keeps in float32
+STORED_BOUND: Final = 1e6  # scales; largest number that a pending forecast keeps, in float32
 
 # --- mixture: chosen on the validation parts of ETTh1 and of the Beijing set
-RATE: Final = 0.1  # of the weights' exponent, per independent label
-# Forecasts issued close to each other share most of their future, and their errors. Of the forecasts n steps ahead, one
-# in n / INDEPENDENT_PART steps counts as an independent label.
+RATE: Final = 0.1  # learning rate: factor of the losses in the weights' exponent, per independent label
+# Forecasts issued close to each other share most of their labels, and so their errors. One in n / INDEPENDENT_PART of
+# the forecasts for n steps ahead counts as an independent label.
 INDEPENDENT_PART: Final = 8.0
 MEMORY_LABELS: Final = 200.0  # independent labels that losses average over
 LEAST_LOSS: Final = 1e-30  # divisor if the best expert never erred; all other experts then get weight 0
@@ -72,8 +72,8 @@ OUTLIER_LOSS: Final = 20.0  # mean losses of the best expert; a larger loss is c
 OUTLIER_LABELS: Final = 10  # labels before the mean loss is used to recognise outliers
 
 # --- time
-PHASE_SHIFT: Final = 0.382  # of a cadence; see `_phase`
-GRID_POINTS: Final = 100  # points; the grid follows the values' mean distance from it over this many
+PHASE_SHIFT: Final = 0.382  # fraction of a cadence; see `_phase`
+GRID_POINTS: Final = 100  # number of points over which the values' mean distance from the grid is taken
 
 # --- quantiles: FACTOR_STEP was chosen among 0.003-0.03 on validation parts
 SPREAD_PRIOR: Final = 10.0  # labels; weight of the prior ratio 1 between the mixture's errors and the GRU's
@@ -81,11 +81,12 @@ SPREAD_PRIOR: Final = 10.0  # labels; weight of the prior ratio 1 between the mi
 # because each change adds noise (Angelopoulos, Barber and Bates, 2024), and never zero, because spreads drift.
 FACTOR_STEP: Final = 0.01  # the smallest step, times the root of the stride
 FIRST_FACTOR_STEP: Final = 0.05  # the largest step
-FACTOR_STEP_LABELS: Final = 10.0  # in between, the step is this over the number of labels so far
-FACTOR_BOUND: Final = 5.0  # of a log factor: factors stay between 1/148 and 148
-# Width in scales of the edge of a quantile, within which a label counts as outside in part: with a jump there, the last
-# bit of a number could change the next forecasts visibly. Half of the edge lies on either side, so that the parts
-# balance. It is at most EDGE_PART of the distance from the median, because sharp forecasts need a narrower one.
+FACTOR_STEP_LABELS: Final = 10.0  # in between, the step is this number divided by the number of labels so far
+FACTOR_BOUND: Final = 5.0  # largest absolute log factor: factors stay between 1/148 and 148
+# Width of the edge around a quantile, in scales. Within the edge the count of a label rises gradually from inside to
+# outside. If it jumped at the quantile, the last bit of a number could change the next forecasts visibly. Half of the
+# edge lies on either side of the quantile, so that coverage is unbiased. The width is at most EDGE_PART of the
+# quantile's distance from the median, because sharp forecasts need a narrower edge.
 EDGE: Final = 0.2  # scales
 EDGE_PART: Final = 0.5
 LEAST_EDGE: Final = 1e-9  # scales
@@ -360,8 +361,8 @@ def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: i
     unit = record.f8[at.pending_unit + pending]
     if unit == 0.0:
         return  # it was issued before the target's first value, so it has no unit
-    # If the unit has grown since, count in the larger one. Otherwise the first values of a series, or of one that was
-    # constant, would leave losses that dwarf all later losses.
+    # If the unit has grown since the forecast, measure errors in the larger unit. Otherwise the first values of a
+    # series, or the first changes after a constant stretch, would leave losses that dwarf all later losses.
     shrunk = unit / max(unit, _unit(at, record, k))
     value = record.f8[at.pending_value + pending]
     values = at.values + (k + 1) * size.remembered - size.horizon
@@ -702,10 +703,10 @@ def _points_to(size: Sizes, at: Places, record: Record, k: int, timestamp_us: in
 def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int, arrives: bool) -> None:
     """Go to the grid's next point; move the grid towards ``timestamp_us`` if the reading ``arrives``.
 
-    The grid follows the values' mean distance from it, because clocks drift. It does not follow a value behind a
-    crowded point, one with several values, because the first value of a point then comes up to half a cadence early.
-    (If values come every 0.5 to 1 cadences, so that some points are crowded, the grid has some 2 points in 1,000 too
-    many.) Moves are whole microseconds.
+    The grid follows the values' mean distance from it, because clocks drift. A point with several values is *crowded*.
+    The grid does not follow the value after a crowded point, because that value may come half a cadence early. (If
+    values come every 0.5 to 1 cadences, some points are crowded, and the grid has some 2 points in 1,000 too many.)
+    Moves are whole microseconds.
     """
     i8 = record.i8
     steps = i8[at.steps + k]

@@ -1,4 +1,4 @@
-"""Periodic retraining in a back-test: each model forecasts from its training until the next model's.
+"""Periodic retraining in a back-test: each model forecasts until the next one has been trained.
 
 As in service, a retraining uses only the readings before its moment, and the new model's states are warmed up on past
 readings before it takes over.

@@ -1,4 +1,4 @@
-"""The value of a carried state: losses by a state's age in steps, beside a state that is never reset.
+"""The value of a carried state: losses by a state's age in steps, compared with a state that is never reset.
 
 A state of age ``a`` has been stepped through the last ``a`` readings, like a window of that length. So if the carried
 state's loss is at most the younger state's at every age, no window length would forecast better.

@@ -221,7 +221,7 @@ class Stepper:
 class _StepPlan:
     """The M steps to take, sensor by sensor, the sensors with most steps first."""
 
-    slots: Indexes  # (A,) of the sensors with readings
+    slots: Indexes  # (A,) index in ``states`` of each sensor with readings
     starts: Indexes  # (A,) first step of each sensor
     lengths: Indexes  # (A,) steps of each sensor
     sensor: Indexes  # (M,) the step's sensor, as an index in ``slots``
@@ -252,8 +252,8 @@ class _StepPlan:
         order = np.argsort(rank[sensor], kind="stable")
         missing = gaps.missing[order]
         place = np.cumsum(missing + 1) - 1  # the index of each reading's step
-        owner = np.repeat(order, missing + 1)  # each step's reading; a missing step's is the next one
-        back = np.repeat(place, missing + 1) - np.arange(len(owner))  # steps before that reading; 0 for its own
+        owner = np.repeat(order, missing + 1)  # the reading of each step; for a missing step the next reading
+        back = np.repeat(place, missing + 1) - np.arange(len(owner))  # number of steps from each step to that reading
         skipped_us = previous_us[owner] + (gaps.missing[owner] - back + 1) * cadence_us
         step = np.empty_like(place)
         step[order] = place
@@ -312,7 +312,7 @@ def _store_origin_and_anchors(
     noted = due
     if may_anchor is not None:
         suitable = may_anchor[order]
-        wanting = (rows["anchors"][:, -1] == NO_OFFSET) & (rows["accepted"] > 0)  # still due
+        wanting = (rows["anchors"][:, -1] == NO_OFFSET) & (rows["accepted"] > 0)  # the due anchor is missing
         wanting[whose[~suitable]] = True
         noted = due | suitable & wanting[whose]
     for at in np.flatnonzero(noted).tolist():

@@ -99,7 +99,7 @@ class TiledGRU:
             (padded M, H); rows from M on are padding.
         """
         breaks = _resets_by_round(reset, sizes)
-        # The last tile of a round also reads rows of the next round; that of the last round reads past the end.
+        # The last tile of a round also reads rows of the next round. In the last round it reads rows past the end.
         projected = x.new_empty(len(x) + self._tile, self._layers[0][0].width)
         projected[len(x) :] = 0.0
         for (take_in, recur), state in zip(self._layers, states, strict=True):
