@@ -134,7 +134,7 @@ def _options(training: TrainingSettings) -> TrainingOptions:
     try:
         device = choose_device(options.device)
     except ValueError as error:
-        raise SettingsError(f"training.device: {error}; `auto` takes a GPU where there is one") from error
+        raise SettingsError(f"training.device: {error}; `auto` uses a GPU if one is available") from error
     get_run_logger().info("training on %s", device)
     return options
 

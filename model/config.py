@@ -74,7 +74,7 @@ class ModelConfig:
         if not (self.quantiles[0] > 0.0 and self.quantiles[-1] < 1.0):
             raise ValueError("quantiles must lie strictly between 0 and 1")
         if self.preset not in ("stateful", "plain"):
-            raise ValueError(f"preset must be 'stateful' or 'plain', and is {self.preset!r}")
+            raise ValueError(f"preset must be 'stateful' or 'plain', not {self.preset!r}")
         if len(set(self.sensors)) != len(self.sensors):
             raise ValueError("sensors must name each sensor once")
         from_zero = ("max_gap_steps", "embedding_size", "lag_steps", "profile_slots")
@@ -82,7 +82,7 @@ class ModelConfig:
         for name in (*from_zero, *from_one, "scale_seasons"):
             minimum = 0 if name in from_zero else 1
             if getattr(self, name) < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, and is {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
 
     @property
     def feature_count(self) -> int:

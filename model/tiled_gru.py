@@ -50,7 +50,7 @@ class TiledLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor, tile: int) -> None:
         if tile < 1 or tile % TILE_MULTIPLE:
-            raise ValueError(f"tile must be a multiple of {TILE_MULTIPLE}, and is {tile}")
+            raise ValueError(f"tile must be a multiple of {TILE_MULTIPLE}, not {tile}")
         self.width = padded(len(bias), _LANES)  # columns of the product: the outputs, then zeros
         self._weight = weight.new_zeros(weight.shape[1], self.width)
         self._weight[:, : len(bias)] = weight.detach().t()

@@ -103,7 +103,7 @@ class Settings(BaseSettings):
             raise ValueError("features must differ from each other")
         # Delta Lake's writer crashes the process at some control characters.
         if unusable := [name for name in self.features if any(category(letter) in ("Cc", "Cs") for letter in name)]:
-            raise ValueError(f"features cannot have control characters in their names, as {unusable[0]!r} has")
+            raise ValueError(f"the name of a feature cannot contain control characters: {unusable[0]!r}")
         if len(set(self.targets)) != len(self.targets):
             raise ValueError("targets must differ from each other")
         unknown = [target for target in self.targets if target not in self.features]

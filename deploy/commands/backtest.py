@@ -233,7 +233,7 @@ def _on_demand(metrics: str) -> set[str]:
     unknown = sorted(names - {*ON_DEMAND, "all"})
     if unknown:
         raise click.BadParameter(
-            f"there is no {', '.join(unknown)}; there are {', '.join(ON_DEMAND)}, and all", param_hint="--metrics"
+            f"unknown metrics: {', '.join(unknown)}; choose from {', '.join(ON_DEMAND)}, all", param_hint="--metrics"
         )
     return set(ON_DEMAND) if "all" in names else names
 

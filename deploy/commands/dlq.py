@@ -107,7 +107,7 @@ def republish(context: Context, positions: tuple[tuple[int, int], ...], reason: 
     for why, count in outcome.still_rejected.most_common():
         click.echo(f"{count:,} would be rejected again ({why}); not published")
     if outcome.foreign:
-        click.echo(f"{outcome.foreign:,} came from another topic than {topic}; not published")
+        click.echo(f"{outcome.foreign:,} came from a topic other than {topic}; not published")
 
 
 def _only(letters: Iterable[DeadLetter], reason: str | None) -> Iterator[DeadLetter]:

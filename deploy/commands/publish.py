@@ -40,9 +40,9 @@ INTERRUPTED = 130  # exit code
     help="Sort the readings of all sensors by time, or keep the order of the rows.",
 )
 @click.option(
-    "--from", "begin", metavar="ROW|TIME", help="Start at this row, or at the first reading of this time or later."
+    "--from", "begin", metavar="ROW|TIME", help="Start at this row, or at the first reading at or after this time."
 )
-@click.option("--until", metavar="TIME", help="Stop before the first reading of this time or later.")
+@click.option("--until", metavar="TIME", help="Publish only readings before this time.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Publish at most N readings.")
 @click.pass_obj
 def publish(
@@ -65,7 +65,7 @@ def publish(
     settings = context.settings
     layout = FileLayout(**columns, order=order)
     if order == "file" and (until is not None or (begin is not None and not begin.isdigit())):
-        raise click.UsageError("--from and --until take times only with --order event; with --order file give a row")
+        raise click.UsageError("--from and --until accept times only with --order event; with --order file, give a row")
     table = read_readings(files, layout, settings.features)
     for note in table.notes:
         click.echo(f"note: {note}", err=True)

@@ -123,7 +123,7 @@ def _check_lengths(path: Path, separator: str) -> None:
             width = len(next(rows, []))
             for row in rows:
                 if row and len(row) != width:
-                    raise DataFileError(f"{path}, line {rows.line_num}: {len(row)} cells, and the header has {width}")
+                    raise DataFileError(f"{path}, line {rows.line_num}: {len(row)} cells, but the header has {width}")
         except csv.Error as error:
             raise DataFileError(f"{path}, line {rows.line_num}: {error}") from error
 

@@ -65,7 +65,7 @@ def read_times(
         series = whole if whole.null_count() == series.null_count() else _parse(series, columns[0], path)
     if series.null_count():
         row = int(series.is_null().arg_true()[0])
-        raise DataFileError(f"{line_name(path, row)}: column {columns[0]} is empty, and should hold a time")
+        raise DataFileError(f"{line_name(path, row)}: column {columns[0]} is empty; every row needs a time")
     if series.dtype.is_integer():
         return _epoch(series.cast(pl.Int64), columns[0], path)
     if series.dtype == pl.Date:
@@ -128,7 +128,7 @@ def _localise(series: pl.Series, sensors: pl.Series, path: Path, timezone: str |
             "--timezone Etc/GMT-1 (UTC+1 all year)"
         )
     if timezone not in zoneinfo.available_timezones():
-        raise DataFileError(f"there is no time zone {timezone!r}; names are like UTC, Europe/Berlin, Asia/Shanghai")
+        raise DataFileError(f"unknown time zone {timezone!r}; use a name such as UTC, Europe/Berlin or Asia/Shanghai")
     local = pl.DataFrame({"sensor": sensors, "time": series})
     again = pl.int_range(pl.len()).over("sensor", "time") > 0
     moments = local.select(

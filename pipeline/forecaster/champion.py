@@ -226,5 +226,5 @@ class ChampionWatcher:
             fallback = f"version {self._candidate.version} goes on serving" if self._candidate else "waiting for one"
             logger.error("%s; %s", trouble, fallback)
         elif trouble is None and self._last_trouble is not None:
-            logger.warning("the champion can be followed again")
+            logger.warning("following the champion works again")
         self._last_trouble = trouble

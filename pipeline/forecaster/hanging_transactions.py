@@ -70,7 +70,7 @@ def was_committed(settings: Settings, transactional_id: str) -> bool:
 def resolve_hanging(
     producer: KafkaProducer, admin: KafkaAdminClient, topics: Iterable[str], *, committed: bool
 ) -> None:
-    """End the hanging transaction of a producer in every partition of these topics, as it ended elsewhere.
+    """End the hanging transaction of a producer in these topics, as it ended in its other partitions.
 
     It does nothing if the brokers do not list open transactions: a partition has no leader, or this login may not ask.
 
@@ -99,7 +99,7 @@ def resolve_hanging(
     if not hanging:
         return
     logger.warning(
-        "the last transaction is hanging in %s; ending it there as it ended elsewhere: %s",
+        "the last transaction is hanging in %s; ending it as in the other partitions: %s",
         ", ".join(f"{at.topic}-{at.partition}" for at in hanging),
         "committed" if committed else "aborted",
     )

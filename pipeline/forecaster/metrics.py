@@ -214,7 +214,7 @@ def answering_probes(
         yield
         return
     with closing(HealthServer(host, port, state, details)):
-        logger.info("the health endpoint listens: http://%s:%d/healthz and /readyz", host, port)
+        logger.info("the health endpoint listens at http://%s:%d/healthz and /readyz", host, port)
         yield
 
 
@@ -223,5 +223,5 @@ def _answer(state: ForecasterState, details: Callable[[], dict[str, Any]]) -> by
         return json.dumps({"state": state.value} | details()).encode() + b"\n"
     except Exception as error:
         message = f"cannot report the details: {type(error).__name__}: {error}"
-        logger.warning("%s; the probe is answered by the state alone", message, exc_info=error)
+        logger.warning("%s; the answer to the probe contains only the state", message, exc_info=error)
         return json.dumps({"state": state.value, "trouble": message}).encode() + b"\n"

@@ -159,9 +159,9 @@ def resume_position(settings: Settings, log: PartitionLog, recorded: Position | 
     group = settings.forecaster.group_id
     if committed is None:
         logger.warning(
-            "group %s has no offset for partition %d: brokers delete the offsets of a group that was away for long. "
-            "Continuing at the changelog's offset %d. To start from scratch, reset the group's offsets; deleting them "
-            "has no effect",
+            "group %s has no offset for partition %d: brokers delete the offsets of a group without members after some "
+            "days. Continuing at the changelog's offset %d. To start from scratch, reset the group's offsets; deleting "
+            "them has no effect",
             group,
             log.partition,
             recorded.next,

@@ -132,7 +132,7 @@ def _plan_range(settings: Settings, consumer: KafkaConsumer, history: History, a
     stored = history.next_offsets(topic)
     if not stored and history.has_offsets():
         raise HistoryError(
-            f"the history table {history.path} holds readings of another topic than {topic}, and a table can "
+            f"the history table {history.path} holds readings of a topic other than {topic}, and a table can "
             "only hold one topic; point `history` in the settings at a new folder"
         )
     for partition, offset in sorted(stored.items()):

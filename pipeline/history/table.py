@@ -279,7 +279,7 @@ class History:
                 )
             if name in found and found[name] != PrimitiveType("double"):
                 raise HistoryError(
-                    f"the history table {self.path} has a column {name} of another type than double; "
+                    f"the history table {self.path} has a column {name} of a type other than double; "
                     "rename the feature, or point `history` at a new folder"
                 )
 

@@ -112,7 +112,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--others", type=Path, help=f"folder with {', '.join(OTHERS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path(".streamgru/quality"), help="folder for results")
-    parser.add_argument("--only", default="", help=f"run only names with this part, e.g. beijing or {ablation.NAME}")
+    parser.add_argument("--only", default="", help=f"run only names that contain this, e.g. beijing or {ablation.NAME}")
     parser.add_argument("--budget", type=float, help="train for at most SECONDS", metavar="SECONDS")
     parser.add_argument("--report", action="store_true", help="write the tables without running anything")
     return parser.parse_args()

@@ -194,13 +194,13 @@ GOOD = "2020-01-01 00:00:00,1\n"
         ("a.csv", "", "a.csv is empty"),
         ("a.csv", HEADER, "a.csv has no rows"),
         ("a.csv", HEADER + GOOD + "2020-01-01 01:00:00,1.2.3\n", "line 3: '1.2.3' in column value is not a number"),
-        ("a.csv", HEADER + GOOD + "2020-01-01 01:00:00,1,2\n", "line 3: 3 cells, and the header has 2"),
-        ("a.csv", HEADER + GOOD + "2020-01-01 01:00:00\n", "line 3: 1 cells, and the header has 2"),
+        ("a.csv", HEADER + GOOD + "2020-01-01 01:00:00,1,2\n", "line 3: 3 cells, but the header has 2"),
+        ("a.csv", HEADER + GOOD + "2020-01-01 01:00:00\n", "line 3: 1 cells, but the header has 2"),
         ("a.csv", HEADER + GOOD + "yesterday,1\n", "line 3: 'yesterday' in column timestamp is not a time like"),
         ("a.csv", HEADER + "01/02/2020 00:00,1\n", "line 2: '01/02/2020 00:00' in column timestamp is not a time like"),
         ("a.csv", HEADER + GOOD + "2020-13-01 00:00:00,1\n", "line 3: '2020-13-01 00:00:00' in column timestamp"),
         ("a.csv", HEADER + GOOD + "2020-01-01T01:00:00Z,1\n", "line 2: '2020-01-01 00:00:00' in column timestamp"),
-        ("a.csv", HEADER + GOOD + ",1\n", "line 3: column timestamp is empty, and should hold a time"),
+        ("a.csv", HEADER + GOOD + ",1\n", "line 3: column timestamp is empty; every row needs a time"),
         ("a.csv", HEADER + "20200101,1\n", "the whole numbers in column timestamp are not times"),
         (
             "a.csv",
@@ -235,7 +235,7 @@ def test_wrong_paths_columns_and_time_zones_are_named(tmp_path: Path) -> None:
     assert "has no column 'sensor'" in complaint(path, FileLayout(timezone="UTC", sensor_column="sensor"))
     assert "line 2: column id must hold a sensor id" in complaint(path, FileLayout(timezone="UTC", sensor_column="id"))
     assert "its times have no zone (2020-01-01 00:00:00); name it" in complaint(path, FileLayout())
-    assert "there is no time zone 'Mars/Olympus'" in complaint(path, FileLayout(timezone="Mars/Olympus"))
+    assert "unknown time zone 'Mars/Olympus'" in complaint(path, FileLayout(timezone="Mars/Olympus"))
     assert "column value are not times" in complaint(path, FileLayout(time_column="value"))
     texts = tmp_path / "texts.parquet"
     pl.DataFrame({"time": [MOMENT], "value": [["a list"]]}).write_parquet(texts)

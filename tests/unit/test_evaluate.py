@@ -339,7 +339,7 @@ def test_a_folder_without_a_model_is_named(settings: Settings, tmp_path: Path) -
 def test_an_unknown_metric_is_named_with_the_known_ones(settings: Settings) -> None:
     result = CliRunner().invoke(backtest, ["--metrics", "crps,rmse"], obj=Context(lambda: settings))
     assert result.exit_code == 2
-    assert "there is no rmse; there are mase, crps, coverage" in result.output
+    assert "unknown metrics: rmse; choose from mase, crps, coverage" in result.output
 
 
 def test_a_file_with_too_few_readings_is_named_with_the_reason(settings: Settings, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_probes_of_a_healthy_forecaster_succeed_if_the_report_fails(
     answered = probe(path, broken)
     assert answered["state"] == "serving"
     assert "cannot report the details: TypeError" in answered["trouble"]
-    assert "the probe is answered by the state alone" in caplog.text
+    assert "the answer to the probe contains only the state" in caplog.text
 
 
 def probe(path: str, counters: Counters) -> dict[str, object]:

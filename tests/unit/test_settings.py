@@ -63,7 +63,7 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
         ('horizon_steps = "many"', "horizon_steps: Input should be a valid integer"),
         ("features = []", "features: "),
         ('features = ["a", "a"]\ntargets = ["a"]', "features must differ from each other"),
-        ('features = ["a\\u0000b"]\ntargets = ["a\\u0000b"]', "control characters in their names, as 'a\\x00b' has"),
+        ('features = ["a\\u0000b"]\ntargets = ["a\\u0000b"]', "a feature cannot contain control characters: 'a\\x00b'"),
         ('features = ["a"]\ntargets = ["b"]', "targets must be among the features, which lack b"),
         ("quantiles = [0.1, 0.9]", "quantile levels must contain 0.5"),
         ("quantiles = [0.5, 1.0]", "quantile levels lie strictly between 0 and 1"),
