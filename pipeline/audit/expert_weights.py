@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from pipeline.forecaster.encoding import WEIGHT_PARTS
 from pipeline.messages import Forecast
 
-_NONE: Final = np.nan  # the forecast names no weights, which is right without adaptation
-_OTHERS: Final = -1.0  # the forecast names weights of other targets or experts; differs from every weight
+_NONE: Final = np.nan  # stands for a forecast without weights, which is correct without adaptation
+_OTHERS: Final = -1.0  # stands for weights of other targets or experts; no weight has this value
 _TOLERANCE: Final = 0.5 / WEIGHT_PARTS + 1e-5  # half of the last decimal, and the tolerance of ``recompute``
 
 
 def published_weights(forecast: Forecast, targets: Sequence[str], experts: Sequence[str]) -> NDArray[np.float64]:
-    """(K, E) the weights that a forecast names; all ``_NONE`` or ``_OTHERS`` if it names none, or foreign ones."""
+    """(K, E) the weights in a forecast; all ``_NONE`` or all ``_OTHERS`` if it lacks them or has other names."""
     weights, shape = forecast.weights, (len(targets), len(experts))
     if weights is msgspec.UNSET:
         return np.full(shape, _NONE)

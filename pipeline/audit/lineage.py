@@ -34,7 +34,7 @@ class AcceptedLog:
     may_anchor: NDArray[np.bool_]  # (n,) see ``model.reorder_buffer.ReleasedReading``
     timestamp_us: Indexes  # (n,)
     values: NDArray[np.float64]  # (n, F)
-    state_start: Indexes  # (n,) place where the state begins: the last reading, up to this one, without a predecessor
+    state_start: Indexes  # (n,) place of the first reading after the latest reset, at or before this reading
 
     def __len__(self) -> int:
         return len(self.row)
@@ -92,7 +92,7 @@ def _may_anchor(readings: ReadingLog, row: Indexes) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The readings and states of n forecasts; every array is (n,), places are those of the accepted log."""
+    """The readings and states of n forecasts; every array is (n,), and a place is an index into the accepted log."""
 
     place: Indexes  # place of the forecast's reading; -1 if it was not accepted
     origin: Indexes  # place of the first reading in the state; -1 if it is not an accepted reading of the sensor
@@ -122,7 +122,7 @@ def trace_states(readings: ReadingLog, forecasts: ForecastLog, accepted: Accepte
     rows = rows[np.lexsort((forecasts.offset[rows], place[rows]))]  # by sensor, in order
     if len(rows):
         at, since, version = place[rows], origin[rows], forecasts.version[rows]
-        continues = np.zeros(len(rows), bool)  # the previous forecast: same sensor, no gap in between, same version
+        continues = np.zeros(len(rows), bool)  # same sensor, reset and version as the forecast before
         continues[1:] = (accepted.state_start[at[1:]] == accepted.state_start[at[:-1]]) & (version[1:] == version[:-1])
         moved = np.diff(since, prepend=-1) != 0
         begun_anew[rows] = moved & (since > _latest_origin(accepted, at, settings))
@@ -139,11 +139,12 @@ def log_starts(readings: ReadingLog, highest_partition: int) -> Indexes:
 
 
 def _latest_origin(accepted: AcceptedLog, at: Indexes, settings: Settings) -> Indexes:
-    """The latest place at which the state may begin that each place's reading was stepped into.
+    """For the reading at each place, the latest place at which its state may begin.
 
-    It lies ``rewarm_steps`` readings back. If the replay, which reads ``rewarm_max_readings`` offsets, cannot reach the
-    state's beginning, it may lie later: one anchor spacing after the sensor's first reading in the replay's second
-    half. The first half may serve only to find late readings. A replay begins only at readings with ``may_anchor``.
+    A replay must step ``rewarm_steps`` readings, or begin where the state began. It reads ``rewarm_max_readings``
+    offsets. If these do not reach the beginning of the state, the replay may begin later: one anchor spacing after the
+    sensor's first reading in the second half of these offsets. Its first half may serve only to find late readings. A
+    replay begins only at a reading with ``may_anchor``.
     """
     state_start = accepted.state_start[at]
     within = settings.forecaster.rewarm_max_readings
@@ -158,9 +159,9 @@ def _latest_origin(accepted: AcceptedLog, at: Indexes, settings: Settings) -> In
 
 
 def _first_within(accepted: AcceptedLog, at: Indexes, offsets: int) -> Indexes:
-    """The place of the sensor's reading with the lowest offset that is at most ``offsets`` below each place's offset.
+    """For each place, the place of the same sensor's first reading in the log at most ``offsets`` before it.
 
-    With a reorder buffer that reading may be a later step.
+    With a reorder buffer, that reading may be stepped after the one at the given place.
     """
     order = np.lexsort((accepted.offset, accepted.stream))
     apart = int(accepted.offset.max(initial=0)) + 1  # shift between streams, so that they do not overlap

@@ -23,11 +23,12 @@ class LogStarts:
 def first_due(
     forecasts: ForecastLog, asked: Offsets, committed: Offsets, start: Literal["earliest", "latest"]
 ) -> dict[int, int]:
-    """The first reading of each partition that must have a forecast under the present settings, not before ``asked``.
+    """The offset in each partition from which readings must have forecasts under the present settings.
 
-    In a partition with forecasts made under other settings, it is the reading after the last one with such a forecast,
-    or the first one with a forecast under the present settings if that is earlier. If the group started at the latest
-    reading, it is the first reading with a forecast; without any forecast, the first one not committed yet.
+    It is at least ``asked``. In a partition with forecasts made under other settings, it is the offset after the last
+    reading with such a forecast, or the first reading with a forecast under the present settings if that is earlier.
+    If the group started at the latest reading, it is the first reading with a forecast, or the committed offset if
+    there is no forecast.
 
     Args:
         start: setting forecaster.start, where a group without offsets starts.
@@ -56,12 +57,12 @@ def within_retention(forecasts: ForecastLog, starts: Offsets, logs: LogStarts, c
 
 
 def _raise_starts(starts: Offsets, limits: Offsets) -> dict[int, int]:
-    """The higher one of start and limit of each partition."""
+    """The starts, each raised to its partition's limit if the limit is higher."""
     return {**starts, **{partition: max(limit, starts.get(partition, 0)) for partition, limit in limits.items()}}
 
 
 def _input_of_first(forecasts: ForecastLog, partition: int, otherwise: int) -> int:
-    """The offset of the reading that a partition's first forecast follows, made under any settings."""
+    """The offset of the reading that a partition's first forecast was made for, under the present or other settings."""
     firsts: list[tuple[int, int]] = []
     for log in (forecasts, forecasts.foreign):
         if log is not None:
@@ -83,9 +84,9 @@ def letters_due(letters: Iterable[tuple[int, int]], starts: Offsets, logs: LogSt
 
 
 def before_first_forecast(readings: ReadingLog, forecasts: ForecastLog, logs: LogStarts) -> NDArray[np.bool_]:
-    """(n,) which readings precede their sensor's first forecast in the log, in partitions where records were deleted.
+    """(n,) whether a reading precedes its sensor's first forecast, in a partition where records were deleted.
 
-    The forecast of such a reading may have been deleted. Or the reading was late, and the reading that made it late was
+    The forecast of this reading may have been deleted. Or the reading was late, and the newer reading before it was
     deleted.
     """
     cut = [partition for log in (logs.readings, logs.forecasts) for partition, start in log.items() if start > 0]
@@ -105,10 +106,10 @@ def before_first_forecast(readings: ReadingLog, forecasts: ForecastLog, logs: Lo
 def set_aside_before(
     readings: ReadingLog, forecasts: ForecastLog, letters: Iterable[tuple[int, int]]
 ) -> NDArray[np.bool_]:
-    """(n,) which readings became dead letters under earlier settings, and so need no forecast themselves.
+    """(n,) whether a reading became a dead letter under earlier settings, and so needs no forecast itself.
 
-    Such a reading was either republished, and its copy has the forecast; or it lies after the last forecast made under
-    earlier settings and before the first one under the present settings.
+    Either the reading was republished, and its copy has the forecast. Or it lies after the last reading forecast under
+    earlier settings, and before the first reading forecast under the present settings.
 
     Args:
         letters: partition and offset of the rejected record in each dead letter.

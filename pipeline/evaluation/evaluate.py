@@ -60,16 +60,16 @@ def split_by(text: str, sequences: Sequences) -> tuple[Sequences, Split]:
 class Selection:
     """The readings that a model was trained and selected on, if known."""
 
-    name: str  # of the model, for messages
-    config: ModelConfig  # the model's
+    name: str  # name of the model, for messages
+    config: ModelConfig  # configuration of the model
     until: str | None  # ISO 8601: it was trained and selected on readings before this
 
 
 def unseen_part(split: Split, sequences: Sequences, made: Selection, least: int = 1) -> tuple[Split, str]:
     """A split whose test part the model has not seen, and a remark for the user.
 
-    The remark is empty if the split does not change, and a warning if ``made.until`` is unknown. Otherwise as
-    ``after_selection``.
+    The remark is empty if the split does not change, and a warning if ``made.until`` is unknown. The test part moves as
+    in ``after_selection``, which also names the errors.
     """
     if made.until is None:
         return split, (
@@ -88,7 +88,7 @@ def unseen_part(split: Split, sequences: Sequences, made: Selection, least: int 
 def after_selection(
     split: Split, sequences: Sequences, config: ModelConfig, selected_until: str, least: int = 1
 ) -> Split:
-    """The split with its test part not before ``selected_until``: the model has seen the readings before that.
+    """The split, with its test part moved to ``selected_until`` if it begins earlier: the model saw earlier readings.
 
     If the model was trained without these sensors, the split does not change.
 
@@ -231,8 +231,8 @@ def evaluate(
 ) -> Evaluation:
     """Scores of a model and the baselines on the test part; the baselines are fitted on all earlier readings.
 
-    The model's forecasts adapt as in the stream with ``adaptation``. ``also`` are further adaptations to score, and
-    ``beside`` further predictors.
+    The model's forecasts adapt with ``adaptation``, as in the stream. The model is scored again for each adaptation in
+    ``also``, and the predictors in ``beside`` are scored too.
 
     The scale of scores is the seasonal difference of each sensor or, if ``standardise``, its standard deviation, from
     the readings before ``scale_until_us``, by default the training part.

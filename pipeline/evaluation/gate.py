@@ -16,12 +16,13 @@ class Decision:
 
 
 def decide(challenger: float, champion: float | None, baselines: Mapping[str, float], gate: GateSettings) -> Decision:
-    """Promote a challenger whose loss is lower by the margin than the champion's, or than all baselines' without one.
+    """Promote a challenger whose loss is lower than the champion's by the margin.
 
-    If ``gate.automatic`` is off, a better challenger is declined and waits for a person.
+    Without a champion, the loss must be lower than the loss of every baseline by the margin. If ``gate.automatic`` is
+    off, a better challenger is declined, and a user may promote it.
 
     Args:
-        challenger: mean loss by ``gate.metric``, scaled by sensor; the other losses too.
+        challenger: mean loss by ``gate.metric``, scaled by sensor, as the other losses are.
         champion: None if there is no champion, or it does not fit the settings.
         baselines: mean losses by name, at least one.
     """

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # Decimal digits from the leading digit of the sensor's scale on. float32 has no more, and short numbers save bytes.
 SIGNIFICANT_DIGITS: Final = 7
-# Largest exponent of ten to round with. It suffices for scales in [1e-53, 1e67], and 10^60 · 1e30 is finite.
+# Largest power of ten by which rounding multiplies or divides. It suffices for scales from 1e-53 to 1e67, and a number
+# of up to 1e30 stays finite.
 _MOST_DECIMALS: Final = 60
 
 _FORECAST_HEADERS: Final = 6

@@ -64,7 +64,7 @@ class GenerationTracker:
     def is_continuous(self, group_metadata: Any) -> bool:
         """Whether no generation can have passed without this member since the last call."""
         if not is_member(group_metadata):
-            return True  # no commit can use this metadata; the next generation's metadata gives the answer
+            return True  # no commit can use this metadata; the metadata of the next generation decides
         is_first = not self._member_id
         # The same member, at most one generation later: it was in both, and none lies between.
         goes_on = group_metadata.member_id == self._member_id and group_metadata.generation_id - self._generation <= 1
@@ -75,6 +75,6 @@ class GenerationTracker:
 def is_member(group_metadata: Any) -> bool:
     """Whether group metadata names a member.
 
-    It does not after this forecaster has exceeded the poll interval. The broker accepts such metadata all the same.
+    The metadata names no member after this forecaster has exceeded the poll interval. Brokers accept it nevertheless.
     """
     return group_metadata.generation_id >= 0 and bool(group_metadata.member_id)

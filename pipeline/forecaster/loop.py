@@ -149,7 +149,7 @@ class Loop:
         group_metadata = self.session.snapshot_group_metadata()
 
         # 2. Apply rebalances. Then select the records of partitions that have a position. Step 3 may give further
-        #    partitions a position, and their records of this poll do not begin there.
+        #    partitions a position, but their records from this poll do not begin at that position.
         self._apply_rebalances(group_metadata)
         polled = self._partitions.select(polled)
 

@@ -208,7 +208,7 @@ class HealthServer:
 def answering_probes(
     settings: Settings, port: int | None, state: Callable[[], ForecasterState], details: Callable[[], dict[str, Any]]
 ) -> Iterator[None]:
-    """Run a ``HealthServer`` at the given port, otherwise at the one in the settings; without a port run none."""
+    """Run a ``HealthServer`` at ``port``, by default the port in the settings; without a port there is no server."""
     host, port = settings.forecaster.health_host, port or settings.forecaster.health_port
     if port is None:
         yield

@@ -40,7 +40,7 @@ class MicroBatch:
     counts: Counters
     non_finite: Mapping[int, Sequence[str]]  # partition -> sensors with a non-finite new state or forecast
     polled: Collection[int]  # partitions with polled records
-    needs_full_write: Collection[int]  # partitions of which the batch writes every state
+    needs_full_write: Collection[int]  # partitions whose states are all written by the batch
     step_s: float  # seconds of decoding, stepping and encoding; 0 if non_finite names a sensor
 
 
@@ -194,8 +194,8 @@ SMALLEST_BATCH_READINGS: Final = 50
 BUDGET_S: Final = 2.0  # seconds to build a batch
 MAX_TRANSACTION_BYTES: Final = 64_000_000  # of states and forecasts; a broker takes these in one or two seconds
 SMALL_TRANSACTION_BYTES: Final = 4_000_000  # a transaction up to this size does not fail because of its size
-_SHARE_OF_POLL_INTERVAL: Final = 0.1  # part of the poll interval that a batch may take
-_REGROWTH: Final = 1.02  # growth of the limit that a failed transaction set, per full batch committed
+_SHARE_OF_POLL_INTERVAL: Final = 0.1  # fraction of the poll interval that a batch may take
+_REGROWTH: Final = 1.02  # factor of the limit set by a failed transaction, per full batch committed
 
 
 class BatchSize:

@@ -50,16 +50,16 @@ class Call:
 
     what: str
     began: float  # monotonic seconds
-    excused_s: float = 0.0  # seconds of it that do not count
+    excused_s: float = 0.0  # excused time within the call, in seconds
 
 
 class Watchdog:
     """Ends the process if a watched call takes too long. One thread makes the calls, one at a time.
 
     Args:
-        limit_s: most seconds of a call, without the excused ones.
+        limit_s: longest duration of a call, in seconds, without the excused time.
         end: receives the message; by default prints it and exits with ``EXIT_CODE``.
-        is_excused: whether the present time does not count; must return at once.
+        is_excused: whether time is excused at this moment; must return at once.
     """
 
     def __init__(
