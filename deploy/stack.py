@@ -172,7 +172,7 @@ class Stack:
 
 
 def _raise_together(futures: Sequence[Future[None]]) -> None:
-    """Raise one error with the messages of all; our own bugs unchanged."""
+    """Raise one ``StackError`` with the messages of all; any other error, which is a bug, is raised unchanged."""
     failures = [error for future in futures if (error := future.exception()) is not None]
     for error in failures:
         if not isinstance(error, StackError):

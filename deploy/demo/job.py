@@ -96,7 +96,7 @@ class Task:
 
 
 class Display:
-    """Shows the steps and the stream, on one screen in a terminal, otherwise line by line; for several threads."""
+    """Shows the steps and the stream: a terminal gets one live screen, other outputs one line each. Thread-safe."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -304,8 +304,8 @@ class Demo:
             newest = self._registry.versions()[0]
             how = "champion, by the gate"
             if self._registry.resolve(CHAMPION) != newest.version:
-                # Forecasters need a champion, so promote the model as a user may, whom the README tells so. The second
-                # model is only promoted by the gate: the first one is champion until then.
+                # Forecasters need a champion, so promote the model with the command that the README shows. The second
+                # model becomes champion only if the gate promotes it; until then the first one is champion.
                 self._children.run("promote", "promote", str(newest.version), tell=task)
                 how = (
                     "champion by `streamgru promote`, as a user may decide before any model serves. The gate "

@@ -65,8 +65,8 @@ class Fleet:
     kills: list[Kill] = field(default_factory=list)
     stalls: int = 0
     restarts: int = 0
-    given_up: Counter[str] = field(default_factory=Counter)  # error class -> ends with an error message
-    broken: list[str] = field(default_factory=list)  # ends by a bug, with the log's last lines
+    given_up: Counter[str] = field(default_factory=Counter)  # error class -> number of ends with this error
+    broken: list[str] = field(default_factory=list)  # last log lines of each forecaster that ended by a bug
 
     def __post_init__(self) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")

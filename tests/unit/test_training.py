@@ -412,7 +412,7 @@ def test_validation_on_one_long_sensor_is_thinned_in_time() -> None:
 
 
 def test_labels_are_clipped_at_the_largest_allowed() -> None:
-    """Without a season, an idle sensor's scale falls to almost 0 within minutes, and its restart is 1e8 scales high."""
+    """Without a season, an idle sensor's scale falls to almost 0 within minutes: its restart jumps by 1e8 scales."""
     rng = np.random.default_rng(0)
     on = 50.0 + np.cumsum(rng.normal(size=3_600))
     values = np.concatenate([on, np.full(3_600, 20.0), on, np.full(3_600, 20.0), on])
