@@ -157,11 +157,11 @@ class AdaptationConfig:
             ("steps", "<i8", (K,)),  # points of the target's grid of cadences, since its first value
             ("point_us", "<i8", (K,)),  # time of the last of these points
             ("pending_step", "<i8", (A, K)),  # the step that issued the forecast, counted from 1; 0 for an empty slot
-            ("values", "<f8", (K, self.remembered)),  # newest last; a missing value is replaced
+            ("values", "<f8", (K, self.remembered)),  # last values, newest last; a missing value is replaced
             ("change", "<f8", (K, 2)),  # the last change of the value, and the change before it
             ("scale", "<f8", (K,)),  # running mean |change|
             ("levels", "<f8", (K, 2)),  # running means over a quarter of a season, and over a season
-            ("deviation", "<f8", (K, 3)),  # last value less slow and quick profile; the value before less the slow one
+            ("deviation", "<f8", (K, 3)),  # last value less slow, less quick profile; value before it less slow profile
             ("drift", "<f8", (K, 2)),  # running means of the deviation from the slow profile
             ("profiles", "<f8", (K, 2, S)),  # a slow and a quick running mean by phase of the season
             ("pending_value", "<f8", (A, K)),
@@ -173,11 +173,11 @@ class AdaptationConfig:
             ("pending_quantiles", "<f4", (A, K, Q, L)),
         ]
         if self.groups:
-            fields.append(("pending_bases", "<f4", (A, K, len(BASES) - 1, P)))  # of all but persistence
+            fields.append(("pending_bases", "<f4", (A, K, len(BASES) - 1, P)))  # all bases but persistence
         for group, name in list(enumerate(("plain", "hidden")))[: self.groups]:
             R = len(CORRECTED_BASES[group])
             fields += [
-                (f"{name}_root", "<f4", (K, D[group], D[group])),  # of the covariance of a correction's weights
+                (f"{name}_root", "<f4", (K, D[group], D[group])),  # root of the covariance of the corrections' weights
                 (f"{name}_weights", "<f4", (K, R, D[group], P)),
                 (f"{name}_errors", "<f4", (K, R, P)),  # running mean |error| of each correction
                 (f"{name}_pending_x", "<f4", (A, K, D[group])),

@@ -15,18 +15,19 @@ Metric = Literal["mse", "mae", "pinball", "mase", "crps", "coverage", "winkler",
 
 # The power of the sensor's unit in each metric; a scaled metric is divided by that power of the sensor's scale.
 _UNIT_POWER: Final[dict[Metric, int]] = {
-    "mse": 2,  # of the median
-    "mae": 1,  # of the median
+    "mse": 2,  # mean squared error of the median
+    "mae": 1,  # mean absolute error of the median
     "pinball": 1,
     "mase": 0,  # mae over the mae of the seasonal-naive forecast before the test part (Hyndman and Koehler, 2006)
     "crps": 1,
-    "coverage": 0,  # of the outermost interval
-    "winkler": 1,  # of the outermost interval: its width, plus a penalty for labels outside (Winkler, 1972)
-    "width": 1,  # of the outermost interval
+    "coverage": 0,  # coverage of the outermost interval
+    "winkler": 1,  # width of the outermost interval, plus a penalty for labels outside (Winkler, 1972)
+    "width": 1,  # width of the outermost interval
 }
 METRICS: Final[tuple[Metric, ...]] = tuple(_UNIT_POWER)
 _SUMMED: Final[tuple[Metric, ...]] = ("mse", "mae", "pinball", "crps", "winkler", "width")
-# Sensors from which on the worst coverage is the mean of the worst tenth: one of many sensors is an outlier by chance.
+# From this many sensors on, the worst coverage is the mean of the worst tenth: one of many sensors is an outlier by
+# chance.
 _SENSORS_FOR_DECILE: Final = 20
 
 
@@ -63,8 +64,8 @@ class Interval:
     """The coverage of the interval between two quantiles: the share of labels within it."""
 
     nominal: float  # the difference of the quantiles' levels
-    overall: float  # of all sensors' labels
-    worst: float  # mean over the sensors furthest from nominal: the worst sensor, or worst tenth from 20 sensors on
+    overall: float  # share of all sensors' labels within the interval
+    worst: float  # of the sensors furthest from nominal: the worst sensor, or with 20 sensors or more the worst tenth
     worst_off: float  # mean |coverage - nominal| of the same sensors
 
 

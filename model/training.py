@@ -31,9 +31,9 @@ from .objective import fit_intervals, pinball, pinball_of, squared_error
 from .sequences import Sequences, Split
 from .tiled_gru import using_threads
 
-LARGEST_GRADIENT: Final = 1.0  # norm that gradients are clipped to; a recurrent network's explode now and then
+LARGEST_GRADIENT: Final = 1.0  # norm that gradients are clipped to; those of a recurrent network may explode
 PLAIN_LEARNING_RATE: Final = 1e-3
-MOST_VALIDATION_STEPS: Final = 60_000  # after each epoch: enough to choose by, few beside an epoch's
+MOST_VALIDATION_STEPS: Final = 60_000  # per epoch: enough to choose the best one, and few compared with its training
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class TrainingOptions:
     patience_epochs: int = 8
     averaging: float = 0.98  # decay per update of the averaged weights, which are validated and kept
     unknown_part: float = 0.1  # share of the lanes walked as an unknown sensor's, to train for sensors not seen yet
-    threads: int | None = None  # of the CPU; by default half the cores: a busy core slows all threads
-    window_steps: int = 96  # of the plain preset's windows
+    threads: int | None = None  # CPU threads; by default half the cores, because a busy core slows all threads
+    window_steps: int = 96  # length of the plain preset's windows
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ class _Run:
         return total / updates
 
     def _update(self, chunk: Chunk, fresh: bool, progress: float) -> float | None:
-        """The loss of a chunk after an update of the weights; None without labels, after stepping alone."""
+        """Update the weights by a chunk's loss, and return the loss; without labels, step the state and return None."""
         forecaster, options = self._forecaster, self._options
         if fresh:
             self._hidden = forecaster.gru.zeros(len(chunk.rows))

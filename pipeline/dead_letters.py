@@ -100,8 +100,8 @@ class Republication:
     """The numbers of dead letters that ``republish_letters`` published or left."""
 
     published: int = 0
-    still_rejected: Counter[str] = field(default_factory=Counter)  # by reason under the present settings
-    foreign: int = 0  # from a topic other than the settings' readings topic
+    still_rejected: Counter[str] = field(default_factory=Counter)  # reason under the present settings -> letters
+    foreign: int = 0  # letters from a topic other than the settings' readings topic
 
 
 def republish_letters(
@@ -109,8 +109,8 @@ def republish_letters(
 ) -> Republication:
     """Publish originals on the readings topic again, if they are readings under the present settings.
 
-    Each goes to its old partition, with its own key, value and headers. A second run is harmless: its readings are
-    duplicates. Letters are published in transactions, see ``transactions_of``; after a crash run it again.
+    Each original goes to its old partition, with its own key, value and headers. A second run is harmless: its readings
+    are duplicates. Letters are published in transactions, see ``transactions_of``; after a crash run it again.
 
     Args:
         letters: returns the dead letters to republish; called again after all partitions were checked.

@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-USUAL_FACTOR: Final = 1.25  # largest ratio of the median interval to the cadence, or inverse, without a warning
+USUAL_FACTOR: Final = 1.25  # largest ratio of the median interval to the cadence, or its inverse, without a warning
 
 
 def load_sequences(history: History, settings: Settings, version: int | None = None) -> Sequences:

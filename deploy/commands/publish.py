@@ -96,7 +96,7 @@ def publish(
 def _rows(
     table: ReadingTable, timezone: str | None, begin: str | None, until: str | None, limit: int | None
 ) -> tuple[int, int]:
-    """The rows [start, stop) to publish; times need rows in order of time."""
+    """The rows [start, stop) to publish. ``begin`` and ``until`` may be times if the rows are in order of time."""
     start, stop = 0, len(table)
     if begin is not None:
         moment = None if begin.isdigit() else _moment(begin, timezone, "--from")

@@ -14,14 +14,14 @@ from pipeline.files.reading_table import ReadingTable
 
 BUNDLED: Final = Path(__file__).parents[1] / "data" / "beijing.parquet"
 BUNDLED_ZONE: Final = "Asia/Shanghai"
-SENSOR_COLUMN: Final = "sensor_id"  # of the files made here
+SENSOR_COLUMN: Final = "sensor_id"  # column of the sensor ids in the demo's files
 LIVE_FROM: Final = datetime(2016, 3, 1, tzinfo=UTC)
-OLDER_PART: Final = 0.5  # share of the history for the first model; the second one gets all, and live readings
+OLDER_PART: Final = 0.5  # share of the history for the first model; the second model gets all, and live readings
 
 # Shares of the live readings: enough to show in the counts, too few to change the forecasts' errors.
 _LATE_FRACTION: Final = 0.003
 _TWICE_FRACTION: Final = 0.003
-_LATE_BY_READINGS: Final = (2, 6)  # of the same sensor that arrive before a late one
+_LATE_BY_READINGS: Final = (2, 6)  # number of the sensor's newer readings that arrive before a late one
 _OUTAGES: Final = 4
 _OUTAGE_HOURS: Final = (24, 72)
 _LONG_OUTAGE_HOURS: Final = 9 * 24  # longer than max_gap_steps: the state begins from scratch
@@ -34,7 +34,7 @@ class Amounts:
     sensors: int | None = None
     history_days: int | None = None  # before the live year
     live_days: int | None = None
-    seed: int = 1  # of the faults
+    seed: int = 1  # seed of the faults
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class DemoData:
     """The readings to send: the history as two files, the older part first, and the live ones as a table."""
 
     history: tuple[Path, Path]
-    history_readings: tuple[int, int]  # in each
+    history_readings: tuple[int, int]  # number of readings in each file
     sensors: int
     live: LiveReadings
-    table: ReadingTable  # of the live readings, in sending order
+    table: ReadingTable  # the live readings in sending order
     accepted: int  # live readings that will be accepted
 
 

@@ -27,14 +27,14 @@ POLL_S: Final = 0.1
 RETRAIN_AFTER: Final = 0.1
 # Share of the live readings sent until the gate decides; the rest shows the model swap.
 SENT_BEFORE_GATE: Final = 0.85
-TAKEOVER_S: Final = 60.0  # limit; forecasters see the alias within 2 s and then warm up for seconds
-AFTER_GATE_S: Final = 6.0  # for each half of the readings left after the gate's decision
-STALLED_S: Final = 60.0  # without a forecast, until the live part ends
-PIECE_S: Final = 0.1  # of readings published at a time; short, so that a new pace takes effect soon
+TAKEOVER_S: Final = 60.0  # longest wait for the model swap; forecasters see the alias within 2 s, then warm up
+AFTER_GATE_S: Final = 6.0  # time to send each half of the readings left after the gate's decision
+STALLED_S: Final = 60.0  # time without a forecast after which the live part ends
+PIECE_S: Final = 0.1  # time span of readings published at once; short, so that a new pace takes effect soon
 # Seconds between two readings of a sensor at the slowest pace: a quarter of the silence that the demo allows.
 SLOWEST_CADENCE_S: Final = 0.5
-LONGEST_SILENCE_S: Final = 2.0  # that the demo promises for a partition with waiting readings; the report checks it
-_AROUND_SWAP_S: Final = 5.0  # before and after a partition's model swap: pauses in this time count as the swap's
+LONGEST_SILENCE_S: Final = 2.0  # the demo's promise for a partition with waiting readings; the report checks it
+_AROUND_SWAP_S: Final = 5.0  # a pause within this time before or after a model swap counts as the swap's
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Arrivals:
 
     arrived_s: NDArray[np.float64]  # time of day
     delay_s: NDArray[np.float64]  # since the reading was sent; NaN if the reading was not seen
-    version: NDArray[np.int64]  # of the model
+    version: NDArray[np.int64]  # model version
     partition: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class Silence:
-    """The longest time in which a reading waited in a partition and no forecast of it became visible."""
+    """The longest time in which a partition had a waiting reading and no forecast became visible."""
 
     partition: int
     seconds: float

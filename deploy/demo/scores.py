@@ -41,7 +41,7 @@ class RecordedForecasts:
 
     sequences: Sequences
     quantiles: NDArray[np.float32]  # (n + 1, K, Q, h); the last row is NaN
-    row: NDArray[np.int64]  # (steps,) index of the forecast issued there; -1, the NaN row, if none was
+    row: NDArray[np.int64]  # (steps,) index of the forecast issued at the step; -1, the NaN row, without one
 
     def at(self, lo: int, hi: int) -> NDArray[np.float64]:
         """(hi-lo, K, Q, h), NaN for steps without a forecast."""
@@ -214,7 +214,7 @@ def _evaluated(
 def _behind(
     accepted: ReadingLog, forecasts: ForecastLog, rows: NDArray[np.int64], origin: int, settings: Settings
 ) -> Sequences | None:
-    """A sensor's readings from the state's first one to the last of its forecasts ``rows``; None without readings."""
+    """A sensor's readings from ``origin`` to the last of its forecasts ``rows``; None if the readings are missing."""
     sensor = forecasts.sensors[int(forecasts.sensor[rows[0]])]
     code = accepted.sensors.index(sensor) if sensor in accepted.sensors else -1
     mine = np.flatnonzero(accepted.sensor == code)
@@ -324,7 +324,7 @@ def trace(recorded: RecordedForecasts, settings: Settings, stretch: Stretch, out
 def choose_traces(
     recorded: RecordedForecasts, settings: Settings, live: LiveReadings, share: float, seasons: int
 ) -> list[Trace]:
-    """``seasons`` of some sensors, each around the quantile ``share`` of the live time; the last around its outage."""
+    """Traces of some sensors over ``seasons``: around the quantile ``share`` of the live time, or around an outage."""
     moments_us = live.frame["timestamp"].dt.timestamp("us").to_numpy()
     middle_us = int(np.quantile(moments_us, share)) // settings.cadence_us * settings.cadence_us
     off = {sensor: (since, until) for sensor, since, until in live.outages}

@@ -61,7 +61,7 @@ class ForecastLog(_TopicLog):
     warm: NDArray[np.bool_]
     sent_ms: NDArray[np.int64]
     origin: NDArray[np.int64] | None = None  # offset of the first reading in the state
-    steps: NDArray[np.int64] | None = None  # of the state
+    steps: NDArray[np.int64] | None = None  # number of steps in the state
     quantiles: NDArray[np.float32] | None = None  # (n, targets, levels, horizon); None unless requested
     weights: NDArray[np.float64] | None = None  # (n, targets, experts), see audit.expert_weights; None unless requested
     foreign: "ForecastLog | None" = None  # the forecasts made under other settings, without quantiles and weights
@@ -70,14 +70,14 @@ class ForecastLog(_TopicLog):
 
 @dataclass(frozen=True)
 class DeliveryCounts:
-    """The outcome. ``lost``, ``twice``, ``out_of_order`` and ``unexpected`` count faults."""
+    """The counts of an audit; ``lost``, ``twice``, ``out_of_order`` and ``unexpected`` are counts of faults."""
 
     readings: int
     accepted: int
     duplicates: int
     late: int
     rejected: int
-    held: int  # in the reorder buffer
+    held: int  # readings in the reorder buffer
     forecasts: int
     lost: int
     twice: int

@@ -29,9 +29,9 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.forecaster")
 
-TYPICAL_READING_BYTES: Final = 96  # on the wire, with one or a few features
-SMALLEST_FETCH_BYTES: Final = 16 * 1024  # of one partition
-LARGEST_FETCH_BYTES: Final = 1024 * 1024  # of one partition
+TYPICAL_READING_BYTES: Final = 96  # size of a reading with a few features on the wire
+SMALLEST_FETCH_BYTES: Final = 16 * 1024  # per partition
+LARGEST_FETCH_BYTES: Final = 1024 * 1024  # per partition
 # bytes of one fetch of a restore, all partitions together. Fetched records take up to three times as much memory, and
 # larger fetches are not faster.
 RESTORE_FETCH_BYTES: Final = 2 * 1024 * 1024
@@ -115,7 +115,7 @@ class Session:
                 auto_offset_reset="none",  # a position outside the log raises in ``poll``, and is not moved
             )
             self.consumer: KafkaConsumer = fetch_late(read_fast(consumer))
-            opened.callback(_close, self.consumer)  # leaves the group: other members take over at once
+            opened.callback(_close, self.consumer)  # closing leaves the group: other members take over at once
             self.rebalances = RebalanceListener(self.consumer)
             self._generations = GenerationTracker()
             restorer = Restorer(settings, self._reader, self._admin, owner)
