@@ -278,7 +278,7 @@ def _evaluate(adaptation: Adaptation, forecaster: Forecaster, champion: _Champio
             adaptation,
             name=CHALLENGER,
             beside=rivals,
-            scale_until_us=data.split.validation_end_us,  # so that sensors newer than the training part have a scale
+            scale_until_us=data.split.validation_end_us,  # not the training part, so that newer sensors have a scale
         )
     report_progress(Progress("back-testing", 1.0, 1.0))
     return done

@@ -49,7 +49,7 @@ class Rounds:
 
 @dataclass(frozen=True)
 class AdaptedForecasts:
-    """The adapted forecasts, in the order of the model's."""
+    """The adapted forecasts, in the order of the model's forecasts."""
 
     quantiles: Floats  # (n, K, Q, h) in the sensor's unit
     weights: Floats  # (n, K, E) weights of the experts, averaged over the horizon

@@ -234,7 +234,7 @@ class _Rounds:
     def _store_states(self) -> None:
         learned = {name: getattr(self._learned, name) for name in ("root", "weights", "pending", "errors", "distances")}
         by_round = {"filled": self._filled, "known": self._known, "seen": self._seen, "scale": self._scale}
-        behind = {"values": self._values, "x": self._x, "last": self._last, "unit": self._unit}  # with h rounds before
+        behind = {"values": self._values, "x": self._x, "last": self._last, "unit": self._unit}  # with h earlier rounds
         for g, (_, state, length) in enumerate(self._group):
             rows = slice(g * self._K, (g + 1) * self._K)
             arrays: dict[str, Any] = {name: array[rows] for name, array in learned.items()}

@@ -189,7 +189,7 @@ class LanePool:
         Args:
             batch: lanes of a group.
             burn_in: first steps of each lane, which only warm its state.
-            unknown: share of the lanes that are walked as an unknown sensor's.
+            unknown: share of the lanes that are stepped as if the sensor were unknown.
         """
         while True:
             lanes = list(self._cold_lanes)

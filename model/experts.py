@@ -52,7 +52,7 @@ class AdaptationConfig:
     targets: int
     horizon_steps: int
     season_steps: int
-    levels: tuple[float, ...]  # of the quantiles
+    levels: tuple[float, ...]  # quantile levels
     hidden_size: int
     cadence_us: int
 

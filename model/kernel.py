@@ -51,8 +51,8 @@ LEVEL_RATE_BOUND: Final = 0.5  # largest update rate: a level averages over some
 COUNT_BOUND: Final = 2**31 - 1  # largest count: counts are int32
 
 # --- corrections
-PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regressors of order one, and its upper bound
-LEARNT_STEPS: Final = 2_000.0  # memory of a correction for horizons up to LEARNT_HORIZON; it grows in proportion beyond
+PRIOR_VARIANCE: Final = 1.0  # first and largest variance of a weight, in squared scales; wide for regressors of size 1
+LEARNT_STEPS: Final = 2_000.0  # memory of a correction up to LEARNT_HORIZON; beyond, it grows with the horizon
 LEARNT_HORIZON: Final = 24.0  # steps
 ERROR_RATE: Final = 0.01  # update rate of a running mean |error|: it averages over some 100 labels
 ERROR_BOUND: Final = 3.0  # mean errors; a larger error is clipped (Huber), so corrections tend to the median
@@ -111,8 +111,8 @@ class Sizes(NamedTuple):
     hidden_regressors: int  # projections of the hidden state
     cadence_us: int
     calibrated: bool
-    quick_rate: float  # of the level over a quarter of a season
-    season_rate: float  # of the level over a season
+    quick_rate: float  # update rate of the level over a quarter of a season
+    season_rate: float  # update rate of the level over a season
     forgetting: float  # per label, of corrections
 
 
@@ -154,7 +154,7 @@ class Places(NamedTuple):
 class Tables(NamedTuple):
     """Constant arrays."""
 
-    levels: Numbers  # (Q,) of the quantiles
+    levels: Numbers  # (Q,) quantile levels
     log_prior: Numbers  # (E,) of the weights before any label
     projection: Numbers  # (H, hidden regressors)
     loss_points: Numbers  # (L,) int64: horizon steps, from 0
@@ -335,7 +335,7 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
 
 @_inner
 def _regressors(size: Sizes, at: Places, record: Record, k: int, y: float, moved: float, x: Numbers) -> None:
-    """Fill ``x`` with the regressors, in scales, after a value ``y``, ``moved`` from the last point's."""
+    """Fill ``x`` with the regressors, in scales, after a value ``y``; ``moved`` is its change from the last point."""
     f8 = record.f8
     levels, drift = _row(f8, at.levels, k, 2), _row(f8, at.drift, k, 2)
     deviation, changes = _row(f8, at.deviation, k, 3), _row(f8, at.change, k, 2)
@@ -756,10 +756,11 @@ def _step(
     weights: Numbers,
     to: Scratch,
 ) -> None:
-    """Step a target at its grid's last point; ``again`` for one more value of the same point.
+    """Step a target at the last point of its grid.
 
-    A further value is forecast from as if it were the point's, and nothing is learned from it. If a forecast is
-    ``issued``, the model's quantiles ``model`` (Q, h) are adapted into ``out`` (Q, h) and ``weights`` (E,).
+    With ``again`` the value is one more of a point that has been stepped: a forecast is made from it as from a first
+    value, but nothing is learned from it. If a forecast is ``issued``, the model's quantiles ``model`` (Q, h) are
+    adapted into ``out`` (Q, h) and ``weights`` (E,).
     """
     i8 = record.i8
     phase = _phase(size, at, record, k)

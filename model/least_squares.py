@@ -20,7 +20,7 @@ from .kernel import compiled
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
 
-PRIOR_VARIANCE: Final = 1.0  # of each weight, in squared scales: wide for regressors of order one, and its upper bound
+PRIOR_VARIANCE: Final = 1.0  # first and largest variance of a weight, in squared scales; wide for regressors of size 1
 FORGETTING: Final = 0.9995  # per label: a memory of some 2,000 steps
 QUANTILE_RATE: Final = 0.02  # per error, relative change of a quantile's distance from the median after many errors
 QUANTILE_YOUNG: Final = 20.0  # errors during which that rate is 1; it then falls as 1 / errors

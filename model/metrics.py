@@ -65,7 +65,7 @@ class Interval:
 
     nominal: float  # the difference of the quantiles' levels
     overall: float  # share of all sensors' labels within the interval
-    worst: float  # of the sensors furthest from nominal: the worst sensor, or with 20 sensors or more the worst tenth
+    worst: float  # mean coverage of the worst sensor, or of the worst tenth if there are 20 sensors or more
     worst_off: float  # mean |coverage - nominal| of the same sensors
 
 

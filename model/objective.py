@@ -74,7 +74,7 @@ def fit_intervals(forecaster: Forecaster, lanes: list[Lane]) -> None:
         error = chunk.labels - predicted[..., config.median_index, :]
         residuals.append(torch.where(chunk.valid > 0, error, torch.nan).flatten(0, 1).cpu().numpy())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # for a target without labels, whose distances become 1
+        warnings.simplefilter("ignore", RuntimeWarning)  # a target without labels gives NaN, replaced by 1
         found = np.nanquantile(np.concatenate(residuals), config.quantiles, axis=0)
     offsets = found.transpose(1, 0, 2)  # (K, Q, h)
     gaps = np.maximum(np.diff(offsets, axis=1), 1e-4)

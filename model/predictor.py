@@ -37,7 +37,7 @@ _NUMBERS: Final = 4_000_000
 class ForecastRequest:
     """A sensor's steps so far; a forecast is wanted after each step from ``lo`` on."""
 
-    steps: Sequences  # of this sensor alone
+    steps: Sequences  # the steps of this sensor alone
     lo: int
 
     @property
@@ -69,7 +69,7 @@ class CarriedState:
 
 
 State = TypeVar("State", bound=CarriedState)
-Group = Sequence[tuple[ForecastRequest, State, int]]  # with the number of next steps to take; longest first
+Group = Sequence[tuple[ForecastRequest, State, int]]  # and the number of steps to take next; longest first
 
 
 class CarryingPredictor(BatchPredictor, Generic[State]):

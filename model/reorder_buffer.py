@@ -183,7 +183,7 @@ def reorder(
     buffers = {
         code: ReorderBuffer(grace, NEVER_US if last_us is None else int(last_us[code])) for code in disordered.tolist()
     }
-    releases: list[tuple[int, ReleasedReading]] = []  # with the index of the reading that released each
+    releases: list[tuple[int, ReleasedReading]] = []  # (index of the reading that released it, reading)
     found = np.full(len(slow), ACCEPTED, np.int8)
     columns: list[list[int]] = [array[slow].tolist() for array in (sensor_codes, timestamp_us, offsets)]
     for number, (place, code, moment_us, offset) in enumerate(zip(slow.tolist(), *columns, strict=True)):

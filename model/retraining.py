@@ -62,7 +62,7 @@ def retrain_every(
 
 
 class RetrainedPredictor(BatchPredictor):
-    """The forecasts of several models for the evaluator, each from its moment until the next model's."""
+    """The forecasts of several models for the evaluator, each from its moment until the moment of the next model."""
 
     def __init__(self, models: Sequence[Retraining], name: str, adaptation: Adaptation) -> None:
         self.name = name

@@ -55,7 +55,7 @@ def blank_states(config: ModelConfig, rows: int, adaptation: Adaptation = NO_ADA
 
 
 def non_finite(states: States) -> NDArray[np.bool_]:
-    """(B,) whether a state holds a NaN or an infinite number, which only a fault can lead to."""
+    """(B,) whether a state holds a NaN or an infinite number; only a fault leads to one."""
     bad = np.zeros(len(states), bool)
     for name in ("hidden", *NORMALISER_FIELDS, "lags"):
         values = states[name]

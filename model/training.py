@@ -63,7 +63,7 @@ class TrainingOptions:
     updates_per_epoch: int = 64  # an epoch is a number of updates, regardless of the amount of data
     patience_epochs: int = 8
     averaging: float = 0.98  # decay per update of the averaged weights, which are validated and kept
-    unknown_part: float = 0.1  # share of the lanes walked as an unknown sensor's, to train for sensors not seen yet
+    unknown_part: float = 0.1  # share of the lanes stepped as if their sensor were unknown, to train for new sensors
     threads: int | None = None  # CPU threads; by default half the cores, because a busy core slows all threads
     window_steps: int = 96  # length of the plain preset's windows
 
@@ -75,7 +75,7 @@ class EpochReport:
     epoch: int
     train_loss: float
     validation_loss: float
-    seconds: float  # since training began, with the time before a restart from a checkpoint
+    seconds: float  # time since training began, including time before a restart from a checkpoint
     learning_rate: float
 
 
@@ -86,7 +86,7 @@ class TrainingResult:
     forecaster: Forecaster  # on the CPU
     epochs: list[EpochReport]
     device: str
-    sensor_steps_per_s: float  # without validation
+    sensor_steps_per_s: float  # rate of the training, without validation
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -13,8 +13,8 @@ from pipeline.kafka.topic_reader import read_topic, topic_ends, topic_starts
 from pipeline.messages import ReadingDecoder, Rejected
 from pipeline.settings import Settings
 
-_TOGETHER: Final = 1_000  # letters of one transaction; more could outlast the transaction timeout
-_TOGETHER_BYTES: Final = 2 * 1024 * 1024  # of one transaction; at 1 MB/s sent within forecaster.delivery_timeout_s
+_TOGETHER: Final = 1_000  # letters per transaction; with more, the transaction could time out
+_TOGETHER_BYTES: Final = 2 * 1024 * 1024  # per transaction; at 1 MB/s sent within forecaster.delivery_timeout_s
 _NAMED: Final = 10  # letters named in an error message
 # Headers that `messages.dead_letter` appends to the original's; if the original was cut, its size stands before them.
 _HEADERS: Final = ("streamgru-reason", "streamgru-detail", "streamgru-topic", "streamgru-partition", "streamgru-offset")

@@ -98,7 +98,7 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
     "--metrics",
     default="",
     metavar="LIST",
-    help=f"Show more metrics, separated by commas: {', '.join(ON_DEMAND)}; or all. scores.json always has all.",
+    help=f"Metrics to show as well, separated by commas: {', '.join(ON_DEMAND)}, or all. scores.json has them all.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for scores.json and plots.")
 @click.pass_obj
@@ -180,7 +180,7 @@ def backtest(
 
     with _naming_source(source):
         sequences, bounds = split_by(split, sequences)
-        _create_folder(folder)  # before the training: its result needs the folder
+        _create_folder(folder)  # fail before the training if its result cannot be written
         if version is not None:
             registry = Registry(settings)
             forecaster = registry.load(version, settings.home / "models")

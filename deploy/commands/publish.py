@@ -19,7 +19,7 @@ from pipeline.files.reading_table import FileLayout, Order, ReadingTable, read_r
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count
 from pipeline.messages import iso_timestamp, microseconds
 
-SETTLE_S = 2.0  # for which an interrupted command waits for records in flight
+SETTLE_S = 2.0  # time that an interrupted command waits for records in flight
 INTERRUPTED = 130  # exit code
 
 

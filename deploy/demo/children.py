@@ -14,7 +14,7 @@ from typing import Final
 from pipeline.errors import StackError, StreamgruError
 from pipeline.file_lock import hold_lock
 
-TERMINATE_TIMEOUT_S: Final = 15.0  # from SIGTERM to SIGKILL; a forecaster ends within 5 s
+TERMINATE_TIMEOUT_S: Final = 15.0  # time from SIGTERM to SIGKILL; a forecaster ends within 5 s
 _POLL_S: Final = 0.2
 _LAST_LINES: Final = 15
 _MARK: Final = "demo"  # folder that marks a demo's home

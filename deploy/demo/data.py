@@ -32,7 +32,7 @@ class Amounts:
     """How much of the bundled data to use; None is all of it."""
 
     sensors: int | None = None
-    history_days: int | None = None  # before the live year
+    history_days: int | None = None  # days before the live year
     live_days: int | None = None
     seed: int = 1  # seed of the faults
 

@@ -170,8 +170,8 @@ class DemoOptions:
     """The options of `streamgru demo`."""
 
     amounts: Amounts
-    live_s: float | None  # for sending the live readings; by default a little longer than a retraining
-    keep: bool  # leave the stack up at the end
+    live_s: float | None  # time to send the live readings; by default a little longer than a retraining
+    keep: bool  # whether the stack stays up at the end
 
 
 def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Outcome:

@@ -42,7 +42,7 @@ class Arrivals:
     """Forecasts in the order in which a read_committed consumer received them."""
 
     arrived_s: NDArray[np.float64]  # time of day
-    delay_s: NDArray[np.float64]  # since the reading was sent; NaN if the reading was not seen
+    delay_s: NDArray[np.float64]  # time since the reading was sent; NaN if the reading was not seen
     version: NDArray[np.int64]  # model version
     partition: NDArray[np.int64]
 

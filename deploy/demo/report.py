@@ -58,7 +58,7 @@ class Version:
 
     version: int
     created: datetime
-    metrics: Mapping[str, float]  # of the back-test
+    metrics: Mapping[str, float]  # scores of the back-test
     standing: str
 
 
@@ -75,11 +75,11 @@ class Outcome:
     traces: Sequence[Trace]
     seconds: Seconds
     swaps: Sequence[Swap]
-    silence: Silence | None  # longest of any partition
+    silence: Silence | None  # the longest silence of any partition
     retraining: tuple[float, float]  # time of day
     versions: Sequence[Version]
     steps: Sequence[Step]
-    took_s: float  # of the whole demo; some steps run side by side
+    took_s: float  # duration of the whole demo; some steps run side by side
 
 
 def render(outcome: Outcome) -> str:

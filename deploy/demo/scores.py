@@ -118,9 +118,9 @@ class Agreement:
     """The differences between the forecasts on the topic and the evaluator's."""
 
     compared: int
-    different: int  # by more than ``TOLERANCE``
-    largest: float  # difference, in a sensor's standard deviations
-    largest_mae: float  # relative difference of the mean absolute errors of a target and step ahead
+    different: int  # forecasts that differ by more than ``TOLERANCE``
+    largest: float  # largest difference, in standard deviations of the sensor
+    largest_mae: float  # largest relative difference of the mean absolute error of a target and step ahead
 
     @property
     def holds(self) -> bool:

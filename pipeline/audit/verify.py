@@ -1,9 +1,9 @@
 """Audits the topics offline: was every accepted reading stepped exactly once, and is every forecast correct?
 
 ``audit.delivery`` counts the forecasts. ``audit.recompute`` recomputes each forecast and each sensor's last state from
-the readings, with the model version that it names; nothing in a forecaster's memory is used. Each rejected record must
-have exactly one dead letter. ``audit.scope`` decides where the audit of a partition begins; it ends at the committed
-offset, so the audit of a running stream leaves out the newest readings.
+the readings, with the model version that the forecast or state names. It uses nothing in a forecaster's memory. Each
+rejected record must have exactly one dead letter. ``audit.scope`` decides where the audit of a partition begins. The
+audit ends at the committed offset, so in a running stream it leaves out the newest readings.
 """
 
 import logging
@@ -271,7 +271,7 @@ class _StateCheck:
         self._by_offset = np.lexsort((accepted.offset, accepted.stream))  # places by offset within each stream
         self._offsets = accepted.offset[self._by_offset]
         self._starts = log_starts(evidence.readings, max(evidence.ends, default=0))
-        self._found: dict[int, LastState] = {}  # by stream
+        self._found: dict[int, LastState] = {}  # stream -> its last state
         row, found = find_rows(due, evidence.readings.partition[accepted.row], accepted.offset)
         before_end = found.copy()
         before_end[found] = due.verdict[row[found]] == ACCEPTED

@@ -79,7 +79,7 @@ def write_report(done: Evaluation, trained: TrainedModel, folder: Path, made_wit
         "sensors": len(done.sequences.sensors),
         "train_until": iso_timestamp(done.split.train_end_us),
         "validate_until": iso_timestamp(test_us),
-        "selected_until": trained.selected_until,  # before validate_until if an earlier model is scored
+        "selected_until": trained.selected_until,  # earlier than validate_until if an earlier model is scored
         "model": asdict(replace(done.config, sensors=())),
         "adaptation": asdict(done.adaptation),
         "training": trained.training,

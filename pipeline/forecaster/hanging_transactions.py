@@ -61,7 +61,7 @@ def was_committed(settings: Settings, transactional_id: str) -> bool:
         except (client_errors.UnsupportedVersionError, client_errors.AuthorizationError) as error:
             logger.debug("the outcome of the last transaction of %s is unknown: %s", transactional_id, error)
             return False
-        except client_errors.RetriableError:  # also before the first transaction on new brokers
+        except client_errors.RetriableError:  # brokers also raise it before their first transaction
             if time.monotonic() > until:
                 raise
             time.sleep(QUERY_RETRY_S)

@@ -15,8 +15,8 @@ from typing import IO, Final
 from pipeline.errors import StreamgruError
 from pipeline.settings import Settings
 
-_SLOTS: Final = 10_000  # forecasters on one host; more are a mistake
-CLIENT_PREFIX: Final = "streamgru-"  # before the name in a client id
+_SLOTS: Final = 10_000  # most forecasters on one host; more are a mistake
+CLIENT_PREFIX: Final = "streamgru-"  # a client id is this prefix and the name
 
 
 @dataclass(frozen=True)

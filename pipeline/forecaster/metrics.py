@@ -41,7 +41,7 @@ class Counters:
     # least one and at most this number got no forecast.
     held_lost: int = 0
     ignored_features: int = 0  # features in readings that the settings do not name
-    dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
+    dead_letters: Counter[str] = field(default_factory=Counter)  # reason -> dead letters
     forecasts: int = 0
     transactions: int = 0
     aborted: int = 0

@@ -192,7 +192,7 @@ class MicroBatchBuilder:
 FIRST_BATCH_READINGS: Final = 1_000  # readings of the first batch, before any was timed
 SMALLEST_BATCH_READINGS: Final = 50
 BUDGET_S: Final = 2.0  # seconds to build a batch
-MAX_TRANSACTION_BYTES: Final = 64_000_000  # of states and forecasts; a broker takes these in one or two seconds
+MAX_TRANSACTION_BYTES: Final = 64_000_000  # states and forecasts; a broker accepts them within one or two seconds
 SMALL_TRANSACTION_BYTES: Final = 4_000_000  # a transaction up to this size does not fail because of its size
 _SHARE_OF_POLL_INTERVAL: Final = 0.1  # fraction of the poll interval that a batch may take
 _REGROWTH: Final = 1.02  # factor of the limit set by a failed transaction, per full batch committed

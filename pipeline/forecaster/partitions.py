@@ -100,7 +100,7 @@ class Partition:
     position: int | None = None  # offset of the next reading to process; in WRITING and RUNNING only
     last_position: int | None = None  # the position before the current restore
     buffered: Readings | None = None  # reorder buffer: readings that wait for earlier readings; None if empty
-    needs_full_write: bool = False  # in WRITING always; in RUNNING after a model swap
+    needs_full_write: bool = False  # always True in WRITING; True in RUNNING after a model swap
     rebuild_only: set[str] = field(default_factory=set)  # sensors whose recorded states the next restore discards
     is_offset_fetch_pending: bool = False  # no reply yet to the current restore's offset fetch
     is_offset_fetch_stale: bool = False  # no reply yet to an earlier restore's offset fetch: discard the next reply

@@ -82,8 +82,8 @@ class Session:
         self.owner = owner
         self.heartbeat = heartbeat
         self._instance = instance
-        self._failures = 0  # in a row
-        self._aborts = 0  # in a row
+        self._failures = 0  # number of failures in a row
+        self._aborts = 0  # number of aborted transactions in a row
         self._retry_at = 0.0  # monotonic time of the next restore at the earliest
         self._restore_read: Mapping[TopicPartition, int | None] = {}  # partition -> the restore reader's last position
         self._published = time.monotonic()

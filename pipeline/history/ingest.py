@@ -49,9 +49,9 @@ class IngestReport:
     done_offsets: int
     total_offsets: int
     readings: int = 0
-    rejected: Mapping[str, int] = field(default_factory=dict)  # by reason
-    ignored_values: int = 0  # of features that the settings do not name
-    lost_offsets: int = 0  # deleted by the topic's retention before they were read
+    rejected: Mapping[str, int] = field(default_factory=dict)  # reason -> records
+    ignored_values: int = 0  # values of features that the settings do not name
+    lost_offsets: int = 0  # offsets that retention deleted before they were read
     commits: int = 0
     seconds: float = 0.0
 
@@ -128,7 +128,7 @@ def _plan_range(settings: Settings, consumer: KafkaConsumer, history: History, a
         partitions = [TopicPartition(topic, number) for number in range(partition_count(consumer, topic))]
         earliest = {at.partition: offset for at, offset in consumer.beginning_offsets(partitions).items()}
         end = {at.partition: offset for at, offset in consumer.end_offsets(partitions).items()}
-    topic_id = find_topic_id(settings, topic)  # after the ends, to notice that the topic is recreated in between
+    topic_id = find_topic_id(settings, topic)  # look up the id last, to notice a topic that was recreated meanwhile
     stored = history.next_offsets(topic)
     if not stored and history.has_offsets():
         raise HistoryError(

@@ -33,7 +33,7 @@ class TrainingRun:
     session: MlflowSession
     id: str
     url: str
-    adaptation: Adaptation  # of the registered pyfunc's forecasts
+    adaptation: Adaptation  # how the forecasts of the registered pyfunc adapt
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log the parameters of the training."""

@@ -10,7 +10,7 @@ from tests.benchmarks.carrying import ADAPTATIONS, STUDIES, SWAP, result_path
 from tests.benchmarks.long_run import FACTOR, OFFSET, TILED_STEPS
 from tests.benchmarks.markdown import mean, spread, table
 
-# Ratio of errors with and without a change of unit; below it the sensor has recovered.
+# Ratio of errors with and without a change of unit. Below this ratio, the sensor counts as recovered.
 RECOVERED: Final = 1.05
 NAIVE: Final = ("seasonal naive", "persistence")
 

@@ -32,7 +32,7 @@ from tests.ports import free_ports
 from tests.waiting import wait_until
 
 TOPICS = ("readings", "forecasts", "state", "dead_letters")
-TIMEOUT_S = 60  # to process all readings of a part
+TIMEOUT_S = 60  # longest time to process all readings of a part
 
 
 def main() -> None:

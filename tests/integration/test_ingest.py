@@ -244,7 +244,7 @@ def run_killed(settings: Settings, at_report: int) -> int:
 def test_a_kill_at_any_report_loses_and_repeats_no_reading(settings: Settings) -> None:
     create_topic(settings)
     publish(settings, 5_000)
-    for kill, at_report in enumerate((1, 2, 3, 6)):  # after a poll, after a commit, and later
+    for kill, at_report in enumerate((1, 2, 3, 6)):  # the reports come after a poll, after a commit, and later
         assert run_killed(settings, at_report) == -signal.SIGKILL
         publish(settings, 100, first=5_000 + 100 * kill)
     so_far = numbers_in_history(settings)

@@ -206,7 +206,7 @@ def test_a_forecaster_waits_for_a_broker_that_ends_because_its_disk_is_full(
     stream.resume()
     wait_until(lambda: not Stack(stream.settings).status()[0].pid, 60, "the broker ended")
     wait_until(lambda: "no Kafka broker answers" in stream.said[0], 30, "the forecaster says so")
-    Stack(stream.settings).up(("kafka",))  # without the limit
+    Stack(stream.settings).up(("kafka",))  # this broker has no limit on file sizes
     wait_until(stream.is_caught_up, GO_ON_S, "the forecaster caught up")
     stream.publish(5)
     wait_until(stream.is_caught_up, 30, "the new readings were forecast")

@@ -92,7 +92,7 @@ def test_any_stretches_give_the_same_forecasts(
             s = sequences.sensors.index(one.sensor)
             np.testing.assert_allclose(found, whole[s][one.lo : len(one.steps)], rtol=0, atol=1e-5)
         at = reach
-    found = predictor.forecasts(sequences, 0, 30, 40)  # before the predictor's position: it starts from scratch
+    found = predictor.forecasts(sequences, 0, 30, 40)  # earlier steps than before: it starts from scratch
     np.testing.assert_allclose(found, whole[0][30:40], rtol=0, atol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_forecasts_over_a_data_set_equal_those_of_the_stream(forecaster: Forecas
     )
     predictor = model_predictor(forecaster, adaptation=adaptation)
     batched = np.concatenate([predictor.forecasts(sequences, s, *sequences.span(s)) for s in range(3)])[read]
-    # equal means: within 1e-5 of the scale, or of the value if that is larger
+    # numbers count as equal if they differ by at most 1e-5 of the scale, or of the value if that is larger
     tolerance = 1e-5 * np.maximum(streamed.scale[:, :, None, None], np.abs(batched))
     assert (np.abs(streamed.quantiles - batched) <= tolerance).all()
 

@@ -109,7 +109,7 @@ def test_a_killed_training_resumes_to_the_same_weights(chosen: TrainingOptions, 
 
     def kill_in_the_second(epoch: EpochReport) -> None:
         if epoch.epoch == 2:
-            raise Killed  # before this epoch is in the checkpoint
+            raise Killed  # the checkpoint does not contain this epoch yet
 
     with pytest.raises(Killed):
         train(config(), options, data, SPLIT, report=kill_in_the_second, checkpoint=checkpoint)
