@@ -45,7 +45,7 @@ COMMANDS = {
     "promote": LazyCommand("deploy.commands.models", "promote", "Make a model version the champion."),
     "backtest": LazyCommand("deploy.commands.backtest", "backtest", "Score a model on files or on the history."),
     "forecast": LazyCommand("deploy.commands.forecast", "forecast", "Run a forecaster on the stream of readings."),
-    "watch": LazyCommand("deploy.commands.watch", "watch", "Show live forecasts beside the readings."),
+    "watch": LazyCommand("deploy.commands.watch", "watch", "Show live forecasts next to their readings."),
     "verify": LazyCommand("deploy.commands.verify", "verify", "Check every forecast and state against the readings."),
     "explain": LazyCommand("deploy.commands.verify", "explain", "Show the reading, model and state behind a forecast."),
     "dlq": LazyCommand("deploy.commands.dlq", "dlq", "List, show and republish dead letters."),

@@ -30,7 +30,7 @@ class ProcessRecord:
 class DetachedProcess:
     """One named process in a session of its own, with its record in ``HOME/run`` and its output in ``HOME/logs``.
 
-    Each start begins a new log and keeps the previous one beside it.
+    Each start begins a new log and keeps the previous one next to it.
     """
 
     def __init__(self, name: str, home: Path) -> None:

@@ -87,7 +87,7 @@ def _check_data(name: str, database: Path) -> None:
     """Make the data folder and open the database, if any: the server itself would end with pages of stack traces."""
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
-        # A folder that exists may still be read-only, and the database needs a journal beside it.
+        # A folder that exists may still be read-only, and the database needs a journal in the same folder.
         tempfile.TemporaryFile(dir=database.parent).close()
     except OSError as error:
         raise folder_error(name, database.parent, error) from error

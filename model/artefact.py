@@ -29,7 +29,7 @@ class ArtefactError(ValueError):
 def save_artefact(forecaster: Forecaster, directory: Path) -> None:
     """Write the model into ``directory``, which appears whole or not at all.
 
-    An existing directory is replaced. A process killed between the two renames leaves the old one beside it, as
+    An existing directory is replaced. A process killed between the two renames leaves the old one next to it, as
     ``.NAME-replaced-…``, and no ``directory``.
 
     Raises:

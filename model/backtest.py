@@ -187,7 +187,7 @@ def _check(name: str, sequences: Sequences, stretch: _Stretch, forecasts: Floats
         raise ValueError(f"{name} gave forecasts of shape {forecasts.shape[1:]} instead of {shape}")
     if not np.isfinite(forecasts).all():
         sensor = sequences.sensors[stretch.sensor]
-        raise ValueError(f"{name} gave a forecast for sensor {sensor} that is not a finite number")
+        raise ValueError(f"{name} gave a non-finite forecast for sensor {sensor}")
 
 
 class Leak(AssertionError):

@@ -95,7 +95,7 @@ def _clip(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Past:
-    """The targets' values and profile by step, one sensor after the other, to gather steps' pasts from."""
+    """The targets' values and seasonal profile by step, sensor by sensor: the source of the network's past inputs."""
 
     config: ModelConfig
     last: Floats  # (N, K) the last value
@@ -188,7 +188,7 @@ _BLOCK_STEPS: Final = 65_536
 def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> PreparedSequences:
     """The inputs of every step; each sensor begins with a blank state.
 
-    The time taken grows with the longest sensor's steps more than with the number of sensors. Memory beside the result
+    The time taken grows with the longest sensor's steps more than with the number of sensors. Memory besides the result
     is bounded.
 
     Args:

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-Numbers = NDArray[Any]  # float64, unless the comment beside it names another type
+Numbers = NDArray[Any]  # float64, unless the field's comment names another type
 
 # --- signals
 REGRESSORS: Final = 10
@@ -228,7 +228,7 @@ def _inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]
 
 
 def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function as machine code, cached on disk beside this file or in the user's cache folder."""
+    """The function as machine code, cached on disk next to this file or in the user's cache folder."""
     compile_it = cast(Any, numba.njit)
     try:
         made = compile_it(cache=True, error_model="numpy")(function)

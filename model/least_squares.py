@@ -6,7 +6,7 @@ root. The update is Potter's (Bierman, "Factorization Methods for Discrete Seque
 Problems are computed one after the other, so a problem's result does not depend on the other problems of a call. All
 compiled functions and their constants are in this file: numba compiles them again if this file changes.
 
-Letters: n problems, T rounds, D regressors, A pending forecasts, O quantiles beside the median, h horizon steps.
+Letters: n problems, T rounds, D regressors, A pending forecasts, O quantiles other than the median, h horizon steps.
 """
 
 import math
@@ -116,7 +116,7 @@ def follow(
         first: the first round whose forecasts are wanted.
         series: values, last and unit (n, h+T), x (n, h+T, D), slot (n, h+T); h rounds before, then T.
         bound: (h,) of forecasts and labels, in units.
-        outer: sides and shares (O,) of the quantiles beside the median.
+        outer: sides and shares (O,) of the quantiles other than the median.
         learned: root (n, D, D), weights (n, D, h), pending (n, A, h), errors (n, h), distances (n, O, h); updated.
         points: (n, T-first, h) filled with the forecasts, in units.
         spread: (n, T-first, O, h) filled with the distances at each of them.

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .acceptance import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify, missing_steps, timestamps_before
 
-BUFFERED: Final = 3  # a verdict beside the three of ``model.acceptance``
+BUFFERED: Final = 3  # a verdict in addition to the three of ``model.acceptance``
 
 # A reading stays buffered until its partition is this many offsets further: without a limit, the readings of a sensor
 # that falls silent after a gap would wait for ever. The limit bounds the memory and the readings that a restart reads

@@ -1,4 +1,4 @@
-"""``streamgru backtest``: how good a model is on data of your own, beside baselines."""
+"""``streamgru backtest``: scores a model on data of your own, and compares it with baselines."""
 
 import sys
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
     multiple=True,
     type=click.Choice(["off", "light", "full"]),
     help="How much forecasts adapt from reading to reading; by default as in the settings. Give it again to score "
-    "other levels beside the first.",
+    "further levels, too.",
 )
 @click.option(
     "--calibration/--no-calibration", default=None, help="Calibrate the intervals; by default as in the settings."
@@ -80,7 +80,7 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
 @click.option(
     "--baseline",
     type=click.Choice(["plain"]),
-    help="Also train the plain preset, for the same time, and score it beside the model.",
+    help="Also train the plain preset, for the same time, and compare it with the model.",
 )
 @click.option(
     "--retrain-every",

@@ -25,7 +25,7 @@ POLL_S = 0.25
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N forecasts.")
 @click.pass_obj
 def watch(context: Context, sensors: tuple[str, ...], from_beginning: bool, limit: int | None) -> None:
-    """Show live forecasts beside their readings until Ctrl-C, for each SENSOR or for all sensors.
+    """Show live forecasts next to their readings until Ctrl-C, for each SENSOR or for all sensors.
 
     A terminal shows a table of each sensor's latest forecast: the median 1, 6 and 24 steps ahead, with the outermost
     quantiles in brackets. Any other output gets one line per forecast.

@@ -145,7 +145,7 @@ def hold_home(home: Path) -> Iterator[None]:
 
     Raises:
         Busy: another demo runs there.
-        SettingsError: the lock beside the folder cannot be written.
+        SettingsError: the lock file next to the folder cannot be written.
         StackError: the folder holds files that are not from a demo.
     """
     with hold_lock(home.with_name(f"{home.name}.lock"), f"another demo runs in {home}"):

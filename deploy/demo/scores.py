@@ -1,4 +1,4 @@
-"""Scores of the forecasts on the topic beside baselines, and a comparison with the evaluator's forecasts.
+"""Scores of the forecasts on the topic and of baselines, and a comparison with the evaluator's forecasts.
 
 Letters: n forecasts, K targets, Q quantiles, h horizon steps.
 """

@@ -14,7 +14,7 @@ from model.acceptance import ACCEPTED, DUPLICATE, LATE, classify
 from model.reorder_buffer import BUFFERED, GracePeriod, reorder
 from pipeline.kafka.topic_reader import Offsets
 
-REJECTED: Final = 4  # a verdict beside those of ``model.acceptance`` and ``BUFFERED``
+REJECTED: Final = 4  # a verdict in addition to ``BUFFERED`` and those of ``model.acceptance``
 
 _EXAMPLES: Final = 5  # positions named per kind of fault
 

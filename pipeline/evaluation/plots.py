@@ -87,7 +87,7 @@ def draw_scores(scores: Mapping[str, Scores]) -> Figure:
 
 
 def draw_state_age(losses: LossByAge, warmup_steps: int) -> Figure:
-    """Loss by steps since a reset of the state, beside the loss with states that were never reset."""
+    """Loss by steps since a reset of the state, and the loss with states that were never reset."""
     figure = Figure(figsize=(_WIDTH_IN, 3.6), layout="constrained")
     axes = figure.subplots()
     curves = {"state reset": losses.restarted}

@@ -1,4 +1,4 @@
-"""Follows the champion: a thread polls its alias and loads the model version that it names, beside the stream.
+"""Follows the champion: a thread polls its alias and loads the model version that it names, while the loop runs.
 
 If that fails (MLflow unreachable, alias deleted, artefact damaged or made for other settings), the error is logged once
 and the forecaster keeps the model that it has.

@@ -140,7 +140,7 @@ def state_of(monitor: HealthMonitor | None) -> ForecasterState:
 
 
 def health_report(heartbeat: Heartbeat, monitor: HealthMonitor | None, counters: Counters) -> dict[str, Any]:
-    """The keys that /healthz and /readyz return beside the state."""
+    """The keys that /healthz and /readyz return in addition to the state."""
     now = time.monotonic()
     return {
         "trouble": "" if monitor is None else monitor.trouble,

@@ -5,7 +5,7 @@ Every transaction writes the position of a partition twice:
 1. The group's committed offset, by which brokers fence, and which tools use for the lag. If readings are buffered
    (``model.reorder_buffer``), it is the offset of the first of them. A successor reads them again from there, so no
    copy of the buffer is stored. The offset's metadata has the offset of the next reading.
-2. A record in the changelog, under a key of its own beside the states.
+2. A record in the changelog, under a key that no state has.
 
 Brokers may lose one of the two. A restarted broker may leave out the commit marker of a partition without a leader, a
 power cut may destroy the newest records, and the offsets of a group expire (7 days after its last member by default).

@@ -1,6 +1,6 @@
 """Decodes records of the readings topic into columns, one partition at a time.
 
-The columns keep the order of offsets. Records that do not decode are returned beside them, each with its reason.
+The columns keep the order of offsets. Records that do not decode are returned separately, each with its reason.
 """
 
 from collections.abc import Sequence

@@ -39,7 +39,7 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.restore")
 
-# records of one poll; they take little memory beside the state table, and more of them are not read faster
+# records of one poll; they take little memory compared with the state table, and larger polls are not faster
 POLL_RECORDS: Final = 2_000
 # seconds between attempts to abort hanging transactions during a restore; a live forecaster commits within milliseconds
 HANGING_CHECK_INTERVAL_S: Final = 0.5

@@ -183,7 +183,7 @@ def find_topic_id(settings: Settings, topic: str) -> str:
 
 
 def topic_statuses(settings: Settings) -> list[TopicStatus]:
-    """The four topics as they are now, with their numbers of offsets as the numbers of records.
+    """The four topics as they are now; the number of records of a topic is its number of offsets.
 
     Raises:
         BrokerUnreachable: no broker answers.

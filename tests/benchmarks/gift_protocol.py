@@ -6,7 +6,7 @@ reading on.
 
 The scores are GIFT-Eval's, over all sensors, windows and steps, as gluonts' ``evaluate_model(axis=None)`` aggregates
 them: MASE (season 24, scaled by the seasonal error of all readings before the window), and the mean weighted quantile
-loss over nine levels, which GIFT-Eval calls CRPS. A seasonal naive forecast is scored beside the model; its quantiles
+loss over nine levels, which GIFT-Eval calls CRPS. A seasonal naive forecast is scored, too; its quantiles
 are all equal to its point forecast. Compare ratios to it: GIFT-Eval's own ett1/H sums 15-minute values, so absolute
 scores are not comparable. On ETTh1.csv, short, the naive MASE is 1.0012.
 

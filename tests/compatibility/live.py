@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 SENSORS: Final = tuple(f"sensor-{number}" for number in range(16))
 HISTORY_STEPS: Final = 400
 RATE: Final = 120.0  # live readings a second
-# Steps without gaps or reordering at the end, until the reorder buffer is empty.
+# Number of steps at the end without gaps or reordering, so that the reorder buffer empties.
 CALM_STEPS: Final = 6
 _BEGIN: Final = datetime(2024, 1, 1, tzinfo=UTC)
 

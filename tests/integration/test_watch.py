@@ -1,4 +1,4 @@
-"""``streamgru watch`` beside a running forecaster on a real broker."""
+"""``streamgru watch`` with a running forecaster on a real broker."""
 
 import re
 import signal

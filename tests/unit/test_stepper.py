@@ -1,4 +1,4 @@
-"""The stepper gives the same bits for any micro-batches, the numbers of a batched pass, and follows the gap rule."""
+"""The stepper follows the gap rule, gives equal bits for any micro-batches, and equals a batched pass to rounding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
