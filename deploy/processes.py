@@ -121,7 +121,7 @@ class DetachedProcess:
         return bool(members)
 
     def last_lines(self, count: int = 12) -> str:
-        """The end of its log for an error message, indented and without the frames of stack traces."""
+        """The end of the log for an error message, indented and without the frames of stack traces."""
         try:
             lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:

@@ -48,7 +48,7 @@ class MLflowServer(Service):
         return Launch(command, environment)
 
     def answers(self) -> bool:
-        """Whether its health page answers."""
+        """Whether MLflow's health page answers."""
         return _is_ok(self.port, "/health")
 
 
@@ -79,7 +79,7 @@ class PrefectServer(Service):
         return Launch(command, environment)
 
     def answers(self) -> bool:
-        """Whether its health check answers."""
+        """Whether Prefect's health check answers."""
         return _is_ok(self.port, "/api/health")
 
 

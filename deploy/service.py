@@ -33,17 +33,17 @@ class Service(ABC):
     """One server of the local stack."""
 
     settings: Settings
-    name: ClassVar[str]  # as on the command line
+    name: ClassVar[str]  # name on the command line
 
     @property
     def port(self) -> int:
-        """The port it listens on, on this machine only."""
+        """The port on which the service listens, on this machine only."""
         port: int = getattr(self.settings.stack, f"{self.name}_port")
         return port
 
     @property
     def data(self) -> Path:
-        """The folder that holds all its data."""
+        """The folder that holds all data of the service."""
         return self.settings.home.resolve() / self.name
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Service(ABC):
 
     @abstractmethod
     def answers(self) -> bool:
-        """Whether it serves requests."""
+        """Whether the service answers requests."""
 
 
 def folder_error(name: str, folder: Path, error: OSError) -> StackError:

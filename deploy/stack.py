@@ -46,7 +46,7 @@ class ServiceStatus:
 
     @property
     def up(self) -> bool:
-        """Whether it answers at the address in the settings."""
+        """Whether the service answers at the address in the settings."""
         return self.state == "up"
 
 

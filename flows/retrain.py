@@ -72,7 +72,7 @@ class _Champion:
     version: int
     forecaster: Forecaster | None
     trouble: str = ""  # why the forecaster is unusable
-    selected_until: str | None = None  # its tag VALIDATE_UNTIL
+    selected_until: str | None = None  # the version's tag VALIDATE_UNTIL
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Predictor(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of its scores; unique in a back-test."""
+        """The name of the predictor's scores; unique in a back-test."""
 
     def forecasts(self, sequences: Sequences, sensor: int, lo: int, hi: int) -> Floats:
         """(hi-lo, K, Q, h) quantiles after each of a sensor's steps [lo, hi), in the sensor's unit.
@@ -70,7 +70,7 @@ class TogetherPredictor(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of its scores; unique in a back-test."""
+        """The name of the predictor's scores; unique in a back-test."""
 
     def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
         """(n, K, Q, h) for each request; the requests are of different sensors."""

@@ -360,7 +360,7 @@ def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: i
     pending = slot * size.targets + k
     unit = record.f8[at.pending_unit + pending]
     if unit == 0.0:
-        return  # it was issued before the target's first value, so it has no unit
+        return  # a forecast from before the target's first value has no unit
     # If the unit has grown since the forecast, measure errors in the larger unit. Otherwise the first values of a
     # series, or the first changes after a constant stretch, would leave losses that dwarf all later losses.
     shrunk = unit / max(unit, _unit(at, record, k))

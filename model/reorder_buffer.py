@@ -47,7 +47,7 @@ class GracePeriod:
 
     @property
     def is_on(self) -> bool:
-        """Whether readings wait at all."""
+        """Whether readings wait for a gap to be filled."""
         return self.wait_us > 0
 
     def leaves_gap(self, elapsed_us: int) -> bool:
@@ -58,7 +58,7 @@ class GracePeriod:
 class ReleasedReading(NamedTuple):
     """A reading that is stepped now."""
 
-    name: int  # as given to ``ReorderBuffer.add``
+    name: int  # the caller's name of the reading, see ``ReorderBuffer.add``
     timestamp_us: int
     may_anchor: bool  # whether a rebuild may begin with it: all readings stepped after it have higher offsets
 

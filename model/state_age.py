@@ -40,8 +40,8 @@ class LossByAge:
 
     edges: Indexes  # (A+1,) steps, ascending from 1
     count: Indexes  # (A,) labels
-    restarted: Floats  # (A,) of a state that is blank at the restart
-    carried: dict[str, Floats]  # each (A,), by name, of predictors whose states are never reset
+    restarted: Floats  # (A,) losses of a state that is blank at the restart
+    carried: dict[str, Floats]  # predictor whose states are never reset -> (A,) losses
 
     @property
     def ages(self) -> Floats:

@@ -191,7 +191,7 @@ def _publish(settings: Settings, letters: Iterable[DeadLetter]) -> None:
         try:
             producer.init_transactions()
             appender = BatchAppender(producer)
-            for together in transactions_of(letters):  # reads them between the transactions
+            for together in transactions_of(letters):  # the loop reads letters between transactions
                 producer.begin_transaction()
                 futures = _append(appender, topic, together)
                 producer.flush()

@@ -327,7 +327,7 @@ def decode_state(value: bytes) -> tuple[StateTag, bytes]:
     if schema != STATE_SCHEMA_VERSION:
         raise StateError(f"the state record has schema {schema}, but this program reads schema {STATE_SCHEMA_VERSION}")
     row = value[_STATE_HEADER.size :]
-    if not row:  # its checksum, 0, could match
+    if not row:  # the checksum of no bytes is 0 and could match
         raise StateError("the state record is damaged: it ends after its header")
     if zlib.crc32(row) != checksum:
         raise StateError("the state record is damaged: its checksum does not match")

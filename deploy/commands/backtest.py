@@ -86,8 +86,7 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
     "--retrain-every",
     type=POSITIVE,
     metavar="DAYS",
-    help="Also score the model with a retraining every DAYS of the test part, from its weights, on the readings "
-    "until then.",
+    help="Also score the model retrained every DAYS of the test part, from its weights, on all earlier readings.",
 )
 @click.option(
     "--standardise",

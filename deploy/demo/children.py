@@ -26,8 +26,8 @@ class Child:
 
     arguments: tuple[str, ...]
     process: "subprocess.Popen[bytes]"
-    output: Path  # its standard output
-    log: Path  # its standard error
+    output: Path  # standard output of the command
+    log: Path  # standard error of the command
 
     @property
     def command(self) -> str:
@@ -35,22 +35,22 @@ class Child:
         return " ".join(("streamgru", *self.arguments))
 
     def is_running(self) -> bool:
-        """Whether it still runs."""
+        """Whether the command still runs."""
         return self.process.poll() is None
 
     def doing(self) -> str:
-        """The newest line of its log."""
+        """The newest line of the command's log."""
         return _last_line(self.log)
 
     def result(self) -> str:
-        """The last line that it printed."""
+        """The last line that the command printed."""
         return _last_line(self.output)
 
     def require_success(self, limit_s: float | None = None) -> None:
-        """Wait for its end.
+        """Wait until the command has ended.
 
         Raises:
-            StreamgruError: the exit code is not 0, or it did not end within ``limit_s``; names its log.
+            StreamgruError: the exit code is not 0, or the command did not end within ``limit_s``; names the log.
         """
         try:
             code = self.process.wait(limit_s)
@@ -107,7 +107,7 @@ class Children:
         """Check that these commands still run.
 
         Raises:
-            StreamgruError: one has ended; names its log.
+            StreamgruError: a command has ended; names its log.
         """
         for child in children:
             if not child.is_running():

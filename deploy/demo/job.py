@@ -82,16 +82,16 @@ class Task:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has ended."""
+        """Whether the step has ended."""
         return self._ended is not None
 
     @property
     def seconds(self) -> float:
-        """Its duration, so far or in all."""
+        """Duration of the step so far, or until its end."""
         return (self._ended or time.monotonic()) - self._started
 
     def end(self) -> None:
-        """Stop the clock."""
+        """Mark the step as ended."""
         self._ended = time.monotonic()
 
 

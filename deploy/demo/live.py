@@ -59,7 +59,7 @@ class Silence:
 
     @property
     def is_short(self) -> bool:
-        """Whether it keeps the demo's promise."""
+        """Whether the silence is as short as the demo promises."""
         return self.seconds <= LONGEST_SILENCE_S
 
     def __str__(self) -> str:

@@ -62,7 +62,7 @@ class Selection:
 
     name: str  # name of the model, for messages
     config: ModelConfig  # configuration of the model
-    until: str | None  # ISO 8601: it was trained and selected on readings before this
+    until: str | None  # ISO 8601: end of the readings for training and selection
 
 
 def unseen_part(split: Split, sequences: Sequences, made: Selection, least: int = 1) -> tuple[Split, str]:

@@ -33,8 +33,8 @@ class TrainedModel:
     """A model with, if known, the record of its training and the end of the readings that it has seen."""
 
     forecaster: Forecaster
-    training: dict[str, Any] | None = None  # as in ``scores.json``
-    selected_until: str | None = None  # ISO 8601: it was trained and selected on readings before this
+    training: dict[str, Any] | None = None  # record of the training, as in ``scores.json``
+    selected_until: str | None = None  # ISO 8601: end of the readings for training and selection
 
     @classmethod
     def of(cls, result: TrainingResult, split: Split) -> "TrainedModel":

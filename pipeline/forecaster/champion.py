@@ -191,7 +191,7 @@ class ChampionWatcher:
                 self._poll()
                 self._closed.wait(self._poll_s)
         except BaseException as error:
-            self._failure = error  # `candidate` raises it in the loop's thread
+            self._failure = error  # `candidate` raises the error in the loop's thread
             self._changed.set()
             raise
 

@@ -166,7 +166,8 @@ class Loop:
             self._swap_model()
 
         # 5. Step. A WRITING partition has no polled records, so a batch may consist of full writes alone. A forecaster
-        #    that is not a member builds no such batch: its commit fails, and the next restore ends in WRITING again.
+        #    that is not a member must not build such a batch: the commit would fail, the next restore would end in
+        #    WRITING again, and so on.
         batch = self._step(polled, is_member(group_metadata))
         if batch is None:
             return

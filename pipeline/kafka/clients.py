@@ -103,7 +103,7 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
         "acks": "all",
         "enable_idempotence": True,
         "metrics_enabled": False,  # the client's own metrics, which this project does not read
-        # Half the bytes at equal records per second: 0.3 µs more per forecast here, less work for the broker.
+        # Compression halves the bytes at equal throughput: it costs 0.3 µs per forecast here and saves the broker work.
         "compression_type": "lz4",
         # A batch larger than the topic's limit is refused, and max_reading_bytes may be small.
         "batch_size": min(BATCH_BYTES, settings.kafka.max_reading_bytes),

@@ -25,7 +25,7 @@ CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 ARTEFACT: Final = "forecaster"  # the artefact's name in the logged model, as pyfunc_model.py expects it
 SCORE_PREFIX: Final = "score."  # prefix of a version's tags that `streamgru models` shows as its metrics
-VALIDATE_UNTIL: Final = "validate_until"  # tag, ISO 8601: the version was trained and selected on readings before this
+VALIDATE_UNTIL: Final = "validate_until"  # tag, ISO 8601: end of the readings for training and selection
 # A partial download of this age belongs to a killed process, and is deleted.
 STALE_DOWNLOAD_S: Final = 3_600
 

@@ -77,11 +77,11 @@ class ForecastCommand:
 
     @property
     def log(self) -> str:
-        """Its log so far."""
+        """The log of the process so far."""
         return self._log.read_text()
 
     def wait_for(self, pattern: str, timeout_s: float) -> "re.Match[str]":
-        """The first match in its log, awaited."""
+        """Wait for a match in the log, and return the first one."""
 
         def search() -> "re.Match[str] | None":
             if self._process.poll() is not None:
@@ -93,7 +93,7 @@ class ForecastCommand:
         return found
 
     def memory(self) -> "Memory":
-        """Its resident memory now, and the peak."""
+        """Resident memory of the process now, and its peak."""
         return Memory(psutil.Process(self._process.pid).memory_info().rss, _peak(self._process.pid))
 
     def kill(self) -> None:

@@ -43,13 +43,13 @@ class Member:
     process: ForkServerProcess | None = None
     wanted: bool = False
     dead_since: float | None = None
-    resume_at: float | None = None  # seconds since the epoch; None unless it is stopped
+    resume_at: float | None = None  # seconds since the epoch; None unless the process is stopped
     away_until: float = 0.0  # seconds since the epoch; no restart before
-    is_ending: bool = False  # SIGTERM was sent since its last start
+    is_ending: bool = False  # whether SIGTERM was sent since the last start
 
     @property
     def is_running(self) -> bool:
-        """Whether its process is alive and not stopped."""
+        """Whether the process is alive and not stopped."""
         return self.process is not None and self.process.is_alive() and self.resume_at is None
 
 

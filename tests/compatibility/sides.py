@@ -54,7 +54,7 @@ class Side:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of its commands."""
+        """The environment of the commands of this commit."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         return kept | {"PYTHONPATH": str(self.tree), "STREAMGRU_SETTINGS": str(self.settings)}
 
@@ -98,13 +98,13 @@ class Forecaster:
         return code, counts
 
     def kill(self) -> None:
-        """Send SIGKILL if it runs, and wait."""
+        """Send SIGKILL to the process, if any, and wait for its end."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def health(self) -> dict[str, Any]:
-        """The answer of its health endpoint; empty if it does not answer."""
+        """The answer of the forecaster's health endpoint; empty without an answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=2) as answer:
                 found: dict[str, Any] = json.load(answer)
@@ -113,7 +113,7 @@ class Forecaster:
             return {}
 
     def serves(self) -> bool:
-        """Whether it has partitions and has restored their states."""
+        """Whether the forecaster has partitions and has restored their states."""
         health = self.health()
         return health.get("state") == "serving" and bool(health["lag"])
 

@@ -63,7 +63,7 @@ def leave(golden: Golden, settings: Settings) -> None:
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
     for record in golden.records("before", "state"):
         value = record.value
-        if record.key == POSITION:  # it contains the id of the topic, which differs here
+        if record.key == POSITION:  # the position contains the id of the topic, which differs here
             content = json.loads(value or b"")
             content["owner"] = f"{settings.forecaster.group_id} in {find_topic_id(settings, topics.readings)}"
             value = json.dumps(content).encode()

@@ -181,7 +181,7 @@ def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Setting
     short = {"poll_interval_s": 9.0, "transaction_timeout_s": 8.0}
     settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update=short)})
     count = publish(settings, rounds(settings, SENSORS, range(20)))
-    # It blocks before its transaction begins, so only the group's generation can refuse the commit.
+    # The forecaster blocks before its transaction begins, so only the group's generation can refuse the commit.
     blocker = Blocker(lambda passing: passing == "polled" and stalled.counters.forecasts > 0)
     with running(settings, champion, "stalled", reached=blocker.reached) as stalled:
         assert blocker.is_blocked.wait(30)

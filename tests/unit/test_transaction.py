@@ -21,7 +21,7 @@ STEPS = ("begin", "append", "flush", "check", "send_offsets", "commit")
 
 
 class FakeTransport:
-    """Records its calls; ``fail`` maps a step to the error that it raises."""
+    """A transport that records calls; ``fail`` maps a step to the error that the step raises."""
 
     def __init__(self, fail: Mapping[str, Exception] | None = None) -> None:
         self.calls: list[str] = []
