@@ -96,7 +96,7 @@ def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool, end
 
     set_up_logging(verbose)
     if os.getpid() == 1:
-        # The kernel ignores SIGTERM for process 1 of a container without a handler. Some commands replace this one.
+        # Without a handler, process 1 of a container ignores SIGTERM. Some commands replace this handler.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if ends_with_parent:
         end_with_parent()
@@ -124,7 +124,7 @@ def set_up_logging(verbose: bool) -> None:
 def end_with_parent() -> None:
     """Send this process SIGTERM when its standard input ends.
 
-    Standard input is a pipe to which the parent never writes. The system closes it when the parent dies, also by
+    Standard input is a pipe to which the parent never writes. The system closes it when the parent dies, even by
     SIGKILL, which leaves the parent no time to stop its children.
     """
 

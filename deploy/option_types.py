@@ -38,18 +38,27 @@ layout_options = _options(
     click.option(
         "--timezone",
         metavar="ZONE",
-        help="Zone of times without one, such as UTC or Asia/Shanghai. When clocks are set back an hour appears twice: "
-        "the first one in the file is the earlier one.",
+        help="Zone of times that have none, such as UTC or Asia/Shanghai. If an hour appears twice because clocks are "
+        "set back, the first one in the file is the earlier one.",
     ),
     click.option("--sensor-column", metavar="NAME", help="Column of the sensor ids; by default each file is a sensor."),
-    click.option("--columns-as-sensors", is_flag=True, help="Take each numeric column as a sensor of its own."),
+    click.option("--columns-as-sensors", is_flag=True, help="Read each numeric column as a separate sensor."),
 )
 
 # Options that override settings of the section ``training``.
 training_options = _options(
-    click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Epochs at most; default: the settings."),
     click.option(
-        "--budget", "budget_s", type=POSITIVE, metavar="SECONDS", help="Train at most SECONDS; default: the settings."
+        "--epochs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Train at most N epochs; by default from the settings.",
     ),
-    click.option("--seed", type=SEED, metavar="N", help="Seed of all random numbers; default: the settings."),
+    click.option(
+        "--budget",
+        "budget_s",
+        type=POSITIVE,
+        metavar="SECONDS",
+        help="Train at most SECONDS; by default from the settings.",
+    ),
+    click.option("--seed", type=SEED, metavar="N", help="Seed of all random numbers; by default from the settings."),
 )

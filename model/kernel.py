@@ -624,7 +624,7 @@ def _mix(size: Sizes, table: Tables, to: Scratch) -> None:
 def _spread(
     size: Sizes, at: Places, table: Tables, record: Record, k: int, model: Numbers, to: Scratch, out: Numbers
 ) -> None:
-    """Fill ``out`` with the quantiles; none lies inside its inner neighbour, so they never cross."""
+    """Fill ``out`` with the quantiles, each at or beyond its inner neighbour, so that they never cross."""
     Q, L, f4 = size.quantiles, size.loss_points, record.f4
     labels = min(np.float64(record.i4[at.labels + k]), 1.0 / ERROR_RATE)
     weight = labels / (labels + SPREAD_PRIOR)
@@ -724,8 +724,8 @@ def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int,
 def _phase(size: Sizes, at: Places, record: Record, k: int) -> int:
     """The last point's phase in the season, by the clock, so that gaps and resets do not shift it.
 
-    ``PHASE_SHIFT`` puts the edges between phases away from full, half and third cadences. Readings are usual at these
-    times, and small deviations would put them on either side of an edge.
+    ``PHASE_SHIFT`` moves the edges between phases away from full, half and third cadences. Many sensors read at these
+    times, and small deviations would put their readings on either side of an edge.
     """
     shift = int(PHASE_SHIFT * size.cadence_us)
     return int((record.i8[at.point_us + k] + shift) // size.cadence_us % size.season)

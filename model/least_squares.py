@@ -115,7 +115,7 @@ def follow(
         lengths: (n,) rounds of each problem.
         first: the first round whose forecasts are wanted.
         series: values, last and unit (n, h+T), x (n, h+T, D), slot (n, h+T); h rounds before, then T.
-        bound: (h,) of forecasts and labels, in units.
+        bound: (h,) largest absolute forecast and label, in units.
         outer: sides and shares (O,) of the quantiles other than the median.
         learned: root (n, D, D), weights (n, D, h), pending (n, A, h), errors (n, h), distances (n, O, h); updated.
         points: (n, T-first, h) filled with the forecasts, in units.

@@ -230,7 +230,7 @@ class _Rounds:
         return answers
 
     def _first_requested(self, g: int) -> int:
-        """The first of the sensor's rounds whose forecast is wanted; its number of rounds if none is."""
+        """The first of the sensor's rounds whose forecast is wanted; without one, its number of rounds."""
         one, state, length = self._group[g]
         return min(max(one.lo - state.next, 0), length)
 

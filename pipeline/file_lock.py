@@ -1,4 +1,4 @@
-"""A file lock for one process at a time. The kernel releases it when its holder ends, also after kill -9."""
+"""A file lock for one process at a time. The kernel releases the lock when its holder ends, even by kill -9."""
 
 import fcntl
 from collections.abc import Iterator

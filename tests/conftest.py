@@ -78,7 +78,7 @@ class Servers:
         self._starts[service].result()
 
     def stop(self) -> None:
-        """Kill the servers, also those of a failed start, and remove the folder."""
+        """Kill all servers, including servers of a failed start, and remove the folder."""
         self._pool.shutdown(wait=True)
         if not self._shared:
             end_stack(self.settings)

@@ -37,14 +37,14 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
     "cadence_s",
     type=FiniteRange(min=1e-6),
     metavar="SECONDS",
-    help="Time between two readings; by default as in the settings, or if these do not set it, the usual time in DATA.",
+    help="Time between two readings; by default from the settings, or if these do not set it, the usual time in DATA.",
 )
 @click.option(
     "--horizon",
     "horizon_steps",
     type=click.IntRange(min=1),
     metavar="STEPS",
-    help="Steps to forecast; by default as in the settings.",
+    help="Steps to forecast; by default from the settings.",
 )
 @click.option(
     "--split",
@@ -63,7 +63,7 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
 @click.option(
     "--preset",
     type=click.Choice(["stateful", "plain"]),
-    help="Recipe of the training; by default as in the settings.",
+    help="Recipe of the training; by default from the settings.",
 )
 @training_options
 @click.option(
@@ -71,11 +71,11 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
     "levels",
     multiple=True,
     type=click.Choice(["off", "light", "full"]),
-    help="How much forecasts adapt from reading to reading; by default as in the settings. Give it again to score "
-    "further levels, too.",
+    help="How much forecasts adapt from reading to reading; by default from the settings. Repeat the option to "
+    "score several levels.",
 )
 @click.option(
-    "--calibration/--no-calibration", default=None, help="Calibrate the intervals; by default as in the settings."
+    "--calibration/--no-calibration", default=None, help="Calibrate the intervals; by default from the settings."
 )
 @click.option(
     "--baseline",

@@ -26,7 +26,7 @@ R = TypeVar("R")
 def ingest(context: Context, accept_loss: bool) -> None:
     """Append the new readings on the topic to the history table, each once.
 
-    The command stops at the newest reading that the topic had at the start. It can be run again at any time, also after
+    The command stops at the newest reading that the topic had at the start. It can be run again at any time, even after
     it was killed.
     """
     connect(context.settings, console=context.verbose)
@@ -43,7 +43,7 @@ def ingest(context: Context, accept_loss: bool) -> None:
 @click.option(
     "--warm-start/--no-warm-start",
     default=None,
-    help="Begin from the champion's weights, or from random ones; by default as in the settings.",
+    help="Begin from the champion's weights or from random weights; by default from the settings.",
 )
 @click.pass_obj
 def retrain(context: Context, /, **options: Any) -> None:

@@ -177,7 +177,7 @@ class DemoOptions:
 def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Outcome:
     """Do the whole job in an empty home, write ``REPORT`` and ``PICTURE`` there, and stop the stack at the end.
 
-    The stack is stopped after an error, too.
+    The stack is stopped even after an error.
 
     Raises:
         StreamgruError: a step failed; names the log.

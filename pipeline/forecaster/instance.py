@@ -2,7 +2,7 @@
 
 A restart under the same name aborts its predecessor's open transaction at once. Under a new name, readers of its topics
 would wait for the transaction timeout. By default the name is the host and the lowest slot whose lock is free; the
-kernel releases a slot's lock when its process ends, also after kill -9.
+kernel releases a slot's lock when its process ends, even by kill -9.
 """
 
 import fcntl

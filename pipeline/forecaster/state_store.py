@@ -25,7 +25,7 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.state_store")
 
-States = NDArray[np.void]  # (B,) of model.state.state_dtype
+States = NDArray[np.void]  # (B,) states of model.state.state_dtype
 Rows = NDArray[np.intp]
 
 _SMALLEST_CAPACITY: Final = 64

@@ -1,4 +1,4 @@
-"""Appends a bounded range of Kafka readings to the history table, each reading once, also if it is killed.
+"""Appends a bounded range of Kafka readings to the history table, each reading once, even if the run is killed.
 
 1. The start offsets are those in the table's last commit (there is no consumer group).
 2. The end offsets are fetched once, so that a run ends even if readings keep arriving.

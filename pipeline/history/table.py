@@ -147,8 +147,8 @@ class History:
             topic_id: the brokers' id of the topic, for ``is_of_another_topic``.
 
         Raises:
-            HistoryError: also if another writer appended at the same time; nothing is written then. If the sync to disk
-                fails, the readings are in the table, as the message says.
+            HistoryError: nothing is written, for example because another writer appended at the same time. If the
+                sync to disk failed, however, the readings are in the table, as the message says.
         """
         table = self._open()
         base = table.version()

@@ -144,7 +144,7 @@ def _claim_owned_partitions(consumer: KafkaConsumer) -> None:
     """Let a member's JoinGroup claim the partitions that it owns at that moment.
 
     Private: ``KafkaConsumer._coordinator._assignors``, ``._generation``, ``_subscription``.
-    Why: the cooperative assignor claims the partitions of its last assignment, also after the member left the group.
+    Why: the cooperative assignor claims the partitions of its last assignment, even after the member left the group.
     Without it: the group's leader waits for the member to give up partitions that it does not own, and assigns them to
         no other member; or it assigns them to the claimant before their owner has given them up.
     Tested with: kafka-python >=3.0.12,<3.1.
@@ -190,7 +190,7 @@ def _name_missing_leaders(fetcher: Any) -> None:
 
 
 def next_offset(consumer: KafkaConsumer, where: TopicPartition) -> int | None:
-    """The next offset to fetch, if known; ``None`` also for a partition that the consumer does not own.
+    """The next offset to fetch; ``None`` if it is unknown, or if the consumer does not own the partition.
 
     Private: ``_subscription``.
     Why: ``KafkaConsumer.position`` consumes a pending ``LogTruncationError``.
@@ -352,6 +352,6 @@ def stop_sender(producer: KafkaProducer) -> None:
     Why: ``KafkaProducer.close`` raises if it cannot flush in time, before it stops the thread.
     Without it: every producer that is closed while the brokers are away leaves a thread and its connections.
     Tested with: kafka-python >=3.0.12,<3.1.
-    Goes when: ``close`` stops the thread also when it times out.
+    Goes when: ``close`` stops the thread even when it times out.
     """
     producer._sender.force_close()

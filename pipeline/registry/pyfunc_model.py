@@ -1,6 +1,6 @@
 """The code that MLflow logs as the model: after ``mlflow.pyfunc.load_model`` it forecasts a frame of readings.
 
-It runs without streamgru, also in a process with another package called ``model``: the artefact contains a copy of this
+It runs without streamgru, even in a process with another package called ``model``: the artefact contains a copy of this
 project's ``model`` package under its own name. Nothing is pickled; the weights are read with ``weights_only=True``.
 """
 

@@ -28,7 +28,7 @@ class Panel:
     """Readings of S sensors at N common times; single values may be missing."""
 
     sensors: tuple[str, ...]
-    timestamp_us: Indexes  # (N,) a cadence apart
+    timestamp_us: Indexes  # (N,) timestamps, a cadence apart
     values: Floats  # (S, N, F), NaN where missing
 
     @classmethod

@@ -108,7 +108,7 @@ class Harness:
         self._pool = ThreadPoolExecutor(1)
 
     def run(self) -> Record:
-        """Run all faults and the audit. The stack is stopped at the end, also after an error."""
+        """Run all faults and the audit. The stack is stopped at the end, even after an error."""
         size, record = self.record.size, self.record
         try:
             self._stack.up(("kafka",))
@@ -172,7 +172,7 @@ class Harness:
         return self._random.choice(self._fleet.running())
 
     def _kill_until_done(self, point: str | None) -> None:
-        """Kill a forecaster at a point. If none passes it in time, as on a busy machine, catch up and try again."""
+        """Kill a forecaster at a point. If no forecaster passes the point in time, catch up and try again."""
         for _ in range(TRIES):
             if self._kill(point):
                 return

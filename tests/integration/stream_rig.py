@@ -220,7 +220,7 @@ def read_all(settings: Settings, topic: str) -> list[Any]:
 
 
 def read_states(settings: Settings) -> list[Any]:
-    """All state records of the changelog, also those that a later record replaced."""
+    """All state records of the changelog, including records that a later one replaced."""
     return [record for record in read_all(settings, settings.kafka.topics.state) if record.key != POSITION_KEY]
 
 

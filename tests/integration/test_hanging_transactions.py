@@ -1,4 +1,4 @@
-"""Hanging transactions: none is aborted if its forecaster may live; an unknown outcome is an error."""
+"""A hanging transaction is not aborted if its forecaster may live; an unknown outcome is an error."""
 
 from collections.abc import Iterator
 

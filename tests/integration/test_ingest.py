@@ -1,4 +1,4 @@
-"""Ingest against a real broker: each reading once, also after kills, and errors that say what to do."""
+"""Ingest against a real broker: each reading once, even after kills, and errors that say what to do."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The reorder buffer on a real broker: it puts readings in order, also after kills and model swaps."""
+"""The reorder buffer on a real broker: it puts readings in order, even after kills and model swaps."""
 
 import random
 import signal

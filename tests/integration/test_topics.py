@@ -1,4 +1,4 @@
-"""Topics are created as in the settings, and existing topics that differ are an error."""
+"""Topics are created as the settings say, and existing topics that differ are an error."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Invalid parameters of flows are refused, also if a user enters them on Prefect's pages."""
+"""Invalid parameters of flows are refused, even if a user enters them on Prefect's pages."""
 
 import math
 

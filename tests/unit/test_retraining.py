@@ -1,4 +1,4 @@
-"""Periodic retraining: each model forecasts its own period, and none is trained on later readings."""
+"""Periodic retraining: each model forecasts its own period, and is trained only on earlier readings."""
 
 from dataclasses import replace
 
