@@ -64,7 +64,7 @@ def _running_maximum(groups: NDArray[np.intp], moments: NDArray[np.int64]) -> ND
     lowest = moments.min()
     span = int(moments.max()) - int(lowest) + 1
     if (int(groups[-1]) + 1) * span <= np.iinfo(np.int64).max:
-        floor = groups * span - lowest  # lifts each group above the one before it, so that one pass does all groups
+        floor = groups * span - lowest  # raises each group above the previous group, so that one pass serves all groups
         highest: NDArray[np.int64] = np.maximum.accumulate(moments + floor) - floor
         return highest
     distinct, ranks = np.unique(moments, return_inverse=True)

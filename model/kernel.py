@@ -688,7 +688,7 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
 
 @_inner
 def _points_to(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int) -> int:
-    """Points from the last one of the target's grid to the one nearest to ``timestamp_us``; may be < 0.
+    """Number of points from the last point of the target's grid to the point nearest to ``timestamp_us``; may be < 0.
 
     The grid begins with the target's first value. Readings a cadence apart have a point each; a reading within half a
     cadence of the last point has none. Halves round down, as in the gap rule.

@@ -43,7 +43,7 @@ class Instance:
 
 
 def claim_instance(settings: Settings, name: str | None = None) -> Instance:
-    """The name given here or in the settings; otherwise one that no other process gets until this one ends.
+    """Claim the given name or the name in the settings, by default a name that no other living process has.
 
     Raises:
         StreamgruError: the folder of the locks cannot be written, or all slots are taken.

@@ -78,7 +78,7 @@ class Counters:
         return " ".join(f"{name}={value}" for name, value in content.items())
 
     def write(self, path: Path) -> None:
-        """Replace the file with the counts as JSON; after a crash it is the old or the new one, never a part."""
+        """Replace the file with the counts as JSON; after a crash it has the old or the new content, complete."""
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         partial.write_text(json.dumps(self.content()) + "\n", encoding="utf-8")
         partial.replace(path)

@@ -236,7 +236,7 @@ class BatchSize:
         self._set(self.readings)
 
     def _keep_to_budget(self, readings: int, seconds: float) -> bool:
-        """Shrink the next batch if this one took too long, and return whether it did; without readings it did not."""
+        """Shrink the next batch if this batch, with readings, took too long; return whether it took too long."""
         if seconds <= self._budget_s or not readings:
             return False
         self._set(int(readings * self._budget_s / seconds))

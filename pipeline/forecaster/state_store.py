@@ -238,9 +238,9 @@ class ServedModel:
         return _classification(accepted, still if len(still) else None, reordering.verdicts)
 
     def _can_release(self, buffered: Readings, new: Readings, end: int | None) -> NDArray[np.bool_]:
-        """(n,) which buffered readings to reorder again: those of sensors with a new or a releasable reading.
+        """(n,) whether to reorder each buffered reading again: its sensor has a new or a releasable reading.
 
-        The rest stay untouched, because after an outage the buffer may be very large.
+        Other buffered readings stay untouched, because the buffer may be very large after an outage.
         """
         distinct, codes = np.unique(self.table.rows(buffered.partition, buffered.sensors), return_inverse=True)
         last_us = self.table.field("last_us", distinct)

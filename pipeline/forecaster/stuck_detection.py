@@ -32,8 +32,8 @@ logger = logging.getLogger("streamgru.stuck_detection")
 
 EXIT_CODE: Final = 70  # EX_SOFTWARE in sysexits.h
 CHECK_INTERVAL_S: Final = 0.5
-# Checks in a row that find a call overdue before the process ends. After SIGSTOP and SIGCONT the first check finds the
-# deadline passed although the call had no time to finish.
+# Checks in a row that must find a call overdue before the process ends. The first check after SIGSTOP and SIGCONT finds
+# the deadline passed, although the call had no time to finish.
 _OVERDUE_CHECKS: Final = 2
 
 

@@ -33,7 +33,7 @@ class Orders:
     settings: Settings
     name: str
     models: Path
-    folder: Path  # for its gauge, its log and the version it served last
+    folder: Path  # folder of the gauge, the log and the record of the last served version
     without: tuple[str, ...] = ()  # guards removed on purpose
 
 

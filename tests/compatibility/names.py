@@ -27,7 +27,7 @@ from pipeline.settings import Settings
 
 
 def names() -> dict[str, Any]:
-    """Kind -> a list of names, or an object whose values must stay too (defaults of settings, parameters)."""
+    """Kind of name -> list of names, or an object whose values must not change either (defaults, parameters)."""
     schemas = json_schemas()
     return {
         "settings": dict(_flat(Settings().model_dump(mode="json"))),

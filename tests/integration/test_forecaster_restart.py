@@ -199,7 +199,7 @@ def test_a_stalled_forecaster_cannot_commit_over_its_successor(settings: Setting
 def test_a_successor_ends_the_hanging_transaction_of_a_dead_forecaster(
     settings: Settings, champion: FolderChampion, tmp_path: Path, caplog: pytest.LogCaptureFixture, point: str
 ) -> None:
-    """The broker alone would need the transaction timeout and up to 10 s more."""
+    """Brokers abort the open transaction only after the transaction timeout and up to 10 s more."""
     caplog.set_level("INFO", logger="streamgru")
     count = publish(settings, rounds(settings, SENSORS, range(20)))
     with ForecasterProcess(settings, tmp_path / "champion", "dead", die_at=point, times=2) as process:

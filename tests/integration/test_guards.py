@@ -309,7 +309,7 @@ def test_a_transaction_with_an_expired_batch_commits_without_the_check_of_every_
 
 
 def test_a_transaction_that_was_open_when_the_broker_died_is_aborted(own_broker: Settings) -> None:
-    """Otherwise consumers of committed records, such as forecasters, would wait behind it for ever."""
+    """Consumers of committed records, such as forecasters, would wait for the end of an open transaction for ever."""
     topic = own_broker.kafka.topics.forecasts
     producer = make_producer(own_broker, transactional_id="orphan", transaction_timeout_ms=2_000)
     producer.init_transactions()

@@ -259,7 +259,7 @@ def data_files(table: Path) -> Iterator[Path]:
 
 
 def test_a_kill_between_data_file_and_commit_loses_and_repeats_no_reading(settings: Settings) -> None:
-    """At that moment the data file with the readings is on disk, and no commit of the table names it."""
+    """Between data file and commit, the file with the readings is on disk, and no commit of the table names it."""
     create_topic(settings)
     publish(settings, 20_000)
     kills = 0

@@ -196,7 +196,7 @@ def test_forecasters_continue_after_an_outage_longer_than_their_timeouts(
 def test_a_forecaster_waits_for_a_broker_that_ends_because_its_disk_is_full(
     begin: Callable[[int, int], list[Stream]],
 ) -> None:
-    """No file of the broker may grow: its writes fail as on a full disk, with another error number."""
+    """No file of the broker may grow. Its writes fail as they do on a full disk, but with another error number."""
     (stream,) = begin(1, 1)
     wait_until(stream.all_work, 60, "the forecaster has a partition")
     broker = psutil.Process(stream.broker_pid)

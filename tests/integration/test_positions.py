@@ -206,7 +206,7 @@ def without_partition_verification(settings: Settings) -> Iterator[None]:
 def test_a_hanging_transaction_ends_as_it_ended_in_its_other_partitions(
     settings: Settings, champion: FolderChampion, caplog: pytest.LogCaptureFixture, committed: bool
 ) -> None:
-    """A broker that restarts while it writes the markers of a transaction may leave some out."""
+    """A broker that restarts while it writes the markers of a transaction may leave out some markers."""
     letters = settings.kafka.topics.dead_letters
     its_own = Instance("forecaster", exclusive=False).transactional_id(settings)
     hidden, marked = TopicPartition(letters, 0), TopicPartition(letters, 1)
@@ -249,7 +249,7 @@ class Died(Exception):
 def test_a_kill_while_caught_up_states_are_written_loses_and_repeats_no_forecast(
     settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first transaction writes one partition's states; the other's position must not move yet."""
+    """The first transaction writes the states of one partition; the position of the other partition must not move."""
     lose_newest_of_changelog(settings, champion)
     publish(settings, some(settings, 20))
     monkeypatch.setattr(pipeline.forecaster.partitions, "FULL_WRITE_BYTES", 1)

@@ -72,7 +72,7 @@ def test_a_state_that_becomes_non_finite_in_memory_is_rebuilt(
 
 
 def test_a_non_finite_state_in_the_changelog_is_rebuilt(settings: Settings, champion: FolderChampion) -> None:
-    """A program with a bug may write it, with a valid checksum and the version of the champion."""
+    """A program with a bug may write a non-finite state with a valid checksum and the version of the champion."""
     count = publish(settings, rounds(settings, SENSORS, range(12)))
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == count, 30, "the readings were forecast")

@@ -81,7 +81,7 @@ def test_a_forecaster_whose_commits_all_fail_is_stuck(
 def test_the_monitor_survives_an_unexpected_error_of_its_check(
     settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dead monitor would report its last result for ever, that the forecaster serves."""
+    """A dead monitor would report its last result for ever: "serving"."""
 
     def fail(*args: object) -> None:
         raise KeyError("something new")

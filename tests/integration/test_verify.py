@@ -273,7 +273,7 @@ def other_weights(forecast: Forecast) -> Forecast:
 
 
 def plant_forecast(settings: Settings, change: Callable[[Forecast], Forecast]) -> None:
-    """Send the last but one forecast of a sensor again, with a change."""
+    """Send the second to last forecast of a sensor again, with a change."""
     *_, forecast, _ = [found for found in read_forecasts(settings) if found.sensor_id == SENSORS[0]]
     changed = change(forecast)
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)

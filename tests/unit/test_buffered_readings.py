@@ -258,7 +258,7 @@ def sent(sensor: str, step: float, offset: int) -> FetchedRecord:
 
 
 def test_a_rebuild_reads_states_from_before_the_buffered_readings_despite_its_limit() -> None:
-    """Otherwise the last readings of ``b``, which have forecasts, would count as its first and be forecast again."""
+    """If the rebuild began later, the last readings of ``b`` would count as its first, and be forecast again."""
     few = SETTINGS.model_copy(update={"forecaster": SETTINGS.forecaster.model_copy(update={"rewarm_max_readings": 30})})
     steps = [("b", 0), ("a", 0), ("c", 0), ("c", 2), ("b", 1), ("b", 2), *(("a", step) for step in range(1, 60))]
     live = Stream([sent(sensor, step, offset) for offset, (sensor, step) in enumerate(steps)], few)
@@ -282,7 +282,7 @@ def test_a_rebuild_reads_states_from_before_the_buffered_readings_despite_its_li
 def test_a_buffered_reading_is_forecast_though_the_state_and_earlier_readings_are_lost(
     before: list[tuple[str, int]], after: list[tuple[str, int]]
 ) -> None:
-    """Its sensor's state and the reading before it are lost, so the buffered reading looks like its sensor's first."""
+    """The sensor's state and earlier readings are lost, so the buffered reading looks like the sensor's first."""
     steps = [*before, *(("b", step) for step in range(25)), *after, *(("b", step) for step in range(25, 50))]
     live = Stream([sent(sensor, step, offset) for offset, (sensor, step) in enumerate(steps)])
     live.take(len(before) + 25)

@@ -112,7 +112,7 @@ def readings_log() -> ReadingLog:
 
 
 def forecasts_log(readings: ReadingLog, error: float) -> ForecastLog:
-    """Forecasts from hour 50 on: the true value plus ``error``, within ±1. The sensors' numbers are swapped."""
+    """Forecasts from hour 50 on: the true value plus ``error``, with quantiles ±1 away. Sensor indexes are swapped."""
     hours = (readings.timestamp_us - microseconds(LIVE_FROM)) // HOUR_US
     rows = np.flatnonzero(hours >= 50)
     ahead = hours[rows][:, None] + np.arange(1, 4)

@@ -286,7 +286,7 @@ def test_a_damaged_state_is_refused_unless_only_its_tag_differs(tag: StateTag, r
 
 
 def test_a_state_record_without_a_row_is_refused() -> None:
-    """Its checksum is right: the checksum of no bytes is 0."""
+    """The checksum of a missing row is correct: the checksum of no bytes is 0."""
     with pytest.raises(StateError, match="ends after its header"):
         decode_state(StateTag(1, "0123456789ab").encode(b""))
 

@@ -172,7 +172,7 @@ def test_weights_do_not_depend_on_values_after_the_validation_part(preset: str) 
 
 
 def test_weights_after_one_epoch_do_not_depend_on_the_validation_part() -> None:
-    """The validation part only chooses the epoch, and here there is one epoch."""
+    """The validation part only chooses the best epoch, and this training has a single epoch."""
     options = replace(QUICK, epochs=1, device="cpu")
     data = sequences()
     spoilt = replace(data, values=data.values.copy())

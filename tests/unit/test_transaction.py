@@ -156,7 +156,7 @@ def test_fault_points_are_reached_between_the_steps() -> None:
 
 
 def test_a_transaction_of_many_megabytes_is_flushed_and_checked_in_pieces() -> None:
-    """Otherwise the last records would wait behind the rest for longer than the delivery timeout."""
+    """Without flushes in between, the last records would wait for longer than the delivery timeout."""
     transport = FakeTransport()
     third = Records("state", 0, [b"a"] * 2, [b"1" * (FLUSH_BYTES // 3), None])
     committer(transport).commit(TransactionContent([third] * 4, WORK.offsets, MEMBER))
