@@ -76,7 +76,7 @@ PHASE_SHIFT: Final = 0.382  # fraction of a cadence; see `_phase`
 GRID_POINTS: Final = 100  # number of points over which the values' mean distance from the grid is taken
 
 # --- quantiles: FACTOR_STEP was chosen among 0.003-0.03 on validation parts
-SPREAD_PRIOR: Final = 10.0  # labels; weight of the prior ratio 1 between the mixture's errors and the GRU's
+SPREAD_PRIOR: Final = 10.0  # labels that the prior counts as; the prior ratio of the mixture's to the GRU's errors is 1
 # Change of a log factor per label outside its quantile. It is large at first, to correct a wrong spread, then small,
 # because each change adds noise (Angelopoulos, Barber and Bates, 2024), and never zero, because spreads drift.
 FACTOR_STEP: Final = 0.01  # the smallest step, times the root of the stride

@@ -96,7 +96,7 @@ class Scores:
         h: int,
         season: Floats | None = None,
     ) -> "Scores":
-        """The scores before the first forecast; ``season`` is by default the scale."""
+        """The scores before the first forecast; by default ``season`` equals ``scale``."""
         S, K, Q = len(sensors), len(targets), len(quantiles)
         return cls(
             sensors=sensors,

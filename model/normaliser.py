@@ -25,8 +25,8 @@ Floats = NDArray[np.float64]
 # Scales from the level that a value is clipped to. One absurd reading then moves level and scale little, and a real
 # change of level by a factor of a thousand is followed within one to two seasons.
 MAX_DISTANCE_SCALES: Final = 16.0
-# Seasons of values that the prior scale counts as. The prior is the size of the changes times their spread, because
-# the changes' size is known sooner than the distances'.
+# Weight of the prior scale, in seasons of values. The prior is the size of the changes times the usual ratio of scale
+# to changes: the size of the changes is known sooner than the distances from the level.
 PRIOR_SEASONS: Final = 0.5
 PROFILE_SEASONS: Final = 7.0  # seasons over which the profile is averaged
 

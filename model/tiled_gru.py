@@ -1,8 +1,9 @@
 """The GRU and the head in tiles of one size: a sensor's bits do not depend on the rest of its batch.
 
-A matrix product of another shape may add in another order. So may the rows of one product, if its columns do not fill
-the processor's vectors (seen with MKL at 5 to 11 columns). Therefore every product has ``tile`` rows, padded if need
-be, and columns padded to whole vectors. All other arithmetic is element by element, over whole vectors, too.
+The order of the additions in a matrix product may depend on its shape. It may also differ between the rows of one
+product, if the columns do not fill the processor's vectors (seen with MKL at 5 to 11 columns). Therefore every product
+has ``tile`` rows, padded if necessary, and columns padded to whole vectors. All other arithmetic is element by element,
+also over whole vectors.
 
 Letters: B sensors, M steps, n readings, I inputs of a layer, L layers, H hidden, O outputs of the head.
 """

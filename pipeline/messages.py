@@ -294,7 +294,7 @@ class StateTag(msgspec.Struct, frozen=True):
     def unpack_rows(self, values: Sequence[bytes | None], row_bytes: int) -> tuple[list[int], bytes]:
         """The indices of the values that are intact states with this tag, and their rows, concatenated.
 
-        It accepts the same values as ``decode_state`` at a fraction of the cost: a restore reads one per sensor.
+        It accepts the same values as ``decode_state`` at a fraction of the cost; a restore reads a value per sensor.
         """
         start = _STATE_HEADER.size
         head, size = self._header(0)[:-_CHECKSUM_BYTES], start + row_bytes

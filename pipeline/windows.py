@@ -169,7 +169,7 @@ def _offset_order(
     firsts = np.flatnonzero(np.append(True, is_next_sensor | is_next_partition))
     rank = np.empty(len(firsts), np.intp)
     ends = np.append(firsts[1:], len(order))
-    middle_us = timestamp_us[order[(firsts + ends) // 2]]  # a single wrong clock does not move it
+    middle_us = timestamp_us[order[(firsts + ends) // 2]]  # the middle reading: one wrong clock does not move it
     rank[np.lexsort((middle_us, codes[firsts]))] = np.arange(len(firsts))
     return order[np.argsort(np.repeat(rank, ends - firsts), kind="stable")]
 

@@ -149,7 +149,7 @@ def _latest_origin(accepted: AcceptedLog, at: Indexes, settings: Settings) -> In
     state_start = accepted.state_start[at]
     within = settings.forecaster.rewarm_max_readings
     near = accepted.offset[at] - accepted.offset[state_start] < within
-    # A replay's length is measured from the last offset processed, which is higher than a buffered reading's.
+    # A replay counts back from the last processed offset, which is higher than the offsets of buffered readings.
     half = within // 2 - (settings.grace.offsets // 2 if settings.grace.is_on else 0)
     reached = np.where(near, state_start, _first_within(accepted, at, half) + settings.adaptation.anchor_spacing - 1)
     due = np.minimum(at, np.maximum(reached, at - settings.rewarm_steps + 1))

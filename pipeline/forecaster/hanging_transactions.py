@@ -29,7 +29,8 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.hanging_transactions")
 
-# milliseconds of one request. The loop waits for it; opening a producer with another's id takes 100 to 400.
+# Milliseconds of one request, for which the loop waits. Opening a producer with the id of another forecaster takes 100
+# to 400 ms.
 REQUEST_TIMEOUT_MS: Final = 3_000
 QUERY_RETRY_S: Final = 0.1  # seconds between two queries for the outcome of a transaction
 
@@ -134,7 +135,11 @@ def abort_hanging_transactions(settings: Settings) -> list[str]:
             finally:
                 close_producer(producer)
     except (client_errors.KafkaError, StreamgruError) as error:
-        logger.info("cannot abort hanging transactions; their timeout ends them: %s: %s", type(error).__name__, error)
+        logger.info(
+            "cannot abort hanging transactions; the brokers abort them after their timeout: %s: %s",
+            type(error).__name__,
+            error,
+        )
         return []
     names = [transactional_id.removeprefix(f"{settings.forecaster.group_id}-") for transactional_id in hanging]
     if names:

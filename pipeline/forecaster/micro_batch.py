@@ -195,7 +195,7 @@ BUDGET_S: Final = 2.0  # seconds to build a batch
 MAX_TRANSACTION_BYTES: Final = 64_000_000  # states and forecasts; a broker accepts them within one or two seconds
 SMALL_TRANSACTION_BYTES: Final = 4_000_000  # a transaction up to this size does not fail because of its size
 _SHARE_OF_POLL_INTERVAL: Final = 0.1  # fraction of the poll interval that a batch may take
-_REGROWTH: Final = 1.02  # factor of the limit set by a failed transaction, per full batch committed
+_REGROWTH: Final = 1.02  # the limit after a failed transaction grows by this factor with each full batch committed
 
 
 class BatchSize:

@@ -195,8 +195,8 @@ class Session:
             raise StartOver(f"restoring failed: {error}") from error
         if restored is None:
             self.options.reached("restoring")
-        # A restore may take longer than stuck detection allows, so each read counts as progress. It does not after
-        # MOST_ABORTS: a loop of restores and aborted transactions is stuck.
+        # A restore may take longer than stuck detection allows, so each read counts as progress. With MOST_ABORTS
+        # aborts reads do not count: a loop of restores and aborted transactions is stuck.
         if (restored is not None or self._has_read_on()) and self._aborts < MOST_ABORTS:
             self.heartbeat.progressed = time.monotonic()
         return restored

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-# Errors of file systems, some network ones among them, that cannot sync a folder.
+# Errors of file systems that cannot sync a folder, such as some network file systems.
 _SYNC_UNSUPPORTED: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 

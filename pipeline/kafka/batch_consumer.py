@@ -144,7 +144,7 @@ def read_batch(batch: Any) -> Iterator[FetchedRecord]:
         for _ in range(batch.records_count):
             length, position = _varint(data, position)
             end = position + length
-            position += 1  # attributes; format 2 defines none
+            position += 1  # record attributes; format 2 defines no attributes
             since = data[position]
             if since < 0x80:
                 since = (since >> 1) ^ -(since & 1)

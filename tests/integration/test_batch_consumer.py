@@ -129,7 +129,7 @@ def test_a_poll_of_a_large_batch_prefetches(
     send(producer, where, 2 * FEW_RECORDS)
     assert poll(consumer, where, FEW_RECORDS) == FEW_RECORDS
     assert not consumer._fetcher.in_flight_fetches()
-    assert poll(consumer, where) == FEW_RECORDS  # the rest of the client's buffer
+    assert poll(consumer, where) == FEW_RECORDS  # the poll returns the rest of the client's buffer
     assert consumer._fetcher.in_flight_fetches()
 
 

@@ -1,4 +1,4 @@
-"""Adaptation over long series and in every regime is finite, and never much worse than its best expert."""
+"""Over long series and in every regime, adaptation stays finite and is never much worse than its best expert."""
 
 from collections.abc import Callable
 

@@ -67,7 +67,7 @@ def test_late_and_repeated_readings_are_recognised_by_the_rule_of_acceptance() -
         faults.frame["timestamp"].dt.timestamp("us").to_numpy(),
     )
     late, duplicates = int((verdicts == 2).sum()), int((verdicts == 1).sum())
-    # A late reading that is repeated counts as late twice. A delayed reading that none overtook is accepted.
+    # A late reading that is sent twice counts as late twice. A delayed reading is accepted if no later one overtook it.
     assert faults.sent_late * 0.9 < late <= faults.sent_late * 1.1
     assert faults.sent_twice * 0.9 < duplicates <= faults.sent_twice
 

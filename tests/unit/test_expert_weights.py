@@ -1,4 +1,4 @@
-"""Published weights agree with recomputed ones if they differ by rounding to three decimals, and otherwise not."""
+"""Published weights agree with recomputed weights only if they differ by rounding to three decimals."""
 
 from datetime import UTC, datetime
 

@@ -200,7 +200,7 @@ def test_a_new_scale_is_followed_within_150_steps(factor: float) -> None:
     values[1_000:] *= factor
     values[1_000:] += 100 * factor
     trace = stepped(shape, values)
-    recovered = 150  # steps; the level averages over a season, and the scale grows by up to 17 % a step
+    recovered = 150  # number of steps; the level averages over a season, and the scale grows by up to 17 % a step
     assert abs(trace.levels[1_000 + recovered, 1, 1] / (100 * factor) - 1) < 0.1
 
 

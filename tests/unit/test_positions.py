@@ -106,7 +106,7 @@ RESET = CommittedPosition(Position(50), is_ours=False)
         (OURS, Position(91), Position(50)),  # recorded in a longer log
         (RESET, Position(60), Position(50)),
         (None, None, Position(90)),
-        (None, Position(60), Position(60)),  # brokers deleted the group's offsets
+        (None, Position(60), Position(60)),  # the brokers deleted the group's offsets
         (CommittedPosition(Position(5)), Position(20), Position(20)),
     ],
 )
