@@ -121,7 +121,7 @@ def test_a_refused_publication_publishes_nothing(settings: Settings, tmp_path: P
             "nothing to publish: no readings from 2021-01-01; the files have 3, from 2020-01-01T00",
         ),
         (("--speed", "0"), "0.0 is not in the range x>0"),
-        (("--order", "file", "--until", "2020-01-01"), "take times only with --order event"),
+        (("--order", "file", "--until", "2020-01-01"), "accept times only with --order event"),
         (("--limit", "0"), "0 is not in the range x>=1"),
     ):
         result = run(settings, path, *arguments)
