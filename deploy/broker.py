@@ -95,7 +95,8 @@ class Broker(Service):
         configuration = self._write_configuration("format.properties", fresh)
         # The id must not begin with a dash: Kafka's tools would read it as an option.
         cluster_id = "k" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
-        command = [*_java(jars), "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration)]
+        tool = ("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration))
+        command = [*_java(jars), *JAVA_OPTIONS, *tool]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise StackError(f"kafka could not format {fresh}:\n{(done.stderr or done.stdout).strip()[-2000:]}")
