@@ -32,9 +32,16 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return lambda command: reduce(lambda command, option: option(command), reversed(options), command)
 
 
-# Options for the columns of a file, for the arguments of ``FileLayout``.
+# Options for the layout of files, for the arguments of ``FileLayout.of``: None or empty if they are not given.
 layout_options = _options(
-    click.option("--time-column", metavar="NAME", help="Column of the times; by default the only possible column."),
+    click.option(
+        "--time-column",
+        "--time",
+        "time_column",
+        multiple=True,
+        metavar="NAME",
+        help="Column of the times, or two for date and time: Date,Time; by default the only possible column.",
+    ),
     click.option(
         "--timezone",
         metavar="ZONE",
@@ -42,7 +49,9 @@ layout_options = _options(
         "set back, the first one in the file is the earlier one.",
     ),
     click.option("--sensor-column", metavar="NAME", help="Column of the sensor ids; by default each file is a sensor."),
-    click.option("--columns-as-sensors", is_flag=True, help="Read each numeric column as a separate sensor."),
+    click.option(
+        "--columns-as-sensors", is_flag=True, default=None, help="Read each numeric column as a separate sensor."
+    ),
 )
 
 # Options that override settings of the section ``training``.

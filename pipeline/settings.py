@@ -21,6 +21,7 @@ from model.experts import RULE as ADAPTATION_RULE
 from model.reorder_buffer import GracePeriod
 from pipeline.errors import SettingsError
 from pipeline.settings_sections import (
+    FilesSettings,
     ForecasterSettings,
     GateSettings,
     KafkaSettings,
@@ -89,6 +90,7 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     schedules: ScheduleSettings = ScheduleSettings()
     monitor: MonitorSettings = MonitorSettings()
+    files: FilesSettings = FilesSettings()
 
     @field_validator("kafka")
     @classmethod

@@ -224,3 +224,36 @@ class StackSettings(_Section):
     def cache_path(self) -> Path:
         """The folder of Kafka's jars."""
         return self.cache if self.cache is not None else Path.home() / ".cache" / "streamgru"
+
+
+class FilesSettings(_Section):
+    """The layout of files that are published or back-tested; an option of the command wins over its setting."""
+
+    time_column: tuple[str, ...] | str | None = Field(
+        default=None, description="column of the times, or two columns for date and time; by default the only candidate"
+    )
+    time_format: str | None = Field(default=None, description="format of the times; by default ISO 8601 or an epoch")
+    timezone: str | None = Field(default=None, description="zone of times that have none")
+    sensor_column: str | None = Field(
+        default=None, description="column of the sensor ids; by default a file is a sensor"
+    )
+    strip_ids: bool = Field(default=False, description="remove blanks around sensor ids")
+    columns_as_sensors: bool = Field(default=False, description="read each numeric column as a separate sensor")
+    encoding: str | None = Field(default=None, description="encoding of the text; by default recognised")
+    separator: str | None = Field(
+        default=None, description="one character, or comma, semicolon, tab, pipe or space; by default recognised"
+    )
+    decimal: Literal[".", ","] | None = Field(default=None, description="decimal sign; by default recognised")
+    thousands: str | None = Field(default=None, description="sign between groups of three digits; by default none")
+    missing: tuple[str, ...] = Field(
+        default=(), description="texts and numbers that stand for a missing value, in addition to NA, null and the like"
+    )
+    skip_rows: int | None = Field(default=None, ge=0, description="lines before the header; by default recognised")
+    unit_rows: int | None = Field(
+        default=None, ge=0, description="lines between the header and the readings; by default recognised"
+    )
+    comment: str | None = Field(
+        default=None, description="lines that begin with it are ignored; by default recognised, empty for no comments"
+    )
+    header: bool | None = Field(default=None, description="whether the first line names the columns")
+    column_names: tuple[str, ...] = Field(default=(), description="names of the columns of a file without a header")

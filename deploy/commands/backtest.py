@@ -241,10 +241,11 @@ def _from_files(
     settings: "Settings", files: tuple[Path, ...], layout: dict[str, Any], *, keeps_cadence: bool
 ) -> tuple["Settings", "Sequences"]:
     """The steps in the files, and the settings, with the files' cadence if it was not set."""
-    from pipeline.files.reading_table import FileLayout, read_readings
+    from pipeline.files.file_layout import FileLayout
+    from pipeline.files.reading_table import read_readings
     from pipeline.windows import sequences_from_table, usual_interval_us
 
-    table = read_readings(files, FileLayout(**layout), settings.features)
+    table = read_readings(files, FileLayout.of(settings.files, **layout), settings.features)
     for note in table.notes:
         click.echo(f"note: {note}", err=True)
     if not len(table):

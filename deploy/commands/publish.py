@@ -14,8 +14,9 @@ from deploy.context import Context
 from deploy.option_types import POSITIVE, layout_options
 from deploy.processes import terminated_like_interrupted
 from pipeline.errors import KafkaError
+from pipeline.files.file_layout import FileLayout, Order
 from pipeline.files.publishing import Publication
-from pipeline.files.reading_table import FileLayout, Order, ReadingTable, read_readings
+from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count
 from pipeline.messages import iso_timestamp, microseconds
 
@@ -63,7 +64,7 @@ def publish(
     interrupted, it prints how to continue.
     """
     settings = context.settings
-    layout = FileLayout(**columns, order=order)
+    layout = FileLayout.of(settings.files, **columns, order=order)
     if order == "file" and (until is not None or (begin is not None and not begin.isdigit())):
         raise click.UsageError("--from and --until accept times only with --order event; with --order file, give a row")
     table = read_readings(files, layout, settings.features)

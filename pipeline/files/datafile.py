@@ -22,6 +22,17 @@ _SEPARATORS: Final = (",", ";", "\t", "|")
 _HEADER_LINES: Final = 1
 
 
+class CellError(DataFileError):
+    """A cell that cannot be read; ``row`` counts rows from 0. The reader of the file adds the name of the line.
+
+    The message begins with the value and names the column: "'x' in column value is not a number".
+    """
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 def read_frame(path: Path) -> pl.DataFrame:
     """The file's columns: text from a CSV file (missing cells null), the file's own types from Parquet.
 

@@ -4,14 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.errors import DataFileError
-from pipeline.files.datafile import CSV_SUFFIXES, PARQUET_SUFFIXES, is_numeric, line_name, numbers, read_frame
+from pipeline.files.datafile import (
+    CSV_SUFFIXES,
+    PARQUET_SUFFIXES,
+    CellError,
+    is_numeric,
+    line_name,
+    numbers,
+    read_frame,
+)
+from pipeline.files.file_layout import FileLayout
 from pipeline.files.file_times import find_time_columns, read_times
 from pipeline.messages import LONGEST_SENSOR_ID_BYTES
 
@@ -19,24 +28,6 @@ SENSOR: Final = "sensor"
 TIME: Final = "time"
 # Share of rows with a repeated time; above it, a file without a sensor column holds several sensors.
 MOST_REPEATED: Final = 0.5
-
-Order = Literal["event", "file"]
-
-
-@dataclass(frozen=True)
-class FileLayout:
-    """The meaning of a file's columns.
-
-    ``time_column`` may be None if there is only one candidate; ``timezone`` is needed if times have no zone. The sensor
-    is the value of ``sensor_column``, or each numeric column is a sensor (``columns_as_sensors``), or the whole file is
-    one sensor with the name of the file.
-    """
-
-    time_column: str | None = None
-    timezone: str | None = None
-    sensor_column: str | None = None
-    columns_as_sensors: bool = False
-    order: Order = "event"
 
 
 @dataclass(frozen=True)
@@ -100,9 +91,12 @@ def read_readings(paths: Sequence[Path], layout: FileLayout, features: Sequence[
 def _read_file(path: Path, layout: FileLayout, features: Sequence[str], notes: list[str]) -> pl.DataFrame:
     """Columns ``sensor``, ``time`` (microseconds UTC) and one per feature that the file has."""
     frame = read_frame(path)
-    time_columns = find_time_columns(frame, path, layout.time_column)
+    time_columns = find_time_columns(frame, path, layout.time_columns[0] if layout.time_columns else None)
     sensors = _sensors(frame, path, layout)
-    times = read_times(frame, time_columns, path, layout.timezone, sensors)
+    try:
+        times = read_times(frame, time_columns, path, layout.timezone, sensors)
+    except CellError as error:
+        raise DataFileError(f"{line_name(path, error.row)}: {error}") from error
     if layout.columns_as_sensors:
         return _columns_as_sensors(frame, path, time_columns, times, features[0], notes)
     found = [feature for feature in features if feature in frame.columns and feature not in time_columns]
@@ -163,7 +157,7 @@ def _note_repeated(
     if not repeated:
         return
     if layout.sensor_column is None and repeated > MOST_REPEATED * readings.height:
-        text = [name for name in frame.columns if frame[name].dtype == pl.String and name != layout.time_column]
+        text = [name for name in frame.columns if frame[name].dtype == pl.String and name not in layout.time_columns]
         raise DataFileError(
             f"{path}: {repeated:,} of {readings.height:,} rows repeat a time, so the file holds several sensors; name "
             f"the column with their ids with --sensor-column (columns of text: {', '.join(text) or 'none'})"

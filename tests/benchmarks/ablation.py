@@ -17,7 +17,8 @@ from model.metrics import Metric
 from model.sequences import Sequences, Split
 from model.training import TrainingOptions, train
 from pipeline.evaluation.evaluate import model_config, split_by, standard_deviations
-from pipeline.files.reading_table import FileLayout, read_readings
+from pipeline.files.file_layout import FileLayout
+from pipeline.files.reading_table import read_readings
 from pipeline.settings import Settings
 from pipeline.windows import sequences_from_table
 

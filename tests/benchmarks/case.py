@@ -20,7 +20,8 @@ from model.state import States
 from model.stepper import Stepper
 from pipeline.evaluation.evaluate import split_by, standard_deviations
 from pipeline.evaluation.report import read_trained_model
-from pipeline.files.reading_table import FileLayout, read_readings
+from pipeline.files.file_layout import FileLayout
+from pipeline.files.reading_table import read_readings
 from pipeline.settings import load_settings
 from pipeline.windows import sequences_from_table
 from tests.benchmarks.panel import Floats, Indexes, Panel, Walk

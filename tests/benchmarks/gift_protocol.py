@@ -30,7 +30,8 @@ from model.config import Adaptation
 from model.sequences import Sequences, Split
 from model.training import EpochReport
 from pipeline.evaluation.evaluate import train_on
-from pipeline.files.reading_table import FileLayout, read_readings
+from pipeline.files.file_layout import FileLayout
+from pipeline.files.reading_table import read_readings
 from pipeline.settings import Settings
 from pipeline.windows import sequences_from_table
 

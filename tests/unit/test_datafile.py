@@ -11,8 +11,9 @@ import pytest
 
 import deploy
 from pipeline.errors import DataFileError
+from pipeline.files.file_layout import FileLayout
 from pipeline.files.publishing import ReadingEncoder
-from pipeline.files.reading_table import FileLayout, ReadingTable, read_readings
+from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.messages import ReadingDecoder, iso_timestamp
 
 BUNDLED = Path(deploy.__path__[0]) / "data" / "beijing.parquet"

@@ -1,0 +1,53 @@
+"""The layout of a user's files: the meaning of their columns, and the form of their text."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal, Self
+
+from pipeline.settings_sections import FilesSettings
+
+Order = Literal["event", "file"]
+# Names for separators that are hard to type in a shell.
+SEPARATOR_NAMES: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """The layout of files, as options, settings or the files themselves give it; None leaves the choice to the reader.
+
+    ``time_column`` is one column, or two for date and time; None is the only candidate. ``timezone`` is needed if times
+    have no zone. The sensor is the value of ``sensor_column``, or each numeric column is a sensor
+    (``columns_as_sensors``), or the whole file is one sensor with the name of the file.
+    """
+
+    time_column: str | tuple[str, ...] | None = None
+    time_format: str | None = None
+    timezone: str | None = None
+    sensor_column: str | None = None
+    strip_ids: bool = False  # whether blanks around a sensor id are removed
+    columns_as_sensors: bool = False
+    encoding: str | None = None
+    separator: str | None = None  # one character, or one of SEPARATOR_NAMES
+    decimal: str | None = None
+    thousands: str | None = None
+    missing: tuple[str, ...] = ()  # texts and numbers that stand for a missing value, in addition to the usual words
+    skip_rows: int | None = None  # number of lines before the header
+    unit_rows: int | None = None  # number of lines between the header and the readings
+    comment: str | None = None  # lines that begin with it are ignored; empty for no comments
+    header: bool | None = None  # whether the first line names the columns
+    column_names: tuple[str, ...] = ()  # of a file without a header
+    order: Order = "event"
+
+    @classmethod
+    def of(cls, settings: FilesSettings, **options: Any) -> Self:
+        """The layout that the settings give, with the ``options`` that are neither None nor empty."""
+        from_settings = {field.name: getattr(settings, field.name, None) for field in fields(cls)}
+        merged = {name: value for name, value in from_settings.items() if value is not None}
+        merged |= {name: value for name, value in options.items() if value is not None and value != ()}
+        return cls(**merged)
+
+    @property
+    def time_columns(self) -> tuple[str, ...]:
+        """The names given for the time columns; empty if they are to be found."""
+        if self.time_column is None:
+            return ()
+        return (self.time_column,) if isinstance(self.time_column, str) else tuple(self.time_column)
