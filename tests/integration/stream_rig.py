@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import kafka.errors as client_errors
 import msgspec
 import numpy as np
 import torch
@@ -217,6 +218,19 @@ def read_all(settings: Settings, topic: str) -> list[Any]:
     """Every committed record of a topic, partition by partition."""
     with TopicReader(settings, topic) as reader:
         return reader.read_to_end()
+
+
+def end_offset(consumer: KafkaConsumer, where: TopicPartition) -> int:
+    """The end of a partition of a broker that was just started: its partitions have no leader for some seconds."""
+
+    def look_up() -> list[int]:
+        try:
+            return [consumer.end_offsets([where], timeout_ms=30_000)[where]]
+        except client_errors.LeaderNotAvailableError:
+            return []
+
+    (end,) = wait_until(look_up, 60, f"partition {where.partition} of {where.topic} has a leader")
+    return end
 
 
 def read_states(settings: Settings) -> list[Any]:

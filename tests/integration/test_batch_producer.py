@@ -60,7 +60,7 @@ def read_all(settings: Settings, topic: str, partition: int, count: int, **optio
             records.extend(consumer.poll(timeout_ms=200).get(where, []))
             return len(records) >= count
 
-        wait_until(arrived, 20, f"{count} records of {topic}-{partition} were read")
+        wait_until(arrived, 30, f"{count} records of {topic}-{partition} were read")
         records.extend(consumer.poll(timeout_ms=200).get(where, []))
         return records
     finally:

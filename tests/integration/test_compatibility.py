@@ -67,7 +67,7 @@ def leave(golden: Golden, settings: Settings) -> None:
             content = json.loads(value or b"")
             content["owner"] = f"{settings.forecaster.group_id} in {find_topic_id(settings, topics.readings)}"
             value = json.dumps(content).encode()
-        producer.send(topics.state, value, record.key, partition=record.partition).get(10)
+        producer.send(topics.state, value, record.key, partition=record.partition).get(30)
     producer.close()
     admin = make_admin(settings)
     offsets = {

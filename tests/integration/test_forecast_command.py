@@ -53,7 +53,7 @@ class Command:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(5)
+        return self.process.wait(30)
 
     def counts(self) -> dict[str, int]:
         found: dict[str, int] = json.loads(self._stats.read_text())
@@ -88,7 +88,7 @@ def test_the_command_waits_for_a_champion_swaps_models_and_restarts_without_mlfl
         Registry(settings).set_alias(CHAMPION, first)
         assert {forecast.model.version for forecast in wait_for_forecasts(settings, count)} == {first}
         Registry(settings).set_alias(CHAMPION, second)
-        wait_until(lambda: f"version {second} serves" in command.said, 10, "the promotion went live")
+        wait_until(lambda: f"version {second} serves" in command.said, 30, "the promotion went live")
         count += publish(settings, rounds(settings, SENSORS, range(3, 4)))
         wait_for_forecasts(settings, count)
         assert command.end() == 0, command.said

@@ -145,7 +145,7 @@ def test_unknown_features_are_counted_and_a_traceparent_is_passed_on(
     )
     with running(settings, champion) as forecaster:
         wait_for_forecasts(settings, 2)
-        wait_until(lambda: forecaster.counters.forecasts == 2, 5, "both forecasts were counted")
+        wait_until(lambda: forecaster.counters.forecasts == 2, 30, "both forecasts were counted")
     assert forecaster.counters.ignored_features == 1
     headers = {record.key: dict(record.headers) for record in read_all(settings, settings.kafka.topics.forecasts)}
     assert headers[b"sensor-0"]["traceparent"] == parent
@@ -246,11 +246,11 @@ def test_a_stuck_forecaster_ends_and_an_idle_one_does_not(settings: Settings, ch
     count = publish(settings, rounds(settings, SENSORS, range(2)))
     with (
         pytest.raises(StreamgruError, match="--max-idle"),
-        running(settings, champion, max_idle_s=1.0) as forecaster,
+        running(settings, champion, max_idle_s=3.0) as forecaster,
     ):
         wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
         idle_since = time.monotonic()
-        wait_until(lambda: time.monotonic() - idle_since > 2.5, 5, "it was idle for longer than max_idle_s")
+        wait_until(lambda: time.monotonic() - idle_since > 4.5, 30, "it was idle for longer than max_idle_s")
         count += publish(settings, rounds(settings, SENSORS, range(2, 4)))
         wait_until(lambda: forecaster.counters.readings == count, 30, "the new readings were processed")
         for where in session_of(forecaster).consumer.assignment():
@@ -258,4 +258,4 @@ def test_a_stuck_forecaster_ends_and_an_idle_one_does_not(settings: Settings, ch
         publish(settings, rounds(settings, SENSORS, range(4, 6)))
         monitor = forecaster._monitor
         assert monitor is not None
-        wait_until(lambda: monitor.failure, 15, "the monitor reported that it is stuck")
+        wait_until(lambda: monitor.failure, 30, "the monitor reported that it is stuck")

@@ -130,7 +130,7 @@ def test_states_are_rebuilt_from_the_readings_if_the_changelog_was_deleted(
         wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
     admin = make_admin(settings)
     admin.delete_topics([settings.kafka.topics.state])
-    wait_until(lambda: settings.kafka.topics.state not in admin.list_topics(), 10, "the changelog was deleted")
+    wait_until(lambda: settings.kafka.topics.state not in admin.list_topics(), 30, "the changelog was deleted")
     admin.close()
     ensure_topics(settings)
     with running(settings, champion) as forecaster:

@@ -30,6 +30,7 @@ from tests.integration.forecaster_process import run
 from tests.integration.stream_rig import (
     FolderChampion,
     broker_pid,
+    end_offset,
     expected_forecasts,
     publish,
     read_all,
@@ -47,12 +48,13 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.integration
 
 SENSORS = ["sensor-0", "sensor-1"]
+# A batch expires after 2 s; other calls have more time, because a broker on a busy machine answers late.
 TIMEOUTS = {
-    "request_timeout_s": 0.5,
-    "delivery_timeout_s": 1.0,
+    "request_timeout_s": 1.0,
+    "delivery_timeout_s": 2.0,
     "transaction_timeout_s": 20.0,
     "poll_interval_s": 30.0,
-    "commit_timeout_s": 3.0,
+    "commit_timeout_s": 30.0,
 }
 
 
@@ -176,7 +178,7 @@ def overtake(settings: Settings, champion: FolderChampion) -> None:
     with running(settings, champion, "overtaken", reached=reached) as forecaster:
         wait_until(lambda: forecaster.counters.readings == 5 * step, 30, "the first readings were processed")
         block.set()
-        assert blocked.wait(10), "the forecaster did not block after an empty poll"
+        assert blocked.wait(30), "the forecaster did not block after an empty poll"
         session_of(forecaster).consumer._coordinator.rejoining = True
         with running(settings, champion, "successor") as successor:
             publish(settings, rounds(settings, SENSORS, range(5, 10)))
@@ -308,23 +310,24 @@ def test_a_transaction_with_an_expired_batch_commits_without_the_check_of_every_
     assert committed_offsets(member.settings) == {0: 1}
 
 
-def test_a_transaction_that_was_open_when_the_broker_died_is_aborted(own_broker: Settings) -> None:
+def test_a_transaction_that_was_open_when_the_broker_died_is_aborted(frail_settings: SettingsFactory) -> None:
     """Consumers of committed records, such as forecasters, would wait for the end of an open transaction for ever."""
-    topic = own_broker.kafka.topics.forecasts
-    producer = make_producer(own_broker, transactional_id="orphan", transaction_timeout_ms=2_000)
+    settings = frail_settings(kafka={"partitions": 1})
+    ensure_topics(settings)
+    topic = settings.kafka.topics.forecasts
+    producer = make_producer(settings, transactional_id="orphan", transaction_timeout_ms=2_000)
     producer.init_transactions()
     producer.begin_transaction()
-    producer.send(topic, b"never committed", partition=0).get(10)
-    stack = Stack(own_broker)
-    os.kill(broker_pid(own_broker), signal.SIGKILL)
-    wait_until(lambda: is_free(own_broker.stack.kafka_port), 10, "the broker is dead")
-    stack.up(("kafka",))
+    producer.send(topic, b"never committed", partition=0).get(30)
+    os.kill(broker_pid(settings), signal.SIGKILL)
+    wait_until(lambda: is_free(settings.stack.kafka_port), 30, "the broker is dead")
+    Stack(settings).up(("kafka",))
     where = TopicPartition(topic, 0)
-    committed = make_consumer(own_broker)
-    everything = make_consumer(own_broker, isolation_level="read_uncommitted")
-    end = everything.end_offsets([where])[where]
+    committed = make_consumer(settings)
+    everything = make_consumer(settings, isolation_level="read_uncommitted")
+    end = end_offset(everything, where)
     # The abort writes a marker, so the end of the committed records lies after the record.
-    wait_until(lambda: committed.end_offsets([where])[where] >= end, 40, "the transaction was aborted")
+    wait_until(lambda: end_offset(committed, where) >= end, 60, "the transaction was aborted")
     for client in (committed, everything):
         client.close()
     producer._sender.force_close()
@@ -339,7 +342,8 @@ def hang_in_commit(settings: Settings, models: Path, log: Path) -> None:
 def test_a_commit_that_hangs_while_brokers_answer_ends_the_process_with_a_message(
     broker: Settings, fresh_settings: SettingsFactory, tmp_path: Path
 ) -> None:
-    settings = fresh_settings(features=["a"], targets=["a"], horizon_steps=1, forecaster=TIMEOUTS)
+    short = TIMEOUTS | {"commit_timeout_s": 3.0}
+    settings = fresh_settings(features=["a"], targets=["a"], horizon_steps=1, forecaster=short)
     ensure_topics(settings)
     FolderChampion(tmp_path / "models", settings).promote(1, small_forecaster(settings))
     publish(settings, rounds(settings, SENSORS, range(3)))

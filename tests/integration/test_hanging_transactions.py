@@ -29,7 +29,7 @@ def busy(settings: Settings) -> Iterator[KafkaProducer]:
     producer = make_producer(settings, transactional_id=f"{settings.forecaster.group_id}-busy")
     producer.init_transactions()
     producer.begin_transaction()
-    producer.send(settings.kafka.topics.state, key=b"sensor", value=b"state", partition=0).get(10)
+    producer.send(settings.kafka.topics.state, key=b"sensor", value=b"state", partition=0).get(30)
     yield producer
     producer._sender.force_close()
 
@@ -47,7 +47,7 @@ def test_no_transaction_is_aborted_while_the_members_of_the_group_are_unknown(
     assert abort_hanging_transactions(settings) == []
     busy.commit_transaction()
     busy.begin_transaction()
-    busy.send(settings.kafka.topics.state, key=b"sensor", value=b"state", partition=0).get(10)
+    busy.send(settings.kafka.topics.state, key=b"sensor", value=b"state", partition=0).get(30)
     describe([{"client_id": f"{CLIENT_PREFIX}another"}], None)
     assert abort_hanging_transactions(settings) == ["busy"]
     with pytest.raises(client_errors.KafkaError):

@@ -59,20 +59,20 @@ def test_the_health_endpoint_reports_state_lag_and_counters_until_the_forecaster
     publish(settings, [Message(b"sensor-0", b"no JSON", 0)])
     stats = tmp_path / "stats.json"
     with running(settings, champion, health_port=port, stats=stats):
-        wait_until(lambda: is_listening(port), 10, "the endpoint answers")
+        wait_until(lambda: is_listening(port), 30, "the endpoint answers")
         code, said = ask(port, "/readyz")
         assert (code, said["state"], said["model_version"]) == (503, "starting", None)
         assert ask(port, "/healthz")[0] == 200
         champion.promote(1, small_forecaster(settings))
         wait_until(lambda: ask(port, "/readyz")[0] == 200, 30, "the forecaster is ready")
         wait_until(lambda: ask(port, "/healthz")[1]["counters"]["forecasts"] == count, 30, "the forecasts are counted")
-        wait_until(lambda: ask(port, "/healthz")[1]["lag"] == {"0": 0, "1": 0}, 10, "no partition lags")
+        wait_until(lambda: ask(port, "/healthz")[1]["lag"] == {"0": 0, "1": 0}, 30, "no partition lags")
         code, said = ask(port, "/healthz")
         assert (code, said["state"], said["model_version"], said["sensors"]) == (200, "serving", 1, len(SENSORS))
-        wait_until(lambda: ask(port, "/readyz")[1]["counters"]["dead_letters"], 10, "the dead letter is counted")
+        wait_until(lambda: ask(port, "/readyz")[1]["counters"]["dead_letters"], 30, "the dead letter is counted")
         letters = ask(port, "/readyz")[1]["counters"]["dead_letters"]
         assert list(letters.values()) == [1]
-        assert said["since_poll_s"] < 2
+        assert said["since_poll_s"] < 10
         assert said["since_commit_s"] > 0
         with pytest.raises(StreamgruError, match=f"cannot listen on 127.0.0.1:{port}: .*--health-port"):
             run_until_it_fails(settings, champion, health_port=port)
@@ -106,10 +106,10 @@ def test_a_stuck_forecaster_is_reported_and_continues_without_max_idle(settings:
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "all readings were forecast")
         make_stuck(forecaster)
         publish(settings, rounds(settings, SENSORS, range(3, 5)))
-        code, said = wait_until(lambda: is_stuck(port), 20, "it is reported as stuck")
+        code, said = wait_until(lambda: is_stuck(port), 30, "it is reported as stuck")
         assert (code, sum(said["lag"].values())) == (503, 2 * len(SENSORS))
         session_of(forecaster).consumer.resume(*session_of(forecaster).consumer.assignment())
-        wait_until(lambda: ask(port, "/readyz")[0] == 200, 20, "the forecaster serves again")
+        wait_until(lambda: ask(port, "/readyz")[0] == 200, 30, "the forecaster serves again")
         assert forecaster.counters.forecasts == 5 * len(SENSORS)
 
 
@@ -125,7 +125,7 @@ def test_transaction_markers_at_the_end_of_a_log_do_not_make_an_idle_forecaster_
     champion = FolderChampion(tmp_path / "champion", settings)
     champion.promote(1, small_forecaster(settings))
     publish(settings, rounds(settings, SENSORS, range(3)))
-    with running(settings, champion, max_idle_s=1.0) as forecaster:
+    with running(settings, champion, max_idle_s=3.0) as forecaster:
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "all readings were forecast")
         producer = make_producer(settings, transactional_id=f"{settings.forecaster.group_id}-publisher")
         producer.init_transactions()
@@ -145,7 +145,7 @@ def test_transaction_markers_at_the_end_of_a_log_do_not_make_an_idle_forecaster_
             assert monitor.failure is None
             return checks > 100  # some 5 s
 
-        wait_until(has_checked_often, 20, "the monitor was checked 100 times")
+        wait_until(has_checked_often, 30, "the monitor was checked 100 times")
         assert dict(monitor.lag) == {0: 0, 1: 0}
 
 
@@ -176,4 +176,4 @@ def test_a_forecaster_waits_for_an_unreachable_broker_and_reports_it(
         stack.up(("kafka",))
         count += publish(own_broker, rounds(own_broker, SENSORS, range(3, 6)))
         wait_until(lambda: forecaster.counters.forecasts == count, 60, "the new readings were forecast")
-        wait_until(lambda: ask(port, "/readyz")[0] == 200, 20, "the forecaster is ready again")
+        wait_until(lambda: ask(port, "/readyz")[0] == 200, 30, "the forecaster is ready again")

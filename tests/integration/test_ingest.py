@@ -181,7 +181,7 @@ def test_a_recreated_topic_is_refused(settings: Settings, records: int) -> None:
     ingest(settings)
     admin = make_admin(settings)
     admin.delete_topics([settings.kafka.topics.readings])
-    wait_until(lambda: settings.kafka.topics.readings not in admin.list_topics(), 20, "the topic is deleted")
+    wait_until(lambda: settings.kafka.topics.readings not in admin.list_topics(), 30, "the topic is deleted")
     admin.close()
     create_topic(settings)
     publish(settings, records)

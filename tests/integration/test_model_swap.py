@@ -121,10 +121,10 @@ def test_a_promotion_goes_live_without_a_gap(settings: Settings, champion: Folde
             for version in (2, 3):
                 promoted = time.monotonic()
                 champion.promote(version, models[version])
-                wait_until(lambda: forecaster.counters.model_version == version, 10, "the promotion went live")  # noqa: B023
+                wait_until(lambda: forecaster.counters.model_version == version, 30, "the promotion went live")  # noqa: B023
                 assert time.monotonic() - promoted < 10
                 served = forecaster.counters.forecasts
-                wait_until(lambda: forecaster.counters.forecasts > served + 50, 10, "the version forecasts")  # noqa: B023
+                wait_until(lambda: forecaster.counters.forecasts > served + 50, 30, "the version forecasts")  # noqa: B023
         found = wait_for_forecasts(settings, feed.step * len(SENSORS))
     assert len(found) == feed.step * len(SENSORS)
     assert forecaster.counters.swaps == 2
@@ -145,7 +145,7 @@ def test_a_swap_writes_all_states_so_that_a_restart_restores_them(settings: Sett
         wait_until(lambda: forecaster.counters.readings == 20 * len(SENSORS), 30, "the readings were processed")
         before = forecaster.counters.transactions
         champion.promote(2, small_forecaster(settings, 2))
-        wait_until(lambda: forecaster.counters.transactions > before, 10, "the states were written")
+        wait_until(lambda: forecaster.counters.transactions > before, 30, "the states were written")
     tags = {record.key: decode_state(record.value)[0] for record in read_states(settings)}
     assert tags == {sensor.encode(): StateTag(2, settings.fingerprint) for sensor in SENSORS}
     with running(settings, champion) as again:
@@ -171,7 +171,7 @@ def test_the_old_model_goes_on_serving_after_a_bad_promotion(
             champion.demote()
         else:
             champion.become_unreachable()
-        wait_until(lambda: "goes on serving" in caplog.text, 10, "the trouble was said")
+        wait_until(lambda: "goes on serving" in caplog.text, 30, "the trouble was said")
         count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
         found = wait_for_forecasts(settings, count)
         assert {forecast.model.version for forecast in found} == {1}
@@ -179,7 +179,7 @@ def test_the_old_model_goes_on_serving_after_a_bad_promotion(
         if trouble == "unreachable":
             champion.become_reachable()
         champion.promote(3, small_forecaster(settings, 3))
-        wait_until(lambda: forecaster.counters.model_version == 3, 10, "a good promotion went live")
+        wait_until(lambda: forecaster.counters.model_version == 3, 30, "a good promotion went live")
 
 
 def test_a_restart_while_the_registry_is_unreachable_serves_the_last_served_version(
@@ -224,11 +224,11 @@ def test_sensors_without_readings_in_the_warm_up_start_cold_and_keep_their_last_
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
         champion.promote(2, models[2])
-        wait_until(lambda: forecaster.counters.swaps == 1, 10, "the promotion went live")
+        wait_until(lambda: forecaster.counters.swaps == 1, 30, "the promotion went live")
         late = publish(settings, rounds(settings, [quiet], range(99, 100)))
         new = publish(settings, rounds(settings, [quiet], range(100, 102)))
         found = wait_for_forecasts(settings, count + new)
-        wait_until(lambda: forecaster.counters.readings == count + late + new, 10, "all readings were processed")
+        wait_until(lambda: forecaster.counters.readings == count + late + new, 30, "all readings were processed")
     assert forecaster.counters.duplicates == late
     cold = [forecast for forecast in found if forecast.sensor_id == quiet and forecast.model.version == 2]
     assert [forecast.state.steps for forecast in cold] == [1, 2]

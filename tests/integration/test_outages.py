@@ -157,7 +157,7 @@ def frozen(stream: Stream) -> Iterator[None]:
 def dead(stream: Stream) -> Iterator[None]:
     """Kill the broker and start it again at the end; in between nothing listens on its port."""
     os.kill(stream.broker_pid, signal.SIGKILL)
-    wait_until(lambda: is_free(stream.settings.stack.kafka_port), 10, "the broker is dead")
+    wait_until(lambda: is_free(stream.settings.stack.kafka_port), 30, "the broker is dead")
     yield
     Stack(stream.settings).up(("kafka",))
 

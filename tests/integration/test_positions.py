@@ -152,7 +152,7 @@ def lose_newest_of_changelog(settings: Settings, champion: FolderChampion) -> No
     process(settings, champion, [*some(settings, 10), reading(settings, "newcomer", 10)])
     with admin_of(settings) as admin:
         admin.delete_topics([topic])
-        wait_until(lambda: topic not in admin.list_topics(), 10, "the changelog was deleted")
+        wait_until(lambda: topic not in admin.list_topics(), 30, "the changelog was deleted")
     ensure_topics(settings)
     producer = make_producer(settings)
     for record in before:
@@ -229,9 +229,9 @@ def test_a_hanging_transaction_ends_as_it_ended_in_its_other_partitions(
         return bool(arrived.succeeded())
 
     with without_partition_verification(settings):
-        wait_until(leave_hanging, 20, "the broker accepts the record, soon after its reconfiguration")
+        wait_until(leave_hanging, 30, "the broker accepts the record, soon after its reconfiguration")
     others = make_producer(settings)
-    others.send(letters, b"behind it", partition=hidden.partition).get(10)
+    others.send(letters, b"behind it", partition=hidden.partition).get(30)
     others.close()
     visible = [b"ended"] if committed else []
     assert [letter.value for letter in read_all(settings, letters)] == visible
@@ -274,7 +274,7 @@ def test_positions_of_a_deleted_topic_do_not_count_for_the_recreated_one(
     before = read_all(settings, topic)
     with admin_of(settings) as admin:
         admin.delete_topics([topic])
-        wait_until(lambda: topic not in admin.list_topics(), 10, "the readings topic was deleted")
+        wait_until(lambda: topic not in admin.list_topics(), 30, "the readings topic was deleted")
     ensure_topics(settings)
     publish(settings, some(settings, 100))
     with running(settings, champion) as forecaster:

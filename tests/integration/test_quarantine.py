@@ -82,7 +82,7 @@ def test_a_non_finite_state_in_the_changelog_is_rebuilt(settings: Settings, cham
     state = np.frombuffer(row, forecaster._loop.serving.table.dtype).copy()
     state["hidden"][0, 0, 0] = np.inf
     producer = make_producer(settings)
-    producer.send(settings.kafka.topics.state, tag.encode(state.tobytes()), last.key, partition=last.partition).get(10)
+    producer.send(settings.kafka.topics.state, tag.encode(state.tobytes()), last.key, partition=last.partition).get(30)
     producer.close()
     with running(settings, champion) as forecaster:
         count += publish(settings, rounds(settings, SENSORS, range(12, 16)))

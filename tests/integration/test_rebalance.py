@@ -75,7 +75,7 @@ def test_a_forecaster_without_partitions_waits_and_takes_over_later(
             count += publish(settings, rounds(settings, SENSORS, range(5, 10)))
             wait_for_forecasts(settings, count)
             monitors = [member._monitor for member in members]
-            wait_until(lambda: {one.state for one in monitors if one} == {"serving"}, 20, "all count as serving")
+            wait_until(lambda: {one.state for one in monitors if one} == {"serving"}, 30, "all count as serving")
         count += publish(settings, rounds(settings, SENSORS, range(10, 15)))
         found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))

@@ -124,7 +124,7 @@ def is_processed(settings: Settings, readings: int) -> bool:
 def lose_changelog(settings: Settings) -> None:
     admin = make_admin(settings)
     admin.delete_topics([settings.kafka.topics.state])
-    wait_until(lambda: settings.kafka.topics.state not in admin.list_topics(), 10, "the changelog was deleted")
+    wait_until(lambda: settings.kafka.topics.state not in admin.list_topics(), 30, "the changelog was deleted")
     admin.close()
     ensure_topics(settings)
 

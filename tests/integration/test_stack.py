@@ -128,7 +128,7 @@ def test_a_killed_broker_has_its_data_after_a_restart(frail_broker: Settings) ->
     pid = stack.status()[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: stack.status()[0].state == "down", 10, "the killed broker is seen as down")
+    wait_until(lambda: stack.status()[0].state == "down", 30, "the killed broker is seen as down")
     stack.up(("kafka",))
 
     with closing(make_consumer(frail_broker)) as consumer:
@@ -140,7 +140,7 @@ def test_a_killed_broker_has_its_data_after_a_restart(frail_broker: Settings) ->
             lambda: (
                 values.extend(record.value for record in consumer.poll(200).get(partition, [])) or len(values) >= 100
             ),
-            20,
+            60,
             "the records sent before the kill were read",
         )
     assert values == [b"%d" % number for number in range(100)]

@@ -90,12 +90,12 @@ def test_the_monitor_survives_an_unexpected_error_of_its_check(
         wait_until(lambda: forecaster.counters.forecasts == 3 * len(SENSORS), 30, "the readings were forecast")
         monitor = forecaster._monitor
         assert monitor is not None
-        wait_until(lambda: monitor.state is ForecasterState.SERVING, 20, "the monitor has checked")
+        wait_until(lambda: monitor.state is ForecasterState.SERVING, 30, "the monitor has checked")
         with monkeypatch.context() as patched:
             patched.setattr("pipeline.forecaster.stuck_detection.check_topics", fail)
-            wait_until(lambda: "something new" in monitor.trouble, 20, "the monitor reports the error")
+            wait_until(lambda: "something new" in monitor.trouble, 30, "the monitor reports the error")
             assert not monitor.waits_for_brokers
-        wait_until(lambda: not monitor.trouble, 20, "the monitor checks again")
+        wait_until(lambda: not monitor.trouble, 30, "the monitor checks again")
 
 
 def test_a_partition_without_a_leader_is_reported_and_the_others_are_checked(
@@ -110,10 +110,10 @@ def test_a_partition_without_a_leader_is_reported_and_the_others_are_checked(
         assert monitor is not None
         with monkeypatch.context() as patched:
             patched.setattr("pipeline.forecaster.stuck_detection.leaderless", leaderless)
-            wait_until(lambda: "no broker leads partition 1" in monitor.trouble, 20, "it says so")
-            wait_until(lambda: monitor.state is ForecasterState.SERVING, 20, "the other partition is checked")
+            wait_until(lambda: "no broker leads partition 1" in monitor.trouble, 30, "it says so")
+            wait_until(lambda: monitor.state is ForecasterState.SERVING, 30, "the other partition is checked")
             assert list(monitor.lag) == [0]
-        wait_until(lambda: not monitor.trouble and list(monitor.lag) == [0, 1], 20, "both are checked again")
+        wait_until(lambda: not monitor.trouble and list(monitor.lag) == [0, 1], 30, "both are checked again")
 
 
 def truncate(settings: Settings, forecaster: StreamForecaster, partition: int, offset: int) -> None:

@@ -85,10 +85,10 @@ def test_an_unknown_sensor_is_an_error_that_names_the_known_ones(
 def test_the_tail_counts_only_new_forecasts_and_knows_earlier_sensors(stream: Settings) -> None:
     latest = LatestForecasts()
     with StreamTail(stream, look_back=100) as tail:
-        wait_until(lambda: latest.update(tail.poll(0.1)) or len(tail.known_sensors) == 3, 20, "all sensors are known")
+        wait_until(lambda: latest.update(tail.poll(0.1)) or len(tail.known_sensors) == 3, 30, "all sensors are known")
         assert tail.forecasts == 0
         publish(stream, rounds(stream, SENSORS, [STEPS]))
-        wait_until(lambda: latest.update(tail.poll(0.1)) or tail.forecasts == 3, 20, "three forecasts arrived")
+        wait_until(lambda: latest.update(tail.poll(0.1)) or tail.forecasts == 3, 30, "three forecasts arrived")
         assert latest.table("").row_count == 3
 
 
