@@ -5,18 +5,25 @@ import socket
 from itertools import islice
 
 _APART = 97  # ports between the first candidates of two processes with neighbouring ids; more than a process takes
+_given: set[int] = set()  # ports that this process has handed out
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that no program listens on."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """Different ports that no program listens on, and that stay free while their server is down.
+
+    The ports lie below the range from which the system gives clients their own ports. There another client could take a
+    port before its server starts. A client that retries often enough could even get the port of its own server, connect
+    to itself, and block the port. Test processes with neighbouring process ids begin their search far apart.
+    """
+    first = 20_000 + os.getpid() * _APART % 10_000
+    ports = list(islice((port for port in range(first, 32_000) if port not in _given and is_free(port)), count))
+    _given.update(ports)
+    return ports
+
+
+def free_port() -> int:
+    """One port as ``free_ports`` chooses it."""
+    return free_ports(1)[0]
 
 
 def is_free(port: int) -> bool:
@@ -28,19 +35,3 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
-
-
-def steady_port() -> int:
-    """One port as ``steady_ports`` chooses it."""
-    return steady_ports(1)[0]
-
-
-def steady_ports(count: int) -> list[int]:
-    """Ports that stay free while their server is down, although clients keep trying to connect.
-
-    The ports of ``free_ports`` lie in the range from which the system gives clients their own ports. A client that
-    retries often enough gets the port of its server, connects to itself, and blocks the port. Test processes with
-    neighbouring process ids begin their search far apart.
-    """
-    first = 20_000 + os.getpid() * _APART % 10_000
-    return list(islice((port for port in range(first, 32_000) if is_free(port)), count))

@@ -25,7 +25,7 @@ from tests.chaos.observer import LiveForecast, Observer
 from tests.chaos.plan import Fault, Size, draw
 from tests.chaos.publisher import Publisher
 from tests.integration.stream_rig import FolderChampion, small_forecaster
-from tests.ports import is_free, steady_port
+from tests.ports import free_port, is_free
 
 TEND_S: Final = 0.02  # seconds between two calls of Fleet.tend
 TRIES: Final = 3  # attempts to kill a forecaster at a point
@@ -96,7 +96,7 @@ class Harness:
     def __init__(
         self, home: Path, size: Size, seed: int, *, without: tuple[str, ...] = (), say: Callable[[str], None] = print
     ) -> None:
-        self.settings = chaos_settings(home, size, steady_port())
+        self.settings = chaos_settings(home, size, free_port())
         self.record = Record(seed, size, without)
         self._say = say
         self._random = random.Random(seed + 1)

@@ -28,7 +28,7 @@ from tests.compatibility.golden import CASES, FOLDER, MODEL_VERSION, NAMES_FILE,
 from tests.compatibility.names import names
 from tests.compatibility.streams import chosen_settings, messages, model_of
 from tests.integration.stream_rig import FolderChampion, Message, read_all, running
-from tests.ports import free_ports
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 TOPICS = ("readings", "forecasts", "state", "dead_letters")
@@ -45,7 +45,7 @@ def main() -> None:
     FOLDER.mkdir()
     NAMES_FILE.write_text(as_text({"commit": commit, **names()}), encoding="utf-8")
     home = Path(tempfile.mkdtemp(prefix="streamgru-compatibility-"))
-    servers: dict[str, Any] = {"home": home, "stack": {"kafka_port": free_ports(1)[0]}}
+    servers: dict[str, Any] = {"home": home, "stack": {"kafka_port": free_port()}}
     stack = Stack(Settings(**servers))
     try:
         stack.up(("kafka",))

@@ -9,7 +9,7 @@ from deploy.stack import Stack
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory, settings_factory
 from tests.integration.stream_rig import FolderChampion, small_forecaster
-from tests.ports import steady_port
+from tests.ports import free_port
 from tests.stacks import end_stack
 
 
@@ -24,7 +24,7 @@ def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
 @pytest.fixture(scope="session")
 def frail_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A broker that tests may freeze and kill; a test that kills it must start it again."""
-    settings = Settings(home=tmp_path_factory.mktemp("frail"), stack={"kafka_port": steady_port()})
+    settings = Settings(home=tmp_path_factory.mktemp("frail"), stack={"kafka_port": free_port()})
     Stack(settings).up(("kafka",))
     yield settings
     end_stack(settings)

@@ -27,7 +27,7 @@ from tests.integration.stream_rig import (
     session_of,
     small_forecaster,
 )
-from tests.ports import free_ports
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -53,7 +53,7 @@ def ask(port: int, path: str) -> tuple[int, dict[str, Any]]:
 def test_the_health_endpoint_reports_state_lag_and_counters_until_the_forecaster_ends(
     settings: Settings, tmp_path: Path
 ) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     champion = FolderChampion(tmp_path / "champion", settings)
     count = publish(settings, rounds(settings, SENSORS, range(3)))
     publish(settings, [Message(b"sensor-0", b"no JSON", 0)])
@@ -95,7 +95,7 @@ def make_stuck(forecaster: StreamForecaster) -> None:
 
 
 def test_a_stuck_forecaster_is_reported_and_continues_without_max_idle(settings: Settings, tmp_path: Path) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     forecaster_settings = settings.forecaster.model_copy(update={"stuck_after_s": 1.5})
     settings = settings.model_copy(update={"forecaster": forecaster_settings})
     champion = FolderChampion(tmp_path / "champion", settings)
@@ -160,7 +160,7 @@ def own_broker(frail_settings: SettingsFactory) -> Settings:
 def test_a_forecaster_waits_for_an_unreachable_broker_and_reports_it(
     own_broker: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     champion = FolderChampion(tmp_path / "champion", own_broker)
     champion.promote(1, small_forecaster(own_broker))
     count = publish(own_broker, rounds(own_broker, SENSORS, range(3)))

@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 from tests.chaos.fleet import Fleet
 from tests.chaos.gauge import STOP
 from tests.integration.stream_rig import FolderChampion, publish, rounds, small_forecaster
-from tests.ports import is_free, steady_ports
+from tests.ports import free_ports, is_free
 from tests.stacks import end_stack
 from tests.waiting import wait_until
 
@@ -134,7 +134,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[[int, int], list[Stream]]]:
 
         def make(count: int, forecasters: int) -> list[Stream]:
             made = []
-            for port in steady_ports(count):
+            for port in free_ports(count):
                 made.append(Stream.begin(tmp_path / str(port), port, forecasters))
                 opened.callback(made[-1].end)
             return made

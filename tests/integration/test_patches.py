@@ -22,7 +22,7 @@ from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import broker_pid, publish, read_all, rounds, stopped
-from tests.ports import free_ports, is_free
+from tests.ports import free_port, is_free
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -181,7 +181,7 @@ def test_a_client_that_reaches_no_broker_leaves_no_thread_behind(
 ) -> None:
     """A process that waits for brokers makes one client after the other."""
     monkeypatch.setattr("pipeline.kafka.clients.BOOTSTRAP_TIMEOUT_MS", 200)
-    (nobody,) = free_ports(1)
+    nobody = free_port()
     settings = Settings(kafka={"bootstrap_servers": f"127.0.0.1:{nobody}"})
 
     before = threading.active_count()

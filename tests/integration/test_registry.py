@@ -36,7 +36,7 @@ from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
-from tests.ports import free_ports
+from tests.ports import free_port
 
 # One test moves MLflow's artefact store and one reads its log, so only one worker at a time may use MLflow.
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow"), pytest.mark.long(150)]
@@ -127,7 +127,7 @@ def test_a_download_is_complete_and_is_made_once(settings: Settings, tmp_path: P
 def test_without_mlflow_the_copy_loads_and_other_calls_fail_at_once(settings: Settings, tmp_path: Path) -> None:
     version = registered(settings, artefact(settings, tmp_path))
     copy = Registry(settings).load_copy(version, tmp_path / "models").folder
-    (nobody,) = free_ports(1)
+    nobody = free_port()
     away = Registry(settings.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{nobody}"}))
     assert away.load_copy(version, tmp_path / "models").folder == copy
     began = time.monotonic()
@@ -160,7 +160,7 @@ def test_a_damaged_copy_is_downloaded_again(settings: Settings, tmp_path: Path, 
 
     restarted = RegistryChampion(settings)
     assert restarted.last_served() is None
-    (nobody,) = free_ports(1)
+    nobody = free_port()
     away = Registry(settings.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{nobody}"}))
     with pytest.raises(RegistryUnreachable):
         away.load(version, settings.home / "models")
@@ -345,7 +345,7 @@ def test_registry_calls_do_not_change_the_environment(settings: Settings, monkey
 def test_the_registry_ignores_the_environments_registry_uri(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (nobody,) = free_ports(1)
+    nobody = free_port()
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{nobody}")
     monkeypatch.setattr("pipeline.registry.mlflow_session.LOGGING_RETRIES", 0)
     version = registered(settings, artefact(settings, tmp_path))

@@ -35,7 +35,7 @@ from pipeline.settings import Settings
 from pipeline.settings_sections import MonitorSettings
 from tests.conftest import SettingsFactory
 from tests.environment import environment
-from tests.ports import free_ports
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow"), pytest.mark.long(150)]  # see test_registry
 
@@ -258,7 +258,7 @@ def test_user_errors_fail_the_run_with_their_message(settings: Settings, use: Us
     use(settings.model_copy(update={"training": settings.training.model_copy(update={"device": "cuda:77"})}))
     with pytest.raises(SettingsError, match=r"training.device"):
         retrain()
-    (nobody,) = free_ports(1)
+    nobody = free_port()
     use(settings.model_copy(update={"mlflow_tracking_uri": f"http://127.0.0.1:{nobody}"}))
     state = retrain(return_state=True)
     assert state.is_failed()

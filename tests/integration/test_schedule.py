@@ -31,7 +31,7 @@ from pipeline.settings import Settings
 from pipeline.settings_sections import Schedule
 from tests.conftest import SettingsFactory
 from tests.environment import environment
-from tests.ports import free_ports, steady_port
+from tests.ports import free_port
 from tests.stacks import end_stack
 from tests.waiting import wait_until
 
@@ -173,7 +173,7 @@ def test_a_start_keeps_schedules_and_pauses_and_only_the_newest_overdue_run(
 @pytest.fixture
 def own_prefect(tmp_path: Path) -> Iterator[Settings]:
     """Settings of a Prefect server for one test, which kills it."""
-    settings = Settings(home=tmp_path, stack={"prefect_port": steady_port()})
+    settings = Settings(home=tmp_path, stack={"prefect_port": free_port()})
     yield settings
     end_stack(settings)
 
@@ -276,7 +276,7 @@ def test_the_commands_run_the_flows_and_print_their_results(settings: Settings, 
     assert failed.stderr.startswith("error: the history table")
     assert "Traceback" not in failed.stderr
 
-    (nobody,) = free_ports(1)
+    nobody = free_port()
     away = streamgru("ingest", STREAMGRU_PREFECT_API_URL=f"http://127.0.0.1:{nobody}/api")
     assert away.returncode == 1
     assert away.stderr.startswith(f"error: Prefect does not answer at http://127.0.0.1:{nobody}/api")

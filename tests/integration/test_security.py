@@ -19,7 +19,7 @@ from pipeline.kafka import clients
 from pipeline.kafka.topics import check_topics, ensure_topics
 from pipeline.settings import Settings
 from pipeline.settings_sections import KafkaSettings
-from tests.ports import steady_ports
+from tests.ports import free_ports
 from tests.stacks import end_stack
 
 pytestmark = pytest.mark.integration
@@ -71,7 +71,7 @@ class Secured:
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     folder = tmp_path_factory.mktemp("secured")
-    plain_port, *others = steady_ports(1 + len(LISTENERS))
+    plain_port, *others = free_ports(1 + len(LISTENERS))
     settings = Settings(home=folder, stack={"kafka_port": plain_port}, kafka={"partitions": 1})
     ports = dict(zip(LISTENERS, others, strict=True))
     cafile, pem, private = certificate(folder, "broker")

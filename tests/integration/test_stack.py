@@ -19,7 +19,7 @@ from deploy.stack import Stack
 from pipeline.errors import StackError
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer
 from pipeline.settings import Settings
-from tests.ports import free_ports
+from tests.ports import free_port, free_ports
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -158,7 +158,7 @@ def test_a_port_of_another_program_is_an_error_that_names_port_and_program(
 
 
 def test_an_up_with_another_port_does_not_start_a_second_broker(broker: Settings) -> None:
-    moved = broker.model_copy(update={"stack": broker.stack.model_copy(update={"kafka_port": free_ports(1)[0]})})
+    moved = broker.model_copy(update={"stack": broker.stack.model_copy(update={"kafka_port": free_port()})})
     with pytest.raises(StackError, match=f"kafka runs on port {broker.stack.kafka_port}"):
         Stack(moved).up(("kafka",))
     assert Stack(moved).status()[0].state == "on another port"

@@ -12,7 +12,7 @@ from pipeline.errors import BrokerUnreachable, KafkaError, TopicError
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count
 from pipeline.kafka.topics import check_topics, ensure_topics, topic_statuses
 from pipeline.settings import Settings
-from tests.ports import free_ports
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -130,7 +130,7 @@ def test_an_unreachable_broker_is_an_error_that_says_what_to_do(
     fresh_settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.kafka.clients.BOOTSTRAP_TIMEOUT_MS", 300)
-    (port,) = free_ports(1)
+    port = free_port()
     settings = fresh_settings(kafka={"bootstrap_servers": f"127.0.0.1:{port}"})
     for make in (make_admin, make_consumer, make_producer):
         with pytest.raises(BrokerUnreachable, match=rf"no Kafka broker answers at 127.0.0.1:{port}.*streamgru up"):

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.forecaster.metrics import Counters, HealthServer, Reporter, health_report
 from pipeline.forecaster.stuck_detection import ForecasterState, Heartbeat
-from tests.ports import free_ports
+from tests.ports import free_port
 
 LETTERS = {"malformed-json": 42, "[/markup]": 3, "bad-timestamp": 1}
 
@@ -65,7 +65,7 @@ def test_probes_of_a_healthy_forecaster_succeed_if_the_report_fails(
 
 
 def probe(path: str, counters: Counters) -> dict[str, object]:
-    (port,) = free_ports(1)
+    port = free_port()
     server = HealthServer(
         "127.0.0.1", port, lambda: ForecasterState.SERVING, lambda: health_report(Heartbeat(), None, counters)
     )

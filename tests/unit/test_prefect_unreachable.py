@@ -18,13 +18,13 @@ from flows.user_errors import user_errors_as_state
 from pipeline.errors import HistoryError, SettingsError, StackError
 from pipeline.evaluation.gate import Decision
 from pipeline.settings import Settings
-from tests.ports import free_ports
+from tests.ports import free_port
 
 
 @pytest.fixture
 def settings() -> Settings:
     """Settings with a Prefect address on which no server listens."""
-    (unused_port,) = free_ports(1)
+    unused_port = free_port()
     return Settings(prefect_api_url=f"http://127.0.0.1:{unused_port}/api")
 
 
