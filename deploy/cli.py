@@ -9,13 +9,16 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from deploy.context import Context
 from deploy.renamed import RenamingGroup
 from pipeline.errors import StreamgruError
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 INTERRUPTED = 130  # exit code that shells use for Ctrl-C
 
@@ -92,7 +95,7 @@ def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool, end
 
     `streamgru COMMAND --help` shows the arguments and options of a command.
     """
-    from pipeline.settings import SETTINGS_FILE_VARIABLE, load_settings
+    from pipeline.settings import SETTINGS_FILE_VARIABLE
 
     set_up_logging(verbose)
     if os.getpid() == 1:
@@ -103,7 +106,19 @@ def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool, end
     if settings_file is not None:
         # The processes that a command starts, such as flow runs, read the same file.
         os.environ[SETTINGS_FILE_VARIABLE] = str(settings_file.resolve())
-    ctx.obj = Context(load_settings, verbose)
+    ctx.obj = Context(_load_settings, verbose)
+
+
+def _load_settings() -> "Settings":
+    """The settings, after a warning on stderr for each variable that names none; once, because ``Context`` keeps them.
+
+    An unknown variable is not an error: earlier versions ignored it, and other programs may use the same prefix.
+    """
+    from pipeline.settings import load_settings, unknown_variables
+
+    for sentence in unknown_variables():
+        click.echo(f"warning: {sentence}", err=True)
+    return load_settings()
 
 
 def set_up_logging(verbose: bool) -> None:

@@ -3,23 +3,31 @@
 ``load_settings()`` reads the file that ``STREAMGRU_SETTINGS`` (or ``--settings``) names, then the environment; nested
 values use a double underscore: ``STREAMGRU_KAFKA__BOOTSTRAP_SERVERS=broker:9092``. All other modules take
 a ``Settings`` object. ``deploy/beijing.toml`` is a commented example.
+
+``settings_variables`` gives the variables the form of settings, ``settings_file`` reads the file, and
+``settings_report`` words the errors of both.
 """
 
 import hashlib
 import json
 import os
-import tomllib
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Final, Self
 from unicodedata import category
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.config import Adaptation
 from model.experts import RULE as ADAPTATION_RULE
 from model.reorder_buffer import GracePeriod
 from pipeline.errors import SettingsError
+from pipeline.settings_file import read_settings_file
+from pipeline.settings_report import describe_faults, describe_folder, describe_invalid, unknown_variable
 from pipeline.settings_sections import (
     FilesSettings,
     ForecasterSettings,
@@ -31,11 +39,18 @@ from pipeline.settings_sections import (
     StackSettings,
     TrainingSettings,
 )
+from pipeline.settings_variables import PREFIX, SETTINGS_FILE_VARIABLE, read_variables
 
-SETTINGS_FILE_VARIABLE = "STREAMGRU_SETTINGS"
+__all__ = ["SETTINGS_FILE_VARIABLE", "Settings", "load_settings", "unknown_variables"]
+
 SECONDS_PER_DAY = 86_400
 # A state holds values and profiles for each step of a season, and is written to Kafka after every batch.
 MOST_SEASON_STEPS = 10_000
+# A sensor's state has some 100 bytes per feature and more per target, and is written to Kafka after every batch.
+MOST_FEATURES: Final = 1_000
+# A number takes about ten bytes of a forecast's message, which Kafka takes up to 16 MiB (``kafka.clients``).
+MOST_FORECAST_NUMBERS: Final = 1_500_000
+LONGEST_CADENCE_S: Final = 316_224_000.0  # ten years: 10,000 steps of it in microseconds fit 64 bits
 
 
 def _stack(validated: dict[str, Any]) -> StackSettings:
@@ -44,22 +59,48 @@ def _stack(validated: dict[str, Any]) -> StackSettings:
     return stack
 
 
+def _check_model_name(name: str) -> str:
+    """The name of a registered model, an experiment, a folder and a deployment."""
+    if not name.strip() or len(name) > 200 or name in (".", "..") or re.search(r"[/\\:\x00-\x1f\x7f]", name):
+        raise ValueError(
+            "model_name has 1 to 200 characters, without slashes, colons and control characters, and is not . or .."
+        )
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_check_model_name)]
+
+
+def _first_repeated(names: tuple[str, ...]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list, with the number of the other names."""
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names[:5]) + more
+
+
 class Settings(BaseSettings):
     """Everything a user can set. Read it with ``load_settings``."""
 
     model_config = SettingsConfigDict(
-        env_prefix="STREAMGRU_",
-        env_nested_delimiter="__",
+        env_prefix=PREFIX,
         extra="forbid",
         frozen=True,
         validate_default=True,
         allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may be a password
     )
 
     home: Path = Path(".streamgru")
-    features: tuple[str, ...] = Field(default=("value",), min_length=1)
-    targets: tuple[str, ...] = Field(default=("value",), min_length=1)
-    cadence_s: float = Field(default=3600.0, gt=0)
+    features: tuple[str, ...] = Field(
+        default=("value",), min_length=1, max_length=MOST_FEATURES, examples=[["temperature", "humidity"]]
+    )
+    targets: tuple[str, ...] = Field(
+        default=("value",), min_length=1, max_length=MOST_FEATURES, examples=[["temperature"]]
+    )
+    cadence_s: float = Field(default=3600.0, gt=0, le=LONGEST_CADENCE_S)
     horizon_steps: int = Field(default=24, ge=1, le=10_000)
     quantiles: QuantileLevels = (0.1, 0.5, 0.9)
     season_steps: int | None = Field(
@@ -69,7 +110,7 @@ class Settings(BaseSettings):
         description="season of the seasonal-naive forecast, and of the profiles that forecasts learn from; by default "
         "a day if that has 2 to 10,000 steps, otherwise one step",
     )
-    max_gap_steps: int = Field(default=168, ge=0, description="longer gaps reset a sensor's state")
+    max_gap_steps: int = Field(default=168, ge=0, le=1_000_000, description="longer gaps reset a sensor's state")
     grace_steps: float = Field(
         default=0.0,
         ge=0.0,
@@ -79,7 +120,7 @@ class Settings(BaseSettings):
         "setting changes, or that retention deletes before a restart, may get no forecast",
     )
     history: Path | None = Field(default=None, description="the Delta table; by default HOME/history")
-    model_name: str = "streamgru"
+    model_name: ModelName = "streamgru"
     # Before the servers' addresses: their defaults are the local stack's.
     stack: StackSettings = StackSettings()
     mlflow_tracking_uri: str = Field(default_factory=lambda earlier: f"http://127.0.0.1:{_stack(earlier).mlflow_port}")
@@ -99,20 +140,44 @@ class Settings(BaseSettings):
             return kafka
         return kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{_stack(info.data).kafka_port}"})
 
-    @model_validator(mode="after")
-    def _check_features_and_targets(self) -> Self:
-        if len(set(self.features)) != len(self.features):
-            raise ValueError("features must differ from each other")
+    @field_validator("features")
+    @classmethod
+    def _check_features(cls, features: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := _first_repeated(features):
+            raise ValueError(f"features must differ from each other; {repeated!r} is repeated")
         # Delta Lake's writer crashes the process at some control characters.
-        if unusable := [name for name in self.features if any(category(letter) in ("Cc", "Cs") for letter in name)]:
+        if unusable := [name for name in features if any(category(letter) in ("Cc", "Cs") for letter in name)]:
             raise ValueError(f"the name of a feature cannot contain control characters: {unusable[0]!r}")
-        if len(set(self.targets)) != len(self.targets):
-            raise ValueError("targets must differ from each other")
-        unknown = [target for target in self.targets if target not in self.features]
-        if unknown:
-            raise ValueError(f"targets must be among the features, which lack {', '.join(unknown)}")
-        if round(self.cadence_s * 1_000_000) < 1:
+        return features
+
+    @field_validator("targets")
+    @classmethod
+    def _check_targets(cls, targets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if repeated := _first_repeated(targets):
+            raise ValueError(f"targets must differ from each other; {repeated!r} is repeated")
+        features = info.data.get("features", targets)  # absent if invalid, which validation reports by itself
+        if unknown := [target for target in targets if target not in features]:
+            raise ValueError(
+                f"targets must be among the features, which lack {_some(unknown)}; the features are {_some(features)}"
+            )
+        return targets
+
+    @field_validator("cadence_s")
+    @classmethod
+    def _check_cadence(cls, cadence_s: float) -> float:
+        if round(cadence_s * 1_000_000) < 1:
             raise ValueError("cadence_s must be at least a microsecond")
+        return cadence_s
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        numbers = len(self.targets) * len(self.quantiles) * self.horizon_steps
+        if numbers > MOST_FORECAST_NUMBERS:
+            raise ValueError(
+                f"horizon_steps ({self.horizon_steps:,}), targets ({len(self.targets):,}) and quantiles "
+                f"({len(self.quantiles):,}) together make {numbers:,} numbers per forecast, and a message takes "
+                f"{MOST_FORECAST_NUMBERS:,}"
+            )
         most = self.adaptation.replay_steps + 1
         if self.rewarm_steps > most:
             raise ValueError(f"forecaster.rewarm_steps must be at most {most:,}: a state depends on no more readings")
@@ -152,6 +217,12 @@ class Settings(BaseSettings):
         return self.history if self.history is not None else self.home / "history"
 
     @property
+    def folders(self) -> dict[tuple[str, ...], Path]:
+        """The folders that the settings name, by the path of the setting."""
+        named = {("home",): self.home, ("history",): self.history, ("stack", "cache"): self.stack.cache}
+        return {setting: folder for setting, folder in named.items() if folder is not None}
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hex digits that change with every setting that shapes a forecast."""
         shaping: dict[str, Any] = {
@@ -180,7 +251,26 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment variables win over the file, whose content arrives as keyword arguments."""
-        return env_settings, init_settings
+        return _VariablesSource(settings_cls), init_settings
+
+
+class _VariablesSource(PydanticBaseSettingsSource):
+    """The environment, read by ``read_variables``, which also takes lists with commas."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: ``__call__`` gives all values."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        """The values of the variables, nested.
+
+        Raises:
+            SettingsError: a variable has not the form of its setting, or names none of its section's.
+        """
+        variables = read_variables(os.environ, self.settings_cls)
+        if variables.faults or variables.refused:
+            raise SettingsError(describe_faults(variables, self.settings_cls))
+        return variables.values
 
 
 def load_settings(path: Path | None = None) -> Settings:
@@ -189,25 +279,38 @@ def load_settings(path: Path | None = None) -> Settings:
     The file is ``path``, otherwise the one that ``STREAMGRU_SETTINGS`` names. Without either there is no file.
 
     Raises:
-        SettingsError: the file cannot be read, or a value is invalid; names the field and its allowed values.
+        SettingsError: the file cannot be read, or a value is invalid; names the setting, its line or variable, its
+            value (passwords excepted) and the form.
     """
     named = os.environ.get(SETTINGS_FILE_VARIABLE)
     source = path or (Path(named) if named else None)
-    content: dict[str, Any] = {}
-    if source is not None:
-        try:
-            content = tomllib.loads(source.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SettingsError(f"settings file {source} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"settings file {source} is not valid TOML: {error}") from error
+    file = read_settings_file(source) if source is not None else None
     try:
-        return Settings(**content)
+        settings = Settings(**(file.content if file else {}))
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
-            for item in error.errors()
-            if item["type"] != "default_factory_not_called"  # a consequence of another error in the list
-        ]
-        where = f"{source} and the environment" if source else "the environment (STREAMGRU_…)"
-        raise SettingsError(f"invalid settings in {where}:\n" + "\n".join(lines)) from error
+        variables = read_variables(os.environ, Settings)
+        # The cause would show all values of a section, with its password, in a traceback.
+        raise SettingsError(describe_invalid(error, Settings, variables, file)) from None
+    for setting, folder in settings.folders.items():
+        if (obstacle := _file_on(folder)) is not None:
+            variables = read_variables(os.environ, Settings)
+            raise SettingsError(describe_folder(setting, folder, obstacle, variables, file))
+    return settings
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each variable of the environment that begins with ``STREAMGRU_`` and names no setting."""
+    return [unknown_variable(name, Settings) for name in read_variables(os.environ, Settings).unknown]
+
+
+def _file_on(folder: Path) -> Path | None:
+    """The file that stands where a folder, or a folder above it, should be; None without a file."""
+    for path in (folder, *folder.parents):
+        try:
+            if path.is_dir():
+                return None
+            if path.exists():
+                return path
+        except (OSError, ValueError):  # not readable: the command that writes there says so
+            return None
+    return None

@@ -14,10 +14,17 @@ from pydantic import (
 )
 
 LARGEST_SEED = 2**63 - 1  # torch, numpy and the JSON parameters of a flow all accept it
+MOST_LEVELS = 999  # every thousandth, beyond which levels of float32 forecasts say nothing new
+# Kafka takes its timeouts in milliseconds of 32 bits.
+LONGEST_TIMEOUT_S = 2_000_000.0
+# Ten years; timers raise OverflowError from centuries on.
+LONGEST_S = 315_360_000
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 def _sorted_levels(levels: tuple[float, ...]) -> tuple[float, ...]:
+    if len(levels) > MOST_LEVELS:
+        raise ValueError(f"there are {len(levels):,} quantile levels, and at most {MOST_LEVELS:,} are possible")
     if not all(0.0 < level < 1.0 for level in levels):
         raise ValueError("quantile levels lie strictly between 0 and 1")
     if len(set(levels)) != len(levels):
@@ -32,7 +39,7 @@ QuantileLevels = Annotated[tuple[float, ...], AfterValidator(_sorted_levels)]
 
 class _Section(BaseModel):
     # Infinite numbers are refused: timers and intervals raise OverflowError for them.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class TopicNames(_Section):
@@ -69,10 +76,15 @@ class KafkaSettings(_Section):
     ssl_keyfile: Path | None = None
     topics: TopicNames = TopicNames()
     partitions: int = Field(default=8, ge=1, le=10_000)
-    replication_factor: int = Field(default=1, ge=1)
-    max_reading_bytes: int = Field(default=1_000_000, ge=1_000, description="largest reading that the topic accepts")
+    replication_factor: int = Field(default=1, ge=1, le=32_767)
+    max_reading_bytes: int = Field(
+        default=1_000_000, ge=1_000, le=1_000_000_000, description="largest reading that the topic accepts"
+    )
     retention_s: int | None = Field(
-        default=None, ge=60, description="retention of readings and forecasts; by default they are kept for ever"
+        default=None,
+        ge=60,
+        le=100 * LONGEST_S,
+        description="retention of readings and forecasts; by default they are kept for ever",
     )
 
 
@@ -108,6 +120,7 @@ class ForecasterSettings(_Section):
     rewarm_max_readings: int = Field(
         default=2_000_000,
         ge=1,
+        le=10**12,
         description="most readings of a partition that are read again to rebuild or warm up states",
     )
     # Each of the first five lies below the next (``_timeouts_are_ordered``):
@@ -116,15 +129,20 @@ class ForecasterSettings(_Section):
     #   abort, at most for transaction_timeout_s.
     # - A transaction times out before the poll that fetched its readings does.
     # commit_timeout_s stands apart: it ends a process whose client call does not return.
-    request_timeout_s: float = Field(default=3.0, gt=0)
-    delivery_timeout_s: float = Field(default=4.0, gt=0)
-    session_timeout_s: float = Field(default=6.0, ge=6.0, description="brokers refuse less than 6 s by default")
-    transaction_timeout_s: float = Field(default=8.0, gt=0)
-    poll_interval_s: float = Field(default=60.0, gt=0)
-    commit_timeout_s: float = Field(default=30.0, gt=0, description="a commit that hangs longer ends the process")
+    request_timeout_s: float = Field(default=3.0, gt=0, le=LONGEST_TIMEOUT_S)
+    delivery_timeout_s: float = Field(default=4.0, gt=0, le=LONGEST_TIMEOUT_S)
+    session_timeout_s: float = Field(
+        default=6.0, ge=6.0, le=LONGEST_TIMEOUT_S, description="brokers refuse less than 6 s by default"
+    )
+    transaction_timeout_s: float = Field(default=8.0, gt=0, le=LONGEST_TIMEOUT_S)
+    poll_interval_s: float = Field(default=60.0, gt=0, le=LONGEST_TIMEOUT_S)
+    commit_timeout_s: float = Field(
+        default=30.0, gt=0, le=LONGEST_S, description="a commit that hangs longer ends the process"
+    )
     stuck_after_s: float = Field(
         default=60.0,
         gt=0,
+        le=LONGEST_S,
         description="a forecaster whose readings wait this long without a commit is reported as stuck",
     )
     health_port: int | None = Field(
@@ -157,9 +175,9 @@ class TrainingSettings(_Section):
 
     preset: Literal["stateful", "plain"] = "stateful"
     hidden_size: int = Field(default=64, ge=1, le=4_096)
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=20, ge=1, le=1_000_000)
     budget_s: float = Field(
-        default=900.0, gt=0, description="training time; an epoch that would end later is not started"
+        default=900.0, gt=0, le=LONGEST_S, description="training time; an epoch that would end later is not started"
     )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     device: str = "auto"
@@ -184,7 +202,7 @@ class Schedule(_Section):
     """When a flow runs: either a cron line (UTC) or an interval."""
 
     cron: str | None = None
-    interval_s: float | None = Field(default=None, gt=0)
+    interval_s: float | None = Field(default=None, gt=0, le=LONGEST_S)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -205,9 +223,11 @@ class MonitorSettings(_Section):
     """The limits after which the monitor flow fails."""
 
     retrain_within_s: float = Field(
-        default=172_800, gt=0, description="longest time since the last successful retraining"
+        default=172_800, gt=0, le=LONGEST_S, description="longest time since the last successful retraining"
     )
-    append_within_s: float = Field(default=86_400, gt=0, description="longest time since the history received readings")
+    append_within_s: float = Field(
+        default=86_400, gt=0, le=LONGEST_S, description="longest time since the history received readings"
+    )
 
 
 class StackSettings(_Section):

@@ -29,6 +29,7 @@ from pipeline.messages import (
 )
 from pipeline.settings import Settings
 from tests.fuzz.mutation import mutate
+from tests.fuzz.settings import settings
 from tests.integration.stream_rig import small_forecaster
 
 FEATURES = ("PM2.5", "TEMP", "é")
@@ -206,4 +207,10 @@ def steps(chance: random.Random) -> None:
 
 HOUR_US = 3_600_000_000
 
-TARGETS: dict[str, Target] = {"decoder": decoder, "state-codec": state_codec, "restore": restore, "steps": steps}
+TARGETS: dict[str, Target] = {
+    "decoder": decoder,
+    "state-codec": state_codec,
+    "restore": restore,
+    "steps": steps,
+    "settings": settings,
+}

@@ -28,6 +28,7 @@ from pipeline.messages import (
     forecast_headers,
 )
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
+from pipeline.settings_variables import read_variables
 from tests.benchmarks.__main__ import SECTIONS
 from tests.documents import DOCUMENTS, FOLDER_READMES, README, ROOT, Document
 
@@ -117,8 +118,9 @@ def check_exports(assignments: list[str]) -> None:
         if variable == SETTINGS_FILE_VARIABLE:
             assert value in NOT_OURS or load_settings(ROOT / value)
         elif variable != "PATH":
-            assert is_setting(variable), variable
-            json.loads(value)
+            read = read_variables({variable: value}, Settings)
+            assert read.values, variable
+            assert not read.faults, value
 
 
 def check_files(arguments: list[str]) -> None:

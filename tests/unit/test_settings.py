@@ -58,7 +58,7 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
     ("text", "expected"),
     [
         ("horizon_steps = ", "is not valid TOML"),
-        ("horizont_steps = 3", "horizont_steps: Extra inputs are not permitted"),
+        ("horizont_steps = 3", "horizont_steps in line 1 is not a setting; did you mean horizon_steps?"),
         ("horizon_steps = 0", "horizon_steps: Input should be greater than or equal to 1"),
         ('horizon_steps = "many"', "horizon_steps: Input should be a valid integer"),
         ("features = []", "features: "),
