@@ -32,6 +32,14 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return lambda command: reduce(lambda command, option: option(command), reversed(options), command)
 
 
+def _split_list(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part for text in value for part in text.split(","))
+
+
+def _split_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return () if value is None else tuple(name.strip() for name in value.split(","))
+
+
 # Options for the layout of files, for the arguments of ``FileLayout.of``: None or empty if they are not given.
 layout_options = _options(
     click.option(
@@ -51,6 +59,45 @@ layout_options = _options(
     click.option("--sensor-column", metavar="NAME", help="Column of the sensor ids; by default each file is a sensor."),
     click.option(
         "--columns-as-sensors", is_flag=True, default=None, help="Read each numeric column as a separate sensor."
+    ),
+    click.option(
+        "--strip-ids", is_flag=True, default=None, help="Remove blanks around sensor ids; the stream keeps them."
+    ),
+    click.option(
+        "--decimal",
+        type=click.Choice([".", ","]),
+        metavar="SIGN",
+        help="Decimal sign; by default recognised, as are --thousands and the options below.",
+    ),
+    click.option("--thousands", metavar="SIGN", help="Sign between groups of three digits, such as ',' or space."),
+    click.option(
+        "--missing",
+        multiple=True,
+        callback=_split_list,
+        metavar="LIST",
+        help="Numbers and words that stand for a missing value, such as -200,-999,unavailable; NA, null and - "
+        "always do.",
+    ),
+    click.option("--separator", metavar="SIGN", help="One character, or comma, semicolon, tab, pipe or space."),
+    click.option("--encoding", metavar="NAME", help="Encoding of the text, such as utf-8, utf-16 or cp1252."),
+    click.option("--skip-rows", type=click.IntRange(min=0), metavar="N", help="Leave out the first N lines."),
+    click.option(
+        "--unit-rows",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Leave out N lines after the header: units.",
+    ),
+    click.option("--comment", metavar="SIGN", help="Leave out lines that begin with SIGN; '' for no comments."),
+    click.option(
+        "--header/--no-header",
+        default=None,
+        help="Whether a header names the columns; without one they are called column_1, column_2 and so on.",
+    ),
+    click.option(
+        "--column-names",
+        callback=_split_names,
+        metavar="LIST",
+        help="Names of the columns of a file without a header, separated by commas.",
     ),
 )
 

@@ -57,16 +57,14 @@ def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
 
     A feature of the settings that the table lacks is missing in every step.
     """
-    columns = {name: pl.Series(name, values) for name, values in table.values.items()}
-    absent = {name: pl.lit(None, pl.Float64).alias(name) for name in settings.features if name not in columns}
+    # A feature may have any name, also "offset" or "timestamp": within the frame it has a number.
+    names = [f"value {i}" for i in range(len(settings.features))]
+    missing = np.full(len(table), np.nan)
+    values = [table.values.get(feature, missing) for feature in settings.features]
     sensors = pl.Series("sensor_id", table.sensors, pl.String).gather(pl.Series(table.sensor_codes))
-    frame = pl.DataFrame([sensors, pl.Series("timestamp", table.timestamp_us), *columns.values()])
-    return sequences_from_readings(
-        frame.lazy().with_columns(**absent),
-        settings.features,
-        grace=settings.grace,
-        max_gap_steps=settings.max_gap_steps,
-    )
+    frame = pl.DataFrame([sensors, pl.Series("timestamp", table.timestamp_us), *map(pl.Series, names, values)])
+    sequences = sequences_from_readings(frame.lazy(), names, grace=settings.grace, max_gap_steps=settings.max_gap_steps)
+    return replace(sequences, features=settings.features)
 
 
 def usual_interval_us(table: ReadingTable) -> int | None:

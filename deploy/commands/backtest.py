@@ -245,7 +245,9 @@ def _from_files(
     from pipeline.files.reading_table import read_readings
     from pipeline.windows import sequences_from_table, usual_interval_us
 
-    table = read_readings(files, FileLayout.of(settings.files, **layout), settings.features)
+    table = read_readings(
+        files, FileLayout.of(settings.files, **layout), settings.features, settings.kafka.max_reading_bytes
+    )
     for note in table.notes:
         click.echo(f"note: {note}", err=True)
     if not len(table):

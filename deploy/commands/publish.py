@@ -67,7 +67,7 @@ def publish(
     layout = FileLayout.of(settings.files, **columns, order=order)
     if order == "file" and (until is not None or (begin is not None and not begin.isdigit())):
         raise click.UsageError("--from and --until accept times only with --order event; with --order file, give a row")
-    table = read_readings(files, layout, settings.features)
+    table = read_readings(files, layout, settings.features, settings.kafka.max_reading_bytes)
     for note in table.notes:
         click.echo(f"note: {note}", err=True)
     start, stop = _rows(table, layout.timezone, begin, until, limit)

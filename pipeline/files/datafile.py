@@ -4,22 +4,23 @@ The cells of a CSV file stay text here. If types were guessed from the first row
 named, or one typing error would turn a column of numbers into text.
 """
 
-import csv
-import gzip
-import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from io import BytesIO
 from pathlib import Path
-from typing import Final, TextIO
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pipeline.errors import DataFileError
-
-CSV_SUFFIXES: Final = (".csv", ".csv.gz", ".tsv", ".txt")
-PARQUET_SUFFIXES: Final = (".parquet", ".pq")
-# Text that users write into a cell for a missing value. An empty cell is always missing.
-MISSING_MARKS: Final = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-")
-_SEPARATORS: Final = (",", ";", "\t", "|")
-_HEADER_LINES: Final = 1
+from pipeline.files.csv_dialect import find_dialect
+from pipeline.files.csv_records import read_records
+from pipeline.files.file_layout import FileLayout
+from pipeline.files.guesses import Guesses
+from pipeline.files.sources import Source
+from pipeline.files.text_encoding import utf8_text
 
 
 class CellError(DataFileError):
@@ -33,113 +34,141 @@ class CellError(DataFileError):
         self.row = row
 
 
-def read_frame(path: Path) -> pl.DataFrame:
-    """The file's columns: text from a CSV file (missing cells null), the file's own types from Parquet.
+@dataclass(frozen=True)
+class DataTable:
+    """A file's rows. Columns of a text file are text, null where a cell is empty; Parquet columns have their types.
+
+    ``places`` (n,) has the line of each row in a text file, or its number in a Parquet file, both from 1.
+    """
+
+    source: Source
+    frame: pl.DataFrame
+    places: NDArray[np.int64]
+
+    def where(self, row: int) -> str:
+        """The name of a row (from 0) in messages."""
+        return self.source.place(int(self.places[row]))
+
+    def named(self, error: CellError) -> DataFileError:
+        """The error with the name of the file and the line."""
+        return DataFileError(f"{self.where(error.row)}: {error}")
+
+    def column(self, name: str) -> str | None:
+        """The column of this name, or of this name without the blanks around it; None if there is no such column."""
+        columns = self.frame.columns
+        if name in columns:
+            return name
+        return name.strip() if name.strip() in columns else None
+
+    def without(self, rows: pl.Series) -> "DataTable":
+        """The table without the rows of a mask."""
+        return replace(self, frame=self.frame.filter(~rows), places=self.places[~rows.to_numpy()])
+
+
+def read_table(source: Source, layout: FileLayout, guesses: Guesses, notes: list[str]) -> DataTable:
+    """The rows of a file that have a cell.
 
     Raises:
-        DataFileError: the file does not exist, is empty, has another format, or is malformed; names the line if known.
+        DataFileError: the file is empty, has another format, or is malformed; names the line if known.
     """
-    if not path.exists():
-        raise DataFileError(f"there is no file {path}")
-    if not path.is_file():
-        raise DataFileError(f"{path} is not a file")
-    name = path.name.lower()
+    content = source.content()
+    if source.is_text:
+        table = _read_text(source, content, layout, guesses, notes)
+    else:
+        frame = _read_parquet(source, content)
+        table = DataTable(source, frame, np.arange(1, frame.height + 1))
+    if not table.frame.height:
+        raise DataFileError(f"{source.name} has no rows")
+    return table
+
+
+def _read_parquet(source: Source, content: bytes) -> pl.DataFrame:
     try:
-        if name.endswith(PARQUET_SUFFIXES):
-            frame = pl.read_parquet(path, glob=False)
-        elif name.endswith(CSV_SUFFIXES):
-            frame = _read_csv(path)
-        else:
-            suffixes = ", ".join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))
-            raise DataFileError(f"{path}: neither CSV nor Parquet; its name should end in one of {suffixes}")
-    except OSError as error:
-        raise DataFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (EOFError, zlib.error) as error:
-        raise DataFileError(f"{path} cannot be read: its compressed data is damaged or incomplete ({error})") from error
-    except pl.exceptions.NoDataError as error:
-        raise DataFileError(f"{path} is empty") from error
+        frame = pl.read_parquet(BytesIO(content))
+        padded = {name: name.strip() for name in frame.columns if name != name.strip()}
+        frame = frame.rename({old: new for old, new in padded.items() if new and new not in frame.columns})
+        constants = {name: value for name, value in source.constants if name not in frame.columns}
+        return frame.with_columns(pl.lit(value, pl.String).alias(name) for name, value in constants.items())
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataFileError(f"{source.name} cannot be read: {reason}") from error
+
+
+def _read_text(source: Source, content: bytes, layout: FileLayout, guesses: Guesses, notes: list[str]) -> DataTable:
+    text = utf8_text(content, layout.encoding, source.name, guesses)
+    dialect = find_dialect(text, layout, source.name, guesses)
+    try:
+        header, frame, lines = read_records(text, dialect, source.name)
     except pl.exceptions.PolarsError as error:
-        raise DataFileError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not frame.height:
-        raise DataFileError(f"{path} has no rows")
-    return frame
+        raise DataFileError(f"{source.name} cannot be read: {str(error).splitlines()[0]}") from error
+    names = header if dialect.header else _names_by_position(dialect.names, frame.width, source.name)
+    frame, lines = frame[dialect.unit_rows :], lines[dialect.unit_rows :]
+    frame.columns = _unique_names(names, source.name, notes)
+    table = DataTable(source, frame, lines)
+    table = table.without(_is_blank(frame))
+    frame = table.frame.drop(_columns_without_cells(names, table.frame))
+    table = replace(table, frame=frame)
+    return _without_repeated_headers(table, [name.strip() for name in header], notes)
+
+
+def _names_by_position(given: Sequence[str], width: int, name: str) -> list[str]:
+    if given and len(given) != width:
+        raise DataFileError(f"{name} has {width} columns, but --column-names has {len(given)}: {', '.join(given)}")
+    return list(given) or [f"column_{i + 1}" for i in range(width)]
+
+
+def _unique_names(header: Sequence[str], name: str, notes: list[str]) -> list[str]:
+    """The header's names without blanks around them; the first of equal names keeps its name."""
+    found: list[str] = []
+    for i, cell in enumerate(header):
+        column = cell.strip().strip("\ufeff\u200b") or f"column_{i + 1}"
+        count = 0
+        while column in found:
+            if not count:
+                notes.append(f"{name}: two columns are called {column!r}; the first of them is read")
+            column = f"{cell.strip()}_duplicated_{count}"
+            count += 1
+        found.append(column)
+    return found
+
+
+def _is_blank(frame: pl.DataFrame) -> pl.Series:
+    """Whether no cell of a row has text."""
+    blank = reduce(lambda left, right: left & right, (frame[name].is_null() for name in frame.columns[-1:]))
+    if not blank.any():
+        return blank
+    cells = (frame[name].str.strip_chars().fill_null("") == "" for name in frame.columns)
+    return reduce(lambda left, right: left & right, cells)
+
+
+def _columns_without_cells(header: Sequence[str], frame: pl.DataFrame) -> list[str]:
+    """The columns that separators at the end of lines make: without a name and without a cell."""
+    unnamed = [column for cell, column in zip(header, frame.columns, strict=True) if not cell.strip()]
+    return [column for column in unnamed if frame[column].null_count() == frame.height]
+
+
+def _without_repeated_headers(table: DataTable, header: Sequence[str], notes: list[str]) -> DataTable:
+    """The table without rows that repeat the header, as in files that were joined."""
+    frame = table.frame
+    if not header or not header[0]:
+        return table
+    same = frame[frame.columns[0]].str.strip_chars() == header[0]
+    if not same.any():
+        return table
+    candidates = same.fill_null(value=False).arg_true().to_list()
+    repeats = [row for row in candidates if [cell and cell.strip() for cell in frame.row(row)] == _kept(header, frame)]
+    if not repeats:
+        return table
+    mask = pl.Series(np.isin(np.arange(frame.height), repeats))
+    notes.append(f"{table.where(repeats[0])} repeats the header and is left out, as are {len(repeats) - 1} more lines")
+    return table.without(mask)
+
+
+def _kept(header: Sequence[str], frame: pl.DataFrame) -> list[str | None]:
+    """The header's cells of the columns in the frame."""
+    return [cell or None for cell in header[: frame.width]]
 
 
 def line_name(path: Path, row: int) -> str:
-    """The name of a row (from 0) in messages: its line in a text file, its number in Parquet."""
-    if path.name.lower().endswith(PARQUET_SUFFIXES):
-        return f"{path}, row {row + 1}"
-    return f"{path}, line {row + 1 + _HEADER_LINES}"
-
-
-def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
-    """A column as floats, null where a cell is missing. Float32 columns stay float32, so that JSON gets fewer digits.
-
-    Raises:
-        DataFileError: a cell is not a number; names its line.
-    """
-    series = frame[column]
-    if series.dtype == pl.Float32:
-        return series
-    if series.dtype == pl.String:
-        text = series.str.strip_chars()
-        text = text.set(text.is_in([*MISSING_MARKS, ""]), None)
-        parsed = text.cast(pl.Float64, strict=False)
-        bad = (parsed.is_null() & text.is_not_null()).arg_true()
-        if len(bad):
-            row = int(bad[0])
-            raise DataFileError(
-                f"{line_name(path, row)}: {series[row]!r} in column {column} is not a number (leave missing values "
-                f"empty, or write {', '.join(MISSING_MARKS[:4])})"
-            )
-        return parsed
-    if series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null):
-        return series.cast(pl.Float64)
-    raise DataFileError(f"{path}: column {column} holds {series.dtype}, not numbers")
-
-
-def is_numeric(frame: pl.DataFrame, column: str, path: Path) -> bool:
-    """Whether ``numbers`` accepts the column."""
-    try:
-        numbers(frame, column, path)
-    except DataFileError:
-        return False
-    return True
-
-
-def _read_csv(path: Path) -> pl.DataFrame:
-    separator = _separator(path)
-    try:
-        frame = pl.read_csv(path, infer_schema=False, separator=separator, glob=False)
-    except pl.exceptions.ComputeError:
-        _check_lengths(path, separator)
-        raise
-    # polars reads the cells that a short row lacks as null. Only with nulls is the slow check needed.
-    if frame[frame.columns[-1]].null_count():
-        _check_lengths(path, separator)
-    return frame
-
-
-def _separator(path: Path) -> str:
-    with _open(path) as file:
-        header = file.readline()
-    return max(_SEPARATORS, key=header.count)
-
-
-def _check_lengths(path: Path, separator: str) -> None:
-    """Raise for the first row that has more or fewer cells than the header."""
-    with _open(path) as file:
-        rows = csv.reader(file, delimiter=separator)
-        try:
-            width = len(next(rows, []))
-            for row in rows:
-                if row and len(row) != width:
-                    raise DataFileError(f"{path}, line {rows.line_num}: {len(row)} cells, but the header has {width}")
-        except csv.Error as error:
-            raise DataFileError(f"{path}, line {rows.line_num}: {error}") from error
-
-
-def _open(path: Path) -> TextIO:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
-    return path.open(encoding="utf-8-sig", errors="replace", newline="")
+    """The line of a row (from 0) in a file that has a header and no other lines."""
+    return f"{path}, line {row + 2}"

@@ -7,17 +7,15 @@ it repeats at most the readings that were in flight; the stream recognises them 
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from itertools import repeat
+from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
 import numpy as np
-import orjson
 from kafka import KafkaProducer
 from kafka.partitioner.default import murmur2
 from numpy.typing import NDArray
 
+from pipeline.files.reading_encoder import ReadingEncoder
 from pipeline.files.reading_table import ReadingTable
 from pipeline.kafka.batch_producer import BatchAppender
 from pipeline.kafka.clients import translate_errors
@@ -31,7 +29,6 @@ MOST_ROWS_IN_FLIGHT: Final = 200_000
 ACKNOWLEDGE_TIMEOUT_S: Final = 150.0
 # Sleep while no reading is due; a reading is sent at most this much late.
 PACE_INTERVAL_S: Final = 0.05
-_ARRAYS: Final = orjson.OPT_SERIALIZE_NUMPY
 
 Report = Callable[[int], None]
 
@@ -115,36 +112,6 @@ class Publication:
                 future.get(timeout=ACKNOWLEDGE_TIMEOUT_S)
             self.acknowledged = stop
             self._in_flight.popleft()
-
-
-class ReadingEncoder:
-    """Encodes rows of a table as readings, a column at a time, into the same JSON as ``messages.encode_reading``."""
-
-    def __init__(self, table: ReadingTable) -> None:
-        self._table = table
-        names = [msgspec.json.encode(name) for name in table.values]
-        self._before_first = b'","values":{' + names[0] + b":"
-        self._before_others = [b"," + name + b":" for name in names[1:]]
-        ids = [msgspec.json.encode(sensor) for sensor in table.sensors]
-        self._keys = np.array([sensor.encode() for sensor in table.sensors] + [None], dtype=object)[:-1]
-        heads = [b'{"sensor_id":' + sensor + b',"timestamp":"' for sensor in ids]
-        self._heads = np.array([*heads, None], dtype=object)[:-1]
-
-    def encode(self, rows: NDArray[np.int64]) -> tuple[list[bytes], list[bytes]]:
-        """Keys and values of the rows, in their order."""
-        table = self._table
-        codes = table.sensor_codes[rows]
-        moments = table.timestamp_us[rows].view("datetime64[us]")
-        times = orjson.dumps(moments, option=_ARRAYS | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)[2:-2].split(b'","')
-        count = len(rows)
-        columns: list[Iterable[bytes]] = [self._heads[codes].tolist(), times, repeat(self._before_first, count)]
-        for index, values in enumerate(table.values.values()):
-            if index:
-                columns.append(repeat(self._before_others[index - 1], count))
-            # orjson writes NaN as null, and floats with the fewest digits of their precision.
-            columns.append(orjson.dumps(values[rows], option=_ARRAYS)[1:-1].split(b","))
-        columns.append(repeat(b"}}", count))
-        return self._keys[codes].tolist(), list(map(b"".join, zip(*columns, strict=True)))
 
 
 def _due_times(timestamp_us: NDArray[np.int64], speed: float | None) -> NDArray[np.float64] | None:

@@ -1,6 +1,6 @@
 """The readings in a user's files: the columns of time, sensor and features, and the order of the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -11,23 +11,27 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.errors import DataFileError
-from pipeline.files.datafile import (
-    CSV_SUFFIXES,
-    PARQUET_SUFFIXES,
-    CellError,
-    is_numeric,
-    line_name,
-    numbers,
-    read_frame,
-)
+from pipeline.files.cell_forms import is_time
+from pipeline.files.datafile import CellError, DataTable, read_table
 from pipeline.files.file_layout import FileLayout
 from pipeline.files.file_times import find_time_columns, read_times
-from pipeline.messages import LONGEST_SENSOR_ID_BYTES
+from pipeline.files.guesses import Guesses, guess_notes
+from pipeline.files.missing_values import extreme_note
+from pipeline.files.number_columns import read_numbers, why_not_numeric
+from pipeline.files.reading_encoder import ReadingEncoder
+from pipeline.files.reading_limits import check_sensor_ids, check_times, check_values, may_exceed, too_large
+from pipeline.files.sensor_names import sensor_names
+from pipeline.files.sources import Source, find_sources
 
-SENSOR: Final = "sensor"
-TIME: Final = "time"
+# Columns of the frame of all files; the values of feature 0 are in the column "value 0". A feature may have any name.
+_SENSOR: Final = "sensor"
+_TIME: Final = "time"
+_FILE: Final = "file"
+_PLACE: Final = "place"
+_CHECKED_ROWS: Final = 8_192  # encoded at once
 # Share of rows with a repeated time; above it, a file without a sensor column holds several sensors.
 MOST_REPEATED: Final = 0.5
+_TIME_OF_DAY: Final = r"^\d{1,2}[:.]\d{2}([:.]\d{2}([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?$"
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,18 @@ class ReadingTable:
         return len(self.timestamp_us)
 
 
-def read_readings(paths: Sequence[Path], layout: FileLayout, features: Sequence[str]) -> ReadingTable:
+def read_readings(
+    paths: Sequence[Path], layout: FileLayout, features: Sequence[str], max_reading_bytes: int | None = None
+) -> ReadingTable:
     """All readings of the files, sorted by time across sensors (``order="event"``) or in the files' order.
 
-    Readings of the same time stay in the files' order. Rows without any of the features are left out.
+    Paths may be patterns, zip archives and folders of Parquet files. Readings of the same time stay in the files'
+    order. Rows without any of the features are left out. The decoder of the stream accepts every reading, and a record
+    has at most ``max_reading_bytes``.
 
     Raises:
-        DataFileError: a file is malformed or does not fit the layout; names the file and the line or column.
+        DataFileError: a file is malformed, does not fit the layout, or holds a reading that the stream rejects; names
+            the file and the line or column.
     """
     if layout.columns_as_sensors and layout.sensor_column is not None:
         raise DataFileError("give either --sensor-column or --columns-as-sensors, not both")
@@ -63,111 +72,261 @@ def read_readings(paths: Sequence[Path], layout: FileLayout, features: Sequence[
             f"with --columns-as-sensors a reading has one feature, and the settings name {len(features)}: "
             f"{', '.join(features)}; set features to one name of your choice"
         )
-    notes: list[str] = []
-    frames = [_read_file(path, layout, features, notes) for path in paths]
-    frame = pl.concat(frames, how="diagonal_relaxed")
-    found = [feature for feature in features if feature in frame.columns]
-    absent = [feature for feature in features if feature not in found]
+    sources, notes = find_sources(paths)
+    is_named_by_file = not layout.columns_as_sensors and layout.sensor_column is None
+    names = sensor_names(sources, notes) if is_named_by_file else [""] * len(sources)
+    guesses = [Guesses() for _ in sources]
+    files = []
+    for number, (source, name, guessed) in enumerate(zip(sources, names, guesses, strict=True)):
+        table = read_table(source, layout, guessed, notes)
+        reader = _FileReader(table, layout, features, guessed, notes)
+        files.append(reader.read(name).with_columns(pl.lit(number, pl.UInt32).alias(_FILE)))
+    frame = pl.concat(files, how="diagonal_relaxed")
+    columns = {_value(i): feature for i, feature in enumerate(features) if _value(i) in frame.columns}
+    absent = [feature for feature in features if feature not in columns.values()]
     if absent:
         notes.append(f"no file has a column for {', '.join(absent)}; missing in every reading")
-    finite = [pl.when(pl.col(name).is_finite()).then(pl.col(name)).alias(name) for name in found]
-    frame = frame.with_columns(finite)
-    kept = frame.filter(reduce(lambda left, right: left | right, (pl.col(name).is_not_null() for name in found)))
+    kept = frame.filter(reduce(lambda left, right: left | right, (pl.col(name).is_not_null() for name in columns)))
     if kept.height < frame.height:
         notes.append(f"{frame.height - kept.height:,} rows without a value of any feature are left out")
+    if not layout.columns_as_sensors:
+        notes += [note for name, feature in columns.items() if (note := extreme_note(feature, kept[name]))]
+    if len(sources) > 1:
+        _note_repeated_over_files(kept, sources, notes)
     if layout.order == "event":
-        kept = kept.sort(TIME, maintain_order=True)
-    names = kept[SENSOR].unique(maintain_order=True)
-    codes = kept[SENSOR].replace_strict(names, pl.arange(len(names), eager=True), return_dtype=pl.Int64)
-    return ReadingTable(
-        sensors=tuple(names),
+        kept = kept.sort(_TIME, maintain_order=True)
+    ids = kept[_SENSOR].unique(maintain_order=True)
+    codes = kept[_SENSOR].replace_strict(ids, pl.arange(len(ids), eager=True), return_dtype=pl.Int64)
+    notes = [*guess_notes([source.name for source in sources], guesses), *notes]
+    found = ReadingTable(
+        sensors=tuple(ids),
         sensor_codes=codes.to_numpy(),
-        timestamp_us=kept[TIME].to_numpy(),
-        values={name: kept[name].fill_null(float("nan")).to_numpy() for name in found},
+        timestamp_us=kept[_TIME].to_numpy(),
+        values={feature: kept[name].fill_null(float("nan")).to_numpy() for name, feature in columns.items()},
         notes=tuple(dict.fromkeys(notes)),  # several files may give the same note
+    )
+    if max_reading_bytes is not None:
+        _check_sizes(found, max_reading_bytes, lambda row: _where(kept, row, sources))
+    return found
+
+
+@dataclass
+class _FileReader:
+    """Reads the readings of one file."""
+
+    table: DataTable
+    layout: FileLayout
+    features: Sequence[str]
+    guesses: Guesses
+    notes: list[str]
+
+    def read(self, name: str) -> pl.DataFrame:
+        """Columns of sensor, time (microseconds UTC), place, and one per feature that the file has."""
+        table, frame = self.table, self.table.frame
+        time_columns = self._time_columns()
+        sensors = self._sensors(name)
+        path = Path(table.source.name)
+        times = read_times(frame, time_columns, path, self.layout.timezone, sensors)
+        try:
+            check_times(times, frame[time_columns[0]], time_columns[0])
+        except CellError as error:
+            raise table.named(error) from error
+        if self.layout.columns_as_sensors:
+            return self._columns_as_sensors(time_columns, times)
+        found = {i: column for i, name in enumerate(self.features) if (column := table.column(name)) is not None}
+        found = {i: column for i, column in found.items() if column not in time_columns}
+        if not found:
+            raise DataFileError(
+                f"{table.source.name} has none of the features in the settings ({', '.join(self.features)}); its "
+                f"columns are: {', '.join(frame.columns)}. Set features and targets to columns of the file"
+            )
+        taken = {*time_columns, *found.values(), self._sensor_column}
+        if ignored := [column for column in frame.columns if column not in taken]:
+            self.notes.append(f"ignored columns: {', '.join(ignored)}")
+        columns = self._numbers(list(found.values()))
+        readings = pl.DataFrame(
+            [
+                sensors.alias(_SENSOR),
+                times.alias(_TIME),
+                pl.Series(_PLACE, table.places, pl.UInt32),
+                *(series.alias(_value(i)) for i, series in zip(found, columns, strict=True)),
+            ]
+        )
+        self._note_repeated(readings, time_columns)
+        return readings
+
+    @property
+    def _sensor_column(self) -> str | None:
+        name = self.layout.sensor_column
+        return None if name is None else self.table.column(name)
+
+    def _time_columns(self) -> tuple[str, ...]:
+        """The columns that the layout names, date and time columns that belong together, or the only candidate."""
+        table, name = self.table, self.table.source.name
+        given = self.layout.time_columns
+        if len(given) == 1 and table.column(given[0]) is None:
+            given = tuple(given[0].split(","))
+        if len(given) > 1:
+            columns = [(name, table.column(name)) for name in given]
+            missing = [repr(name) for name, column in columns if column is None]
+            if missing:
+                raise DataFileError(
+                    f"{name} has no column {', '.join(missing)}; it has: {', '.join(table.frame.columns)}"
+                )
+            return tuple(column for _, column in columns if column is not None)
+        if not given and (pair := self._date_and_time()):
+            self.guesses.add(f"{' and '.join(pair)} together hold the time", "--time-column", ",".join(pair))
+            return pair
+        return find_time_columns(table.frame, Path(name), table.column(given[0]) or given[0] if given else None)
+
+    def _date_and_time(self) -> tuple[str, str] | None:
+        """A column of dates and one of times of day, by their names and cells."""
+        by_lower = {name.lower(): name for name in self.table.frame.columns}
+        if "date" not in by_lower or "time" not in by_lower:
+            return None
+        date, time = by_lower["date"], by_lower["time"]
+        dates, times = (self.table.frame[name].drop_nulls() for name in (date, time))
+        if dates.dtype == pl.Date and times.dtype == pl.Time:
+            return date, time
+        if dates.dtype != pl.String or times.dtype != pl.String or not len(dates) or not len(times):
+            return None
+        is_pair = is_time(dates[0]) and ":" not in dates[0] and times.str.strip_chars().str.contains(_TIME_OF_DAY).all()
+        return (date, time) if is_pair else None
+
+    def _sensors(self, name: str) -> pl.Series:
+        """Each row's sensor id; ``name`` is the name of a file that is one sensor."""
+        table, given = self.table, self.layout.sensor_column
+        if given is None:
+            sensors = pl.Series([name]).new_from_index(0, table.frame.height)
+            if not self.layout.columns_as_sensors:
+                check_sensor_ids(sensors[:1], f"(the name of the file {table.source.name})")
+            return sensors
+        column = self._sensor_column
+        if column is None:
+            raise DataFileError(
+                f"{table.source.name} has no column {given!r}; it has: {', '.join(table.frame.columns)}"
+            )
+        try:
+            sensors = table.frame[column].cast(pl.String)
+        except pl.exceptions.PolarsError as error:
+            kind = table.frame[column].dtype
+            raise DataFileError(f"{table.source.name}: column {column} holds {kind}, not sensor ids") from error
+        stripped = sensors.str.strip_chars()
+        padded = sensors.filter(stripped != sensors).unique(maintain_order=True)
+        if len(padded) and self.layout.strip_ids:
+            sensors = stripped
+        elif len(padded):
+            self.notes.append(
+                f"column {column}: blanks are part of {len(padded):,} sensor ids, such as {padded[0]!r}, as they are "
+                "in the stream; to remove them, add --strip-ids"
+            )
+        try:
+            check_sensor_ids(sensors, column)
+        except CellError as error:
+            raise table.named(error) from error
+        return sensors
+
+    def _numbers(self, columns: Sequence[str]) -> list[pl.Series]:
+        """The columns as floats within the limits of the stream, null where missing."""
+        found = read_numbers(self.table, columns, self.layout, self.guesses, self.notes)
+        for column, values in zip(columns, found, strict=True):
+            try:
+                check_values(values, self.table.frame[column], column)
+            except CellError as error:
+                raise self.table.named(error) from error
+        return found
+
+    def _columns_as_sensors(self, time_columns: tuple[str, ...], times: pl.Series) -> pl.DataFrame:
+        """The values of the numeric columns, each as its own sensor, in the order of rows."""
+        table = self.table
+        others = [column for column in table.frame.columns if column not in time_columns]
+        reasons = {column: why_not_numeric(table, column, self.layout) for column in others}
+        found = [column for column, reason in reasons.items() if reason is None]
+        if not found:
+            raise DataFileError(
+                f"{table.source.name} has no numeric column besides the time; its columns are: "
+                f"{', '.join(table.frame.columns)}"
+            )
+        if ignored := [column for column in others if column not in found]:
+            self.notes.append(f"ignored columns, not numeric: {', '.join(ignored)} ({reasons[ignored[0]]})")
+        columns = self._numbers(found)
+        self.notes += [note for column in columns if (note := extreme_note(column.name, column))]
+        check_sensor_ids(pl.Series(found), f"(a name in the header of {table.source.name})")
+        n, count = table.frame.height, len(found)
+        values = np.stack([column.fill_null(float("nan")).to_numpy() for column in columns], axis=1)
+        return pl.DataFrame(
+            [
+                pl.Series(_SENSOR, np.tile(np.arange(count), n)).replace_strict(
+                    range(count), found, return_dtype=pl.String
+                ),
+                pl.Series(_TIME, np.repeat(times.to_numpy(), count)),
+                pl.Series(_PLACE, np.repeat(table.places, count), pl.UInt32),
+                pl.Series(_value(0), values.ravel()).fill_nan(None),
+            ]
+        )
+
+    def _note_repeated(self, readings: pl.DataFrame, time_columns: Sequence[str]) -> None:
+        """Note repeated times, which the stream counts as duplicates; raise if most rows repeat a time."""
+        repeated = readings.height - readings.select(_SENSOR, _TIME).unique().height
+        if not repeated:
+            return
+        frame, source = self.table.frame, self.table.source
+        if self.layout.sensor_column is None and repeated > MOST_REPEATED * readings.height:
+            text = [name for name in frame.columns if frame[name].dtype == pl.String and name not in time_columns]
+            raise DataFileError(
+                f"{source.name}: {repeated:,} of {readings.height:,} rows repeat a time, so the file holds several "
+                "sensors; name the column with their ids with --sensor-column (columns of text: "
+                f"{', '.join(text) or 'none'})"
+            )
+        self.notes.append(
+            f"{source.path.name}: {repeated:,} rows repeat a time of their sensor; the stream counts them as duplicates"
+        )
+
+
+def _value(feature: int) -> str:
+    return f"value {feature}"
+
+
+def _where(frame: pl.DataFrame, row: int, sources: Sequence[Source]) -> str:
+    return sources[int(frame[_FILE][row])].place(int(frame[_PLACE][row]))
+
+
+def _note_repeated_over_files(readings: pl.DataFrame, sources: Sequence[Source], notes: list[str]) -> None:
+    """Note readings with the sensor and time of a reading in another file, which the stream counts as duplicates."""
+    key = [_SENSOR, _TIME]
+    within = readings.height - readings.select(*key, _FILE).unique().height
+    repeated = readings.height - readings.select(key).unique().height - within
+    if not repeated:
+        return
+    of_key = pl.col(_FILE).n_unique().over(key)
+    first = readings.with_row_index("row").filter(of_key > 1).sort(key, maintain_order=True).head(1)
+    same = readings.with_row_index("row").filter(
+        (pl.col(_SENSOR) == first[_SENSOR][0]) & (pl.col(_TIME) == first[_TIME][0])
+    )
+    other = same.filter(pl.col(_FILE) != same[_FILE][0])
+    places = [_where(readings, int(rows["row"][0]), sources) for rows in (same, other)]
+    notes.append(
+        f"{repeated:,} rows repeat the sensor and time of a row in another file; the stream counts the later one as a "
+        f"duplicate, such as sensor {first[_SENSOR][0]} in {places[0]}, and {places[1]}"
     )
 
 
-def _read_file(path: Path, layout: FileLayout, features: Sequence[str], notes: list[str]) -> pl.DataFrame:
-    """Columns ``sensor``, ``time`` (microseconds UTC) and one per feature that the file has."""
-    frame = read_frame(path)
-    time_columns = find_time_columns(frame, path, layout.time_columns[0] if layout.time_columns else None)
-    sensors = _sensors(frame, path, layout)
-    try:
-        times = read_times(frame, time_columns, path, layout.timezone, sensors)
-    except CellError as error:
-        raise DataFileError(f"{line_name(path, error.row)}: {error}") from error
-    if layout.columns_as_sensors:
-        return _columns_as_sensors(frame, path, time_columns, times, features[0], notes)
-    found = [feature for feature in features if feature in frame.columns and feature not in time_columns]
-    if not found:
-        raise DataFileError(
-            f"{path} has none of the features in the settings ({', '.join(features)}); its columns are: "
-            f"{', '.join(frame.columns)}. Set features and targets to columns of the file"
-        )
-    taken = {*time_columns, *found, layout.sensor_column}
-    if ignored := [column for column in frame.columns if column not in taken]:
-        notes.append(f"ignored columns: {', '.join(ignored)}")
-    columns = [numbers(frame, feature, path).alias(feature) for feature in found]
-    readings = pl.DataFrame([sensors.alias(SENSOR), times.alias(TIME), *columns])
-    _note_repeated(readings, frame, path, layout, notes)
-    return readings
+def _check_sizes(table: ReadingTable, max_reading_bytes: int, where: Callable[[int], str]) -> None:
+    """Raise for a reading that is larger than the topic accepts.
 
-
-def _sensors(frame: pl.DataFrame, path: Path, layout: FileLayout) -> pl.Series:
-    """Each row's sensor id."""
-    name = layout.sensor_column
-    if name is None:
-        return pl.Series([_stem(path)]).new_from_index(0, frame.height)
-    if name not in frame.columns:
-        raise DataFileError(f"{path} has no column {name!r}; it has: {', '.join(frame.columns)}")
-    sensors = frame[name].cast(pl.String)
-    bad = sensors.is_null() | (sensors.str.len_bytes() == 0) | (sensors.str.len_bytes() > LONGEST_SENSOR_ID_BYTES)
-    if bad.any():
-        row = int(bad.arg_true()[0])
-        raise DataFileError(
-            f"{line_name(path, row)}: column {name} must hold a sensor id of 1 to {LONGEST_SENSOR_ID_BYTES} bytes"
-        )
-    return sensors
-
-
-def _columns_as_sensors(
-    frame: pl.DataFrame, path: Path, time_columns: tuple[str, ...], times: pl.Series, feature: str, notes: list[str]
-) -> pl.DataFrame:
-    """The values of the numeric columns, each as its own sensor, in the order of rows."""
-    others = [column for column in frame.columns if column not in time_columns]
-    found = [column for column in others if is_numeric(frame, column, path)]
-    if not found:
-        raise DataFileError(
-            f"{path} has no numeric column besides the time; its columns are: {', '.join(frame.columns)}"
-        )
-    if ignored := [column for column in others if column not in found]:
-        notes.append(f"ignored columns, not numeric: {', '.join(ignored)}")
-    wide = pl.DataFrame([times.alias(TIME), *(numbers(frame, column, path).alias(column) for column in found)])
-    row = "__row"  # to restore the order of rows: unpivot returns column after column
-    tall = wide.with_row_index(row).unpivot(found, index=[row, TIME], variable_name=SENSOR, value_name=feature)
-    return tall.sort(row, maintain_order=True).select(SENSOR, TIME, feature)
-
-
-def _note_repeated(
-    readings: pl.DataFrame, frame: pl.DataFrame, path: Path, layout: FileLayout, notes: list[str]
-) -> None:
-    """Note repeated times, which the stream counts as duplicates; raise if most rows repeat a time."""
-    repeated = readings.height - readings.select(SENSOR, TIME).unique().height
-    if not repeated:
+    Raises:
+        DataFileError: names the reading's line.
+    """
+    longest = max((len(sensor.encode()) for sensor in table.sensors), default=0)
+    if not may_exceed(longest, tuple(table.values), max_reading_bytes):
         return
-    if layout.sensor_column is None and repeated > MOST_REPEATED * readings.height:
-        text = [name for name in frame.columns if frame[name].dtype == pl.String and name not in layout.time_columns]
-        raise DataFileError(
-            f"{path}: {repeated:,} of {readings.height:,} rows repeat a time, so the file holds several sensors; name "
-            f"the column with their ids with --sensor-column (columns of text: {', '.join(text) or 'none'})"
-        )
-    notes.append(f"{path.name}: {repeated:,} rows repeat a time of their sensor; the stream counts them as duplicates")
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in (*CSV_SUFFIXES, *PARQUET_SUFFIXES):
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
-    return name
+    encoder = ReadingEncoder(table)
+    for start in range(0, len(table), _CHECKED_ROWS):
+        rows = np.arange(start, min(start + _CHECKED_ROWS, len(table)))
+        bad = too_large(*encoder.encode(rows), max_reading_bytes)
+        if len(bad):
+            raise DataFileError(
+                f"{where(start + int(bad[0]))}: as a reading this row is larger than {max_reading_bytes:,} bytes, and "
+                "the topic refuses it; raise kafka.max_reading_bytes and the topic's limit (`streamgru topics create "
+                "--alter`), or name fewer features"
+            )

@@ -12,7 +12,7 @@ import pytest
 import deploy
 from pipeline.errors import DataFileError
 from pipeline.files.file_layout import FileLayout
-from pipeline.files.publishing import ReadingEncoder
+from pipeline.files.reading_encoder import ReadingEncoder
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.messages import ReadingDecoder, iso_timestamp
 
@@ -104,6 +104,7 @@ def test_a_file_with_a_sensor_column_and_missing_values_is_read(tmp_path: Path) 
     table = read_readings([path], layout, ("x", "y", "z"))
     assert rows(table) == [("1", "2020-01-01T00:00:00Z", 1.5, None), ("2", "2020-01-01T00:00:00Z", 2.0, None)]
     assert table.notes == (
+        f"guessed for {path}: the separator is a semicolon; options that say the same: --separator semicolon",
         "ignored columns: more",
         "no file has a column for z; missing in every reading",
         "1 rows without a value of any feature are left out",
@@ -118,7 +119,7 @@ def test_each_numeric_column_can_be_a_sensor(tmp_path: Path) -> None:
         ("OT", "2020-01-01T00:00:00Z", 2.0),
         ("HUFL", "2020-01-02T00:00:00Z", 3.0),
     ]
-    assert table.notes[0] == "ignored columns, not numeric: name"
+    assert table.notes[0].startswith("ignored columns, not numeric: name (")
     assert "set features to one name" in complaint(path, FileLayout(columns_as_sensors=True), ("x", "y"))
     both = FileLayout(columns_as_sensors=True, sensor_column="name")
     assert "not both" in complaint(path, both)
@@ -212,7 +213,7 @@ GOOD = "2020-01-01 00:00:00,1\n"
         ("a.csv", "time,x,y\n2020-01-01,1,2\n", "its columns are: time, x, y. Set features"),
         ("a.csv.gz", HEADER + GOOD + "2020-01-01 01:00:00\n", "line 3: 1 cells"),
         ("a.parquet", "no parquet", "a.parquet cannot be read"),
-        ("a.csv", b"time,value\n2020-01-01,\xff\n", "a.csv cannot be read: invalid utf-8"),
+        ("a.csv", b"time,value\n2020-01-01,\xff\n", "line 2: 'ÿ' in column value is not a number"),
         ("a.xlsx", "", "a.xlsx: neither CSV nor Parquet"),
     ],
 )
@@ -231,7 +232,7 @@ def test_a_damaged_or_truncated_gzip_file_is_named(tmp_path: Path, size: int | N
 def test_wrong_paths_columns_and_time_zones_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "time,id,value\n2020-01-01 00:00,,1\n2020-01-01 01:00,b,1\n")
     assert complaint(tmp_path / "none.csv") == f"there is no file {tmp_path / 'none.csv'}"
-    assert complaint(tmp_path) == f"{tmp_path} is not a file"
+    assert f"{tmp_path} is not a file, but a folder without Parquet files" in complaint(tmp_path)
     assert "has no column 'when'; it has: time, id, value" in complaint(path, FileLayout(time_column="when"))
     assert "has no column 'sensor'" in complaint(path, FileLayout(timezone="UTC", sensor_column="sensor"))
     assert "line 2: column id must hold a sensor id" in complaint(path, FileLayout(timezone="UTC", sensor_column="id"))
@@ -247,7 +248,7 @@ def test_several_sensors_read_as_one_are_reported(tmp_path: Path) -> None:
     lines = "".join(f"2020-01-01 0{hour}:00,{name},1\n" for hour in range(3) for name in "abc")
     path = write(tmp_path, "a.csv", "time,id,value\n" + lines)
     assert "6 of 9 rows repeat a time" in complaint(path)
-    assert "--sensor-column (columns of text: time, id, value)" in complaint(path)
+    assert "--sensor-column (columns of text: id, value)" in complaint(path)
     doubled = write(tmp_path, "b.csv", HEADER + GOOD + GOOD + "2020-01-01 01:00:00,1\n")
     assert "1 rows repeat a time" in read_readings([doubled], UTC_LAYOUT, ("value",)).notes[0]
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from deploy.option_types import layout_options
 from pipeline.errors import DataFileError
 from pipeline.files.file_layout import FileLayout
-from pipeline.files.publishing import ReadingEncoder
+from pipeline.files.reading_encoder import ReadingEncoder
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.messages import ReadingDecoder, iso_timestamp
 from pipeline.settings_sections import FilesSettings

@@ -1,0 +1,102 @@
+"""Decodes the bytes of a text file, in the encoding that the user names or the bytes show."""
+
+import codecs
+from typing import Final
+
+from pipeline.errors import DataFileError
+from pipeline.files.guesses import Guesses
+
+_BOMS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_BOM: Final = "\ufeff".encode()
+_SAMPLE_BYTES: Final = 4_096
+# Share of NUL bytes at even or odd places from which text is UTF-16 without a byte order mark.
+_UTF16_SHARE: Final = 0.3
+
+
+def utf8_text(content: bytes, encoding: str | None, name: str, guesses: Guesses) -> bytes:
+    """The text of a file as UTF-8 without a byte order mark; lines end in a newline character.
+
+    Raises:
+        DataFileError: the bytes are not text, or not text in this encoding; names the line if known.
+    """
+    if encoding is None:
+        content = _recognised(content, name, guesses)
+    else:
+        try:
+            content = content.decode(encoding).removeprefix("\ufeff").encode()
+        except LookupError as error:
+            raise DataFileError(
+                f"--encoding {encoding}: Python knows no text encoding of this name; usual names are utf-8, utf-16, "
+                "cp1252 and latin-1"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise _undecodable(content, error, name) from error
+        except ValueError as error:
+            raise DataFileError(f"{name} cannot be decoded as {encoding}: {error}") from error
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if (place := content.find(b"\0")) >= 0:
+        raise DataFileError(
+            f"{name}, line {_line(content, place)}: a NUL byte, which text cannot hold; the file is damaged or binary, "
+            "or has another encoding: --encoding"
+        )
+    if not content.strip():
+        raise DataFileError(f"{name} is empty")
+    return content
+
+
+def _recognised(content: bytes, name: str, guesses: Guesses) -> bytes:
+    if content.startswith(_BOM):
+        content = content[len(_BOM) :]
+    else:
+        encoding = next((found for bom, found in _BOMS if content.startswith(bom)), None) or _utf16_without_bom(content)
+        if encoding is not None:
+            guesses.add(f"the encoding is {encoding}", "--encoding", encoding)
+            try:
+                return content.decode(encoding).removeprefix("\ufeff").encode()
+            except UnicodeError as error:
+                raise DataFileError(f"{name} looks like {encoding}, but is damaged: {error}") from error
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        text = content.decode(errors="replace")
+        broken = text.count("\ufffd")
+        if sum(letter > "\x7f" for letter in text if letter != "\ufffd") > broken or content.find(b"\0") >= 0:
+            raise _undecodable(content, error, name) from error
+        encoding = "cp1252"
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            encoding = "latin-1"
+            text = content.decode(encoding)
+        word = next(word for word in text.split() if not word.isascii())
+        guesses.add(f"the encoding is {encoding}, in which the file has {word[:30]!r}", "--encoding", encoding)
+        return text.encode()
+    return content
+
+
+def _utf16_without_bom(content: bytes) -> str | None:
+    sample = content[:_SAMPLE_BYTES]
+    for place, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        half, other = sample[place::2], sample[1 - place :: 2]
+        if half.count(0) > _UTF16_SHARE * len(half) and not other.count(0):
+            return encoding
+    return None
+
+
+def _undecodable(content: bytes, error: UnicodeDecodeError, name: str) -> DataFileError:
+    byte = content[error.start : error.start + 1].hex()
+    return DataFileError(
+        f"{name}, line {_line(content, error.start)}: the byte 0x{byte} is not {error.encoding}; name the encoding of "
+        "the file with --encoding, such as cp1252"
+    )
+
+
+def _line(content: bytes, place: int) -> int:
+    before = content[:place]
+    return 1 + before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n")
