@@ -17,6 +17,8 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from pipeline.errors import StateError
+from pipeline.foreign_keys import describe_key
+from pipeline.foreign_payloads import describe_absence, describe_value, quote
 
 # Microseconds. A timestamp outside this range is a clock fault. If accepted, it could make all later readings late.
 EARLIEST_TIMESTAMP_US: Final = -2_208_988_800_000_000  # 1900-01-01T00:00:00Z
@@ -63,20 +65,34 @@ class Rejected(Exception):
         self.detail = detail
 
 
-class ReadingDecoder:
-    """Decodes readings for one list of features, in the forecaster and in the ingest flow.
+class _LooseMessage(msgspec.Struct, frozen=True):
+    """``ReadingMessage`` with values of any JSON type."""
 
-    ``decode`` returns a ``Reading`` or raises ``Rejected``, for any byte string.
+    sensor_id: Annotated[str, msgspec.Meta(min_length=1)]
+    timestamp: Annotated[datetime, msgspec.Meta(tz=True)] | int
+    values: dict[str, msgspec.Raw]
+
+
+class ReadingDecoder:
+    """Decodes readings in streamgru's own form, for one list of features.
+
+    ``decode`` returns a ``Reading`` or raises ``Rejected``, for any byte string. A sensor id is compared with the key
+    byte for byte: white space, quotes and case count.
     """
 
     REASONS: Final = ("no-value", "malformed", "bad-key", "bad-timestamp", "bad-value", "no-feature")
+    is_keyed_by_sensor: Final = True  # the key of an accepted record is the sensor id
 
     def __init__(self, features: Sequence[str]) -> None:
         self._features = tuple(features)
         self._decode = msgspec.json.Decoder(ReadingMessage).decode
+        self._decode_loosely = msgspec.json.Decoder(_LooseMessage).decode
+        self._decode_number = msgspec.json.Decoder(float | None).decode
 
-    def decode(self, key: bytes | None, value: bytes | None) -> Reading:
-        """The reading in a record.
+    def decode(
+        self, key: bytes | None, value: bytes | None, headers: Headers = (), sent_ms: int | None = None
+    ) -> Reading:
+        """The reading in a record; its headers and the time at which it was sent do not matter in this form.
 
         Raises:
             Rejected: with one of ``REASONS``.
@@ -85,37 +101,66 @@ class ReadingDecoder:
             raise Rejected("no-value", "the record has no value")
         try:
             message = self._decode(value)
-            sensor_id = message.sensor_id
+            sensor_id, timestamp, values = message.sensor_id, message.timestamp, message.values
             expected_key = sensor_id.encode()
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise Rejected("malformed", str(error)) from None
+            sensor_id, timestamp, values = self._ignore_unnamed(value, error)
+            expected_key = sensor_id.encode()
         if key is None or key != expected_key:
-            raise Rejected("bad-key", "the key is null or not the sensor id in the value")
+            raise Rejected("bad-key", describe_key(key, sensor_id))
         if len(key) > LONGEST_SENSOR_ID_BYTES:
             raise Rejected("bad-key", f"the sensor id is longer than {LONGEST_SENSOR_ID_BYTES} bytes")
-        timestamp = message.timestamp
         timestamp_us = timestamp * 1_000 if isinstance(timestamp, int) else microseconds(timestamp)
         if not EARLIEST_TIMESTAMP_US <= timestamp_us < LATEST_TIMESTAMP_US:
             raise Rejected("bad-timestamp", "the timestamp lies outside the years 1900 to 2199")
-        return self._pick(sensor_id, timestamp_us, message.values)
+        return pick_values(self._features, sensor_id, timestamp_us, values)
 
-    def _pick(self, sensor_id: str, timestamp_us: int, found: dict[str, float | None]) -> Reading:
-        values = []
-        missing = 0
+    def _ignore_unnamed(self, value: bytes, error: Exception) -> tuple[str, datetime | int, dict[str, float | None]]:
+        """Sensor id, timestamp and values of a reading in which only unnamed features may have any JSON type.
+
+        Raises:
+            Rejected: the value is malformed in another way; ``error`` is the strict decoder's.
+        """
+        try:
+            message = self._decode_loosely(value)
+            message.sensor_id.encode()
+            values: dict[str, float | None] = dict.fromkeys(message.values)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            raise Rejected("malformed", describe_value(value, str(error))) from None
         for feature in self._features:
-            value = found.get(feature)
-            if value is None:
-                missing += 1
-                value = _NAN
-            elif not -LARGEST_VALUE <= value <= LARGEST_VALUE:
-                raise Rejected("bad-value", f"{feature} is beyond ±{LARGEST_VALUE:g}")
-            values.append(value)
-        if missing == len(values):
-            raise Rejected("no-feature", "the reading has none of the features in the settings")
-        ignored = len(found) - len(values)
-        if missing or ignored:  # a feature of the settings that is present but null is not ignored
-            ignored = len(found) - sum(feature in found for feature in self._features)
-        return Reading(sensor_id, timestamp_us, tuple(values), ignored)
+            raw = message.values.get(feature)
+            if raw is not None:
+                try:
+                    values[feature] = self._decode_number(raw)
+                except (msgspec.MsgspecError, UnicodeError, RecursionError):
+                    shown = quote(bytes(raw)[:1_000].decode(errors="replace"))
+                    detail = f"the value of {quote(feature)} is {shown[1:-1]}; a value is a number or null"
+                    raise Rejected("malformed", detail) from None
+        return message.sensor_id, message.timestamp, values
+
+
+def pick_values(features: Sequence[str], sensor_id: str, timestamp_us: int, found: dict[str, float | None]) -> Reading:
+    """The reading with the values of the features, in their order.
+
+    Raises:
+        Rejected: a value is too large, or each feature is missing.
+    """
+    values = []
+    missing = 0
+    for feature in features:
+        value = found.get(feature)
+        if value is None:
+            missing += 1
+            value = _NAN
+        elif not -LARGEST_VALUE <= value <= LARGEST_VALUE:
+            raise Rejected("bad-value", f"{feature} is beyond ±{LARGEST_VALUE:g}")
+        values.append(value)
+    if missing == len(values):
+        raise Rejected("no-feature", describe_absence(features, found))
+    ignored = len(found) - len(values)
+    if missing or ignored:  # a feature of the settings that is present but null is not ignored
+        ignored = len(found) - sum(feature in found for feature in features)
+    return Reading(sensor_id, timestamp_us, tuple(values), ignored)
 
 
 _NAN = float("nan")
