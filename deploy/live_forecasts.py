@@ -13,7 +13,8 @@ from rich.table import Table
 
 from pipeline.kafka.batch_consumer import FetchedRecord, read_fast
 from pipeline.kafka.clients import make_consumer, partition_count, translate_errors
-from pipeline.messages import Forecast, ReadingDecoder, Rejected, decode_forecast
+from pipeline.messages import Forecast, Rejected, decode_forecast
+from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
 SHOWN_STEPS: Final = (1, 6, 24)
@@ -59,7 +60,7 @@ class StreamTail(AbstractContextManager["StreamTail"]):
         self.known_sensors: set[str] = set()
         self._settings = settings
         self._wanted = frozenset(sensor.encode() for sensor in sensors)
-        self._decoder = ReadingDecoder(settings.features)
+        self._decoder = make_decoder(settings)
         self._pending: OrderedDict[tuple[int, int], _PendingReading] = OrderedDict()
         self._consumer = read_fast(make_consumer(settings))
         try:
@@ -106,12 +107,14 @@ class StreamTail(AbstractContextManager["StreamTail"]):
         ]
 
     def _add_reading(self, partition: int, record: FetchedRecord) -> None:
-        if not self._is_wanted(record.key):
+        if self._decoder.is_keyed_by_sensor and not self._is_wanted(record.key):
             return
         try:
-            reading = self._decoder.decode(record.key, record.value)
+            reading = self._decoder.decode(record.key, record.value, record.headers, record.timestamp)
         except Rejected:
             return  # the forecaster writes a dead letter
+        if not self._decoder.is_keyed_by_sensor and not self._is_wanted(reading.sensor_id.encode()):
+            return
         self.readings += 1
         self._pending[partition, record.offset] = _PendingReading(reading.values, record.timestamp)
         if len(self._pending) > _MAX_PENDING_READINGS:

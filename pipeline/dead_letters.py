@@ -10,7 +10,8 @@ from pipeline.errors import KafkaError, TopicError
 from pipeline.kafka.batch_producer import BatchAppender, check_delivered, encode_headers
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translate_errors
 from pipeline.kafka.topic_reader import read_topic, topic_ends, topic_starts
-from pipeline.messages import ReadingDecoder, Rejected
+from pipeline.messages import Rejected
+from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
 _TOGETHER: Final = 1_000  # letters per transaction; with more, the transaction could time out
@@ -146,7 +147,7 @@ def transactions_of(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]
 
 def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republication) -> Iterator[DeadLetter]:
     """The letters to republish. Counts each letter in ``outcome``, republished or not."""
-    decoder = ReadingDecoder(settings.features)
+    decoder = make_decoder(settings)
     for letter in letters:
         if letter.topic != settings.kafka.topics.readings:
             outcome.foreign += 1
@@ -155,7 +156,10 @@ def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republicati
             outcome.still_rejected["cut"] += 1
             continue
         try:
-            decoder.decode(letter.key, letter.value)
+            if settings.readings.time == "@record_timestamp":
+                # A published record gets a timestamp of its own, so it would become another reading.
+                raise Rejected("its time was the timestamp of the original record")
+            decoder.decode(letter.key, letter.value, letter.headers)
         except Rejected as rejected:
             outcome.still_rejected[rejected.reason] += 1
         else:

@@ -32,6 +32,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Headers = Sequence[tuple[str, bytes | None]]
 
+# `streamgru publish` marks its readings with this header if the settings map the topic's other records to readings.
+OWN_FORM_HEADER: Final = ("streamgru-form", b"reading")
+
 
 # --- readings ---------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from model.config import Adaptation
 from model.experts import RULE as ADAPTATION_RULE
 from model.reorder_buffer import GracePeriod
 from pipeline.errors import SettingsError
+from pipeline.readings_settings import ReadingsSettings
 from pipeline.settings_file import read_settings_file
 from pipeline.settings_report import describe_faults, describe_folder, describe_invalid, unknown_variable
 from pipeline.settings_sections import (
@@ -126,6 +127,7 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field(default_factory=lambda earlier: f"http://127.0.0.1:{_stack(earlier).mlflow_port}")
     prefect_api_url: str = Field(default_factory=lambda earlier: f"http://127.0.0.1:{_stack(earlier).prefect_port}/api")
     kafka: KafkaSettings = KafkaSettings()
+    readings: ReadingsSettings = ReadingsSettings()
     forecaster: ForecasterSettings = ForecasterSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
@@ -168,6 +170,16 @@ class Settings(BaseSettings):
         if round(cadence_s * 1_000_000) < 1:
             raise ValueError("cadence_s must be at least a microsecond")
         return cadence_s
+
+    @field_validator("readings")
+    @classmethod
+    def _check_mapped_features(cls, readings: ReadingsSettings, info: ValidationInfo) -> ReadingsSettings:
+        features = info.data.get("features", tuple(readings.fields))
+        if strangers := [name for name in readings.fields if name not in features]:
+            raise ValueError(
+                f"fields must name features, which lack {_some(strangers)}; the features are {_some(features)}"
+            )
+        return readings
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -239,6 +251,8 @@ class Settings(BaseSettings):
             shaping["adaptation_rule"] = ADAPTATION_RULE
         if self.grace.is_on:
             shaping["grace_us"] = self.grace.wait_us
+        if self.readings.is_mapped:
+            shaping["readings"] = self.readings.shaping
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod

@@ -1,6 +1,6 @@
 """Reads whole topics into columns: the readings and the forecasts.
 
-Readings are decoded and classified by the rules of the stream (``ReadingDecoder``, ``delivery.classify_log``).
+Readings are decoded and classified by the rules of the stream (``make_decoder``, ``delivery.classify_log``).
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,8 @@ from pipeline.errors import KafkaError
 from pipeline.forecaster.positions import CommittedPosition
 from pipeline.kafka.clients import make_admin, translate_errors
 from pipeline.kafka.topic_reader import Offsets, read_topic
-from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
+from pipeline.messages import Rejected, decode_forecast, microseconds, quantile_key
+from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
 _NO_COORDINATOR_YET: Final = (
@@ -58,14 +59,14 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
     Raises:
         KafkaError: no broker answers, the topic is missing, or the records stop coming.
     """
-    decoder = ReadingDecoder(settings.features)
+    decoder = make_decoder(settings)
     sensors: dict[str, int] = {}
     reasons: dict[str, int] = {}
     columns: list[tuple[int, int, int, int, int]] = []  # partition, offset, sensor, timestamp_us, sent_ms
     values: list[tuple[float, ...]] = []
     for record in read_topic(settings, settings.kafka.topics.readings, {}, ends):
         try:
-            reading = decoder.decode(record.key, record.value)
+            reading = decoder.decode(record.key, record.value, record.headers, record.timestamp)
         except Rejected as rejected:
             reasons[rejected.reason] = reasons.get(rejected.reason, 0) + 1
             columns.append((record.partition, record.offset, -1, 0, record.timestamp))

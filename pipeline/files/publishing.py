@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.files.reading_encoder import ReadingEncoder
 from pipeline.files.reading_table import ReadingTable
-from pipeline.kafka.batch_producer import BatchAppender
+from pipeline.kafka.batch_producer import NO_HEADERS, BatchAppender, encode_headers
 from pipeline.kafka.clients import translate_errors
+from pipeline.messages import OWN_FORM_HEADER
 from pipeline.settings import Settings
 
 # Rows encoded and appended at once: many enough to share the cost of a call, few enough for a smooth progress bar.
@@ -46,6 +47,8 @@ class Publication:
         self._table = table
         self._stop = len(table) if stop is None else min(stop, len(table))
         self._encoder = ReadingEncoder(table)
+        # Records of other forms surround these if the settings map the topic.
+        self._headers = encode_headers([OWN_FORM_HEADER]) if settings.readings.is_mapped else NO_HEADERS
         self._next = min(start, self._stop)
         self._in_flight: deque[tuple[int, list[Any]]] = deque()
         self.acknowledged = self._next
@@ -97,7 +100,7 @@ class Publication:
         for partition in np.unique(of_row).tolist():
             rows = start + np.flatnonzero(of_row == partition)
             keys, values = self._encoder.encode(rows)
-            futures += self._appender.append(self._topic, partition, keys, values)
+            futures += self._appender.append(self._topic, partition, keys, values, self._headers)
         self._in_flight.append((stop, futures))
         self._next = stop
 

@@ -24,7 +24,8 @@ from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.state_store import Rows, ServedModel, States, StepResult
 from pipeline.forecaster.transaction import Records
 from pipeline.kafka.batch_producer import encode_headers
-from pipeline.messages import InputPosition, ModelId, ReadingDecoder, Rejected, dead_letter
+from pipeline.messages import InputPosition, ModelId, Rejected, dead_letter
+from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
 
@@ -56,7 +57,7 @@ class MicroBatchBuilder:
         self._owner = owner
         self._settings = settings
         self._topics = settings.kafka.topics
-        self._decoder = ReadingDecoder(settings.features)
+        self._decoder = make_decoder(settings)
         self._encoder = ForecastEncoder(settings, ModelId(settings.model_name, serving.version), serving.config)
 
     def build(

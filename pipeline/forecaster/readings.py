@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.kafka.batch_consumer import FetchedRecord
-from pipeline.messages import Reading, ReadingDecoder, Rejected
+from pipeline.messages import Reading, Rejected
+from pipeline.readings_format.decoder import RecordDecoder
 
 Record = FetchedRecord
 
@@ -87,27 +88,30 @@ class DecodedRecords:
     ignored_features: int  # values of features that the settings do not name
 
 
-def decode_records(decoder: ReadingDecoder, features: int, partition: int, records: Sequence[Record]) -> DecodedRecords:
+def decode_records(decoder: RecordDecoder, features: int, partition: int, records: Sequence[Record]) -> DecodedRecords:
     """Split records of one partition into readings, with ``features`` values each, and rejected records."""
     decode = decoder.decode
     rejected: list[tuple[Record, Rejected]] = []
     found: list[Reading]
     try:
-        found = [decode(record.key, record.value) for record in records]
+        found = [decode(record.key, record.value, record.headers, record.timestamp) for record in records]
         good = records
     except Rejected:
         found, good = [], []
         for record in records:
             try:
-                found.append(decode(record.key, record.value))
+                found.append(decode(record.key, record.value, record.headers, record.timestamp))
             except Rejected as reason:
                 rejected.append((record, reason))
             else:
                 good.append(record)
     count = len(found)
+    keys = (
+        [record.key for record in good] if decoder.is_keyed_by_sensor else [each.sensor_id.encode() for each in found]
+    )
     readings = Readings(
         partition,
-        cast("list[bytes]", [record.key for record in good]),  # the decoder rejects a null key
+        cast("list[bytes]", keys),  # a decoder that is keyed by sensor rejects a null key
         [reading.sensor_id for reading in found],
         np.fromiter((reading.timestamp_us for reading in found), np.int64, count),
         np.array([reading.values for reading in found], np.float64).reshape(count, features),

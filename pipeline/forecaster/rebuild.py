@@ -24,7 +24,8 @@ from model.reorder_buffer import ReorderBuffer
 from model.state import replay_start
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.state_store import ServedModel
-from pipeline.messages import ReadingDecoder, Rejected
+from pipeline.messages import Rejected
+from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
 POLL_MS: Final = 100  # milliseconds that a poll waits for records
@@ -106,7 +107,7 @@ class StateRebuilder:
         self._reader = reader
         self._serving = serving
         self._alive = alive
-        self._decoder = ReadingDecoder(settings.features)
+        self._decoder = make_decoder(settings)
 
     def rebuild(
         self, partition: int, known: Mapping[str, SensorAnchors | None] | None, end: int, held_from: int | None = None
@@ -166,9 +167,9 @@ class StateRebuilder:
         for run in read_range(self._reader, self._topic, partition, start, end):
             if not self._alive(partition):
                 break
-            due = run if first is None else [record for record in run if first.get(record.key, end) <= record.offset]
-            if due:
-                classified = self._serving.classify(self._decode(partition, due), buffered)
+            due = self._decode(partition, run, first)
+            if len(due):
+                classified = self._serving.classify(due, buffered)
                 buffered = classified.buffered
                 self._serving.replay([classified.accepted])
                 stepped += len(classified.accepted)
@@ -209,8 +210,17 @@ class StateRebuilder:
         states["last_us"] = np.maximum(states["last_us"], latest)
         table.scatter(rows, states)
 
-    def _decode(self, partition: int, records: Sequence[Record]) -> Readings:
-        return decode_records(self._decoder, len(self._settings.features), partition, records).readings
+    def _decode(
+        self, partition: int, records: Sequence[Record], first: Mapping[bytes | None, int] | None = None
+    ) -> Readings:
+        """The readings in the records; with ``first`` only those from their sensor's offset in it on."""
+        if first is not None and self._decoder.is_keyed_by_sensor:  # skipped records need not be decoded
+            records = [record for record in records if first.get(record.key, record.offset + 1) <= record.offset]
+        readings = decode_records(self._decoder, len(self._settings.features), partition, records).readings
+        if first is None or self._decoder.is_keyed_by_sensor or not len(readings):
+            return readings
+        places = zip(readings.keys, readings.offsets.tolist(), strict=True)
+        return readings.take(np.array([first.get(key, offset + 1) <= offset for key, offset in places]))
 
     def _find_anchors(
         self, partition: int, wanted: set[str] | None, floor: int, end: int, finder: "_AnchorFinder"
@@ -221,7 +231,7 @@ class StateRebuilder:
                 break
             for record in run:
                 try:
-                    reading = self._decoder.decode(record.key, record.value)
+                    reading = self._decoder.decode(record.key, record.value, record.headers, record.timestamp)
                 except Rejected:
                     continue
                 if wanted is None or reading.sensor_id in wanted:

@@ -27,7 +27,8 @@ from pipeline.history.table import History
 from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer, partition_count, translate_errors
 from pipeline.kafka.topics import find_topic_id
-from pipeline.messages import ReadingDecoder, Rejected
+from pipeline.messages import Rejected
+from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.ingest")
@@ -185,7 +186,7 @@ class _Run:
         self._bounds = bounds
         self._chunk_readings = chunk_readings
         self._report = report
-        self._decoder = ReadingDecoder(settings.features)
+        self._decoder = make_decoder(settings)
         self._chunk = _Chunk(settings.features)
         self._position = dict(bounds.start)
         self._committed = dict(bounds.stored)
@@ -261,7 +262,7 @@ class _Run:
             if offset >= end:
                 break
             try:
-                reading = decode(record.key, record.value)
+                reading = decode(record.key, record.value, record.headers, record.timestamp)
             except Rejected as rejected:
                 self._rejected[rejected.reason] += 1
                 continue

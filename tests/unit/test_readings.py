@@ -9,7 +9,7 @@ import pytest
 from pipeline.forecaster.readings import decode_records
 from pipeline.messages import ReadingDecoder, encode_reading
 
-Record = namedtuple("Record", ["key", "value", "offset", "headers"])
+Record = namedtuple("Record", ["key", "value", "offset", "headers", "timestamp"], defaults=[0])
 DECODER = ReadingDecoder(("a", "b"))
 
 

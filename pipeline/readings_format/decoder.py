@@ -1,0 +1,118 @@
+"""The decoder of the readings topic that the settings ask for: one for the stream, the ingest and every audit."""
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from pipeline.foreign_keys import describe_key
+from pipeline.foreign_payloads import describe_value
+from pipeline.messages import OWN_FORM_HEADER, Headers, Reading, ReadingDecoder, Rejected
+from pipeline.readings_format.field_mapping import FieldMapping, KeyReader, Message
+from pipeline.settings import Settings
+
+
+class RecordDecoder(Protocol):
+    """Turns records of the readings topic into readings."""
+
+    @property
+    def is_keyed_by_sensor(self) -> bool:
+        """Whether the key of every accepted record is its sensor id."""
+
+    def decode(
+        self, key: bytes | None, value: bytes | None, headers: Headers = (), sent_ms: int | None = None
+    ) -> Reading:
+        """The reading in a record.
+
+        Args:
+            sent_ms: the record's timestamp, milliseconds since 1970.
+
+        Raises:
+            Rejected: with one of ``ReadingDecoder.REASONS``.
+            SchemaRegistryError: the record's schema cannot be looked up now; the record may be good.
+        """
+
+
+def make_decoder(settings: Settings) -> RecordDecoder:
+    """The decoder for the settings' features and the form of the readings topic."""
+    if not settings.readings.is_mapped:
+        return ReadingDecoder(settings.features)
+    return MappedDecoder(settings)
+
+
+class MappedDecoder:
+    """Decodes records of another form than streamgru's own."""
+
+    is_keyed_by_sensor: Final = False
+
+    def __init__(self, settings: Settings) -> None:
+        readings = settings.readings
+        self._own = ReadingDecoder(settings.features)
+        self._read_value = _value_reader(settings)
+        key_format = readings.key_format or ("json" if "@key." in (readings.sensor or "") else "text")
+        self._mapping = FieldMapping(readings, settings.features, _key_reader(key_format))
+
+    def decode(
+        self, key: bytes | None, value: bytes | None, headers: Headers = (), sent_ms: int | None = None
+    ) -> Reading:
+        """See ``RecordDecoder.decode``."""
+        if value is None:
+            raise Rejected("no-value", "the record has no value")
+        if headers and OWN_FORM_HEADER in headers:
+            return self._own.decode(key, value)
+        return self._mapping.reading(Message(self._read_value(value), key, headers, sent_ms))
+
+
+def _value_reader(settings: Settings) -> Callable[[bytes], Any]:
+    if settings.readings.format == "text":
+        return _read_text
+    return _read_json
+
+
+_decode_json = msgspec.json.Decoder().decode
+
+
+def _read_json(value: bytes) -> Any:
+    try:
+        return _decode_json(value)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise Rejected("malformed", describe_value(value, str(error), ())) from None
+
+
+def _read_text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise Rejected("malformed", describe_value(value, "the value is not UTF-8 text", ())) from None
+
+
+def _key_reader(key_format: str) -> KeyReader:
+    return {"text": _text_key, "json": _json_key, "int": _int_key, "long": _long_key}[key_format]
+
+
+def _text_key(key: bytes) -> Any:
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        raise Rejected("bad-key", describe_key(key, None)) from None
+
+
+def _json_key(key: bytes) -> Any:
+    try:
+        return _decode_json(key)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise Rejected("bad-key", f"the key is not JSON: {error}; {describe_key(key, None)}") from None
+
+
+def _int_key(key: bytes) -> int:
+    return _binary_key(key, 4)
+
+
+def _long_key(key: bytes) -> int:
+    return _binary_key(key, 8)
+
+
+def _binary_key(key: bytes, width: int) -> int:
+    if len(key) != width:
+        raise Rejected("bad-key", f"the key has {len(key)} bytes, not the {width} of readings.key_format")
+    return int.from_bytes(key, "big", signed=True)
