@@ -43,23 +43,28 @@ class _Section(BaseModel):
 
 
 class TopicNames(_Section):
-    """Names of the four topics."""
+    """Names of the four topics, and of the optional topic of flat forecasts."""
 
     readings: str = "readings"
     forecasts: str = "forecasts"
     state: str = "forecaster-state"
     dead_letters: str = "readings.dlq"
+    flat_forecasts: str | None = Field(
+        default=None, description="topic of flat forecasts, one record per sensor, target and step; by default none"
+    )
 
     @model_validator(mode="after")
-    def _names_are_four_that_kafka_takes(self) -> Self:
-        names = (self.readings, self.forecasts, self.state, self.dead_letters)
+    def _names_differ_and_kafka_takes_them(self) -> Self:
+        names = [self.readings, self.forecasts, self.state, self.dead_letters]
+        if self.flat_forecasts is not None:
+            names.append(self.flat_forecasts)
         for name in names:
             if not _TOPIC_NAME.fullmatch(name) or name in (".", ".."):
                 raise ValueError(
                     f"{name!r} is not a topic name: use 1 to 249 letters, digits, dots, dashes or underscores"
                 )
         if len(set(names)) != len(names):
-            raise ValueError(f"the four topics must differ from each other; they are {', '.join(names)}")
+            raise ValueError(f"the topics must differ from each other; they are {', '.join(names)}")
         return self
 
 
@@ -106,6 +111,11 @@ class ForecasterSettings(_Section):
     )
     adaptation: Literal["off", "light", "full"] = Field(
         default="light", description="how forecasts adapt from reading to reading between retrainings"
+    )
+    flat_format: Literal["json", "connect"] = Field(
+        default="json",
+        description="form of flat forecasts, if kafka.topics.flat_forecasts names a topic: plain JSON, or with the "
+        "schema that Kafka Connect reads",
     )
     calibration: bool = Field(
         default=True, description="resize intervals from reading to reading towards their nominal coverage"

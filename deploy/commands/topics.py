@@ -13,7 +13,7 @@ from pipeline.messages import json_schemas
 
 @click.group()
 def topics() -> None:
-    """Create or show the four Kafka topics: readings, forecasts, states and dead letters."""
+    """Create or show the Kafka topics: readings, forecasts, states, dead letters, and flat forecasts if set."""
 
 
 @topics.command()

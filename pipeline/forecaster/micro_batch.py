@@ -17,7 +17,8 @@ import numpy as np
 from kafka import TopicPartition
 
 from model.stepper import Forecasts
-from pipeline.forecaster.encoding import ForecastEncoder
+from pipeline.flat_forecasts import FlatForecastEncoder
+from pipeline.forecaster.encoding import ForecastEncoder, round_to_scale
 from pipeline.forecaster.metrics import Counters
 from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
 from pipeline.forecaster.readings import Readings, Record, decode_records
@@ -58,7 +59,9 @@ class MicroBatchBuilder:
         self._settings = settings
         self._topics = settings.kafka.topics
         self._decoder = make_decoder(settings)
-        self._encoder = ForecastEncoder(settings, ModelId(settings.model_name, serving.version), serving.config)
+        model = ModelId(settings.model_name, serving.version)
+        self._encoder = ForecastEncoder(settings, model, serving.config)
+        self._flat_encoder = FlatForecastEncoder(settings, model, serving.config.targets, serving.config.quantiles)
 
     def build(
         self,
@@ -136,7 +139,17 @@ class MicroBatchBuilder:
         for part, end in zip(accepted, accumulate(map(len, accepted)), strict=True):
             mine = slice(end - len(part), end)
             records.append(Records(self._topics.forecasts, part.partition, part.keys, values[mine], headers[mine]))
+            if self._topics.flat_forecasts is not None:
+                records.append(self._flat_forecasts(self._topics.flat_forecasts, part, forecasts, mine))
         return records
+
+    def _flat_forecasts(self, topic: str, part: Readings, forecasts: Forecasts, mine: slice) -> Records:
+        quantiles = round_to_scale(forecasts.quantiles[mine], forecasts.scale[mine])
+        values = self._flat_encoder.encode(
+            [part.partition] * len(part), part.sensors, part.timestamp_us, part.offsets, quantiles
+        )
+        each = len(values) // max(1, len(part))
+        return Records(topic, part.partition, [key for key in part.keys for _ in range(each)], values)
 
     def _states(self, stepped: StepResult | None, needs_full_write: Collection[int]) -> list[Records]:
         """One record per changed sensor, or per sensor of the partition in a full write."""

@@ -250,7 +250,9 @@ class Session:
         transactional_id = self._instance.transactional_id(self.settings)
         committed = was_committed(self.settings, transactional_id)
         topics = self.settings.kafka.topics
-        written = (topics.forecasts, topics.state, topics.dead_letters)
+        written = [topics.forecasts, topics.state, topics.dead_letters]
+        if topics.flat_forecasts is not None:
+            written.append(topics.flat_forecasts)
         producer = make_producer(self.settings, transactional_id=transactional_id)
         return KafkaTransport(
             producer, topics.readings, lambda made: resolve_hanging(made, self._admin, written, committed=committed)

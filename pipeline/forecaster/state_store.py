@@ -19,6 +19,7 @@ from model.forecaster import Forecaster
 from model.reorder_buffer import BUFFERED, can_release, reorder
 from model.state import blank_states, non_finite
 from model.stepper import Forecasts, Stepper
+from pipeline.flat_forecasts import CONNECT_RECORD_BYTES, FLAT_RECORD_BYTES
 from pipeline.forecaster.readings import Readings
 from pipeline.messages import StateTag
 from pipeline.settings import Settings
@@ -179,7 +180,11 @@ class ServedModel:
         self._stepper = Stepper(forecaster, settings.adaptation)
         self._grace = settings.grace
         numbers = config.target_count * len(config.quantiles) * config.horizon_steps
-        self.bytes_per_reading = self.table.dtype.itemsize + numbers * NUMBER_BYTES  # upper limit of state + forecast
+        # upper limit of a state, a forecast, and its flat forecasts if they are written
+        self.bytes_per_reading = self.table.dtype.itemsize + numbers * NUMBER_BYTES
+        if settings.kafka.topics.flat_forecasts is not None:
+            flat = CONNECT_RECORD_BYTES if settings.forecaster.flat_format == "connect" else FLAT_RECORD_BYTES
+            self.bytes_per_reading += config.target_count * config.horizon_steps * flat
 
     def classify(self, readings: Readings, buffered: Readings | None = None, end: int | None = None) -> Classification:
         """Classify readings of one partition (``model.acceptance``, ``model.reorder_buffer``); no state is stepped.

@@ -1,7 +1,8 @@
-"""The four topics: their planned settings, creating them, and checking existing ones.
+"""The topics: their planned settings, creating them, and checking existing ones.
 
-All have the same number of partitions, because a sensor's forecasts, state and dead letters have the partition number
-of its readings. The number cannot be changed later: sensors would move to other partitions, away from their state.
+There are four, and a fifth if the settings name a topic of flat forecasts. All have the same number of partitions,
+because a sensor's forecasts, state and dead letters have the partition number of its readings. The number cannot be
+changed later: sensors would move to other partitions, away from their state.
 """
 
 from collections.abc import Iterable, Mapping
@@ -83,7 +84,7 @@ class _Topic:
 
 
 def plan_topics(settings: Settings) -> list[TopicPlan]:
-    """The plans of the four topics by the settings."""
+    """The plans of the topics by the settings."""
     kafka = settings.kafka
     names = kafka.topics
     retention = KEEP_FOR_EVER if kafka.retention_s is None else str(kafka.retention_s * 1_000)
@@ -107,12 +108,15 @@ def plan_topics(settings: Settings) -> list[TopicPlan]:
     # A reading above this limit would not fit into a dead letter.
     reading_limit = TopicSetting("max.message.bytes", str(kafka.max_reading_bytes), "at most")
     letter_limit = TopicSetting("max.message.bytes", str(kafka.max_reading_bytes + DEAD_LETTER_ROOM_BYTES), "at least")
-    return [
+    plans = [
         TopicPlan(names.readings, "readings", log(retention, reading_limit)),
         TopicPlan(names.forecasts, "forecasts", log(retention, output_limit)),
         TopicPlan(names.state, "states", changelog),
         TopicPlan(names.dead_letters, "dead letters", log(KEEP_FOR_EVER, letter_limit)),
     ]
+    if names.flat_forecasts is not None:
+        plans.append(TopicPlan(names.flat_forecasts, "flat forecasts", log(retention, output_limit)))
+    return plans
 
 
 def ensure_topics(settings: Settings, *, alter: bool = False) -> list[str]:
@@ -183,7 +187,7 @@ def find_topic_id(settings: Settings, topic: str) -> str:
 
 
 def topic_statuses(settings: Settings) -> list[TopicStatus]:
-    """The four topics as they are now; the number of records of a topic is its number of offsets.
+    """The topics as they are now; the number of records of a topic is its number of offsets.
 
     Raises:
         BrokerUnreachable: no broker answers.
@@ -225,7 +229,7 @@ def _find(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> dict[str, _Top
         if not configs.get(name):  # the client hides the reason
             raise KafkaError(
                 f"the brokers return no configuration of topic {name} to this login; grant it DescribeConfigs on the "
-                "four topics, besides Describe (or, if a broker has just restarted, try again in a moment)"
+                "topics, besides Describe (or, if a broker has just restarted, try again in a moment)"
             )
     return {
         name: _Topic(

@@ -1,6 +1,7 @@
 """Forecasters that are killed, replaced or run side by side: still one forecast per reading."""
 
 import itertools
+import json
 import signal
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from pipeline.errors import Fenced
 from pipeline.kafka.clients import make_admin
 from pipeline.kafka.topics import ensure_topics
+from pipeline.messages import Forecast
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
@@ -19,6 +21,7 @@ from tests.integration.stream_rig import (
     assert_same,
     expected_forecasts,
     publish,
+    read_all,
     rounds,
     running,
     small_forecaster,
@@ -51,11 +54,36 @@ def keeping_partitions(settings: Settings) -> Settings:
 KILLS = [("before-flush", 2), ("flushed", 2), ("offsets-sent", 2), ("committed", 2), ("restoring", 1), ("polled", 5)]
 
 
+def with_flat_forecasts(settings: Settings) -> Settings:
+    """The settings with a topic of flat forecasts, which is created."""
+    topics = settings.kafka.topics.model_copy(update={"flat_forecasts": f"{settings.kafka.topics.forecasts}-flat"})
+    flat = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"topics": topics})})
+    ensure_topics(flat)
+    return flat
+
+
+def flat_records_of(forecast: Forecast) -> list[tuple[object, ...]]:
+    """Sensor, target, step, input position and quantiles of the flat records of a forecast."""
+    source = forecast.input
+    return [
+        (forecast.sensor_id, target, step, source.partition, source.offset, *numbers)
+        for target, quantiles in forecast.quantiles.items()
+        for step, numbers in enumerate(zip(*quantiles.values(), strict=True), start=1)
+    ]
+
+
+def read_flat_records(settings: Settings) -> list[tuple[object, ...]]:
+    assert settings.kafka.topics.flat_forecasts is not None
+    names = ("sensor_id", "target", "step", "input_partition", "input_offset", "q10", "q50", "q90")
+    found = [json.loads(record.value) for record in read_all(settings, settings.kafka.topics.flat_forecasts)]
+    return [tuple(record[name] for name in names) for record in found]
+
+
 @pytest.mark.long(19)
 def test_kills_at_every_point_of_the_loop_lose_and_repeat_no_forecast(
     settings: Settings, champion: FolderChampion, tmp_path: Path
 ) -> None:
-    settings = keeping_partitions(settings)
+    settings = with_flat_forecasts(keeping_partitions(settings))
     count = 0
     for number, (point, times) in enumerate(KILLS):
         count += publish(settings, rounds(settings, SENSORS, range(number * 20, number * 20 + 20)))
@@ -64,6 +92,7 @@ def test_kills_at_every_point_of_the_loop_lose_and_repeat_no_forecast(
     with running(settings, champion) as forecaster:
         found = wait_for_forecasts(settings, count)
     assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+    assert read_flat_records(settings) == [record for forecast in found for record in flat_records_of(forecast)]
     assert forecaster.counters.aborted == 0
     assert forecaster.counters.rebuilt_sensors == 0
 
