@@ -1,0 +1,71 @@
+"""Readings of one commit as columns: building row objects would take longer than decoding."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline.messages import Rejected
+from pipeline.readings_format.decoder import make_decoder
+from pipeline.settings import Settings
+
+
+class ReadingChunk:
+    """Decodes records of the readings topic into the columns of the history table, one commit after another.
+
+    Over all commits, ``rejected`` counts records by reason, and ``ignored_values`` the values of features that the
+    settings do not name.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._features = settings.features
+        self._decoder = make_decoder(settings)
+        self.rejected: Counter[str] = Counter()
+        self.ignored_values = 0
+        self._clear()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def add(self, partition: int, records: Sequence[Any]) -> int:
+        """Decode a partition's next records, and return the number of readings in the chunk."""
+        decode = self._decoder.decode
+        sensor_ids, timestamps, values, offsets = self._sensor_ids, self._timestamps, self._values, self._offsets
+        before = len(offsets)
+        for record in records:
+            try:
+                reading = decode(record.key, record.value, record.headers, record.timestamp)
+            except Rejected as rejected:
+                self.rejected[rejected.reason] += 1
+                continue
+            sensor_ids.append(reading.sensor_id)
+            timestamps.append(reading.timestamp_us)
+            values.extend(reading.values)
+            offsets.append(record.offset)
+            self.ignored_values += reading.ignored
+        self._partitions.append((partition, len(offsets) - before))
+        return len(self)
+
+    def take(self) -> pl.DataFrame:
+        """The columns of the history table; the chunk is empty afterwards."""
+        values = np.asarray(self._values, dtype=np.float64).reshape(len(self._offsets), len(self._features))
+        numbers, counts = zip(*self._partitions, strict=True) if self._partitions else ((), ())
+        partitions = np.repeat(np.asarray(numbers, dtype=np.int32), np.asarray(counts, dtype=np.int64))
+        columns: dict[str, Any] = {
+            "sensor_id": pl.Series(self._sensor_ids, dtype=pl.String),
+            "timestamp": pl.Series(self._timestamps, dtype=pl.Int64),
+            **{name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(self._features)},
+            "partition": partitions,
+            "offset": pl.Series(self._offsets, dtype=pl.Int64),
+        }
+        self._clear()
+        return pl.DataFrame(columns)
+
+    def _clear(self) -> None:
+        self._sensor_ids: list[str] = []
+        self._timestamps: list[int] = []  # microseconds
+        self._values: list[float] = []  # of all features of one reading after another
+        self._offsets: list[int] = []
+        self._partitions: list[tuple[int, int]] = []  # (partition, number of consecutive readings)
