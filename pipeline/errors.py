@@ -9,6 +9,7 @@
     │   ├── TopicError           a topic is missing, or differs from the settings
     │   └── OffsetsLost          the topic's retention deleted readings before they were read
     ├── HistoryError             the history table is missing, empty or does not fit the settings
+    ├── ExportError              an exported table is damaged, or cannot be written
     ├── RegistryError
     │   ├── RegistryUnreachable  MLflow or its artefact store does not answer
     │   ├── ModelMissing         a version or an alias does not exist
@@ -60,6 +61,10 @@ class OffsetsLost(KafkaError):
 
 class HistoryError(StreamgruError):
     """The history table is missing, empty or does not fit the settings."""
+
+
+class ExportError(StreamgruError):
+    """An exported table is damaged, or cannot be written."""
 
 
 class RegistryError(StreamgruError):

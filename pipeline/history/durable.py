@@ -34,13 +34,9 @@ def sync_versions(table: Path, first: int, last: int) -> None:
         if checkpoints:
             checkpoints.append(log / "_last_checkpoint")
         for path in (*(path for path, _ in _added(table, commit)), *checkpoints, commit):
-            _sync(path)
+            sync_path(path)
     for folder in (table, log, table.parent):
-        try:
-            _sync(folder)
-        except OSError as error:
-            if error.errno not in _SYNC_UNSUPPORTED:
-                raise
+        sync_path(folder)
 
 
 def describe_torn_files(table: Path, version: int) -> str:
@@ -64,9 +60,17 @@ def _added(table: Path, commit: Path) -> list[tuple[Path, int]]:
     return [(table / unquote(add["path"]), int(add["size"])) for add in added]
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Sync a file or a folder to disk; file systems that cannot sync a folder are left alone.
+
+    Raises:
+        OSError: it could not be synced.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _SYNC_UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)

@@ -142,7 +142,7 @@ class _Run:
             done_offsets=self._reader.done_offsets,
             total_offsets=bounds.total,
             readings=self._appended,
-            rejected=dict(self._chunk.rejected),
+            rejected=dict(self._chunk.left_out),
             ignored_values=self._chunk.ignored_values,
             lost_offsets=bounds.lost,
             commits=self._reader.commits,

@@ -15,14 +15,14 @@ from pipeline.settings import Settings
 class ReadingChunk:
     """Decodes records of the readings topic into the columns of the history table, one commit after another.
 
-    Over all commits, ``rejected`` counts records by reason, and ``ignored_values`` the values of features that the
-    settings do not name.
+    Over all commits, ``left_out`` counts malformed records by reason, and ``ignored_values`` the values of features
+    that the settings do not name.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._features = settings.features
         self._decoder = make_decoder(settings)
-        self.rejected: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self.ignored_values = 0
         self._clear()
 
@@ -38,7 +38,7 @@ class ReadingChunk:
             try:
                 reading = decode(record.key, record.value, record.headers, record.timestamp)
             except Rejected as rejected:
-                self.rejected[rejected.reason] += 1
+                self.left_out[rejected.reason] += 1
                 continue
             sensor_ids.append(reading.sensor_id)
             timestamps.append(reading.timestamp_us)
@@ -49,19 +49,19 @@ class ReadingChunk:
         return len(self)
 
     def take(self) -> pl.DataFrame:
-        """The columns of the history table; the chunk is empty afterwards."""
+        """The columns of the history table, null where missing; the chunk is empty afterwards."""
         values = np.asarray(self._values, dtype=np.float64).reshape(len(self._offsets), len(self._features))
         numbers, counts = zip(*self._partitions, strict=True) if self._partitions else ((), ())
         partitions = np.repeat(np.asarray(numbers, dtype=np.int32), np.asarray(counts, dtype=np.int64))
         columns: dict[str, Any] = {
             "sensor_id": pl.Series(self._sensor_ids, dtype=pl.String),
-            "timestamp": pl.Series(self._timestamps, dtype=pl.Int64),
+            "timestamp": pl.Series(self._timestamps, dtype=pl.Int64).cast(pl.Datetime("us", "UTC")),
             **{name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(self._features)},
             "partition": partitions,
             "offset": pl.Series(self._offsets, dtype=pl.Int64),
         }
         self._clear()
-        return pl.DataFrame(columns)
+        return pl.DataFrame(columns, nan_to_null=True)
 
     def _clear(self) -> None:
         self._sensor_ids: list[str] = []

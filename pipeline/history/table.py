@@ -3,11 +3,8 @@
 Columns: ``sensor_id``, ``timestamp`` (UTC, microseconds), one float per feature (null where missing), ``partition`` and
 ``offset``. Duplicates and late readings are in the table too; ``pipeline.windows`` leaves them out.
 
-A commit holds readings and offsets, so that after a crash the table has both or neither. The offsets are Delta's
-application transactions: ``TOPIC-PARTITION`` has the next offset to read, and ``TOPIC-partitions`` the number of
-partitions. Delta stores only numbers, so the topic's id is in the name of ``TOPIC-id-ID``; ``TOPIC-ids`` says that
-there is one. A recreated topic has another id. A table holds one topic, because partition and offset alone order its
-readings.
+A commit holds readings and offsets, so that after a crash the table has both or neither; ``delta_offsets`` says where
+the offsets are. A table holds one topic, because partition and offset alone order its readings.
 """
 
 import logging
@@ -22,11 +19,12 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Field, Schema, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.schema import PrimitiveType
 
 from pipeline.errors import HistoryError
+from pipeline.history.delta_offsets import is_of_another_topic, offset_marks, stored_offsets
 from pipeline.history.durable import commit_path, describe_torn_files, sync_versions
 
 log = logging.getLogger("streamgru.history")
@@ -103,13 +101,11 @@ class History:
 
     def next_offsets(self, topic: str, version: int | None = None) -> dict[int, int]:
         """The next offset to append by partition of ``topic``; partitions never read are absent."""
-        return _next_offsets(self._open(version), topic)
+        return stored_offsets(self._open(version), topic)
 
     def is_of_another_topic(self, topic: str, topic_id: str) -> bool:
         """Whether the stored offsets of ``topic`` belong to a topic with another id; False if no id is stored."""
-        table = self._open()
-        known = table.transaction_version(f"{topic}-ids") is not None
-        return known and table.transaction_version(f"{topic}-id-{topic_id}") is None
+        return is_of_another_topic(self._open(), topic, topic_id)
 
     def appended_at(self, back_to_s: float) -> datetime | None:
         """The time of the last commit with readings; None if no commit has readings.
@@ -154,7 +150,7 @@ class History:
         base = table.version()
         self._check_newest(base)
         self._check_columns(table)
-        stored = _next_offsets(table, topic)
+        stored = stored_offsets(table, topic)
         ahead = {part: offset for part, offset in next_offsets.items() if offset > stored.get(part, -1)}
         fresh = self._with_columns(frame)
         bounds = pl.col("partition").replace_strict(dict(next_offsets), default=None, return_dtype=pl.Int64)
@@ -165,10 +161,7 @@ class History:
         fresh = fresh.filter(pl.col("offset") >= floor)
         if not ahead:
             return 0
-        marks = [Transaction(f"{topic}-{partition}", offset) for partition, offset in sorted(ahead.items())]
-        marks.append(Transaction(f"{topic}-partitions", max([*stored, *ahead]) + 1))
-        if topic_id is not None:
-            marks += [Transaction(f"{topic}-ids", 1), Transaction(f"{topic}-id-{topic_id}", 1)]
+        marks = offset_marks(topic, stored, ahead, topic_id)
         with self._translate_errors("appended to"):
             # No retry after a conflict: the offsets were read from the version in `table`, and Delta refuses the commit
             # if a later version has the same application transactions.
@@ -312,9 +305,3 @@ def _first_line(error: BaseException) -> str:
 
 def _commit_time(commit: Mapping[str, Any]) -> datetime:
     return datetime.fromtimestamp(commit["timestamp"] / 1_000, UTC)
-
-
-def _next_offsets(table: DeltaTable, topic: str) -> dict[int, int]:
-    partitions = table.transaction_version(f"{topic}-partitions") or 0
-    found = {number: table.transaction_version(f"{topic}-{number}") for number in range(partitions)}
-    return {number: offset for number, offset in found.items() if offset is not None}
