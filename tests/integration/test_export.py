@@ -119,7 +119,7 @@ export(load_settings(), "forecasts", Path(sys.argv[1]), sys.argv[2], chunk_rows=
 def test_a_kill_during_an_export_loses_and_repeats_no_row(
     forecast_stream: Settings, tmp_path: Path, table_format: TableFormat
 ) -> None:
-    for at_report in (2, 1):  # after a commit, and after a poll
+    for at_report in (1, 2):  # after a poll, and after a commit
         arguments = [str(tmp_path), table_format, str(at_report)]
         run = subprocess.run(
             [sys.executable, "-c", KILLED_RUN, *arguments], env=environment(forecast_stream), timeout=60, check=False
