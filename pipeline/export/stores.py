@@ -16,7 +16,6 @@ from pipeline.history.delta_offsets import is_of_another_topic, offset_marks, st
 from pipeline.history.durable import sync_path, sync_versions
 
 _PARTITION: Final = "partition"
-_OFFSET: Final = "offset"
 
 
 class ExportStore(Protocol):
@@ -118,8 +117,7 @@ class ParquetStore:
                 self._replace(self.TOPIC_FILE, json.dumps({"topic": topic, "topic_id": topic_id}).encode())
             for partition, end in sorted(next_offsets.items()):
                 rows = frame.filter(pl.col(_PARTITION) == partition)
-                start = rows[_OFFSET].min() if len(rows) else starts.get(partition, 0)
-                name = f"{partition:05}-{max(start, starts.get(partition, 0)):020}-{end:020}.parquet"
+                name = f"{partition:05}-{starts.get(partition, 0):020}-{end:020}.parquet"
                 partial = self._path / f".{name}.partial"
                 rows.write_parquet(partial, compression="zstd", compression_level=3)
                 sync_path(partial)
@@ -151,6 +149,6 @@ def _translate_errors(path: Path) -> Iterator[None]:
     except (DeltaError, OSError, pl.exceptions.PolarsError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ExportError(
-            f"the exported table {path} could not be read or written: {first}; what was committed before stays. Check "
+            f"the exported table {path} could not be read or written: {first}; earlier commits stay. Check "
             "that folder and its disk, then run the same command again"
         ) from error

@@ -1,4 +1,4 @@
-"""Exported tables hold each row once, whatever happens between two appends."""
+"""Exported tables hold each row once, also after an interrupted append."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from deploy.cli import COMMANDS, streamgru
 from pipeline.forecaster.partitions import TRANSITIONS
 from pipeline.forecaster.stuck_detection import ForecasterState
+from pipeline.flat_forecasts import flat_columns
 from pipeline.messages import (
     Forecast,
     InputPosition,
@@ -292,7 +293,9 @@ def test_example_messages_decode(document: Document) -> None:
         if "quantiles" in content:
             forecast = decode_forecast(block.encode())
             assert {len(values) for levels in forecast.quantiles.values() for values in levels.values()} == {2}
-        else:
+        elif "forecast_for" in content:
+            assert list(content) == list(flat_columns((0.1, 0.5, 0.9)))
+        elif "connector.class" not in content:
             reading = ReadingDecoder(tuple(content["values"])).decode(content["sensor_id"].encode(), block.encode())
             assert (reading.sensor_id, reading.values[0]) == ("roof", 11.5)
             assert content["values"]["humidity"] is None
