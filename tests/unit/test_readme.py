@@ -14,9 +14,9 @@ import yaml
 from pydantic import BaseModel
 
 from deploy.cli import COMMANDS, streamgru
+from pipeline.flat_forecasts import flat_columns
 from pipeline.forecaster.partitions import TRANSITIONS
 from pipeline.forecaster.stuck_detection import ForecasterState
-from pipeline.flat_forecasts import flat_columns
 from pipeline.messages import (
     Forecast,
     InputPosition,
