@@ -53,8 +53,19 @@ layout_options = _options(
     click.option(
         "--timezone",
         metavar="ZONE",
-        help="Zone of times that have none, such as UTC or Asia/Shanghai. If an hour appears twice because clocks are "
-        "set back, the first one in the file is the earlier one.",
+        help="Zone of times that have none, such as UTC, Asia/Shanghai or Etc/GMT-1 (UTC+1 all year).",
+    ),
+    click.option(
+        "--time-format",
+        metavar="FORMAT",
+        help="Form of the times: a strptime pattern such as '%d/%m/%Y %H:%M', one of epoch_s, epoch_ms, epoch_us and "
+        "epoch_ns, or the order of the date: day-first, month-first or year-first; by default recognised.",
+    ),
+    click.option(
+        "--repeated-hour",
+        type=click.Choice(["infer", "earlier", "later"]),
+        help="Reading of a local time that exists twice because clocks are set back; by default inferred from the "
+        "order of the rows, and refused if the order does not show it.",
     ),
     click.option("--sensor-column", metavar="NAME", help="Column of the sensor ids; by default each file is a sensor."),
     click.option(

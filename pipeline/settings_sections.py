@@ -262,8 +262,17 @@ class FilesSettings(_Section):
     time_column: tuple[str, ...] | str | None = Field(
         default=None, description="column of the times, or two columns for date and time; by default the only candidate"
     )
-    time_format: str | None = Field(default=None, description="format of the times; by default ISO 8601 or an epoch")
+    time_format: str | None = Field(
+        default=None,
+        description="strptime pattern, epoch_s, epoch_ms, epoch_us, epoch_ns, day-first, month-first or year-first; by "
+        "default recognised",
+    )
     timezone: str | None = Field(default=None, description="zone of times that have none")
+    repeated_hour: Literal["infer", "earlier", "later"] = Field(
+        default="infer",
+        description="reading of a local time that exists twice; infer refuses times if the order of the rows does not "
+        "show it",
+    )
     sensor_column: str | None = Field(
         default=None, description="column of the sensor ids; by default a file is a sensor"
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, Self
 
+from pipeline.files.time_column import RepeatedHour
 from pipeline.settings_sections import FilesSettings
 
 Order = Literal["event", "file"]
@@ -15,13 +16,15 @@ class FileLayout:
     """The layout of files, as options, settings or the files themselves give it; None leaves the choice to the reader.
 
     ``time_column`` is one column, or two for date and time; None is the only candidate. ``timezone`` is needed if times
-    have no zone. The sensor is the value of ``sensor_column``, or each numeric column is a sensor
-    (``columns_as_sensors``), or the whole file is one sensor with the name of the file.
+    have no zone; ``repeated_hour`` is the reading of a local time that exists twice. The sensor is the value of
+    ``sensor_column``, or each numeric column is a sensor (``columns_as_sensors``), or the whole file is one sensor with
+    the name of the file.
     """
 
     time_column: str | tuple[str, ...] | None = None
     time_format: str | None = None
     timezone: str | None = None
+    repeated_hour: RepeatedHour = "infer"
     sensor_column: str | None = None
     strip_ids: bool = False  # whether blanks around a sensor id are removed
     columns_as_sensors: bool = False

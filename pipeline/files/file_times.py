@@ -1,25 +1,38 @@
-"""The time column of a user's file: finds it, and converts it to microseconds UTC."""
+"""The time column of a user's file: finds it, and converts it to microseconds UTC.
 
-import zoneinfo
+    text       time_text      a strptime pattern, or a form that is recognised
+    numbers    number_times   seconds to nanoseconds since 1970, or calendar digits
+    local      local_times    times without a zone become UTC
+
+Every guess is said with the option that states it. A cell that cannot be read is an error that names its line.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from pipeline.errors import DataFileError
+from pipeline.files.cell_forms import TIME_NAMES
 from pipeline.files.datafile import line_name
+from pipeline.files.guesses import Guesses
+from pipeline.files.local_times import localise
+from pipeline.files.number_times import recognise_decimals, recognise_whole, scale_decimals, scale_whole
+from pipeline.files.time_column import RepeatedHour, TimeColumn, TimeOptions, Times
+from pipeline.files.time_fields import Flags, Integers, TimeFields, moments
+from pipeline.files.time_formats import EPOCH_UNITS_NS, ORDERS, compile_format
+from pipeline.files.time_text import read_text
+from pipeline.iso_times import DAY_US, SECOND_US, follows_leap_second
 
-# Lower-case names of time columns, for files without a column of a time type.
-TIME_NAMES: Final = ("timestamp", "time", "datetime", "date_time", "date time", "date", "ts", "utc", "event_time")
 # Columns that together hold a time, as in the original files of the bundled data.
 TIME_PARTS: Final = ("year", "month", "day", "hour", "minute", "second")
 _LEAST_PARTS: Final = 3
-# (limit, microseconds per unit): a whole number below the limit has this unit. 1e11 seconds is the year 5138.
-_EPOCH_FACTORS: Final = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1))
-_NANOSECONDS_PER_US: Final = 1_000
-_SMALLEST_EPOCH: Final = 100_000_000  # 1973 in seconds; dates written as 20130301 are smaller
-_ZONE: Final = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
-_ISO: Final = r"^\s*\d{4}[-/]\d{1,2}[-/]\d{1,2}"
+_WHOLE: Final = r"^[+-]?[0-9]{1,19}$"
+_DECIMAL: Final = r"^[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?$"
+_LARGEST_EXACT: Final = 2**53
+_FAR_DAYS: Final = 10**7  # far beyond the range of the stream, and within int64 as microseconds
 
 
 def find_time_columns(frame: pl.DataFrame, path: Path, named: str | None) -> tuple[str, ...]:
@@ -47,101 +60,204 @@ def find_time_columns(frame: pl.DataFrame, path: Path, named: str | None) -> tup
 
 
 def read_times(
-    frame: pl.DataFrame, columns: tuple[str, ...], path: Path, timezone: str | None, sensors: pl.Series
+    frame: pl.DataFrame,
+    columns: tuple[str, ...],
+    path: Path,
+    timezone: str | None,
+    sensors: pl.Series,
+    *,
+    time_format: str | None = None,
+    repeated_hour: RepeatedHour = "infer",
+    place: Callable[[int], str] | None = None,
+    guesses: Guesses | None = None,
+    notes: list[str] | None = None,
 ) -> pl.Series:
-    """Microseconds UTC (int64) of each row; ``sensors`` has each row's sensor.
+    """Microseconds UTC (int64) of each row, named "time"; ``sensors`` has each row's sensor.
 
-    Whole numbers are seconds, milliseconds, microseconds or nanoseconds since 1970, by their size. Times without a zone
-    are local times of ``timezone``. When clocks are set back, a local time exists twice: a sensor's first reading with
-    it has the earlier of the two times, its next one the later.
+    Args:
+        timezone: zone of times that have none.
+        time_format: a strptime pattern or one of ``time_formats.WORDS``; None recognises the form.
+        repeated_hour: the reading of a local time that exists twice.
+        place: the name of a row (from 0) in messages; by default its line in ``path``.
+        guesses: each guess is added, with the option that states it.
+        notes: other sentences for the user are appended.
 
     Raises:
-        DataFileError: a cell is not a time, a zone is missing, or a local time does not exist.
+        DataFileError: a cell is not a time, a zone is missing, a local time does not exist, or times have two readings.
     """
-    series = _joined_parts(frame, columns, path) if len(columns) > 1 else frame[columns[0]]
-    if series.dtype == pl.String:
-        series = series.str.strip_chars()
-        whole = series.cast(pl.Int64, strict=False)
-        series = whole if whole.null_count() == series.null_count() else _parse(series, columns[0], path)
-    if series.null_count():
-        row = int(series.is_null().arg_true()[0])
-        raise DataFileError(f"{line_name(path, row)}: column {columns[0]} is empty; every row needs a time")
-    if series.dtype.is_integer():
-        return _epoch(series.cast(pl.Int64), columns[0], path)
-    if series.dtype == pl.Date:
-        series = series.cast(pl.Datetime("us"))
-    if not isinstance(series.dtype, pl.Datetime):
-        raise DataFileError(f"{path}: column {columns[0]} holds {series.dtype}, not times; name another: --time-column")
-    series = series.dt.cast_time_unit("us")
-    if series.dtype.time_zone is None:  # type: ignore[attr-defined]
-        series = _localise(series, sensors, path, timezone)
-    return series.dt.convert_time_zone("UTC").to_physical()
-
-
-def _joined_parts(frame: pl.DataFrame, columns: tuple[str, ...], path: Path) -> pl.Series:
-    parts = [pl.col(name).cast(pl.Int32, strict=False).cast(pl.String).str.zfill(2) for name in columns]
-    parts += [pl.lit("00")] * (len(TIME_PARTS) - len(parts))
-    text = frame.select(pl.concat_str(parts, separator="-").alias("time"))["time"]
-    series = text.str.to_datetime("%Y-%m-%d-%H-%M-%S", time_unit="us", strict=False)
-    if series.null_count():
-        row = int(series.is_null().arg_true()[0])
-        raise DataFileError(f"{line_name(path, row)}: columns {', '.join(columns)} form no date: {frame.row(row)}")
-    return series
-
-
-def _parse(series: pl.Series, column: str, path: Path) -> pl.Series:
-    """ISO 8601 text as date-times. Other formats are refused, because the order of day and month is ambiguous."""
-    written = series.is_not_null()
-    zoned = series.str.contains(_ZONE)
-    bad = written & ~series.str.contains(_ISO)
-    if not bad.any() and zoned.any():
-        bad = written & ~zoned
-    if not bad.any():
-        moments = series.str.to_datetime(time_unit="us", strict=False)
-        bad = written & moments.is_null()
-        if not bad.any():
-            return moments
-    row = int(bad.arg_true()[0])
-    raise DataFileError(
-        f"{line_name(path, row)}: {series[row]!r} in column {column} is not a time like 2013-03-01 14:00:00 or "
-        "2013-03-01T14:00:00Z (a zone on all rows or on none); if another column holds the time, name it: --time-column"
+    series = frame[columns[0]] if len(columns) == 1 else _joined(frame, columns, path)
+    name = columns[0] if len(columns) == 1 else ", ".join(columns)
+    place = place or (lambda row: line_name(path, row))
+    column = TimeColumn(
+        name, str(path), series, place, Guesses() if guesses is None else guesses, [] if notes is None else notes
     )
+    return convert_times(column, sensors, TimeOptions(timezone, time_format, repeated_hour))
 
 
-def _epoch(series: pl.Series, column: str, path: Path) -> pl.Series:
-    largest = series.abs().max()
-    if isinstance(largest, int) and largest < _SMALLEST_EPOCH:
+def convert_times(column: TimeColumn, sensors: pl.Series, options: TimeOptions) -> pl.Series:
+    """Microseconds UTC (int64) of each cell of a column: text, whole numbers, floats, dates or date-times.
+
+    ``sensors`` and the errors are those of ``read_times``; ``column.notes`` gets the notes.
+    """
+    cells = _plain(column)
+    if not len(cells):
+        return pl.Series("time", [], dtype=pl.Int64)
+    if cells.null_count():
+        row = int(cells.is_null().arg_true()[0])
+        raise column.error(row, f"column {column.name} is empty; every row needs a time")
+    if isinstance(cells.dtype, pl.Datetime):
+        if options.time_format is not None:
+            raise DataFileError(f"{column.file}: column {column.name} holds times, so --time-format does not apply")
+        ticks = cells.to_physical().cast(pl.Int64).to_numpy()
+        times = Times(scale_whole(ticks, f"epoch_{cells.dtype.time_unit}"), cells.dtype.time_zone is None)
+    else:
+        times = _read_cells(cells, column, sensors, options)
+    us = times.us
+    column.check_range(us)
+    if times.is_local:
+        if options.timezone is None:
+            raise DataFileError(
+                f"{column.file}: its times have no zone ({column.show(0)}); name it: --timezone UTC, --timezone "
+                "Asia/Shanghai, --timezone Etc/GMT-1 (UTC+1 all year)"
+            )
+        us = localise(us, sensors, column, options.timezone, options.repeated_hour)
+    if times.leap is not None and times.leap.any():
+        us = _skip_leap_seconds(us, times.leap, column)
+    column.check_range(us)
+    return pl.Series("time", us, dtype=pl.Int64)
+
+
+def _plain(column: TimeColumn) -> pl.Series:
+    """The cells as text without surrounding space, int64, float64 or date-times; null where empty.
+
+    Raises:
+        DataFileError: the column has a type that holds no times.
+    """
+    cells, kind = column.cells, column.cells.dtype
+    if kind in (pl.Categorical, pl.Enum):
+        cells, kind = cells.cast(pl.String), pl.String()
+    if kind == pl.String:
+        text = cells.str.strip_chars()
+        return text.set(text == "", None)
+    if kind.is_integer() or kind == pl.Null:
+        whole = cells.cast(pl.Int64, strict=False)
+        if whole.null_count() > cells.null_count():  # beyond int64
+            raise column.cell_error(int((whole.is_null() & cells.is_not_null()).arg_true()[0]), "is not a time")
+        return whole
+    if kind.is_float() or kind.is_decimal():
+        return cells.cast(pl.Float64)
+    if kind == pl.Date:
+        # A cast from dates panics at years far away, and a cast from numbers does not.
+        days = cells.to_physical().cast(pl.Int64).clip(-_FAR_DAYS, _FAR_DAYS)
+        return (days * DAY_US).cast(pl.Datetime("us"))
+    if isinstance(kind, pl.Datetime):
+        return cells
+    raise DataFileError(f"{column.file}: column {column.name} holds {kind}, not times; name another: --time-column")
+
+
+def _read_cells(cells: pl.Series, column: TimeColumn, sensors: pl.Series, options: TimeOptions) -> Times:
+    """Times of text or numbers."""
+    time_format = options.time_format
+    if time_format in EPOCH_UNITS_NS:
+        stated = _numbers(cells, column, time_format)
+        scale = scale_decimals if stated.dtype == pl.Float64 else scale_whole
+        return Times(scale(stated.to_numpy(), time_format), False)
+    if time_format is None:
+        numbers = _as_numbers(cells)
+        if numbers is not None and numbers.dtype == pl.Float64:
+            return recognise_decimals(_finite(numbers, column).to_numpy(), column, options.now_us)
+        if numbers is not None:
+            return recognise_whole(
+                numbers.to_numpy(), cells if cells.dtype == pl.String else None, column, options.now_us
+            )
+    text = _digits(cells, column, time_format)
+    return read_text(text, column, sensors, options)
+
+
+def _as_numbers(cells: pl.Series) -> pl.Series | None:
+    """Whole numbers as int64, decimals as float64; None for text."""
+    if cells.dtype == pl.String:
+        if not cells[:1].str.contains(_DECIMAL)[0] or not cells.str.contains(_DECIMAL).all():
+            return None
+        if cells.str.contains(_WHOLE).all():
+            whole = cells.cast(pl.Int64, strict=False)
+            return None if whole.null_count() else whole
+        cells = cells.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
+        if cells.null_count():
+            return None
+    if cells.dtype == pl.Int64:
+        return cells
+    exact = cells.is_finite() & (cells == cells.floor()) & (cells.abs() < _LARGEST_EXACT)
+    return cells.cast(pl.Int64) if exact.all() else cells
+
+
+def _finite(numbers: pl.Series, column: TimeColumn) -> pl.Series:
+    bad = ~numbers.is_finite()
+    if bad.any():
+        raise column.cell_error(int(bad.arg_true()[0]), "is not a time")
+    return numbers
+
+
+def _numbers(cells: pl.Series, column: TimeColumn, time_format: str) -> pl.Series:
+    """Numbers of a column for which --time-format names a unit."""
+    numbers = _as_numbers(cells)
+    if numbers is None:
+        bad = ~cells.str.contains(_DECIMAL)
+        row = int(bad.arg_true()[0]) if bad.any() else 0
+        raise column.cell_error(row, f"is not a number, as --time-format {time_format} needs")
+    return _finite(numbers, column) if numbers.dtype == pl.Float64 else numbers
+
+
+def _digits(cells: pl.Series, column: TimeColumn, time_format: str | None) -> pl.Series:
+    """Cells as text for a pattern; whole numbers get the leading zeros that a number cannot have."""
+    numbers = None if cells.dtype == pl.String else _as_numbers(cells)
+    if numbers is None:
+        return cells
+    text = (_finite(numbers, column) if numbers.dtype == pl.Float64 else numbers).cast(pl.String)
+    if time_format is None or time_format in ORDERS:
+        return text
+    width = compile_format(time_format).digits
+    return text if width is None else text.str.zfill(width)
+
+
+def _skip_leap_seconds(us: Integers, leap: Flags, column: TimeColumn) -> Integers:
+    """Add the second 60 of leap seconds, as Unix time does.
+
+    Raises:
+        DataFileError: a second 60 that does not end a month of UTC.
+    """
+    us = us.copy()
+    us[leap] += SECOND_US
+    for row in np.flatnonzero(leap).tolist():
+        if not follows_leap_second(int(us[row]) // SECOND_US * SECOND_US):
+            raise column.cell_error(row, "has second 60, but leap seconds only end a month of UTC")
+    return us
+
+
+# --- several columns --------------------------------------------------------------------------------------------------
+
+
+def _joined(frame: pl.DataFrame, columns: tuple[str, ...], path: Path) -> pl.Series:
+    """Several columns as one: a date and a time as text, or year, month, day and so on as date-times."""
+    if not {column.strip().lower() for column in columns} <= set(TIME_PARTS):
+        parts = [pl.col(name).cast(pl.String).str.strip_chars() for name in columns]
+        return frame.select(pl.concat_str(parts, separator=" ").alias("time"))["time"]
+    fields = TimeFields.empty(frame.height)
+    for name, part in zip(columns, TIME_PARTS, strict=False):
+        numbers = frame[name].cast(pl.Float64, strict=False)
+        whole = numbers.is_finite() & (numbers.abs() < _LARGEST_EXACT) & (numbers == numbers.floor())
+        fields.put(
+            part,
+            np.arange(frame.height),
+            numbers.set(~whole.fill_null(False), -2).fill_null(-2).cast(pl.Int64).to_numpy(),
+        )
+    times = moments(fields)
+    bad = times.bad | times.leap
+    for name in TIME_PARTS[: len(columns)]:
+        bad |= fields.get(name, 0) < 0
+    if bad.any():
+        row = int(bad.argmax())
         raise DataFileError(
-            f"{path}: the whole numbers in column {column} are not times: they are too small for seconds or "
-            "milliseconds since 1970. Write dates as 2013-03-01, or name another column: --time-column"
+            f"{line_name(path, row)}: columns {', '.join(columns)} form no date: {frame.select(columns).row(row)}"
         )
-    for limit, factor in _EPOCH_FACTORS:
-        if isinstance(largest, int) and largest < limit:
-            return series * factor
-    return series // _NANOSECONDS_PER_US
-
-
-def _localise(series: pl.Series, sensors: pl.Series, path: Path, timezone: str | None) -> pl.Series:
-    if timezone is None:
-        raise DataFileError(
-            f"{path}: its times have no zone ({series[0]}); name it: --timezone UTC, --timezone Asia/Shanghai, "
-            "--timezone Etc/GMT-1 (UTC+1 all year)"
-        )
-    if timezone not in zoneinfo.available_timezones():
-        raise DataFileError(f"unknown time zone {timezone!r}; use a name such as UTC, Europe/Berlin or Asia/Shanghai")
-    local = pl.DataFrame({"sensor": sensors, "time": series})
-    again = pl.int_range(pl.len()).over("sensor", "time") > 0
-    moments = local.select(
-        pl.col("time").dt.replace_time_zone(
-            timezone,
-            ambiguous=pl.when(again).then(pl.lit("latest")).otherwise(pl.lit("earliest")),
-            non_existent="null",
-        )
-    )["time"]
-    if moments.null_count():
-        row = int(moments.is_null().arg_true()[0])
-        raise DataFileError(
-            f"{line_name(path, row)}: {series[row]} does not exist in {timezone}, where clocks were set forward; if "
-            "the file has the same UTC offset all year, name that: --timezone Etc/GMT-1 is UTC+1"
-        )
-    return moments
+    return pl.Series("time", times.us).cast(pl.Datetime("us"))

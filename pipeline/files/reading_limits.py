@@ -7,7 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.files.datafile import CellError
-from pipeline.messages import EARLIEST_TIMESTAMP_US, LARGEST_VALUE, LATEST_TIMESTAMP_US, LONGEST_SENSOR_ID_BYTES
+from pipeline.messages import LARGEST_VALUE, LONGEST_SENSOR_ID_BYTES
 
 # Bytes of a record around its key and value: the head of its batch, and its own fields.
 RECORD_OVERHEAD_BYTES: Final = 100
@@ -31,22 +31,6 @@ def check_values(values: pl.Series, cells: pl.Series, column: str) -> None:
             row,
             f"{cells[row]!r} in column {column} is beyond ±{LARGEST_VALUE:g}, and the stream rejects such a reading; "
             f"if it stands for a missing value, add --missing {cells[row]}",
-        )
-
-
-def check_times(timestamp_us: pl.Series, cells: pl.Series, column: str) -> None:
-    """Raise for a time that the stream's decoder rejects.
-
-    Raises:
-        CellError: a time lies outside the years that the stream accepts.
-    """
-    bad = (timestamp_us < EARLIEST_TIMESTAMP_US) | (timestamp_us >= LATEST_TIMESTAMP_US)
-    if bad.any():
-        row = int(bad.arg_true()[0])
-        raise CellError(
-            row,
-            f"{str(cells[row])!r} in column {column} lies outside the years 1900 to 2199, and the stream rejects "
-            "such a reading",
         )
 
 

@@ -19,7 +19,7 @@ from pipeline.files.guesses import Guesses, guess_notes
 from pipeline.files.missing_values import extreme_note
 from pipeline.files.number_columns import read_numbers, why_not_numeric
 from pipeline.files.reading_encoder import ReadingEncoder
-from pipeline.files.reading_limits import check_sensor_ids, check_times, check_values, may_exceed, too_large
+from pipeline.files.reading_limits import check_sensor_ids, check_values, may_exceed, too_large
 from pipeline.files.sensor_names import sensor_names
 from pipeline.files.sources import Source, find_sources
 
@@ -126,11 +126,18 @@ class _FileReader:
         time_columns = self._time_columns()
         sensors = self._sensors(name)
         path = Path(table.source.name)
-        times = read_times(frame, time_columns, path, self.layout.timezone, sensors)
-        try:
-            check_times(times, frame[time_columns[0]], time_columns[0])
-        except CellError as error:
-            raise table.named(error) from error
+        times = read_times(
+            frame,
+            time_columns,
+            path,
+            self.layout.timezone,
+            sensors,
+            time_format=self.layout.time_format,
+            repeated_hour=self.layout.repeated_hour,
+            place=table.where,
+            guesses=self.guesses,
+            notes=self.notes,
+        )
         if self.layout.columns_as_sensors:
             return self._columns_as_sensors(time_columns, times)
         found = {i: column for i, name in enumerate(self.features) if (column := table.column(name)) is not None}
