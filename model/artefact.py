@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from .artefact_size import size_faults, weights_file_fault
 from .config import ModelConfig
 from .forecaster import Forecaster
 
@@ -20,6 +21,7 @@ from .forecaster import Forecaster
 FORMAT_VERSION: Final = 1
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "weights.pt"
+MOST_CONFIG_BYTES: Final = 64 << 20  # of config.json, which names every sensor of the training
 
 
 class ArtefactError(ValueError):
@@ -74,6 +76,7 @@ def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
         OSError: the disk could not be read.
     """
     config = _read_config(directory / CONFIG_FILE)
+    _check_sizes(config, directory)
     try:
         forecaster = Forecaster(config)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # for example hidden_size 1.5
@@ -91,11 +94,35 @@ def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
     return forecaster.to(device).eval()
 
 
+def _check_sizes(config: ModelConfig, directory: Path) -> None:
+    """Refuse a model that takes absurdly much memory, before any of it is allocated."""
+    try:
+        faults = size_faults(config)
+        damage = None if faults else weights_file_fault(directory / WEIGHTS_FILE, config)
+    except FileNotFoundError:
+        return  # reading the file reports it
+    except (TypeError, ValueError, OverflowError) as error:  # for example profile_slots "a"
+        raise ArtefactError(f"{directory / CONFIG_FILE} is invalid ({error}); register the model again") from error
+    if faults:
+        raise ArtefactError(
+            f"{directory / CONFIG_FILE} describes a model that is too large: {'; '.join(faults)}. Train a smaller model"
+        )
+    if damage:
+        raise ArtefactError(f"{directory / WEIGHTS_FILE} is damaged: {damage}; register the model again")
+
+
 def _read_config(path: Path) -> ModelConfig:
     try:
+        if path.stat().st_size > MOST_CONFIG_BYTES:
+            raise ArtefactError(
+                f"{path} has {path.stat().st_size:,} bytes, and the limit is {MOST_CONFIG_BYTES:,}; register the model "
+                "again"
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is missing, so {path.parent} holds no model; register the model again") from error
+    except ArtefactError:
+        raise
     except (IsADirectoryError, NotADirectoryError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} cannot be read ({error}); register the model again") from error
     if not isinstance(content, dict) or "format_version" not in content:

@@ -253,8 +253,12 @@ def copy_name(version: int, source: str) -> str:
 def settings_differences(config: "ModelConfig", settings: Settings) -> list[str]:
     """A sentence for each setting that the model does not fit; empty if it can serve."""
     from model.artefact import config_differences
+    from model.artefact_size import size_faults
 
-    return config_differences(
+    too_large = [
+        f"with these settings the model is too large: {fault}" for fault in size_faults(config, settings.adaptation)
+    ]
+    return too_large + config_differences(
         config,
         features=settings.features,
         targets=settings.targets,

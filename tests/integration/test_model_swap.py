@@ -154,7 +154,7 @@ def test_a_swap_writes_all_states_so_that_a_restart_restores_them(settings: Sett
     assert again.counters.model_version == 2
 
 
-@pytest.mark.parametrize("trouble", ["corrupt", "unfit", "demoted", "unreachable"])
+@pytest.mark.parametrize("trouble", ["corrupt", "absurd", "unfit", "demoted", "unreachable"])
 def test_the_old_model_goes_on_serving_after_a_bad_promotion(
     settings: Settings, champion: FolderChampion, trouble: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,6 +163,9 @@ def test_the_old_model_goes_on_serving_after_a_bad_promotion(
         wait_until(lambda: forecaster.counters.readings == count, 30, "the readings were processed")
         if trouble == "corrupt":
             champion.corrupt(2)
+            champion.promote(2)
+        elif trouble == "absurd":
+            champion.inflate(2, small_forecaster(settings), hidden_size=16_384)
             champion.promote(2)
         elif trouble == "unfit":
             other = settings.model_copy(update={"horizon_steps": 5})

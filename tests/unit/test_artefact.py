@@ -1,6 +1,9 @@
 """Models on disk are loaded as they were saved; a damaged file is named and its model refused."""
 
 import json
+import resource
+import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +11,8 @@ import pytest
 import torch
 
 from model.artefact import CONFIG_FILE, WEIGHTS_FILE, ArtefactError, config_differences, load_artefact, save_artefact
-from model.config import ModelConfig
+from model.artefact_size import size_faults, weight_bytes
+from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 
 CONFIG = ModelConfig(
@@ -169,3 +173,71 @@ def test_each_difference_between_model_and_settings_is_one_sentence() -> None:
         "the model was made for features load, größe, and the settings say load, heat",
         "the model was made for horizon_steps 4, and the settings say 5",
     ]
+
+
+# --- absurd sizes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        replace(CONFIG, preset="plain", num_layers=1, embedding_size=0),
+        replace(CONFIG, num_layers=3, hidden_size=5, horizon_steps=7, quantiles=(0.2, 0.5), lag_steps=0),
+        replace(CONFIG, profile_slots=0, sensors=(), targets=("load", "größe")),
+    ],
+)
+def test_the_size_of_a_model_is_known_from_its_configuration(config: ModelConfig) -> None:
+    weights = Forecaster(config).state_dict().values()
+    assert weight_bytes(config) == sum(tensor.numel() * tensor.element_size() for tensor in weights)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("hidden_size", 16_384, "hidden_size 16,384"),
+        ("hidden_size", 10**12, "its weights would take"),
+        ("num_layers", 10**9, "num_layers is 1,000,000,000, and the limit is 64"),
+        ("horizon_steps", 10**9, "1,000,000,000 steps"),
+        ("quantiles", [0.5 + number / 10**7 for number in range(10**6)], "1,000,000 quantiles"),
+        ("lag_steps", 10**7, "the state of a sensor would take"),
+        ("embedding_size", 10**9, "its weights would take"),
+        ("season_steps", 10**30, None),
+        ("profile_slots", 10**30, None),
+        ("max_gap_steps", 10**30, None),
+    ],
+)
+def test_an_absurd_size_is_refused_before_memory_is_taken(saved: Path, field: str, value: object, said: str) -> None:
+    path = saved / CONFIG_FILE
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {field: value}))
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if said is None:  # the field alone does not make the model large
+        with suppress(ArtefactError):
+            load_artefact(saved)
+    else:
+        with pytest.raises(ArtefactError, match="too large") as caught:
+            load_artefact(saved)
+        assert said in str(caught.value)
+        assert str(path) in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 200_000  # KB
+
+
+def test_a_state_that_no_topic_takes_is_refused() -> None:
+    large = replace(CONFIG, season_steps=1_000_000)
+    assert size_faults(large) == []
+    (fault,) = size_faults(large, Adaptation("light", calibrated=True))
+    assert "the state of a sensor would take" in fault
+    assert "season_steps 1,000,000, adaptation 'light'" in fault
+
+
+def test_weights_smaller_or_larger_than_the_configuration_says_are_refused(saved: Path) -> None:
+    path = saved / CONFIG_FILE
+    content = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps(json.loads(content) | {"hidden_size": 500}))
+    with pytest.raises(ArtefactError, match=r"weights.pt is damaged: it has .* bytes, and the weights of this model"):
+        load_artefact(saved)
+    path.write_text(content)
+    with zipfile.ZipFile(saved / WEIGHTS_FILE, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/data/99", bytes(100_000_000))
+    with pytest.raises(ArtefactError, match="it unpacks to 100,0"):
+        load_artefact(saved)
