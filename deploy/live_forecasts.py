@@ -11,8 +11,9 @@ from kafka import TopicPartition
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.kafka.batch_consumer import FetchedRecord, read_fast
+from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer, partition_count, translate_errors
+from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import Forecast, Rejected, decode_forecast
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
@@ -62,7 +63,7 @@ class StreamTail(AbstractContextManager["StreamTail"]):
         self._wanted = frozenset(sensor.encode() for sensor in sensors)
         self._decoder = make_decoder(settings)
         self._pending: OrderedDict[tuple[int, int], _PendingReading] = OrderedDict()
-        self._consumer = read_fast(make_consumer(settings))
+        self._consumer = read_fast(make_consumer(settings), settings.kafka)
         try:
             with translate_errors("following readings and forecasts", settings):
                 topics = settings.kafka.topics

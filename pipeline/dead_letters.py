@@ -10,9 +10,11 @@ from pipeline.errors import KafkaError, TopicError
 from pipeline.kafka.batch_producer import BatchAppender, check_delivered, encode_headers
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translate_errors
 from pipeline.kafka.topic_reader import read_topic, topic_ends, topic_starts
-from pipeline.messages import Rejected
+from pipeline.messages import BATCH_LAST_OFFSET, BATCH_RECORDS, Rejected
 from pipeline.readings_format.decoder import make_decoder
+from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
 from pipeline.settings import Settings
+from pipeline.unreadable_batch import BATCH_REASONS
 
 _TOGETHER: Final = 1_000  # letters per transaction; with more, the transaction could time out
 _TOGETHER_BYTES: Final = 2 * 1024 * 1024  # per transaction; at 1 MB/s sent within forecaster.delivery_timeout_s
@@ -38,6 +40,8 @@ class DeadLetter:
     offset: int
     set_aside_ms: int
     whole_bytes: int | None = None  # size of the original's key, value and headers; None unless it was cut
+    last_offset: int | None = None  # of a batch that cannot be read, whose bytes are the value; None for a record
+    records: int = 1  # in the batch
 
     @classmethod
     def of(cls, record: Any) -> "DeadLetter | None":
@@ -47,6 +51,9 @@ class DeadLetter:
         ours, headers = dict(headers[-len(_HEADERS) :]), headers[: -len(_HEADERS)]
         try:
             reason, detail, topic, partition, offset = (ours[name].decode() for name in _HEADERS)
+            last_offset, records = None, 1
+            if reason in BATCH_REASONS:
+                records, last_offset = int(_pop(headers, BATCH_RECORDS)), int(_pop(headers, BATCH_LAST_OFFSET))
             whole_bytes = int(headers.pop()[1]) if headers and headers[-1][0] == TRUNCATED else None
             return cls(
                 at_partition=record.partition,
@@ -61,9 +68,19 @@ class DeadLetter:
                 offset=int(offset),
                 set_aside_ms=record.timestamp,
                 whole_bytes=whole_bytes,
+                last_offset=last_offset,
+                records=records,
             )
         except (KeyError, ValueError, TypeError, AttributeError):  # a header is missing, null, or not a number
             return None
+
+
+def _pop(headers: list[tuple[str, bytes | None]], name: str) -> bytes:
+    """The value of the last header, which must have this name; removes the header."""
+    found, value = headers.pop() if headers else ("", None)
+    if found != name or value is None:
+        raise KeyError(name)
+    return value
 
 
 def read_letters(settings: Settings) -> Iterator[DeadLetter]:
@@ -152,6 +169,12 @@ def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republicati
         if letter.topic != settings.kafka.topics.readings:
             outcome.foreign += 1
             continue
+        if letter.last_offset is not None:
+            outcome.still_rejected[letter.reason] += 1
+            continue
+        if letter.reason == TOO_MANY_SENSORS and not _is_limit_raised(settings, letter):
+            outcome.still_rejected[letter.reason] += 1
+            continue
         if letter.whole_bytes is not None:
             outcome.still_rejected["cut"] += 1
             continue
@@ -165,6 +188,12 @@ def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republicati
         else:
             outcome.published += 1
             yield letter
+
+
+def _is_limit_raised(settings: Settings, letter: DeadLetter) -> bool:
+    """Whether the limit of sensors was removed, or is higher than the one that the letter names."""
+    limit, before = settings.forecaster.max_sensors_per_partition, limit_in(letter.detail)
+    return limit is None or before is None or limit > before
 
 
 def _check_partitions(settings: Settings, letters: Iterable[DeadLetter]) -> None:

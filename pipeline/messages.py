@@ -19,6 +19,7 @@ import msgspec
 from pipeline.errors import StateError
 from pipeline.foreign_keys import describe_key
 from pipeline.foreign_payloads import describe_absence, describe_value, quote
+from pipeline.unreadable_batch import BATCH_REASONS, UnreadableBatch
 
 # Microseconds. A timestamp outside this range is a clock fault. If accepted, it could make all later readings late.
 EARLIEST_TIMESTAMP_US: Final = -2_208_988_800_000_000  # 1900-01-01T00:00:00Z
@@ -60,12 +61,16 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rejected(Exception):
-    """A record that is not a valid reading; ``reason`` goes into the dead letter and the counts."""
+    """A record that is not a valid reading; ``reason`` goes into the dead letter and the counts.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    ``records`` is above 1 if the record stands for a batch that cannot be read.
+    """
+
+    def __init__(self, reason: str, detail: str = "", records: int = 1) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+        self.records = records
 
 
 class _LooseMessage(msgspec.Struct, frozen=True):
@@ -83,7 +88,7 @@ class ReadingDecoder:
     byte for byte: white space, quotes and case count.
     """
 
-    REASONS: Final = ("no-value", "malformed", "bad-key", "bad-timestamp", "bad-value", "no-feature")
+    REASONS: Final = ("no-value", "malformed", "bad-key", "bad-timestamp", "bad-value", "no-feature", *BATCH_REASONS)
     is_keyed_by_sensor: Final = True  # the key of an accepted record is the sensor id
 
     def __init__(self, features: Sequence[str]) -> None:
@@ -102,6 +107,8 @@ class ReadingDecoder:
         """
         if value is None:
             raise Rejected("no-value", "the record has no value")
+        if type(value) is UnreadableBatch:
+            raise Rejected(value.reason, value.detail, value.records)
         try:
             message = self._decode(value)
             sensor_id, timestamp, values = message.sensor_id, message.timestamp, message.values
@@ -269,6 +276,10 @@ def forecast_headers(forecast: Forecast, traceparent: bytes | None = None) -> li
 # --- dead letters -----------------------------------------------------------------------------------------------------
 
 
+BATCH_LAST_OFFSET: Final = "streamgru-last-offset"
+BATCH_RECORDS: Final = "streamgru-records"
+
+
 class DeadLetterRecord(NamedTuple):
     """Key, value and headers of a dead letter."""
 
@@ -291,8 +302,12 @@ def dead_letter(
     topic would refuse such a record at every attempt, so key, value and headers are cut to ``limit_bytes`` in all. A
     reading that was sent uncompressed always fits. The value is cut first. If key and headers alone exceed the limit,
     the headers are discarded and the key is cut. The header ``streamgru-truncated`` then holds the original size.
+
+    A batch that cannot be read is one dead letter, with the bytes of the batch as its value. Two more headers hold its
+    last offset and the number of its records.
     """
     headers = list(original)
+    batch = value if isinstance(value, UnreadableBatch) else None
     room = limit_bytes - _headers_bytes(headers)
     key_bytes, value_bytes = len(key or b""), len(value or b"")
     if key_bytes + value_bytes > room:
@@ -302,6 +317,9 @@ def dead_letter(
         key = key and key[:room]
         value = value and value[: room - len(key or b"")]
         headers.append(("streamgru-truncated", str(size).encode()))
+    if batch is not None:
+        headers.append((BATCH_LAST_OFFSET, str(batch.last_offset).encode()))
+        headers.append((BATCH_RECORDS, str(batch.records).encode()))
     headers += [
         ("streamgru-reason", rejected.reason.encode()),
         ("streamgru-detail", rejected.detail.encode(errors="replace")[:500]),

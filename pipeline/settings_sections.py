@@ -19,6 +19,8 @@ MOST_LEVELS = 999  # every thousandth, beyond which levels of float32 forecasts 
 LONGEST_TIMEOUT_S = 2_000_000.0
 # Ten years; timers raise OverflowError from centuries on.
 LONGEST_S = 315_360_000
+# The largest batch of 1 MB that brokers accept by default holds some 60 MB of readings if these compress 30 to 1.
+DEFAULT_BATCH_BYTES = 128 * 1024 * 1024
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -85,12 +87,35 @@ class KafkaSettings(_Section):
     max_reading_bytes: int = Field(
         default=1_000_000, ge=1_000, le=1_000_000_000, description="largest reading that the topic accepts"
     )
+    max_batch_bytes: int | None = Field(
+        default=None,
+        ge=1_000_000,
+        le=10**12,
+        description="memory that the records of one batch may take, decompressed; a larger batch is set aside as one "
+        "dead letter. By default 128 MiB, or 16 times max_reading_bytes if that is more",
+    )
     retention_s: int | None = Field(
         default=None,
         ge=60,
         le=100 * LONGEST_S,
         description="retention of readings and forecasts; by default they are kept for ever",
     )
+
+    @model_validator(mode="after")
+    def _batches_hold_a_reading(self) -> Self:
+        if self.batch_limit_bytes(self.topics.readings) < 2 * self.max_reading_bytes:
+            raise ValueError(
+                f"max_batch_bytes ({self.max_batch_bytes}) must be at least twice max_reading_bytes "
+                f"({self.max_reading_bytes}), or the largest readings would be set aside"
+            )
+        return self
+
+    def batch_limit_bytes(self, topic: str) -> int:
+        """The largest batch of a topic in memory; ``max_batch_bytes`` does not limit this program's own topics."""
+        default = max(DEFAULT_BATCH_BYTES, 16 * self.max_reading_bytes)
+        if self.max_batch_bytes is None or topic != self.topics.readings:
+            return default
+        return self.max_batch_bytes
 
 
 class ForecasterSettings(_Section):
@@ -132,6 +157,13 @@ class ForecasterSettings(_Section):
         ge=1,
         le=10**12,
         description="most readings of a partition that are read again to rebuild or warm up states",
+    )
+    max_sensors_per_partition: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**12,
+        description="most sensors of a partition; readings of further sensors are dead letters, and sensors with an "
+        "accepted reading are exempt. Set it well above the present number of sensors. By default there is no limit",
     )
     # Each of the first five lies below the next (``_timeouts_are_ordered``):
     # - The producer fails a batch before the group expels its forecaster.

@@ -4,6 +4,7 @@ The history is never in memory as one frame: the columns that order the readings
 time. Readings are not resampled and windows are not copied; a window is a range of steps.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -19,6 +20,8 @@ from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
 from pipeline.history.table import History
 from pipeline.settings import Settings
+
+logger = logging.getLogger("streamgru.windows")
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -44,12 +47,35 @@ def load_sequences(history: History, settings: Settings, version: int | None = N
         )
     readings = history.scan(version)
     with history.reading(version):
+        if settings.forecaster.max_sensors_per_partition is not None:
+            readings = _within_sensor_limit(readings, settings.forecaster.max_sensors_per_partition)
         sequences = sequences_from_readings(
             readings, settings.features, grace=settings.grace, max_gap_steps=settings.max_gap_steps
         )
     if not len(sequences):
         raise HistoryError(f"the history table {history.path} holds no readings yet; run `streamgru ingest`")
     return sequences
+
+
+def _within_sensor_limit(readings: pl.LazyFrame, limit: int) -> pl.LazyFrame:
+    """The readings that the stream does not refuse because of too many sensors in their partition.
+
+    Of each partition these are the readings of its first ``limit`` sensors, in the order of offsets.
+    """
+    first = readings.group_by("partition", "sensor_id").agg(pl.col("offset").min()).collect(engine="streaming")
+    for (partition,), sensors in first.sort("offset").group_by("partition"):
+        if len(sensors) > limit:
+            logger.warning(
+                "partition %s of the history has %d sensors, and forecaster.max_sensors_per_partition is %d: readings "
+                "of the sensors after the first %d are left out",
+                partition,
+                len(sensors),
+                limit,
+                limit,
+            )
+            known = sensors.sort("offset")["sensor_id"].head(limit)
+            readings = readings.filter((pl.col("partition") != partition) | pl.col("sensor_id").is_in(known.implode()))
+    return readings
 
 
 def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:

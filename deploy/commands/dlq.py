@@ -13,6 +13,7 @@ from deploy.context import Context
 from deploy.renamed import RenamingGroup
 from pipeline.dead_letters import DeadLetter, read_letter, read_letters, republish_letters
 from pipeline.messages import ReadingDecoder
+from pipeline.sensor_limit import TOO_MANY_SENSORS
 
 _VALUE_WIDTH = 60
 _FILE_WIDTH = 300
@@ -28,7 +29,9 @@ def position_of(text: str) -> tuple[int, int]:
 
 
 _reason = click.option(
-    "--reason", type=click.Choice(ReadingDecoder.REASONS), help="Only dead letters with this reason."
+    "--reason",
+    type=click.Choice((*ReadingDecoder.REASONS, TOO_MANY_SENSORS)),
+    help="Only letters with this reason.",
 )
 
 
@@ -70,7 +73,7 @@ def show(context: Context, position: tuple[int, int], raw: bool) -> None:
         sys.stdout.buffer.write(letter.value or b"")
         return
     click.echo(f"reason   {letter.reason}: {letter.detail}")
-    click.echo(f"from     {letter.topic}, partition {letter.partition}, offset {letter.offset}")
+    click.echo(f"from     {letter.topic}, partition {letter.partition}, {_origin(letter)}")
     click.echo(f"rejected {_moment(letter.set_aside_ms)}")
     if letter.whole_bytes is not None:
         click.echo(f"cut      the record had {letter.whole_bytes:,} bytes; only its beginning is kept")
@@ -127,7 +130,7 @@ def _table(letters: Iterable[DeadLetter]) -> Table:
             _moment(letter.set_aside_ms),
             letter.reason,
             str(letter.partition),
-            str(letter.offset),
+            str(letter.offset) if letter.last_offset is None else f"{letter.offset}-{letter.last_offset}",
             _text(letter.key)[:_VALUE_WIDTH],
             value if len(value) <= _VALUE_WIDTH else value[: _VALUE_WIDTH - 1] + "…",
         )
@@ -143,6 +146,13 @@ def _text(content: bytes | None) -> str:
     except UnicodeDecodeError:
         return repr(content)
     return text if text.isprintable() else repr(text)
+
+
+def _origin(letter: DeadLetter) -> str:
+    """The offset of the record, or the offsets of the batch with the number of its records."""
+    if letter.last_offset is None:
+        return f"offset {letter.offset}"
+    return f"offsets {letter.offset} to {letter.last_offset}, a batch of {letter.records:,} records"
 
 
 def _moment(milliseconds: int) -> str:

@@ -48,6 +48,11 @@ class ReadingLog(_TopicLog):
     sent_ms: NDArray[np.int64]  # timestamp of the record
     verdict: NDArray[np.int8]  # ACCEPTED, DUPLICATE, LATE, BUFFERED or REJECTED
     reasons: dict[str, int] = field(default_factory=dict)  # rejected readings by reason
+    records: NDArray[np.int64] | None = None  # readings in a row: above 1 for an unreadable batch; None: 1 in each
+
+    def count(self, mask: NDArray[np.bool_]) -> int:
+        """The number of readings in the rows where ``mask`` is true."""
+        return int(mask.sum() if self.records is None else self.records[mask].sum())
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,11 @@ def count_deliveries(
         "unexpected": (forecasts.input_partition[unexpected], forecasts.input_offset[unexpected]),
     }
     return DeliveryCounts(
-        readings=int(due.sum()),
+        readings=readings.count(due),
         accepted=int((due & accepted).sum()),
         duplicates=int((due & (readings.verdict == DUPLICATE)).sum()),
         late=int((due & (readings.verdict == LATE)).sum()),
-        rejected=int((due & (readings.verdict == REJECTED)).sum()),
+        rejected=readings.count(due & (readings.verdict == REJECTED)),
         held=int((due & (readings.verdict == BUFFERED)).sum()),
         forecasts=int(counted.sum()),
         lost=int(lost.sum()),

@@ -1,6 +1,6 @@
 """The scope of an audit: the offset of each partition from which readings, forecasts and dead letters are complete."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.audit.delivery import ForecastLog, ReadingLog, find_rows
 from pipeline.kafka.topic_reader import Offsets
+
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,38 @@ def set_aside_before(
             here = aside[readings.partition[aside] == partition]
             replaced[here] |= readings.offset[here] < later.min(initial=np.iinfo(np.int64).max)
     return replaced
+
+
+def set_aside_by_limit(readings: ReadingLog, letters: Mapping[tuple[int, int], int], log_starts: Offsets) -> Mask:
+    """(n,) whether a reading became a dead letter because its partition had too many sensors.
+
+    The letter alone does not prove it: the reading's sensor must be new at its offset, and as many sensors as the limit
+    must be known. If readings before it were deleted, the second cannot be checked.
+
+    Args:
+        letters: partition and offset of the rejected record -> the limit that its dead letter names.
+        log_starts: first offset of each partition of the readings topic.
+    """
+    aside = np.zeros(len(readings), np.bool_)
+    if not letters:
+        return aside
+    positions = np.array(sorted(letters), np.int64).reshape(-1, 2)
+    row, found = find_rows(readings, positions[:, 0].astype(np.int32), positions[:, 1])
+    aside[row[found]] = True
+    aside &= readings.sensor >= 0
+    for partition in np.unique(readings.partition[aside]).tolist():
+        here = readings.partition == partition
+        admitted = np.flatnonzero(here & ~aside & (readings.sensor >= 0))
+        sensors, first = np.unique(readings.sensor[admitted], return_index=True)
+        known_from = dict(zip(sensors.tolist(), readings.offset[admitted][first].tolist(), strict=True))
+        known_offsets = np.sort(readings.offset[admitted][first])
+        is_whole = log_starts.get(partition, 0) == 0
+        for at in np.flatnonzero(here & aside).tolist():
+            offset = int(readings.offset[at])
+            known = int(np.searchsorted(known_offsets, offset))
+            is_new = known_from.get(int(readings.sensor[at]), offset) >= offset
+            aside[at] = is_new and (known >= letters[partition, offset] or not is_whole)
+    return aside
 
 
 def _reading_key(readings: ReadingLog, row: int) -> tuple[int, int, int]:

@@ -62,21 +62,21 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
     decoder = make_decoder(settings)
     sensors: dict[str, int] = {}
     reasons: dict[str, int] = {}
-    columns: list[tuple[int, int, int, int, int]] = []  # partition, offset, sensor, timestamp_us, sent_ms
+    columns: list[tuple[int, ...]] = []  # partition, offset, sensor, timestamp_us, sent_ms, records
     values: list[tuple[float, ...]] = []
     for record in read_topic(settings, settings.kafka.topics.readings, {}, ends):
         try:
             reading = decoder.decode(record.key, record.value, record.headers, record.timestamp)
         except Rejected as rejected:
-            reasons[rejected.reason] = reasons.get(rejected.reason, 0) + 1
-            columns.append((record.partition, record.offset, -1, 0, record.timestamp))
+            reasons[rejected.reason] = reasons.get(rejected.reason, 0) + rejected.records
+            columns.append((record.partition, record.offset, -1, 0, record.timestamp, rejected.records))
             values.append((np.nan,) * len(settings.features))
         else:
             code = sensors.setdefault(reading.sensor_id, len(sensors))
-            columns.append((record.partition, record.offset, code, reading.timestamp_us, record.timestamp))
+            columns.append((record.partition, record.offset, code, reading.timestamp_us, record.timestamp, 1))
             values.append(reading.values)
-    table, order = _in_order(columns, 5)
-    partition, offset, sensor, timestamp_us, sent_ms = table.T
+    table, order = _in_order(columns, 6)
+    partition, offset, sensor, timestamp_us, sent_ms, records = table.T
     measured = np.array(values, dtype=np.float64).reshape(-1, len(settings.features))[order]
     verdict = np.full(len(table), REJECTED, np.int8)
     log = ReadingLog(
@@ -89,6 +89,7 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
         sent_ms,
         verdict,
         reasons,
+        records,
     )
     limits = ends if ends is not None else {number: last + 1 for number, last in table[:, :2].tolist()}
     return replace(log, verdict=classify_log(log, settings.grace, limits))

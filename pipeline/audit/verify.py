@@ -38,6 +38,7 @@ from pipeline.audit.scope import (
     first_due,
     letters_due,
     set_aside_before,
+    set_aside_by_limit,
     within_retention,
 )
 from pipeline.audit.state_audit import LastState, read_states
@@ -45,6 +46,7 @@ from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_re
 from pipeline.dead_letters import read_letters
 from pipeline.errors import KafkaError
 from pipeline.kafka.topic_reader import Offsets, topic_starts
+from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.verify")
@@ -128,6 +130,8 @@ class Evidence:
     starts: Offsets
     ends: Offsets
     logs: LogStarts = field(default_factory=LogStarts)
+    # Partition and offset of a reading that was rejected because of too many sensors -> the limit at that time.
+    beyond_limit: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
 def verify(settings: Settings, load: LoadModel, span: Span | None = None) -> AuditResult:
@@ -154,12 +158,15 @@ def gather(settings: Settings, span: Span) -> Evidence:
             "verify. Start a forecaster with `streamgru forecast`"
         )
     logger.info("reading states, forecasts, dead letters and readings")
+    states, forecasts = read_states(settings), read_forecasts(settings, numbers=True)
+    letters, beyond_limit = _read_letters(settings)
     # Read in this order: readings come after the states and forecasts that were made from them. The starts of the logs
     # come last, so that records deleted by retention during the audit count as deleted.
     return Evidence(
-        states=read_states(settings),
-        forecasts=read_forecasts(settings, numbers=True),
-        letters=_count_letters(settings),
+        states=states,
+        forecasts=forecasts,
+        letters=letters,
+        beyond_limit=beyond_limit,
         readings=read_readings(settings),
         starts=span.starts,
         ends={partition: min(end, span.ends.get(partition, end)) for partition, end in committed.items()},
@@ -175,6 +182,7 @@ def audit_evidence(evidence: Evidence, settings: Settings, load: LoadModel) -> A
     owed = first_due(evidence.forecasts, evidence.starts, ends, settings.forecaster.start)
     starts = within_retention(evidence.forecasts, owed, evidence.logs, ends)
     aside = set_aside_before(readings, evidence.forecasts, evidence.letters)
+    aside |= set_aside_by_limit(readings, evidence.beyond_limit, evidence.logs.readings)
     if aside.any():
         readings = replace(readings, sensor=np.where(aside, -1, readings.sensor))
         readings = replace(readings, verdict=classify_log(readings, settings.grace, ends))
@@ -327,7 +335,14 @@ class _StateCheck:
         return int(self._by_offset[at]) if at < high and self._offsets[at] == offset else None
 
 
-def _count_letters(settings: Settings) -> Counter[tuple[int, int]]:
-    """Partition and offset of each rejected record -> its dead letters."""
-    topic = settings.kafka.topics.readings
-    return Counter((letter.partition, letter.offset) for letter in read_letters(settings) if letter.topic == topic)
+def _read_letters(settings: Settings) -> tuple[Counter[tuple[int, int]], dict[tuple[int, int], int]]:
+    """Partition and offset of each rejected record -> its dead letters; and ``Evidence.beyond_limit``."""
+    counts: Counter[tuple[int, int]] = Counter()
+    beyond_limit: dict[tuple[int, int], int] = {}
+    for letter in read_letters(settings):
+        if letter.topic == settings.kafka.topics.readings:
+            where = letter.partition, letter.offset
+            counts[where] += 1
+            if letter.reason == TOO_MANY_SENSORS:
+                beyond_limit[where] = limit_in(letter.detail) or 0
+    return counts, beyond_limit

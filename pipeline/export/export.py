@@ -109,7 +109,8 @@ def export(
         store = STORES[table_format](path)
         topics = settings.kafka.topics
         topic = topics.readings if content == "readings" else topics.forecasts
-        consumer = read_fast(make_consumer(settings, auto_offset_reset="none", max_poll_records=POLL_RECORDS))
+        made = make_consumer(settings, auto_offset_reset="none", max_poll_records=POLL_RECORDS)
+        consumer = read_fast(made, settings.kafka)
         with closing(consumer):
             bounds = plan_range(settings, consumer, topic, store, wording, accept_loss)
             return _Run(settings, content, path, store, consumer, bounds, wording, chunk_rows, report).run()

@@ -27,6 +27,7 @@ from pipeline.forecaster.transaction import Records
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import InputPosition, ModelId, Rejected, dead_letter
 from pipeline.readings_format.decoder import make_decoder
+from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_detail
 from pipeline.settings import Settings
 
 
@@ -82,7 +83,7 @@ class MicroBatchBuilder:
         outgoing: list[Records] = []
         features = len(self._settings.features)
         parts = [decode_records(self._decoder, features, at.partition, records) for at, records in polled.items()]
-        offsets = {where.partition: records[-1].offset + 1 for where, records in polled.items()}
+        offsets = {where.partition: records[-1].next_offset for where, records in polled.items()}
         classifications = self.serving.classify_all([decoded.readings for decoded in parts], buffered, offsets)
         still_buffered = {partition: waiting for partition, waiting in buffered.items() if partition not in offsets}
         for (where, records), decoded, classified in zip(polled.items(), parts, classifications, strict=True):
@@ -95,9 +96,11 @@ class MicroBatchBuilder:
             counts.duplicates += classified.duplicates
             counts.late += classified.late
             counts.ignored_features += decoded.ignored_features
-            counts.dead_letters.update(reason.reason for _, reason in decoded.rejected)
-            if decoded.rejected:
-                outgoing.append(self._dead_letters(where.partition, decoded.rejected))
+            rejected = [*decoded.rejected, *self._refused(records, classified.refused)]
+            counts.dead_letters.update(reason.reason for _, reason in rejected)
+            if rejected:
+                rejected.sort(key=lambda one: one[0].offset)
+                outgoing.append(self._dead_letters(where.partition, rejected))
         stepped = self.serving.step(accepted) if accepted else None
         if stepped is not None:
             if len(stepped.non_finite):
@@ -181,6 +184,15 @@ class MicroBatchBuilder:
         size, packed = states.dtype.itemsize, states.tobytes()
         values = [encode(packed[start : start + size]) for start in range(0, len(packed), size)]
         return [sensor.encode() for sensor in self.serving.table.sensors_at(rows.tolist())], values
+
+    def _refused(self, records: Sequence[Record], refused: Readings | None) -> list[tuple[Record, Rejected]]:
+        """The records of readings beyond the limit of sensors."""
+        limit = self._settings.forecaster.max_sensors_per_partition
+        if refused is None or limit is None:
+            return []
+        reason = Rejected(TOO_MANY_SENSORS, limit_detail(limit, refused.partition))
+        offsets = set(refused.offsets.tolist())
+        return [(record, reason) for record in records if record.offset in offsets]
 
     def _dead_letters(self, partition: int, rejected: Sequence[tuple[Any, Rejected]]) -> Records:
         limit = self._settings.kafka.max_reading_bytes  # the topic's own limit leaves room for our headers

@@ -108,7 +108,8 @@ class WarmUp:
         reader: KafkaConsumer | None = None
         try:
             # If retention deletes readings meanwhile, the reader fails and does not skip them.
-            reader = read_fast(make_consumer(self._settings, client_id="streamgru-rewarm", auto_offset_reset="none"))
+            made = make_consumer(self._settings, client_id="streamgru-rewarm", auto_offset_reset="none")
+            reader = read_fast(made, self._settings.kafka)
             rebuilder = StateRebuilder(self._settings, reader, self._serving, alive=self._is_wanted)
             while (command := self._commands.get()) is not None and not self._cancelled.is_set():
                 command(rebuilder)

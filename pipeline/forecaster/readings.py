@@ -10,7 +10,7 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.kafka.batch_consumer import FetchedRecord
+from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import Reading, Rejected
 from pipeline.readings_format.decoder import RecordDecoder
 

@@ -192,7 +192,8 @@ class StateRebuilder:
             if not self._alive(partition):
                 break
             if run:
-                classified = self._serving.classify(self._decode(partition, run), buffered)
+                readings = self._serving.only_known(self._decode(partition, run))
+                classified = self._serving.classify(readings, buffered)
                 # Only a state that was lost and reset accepts a reading here. The reading stays buffered, and the next
                 # batch steps it and makes its forecast.
                 accepted = replace(classified.accepted, may_anchor=None)
@@ -225,7 +226,12 @@ class StateRebuilder:
     def _find_anchors(
         self, partition: int, wanted: set[str] | None, floor: int, end: int, finder: "_AnchorFinder"
     ) -> Generator[None, None, None]:
-        """Pass all readings of [floor, end) of the wanted sensors to the finder; None: of all sensors."""
+        """Pass all readings of [floor, end) of the wanted sensors to the finder; None: of all sensors.
+
+        With a limit of sensors, "all" are those with a state, and further ones in the order of their first readings.
+        """
+        limit = self._settings.forecaster.max_sensors_per_partition
+        known = set(self._serving.table.partition_rows(partition)[0])
         for run in read_range(self._reader, self._topic, partition, floor, end):
             if not self._alive(partition):
                 break
@@ -234,8 +240,13 @@ class StateRebuilder:
                     reading = self._decoder.decode(record.key, record.value, record.headers, record.timestamp)
                 except Rejected:
                     continue
-                if wanted is None or reading.sensor_id in wanted:
-                    finder.add(reading.sensor_id, reading.timestamp_us, record.offset)
+                sensor = reading.sensor_id
+                if wanted is None and limit is not None and sensor not in known:
+                    if len(known) >= limit:
+                        continue
+                    known.add(sensor)
+                if wanted is None or sensor in wanted:
+                    finder.add(sensor, reading.timestamp_us, record.offset)
             yield
 
 

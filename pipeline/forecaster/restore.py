@@ -132,6 +132,10 @@ class Restorer:
         # An empty changelog names no sensors: rebuild every sensor that has readings.
         known = states.unusable[partition] if states.seen[partition] else None
         past: dict[str, SensorAnchors] = {}
+        if partition in states.damaged:
+            # The last states of some sensors cannot be read, and nothing says of which: rebuild every sensor.
+            restored.needs_full_write.add(partition)
+            past, known = states.anchors(partition), None
         if is_as_committed and states.seen[partition] and (recorded is None or recorded.next < position.next):
             restored.needs_full_write.add(partition)
             if recorded is None or recorded.read_from < log.start:
@@ -143,7 +147,7 @@ class Restorer:
                 )
                 # The changelog may not name all sensors: rebuild every sensor that has readings.
                 past, known = states.anchors(partition), None
-            else:
+            elif partition not in states.damaged:
                 logger.error(
                     "partition %d: the changelog ends at offset %d, before the committed offset %d; stepping the "
                     "readings in between again",

@@ -15,6 +15,7 @@ from pipeline.forecaster.rebuild import SensorAnchors, anchors_of_state, anchors
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.messages import decode_state
 from pipeline.settings import Settings
+from pipeline.unreadable_batch import UnreadableBatch
 
 logger = logging.getLogger("streamgru.restore")
 
@@ -44,6 +45,7 @@ class StateRecords:
         self.recorded: dict[int, Position] = {}  # partition -> the changelog's position
         # partition -> sensor -> the anchors in its unusable state, or None
         self.unusable: dict[int, dict[str, SensorAnchors | None]] = {partition: {} for partition in logs}
+        self.damaged: set[int] = set()  # partitions of which some state records cannot be read
         self.seen: dict[int, bool] = dict.fromkeys(logs, False)  # partition -> whether it has a state record
         self._owner = owner
         self._reached = {partition: log.floor for partition, log in logs.items()}
@@ -60,6 +62,9 @@ class StateRecords:
         latest: dict[str, bytes | None] = {}
         for record in records:
             if record.key is None:
+                if isinstance(record.value, UnreadableBatch):
+                    logger.error("partition %d of the state topic: %s", partition, record.value.detail)
+                    self.damaged.add(partition)
                 continue
             if record.key == POSITION_KEY:
                 self._add_position(partition, record.value)

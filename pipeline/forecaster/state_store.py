@@ -87,6 +87,15 @@ class StateTable:
             self._allocate(partition, [sensor for sensor in dict.fromkeys(sensors) if sensor not in index])
         return np.fromiter(map(index.__getitem__, sensors), np.intp, len(sensors))
 
+    def unknown(self, partition: int, sensors: Iterable[str]) -> list[str]:
+        """The sensors without a row, in order and each once."""
+        index = self._index[partition]
+        return list(dict.fromkeys(sensor for sensor in sensors if sensor not in index))
+
+    def count(self, partition: int) -> int:
+        """The number of sensors of a partition."""
+        return len(self._index[partition])
+
     def partition_rows(self, partition: int) -> tuple[list[str], Rows]:
         """All sensors of a partition and their rows."""
         index = self._index[partition]
@@ -157,6 +166,7 @@ class Classification:
     buffered: Readings | None  # the reorder buffer afterwards, in offset order; None if empty
     duplicates: int
     late: int
+    refused: Readings | None = None  # of new sensors beyond the limit, in offset order; None if empty
 
 
 @dataclass(frozen=True)
@@ -179,6 +189,8 @@ class ServedModel:
         self.table = StateTable(blank_states(config, 1, settings.adaptation))
         self._stepper = Stepper(forecaster, settings.adaptation)
         self._grace = settings.grace
+        self._max_sensors = settings.forecaster.max_sensors_per_partition
+        self._full: set[int] = set()  # partitions whose limit of sensors was logged as reached
         numbers = config.target_count * len(config.quantiles) * config.horizon_steps
         # upper limit of a state, a forecast, and its flat forecasts if they are written
         self.bytes_per_reading = self.table.dtype.itemsize + numbers * NUMBER_BYTES
@@ -207,6 +219,43 @@ class ServedModel:
         ends: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Classification]:
         """``classify`` for several distinct partitions in one call, which is several times as fast."""
+        if self._max_sensors is None:
+            return self._classify_admitted(parts, buffered, ends)
+        split = [self._split_by_limit(part, self._max_sensors) for part in parts]
+        classified = self._classify_admitted([admitted for admitted, _ in split], buffered, ends)
+        return [replace(each, refused=refused) for each, (_, refused) in zip(classified, split, strict=True)]
+
+    def only_known(self, readings: Readings) -> Readings:
+        """The readings of sensors that have a state; with a limit of sensors, the other readings were refused."""
+        if self._max_sensors is None:
+            return readings
+        unknown = set(self.table.unknown(readings.partition, readings.sensors))
+        return readings.take(np.array([sensor not in unknown for sensor in readings.sensors], bool))
+
+    def _split_by_limit(self, readings: Readings, limit: int) -> tuple[Readings, Readings | None]:
+        """The readings of known sensors and of new ones within the limit; and the refused readings, or None."""
+        partition, table = readings.partition, self.table
+        unknown = table.unknown(partition, readings.sensors)
+        room = max(0, limit - table.count(partition))
+        if len(unknown) <= room:
+            return readings, None
+        if partition not in self._full:
+            self._full.add(partition)
+            logger.error(
+                "partition %d has %d sensors, and forecaster.max_sensors_per_partition is %d: readings of further "
+                "sensors become dead letters, from sensor %r on",
+                partition,
+                table.count(partition) + room,
+                limit,
+                unknown[room],
+            )
+        beyond = set(unknown[room:])
+        refused = np.array([sensor in beyond for sensor in readings.sensors], bool)
+        return readings.take(~refused), readings.take(refused)
+
+    def _classify_admitted(
+        self, parts: Sequence[Readings], buffered: Mapping[int, Readings], ends: Mapping[int, int]
+    ) -> list[Classification]:
         if self._grace.is_on:
             return [
                 self._classify_reordered(part, buffered.get(part.partition), ends.get(part.partition)) for part in parts

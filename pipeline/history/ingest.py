@@ -87,7 +87,8 @@ def ingest(
         history = History(settings.history_path, settings.features)
         history.create()
         most = min(POLL_RECORDS, chunk_readings)
-        with closing(read_fast(make_consumer(settings, auto_offset_reset="none", max_poll_records=most))) as consumer:
+        made = make_consumer(settings, auto_offset_reset="none", max_poll_records=most)
+        with closing(read_fast(made, settings.kafka)) as consumer:
             topic = settings.kafka.topics.readings
             bounds = plan_range(settings, consumer, topic, history, _wording(settings), accept_loss)
             done = _Run(settings, consumer, history, bounds, chunk_readings, report).run()

@@ -38,7 +38,7 @@ class ReadingChunk:
             try:
                 reading = decode(record.key, record.value, record.headers, record.timestamp)
             except Rejected as rejected:
-                self.left_out[rejected.reason] += 1
+                self.left_out[rejected.reason] += rejected.records
                 continue
             sensor_ids.append(reading.sensor_id)
             timestamps.append(reading.timestamp_us)

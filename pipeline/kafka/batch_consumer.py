@@ -1,8 +1,9 @@
 """A consumer for whole batches: it reads records three times as fast as the client, and prefetches only in a backlog.
 
 kafka-python reads a record through a dozen calls and makes two objects of it, in about 6 µs. ``read_fast`` parses the
-same bytes in one loop into one ``FetchedRecord``. The client still fetches, decompresses, verifies checksums, keeps the
-positions and filters aborted transactions. One difference: a header name that is not UTF-8 does not stop the consumer.
+same bytes in one loop into one ``FetchedRecord``. The client still fetches, verifies checksums, keeps the positions and
+filters aborted transactions. Some input does not stop this consumer, and takes little memory: a header name that is not
+UTF-8, a batch that unpacks to gigabytes, and a damaged batch. Such a batch is one record, see ``unreadable_batch``.
 
 kafka-python requests the next records while it returns the previous ones. With little traffic the broker answers at
 once with one or two readings. That answer stays in the client until the batch before it is committed, and readings that
@@ -11,43 +12,79 @@ its own. After ``fetch_late``, a poll that follows a small batch at the end of t
 arrived. In a backlog the client prefetches as before, so that fetching and stepping overlap.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.protocol.consumer import IsolationLevel
+from kafka.record.default_records import DefaultRecordBatch
+
+from pipeline.kafka.record_batch import (
+    FetchedRecord,
+    find_fault,
+    find_last_offset,
+    read_or_set_aside,
+    split_batches,
+)
+from pipeline.kafka.record_batch import Headers as Headers  # part of this module's interface
+from pipeline.settings_sections import KafkaSettings
 
 # Readings in a batch; a larger batch lets the client prefetch. A fetch takes some 2 ms, stepping 500 readings 20 ms.
 FEW_RECORDS: Final = 500
 
-_RECORD_FORMAT: Final = 2  # the only record format of Kafka 4
-
-Headers = list[tuple[str, bytes | None]]
-
-
-class FetchedRecord(NamedTuple):
-    """A fetched record, with key and value as bytes."""
-
-    key: bytes | None
-    value: bytes | None
-    offset: int
-    headers: Headers  # shared by records without headers: do not mutate; names may hold surrogate escapes
-    timestamp: int = -1  # ms since the epoch, as the producer or the broker stamped it
+# Memory after which a poll ends. A poll of readings takes a few MB; one of highly compressed records could take GB.
+POLL_BYTES: Final = 64 * 1024 * 1024
 
 
-def read_fast(consumer: KafkaConsumer) -> KafkaConsumer:
+def read_fast(consumer: KafkaConsumer, kafka: KafkaSettings) -> KafkaConsumer:
     """Let ``poll`` return ``FetchedRecord`` objects. Call it before the first poll of a consumer without deserialisers.
 
-    Private: ``_fetcher``, which makes one ``PartitionRecords`` per fetched partition.
-    Why: no option of the client replaces the class that reads records.
-    Without it: reading takes 6 µs a record instead of 2, and a header name that is not UTF-8 stops the consumer.
+    A batch that is damaged, or larger in memory than the settings allow, becomes one record with an
+    ``UnreadableBatch``. A poll ends after the batch with which its records pass ``POLL_BYTES`` in memory.
+
+    Private: ``_fetcher``, which makes one ``PartitionRecords`` per fetched partition, and whose ``fetched_records``
+        calls ``_append`` until it has enough records; the end of the log in ``_subscription``.
+    Why: no option of the client replaces the class that reads records, or limits the bytes of a poll.
+    Without it: reading takes 6 µs a record instead of 2, a header name that is not UTF-8 or a damaged batch stops the
+        consumer, and a compressed batch of 64 KB can take gigabytes.
     Tested with: kafka-python >=3.0.12,<3.1, by comparison with the client's own records.
-    Goes when: the client reads as fast, and accepts such header names.
+    Goes when: the client reads as fast, and has options for all of this.
     """
-    consumer._fetcher.PartitionRecords = _FastPartitionRecords
+    fetcher, limits = consumer._fetcher, _Limits(kafka)
+    hand_out, append = fetcher.fetched_records, fetcher._append
+
+    def end_of_log(where: TopicPartition) -> int | None:
+        state = consumer._subscription.assignment.get(where)
+        return None if state is None else state.highwater
+
+    def fetched_records(*args: Any, **options: Any) -> Any:
+        limits.polled_bytes = 0
+        return hand_out(*args, **options)
+
+    def append_within_limits(drained: Any, part: Any, most: int, update_offsets: bool) -> int:
+        taken: int = append(drained, part, most, update_offsets)
+        return most if limits.is_poll_full else taken
+
+    fetcher.PartitionRecords = partial(_FastPartitionRecords, limits, end_of_log)
+    fetcher.fetched_records, fetcher._append = fetched_records, append_within_limits
     return consumer
+
+
+@dataclass
+class _Limits:
+    """The limits of one consumer, and the memory that its present poll has taken."""
+
+    kafka: KafkaSettings
+    polled_bytes: int = 0  # memory of the batches that the poll has opened
+
+    @property
+    def is_poll_full(self) -> bool:
+        return self.polled_bytes >= POLL_BYTES
 
 
 def fetch_late(consumer: KafkaConsumer) -> KafkaConsumer:
@@ -83,33 +120,87 @@ def fetch_late(consumer: KafkaConsumer) -> KafkaConsumer:
     return consumer
 
 
-class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """The fetched batches of a partition, returned record by record.
+class _Run(NamedTuple):
+    """The records of one batch, and the offset after the batch."""
 
-    Private: this class overrides ``_unpack_records`` and maintains the same fields: ``next_fetch_offset``,
-        ``leader_epoch``, ``bytes_read``, ``records_read`` and ``aborted_producer_ids``. It calls ``drain``,
-        ``_consume_aborted_transactions_up_to``, ``_contains_abort_marker`` and ``_is_batch_aborted``.
+    records: list[FetchedRecord]
+    next_offset: int
+
+
+class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
+    """The fetched batches of a partition. Records are taken batch by batch.
+
+    Private: this class overrides ``take``, ``_maybe_skip_record`` and ``_unpack_records``, whose iterator the client
+        keeps in ``record_iterator``; it returns a ``_Run`` per batch. The class maintains the same fields:
+        ``next_fetch_offset``, ``leader_epoch``, ``bytes_read``, ``records_read`` and ``aborted_producer_ids``. It calls
+        ``drain``, ``_consume_aborted_transactions_up_to``, ``_contains_abort_marker`` and ``_is_batch_aborted``, and
+        reads the ``_buffer`` of ``MemoryRecords``.
     Why, Without it, Goes when: see ``read_fast``.
     Tested with: kafka-python >=3.0.12,<3.1.
     """
 
-    def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Iterator[FetchedRecord]:
-        batch = None
-        for batch in iter(records.next_batch, None):
-            if batch.magic != _RECORD_FORMAT or (self.check_crcs and not batch.validate_crc()):
-                raise CorruptRecordError(f"a record batch of {tp} at offset {batch.base_offset} is damaged")
-            self.leader_epoch = batch.leader_epoch
-            if self._is_aborted(batch) or batch.is_control_batch:
-                self.next_fetch_offset = batch.next_offset
-                continue
-            self.records_read += batch.records_count
+    def __init__(
+        self, limits: _Limits, end_of_log: Callable[[TopicPartition], int | None], *args: Any, **options: Any
+    ) -> None:
+        self._limits, self._end_of_log = limits, end_of_log
+        self._run, self._taken = _Run([], -1), 0  # the present batch, and how many of its records were taken
+        super().__init__(*args, **options)
+
+    def take(self, n: int | None = None) -> list[FetchedRecord]:
+        """The next records, at most ``n``; fewer if they fill the poll."""
+        self._maybe_raise_next_inline_exception()
+        records: list[FetchedRecord] = []
+        most = sys.maxsize if n is None else n
+        try:
+            while len(records) < most:
+                run = self._run
+                if self._taken == len(run.records):
+                    if records and self._limits.is_poll_full:
+                        break
+                    following = next(self.record_iterator, None)
+                    if following is None:
+                        break
+                    self._run, self._taken = following, 0
+                    continue
+                part = run.records[self._taken : self._taken + most - len(records)]
+                records += part
+                self._taken += len(part)
+                is_done = self._taken == len(run.records)
+                self.next_fetch_offset = run.next_offset if is_done else part[-1].offset + 1
+        except CorruptRecordError as error:
+            if not records:
+                self.drain()  # the next poll fetches the batch again
+                raise
+            self._next_inline_exception = error
+        return records
+
+    def _maybe_skip_record(self, record: object) -> bool:
+        return False  # `_unpack_records` has skipped the records before the position
+
+    def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Iterator[_Run]:
+        for content, next_base in split_batches(records._buffer, tp, self.next_fetch_offset):
+            batch = DefaultRecordBatch(content)
+            fault = find_fault(batch, check_crc=self.check_crcs)
+            if fault is None:
+                self.leader_epoch = batch.leader_epoch
+                if self._is_aborted(batch) or batch.is_control_batch:
+                    self.next_fetch_offset = batch.next_offset
+                    continue
+                last_offset = batch.last_offset
+            else:
+                last_offset = find_last_offset(batch, next_base, self._end_of_log(tp))
+            limit_bytes = self._limits.kafka.batch_limit_bytes(tp.topic)
+            found, memory_bytes = read_or_set_aside(batch, limit_bytes, last_offset, fault)
+            if batch.base_offset < self.fetch_offset:
+                found = [record for record in found if record.next_offset > self.fetch_offset]
+            self.records_read += len(found)
             self.bytes_read += batch.size_in_bytes
-            for record in read_batch(batch):
-                self.next_fetch_offset = record.offset + 1
-                yield record
-        if batch is not None:
-            # Compaction may have removed the last records of a batch, so the next fetch starts after the whole batch.
-            self.next_fetch_offset = batch.next_offset
+            self._limits.polled_bytes += memory_bytes
+            if found:
+                yield _Run(found, last_offset + 1)
+            else:
+                # Compaction may have removed the batch's records, so the next fetch starts after the whole batch.
+                self.next_fetch_offset = max(self.next_fetch_offset, last_offset + 1)
         self.drain()
 
     def _is_aborted(self, batch: Any) -> bool:
@@ -121,85 +212,3 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
             self.aborted_producer_ids.discard(batch.producer_id)
             return False
         return bool(self._is_batch_aborted(batch))
-
-
-def read_batch(batch: Any) -> Iterator[FetchedRecord]:
-    """The records of a batch.
-
-    Private: ``DefaultRecordBatch._maybe_uncompress``, ``._buffer``, ``._pos``.
-    Why, Without it, Goes when: see ``read_fast``.
-    Tested with: kafka-python >=3.0.12,<3.1.
-
-    Raises:
-        CorruptRecordError: the bytes are not valid records.
-    """
-    batch._maybe_uncompress()
-    data = bytes(memoryview(batch._buffer)[batch._pos :])
-    base_offset = batch.base_offset
-    by_broker = batch.timestamp_type == batch.LOG_APPEND_TIME
-    stamped = batch.max_timestamp if by_broker else batch.first_timestamp
-    none: Headers = []
-    position = 0
-    try:
-        for _ in range(batch.records_count):
-            length, position = _varint(data, position)
-            end = position + length
-            position += 1  # record attributes; format 2 defines no attributes
-            since = data[position]
-            if since < 0x80:
-                since = (since >> 1) ^ -(since & 1)
-                position += 1
-            else:
-                since, position = _varint(data, position)
-            delta, position = _varint(data, position)
-            size, position = _varint(data, position)
-            key = value = None
-            if size >= 0:
-                key = data[position : position + size]
-                position += size
-            size, position = _varint(data, position)
-            if size >= 0:
-                value = data[position : position + size]
-                position += size
-            headers = none
-            if data[position]:
-                headers, position = _headers(data, position)
-            else:
-                position += 1
-            if position != end:
-                raise CorruptRecordError(f"a record near offset {base_offset + delta} does not have its stated length")
-            yield FetchedRecord(key, value, base_offset + delta, headers, stamped if by_broker else stamped + since)
-        if position != len(data):
-            raise CorruptRecordError(f"the record batch at offset {base_offset} does not end with its last record")
-    except IndexError as error:
-        raise CorruptRecordError(f"the record batch at offset {base_offset} is damaged: {error}") from error
-
-
-def _headers(data: bytes, position: int) -> tuple[Headers, int]:
-    count, position = _varint(data, position)
-    headers: Headers = []
-    for _ in range(count):
-        size, position = _varint(data, position)
-        # Brokers accept any bytes as a name. Surrogate escapes keep bytes that are not UTF-8 for a dead letter.
-        name = data[position : position + size].decode(errors="surrogateescape")
-        position += size
-        size, position = _varint(data, position)
-        headers.append((name, None if size < 0 else data[position : position + size]))
-        position += max(size, 0)
-    return headers, position
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A zigzag varint and the position after it."""
-    byte = data[position]
-    if byte < 0x80:  # most are small
-        return (byte >> 1) ^ -(byte & 1), position + 1
-    value = byte & 0x7F
-    shift = 7
-    while True:
-        position += 1
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return (value >> 1) ^ -(value & 1), position + 1
-        shift += 7

@@ -1,5 +1,6 @@
 """Reads a range of a topic with its own consumer: read_committed, and without a group, so that no offsets change."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -7,10 +8,14 @@ from typing import Any, Final, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
 
-from pipeline.errors import BrokerUnreachable
-from pipeline.kafka.batch_consumer import Headers, read_fast
+from pipeline.errors import BrokerUnreachable, KafkaError
+from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer, partition_count, translate_errors
+from pipeline.kafka.record_batch import Headers
 from pipeline.settings import Settings
+from pipeline.unreadable_batch import UnreadableBatch
+
+logger = logging.getLogger("streamgru.topic_reader")
 
 _STALLED_S: Final = 30.0  # a reachable broker delivers some records within this time
 _POLL_RECORDS: Final = 10_000
@@ -66,13 +71,15 @@ def read_topic(settings: Settings, topic: str, starts: Offsets, ends: Offsets | 
     """The records of a topic from ``starts`` to ``ends``; a partition that ``starts`` lacks is read from its beginning.
 
     Without ``ends`` every partition is read to its current end; a partition that ``ends`` lacks is not read. Records of
-    one partition come in offset order, partitions in any order.
+    one partition come in offset order, partitions in any order. A batch of readings that cannot be read is one record
+    with an ``UnreadableBatch``.
 
     Raises:
-        KafkaError: no broker answers, the topic does not exist, or the brokers stop delivering.
+        KafkaError: no broker answers, the topic does not exist, the brokers stop delivering, or a batch of forecasts or
+            states cannot be read.
     """
     with _open(settings, topic, f"reading topic {topic}", max_poll_records=_POLL_RECORDS) as (consumer, partitions):
-        read_fast(consumer)
+        read_fast(consumer, settings.kafka)
         limits = (
             consumer.end_offsets(partitions) if ends is None else {tp: ends.get(tp.partition, 0) for tp in partitions}
         )
@@ -81,7 +88,22 @@ def read_topic(settings: Settings, topic: str, starts: Offsets, ends: Offsets | 
         for tp in partitions:
             if tp.partition in starts:
                 consumer.seek(tp, starts[tp.partition])
-        yield from _poll_until(consumer, limits)
+        for record in _poll_until(consumer, limits):
+            if type(record.value) is UnreadableBatch and topic != settings.kafka.topics.readings:
+                _refuse(record.value, settings, record)
+            else:
+                yield record
+
+
+def _refuse(batch: UnreadableBatch, settings: Settings, record: LoggedRecord) -> None:
+    """Log a batch of dead letters that cannot be read, so that the other letters can; raise for other topics."""
+    message = (
+        f"topic {record.topic}, partition {record.partition}: the records at offsets {batch.first_offset} to "
+        f"{batch.last_offset} cannot be read: {batch.detail}"
+    )
+    if record.topic != settings.kafka.topics.dead_letters:
+        raise KafkaError(message)
+    logger.error("%s", message)
 
 
 def _poll_until(consumer: Any, limits: dict[Any, int]) -> Iterator[LoggedRecord]:

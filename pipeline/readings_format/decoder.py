@@ -10,6 +10,7 @@ from pipeline.foreign_payloads import describe_value
 from pipeline.messages import OWN_FORM_HEADER, Headers, Reading, ReadingDecoder, Rejected
 from pipeline.readings_format.field_mapping import FieldMapping, KeyReader, Message
 from pipeline.settings import Settings
+from pipeline.unreadable_batch import UnreadableBatch
 
 
 class RecordDecoder(Protocol):
@@ -58,6 +59,8 @@ class MappedDecoder:
         """See ``RecordDecoder.decode``."""
         if value is None:
             raise Rejected("no-value", "the record has no value")
+        if type(value) is UnreadableBatch:
+            raise Rejected(value.reason, value.detail, value.records)
         if headers and OWN_FORM_HEADER in headers:
             return self._own.decode(key, value)
         return self._mapping.reading(Message(self._read_value(value), key, headers, sent_ms))

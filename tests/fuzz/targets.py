@@ -13,7 +13,7 @@ from pipeline.forecaster.positions import CommittedPosition, PartitionLog, Posit
 from pipeline.forecaster.readings import decode_records
 from pipeline.forecaster.state_records import StateRecords
 from pipeline.forecaster.state_store import ServedModel
-from pipeline.kafka.batch_consumer import FetchedRecord
+from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
     LARGEST_VALUE,

@@ -7,8 +7,9 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from pipeline.kafka.batch_consumer import FEW_RECORDS, FetchedRecord, fetch_late, read_fast
+from pipeline.kafka.batch_consumer import FEW_RECORDS, fetch_late, read_fast
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer
+from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.settings import Settings
 from tests.waiting import wait_until
 
@@ -44,7 +45,7 @@ def filled(broker: Settings) -> str:
 def read(settings: Settings, topic: str, *, fast: bool, isolation_level: str) -> tuple[list[FetchedRecord], int]:
     consumer = make_consumer(settings, isolation_level=isolation_level)
     if fast:
-        read_fast(consumer)
+        read_fast(consumer, settings.kafka)
     where = TopicPartition(topic, 0)
     consumer.assign([where])
     consumer.seek(where, 3)  # in the middle of a batch

@@ -7,9 +7,10 @@ from kafka import TopicPartition
 
 from pipeline.audit.verify import verify
 from pipeline.history.ingest import ingest
-from pipeline.kafka.batch_consumer import FetchedRecord, Headers, read_fast
+from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.batch_producer import BatchAppender, encode_headers
 from pipeline.kafka.clients import make_consumer, make_producer
+from pipeline.kafka.record_batch import FetchedRecord, Headers
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
@@ -57,7 +58,7 @@ def send(settings: Settings, steps: range, headers: Headers, codec: str | None =
 
 def read_dead_letters(settings: Settings, count: int) -> list[FetchedRecord]:
     where = TopicPartition(settings.kafka.topics.dead_letters, 0)
-    consumer = read_fast(make_consumer(settings))
+    consumer = read_fast(make_consumer(settings), settings.kafka)
     consumer.assign([where])
     consumer.seek(where, 0)
     found: list[FetchedRecord] = []

@@ -1,6 +1,9 @@
-"""``read_batch`` reads the same records from the same bytes as kafka-python."""
+"""``read_batch`` reads the same records from the same bytes as kafka-python; unreadable batches become one record."""
 
+import tracemalloc
 from contextlib import suppress
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -8,7 +11,21 @@ from hypothesis import strategies as st
 from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
-from pipeline.kafka.batch_consumer import FetchedRecord, read_batch
+from pipeline.kafka.decompression import TooLarge
+from pipeline.kafka.record_batch import (
+    RECORD_BYTES,
+    FetchedRecord,
+    find_fault,
+    find_last_offset,
+    read_batch,
+    read_or_set_aside,
+    split_batches,
+)
+from pipeline.messages import InputPosition, ReadingDecoder, Rejected, dead_letter
+from pipeline.unreadable_batch import DAMAGED, OVERSIZED, UnreadableBatch
+from tests.raw_batches import CODECS, GZIP, LZ4, NONE, SNAPPY, ZSTD, RawBatch, batch_of, bomb, compress, record
+
+LIMIT = 1 << 30
 
 Content = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]], int]
 
@@ -47,7 +64,7 @@ def test_records_equal_those_of_the_client(records: list[Content], compression: 
     theirs = [
         FetchedRecord(one.key, one.value, one.offset, one.headers, one.timestamp) for one in DefaultRecordBatch(data)
     ]
-    assert list(read_batch(DefaultRecordBatch(data))) == theirs
+    assert read_batch(DefaultRecordBatch(data), LIMIT).records == theirs
 
 
 @given(records=contents, data=st.data())
@@ -58,11 +75,129 @@ def test_a_damaged_batch_is_read_or_raises_only_corrupt_record_error(
     at = data.draw(st.integers(DefaultRecordBatch.HEADER_STRUCT.size, len(batch) - 1))
     batch[at] = data.draw(st.integers(0, 255))
     with suppress(CorruptRecordError):  # the checksum, verified before, finds every damage
-        list(read_batch(DefaultRecordBatch(batch)))
+        read_batch(DefaultRecordBatch(batch), LIMIT)
 
 
 @pytest.mark.parametrize("cut", [1, 5])
 def test_a_batch_cut_short_is_damaged(cut: int) -> None:
     batch = encoded([(b"key", b"a longer value", [], 0)])
     with pytest.raises(CorruptRecordError):
-        list(read_batch(DefaultRecordBatch(batch[:-cut])))
+        read_batch(DefaultRecordBatch(batch[:-cut]), LIMIT)
+
+
+# --- batches that cannot be read --------------------------------------------------------------------------------------
+
+READINGS: list[tuple[bytes | None, bytes | None]] = [(b"s", b"value %d" % number) for number in range(3)]
+WHERE = SimpleNamespace(topic="readings", partition=1)
+
+
+def set_aside(batch: RawBatch, limit: int = LIMIT) -> UnreadableBatch:
+    """The one record of a batch that cannot be read."""
+    client = DefaultRecordBatch(batch.encode())
+    (found,), _ = read_or_set_aside(client, limit, client.last_offset, find_fault(client, check_crc=True))
+    assert isinstance(found.value, UnreadableBatch)
+    assert (found.key, found.offset, found.next_offset) == (None, batch.base_offset, client.last_offset + 1)
+    return found.value
+
+
+@pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD])
+def test_a_batch_that_unpacks_beyond_the_limit_is_set_aside_in_flat_memory(codec: int) -> None:
+    batch = bomb(codec, 100_000_000, b"s", b"{}")
+    tracemalloc.start()
+    aside = set_aside(batch, 4_000_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16_000_000 + 3 * len(batch.records)
+    assert (aside.reason, aside.first_offset, aside.last_offset, aside.records) == (OVERSIZED, 0, 99, 100)
+    assert bytes(aside) == batch.encode()
+    for part in ("offsets 0 to 99", "100 records", "kafka.max_batch_bytes allows 4,000,000", tuple(CODECS)[codec]):
+        assert part in aside.detail
+
+
+def test_a_snappy_block_that_claims_gigabytes_is_refused_before_it_takes_memory() -> None:
+    aside = set_aside(RawBatch(b"\xff\xff\xff\xff\x0f" + b"\x00" * 100, 3, SNAPPY), 4_000_000)
+    assert aside.reason == OVERSIZED
+    assert "at least 4,294,968," in aside.detail  # the claim, and the memory of three records
+
+
+def test_many_records_or_headers_of_no_bytes_count_as_memory() -> None:
+    tiny = record(0, None, None)
+    assert set_aside(RawBatch(tiny, 2_000_000), 100_000_000).reason == OVERSIZED
+    headers = bytearray(tiny[1:-1]) + b"\x80\x80\x80\x01" + b"\x00\x01" * 10
+    with pytest.raises(TooLarge):
+        read_batch(DefaultRecordBatch(RawBatch(bytes([2 * len(headers)]) + headers, 1).encode()), 10_000 * RECORD_BYTES)
+
+
+@pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD])
+@pytest.mark.parametrize("cut", [1, 4, 9, 20])
+def test_a_compressed_batch_that_is_cut_short_is_damaged(codec: int, cut: int) -> None:
+    batch = batch_of(codec, READINGS)
+    data = replace(batch, records=batch.records[:-cut]).encode()
+    if codec == LZ4 and cut <= 4:  # only the end mark is missing, which readers of the records do not need
+        return
+    (found,), _ = read_or_set_aside(DefaultRecordBatch(data), LIMIT, 2)
+    assert isinstance(found.value, UnreadableBatch)
+    assert (found.value.reason, found.value.records) == (DAMAGED, 3)
+
+
+INNER = [record(number, *READINGS[number]) for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "detail"),
+    [
+        (replace(batch_of(LZ4, READINGS), crc=1), "checksum"),
+        (replace(batch_of(LZ4, READINGS), magic=7), "record format is 7"),
+        (replace(batch_of(LZ4, READINGS), codec=5), "compression codec 5"),
+        (replace(batch_of(LZ4, READINGS), codec=GZIP), "gzip data is damaged"),
+        (replace(batch_of(NONE, READINGS), count=4), "end too early"),
+        (replace(batch_of(NONE, READINGS), count=2), "does not end with its last record"),
+        (RawBatch(INNER[0] + record(9, *READINGS[1]) + INNER[2], 3), "do not ascend"),
+        (RawBatch(INNER[0] + INNER[1] + record(9, *READINGS[1]), 3), "after the batch"),
+        (RawBatch(compress(ZSTD, [bytes([INNER[0][0] ^ 0x3C]) + INNER[0][1:], *INNER[1:]]), 3, ZSTD), "stated length"),
+        (RawBatch(b"\x80" * 1_000_000, 3), "too long"),
+    ],
+)
+def test_a_damaged_batch_is_set_aside_with_its_fault(batch: RawBatch, detail: str) -> None:
+    aside = set_aside(replace(batch, base_offset=40))
+    assert (aside.reason, aside.first_offset, aside.last_offset) == (DAMAGED, 40, 40 + batch.count - 1)
+    assert detail in aside.detail
+
+
+@pytest.mark.parametrize("codec", [GZIP, LZ4])
+def test_bytes_after_the_compressed_data_do_not_matter_as_brokers_accept_them(codec: int) -> None:
+    batch = batch_of(codec, READINGS)
+    found, _ = read_batch(DefaultRecordBatch(replace(batch, records=batch.records + b"more").encode()), LIMIT)
+    assert [(one.key, one.value) for one in found] == READINGS
+
+
+def test_a_damaged_header_does_not_hide_the_batches_after_it() -> None:
+    batches = [replace(batch_of(NONE, READINGS), base_offset=first, last_offset_delta=1 << 30) for first in (0, 3)]
+    found = list(split_batches(b"".join(batch.encode() for batch in batches), WHERE, 0))
+    assert [following for _, following in found] == [3, None]
+    first, second = (DefaultRecordBatch(content) for content, _ in found)
+    assert find_last_offset(first, 3, end_of_log=6) == 2
+    assert find_last_offset(second, None, end_of_log=6) == 5
+
+
+def test_an_impossible_batch_length_is_an_error_with_the_position() -> None:
+    data = bytearray(batch_of(NONE, READINGS).encode() * 2)
+    data[8:12] = b"\x00\x00\x00\x07"
+    with pytest.raises(CorruptRecordError, match="partition 1 of readings: a record batch at or after offset 17 "):
+        list(split_batches(bytes(data), WHERE, 17))
+
+
+def test_the_dead_letter_of_a_batch_names_its_offsets_and_count() -> None:
+    aside = set_aside(replace(batch_of(LZ4, READINGS), crc=1, base_offset=40))
+    with pytest.raises(Rejected) as caught:
+        ReadingDecoder(("a",)).decode(None, aside)
+    rejected = caught.value
+    assert (rejected.reason, rejected.records) == (DAMAGED, 3)
+    for limit in (1_000_000, 50):
+        letter = dead_letter(None, aside, [], rejected, InputPosition("readings", 1, 40), limit)
+        assert letter.value == bytes(aside)[:limit]
+        headers = dict(letter.headers)
+        assert headers["streamgru-offset"] == b"40"
+        assert headers["streamgru-last-offset"] == b"42"
+        assert headers["streamgru-records"] == b"3"
+        assert len(rejected.detail) < 500  # not cut

@@ -19,7 +19,7 @@ from pipeline.forecaster.positions import CommittedPosition, Position
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.rebuild import RebuildReport, SensorAnchors, StateRebuilder, anchors_of_states
 from pipeline.forecaster.state_store import ServedModel
-from pipeline.kafka.batch_consumer import FetchedRecord
+from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, encode_reading, microseconds
 from pipeline.settings import Settings
 from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster
