@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+from pipeline.dead_letter_form import BATCH_LAST_OFFSET, BATCH_RECORDS
 from pipeline.errors import KafkaError, TopicError
 from pipeline.kafka.batch_producer import BatchAppender, check_delivered, encode_headers
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translate_errors
 from pipeline.kafka.topic_reader import read_topic, topic_ends, topic_starts
-from pipeline.messages import BATCH_LAST_OFFSET, BATCH_RECORDS, Rejected
+from pipeline.messages import Rejected
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
 from pipeline.settings import Settings
@@ -19,7 +20,7 @@ from pipeline.unreadable_batch import BATCH_REASONS
 _TOGETHER: Final = 1_000  # letters per transaction; with more, the transaction could time out
 _TOGETHER_BYTES: Final = 2 * 1024 * 1024  # per transaction; at 1 MB/s sent within forecaster.delivery_timeout_s
 _NAMED: Final = 10  # letters named in an error message
-# Headers that `messages.dead_letter` appends to the original's; if the original was cut, its size stands before them.
+# Headers that `dead_letter_form.dead_letter` appends to the original's; if the original was cut, its size stands before them.
 _HEADERS: Final = ("streamgru-reason", "streamgru-detail", "streamgru-topic", "streamgru-partition", "streamgru-offset")
 TRUNCATED: Final = "streamgru-truncated"
 

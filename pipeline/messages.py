@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -26,6 +26,8 @@ EARLIEST_TIMESTAMP_US: Final = -2_208_988_800_000_000  # 1900-01-01T00:00:00Z
 LATEST_TIMESTAMP_US: Final = 7_258_118_400_000_000  # 2200-01-01T00:00:00Z
 # Sums of squares must fit into float64, and a value into float32; no sensor measures more.
 LARGEST_VALUE: Final = 1e30
+# A compressed record may be far larger than the topic's limit, and JSON takes twenty times its bytes once decoded.
+LARGEST_READING_BYTES: Final = 16 * 1024 * 1024
 # Kafka allows longer keys. A longer sensor id is a mistake, and every forecast and state would repeat it.
 LONGEST_SENSOR_ID_BYTES: Final = 1_024
 
@@ -73,6 +75,13 @@ class Rejected(Exception):
         self.records = records
 
 
+def refusal(value: bytes, largest_bytes: int) -> Rejected:
+    """The rejection of a value that is not decoded: a batch that cannot be read, or too many bytes."""
+    if isinstance(value, UnreadableBatch):
+        return Rejected(value.reason, value.detail, value.records)
+    return Rejected("malformed", f"the value has {len(value):,} bytes, and the largest reading {largest_bytes:,}")
+
+
 class _LooseMessage(msgspec.Struct, frozen=True):
     """``ReadingMessage`` with values of any JSON type."""
 
@@ -91,8 +100,9 @@ class ReadingDecoder:
     REASONS: Final = ("no-value", "malformed", "bad-key", "bad-timestamp", "bad-value", "no-feature", *BATCH_REASONS)
     is_keyed_by_sensor: Final = True  # the key of an accepted record is the sensor id
 
-    def __init__(self, features: Sequence[str]) -> None:
+    def __init__(self, features: Sequence[str], largest_bytes: int = LARGEST_READING_BYTES) -> None:
         self._features = tuple(features)
+        self._largest_bytes = largest_bytes
         self._decode = msgspec.json.Decoder(ReadingMessage).decode
         self._decode_loosely = msgspec.json.Decoder(_LooseMessage).decode
         self._decode_number = msgspec.json.Decoder(float | None).decode
@@ -107,8 +117,8 @@ class ReadingDecoder:
         """
         if value is None:
             raise Rejected("no-value", "the record has no value")
-        if type(value) is UnreadableBatch:
-            raise Rejected(value.reason, value.detail, value.records)
+        if type(value) is UnreadableBatch or len(value) > self._largest_bytes:
+            raise refusal(value, self._largest_bytes)
         try:
             message = self._decode(value)
             sensor_id, timestamp, values = message.sensor_id, message.timestamp, message.values
@@ -271,71 +281,6 @@ def forecast_headers(forecast: Forecast, traceparent: bytes | None = None) -> li
     if traceparent is not None:
         headers.append(("traceparent", traceparent))
     return headers
-
-
-# --- dead letters -----------------------------------------------------------------------------------------------------
-
-
-BATCH_LAST_OFFSET: Final = "streamgru-last-offset"
-BATCH_RECORDS: Final = "streamgru-records"
-
-
-class DeadLetterRecord(NamedTuple):
-    """Key, value and headers of a dead letter."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: list[tuple[str, bytes | None]]
-
-
-def dead_letter(
-    key: bytes | None,
-    value: bytes | None,
-    original: Headers,
-    rejected: Rejected,
-    position: InputPosition,
-    limit_bytes: int,
-) -> DeadLetterRecord:
-    """The dead letter of a rejected record: its key, value and headers, then headers with the reason and its position.
-
-    The size limit of the readings topic applies to compressed bytes: 20 MB of spaces pass it as 50 KB. The dead letter
-    topic would refuse such a record at every attempt, so key, value and headers are cut to ``limit_bytes`` in all. A
-    reading that was sent uncompressed always fits. The value is cut first. If key and headers alone exceed the limit,
-    the headers are discarded and the key is cut. The header ``streamgru-truncated`` then holds the original size.
-
-    A batch that cannot be read is one dead letter, with the bytes of the batch as its value. Two more headers hold its
-    last offset and the number of its records.
-    """
-    headers = list(original)
-    batch = value if isinstance(value, UnreadableBatch) else None
-    room = limit_bytes - _headers_bytes(headers)
-    key_bytes, value_bytes = len(key or b""), len(value or b"")
-    if key_bytes + value_bytes > room:
-        size = limit_bytes - room + key_bytes + value_bytes
-        if key_bytes > room:
-            headers, room = [], limit_bytes
-        key = key and key[:room]
-        value = value and value[: room - len(key or b"")]
-        headers.append(("streamgru-truncated", str(size).encode()))
-    if batch is not None:
-        headers.append((BATCH_LAST_OFFSET, str(batch.last_offset).encode()))
-        headers.append((BATCH_RECORDS, str(batch.records).encode()))
-    headers += [
-        ("streamgru-reason", rejected.reason.encode()),
-        ("streamgru-detail", rejected.detail.encode(errors="replace")[:500]),
-        ("streamgru-topic", position.topic.encode()),
-        ("streamgru-partition", str(position.partition).encode()),
-        ("streamgru-offset", str(position.offset).encode()),
-    ]
-    return DeadLetterRecord(key, value, headers)
-
-
-def _headers_bytes(headers: Headers) -> int:
-    """Bytes of the headers in a record, including the length fields of their names and values."""
-    parts = [
-        part for name, value in headers for part in (len(name.encode(errors="surrogateescape")), len(value or b""))
-    ]
-    return sum(part + max(1, -(-(2 * part).bit_length() // 7)) for part in parts)
 
 
 # --- state records ----------------------------------------------------------------------------------------------------

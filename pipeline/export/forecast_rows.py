@@ -10,6 +10,7 @@ import polars as pl
 
 from pipeline.flat_forecasts import quantile_column
 from pipeline.messages import Forecast, decode_forecast, microseconds
+from pipeline.unreadable_batch import UnreadableBatch
 
 
 class ForecastChunk:
@@ -32,7 +33,11 @@ class ForecastChunk:
             try:
                 forecast = decode_forecast(record.value or b"")
             except (msgspec.MsgspecError, UnicodeError, RecursionError):
-                self.left_out["not a forecast"] += 1
+                batch = record.value
+                if isinstance(batch, UnreadableBatch):
+                    self.left_out[batch.reason] += batch.records
+                else:
+                    self.left_out["not a forecast"] += 1
                 continue
             self._forecasts.append((partition, record.offset, forecast))
             self._rows += sum(

@@ -17,6 +17,7 @@ import numpy as np
 from kafka import TopicPartition
 
 from model.stepper import Forecasts
+from pipeline.dead_letter_form import dead_letter
 from pipeline.flat_forecasts import FlatForecastEncoder
 from pipeline.forecaster.encoding import ForecastEncoder, round_to_scale
 from pipeline.forecaster.metrics import Counters
@@ -25,7 +26,7 @@ from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.state_store import Rows, ServedModel, States, StepResult
 from pipeline.forecaster.transaction import Records
 from pipeline.kafka.batch_producer import encode_headers
-from pipeline.messages import InputPosition, ModelId, Rejected, dead_letter
+from pipeline.messages import InputPosition, ModelId, Rejected
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_detail
 from pipeline.settings import Settings

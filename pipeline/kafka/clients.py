@@ -33,7 +33,7 @@ HEARTBEAT_SHARE: Final = 1 / 6
 BATCH_BYTES: Final = 256 * 1024
 # Largest forecast or state; 10,000 steps of several quantiles and targets fit.
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
-# A dead letter is the record with its headers and at most 1.5 KB of headers from ``messages.dead_letter``.
+# A dead letter is the record with its headers and at most 1.5 KB of headers from ``dead_letter_form``.
 DEAD_LETTER_ROOM_BYTES: Final = 16 * 1024
 
 _UNREACHABLE: Final = (

@@ -7,7 +7,15 @@ import msgspec
 
 from pipeline.foreign_keys import describe_key
 from pipeline.foreign_payloads import describe_value
-from pipeline.messages import OWN_FORM_HEADER, Headers, Reading, ReadingDecoder, Rejected
+from pipeline.messages import (
+    LARGEST_READING_BYTES,
+    OWN_FORM_HEADER,
+    Headers,
+    Reading,
+    ReadingDecoder,
+    Rejected,
+    refusal,
+)
 from pipeline.readings_format.field_mapping import FieldMapping, KeyReader, Message
 from pipeline.settings import Settings
 from pipeline.unreadable_batch import UnreadableBatch
@@ -37,8 +45,13 @@ class RecordDecoder(Protocol):
 def make_decoder(settings: Settings) -> RecordDecoder:
     """The decoder for the settings' features and the form of the readings topic."""
     if not settings.readings.is_mapped:
-        return ReadingDecoder(settings.features)
+        return ReadingDecoder(settings.features, _largest_bytes(settings))
     return MappedDecoder(settings)
+
+
+def _largest_bytes(settings: Settings) -> int:
+    """The largest value that is decoded: well above a reading that the topic takes uncompressed."""
+    return max(LARGEST_READING_BYTES, 2 * settings.kafka.max_reading_bytes)
 
 
 class MappedDecoder:
@@ -49,6 +62,7 @@ class MappedDecoder:
     def __init__(self, settings: Settings) -> None:
         readings = settings.readings
         self._own = ReadingDecoder(settings.features)
+        self._largest_bytes = _largest_bytes(settings)
         self._read_value = _value_reader(settings)
         key_format = readings.key_format or ("json" if "@key." in (readings.sensor or "") else "text")
         self._mapping = FieldMapping(readings, settings.features, _key_reader(key_format))
@@ -59,8 +73,8 @@ class MappedDecoder:
         """See ``RecordDecoder.decode``."""
         if value is None:
             raise Rejected("no-value", "the record has no value")
-        if type(value) is UnreadableBatch:
-            raise Rejected(value.reason, value.detail, value.records)
+        if type(value) is UnreadableBatch or len(value) > self._largest_bytes:
+            raise refusal(value, self._largest_bytes)
         if headers and OWN_FORM_HEADER in headers:
             return self._own.decode(key, value)
         return self._mapping.reading(Message(self._read_value(value), key, headers, sent_ms))

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from model.state import non_finite
+from pipeline.dead_letter_form import dead_letter
 from pipeline.errors import StateError
 from pipeline.forecaster.positions import CommittedPosition, PartitionLog, Position
 from pipeline.forecaster.readings import decode_records
@@ -23,7 +24,6 @@ from pipeline.messages import (
     ReadingDecoder,
     Rejected,
     StateTag,
-    dead_letter,
     decode_state,
     encode_reading,
 )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
+from pipeline.dead_letter_form import dead_letter
 from pipeline.kafka.decompression import TooLarge
 from pipeline.kafka.record_batch import (
     RECORD_BYTES,
@@ -21,7 +22,7 @@ from pipeline.kafka.record_batch import (
     read_or_set_aside,
     split_batches,
 )
-from pipeline.messages import InputPosition, ReadingDecoder, Rejected, dead_letter
+from pipeline.messages import InputPosition, ReadingDecoder, Rejected
 from pipeline.unreadable_batch import DAMAGED, OVERSIZED, UnreadableBatch
 from tests.raw_batches import CODECS, GZIP, LZ4, NONE, SNAPPY, ZSTD, RawBatch, batch_of, bomb, compress, record
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.commands.topics import schema
+from pipeline.dead_letter_form import DeadLetterRecord, dead_letter
 from pipeline.errors import StateError
 from pipeline.kafka.batch_producer import encode_headers, encode_varint
 from pipeline.messages import (
@@ -19,7 +20,6 @@ from pipeline.messages import (
     LARGEST_VALUE,
     LATEST_TIMESTAMP_US,
     LONGEST_SENSOR_ID_BYTES,
-    DeadLetterRecord,
     Forecast,
     Headers,
     InputPosition,
@@ -29,7 +29,6 @@ from pipeline.messages import (
     Rejected,
     StateAge,
     StateTag,
-    dead_letter,
     decode_forecast,
     decode_state,
     encode_reading,
@@ -39,6 +38,8 @@ from pipeline.messages import (
     microseconds,
     quantile_key,
 )
+from pipeline.readings_format.decoder import make_decoder
+from pipeline.settings import Settings
 
 FEATURES = ("PM2.5", "TEMP")
 DECODER = ReadingDecoder(FEATURES)
@@ -346,3 +347,13 @@ def test_the_schema_command_prints_all_schemas_or_one() -> None:
     assert printed() == json_schemas()
     assert printed("reading")["$ref"] == json_schemas()["reading"]["$ref"]
     assert CliRunner().invoke(schema, ["letters"]).exit_code == 2
+
+
+def test_a_value_of_absurd_size_is_rejected_before_it_is_decoded() -> None:
+    value = b'{"sensor_id": "s", "timestamp": 0, "values": {"a": 1}}'
+    assert ReadingDecoder(("a",), len(value)).decode(b"s", value).values == (1.0,)
+    with pytest.raises(Rejected, match="malformed: the value has 55 bytes, and the largest reading 54"):
+        ReadingDecoder(("a",), len(value)).decode(b"s", value + b" ")
+    mapped = make_decoder(Settings(features=("a",), targets=("a",), readings={"sensor": "id"}))
+    with pytest.raises(Rejected, match="malformed: the value has 17,000,000 bytes"):
+        mapped.decode(b"s", bytes(17_000_000))

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from deploy.cli import COMMANDS, streamgru
+from pipeline.dead_letter_form import dead_letter
 from pipeline.flat_forecasts import flat_columns
 from pipeline.forecaster.partitions import TRANSITIONS
 from pipeline.forecaster.stuck_detection import ForecasterState
@@ -24,7 +25,6 @@ from pipeline.messages import (
     ReadingDecoder,
     Rejected,
     StateAge,
-    dead_letter,
     decode_forecast,
     forecast_headers,
 )
