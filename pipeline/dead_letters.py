@@ -20,7 +20,7 @@ from pipeline.unreadable_batch import BATCH_REASONS
 _TOGETHER: Final = 1_000  # letters per transaction; with more, the transaction could time out
 _TOGETHER_BYTES: Final = 2 * 1024 * 1024  # per transaction; at 1 MB/s sent within forecaster.delivery_timeout_s
 _NAMED: Final = 10  # letters named in an error message
-# Headers that `dead_letter_form.dead_letter` appends to the original's; if the original was cut, its size stands before them.
+# Headers that `dead_letter` appends to the original's; if the original was cut, its size stands before them.
 _HEADERS: Final = ("streamgru-reason", "streamgru-detail", "streamgru-topic", "streamgru-partition", "streamgru-offset")
 TRUNCATED: Final = "streamgru-truncated"
 
