@@ -30,11 +30,12 @@ def guess_notes(names: Sequence[str], guesses: Sequence[Guesses]) -> list[str]:
     """One line for all files with the same guesses."""
     by_guess: dict[tuple[str, str], list[str]] = {}
     for name, each in zip(names, guesses, strict=True):
-        if each.sentences:
-            by_guess.setdefault((", ".join(each.sentences), each.command), []).append(name)
+        by_guess.setdefault((", ".join(each.sentences), each.command), []).append(name)
+    alone = "" if len(by_guess) == 1 else " for these files alone"
     found = []
     for (sentences, command), files in by_guess.items():
-        some = ", ".join(files[:_MOST_NAMES])
-        some = some if len(files) <= _MOST_NAMES else f"{some} and {len(files) - _MOST_NAMES} more files"
-        found.append(f"guessed for {some}: {sentences}; options that say the same: {command}")
+        if sentences:
+            some = ", ".join(files[:_MOST_NAMES])
+            some = some if len(files) <= _MOST_NAMES else f"{some} and {len(files) - _MOST_NAMES} more files"
+            found.append(f"guessed for {some}: {sentences}; options that say the same{alone}: {command}")
     return found

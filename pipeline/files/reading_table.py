@@ -100,7 +100,7 @@ def read_readings(
     notes = [*guess_notes([source.name for source in sources], guesses), *notes]
     found = ReadingTable(
         sensors=tuple(ids),
-        sensor_codes=codes.to_numpy(),
+        sensor_codes=codes.to_numpy().astype(np.int64, copy=False),
         timestamp_us=kept[_TIME].to_numpy(),
         values={feature: kept[name].fill_null(float("nan")).to_numpy() for name, feature in columns.items()},
         notes=tuple(dict.fromkeys(notes)),  # several files may give the same note

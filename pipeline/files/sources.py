@@ -2,6 +2,8 @@
 
 import glob
 import gzip
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,11 @@ TEXT_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 ZIP_SUFFIX: Final = ".zip"
 SUFFIXES: Final = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
+# Errors of the readers of archives; they raise the last five for damaged names, positions and lengths.
+_DAMAGED: Final = (
+    *(EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile),
+    *(ValueError, LookupError, struct.error, OverflowError, MemoryError),
+)
 # Text that marks a partition whose value is null in the folder names of a Hive dataset.
 _HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 
@@ -68,7 +75,7 @@ def naming_file(name: str) -> Iterator[None]:
     """Turn the errors of file systems and archives into a message with the file's name."""
     try:
         yield
-    except (EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+    except _DAMAGED as error:
         raise DataFileError(f"{name} cannot be read: its compressed data is damaged or incomplete ({error})") from error
     except OSError as error:
         raise DataFileError(f"{name} cannot be read: {error.strerror or error}") from error

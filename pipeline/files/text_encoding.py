@@ -74,7 +74,7 @@ def _recognised(content: bytes, name: str, guesses: Guesses) -> bytes:
         except UnicodeDecodeError:
             encoding = "latin-1"
             text = content.decode(encoding)
-        word = next(word for word in text.split() if not word.isascii())
+        word = next((word for word in text.split() if not word.isascii()), "")
         guesses.add(f"the encoding is {encoding}, in which the file has {word[:30]!r}", "--encoding", encoding)
         return text.encode()
     return content

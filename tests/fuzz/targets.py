@@ -28,6 +28,7 @@ from pipeline.messages import (
     encode_reading,
 )
 from pipeline.settings import Settings
+from tests.fuzz.files import files
 from tests.fuzz.mutation import mutate
 from tests.fuzz.settings import settings
 from tests.integration.stream_rig import small_forecaster
@@ -213,4 +214,5 @@ TARGETS: dict[str, Target] = {
     "restore": restore,
     "steps": steps,
     "settings": settings,
+    "files": files,
 }
