@@ -1,5 +1,6 @@
 """``streamgru backtest``: scores a model on data of your own, and compares it with baselines."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,7 +156,7 @@ def backtest(
         }
     )
     source = ", ".join(str(path) for path in data) or str(settings.history_path)
-    name = data[0].name.split(".")[0] if data else "history"
+    name = _name_of(data[0]) if data else "history"
     trained = None
     if report is not None:
         trained = read_trained_model(report)
@@ -219,6 +220,12 @@ def backtest(
     write_report(done, trained, folder, made_with | {"standardise": standardise})
     checkpoint.unlink(missing_ok=True)  # the report holds the result
     console.print(f"scores and plots are in {folder}", soft_wrap=True)
+
+
+def _name_of(path: Path) -> str:
+    """The name of the data in the folder of results; of a pattern such as ``data/*.csv``, its folder's name."""
+    fixed = path if not set(path.name) & set("*?[") else path.parent
+    return re.sub(r"[*?\[\]]+", "", fixed.resolve().name.split(".")[0]) or "files"
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pipeline.files.datafile import CellError
 from pipeline.messages import LARGEST_VALUE, LONGEST_SENSOR_ID_BYTES
 
-# Bytes of a record around its key and value: the head of its batch, and its own fields.
-RECORD_OVERHEAD_BYTES: Final = 100
+# Bytes of a record around its key and value: the head of its batch, its own fields and header.
+RECORD_OVERHEAD_BYTES: Final = 150
 # Most bytes of a value in JSON, with a comma: a sign, 17 digits, a point and an exponent.
 _VALUE_BYTES: Final = 26
 _FRAME_BYTES: Final = 80  # of a reading's JSON around its sensor id and values

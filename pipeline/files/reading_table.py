@@ -184,7 +184,18 @@ class _FileReader:
         if not given and (pair := self._date_and_time()):
             self.guesses.add(f"{' and '.join(pair)} together hold the time", "--time-column", ",".join(pair))
             return pair
-        return find_time_columns(table.frame, Path(name), table.column(given[0]) or given[0] if given else None)
+        if given:
+            return find_time_columns(table.frame, Path(name), table.column(given[0]) or given[0])
+        try:
+            return find_time_columns(table.frame, Path(name), None)
+        except DataFileError:
+            # A feature called "timestamp" is not the time, if another column can be.
+            others = [column for column in table.frame.columns if column not in self.features]
+            try:
+                return find_time_columns(table.frame.select(others), Path(name), None)
+            except DataFileError:
+                pass
+            raise
 
     def _date_and_time(self) -> tuple[str, str] | None:
         """A column of dates and one of times of day, by their names and cells."""

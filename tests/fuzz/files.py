@@ -109,8 +109,7 @@ def files(chance: random.Random) -> None:
     features = FEATURES[:1] if layout.columns_as_sensors else FEATURES[: chance.randrange(1, len(FEATURES) + 1)]
     try:
         table = read_readings(paths, layout, features, LARGEST)
-    except DataFileError as error:
-        assert str(error).strip()
+    except DataFileError:
         return
     except pl.exceptions.PanicException as error:  # not an Exception, so the runner would end
         raise AssertionError(f"Polars panicked: {error}") from error
@@ -137,10 +136,7 @@ def check_accepted(table: ReadingTable) -> None:
 
 def _write(chance: random.Random, stem: Path) -> Path:
     kind = chance.choice((".csv", ".csv", ".csv", ".tsv", ".csv.gz", ".zip", ".parquet"))
-    if kind == ".parquet":
-        content = _broken(chance, _PARQUET)
-    else:
-        content = _broken(chance, _TEXTS)
+    content = _broken(chance, _PARQUET if kind == ".parquet" else _TEXTS)
     if kind == ".csv.gz":
         content = _perhaps_broken(chance, gzip.compress(content, 1))
     if kind == ".zip":
