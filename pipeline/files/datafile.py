@@ -7,8 +7,8 @@ named, or one typing error would turn a column of numbers into text.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from io import BytesIO
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -21,6 +21,12 @@ from pipeline.files.file_layout import FileLayout
 from pipeline.files.guesses import Guesses
 from pipeline.files.sources import Source
 from pipeline.files.text_encoding import utf8_text
+
+# PyArrow's errors are kinds of ValueError, OSError, LookupError, TypeError, RuntimeError and MemoryError.
+_PARQUET_ERRORS: Final = (
+    *(pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, OSError, LookupError, TypeError),
+    *(RuntimeError, MemoryError, OverflowError),
+)
 
 
 class CellError(DataFileError):
@@ -83,13 +89,19 @@ def read_table(source: Source, layout: FileLayout, guesses: Guesses, notes: list
 
 
 def _read_parquet(source: Source, content: bytes) -> pl.DataFrame:
+    # PyArrow names the fault in a damaged file. Polars panics, and its threads write their stacks to the terminal.
+    import pyarrow
+    import pyarrow.parquet
+
     try:
-        frame = pl.read_parquet(BytesIO(content))
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content)).read()
+        table.validate(full=True)
+        frame = pl.DataFrame(table)
         padded = {name: name.strip() for name in frame.columns if name != name.strip()}
         frame = frame.rename({old: new for old, new in padded.items() if new and new not in frame.columns})
         constants = {name: value for name, value in source.constants if name not in frame.columns}
         return frame.with_columns(pl.lit(value, pl.String).alias(name) for name, value in constants.items())
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+    except _PARQUET_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataFileError(f"{source.name} cannot be read: {reason}") from error
 

@@ -37,7 +37,7 @@ from tests.documents import DOCUMENTS, FOLDER_READMES, README, ROOT, Document
 
 MOST_WORDS = 1_500  # limit of the root README
 # The reader's own files, and files that a command writes.
-NOT_OURS = {"my.toml", "my.csv", "ETTh1.csv", "scores.json"}
+NOT_OURS = {"my.toml", "air.toml", "my.csv", "ETTh1.csv", "scores.json", ".parquet"}
 OURS = (".py", ".md", ".toml", ".yaml", ".yml", ".jars", ".png", ".parquet")
 
 by_name = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
@@ -166,7 +166,7 @@ def test_make_targets_modules_and_options_in_running_text_exist(document: Docume
 
 
 def all_options(command: click.Command, context: click.Context) -> Iterator[str]:
-    yield from (name for option in command.params for name in option.opts)
+    yield from (name for option in command.params for name in (*option.opts, *option.secondary_opts))
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             below = command.get_command(context, name)
