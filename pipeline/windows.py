@@ -18,6 +18,7 @@ from model.reorder_buffer import GracePeriod, reorder
 from model.sequences import Sequences, build_sequences
 from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
+from pipeline.history.columns import column_of
 from pipeline.history.table import History
 from pipeline.settings import Settings
 
@@ -124,7 +125,7 @@ def cadence_warning(sequences: Sequences) -> str | None:
 def sequences_from_readings(
     readings: pl.LazyFrame, features: Sequence[str], *, grace: GracePeriod, max_gap_steps: int
 ) -> Sequences:
-    """The steps for readings in a frame with the history's columns, in any order of rows.
+    """The steps for readings in a frame with the history's columns (``column_of``), in any order of rows.
 
     Readings that are buffered at the end are not stepped. Without an ``offset`` column (a file), row numbers are the
     offsets of one partition. The frame is scanned several times and must return its rows in the same order each time,
@@ -134,7 +135,7 @@ def sequences_from_readings(
         pl.col("sensor_id"),
         pl.col("timestamp").cast(pl.Datetime("us", "UTC")).to_physical(),
         *_position(readings),
-        *(pl.col(name).cast(pl.Float64) for name in features),
+        *(pl.col(column_of(name)).cast(pl.Float64) for name in features),
     )
     ids = readings.select(pl.col("sensor_id").unique()).collect(engine="streaming")["sensor_id"].sort()
     sensor_codes = _column(readings, pl.col("sensor_id").cast(pl.Enum(ids)).to_physical(), np.uint32)
@@ -167,7 +168,7 @@ def sequences_from_readings(
     values = np.full((len(layout), len(features)), np.nan)
     place = np.flatnonzero(layout.observed)
     for number, name in enumerate(features):
-        values[place, number] = _column(readings, pl.col(name), np.float64)[order]
+        values[place, number] = _column(readings, pl.col(column_of(name)), np.float64)[order]
     return replace(layout, values=values, features=tuple(features))
 
 

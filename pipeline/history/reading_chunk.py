@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipeline.history.columns import column_of
 from pipeline.messages import Rejected
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
@@ -56,7 +57,7 @@ class ReadingChunk:
         columns: dict[str, Any] = {
             "sensor_id": pl.Series(self._sensor_ids, dtype=pl.String),
             "timestamp": pl.Series(self._timestamps, dtype=pl.Int64).cast(pl.Datetime("us", "UTC")),
-            **{name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(self._features)},
+            **{column_of(name): np.ascontiguousarray(values[:, index]) for index, name in enumerate(self._features)},
             "partition": partitions,
             "offset": pl.Series(self._offsets, dtype=pl.Int64),
         }

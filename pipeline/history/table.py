@@ -1,7 +1,8 @@
 """The history: every decoded reading, in a Delta Lake table whose version number identifies a training set.
 
 Columns: ``sensor_id``, ``timestamp`` (UTC, microseconds), one float per feature (null where missing), ``partition`` and
-``offset``. Duplicates and late readings are in the table too; ``pipeline.windows`` leaves them out.
+``offset``. ``pipeline.history.columns`` names the column of a feature. Duplicates and late readings are in the table
+too; ``pipeline.windows`` leaves them out.
 
 A commit holds readings and offsets, so that after a crash the table has both or neither; ``delta_offsets`` says where
 the offsets are. A table holds one topic, because partition and offset alone order its readings.
@@ -24,14 +25,12 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.schema import PrimitiveType
 
 from pipeline.errors import HistoryError
+from pipeline.history.columns import AFTER_FEATURES, BEFORE_FEATURES, column_of, feature_of, is_internal
 from pipeline.history.delta_offsets import is_of_another_topic, offset_marks, stored_offsets
 from pipeline.history.durable import commit_path, describe_torn_files, sync_versions
 
 log = logging.getLogger("streamgru.history")
 
-_BEFORE_FEATURES: Final = {"sensor_id": "string", "timestamp": "timestamp"}
-_AFTER_FEATURES: Final = {"partition": "integer", "offset": "long"}
-RESERVED_COLUMNS: Final = frozenset(_BEFORE_FEATURES | _AFTER_FEATURES)
 # Every append adds a file, and a scan opens all files. If one tier has more files than this, they are merged.
 FRAGMENTED_FILES: Final = 64
 # Target bytes of merged files by tier. With tiers a reading is rewritten only a few times; older versions keep the
@@ -49,15 +48,13 @@ class History:
 
     def __init__(self, path: Path, features: Sequence[str]) -> None:
         # Delta Lake ignores case in column names, and fails if two columns differ only in case.
-        reserved = [name for name in features if name.lower() in RESERVED_COLUMNS]
-        if reserved:
-            raise HistoryError(f"a feature cannot be called {reserved[0]}: the history table has a column of that name")
         for name, more in Counter(name.lower() for name in features).items():
             if more > 1:
                 alike = ", ".join(each for each in features if each.lower() == name)
                 raise HistoryError(f"the history table cannot hold features whose names differ in case only: {alike}")
         self.path = path
         self.features = tuple(features)
+        self._columns = tuple(map(column_of, features))
 
     def exists(self) -> bool:
         """Whether a Delta table exists at ``path``."""
@@ -72,7 +69,7 @@ class History:
     def create(self) -> None:
         """Create an empty table, unless one exists; raise if that is not a history. Appends add new features."""
         if not self.exists():
-            columns = _BEFORE_FEATURES | dict.fromkeys(self.features, "double") | _AFTER_FEATURES
+            columns = BEFORE_FEATURES | dict.fromkeys(self._columns, "double") | AFTER_FEATURES
             with self._translate_errors("created"):
                 DeltaTable.create(
                     str(self.path),
@@ -97,7 +94,7 @@ class History:
     def columns(self, version: int | None = None) -> tuple[str, ...]:
         """The features in the table, in the order in which they were added."""
         found = (field.name for field in self._open(version).schema().fields)
-        return tuple(name for name in found if name not in RESERVED_COLUMNS)
+        return tuple(feature_of(name) for name in found if not is_internal(name))
 
     def next_offsets(self, topic: str, version: int | None = None) -> dict[int, int]:
         """The next offset to append by partition of ``topic``; partitions never read are absent."""
@@ -137,7 +134,8 @@ class History:
         Readings below the stored offsets are skipped, so that appending a range again changes nothing.
 
         Args:
-            frame: the table's columns; ``timestamp`` as UTC datetimes or integer microseconds; NaN is missing.
+            frame: the table's columns, with the names of ``column_of``; ``timestamp`` as UTC datetimes or integer
+                microseconds; NaN is missing.
             next_offsets: by partition; above the offsets of all its readings.
             topic: the topic of the offsets.
             topic_id: the brokers' id of the topic, for ``is_of_another_topic``.
@@ -259,15 +257,16 @@ class History:
     def _check_columns(self, table: DeltaTable) -> None:
         found = {field.name: field.type for field in table.schema().fields}
         spelled = {name.lower(): name for name in found}
-        for name, kind in (_BEFORE_FEATURES | _AFTER_FEATURES).items():
+        for name, kind in (BEFORE_FEATURES | AFTER_FEATURES).items():
             if found.get(name) != PrimitiveType(kind):
                 raise HistoryError(
                     f"{self.path} is a Delta table but not a history: it has no column {name} of type {kind}"
                 )
-        for name in self.features:
+        for name in self._columns:
             if (known := spelled.get(name.lower(), name)) != name:
+                known, other = feature_of(known), feature_of(name)
                 raise HistoryError(
-                    f"the history table {self.path} has a feature {known}, and cannot have {name}, which differs "
+                    f"the history table {self.path} has a feature {known}, and cannot have {other}, which differs "
                     f"only in case; name the feature {known}, or point `history` at a new folder"
                 )
             if name in found and found[name] != PrimitiveType("double"):
@@ -277,7 +276,7 @@ class History:
                 )
 
     def _with_columns(self, frame: pl.DataFrame) -> pl.DataFrame:
-        features = [pl.col(name).cast(pl.Float64).fill_nan(None) for name in self.features]
+        features = [pl.col(name).cast(pl.Float64).fill_nan(None) for name in self._columns]
         return frame.select(
             pl.col("sensor_id").cast(pl.String),
             pl.col("timestamp").cast(pl.Datetime("us", "UTC")),

@@ -43,8 +43,9 @@ class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no ty
         Forecasts adapt to the readings of the frame, as in the stream, so more readings give better forecasts.
 
         ``model_input`` has the columns ``sensor_id``, ``timestamp`` (ISO 8601 or a date-time, UTC if it has no zone)
-        and the features, in any order of rows; a feature that is absent or null is missing. A sensor's second reading
-        with the same timestamp is ignored, as in the stream.
+        and the features, in any order of rows; a feature that is absent or null is missing. A feature that is itself
+        called ``sensor_id`` or ``timestamp`` has the column ``feature:sensor_id`` or ``feature:timestamp``. A sensor's
+        second reading with the same timestamp is ignored, as in the stream.
 
         Returns a row per sensor, target and step: ``sensor_id``, ``issued_at``, ``target``, ``step`` (from 1),
         ``timestamp`` and a column per quantile level.
@@ -70,17 +71,18 @@ class ForecastingModel(PythonModel):  # type: ignore[misc]  # MLflow ships no ty
         for column in ("sensor_id", "timestamp"):
             if column not in frame:
                 raise ValueError(f"the frame of readings has no column {column}; it has {', '.join(map(str, frame))}")
-        if not any(feature in frame for feature in features):
-            raise ValueError(f"the frame of readings has none of the model's features: {', '.join(features)}")
+        columns = [self._module("feature_columns").input_column(feature) for feature in features]
+        if not any(column in frame for column in columns):
+            raise ValueError(f"the frame of readings has none of the model's features: {', '.join(columns)}")
         moments = pd.to_datetime(frame["timestamp"], utc=True, format="ISO8601")
         timestamp_us = moments.dt.as_unit("us").astype("int64").to_numpy(dtype=np.int64)
         if moments.isna().any() or frame["sensor_id"].isna().any():
             raise ValueError("the frame of readings has a row without sensor_id or timestamp")
         codes, names = pd.factorize(frame["sensor_id"].astype(str), sort=True)
         values = np.full((len(frame), len(features)), np.nan)
-        for index, feature in enumerate(features):
-            if feature in frame:
-                values[:, index] = pd.to_numeric(frame[feature]).to_numpy(dtype=np.float64, na_value=np.nan)
+        for index, column in enumerate(columns):
+            if column in frame:
+                values[:, index] = pd.to_numeric(frame[column]).to_numpy(dtype=np.float64, na_value=np.nan)
         order = np.argsort(timestamp_us, kind="stable")
         codes = codes.astype(np.int64)[order]
         kept = self._module("acceptance").accepted_mask(codes, timestamp_us[order])

@@ -10,8 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 from deltalake import DeltaTable
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import HistoryError
+from pipeline.history.columns import column_of, feature_of, is_internal
 from pipeline.history.table import FRAGMENTED_FILES, History
 from pipeline.registry.training_set import TrainingSet
 from pipeline.settings import Settings
@@ -253,8 +256,8 @@ def test_features_whose_names_differ_in_case_only_are_refused(history: History) 
         History(history.path, ["Value"]).create()
     with pytest.raises(HistoryError, match="differ in case only: Temp, temp"):
         History(history.path, ["Temp", "temp"])
-    with pytest.raises(HistoryError, match="cannot be called Offset"):
-        History(history.path, ["Offset"])
+    with pytest.raises(HistoryError, match="differ in case only: Offset, offset"):
+        History(history.path, ["Offset", "offset"])
 
 
 def test_a_new_feature_becomes_a_column_and_a_dropped_one_stays(history: History) -> None:
@@ -318,9 +321,34 @@ def test_a_feature_of_another_type_is_named(history: History) -> None:
         History(history.path, ["kind"]).create()
 
 
-def test_a_feature_cannot_take_a_reserved_name(tmp_path: Path) -> None:
-    with pytest.raises(HistoryError, match="cannot be called offset"):
-        History(tmp_path, ["offset"])
+@pytest.mark.parametrize(
+    "name",
+    ["sensor", "time", "offset", "partition", "timestamp", "sensor_id", "Offset", "streamgru:sent", "*", "^a$", "^.*$"],
+)
+def test_a_feature_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """Names of internal columns, and names that polars takes as patterns for other columns."""
+    features = [name, "a", "feature:offset"]
+    history = History(tmp_path / "history", features)
+    history.create()
+    frame = readings(range(3), **{column_of(name): 1.0, "a": 2.0, column_of("feature:offset"): 3.0})
+    assert history.append(frame, {0: 3}, TOPIC) == 3
+    assert History(history.path, [*features, "b"]).columns() == tuple(features)
+    stored = history.scan().collect()
+    assert stored["offset"].to_list() == [0, 1, 2]
+    settings = Settings(history=history.path, features=tuple(features), targets=(name,))
+    sequences = load_sequences(history, settings)
+    assert sequences.sensors == ("s0",)
+    assert sequences.timestamp_us.tolist() == [0, HOUR_US, 2 * HOUR_US]
+    assert sequences.values.tolist() == [[1.0, 2.0, 3.0]] * 3
+
+
+@given(names=st.lists(st.text(), max_size=4), prefixes=st.integers(0, 3))
+def test_columns_of_features_are_unique_and_can_be_read_back(names: list[str], prefixes: int) -> None:
+    features = list(dict.fromkeys([*names, "feature:" * prefixes + "offset", "Feature:offset", "offset", "*"]))
+    columns = [column_of(name) for name in features]
+    assert len({column.lower() for column in columns}) == len({name.lower() for name in features})
+    assert [feature_of(column) for column in columns] == features
+    assert not any(map(is_internal, columns))
 
 
 def test_a_missing_or_damaged_table_is_an_error_with_the_next_step(tmp_path: Path, history: History) -> None:
