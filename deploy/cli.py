@@ -15,7 +15,9 @@ import click
 
 from deploy.context import Context
 from deploy.renamed import RenamingGroup
+from deploy.terminal_text import replace_unencodable, say, say_lines, show_usage_error
 from pipeline.errors import StreamgruError
+from pipeline.visible_text import VisibleFormatter
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -118,18 +120,15 @@ def _load_settings() -> "Settings":
     from pipeline.settings import load_settings, unknown_variables
 
     for sentence in unknown_variables():
-        click.echo(f"warning: {sentence}", err=True)
+        say(f"warning: {sentence}", err=True)
     return load_settings()
 
 
 def set_up_logging(verbose: bool) -> None:
     """Log to stderr: this project from INFO on (verbose: DEBUG), libraries from WARNING on (verbose: INFO)."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("streamgru").setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request to Prefect would bury the rest
     if not verbose:
@@ -154,19 +153,20 @@ def end_with_parent() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 for success, 1 for an error, 2 for wrong usage or settings, 130 for Ctrl-C."""
+    replace_unencodable()
     try:
         outcome = streamgru.main(arguments, prog_name="streamgru", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        show_usage_error(error)
         sys.exit(error.exit_code)
     except StreamgruError as error:
-        click.echo(f"error: {error}", err=True)
+        say_lines(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         # For example a full disk, if no code below has turned this error into one of ours with a better message.
         logging.getLogger("streamgru.cli").debug("the error in full", exc_info=error)
         where = f"{error.filename}: " if error.filename is not None else ""
-        click.echo(f"error: {where}{error.strerror or error}", err=True)
+        say(f"error: {where}{error.strerror or error}", err=True)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)

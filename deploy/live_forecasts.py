@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kafka import TopicPartition
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from deploy.literal_console import styled
 from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer, partition_count, translate_errors
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import Forecast, Rejected, decode_forecast
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
+from pipeline.visible_text import visible
 
 SHOWN_STEPS: Final = (1, 6, 24)
 # Readings kept until their forecast arrives, about 50 MB. The limit drops duplicates and late readings, which get none.
@@ -169,13 +171,13 @@ class LatestForecasts:
             latest = self._latest[sensor]
             forecast, targets = latest.forecast, list(latest.forecast.quantiles)
             table.add_row(
-                f"[bold]{escape(sensor)}[/]",
+                styled(sensor, "bold"),
                 f"{forecast.issued_at:%Y-%m-%d %H:%M}",
-                escape("\n".join(targets)),
+                Text("\n".join(map(visible, targets))),
                 "\n".join(_now(latest, target) for target in targets),
                 *("\n".join(interval(forecast, target, step) for target in targets) for step in steps),
                 f"v{forecast.model.version}",
-                "warm" if forecast.state.warm else "[yellow]cold[/]",
+                Text("warm") if forecast.state.warm else Text("cold", style="yellow"),
                 "-" if latest.delay_s is None else f"{latest.delay_s * 1_000:.0f} ms",
             )
         return table
@@ -189,12 +191,13 @@ def format_line(live_forecast: LiveForecast) -> str:
     """A forecast in one line, for an output that is not a terminal."""
     forecast = live_forecast.forecast
     targets = "; ".join(
-        f"{target} {_now(live_forecast, target)}, "
+        f"{visible(target)} {_now(live_forecast, target)}, "
         + " ".join(f"+{step}: {interval(forecast, target, step)}" for step in shown_steps(_horizon(forecast)))
         for target in forecast.quantiles
     )
     state = "warm" if forecast.state.warm else "cold"
-    return f"{forecast.issued_at:%Y-%m-%dT%H:%MZ} {forecast.sensor_id}: {targets} (v{forecast.model.version}, {state})"
+    sensor = visible(forecast.sensor_id)
+    return f"{forecast.issued_at:%Y-%m-%dT%H:%MZ} {sensor}: {targets} (v{forecast.model.version}, {state})"
 
 
 def shown_steps(horizon_steps: int) -> list[int]:

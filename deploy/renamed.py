@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from deploy.terminal_text import say
+
 
 class RenamingGroup(click.Group):
     """A group whose commands also work under an old name.
@@ -25,5 +27,5 @@ class RenamingGroup(click.Group):
         new = self._renamed.get(old)
         if new is None:
             return super().resolve_command(ctx, args)
-        click.echo(f"`{ctx.command_path} {old}` is now `{ctx.command_path} {new}`", err=True)
+        say(f"`{ctx.command_path} {old}` is now `{ctx.command_path} {new}`", err=True)
         return super().resolve_command(ctx, [new, *rest])

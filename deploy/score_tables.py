@@ -9,6 +9,7 @@ from rich.table import Table
 
 from model.metrics import Interval, Metric, Scores, skill
 from pipeline.evaluation.evaluate import MODEL
+from pipeline.visible_text import visible
 
 if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Evaluation
@@ -25,7 +26,7 @@ def score_table(done: "Evaluation", name: str, unit: str, also: Sequence[Metric]
     Args:
         also: metrics shown besides ``SHOWN``.
     """
-    table = _table(f"{name}: errors in units of each sensor's {unit}, on the test part")
+    table = _table(f"{visible(name)}: errors in units of each sensor's {unit}, on the test part")
     table.add_column("ahead", justify="right")
     table.add_column("forecast", no_wrap=True)
     for metric in (*SHOWN, *also):
@@ -80,7 +81,7 @@ def sensor_table(scores: Scores) -> Table:
     by_sensor = {metric: scores.by_sensor(metric) for metric in (*SHOWN, "coverage")}
     for sensor, _ in scores.worst_sensors(limit=WORST_SENSORS):
         row = scores.sensors.index(sensor)
-        table.add_row(sensor, *(f"{values[row]:.4g}" for values in by_sensor.values()))
+        table.add_row(visible(sensor), *(f"{values[row]:.4g}" for values in by_sensor.values()))
     return table
 
 

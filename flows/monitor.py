@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.states import Failed
 
+from flows.prefect_text import markdown, publish_page
 from flows.run_settings import load_run_settings
 from flows.user_errors import user_errors_as_state
 from pipeline.history.table import History
@@ -30,8 +30,8 @@ def monitor(settings_file: Path | None = None) -> list[str]:
     found = overdue(settings.monitor, now, last_trained(settings), appended_at)
     for sentence in found:
         get_run_logger().warning("%s", sentence)
-    page = "\n".join(f"- {sentence}" for sentence in found) or "Retraining and ingest are on time."
-    create_markdown_artifact(page, key="monitor", description="overdue flows")
+    page = "\n".join(f"- {markdown(sentence)}" for sentence in found) or "Retraining and ingest are on time."
+    publish_page(page, "monitor", "overdue flows")
     if found:
         return Failed(name="Overdue", message="; ".join(found))  # type: ignore[return-value]  # Prefect unwraps a state
     return found

@@ -1,9 +1,12 @@
 """Progress reports of a flow to a watcher in the same process; without a watcher they are discarded."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+
+log = logging.getLogger("streamgru.flows")
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,16 @@ _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 def report_progress(progress: Progress) -> None:
-    """Pass the progress to the watcher, if any."""
+    """Pass the progress to the watcher, if any; a watcher that fails is not called again."""
     watcher = _watcher.get()
-    if watcher is not None:
+    if watcher is None:
+        return
+    try:
         watcher(progress)
+    except Exception as error:
+        # A progress bar must not end an ingest or a retraining.
+        _watcher.set(None)
+        log.warning("progress is no longer shown: %s: %s", type(error).__name__, error, exc_info=error)
 
 
 @contextmanager

@@ -26,10 +26,11 @@ from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
-from pipeline.errors import HistoryError, ModelUnusable, SettingsError
+from pipeline.best_effort import best_effort
+from pipeline.errors import HistoryError, ModelUnusable, RegistryUnreachable, SettingsError
 from pipeline.evaluation.evaluate import Evaluation, Selection, evaluate, model_config, training_options, unseen_part
 from pipeline.evaluation.gate import Decision, decide
-from pipeline.evaluation.report import draw
+from pipeline.evaluation.report import write_plots
 from pipeline.file_lock import hold_lock
 from pipeline.history.table import History
 from pipeline.messages import iso_timestamp
@@ -39,6 +40,8 @@ from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Reg
 from pipeline.settings import Settings
 from pipeline.settings_sections import LARGEST_SEED, TrainingSettings
 from pipeline.windows import cadence_warning, load_sequences
+
+log = logging.getLogger("streamgru.retrain")
 
 FEWEST_COMPARED: Final = 24  # forecasts of a sensor on which challenger and champion are compared
 
@@ -111,6 +114,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         if decision.promote:
             registry.set_alias(CHAMPION, version)
         checkpoint.unlink(missing_ok=True)  # the result is registered
+        run_as_task("plot", lambda: _plot(run, result, done))  # after the result, which must not wait for plots
         report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url)
     publish(report, done.scores)
     get_run_logger().info("%s", report)
@@ -285,10 +289,17 @@ def _evaluate(adaptation: Adaptation, forecaster: Forecaster, champion: _Champio
 
 
 def _log(run: TrainingRun, result: TrainingResult, done: Evaluation) -> None:
-    run.log_curves(epoch_curves(result.epochs) | horizon_curves(done.scores))
-    run.log_params({"device_used": result.device, "sensor_steps_per_s": round(result.sensor_steps_per_s)})
-    for file_name, figure in draw(done, result.epochs).items():
-        run.log_figure(figure, f"plots/{file_name}")
+    # If MLflow does not answer, the version cannot be registered either.
+    with best_effort("logging the curves in MLflow", log, but=(RegistryUnreachable,)):
+        run.log_params({"device_used": result.device, "sensor_steps_per_s": round(result.sensor_steps_per_s)})
+        run.log_curves(epoch_curves(result.epochs) | horizon_curves(done.scores))
+
+
+def _plot(run: TrainingRun, result: TrainingResult, done: Evaluation) -> None:
+    """Draw the plots and log them; a failure is only a warning, because the version is registered."""
+    with best_effort("logging the plots in MLflow", log), tempfile.TemporaryDirectory(prefix="streamgru-") as folder:
+        write_plots(done, result.epochs, Path(folder))
+        run.log_files(Path(folder), "plots")
 
 
 def _register(

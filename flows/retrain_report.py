@@ -1,24 +1,18 @@
 """The reports of a retraining: curves for MLflow, scores for the version, and a page for Prefect."""
 
-import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import httpx
-from prefect.artifacts import create_markdown_artifact
-
-from flows.orchestrator import is_request_failure
+from flows.prefect_text import markdown, markdown_link, publish_page
 from model.autoregression import Autoregression
 from model.baselines import Persistence, SeasonalNaive
 from model.metrics import Metric, Scores
 from model.training import EpochReport
 from pipeline.evaluation.gate import Decision
+from pipeline.registry.metric_names import metric_names
 from pipeline.registry.versions import CHALLENGER, CHAMPION
-
-log = logging.getLogger("streamgru.retrain")
 
 SCORED: Final[tuple[Metric, ...]] = ("pinball", "mae", "mse", "coverage")
 # Name of a score -> its name in metrics.
@@ -71,40 +65,37 @@ def horizon_curves(scores: Mapping[str, Scores]) -> Curves:
     """Scores by horizon step in the target's unit (``naive/mae/TEMP``), and scaled means (``naive/mae``)."""
     curves: Curves = {}
     for name, score in scores.items():
+        names = metric_names(score.targets)
         for metric in SCORED:
             curves[f"{NAMES[name]}/{metric}"] = {0: score.mean(metric)}
             by_horizon = score.by_horizon(metric)
             for row, target in zip(by_horizon, score.targets, strict=True):
-                curves[f"{NAMES[name]}/{metric}/{_allowed(target)}"] = dict(enumerate(row.tolist(), start=1))
+                curves[f"{NAMES[name]}/{metric}/{names[target]}"] = dict(enumerate(row.tolist(), start=1))
     return {
         name: {step: value for step, value in curve.items() if math.isfinite(value)} for name, curve in curves.items()
     }
 
 
 def publish(report: RetrainReport, scores: Mapping[str, Scores]) -> None:
-    """Publish the decision and its scores on the run's page in Prefect; only warn if Prefect fails."""
-    lines = [
-        f"## Version {report.version} of {report.model_name}: {'promoted' if report.decision.promote else 'declined'}",
-        report.decision.reason,
-        f"Trained on {report.device}. [The run in MLflow]({report.run_url})",
-        "Means on the held-out tail, errors in each sensor's scale:",
+    """Publish the decision and its scores on the run's page in Prefect; only warn if that fails.
+
+    The alias has already moved, so a missing page must not fail the run.
+    """
+    decided = "promoted" if report.decision.promote else "declined"
+    table = [
         "| | " + " | ".join(SCORED) + " |",
         "|---|" + "---|" * len(SCORED),
+        *(_row(name, score) for name, score in scores.items()),
     ]
-    lines[-2:] = ["\n".join([*lines[-2:], *(_row(name, score) for name, score in scores.items())])]
-    try:
-        create_markdown_artifact("\n\n".join(lines), key="retrain-gate", description=report.decision.reason)
-    except (httpx.HTTPError, RuntimeError) as error:
-        if not is_request_failure(error):
-            raise
-        # The alias has already moved, so a missing page must not fail the run.
-        log.warning("the page of version %d could not be published, because Prefect failed: %s", report.version, error)
+    paragraphs = [
+        f"## Version {report.version} of {markdown(report.model_name)}: {decided}",
+        markdown(report.decision.reason),
+        f"Trained on {markdown(report.device)}. {markdown_link('The run in MLflow', report.run_url)}",
+        "Means on the held-out tail, errors in each sensor's scale:",
+        "\n".join(table),
+    ]
+    publish_page("\n\n".join(paragraphs), "retrain-gate", report.decision.reason)
 
 
 def _row(name: str, score: Scores) -> str:
-    return f"| {name} | " + " | ".join(f"{score.mean(metric):.5g}" for metric in SCORED) + " |"
-
-
-def _allowed(target: str) -> str:
-    """A target's name without the characters that MLflow refuses in a metric's name."""
-    return re.sub(r"[^\w\-. ]", "_", target)
+    return f"| {markdown(name)} | " + " | ".join(f"{score.mean(metric):.5g}" for metric in SCORED) + " |"

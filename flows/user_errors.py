@@ -10,7 +10,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Failed
 
 from flows.orchestrator import record_result
+from flows.prefect_text import escape_run_logs
 from pipeline.errors import Busy, StreamgruError
+from pipeline.visible_text import visible_lines
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,16 +27,17 @@ def user_errors_as_state(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         logging.getLogger("prefect.flow_runs").addFilter(_has_new_traceback)
+        escape_run_logs()
         try:
             result = function(*args, **kwargs)
             record_result(result)
             return result
         except Busy as error:
             record_result(error)
-            return Cancelled(message=str(error), data=error)  # type: ignore[return-value]  # Prefect unwraps a state
+            return Cancelled(message=visible_lines(error), data=error)  # type: ignore[return-value]  # Prefect unwraps a state
         except StreamgruError as error:
             record_result(error)
-            return Failed(message=str(error), data=error)  # type: ignore[return-value]  # as above
+            return Failed(message=visible_lines(error), data=error)  # type: ignore[return-value]  # as above
 
     return run
 
@@ -57,7 +60,7 @@ def run_as_task(name: str, work: Callable[[], R]) -> R:
             return work()
         except StreamgruError as error:
             errors.append(error)
-            return Failed(message=str(error))  # type: ignore[return-value]  # as above
+            return Failed(message=visible_lines(error))  # type: ignore[return-value]  # as above
 
     result = run()
     if errors:

@@ -1,5 +1,6 @@
 """``streamgru backtest``: scores a model on data of your own, and compares it with baselines."""
 
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import click
 
 from deploy.context import Context
 from deploy.option_types import POSITIVE, FiniteRange, layout_options, training_options
+from deploy.terminal_text import say
+from pipeline.best_effort import best_effort
 from pipeline.errors import DataFileError, ModelUnusable
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from model.training import EpochReport
     from pipeline.evaluation.report import TrainedModel
     from pipeline.settings import Settings
+
+log = logging.getLogger("streamgru.backtest")
 
 # Metrics on demand; `coverage` and `sensors` also bring a table of their own.
 ON_DEMAND: Final = ("mase", "crps", "coverage", "winkler", "width", "sensors")
@@ -130,8 +135,7 @@ def backtest(
     Baselines are scored on the same values: persistence, the seasonal-naive forecast, and an autoregression over 24
     steps that recursive least squares update with every reading. Features, targets and season come from the settings.
     """
-    from rich.console import Console
-
+    from deploy.literal_console import make_console
     from deploy.score_tables import interval_table, score_table, sensor_table
     from model.metrics import METRICS
     from pipeline.evaluation.evaluate import MODEL, evaluate, plain_predictor, retrained_predictor, split_by, train_on
@@ -141,7 +145,7 @@ def backtest(
     from pipeline.registry.versions import VALIDATE_UNTIL, Registry
     from pipeline.windows import cadence_warning, load_sequences
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = make_console(width=None if sys.stdout.isatty() else WIDTH)
     wanted = _on_demand(metrics)
     if version is not None and report is not None:
         raise click.UsageError("--version and --model each name the model to score: give one of them")
@@ -170,10 +174,10 @@ def backtest(
     else:
         sequences = load_sequences(History(settings.history_path, settings.features), settings)
     if warning := cadence_warning(sequences):
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
 
     def told(epoch: "EpochReport", of: str = "") -> None:
-        console.print(
+        say(
             f"{of}epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}, validation loss "
             f"{epoch.validation_loss:.4f} after {epoch.seconds:.0f} s"
         )
@@ -211,15 +215,17 @@ def backtest(
         )
     unit = "standard deviation" if standardise else "mean seasonal difference"
     more: list[Metric] = [name for name in METRICS if name in wanted]
-    console.print(score_table(done, name, unit, more))
-    if "coverage" in wanted:
-        console.print(interval_table(done.scores))
-    if "sensors" in wanted:
-        console.print(sensor_table(done.scores[MODEL]))
     made_with = {"data": source, "split": split, "version": version, **training, "retrain_every": retrain_every}
+    # The files come before the tables, so that a failure to print loses no result.
     write_report(done, trained, folder, made_with | {"standardise": standardise})
     checkpoint.unlink(missing_ok=True)  # the report holds the result
-    console.print(f"scores and plots are in {folder}", soft_wrap=True)
+    with best_effort("the table of scores", log):
+        console.print(score_table(done, name, unit, more))
+        if "coverage" in wanted:
+            console.print(interval_table(done.scores))
+        if "sensors" in wanted:
+            console.print(sensor_table(done.scores[MODEL]))
+    say(f"scores and plots are in {folder}")
 
 
 def _name_of(path: Path) -> str:
@@ -256,7 +262,7 @@ def _from_files(
         files, FileLayout.of(settings.files, **layout), settings.features, settings.kafka.max_reading_bytes
     )
     for note in table.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     if not len(table):
         raise DataFileError(
             f"{', '.join(map(str, files))}: no row has a value of {', '.join(settings.features)}; set features (and "
@@ -268,7 +274,7 @@ def _from_files(
     is_set = keeps_cadence or "cadence_s" in settings.model_fields_set
     if not is_set and cadence_s not in (None, settings.cadence_s):
         settings = settings.model_copy(update={"cadence_s": cadence_s})
-        click.echo(
+        say(
             f"note: the cadence is {cadence_s:g} s, the usual time between two readings here, with a season of "
             f"{settings.season} steps; set it with --cadence, or cadence_s in the settings",
             err=True,
@@ -312,7 +318,7 @@ def _unseen(trained: "TrainedModel", name: str, sequences: "Sequences", bounds: 
     made = Selection(name, trained.forecaster.config, trained.selected_until)
     moved, remark = unseen_part(bounds, sequences, made)
     if remark:
-        click.echo(f"{'warning' if moved == bounds else 'note'}: {remark}", err=True)
+        say(f"{'warning' if moved == bounds else 'note'}: {remark}", err=True)
     return moved
 
 

@@ -9,6 +9,7 @@ import click
 
 from deploy.context import Context
 from deploy.option_types import FiniteRange
+from deploy.terminal_text import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,12 +56,11 @@ def demo(
     the folder `demo` under STREAMGRU_HOME; the next demo deletes them. The exit code is 1 if a forecast is missing,
     appears twice, or differs from the evaluator's.
     """
-    from rich.console import Console
-
     from deploy.demo.data import Amounts
     from deploy.demo.job import DemoOptions, run_demo
+    from deploy.literal_console import make_console
 
-    console = Console(highlight=False)
+    console = make_console()
     settings = _demo_settings()
     options = DemoOptions(Amounts(sensors, history_days, live_days), live_seconds, keep)
     outcome = run_demo(settings, options, console)
@@ -80,7 +80,7 @@ def _demo_settings() -> "Settings":
     example = Path(__file__).resolve().parents[1] / "beijing.toml"
     named = os.environ.get(SETTINGS_FILE_VARIABLE)
     if named and Path(named).resolve() != example:
-        click.echo(f"note: the demo uses its own settings, deploy/beijing.toml, and does not read {named}", err=True)
+        say(f"note: the demo uses its own settings, deploy/beijing.toml, and does not read {named}", err=True)
     os.environ[SETTINGS_FILE_VARIABLE] = str(example)
     given = load_settings()
     os.environ["STREAMGRU_HOME"] = str((given.home / "demo").resolve())
@@ -98,30 +98,37 @@ def _print_outcome(outcome: "Outcome", home: Path, console: "Console") -> None:
     from deploy.demo.job import PICTURE, REPORT
     from deploy.demo.report import coverage_note, mae_table
     from deploy.demo.scores import FORECAST
+    from deploy.literal_console import styled
 
     counts, ours = outcome.audit, outcome.scores[FORECAST]
-    say = partial(console.print, soft_wrap=True)
-    say(
+    show = partial(console.print, soft_wrap=True)
+    show(
         f"\n{counts.readings:,} readings, {counts.accepted:,} accepted ({counts.duplicates:,} duplicates, "
         f"{counts.late:,} late, {counts.rejected:,} malformed), {counts.forecasts:,} forecasts"
     )
-    say(
-        f"[bold {'green' if counts.exactly_once else 'red'}]lost {counts.lost:,}, twice {counts.twice:,}[/], out of "
-        f"order {counts.out_of_order:,}, unexpected {counts.unexpected:,}"
+    show(
+        styled(f"lost {counts.lost:,}, twice {counts.twice:,}", _bold(counts.exactly_once)),
+        f", out of order {counts.out_of_order:,}, unexpected {counts.unexpected:,}",
+        sep="",
     )
     for kind, positions in counts.examples.items():
-        say(f"  {kind}: {', '.join(positions)} of the readings")
+        show(f"  {kind}: {', '.join(positions)} of the readings")
     targets, rows = mae_table(outcome.scores)
     table = Table("mean absolute error", *(name for name, *_ in rows))
     for target, *errors in zip(targets, *(errors for _, *errors in rows), strict=True):
         table.add_row(target, *errors)
     console.print(table)
-    say(f"[bold {'green' if outcome.agreement.holds else 'red'}]{outcome.agreement}[/]")
-    say(f"coverage of the {ours.nominal_coverage:.0%} interval: {coverage_note(ours)}")
+    show(styled(outcome.agreement, _bold(outcome.agreement.holds)))
+    show(f"coverage of the {ours.nominal_coverage:.0%} interval: {coverage_note(ours)}")
     for swap in outcome.swaps:
-        say(str(swap))
+        show(str(swap))
     if outcome.silence is not None:
-        say(f"[bold {'green' if outcome.silence.is_short else 'yellow'}]{outcome.silence}[/]")
+        show(styled(outcome.silence, _bold(outcome.silence.is_short, "yellow")))
     for version in outcome.versions:
-        say(f"version {version.version}: {version.standing}", markup=False)
-    say(f"report: {home / REPORT}; picture: {home / PICTURE}; {outcome.took_s:.0f} s in all")
+        show(f"version {version.version}: {version.standing}")
+    show(f"report: {home / REPORT}; picture: {home / PICTURE}; {outcome.took_s:.0f} s in all")
+
+
+def _bold(is_well: bool, otherwise: str = "red") -> str:
+    """The style of a finding."""
+    return f"bold {'green' if is_well else otherwise}"

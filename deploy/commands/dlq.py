@@ -1,19 +1,23 @@
 """``streamgru dlq``: list, show and republish dead letters."""
 
+import heapq
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from deploy.context import Context
+from deploy.literal_console import make_console
 from deploy.renamed import RenamingGroup
+from deploy.terminal_text import say
 from pipeline.dead_letters import DeadLetter, read_letter, read_letters, republish_letters
 from pipeline.messages import ReadingDecoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS
+from pipeline.visible_text import visible, visible_bytes
 
 _VALUE_WIDTH = 60
 _FILE_WIDTH = 300
@@ -43,23 +47,35 @@ def dlq() -> None:
 @dlq.command("list")
 @_reason
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Show the latest N."
+    "--limit",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Show only the latest N.",
 )
 @click.pass_obj
 def list_letters(context: Context, reason: str | None, limit: int) -> None:
-    """Count the dead letters by reason, and show the latest."""
+    """Count the dead letters by reason, and show the latest of all partitions, the newest last.
+
+    The order is the time at which the letters were set aside, then the partition and offset on the dead letter topic.
+    """
     counts: Counter[str] = Counter()
-    latest: deque[DeadLetter] = deque(maxlen=limit)
+    latest: list[_Row] = []  # a heap with the earliest row first
     for letter in _only(read_letters(context.settings), reason):
         counts[letter.reason] += 1
-        latest.append(letter)
+        key = (letter.set_aside_ms, letter.at_partition, letter.at_offset)
+        if len(latest) < limit:
+            heapq.heappush(latest, _Row(key, _cells(letter)))
+        elif key > latest[0].key:
+            heapq.heapreplace(latest, _Row(key, _cells(letter)))
     if not counts:
-        click.echo(_NO_LETTERS if reason is None else f"no dead letter has the reason {reason!r}")
+        say(_NO_LETTERS if reason is None else f"no dead letter has the reason {reason!r}")
         return
-    click.echo(f"{counts.total():,} dead letters: " + ", ".join(f"{name} {n:,}" for name, n in counts.most_common()))
+    say(f"{counts.total():,} dead letters: " + ", ".join(f"{name} {n:,}" for name, n in counts.most_common()))
     # Cut nothing off unless the output is a terminal.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    console.print(_table(sorted(latest, key=lambda letter: letter.set_aside_ms)))
+    console = make_console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    console.print(_table(row.cells for row in sorted(latest)))
 
 
 @dlq.command()
@@ -72,15 +88,15 @@ def show(context: Context, position: tuple[int, int], raw: bool) -> None:
     if raw:
         sys.stdout.buffer.write(letter.value or b"")
         return
-    click.echo(f"reason   {letter.reason}: {letter.detail}")
-    click.echo(f"from     {letter.topic}, partition {letter.partition}, {_origin(letter)}")
-    click.echo(f"rejected {_moment(letter.set_aside_ms)}")
+    say(f"reason   {letter.reason}: {letter.detail}")
+    say(f"from     {letter.topic}, partition {letter.partition}, {_origin(letter)}")
+    say(f"rejected {_moment(letter.set_aside_ms)}")
     if letter.whole_bytes is not None:
-        click.echo(f"cut      the record had {letter.whole_bytes:,} bytes; only its beginning is kept")
-    click.echo(f"key      {_text(letter.key)}")
+        say(f"cut      the record had {letter.whole_bytes:,} bytes; only its beginning is kept")
+    say(f"key      {visible_bytes(letter.key)}")
     for name, value in letter.headers:
-        click.echo(f"header   {_text(name.encode(errors='surrogateescape'))}: {_text(value)}")
-    click.echo(f"value    {_text(letter.value)}")
+        say(f"header   {visible(name)}: {visible_bytes(value)}")
+    say(f"value    {visible_bytes(letter.value)}")
 
 
 @dlq.command()
@@ -106,46 +122,45 @@ def republish(context: Context, positions: tuple[tuple[int, int], ...], reason: 
 
     outcome = republish_letters(settings, letters, publish=not dry_run)
     topic = settings.kafka.topics.readings
-    click.echo(f"{outcome.published:,} {'would be' if dry_run else 'were'} published to {topic} once more")
+    say(f"{outcome.published:,} {'would be' if dry_run else 'were'} published to {topic} once more")
     for why, count in outcome.still_rejected.most_common():
-        click.echo(f"{count:,} would be rejected again ({why}); not published")
+        say(f"{count:,} would be rejected again ({why}); not published")
     if outcome.foreign:
-        click.echo(f"{outcome.foreign:,} came from a topic other than {topic}; not published")
+        say(f"{outcome.foreign:,} came from a topic other than {topic}; not published")
 
 
 def _only(letters: Iterable[DeadLetter], reason: str | None) -> Iterator[DeadLetter]:
     return (letter for letter in letters if reason is None or letter.reason == reason)
 
 
-def _table(letters: Iterable[DeadLetter]) -> Table:
+class _Row(NamedTuple):
+    """A line of ``dlq list``. The line has no whole value, because a letter may have megabytes."""
+
+    key: tuple[int, int, int]  # ms since the epoch at which it was set aside, partition and offset of the letter
+    cells: tuple[str, ...]
+
+
+def _cells(letter: DeadLetter) -> tuple[str, ...]:
+    return (
+        f"{letter.at_partition}:{letter.at_offset}",
+        _moment(letter.set_aside_ms),
+        visible(letter.reason),
+        str(letter.partition),
+        str(letter.offset) if letter.last_offset is None else f"{letter.offset}-{letter.last_offset}",
+        visible_bytes(letter.key, _VALUE_WIDTH),
+        visible_bytes(letter.value, _VALUE_WIDTH),
+    )
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column, width in (("position", 8), ("rejected at", 25), ("reason", 13), ("partition", 9), ("offset", 6)):
         table.add_column(column, no_wrap=True, min_width=width)
     for column in ("key", "value"):
         table.add_column(column, no_wrap=True)
-    for letter in letters:
-        value = _text(letter.value)
-        table.add_row(
-            f"{letter.at_partition}:{letter.at_offset}",
-            _moment(letter.set_aside_ms),
-            letter.reason,
-            str(letter.partition),
-            str(letter.offset) if letter.last_offset is None else f"{letter.offset}-{letter.last_offset}",
-            _text(letter.key)[:_VALUE_WIDTH],
-            value if len(value) <= _VALUE_WIDTH else value[: _VALUE_WIDTH - 1] + "…",
-        )
+    for cells in rows:
+        table.add_row(*cells)
     return table
-
-
-def _text(content: bytes | None) -> str:
-    """Bytes as text; control characters are escaped, because they could change the terminal."""
-    if content is None:
-        return "(none)"
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        return repr(content)
-    return text if text.isprintable() else repr(text)
 
 
 def _origin(letter: DeadLetter) -> str:
@@ -156,4 +171,7 @@ def _origin(letter: DeadLetter) -> str:
 
 
 def _moment(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1_000, UTC).isoformat(sep=" ", timespec="seconds")
+    try:
+        return datetime.fromtimestamp(milliseconds / 1_000, UTC).isoformat(sep=" ", timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{milliseconds} ms"  # beyond the year 9999; a producer may send any number

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 
 from deploy.context import Context
+from deploy.literal_console import TaskText, make_console
+from deploy.terminal_text import say
 from pipeline.export.export import Content, ExportReport, TableFormat, export
 
 
@@ -43,8 +44,8 @@ def export_command(
     """
     settings = context.settings
     into = folder or settings.home / "export"
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    console = make_console(stderr=True)
+    columns = (TaskText("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         for content in contents or ("forecasts", "readings"):
             task = bar.add_task(content)
@@ -53,4 +54,4 @@ def export_command(
                 bar.update(task, completed=report.done_offsets, total=report.total_offsets)  # type: ignore[arg-type]
 
             done = export(settings, content, into, table_format, accept_loss=accept_loss, report=show)
-            click.echo(str(done))
+            say(done)

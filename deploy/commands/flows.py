@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeElapsedColumn
 
 from deploy.context import Context
+from deploy.literal_console import TaskText, make_console
 from deploy.option_types import training_options
+from deploy.terminal_text import say
 from flows.orchestrator import connect, run_once
 from flows.progress import Progress as FlowProgress
 from flows.progress import watch_progress
@@ -32,7 +33,7 @@ def ingest(context: Context, accept_loss: bool) -> None:
     connect(context.settings, console=context.verbose)
     from flows.ingest import ingest as flow
 
-    click.echo(str(run_once(lambda: _with_bar(lambda: flow(accept_loss=accept_loss)), context.settings)))
+    say(str(run_once(lambda: _with_bar(lambda: flow(accept_loss=accept_loss)), context.settings)))
 
 
 @click.command()
@@ -51,7 +52,7 @@ def retrain(context: Context, /, **options: Any) -> None:
     connect(context.settings, console=context.verbose)
     from flows.retrain import retrain as flow
 
-    click.echo(str(run_once(lambda: _with_bar(lambda: flow(**options)), context.settings)))
+    say(str(run_once(lambda: _with_bar(lambda: flow(**options)), context.settings)))
 
 
 @click.command()
@@ -73,22 +74,20 @@ def schedule(context: Context) -> None:
     scheduled_deployments(settings)  # fails for an invalid schedule before anything is printed
     for name in ("ingest", "retrain", "monitor"):
         when = getattr(settings.schedules, name)
-        click.echo(f"{name:<8} {f'every {when.interval_s:g} s' if when.cron is None else f'{when.cron} (UTC)'}")
-    click.echo(f"serving these flows with Prefect at {settings.prefect_api_url}; press Ctrl-C to stop")
+        say(f"{name:<8} {f'every {when.interval_s:g} s' if when.cron is None else f'{when.cron} (UTC)'}")
+    say(f"serving these flows with Prefect at {settings.prefect_api_url}; press Ctrl-C to stop")
     serve(settings)
-    click.echo(
-        "stopped; the schedules stay in Prefect, and the next `streamgru schedule` starts the newest overdue runs"
-    )
+    say("stopped; the schedules stay in Prefect, and the next `streamgru schedule` starts the newest overdue runs")
 
 
 def _with_bar(call: Callable[[], R]) -> R:
     """The outcome of a flow; a terminal shows its progress on stderr."""
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TaskText("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TaskText("{task.fields[detail]}"),
         TimeElapsedColumn(),
     )
     tasks: dict[str, TaskID] = {}

@@ -1,14 +1,16 @@
 """``streamgru models`` and ``promote``: list the versions in the registry, and choose the champion."""
 
-import json
 from dataclasses import asdict
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from deploy.context import Context
+from deploy.literal_console import make_console
+from deploy.terminal_text import say, say_lines
+from pipeline.json_text import json_text
 from pipeline.registry.versions import CHAMPION, ModelInfo, Registry
+from pipeline.visible_text import visible
 
 # The version's error, the errors of its rivals, another error, and the coverage of its intervals.
 COLUMNS = ("pinball", "pinball.champion", "pinball.naive", "mae", "coverage")
@@ -21,11 +23,11 @@ def models(context: Context, as_json: bool) -> None:
     """List the versions of the model, newest first: aliases, back-test scores, and the gate's decision."""
     versions = Registry(context.settings).versions()
     if as_json:
-        click.echo(json.dumps([asdict(info) for info in versions], default=str, indent=2))
+        say_lines(json_text([asdict(info) for info in versions]))
     elif versions:
-        Console(highlight=False).print(_table(context.settings.model_name, versions))
+        make_console().print(_table(context.settings.model_name, versions))
     else:
-        click.echo(f"{context.settings.model_name} has no versions yet; `streamgru retrain` trains one")
+        say(f"{context.settings.model_name} has no versions yet; `streamgru retrain` trains one")
 
 
 @click.command()
@@ -39,14 +41,12 @@ def promote(context: Context, version: int, alias: str) -> None:
     done = move_alias(context.settings, version, alias)
     name = context.settings.model_name
     if not done.changed:
-        click.echo(f"version {version} of {name} is {alias} already")
+        say(f"version {version} of {name} is {alias} already")
         return
-    click.echo(f"version {version} of {name} is {alias} now")
+    say(f"version {version} of {name} is {alias} now")
     if done.previous is not None:
         option = "" if alias == CHAMPION else f" --alias {alias}"
-        click.echo(
-            f"the previous one was version {done.previous}; to go back: streamgru promote {done.previous}{option}"
-        )
+        say(f"the previous one was version {done.previous}; to go back: streamgru promote {done.previous}{option}")
 
 
 def _table(name: str, versions: list[ModelInfo]) -> Table:
@@ -60,9 +60,9 @@ def _table(name: str, versions: list[ModelInfo]) -> Table:
     for info in versions:
         table.add_row(
             str(info.version),
-            " ".join(info.aliases),
+            visible(" ".join(info.aliases)),
             f"{info.created:%Y-%m-%d %H:%M}",
             *(f"{info.metrics[column]:.4g}" if column in info.metrics else "" for column in COLUMNS),
-            info.tags.get("gate.reason", ""),
+            visible(info.tags.get("gate.reason", "")),
         )
     return table

@@ -7,12 +7,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 from deploy.context import Context
+from deploy.literal_console import TaskText, make_console
 from deploy.option_types import POSITIVE, layout_options
 from deploy.processes import terminated_like_interrupted
+from deploy.terminal_text import say
 from pipeline.errors import KafkaError
 from pipeline.files.file_layout import FileLayout, Order
 from pipeline.files.publishing import Publication
@@ -69,7 +70,7 @@ def publish(
         raise click.UsageError("--from and --until accept times only with --order event; with --order file, give a row")
     table = read_readings(files, layout, settings.features, settings.kafka.max_reading_bytes)
     for note in table.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     start, stop = _rows(table, layout.timezone, begin, until, limit)
     if start >= stop:
         raise click.UsageError(f"nothing to publish: no readings {_span(table, begin, until)}")
@@ -85,13 +86,13 @@ def publish(
             publication.run(speed, lambda row: progress.update(task, completed=row - start))
     except KeyboardInterrupt:
         publication.wait_for_acks(SETTLE_S)
-        click.echo(f"interrupted; {_resume_hint(publication, start, stop, limit)}", err=True)
+        say(f"interrupted; {_resume_hint(publication, start, stop, limit)}", err=True)
         click.get_current_context().exit(INTERRUPTED)
     except KafkaError as error:
         raise type(error)(f"{error}\n{_resume_hint(publication, start, stop, limit)}") from error
     finally:
         close_producer(producer, SETTLE_S)
-    click.echo(f"{stop - start:,} readings of {len(table.sensors)} sensors published to {topic}")
+    say(f"{stop - start:,} readings of {len(table.sensors)} sensors published to {topic}")
 
 
 def _rows(
@@ -137,10 +138,10 @@ def _resume_hint(publication: Publication, start: int, stop: int, limit: int | N
 
 def _progress_bar() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TaskText("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
     )

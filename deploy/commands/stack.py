@@ -5,11 +5,12 @@ import threading
 from contextlib import AbstractContextManager
 
 import click
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TimeElapsedColumn
 
 from deploy.context import Context
+from deploy.literal_console import TaskText, make_console
 from deploy.stack import SERVICES, ServiceStatus, Stack
+from deploy.terminal_text import say, say_lines
 
 chosen_services = click.argument("services", nargs=-1, type=click.Choice(SERVICES), metavar="[SERVICE]...")
 
@@ -33,7 +34,7 @@ def up(context: Context, services: tuple[str, ...]) -> None:
 def status(context: Context) -> None:
     """Show each service with its state, address and log; exit code 1 unless all are up."""
     statuses = Stack(context.settings).status()
-    click.echo(_table(statuses))
+    say_lines(_table(statuses))
     if not all(service.up for service in statuses):
         click.get_current_context().exit(1)
 
@@ -55,10 +56,10 @@ class ServiceProgress(AbstractContextManager["ServiceProgress"]):
     """The progress of each service: a terminal shows one line per service, other outputs one line per change."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False)
+        self._console = make_console()
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.fields[service]:<8}{task.description}"),
+            TaskText("{task.fields[service]:<8}{task.description}"),
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -77,7 +78,7 @@ class ServiceProgress(AbstractContextManager["ServiceProgress"]):
                 self._progress.update(self._tasks[service], description=doing, completed=int(done))
             elif self._last.get(service) != (kind := re.sub(r"\d+", "", doing)):
                 self._last[service] = kind  # print a rising count once, not each of its numbers
-                click.echo(f"{service:<8}{doing}")
+                say(f"{service:<8}{doing}")
 
     def __exit__(self, *error: object) -> None:
         self._progress.stop()

@@ -3,10 +3,11 @@
 import json
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from deploy.context import Context
+from deploy.literal_console import make_console
+from deploy.terminal_text import say, say_lines
 from pipeline.kafka.topics import TopicStatus, ensure_topics, topic_statuses
 from pipeline.messages import json_schemas
 
@@ -26,7 +27,7 @@ def topics() -> None:
 def create(context: Context, alter: bool) -> None:
     """Create missing topics. Fail if existing topics differ from the settings."""
     for line in ensure_topics(context.settings, alter=alter):
-        click.echo(line)
+        say(line)
 
 
 @topics.command()
@@ -34,12 +35,12 @@ def create(context: Context, alter: bool) -> None:
 def show(context: Context) -> None:
     """Show the topics and their records. Exit with code 1 if a topic differs from the settings."""
     statuses = topic_statuses(context.settings)
-    Console(highlight=False).print(_table(statuses))
+    make_console().print(_table(statuses))
     for status in statuses:
         for difference in status.differences:
-            click.echo(difference)
+            say(difference)
     if not all(status.partitions and not status.differences for status in statuses):
-        click.echo("`streamgru topics create` creates missing topics, with --alter it changes settings that differ")
+        say("`streamgru topics create` creates missing topics, with --alter it changes settings that differ")
         click.get_current_context().exit(1)
 
 
@@ -50,7 +51,7 @@ def schema(message: str | None) -> None:
     schemas = json_schemas()
     if message is not None:
         schemas = {"$schema": schemas["$schema"], **schemas[message], "$defs": schemas["$defs"]}
-    click.echo(json.dumps(schemas, indent=2, ensure_ascii=False))
+    say_lines(json.dumps(schemas, indent=2, ensure_ascii=False))
 
 
 def _table(statuses: list[TopicStatus]) -> Table:

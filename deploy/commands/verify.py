@@ -1,12 +1,14 @@
 """``streamgru verify`` and ``explain``: forecasts compared with the forecasts recomputed from readings."""
 
-import json
 import math
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
+
+from deploy.terminal_text import say, say_lines
+from pipeline.json_text import json_text
 
 if TYPE_CHECKING:
     from pipeline.audit.explain import Explanation
@@ -57,7 +59,7 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
     settings = ctx.obj.settings
     verdict = audit(settings, _loader(settings), _span(settings, since, until))
     if as_json:
-        click.echo(json.dumps(asdict(verdict) | {"faults": verdict.faults}, indent=2))
+        say_lines(json_text(asdict(verdict) | {"faults": verdict.faults}))
     else:
         _print(verdict, settings)
     if verdict.faults:
@@ -91,10 +93,10 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
         "states different": f"of {verdict.states:,}",
     }
     for name, count in {"accepted": counts.accepted, "forecasts": counts.forecasts, **verdict.fault_counts}.items():
-        click.echo(f"{name:<21}{count:>12,}  {notes.get(name, '')}".rstrip())
+        say(f"{name:<21}{count:>12,}  {notes.get(name, '')}".rstrip())
     if verdict.foreign:
         by_print = ", ".join(f"{count:,} under {fingerprint}" for fingerprint, count in sorted(verdict.foreign.items()))
-        click.echo(
+        say(
             f"forecasts made under other settings than the present ones ({settings.fingerprint}), not audited: "
             f"{by_print}"
         )
@@ -107,10 +109,10 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
         "later readings, not audited": verdict.waiting,
     }.items():
         if count:
-            click.echo(f"{note}: {count:,}")
+            say(f"{note}: {count:,}")
     for fault, count in verdict.faults.items():
         places = "; ".join(verdict.examples.get(fault, []))
-        click.echo(f"error: {fault}: {count:,}, such as {places}", err=True)
+        say(f"error: {fault}: {count:,}, such as {places}", err=True)
     if not verdict.faults and not counts.accepted:
         reason = (
             "all forecasts were made under other settings than the present ones"
@@ -119,9 +121,9 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
             if verdict.readings_out_of_reach
             else "the forecasters have committed none in this span"
         )
-        click.echo(f"no accepted reading was audited: {reason}")
+        say(f"no accepted reading was audited: {reason}")
     elif not verdict.faults:
-        click.echo("every accepted reading has one forecast, in order, and each equals the recomputed one")
+        say("every accepted reading has one forecast, in order, and each equals the recomputed one")
 
 
 @click.command()
@@ -141,7 +143,7 @@ def explain(ctx: click.Context, sensor: str, timestamp: int) -> None:
     for explanation in explanations:
         _print_explanation(settings, explanation)
     if len(explanations) > 1:
-        click.echo(f"error: the reading has {len(explanations)} forecasts instead of one", err=True)
+        say(f"error: the reading has {len(explanations)} forecasts instead of one", err=True)
     if len(explanations) > 1 or not all(explanation.is_equal for explanation in explanations):
         ctx.exit(1)
 
@@ -155,31 +157,31 @@ def _print_explanation(settings: "Settings", explanation: "Explanation") -> None
         f"{feature} {'missing' if math.isnan(value) else f'{value:g}'}" for feature, value in explanation.values.items()
     )
     source = forecast.input
-    click.echo(f"forecast   of {forecast.sensor_id}, issued at {iso_timestamp(microseconds(forecast.issued_at))}")
-    click.echo(f"reading    {source.topic}, partition {source.partition}, offset {source.offset}: {values}")
-    click.echo(f"model      {forecast.model.name}, version {forecast.model.version}; settings {forecast.settings}")
-    click.echo(
+    say(f"forecast   of {forecast.sensor_id}, issued at {iso_timestamp(microseconds(forecast.issued_at))}")
+    say(f"reading    {source.topic}, partition {source.partition}, offset {source.offset}: {values}")
+    say(f"model      {forecast.model.name}, version {forecast.model.version}; settings {forecast.settings}")
+    say(
         f"state      {forecast.state.steps:,} steps since {iso_timestamp(explanation.begun_us)} (offset "
         f"{forecast.state.origin}): {explanation.accepted:,} readings, {explanation.missing_steps:,} missing steps; "
         f"{'warm' if forecast.state.warm else 'not warm yet'}"
     )
     for target, weights in (forecast.weights or {}).items():
-        click.echo(f"weights    of {target}: {_shares(weights)}")
+        say(f"weights    of {target}: {_shares(weights)}")
     if not explanation.has_same_weights:
         experts = experts_of(settings.adaptation.level)
         for target, shares in zip(settings.targets, explanation.weights.tolist(), strict=True):
             mixed = _shares(dict(zip(experts, shares, strict=False)))  # empty if the level mixes no experts
-            click.echo(f"  recomputed, of {target}: {mixed or 'none'}")
+            say(f"  recomputed, of {target}: {mixed or 'none'}")
     for target, published, recomputed in zip(
         settings.targets, explanation.published, explanation.recomputed, strict=True
     ):
         for level, row, again in zip(settings.quantiles, published, recomputed, strict=True):
-            click.echo(f"{target} at {level:g}")
-            click.echo(f"  published   {_numbers(row.tolist())}")
-            click.echo(f"  recomputed  {_numbers(again.tolist())}")
+            say(f"{target} at {level:g}")
+            say(f"  published   {_numbers(row.tolist())}")
+            say(f"  recomputed  {_numbers(again.tolist())}")
     word = "equal" if explanation.is_equal else "DIFFERENT"
     beside = "" if explanation.has_same_weights else ", and the weights differ"
-    click.echo(f"{word}: the largest difference is {explanation.difference:.1e} of the sensor's scale{beside}")
+    say(f"{word}: the largest difference is {explanation.difference:.1e} of the sensor's scale{beside}")
 
 
 def _shares(weights: dict[str, float]) -> str:

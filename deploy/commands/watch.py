@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from deploy.context import Context
+from deploy.terminal_text import say
 from pipeline.errors import StreamgruError
+from pipeline.visible_text import visible
 
 if TYPE_CHECKING:
     from deploy.live_forecasts import LiveForecast, StreamTail
@@ -30,14 +32,13 @@ def watch(context: Context, sensors: tuple[str, ...], from_beginning: bool, limi
     A terminal shows a table of each sensor's latest forecast: the median 1, 6 and 24 steps ahead, with the outermost
     quantiles in brackets. Any other output gets one line per forecast.
     """
-    from rich.console import Console
-
+    from deploy.literal_console import make_console
     from deploy.live_forecasts import StreamTail
 
     look_back = None if from_beginning else LOOK_BACK_RECORDS
     try:
         with StreamTail(context.settings, sensors=sensors, look_back=look_back) as tail:
-            console = Console()
+            console = make_console()
             show = _show_table if console.is_terminal else _show_lines
             show(tail, _UnseenSensors(sensors), limit)
     except KeyboardInterrupt:
@@ -65,21 +66,21 @@ class _UnseenSensors:
         if not unseen:
             return
         known = sorted(tail.known_sensors)
-        some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-        message = (
-            f"nothing was seen of {', '.join(unseen)}, neither in {PATIENCE_S:.0f} s nor among the latest readings. "
-            + (f"Sensors seen: {some}." if known else "No sensor was seen: are readings being sent?")
+        some = ", ".join(map(visible, known[:20])) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        named = ", ".join(map(visible, unseen))
+        message = f"nothing was seen of {named}, neither in {PATIENCE_S:.0f} s nor among the latest readings. " + (
+            f"Sensors seen: {some}." if known else "No sensor was seen: are readings being sent?"
         )
         if len(unseen) == len(self._sensors):
             raise StreamgruError(message)
-        click.echo(message, err=True)
+        say(message, err=True)
 
 
 def _show_lines(tail: "StreamTail", patience: _UnseenSensors, limit: int | None) -> None:
     from deploy.live_forecasts import format_line
 
     for line in islice(map(format_line, _new_forecasts(tail, patience)), limit):
-        click.echo(line)
+        say(line)
 
 
 def _new_forecasts(tail: "StreamTail", patience: _UnseenSensors) -> "Iterator[LiveForecast]":
@@ -89,12 +90,12 @@ def _new_forecasts(tail: "StreamTail", patience: _UnseenSensors) -> "Iterator[Li
 
 
 def _show_table(tail: "StreamTail", patience: _UnseenSensors, limit: int | None) -> None:
-    from rich.console import Console
     from rich.live import Live
 
+    from deploy.literal_console import make_console
     from deploy.live_forecasts import LatestForecasts
 
-    console = Console()
+    console = make_console()
     latest = LatestForecasts()
     frame = 7  # lines of the table besides its rows
     with Live(console=console, refresh_per_second=4, transient=False) as live:

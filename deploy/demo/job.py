@@ -3,24 +3,22 @@
 Steps that do not wait for each other run side by side, so that both of two cores have work.
 """
 
+import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
-from rich.console import Console, Group
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console
 
 from deploy.demo.children import Child, Children, cleared_folder, hold_home
 from deploy.demo.data import SENSOR_COLUMN, Amounts, DemoData, prepare, read_bundled
+from deploy.demo.display import Display, Task
 from deploy.demo.live import (
     RETRAIN_AFTER,
     SENT_BEFORE_GATE,
@@ -31,23 +29,25 @@ from deploy.demo.live import (
     find_swaps,
     longest_silence,
 )
-from deploy.demo.report import Outcome, Step, Version, draw_picture, render
+from deploy.demo.report import Outcome, Version, draw_picture, render
 from deploy.demo.scores import agreement, choose_traces, lay_out, score
-from deploy.live_forecasts import LatestForecasts, LiveForecast, StreamTail, format_line
+from deploy.live_forecasts import LiveForecast, StreamTail
 from deploy.processes import terminated_like_interrupted
 from deploy.stack import Stack
 from model.forecaster import Forecaster
 from pipeline.audit.delivery import count_deliveries
 from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings
+from pipeline.best_effort import best_effort
 from pipeline.errors import StackError
 from pipeline.kafka.topic_reader import Offsets, topic_ends
 from pipeline.kafka.topics import ensure_topics
 from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
 
+log = logging.getLogger("streamgru.demo")
+
 REPORT: Final = "report.html"
 PICTURE: Final = "forecasts.png"
-STEPS: Final = 12
 FORECASTERS: Final = ("one", "two")
 READY_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 60.0  # `streamgru forecast` takes 5 s if it has a core for itself
@@ -60,109 +60,8 @@ TRACED_SEASONS: Final = 10
 PICTURED_AT: Final = 0.7  # quantile of the live time: autumn, when both targets change much
 PICTURED_SEASONS: Final = 6
 POLL_S: Final = 0.2
-REPORT_S: Final = 10.0  # between two lines of progress, if the output is not a terminal
-_LONGEST_NOTE: Final = 100
 
 T = TypeVar("T")
-
-
-class Task:
-    """A step that runs or has ended."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.doing = ""
-        self.result = ""
-        self._started = time.monotonic()
-        self._ended: float | None = None
-
-    def __call__(self, doing: str) -> None:
-        """Note the present work, which a terminal shows while the step runs."""
-        self.doing = doing
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the step has ended."""
-        return self._ended is not None
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the step so far, or until its end."""
-        return (self._ended or time.monotonic()) - self._started
-
-    def end(self) -> None:
-        """Mark the step as ended."""
-        self._ended = time.monotonic()
-
-
-class Display:
-    """Shows the steps and the stream: a terminal gets one live screen, other outputs one line each. Thread-safe."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._tasks: list[Task] = []
-        self._latest = LatestForecasts()
-        self._counts = "no readings sent yet"
-        self._due_s = 0.0
-        self._began = time.monotonic()
-        self._lock = threading.Lock()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the demo began."""
-        return time.monotonic() - self._began
-
-    @property
-    def steps(self) -> list[Step]:
-        """The steps for the report."""
-        return [Step(task.title, task.result, task.seconds) for task in self._tasks]
-
-    def screen(self) -> AbstractContextManager[object]:
-        """A block in which the screen of a terminal is kept up to date."""
-        if not self._console.is_terminal:
-            return nullcontext()
-        return Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
-
-    @contextmanager
-    def step(self, title: str) -> Iterator[Task]:
-        """Show a step while the block runs, and then its ``result`` and duration."""
-        task = Task(title)
-        with self._lock:
-            self._tasks.append(task)
-            number = len(self._tasks)
-        if not self._console.is_terminal:
-            self._console.print(f"[bold cyan]{number:>2}/{STEPS}[/] {title} …", soft_wrap=True)
-        yield task
-        task.end()
-        if not self._console.is_terminal:
-            done = f"[green]✓[/] [dim]{title}[/]: {escape(task.result)} [dim]({task.seconds:.1f} s)[/]"
-            self._console.print(done, soft_wrap=True)
-
-    def watch(self, tail: StreamTail, doing: str, live_forecasts: list[LiveForecast]) -> None:
-        """Show the counts and the latest forecasts of a consumer of the stream."""
-        with self._lock:  # the thread that draws the screen reads them
-            self._latest.update(live_forecasts)
-        self._counts = f"{tail.readings:,} readings, {tail.forecasts:,} forecasts; {doing.strip()[:_LONGEST_NOTE]}"
-        if not self._console.is_terminal and live_forecasts and time.monotonic() > self._due_s:
-            self._due_s = time.monotonic() + REPORT_S
-            told = f"   {self._counts}\n   {format_line(live_forecasts[-1])}"
-            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
-
-    def _render(self) -> Group:
-        steps = Table(box=None, show_header=False, pad_edge=False, expand=True)
-        steps.add_column(min_width=4, no_wrap=True)
-        steps.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        steps.add_column(min_width=5, justify="right", no_wrap=True)
-        tasks = list(self._tasks)
-        for number, task in enumerate(tasks, start=1):
-            mark, note = ("[green]✓[/]", task.result) if task.is_done else ("[cyan]…[/]", task.doing.strip())
-            text = f"{task.title} [dim]{escape(note)}[/]"
-            steps.add_row(f"{mark} {number:>2}", text, f"{task.seconds:.0f} s")
-        rows = max(2, self._console.height - len(tasks) - 7)
-        head = f"[bold]streamgru demo[/]  step {len(tasks)} of {STEPS}, {self.seconds:.0f} s"
-        with self._lock:
-            latest = self._latest.table(escape(self._counts), rows)
-        return Group(head, steps, latest)
 
 
 @dataclass(frozen=True)
@@ -371,7 +270,6 @@ class Demo:
             task.result = f"{counts.forecasts:,} forecasts, {counts.lost:,} lost, {agreed.different:,} different"
         report, picture = settings.home / REPORT, settings.home / PICTURE
         with self._step("Score the forecasts, draw them, write the report") as task:
-            draw_picture(choose_traces(recorded, settings, data.live, PICTURED_AT, PICTURED_SEASONS)[:2], picture)
             versions = [
                 Version(info.version, info.created, info.metrics, standings.get(info.version, ""))
                 for info in self._registry.versions()[::-1]
@@ -394,4 +292,6 @@ class Demo:
                 took_s=self._display.seconds,
             )
             report.write_text(render(outcome), encoding="utf-8")
+            with best_effort(f"the picture {picture.name}", log):
+                draw_picture(choose_traces(recorded, settings, data.live, PICTURED_AT, PICTURED_SEASONS)[:2], picture)
         return outcome

@@ -1,12 +1,13 @@
 """The demo's report: one HTML page that needs no network, with its plots as SVG, and one picture as PNG."""
 
+import html
 import io
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any, Final
@@ -25,6 +26,11 @@ from deploy.demo.scores import FORECAST, Agreement, Trace
 from deploy.live_forecasts import shown_steps
 from model.metrics import Scores
 from pipeline.audit.delivery import DeliveryCounts
+from pipeline.best_effort import best_effort
+from pipeline.evaluation.plot_text import LONGEST_NAME, draw_legend, drawable, legend_name, set_labels
+from pipeline.visible_text import visible
+
+log = logging.getLogger("streamgru.demo")
 
 PAGE: Final = Path(__file__).with_name("report.html")  # a string.Template
 PLOT_STYLE: Final = Path(__file__).with_name("report.mplstyle")
@@ -92,17 +98,29 @@ def render(outcome: Outcome) -> str:
         {name: f"{number:,}" for name, number in numbers.items()},
         silence="-" if silence is None else f"{silence.seconds:.2f} s",
         silence_is="" if silence is None else "fault n0" if silence.is_short else "fault",
-        traces=draw_traces(outcome.traces),
-        errors=draw_errors(scores),
+        traces=_plot("forecasts", lambda: draw_traces(outcome.traces)),
+        errors=_plot("errors", lambda: draw_errors(scores)),
         error_table=_error_table(scores),
-        agreement=outcome.agreement,
-        coverage=escape(coverage_note(scores[FORECAST])),
-        coverage_plot=draw_coverage(scores[FORECAST]),
+        agreement=html_text(outcome.agreement),
+        coverage=html_text(coverage_note(scores[FORECAST])),
+        coverage_plot=_plot("coverage", lambda: draw_coverage(scores[FORECAST])),
         run_note=_run_note(outcome),
-        run=draw_run(outcome.seconds, outcome.swaps, outcome.retraining),
+        run=_plot("rates and delays", lambda: draw_run(outcome.seconds, outcome.swaps, outcome.retraining)),
         versions=_rows((str(version.version), _version_note(version)) for version in outcome.versions),
         steps=_steps(outcome),
     )
+
+
+def html_text(text: object) -> str:
+    """Text as HTML: no character in it is taken as a tag, and control characters are escaped."""
+    return html.escape(visible(text), quote=False)  # no text stands in an attribute
+
+
+def _plot(name: str, draw: Callable[[], str]) -> str:
+    """The plot as SVG, or a note in its place if it cannot be drawn."""
+    with best_effort(f"the plot of {name}", log):
+        return draw()
+    return f"<p class='note'>The plot of {name} could not be drawn; the log has the reason.</p>"
 
 
 def _rows(rows: Iterable[Iterable[str]], cell: str = "td") -> str:
@@ -112,7 +130,7 @@ def _rows(rows: Iterable[Iterable[str]], cell: str = "td") -> str:
 
 def _error_table(scores: Mapping[str, Scores]) -> str:
     targets, rows = mae_table(scores)
-    return _rows([["", *map(escape, targets)]], "th") + _rows([escape(name), *cells] for name, *cells in rows)
+    return _rows([["", *map(html_text, targets)]], "th") + _rows([html_text(name), *cells] for name, *cells in rows)
 
 
 def mae_table(scores: Mapping[str, Scores]) -> tuple[list[str], list[list[str]]]:
@@ -139,23 +157,23 @@ def coverage_note(scores: Scores) -> str:
 
 def _run_note(outcome: Outcome) -> str:
     changes = list(map(str, outcome.swaps)) or ["The model did not change; the gate's reason is below"]
-    return "<br>".join(f"{note}." for note in (*changes, outcome.silence) if note is not None)
+    return "<br>".join(f"{html_text(note)}." for note in (*changes, outcome.silence) if note is not None)
 
 
 def _version_note(version: Version) -> str:
     losses = [f"{name} {version.metrics[key]:.4g}" for key, name in LOSSES.items() if key in version.metrics]
     made = f"trained {version.created:%H:%M:%S} UTC; {_with_code(version.standing)}"
-    return f"{made}<br><span class='note'>{'; '.join(losses)}</span>"
+    return f"{made}<br><span class='note'>{html_text('; '.join(losses))}</span>"
 
 
 def _steps(outcome: Outcome) -> str:
-    rows = [(escape(step.title), _with_code(step.result), f"{step.seconds:.1f} s") for step in outcome.steps]
+    rows = [(html_text(step.title), _with_code(step.result), f"{step.seconds:.1f} s") for step in outcome.steps]
     return _rows([*rows, ("together", "", f"{outcome.took_s:.0f} s")])
 
 
 def _with_code(text: str) -> str:
     """The text as HTML; commands between backticks are marked as code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html_text(text))
 
 
 @contextmanager
@@ -177,7 +195,7 @@ def _time_axis(ax: Axes, title: str) -> None:
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(_dates.ConciseDateFormatter(locator))
     ax.margins(x=0.005)
-    ax.set_title(title)
+    set_labels(ax, title)
 
 
 def draw_traces(traces: Sequence[Trace]) -> str:
@@ -191,9 +209,9 @@ def draw_traces(traces: Sequence[Trace]) -> str:
                 label = None if number else "no readings sent"
                 span = _dates.date2num(since), _dates.date2num(until)
                 ax.axvspan(*span, color="#f3e3d3", alpha=0.7, lw=0, label=label)
-            _time_axis(ax, f"{trace.sensor}, {trace.target}")
+            _time_axis(ax, f"{drawable(trace.sensor, LONGEST_NAME)}, {drawable(trace.target, LONGEST_NAME)}")
             if trace is traces[0] or trace.outages:
-                ax.legend(loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.22))
+                draw_legend(ax, loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.22))
         return _svg(figure)
 
 
@@ -207,16 +225,17 @@ def draw_picture(traces: Sequence[Trace], path: Path) -> None:
                 ax.plot(fan.moments, fan.median, color=ACCENT, lw=1.8, label=labels[1])
                 ax.axvline(fan.moments[0], color=MUTED, lw=0.8, ls=":", label=None if number else "forecast issued")
             ax.plot(trace.moments, trace.actual, color=INK, lw=1.0, marker="o", ms=2.2, label="measured")
-            _time_axis(ax, f"{trace.sensor}, {trace.target}")
+            _time_axis(ax, f"{drawable(trace.sensor, LONGEST_NAME)}, {drawable(trace.target, LONGEST_NAME)}")
             ax.set_ylabel(UNITS.get(trace.target, ""))
-        figure.axes[0].legend(loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.2))
+        draw_legend(figure.axes[0], loc="upper right", ncols=4, fontsize=9, bbox_to_anchor=(1.0, 1.2))
         figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _ahead_axis(ax: Axes, ahead: NDArray[np.int64], title: str) -> None:
-    ax.set(title=title, xlabel="steps ahead", xlim=(ahead[0], max(2, ahead[-1])))
+    set_labels(ax, title, "steps ahead")
+    ax.set_xlim(ahead[0], max(2, ahead[-1]))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize=9, loc="best")
+    draw_legend(ax, fontsize=9, loc="best")
 
 
 def draw_errors(scores: Mapping[str, Scores]) -> str:
@@ -227,10 +246,10 @@ def draw_errors(scores: Mapping[str, Scores]) -> str:
         ahead = np.arange(1, errors[FORECAST].shape[1] + 1)
         for column, (ax, target) in enumerate(zip(axes, ours.targets, strict=True)):
             for name, colour in zip([name for name in scores if name != FORECAST], BASELINE_COLOURS, strict=True):
-                ax.plot(ahead, errors[name][column], color=colour, lw=1.5, label=name)
+                ax.plot(ahead, errors[name][column], color=colour, lw=1.5, label=legend_name(name))
             ax.plot(ahead, errors[FORECAST][column], color=ACCENT, lw=2.2, label=FORECAST)
             ax.set_ylim(bottom=0)
-            _ahead_axis(ax, ahead, f"{target}: mean absolute error")
+            _ahead_axis(ax, ahead, f"{drawable(target, LONGEST_NAME)}: mean absolute error")
         return _svg(figure)
 
 
@@ -245,7 +264,7 @@ def draw_coverage(scores: Scores) -> str:
             ax.plot(ahead, coverage[column], color=ACCENT, lw=2.0, label="measured")
             ax.set_ylim(40, 100)
             ax.yaxis.set_major_formatter("{x:.0f} %")
-            _ahead_axis(ax, ahead, f"{target}: coverage of the {nominal:.0%} interval")
+            _ahead_axis(ax, ahead, f"{drawable(target, LONGEST_NAME)}: coverage of the {nominal:.0%} interval")
         return _svg(figure)
 
 
@@ -272,5 +291,5 @@ def draw_run(seconds: Seconds, swaps: Sequence[Swap], retraining: tuple[float, f
             for number, swap in enumerate(swaps):
                 label = "model swap" if ax is rate and not number else None
                 ax.axvline(swap.first_s - seconds.start_s, color=INK, lw=1.2, ls=":", label=label)
-            ax.legend(fontsize=9, loc="upper right", ncols=4, bbox_to_anchor=(1.0, 1.17))
+            draw_legend(ax, fontsize=9, loc="upper right", ncols=4, bbox_to_anchor=(1.0, 1.17))
         return _svg(figure)

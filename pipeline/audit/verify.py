@@ -48,6 +48,7 @@ from pipeline.errors import KafkaError
 from pipeline.kafka.topic_reader import Offsets, topic_starts
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
 from pipeline.settings import Settings
+from pipeline.visible_text import visible
 
 logger = logging.getLogger("streamgru.verify")
 
@@ -327,7 +328,7 @@ class _StateCheck:
         """Count a state as wrong."""
         partition, sensor = self._accepted.streams[stream]
         self._verdict.states_different += 1
-        self._verdict.note("states different", f"sensor {sensor}, partition {partition}: {why}")
+        self._verdict.note("states different", f"sensor {visible(sensor)}, partition {partition}: {why}")
 
     def _place(self, stream: int, offset: int) -> int | None:
         low, high = self._accepted.starts[stream], self._accepted.starts[stream + 1]

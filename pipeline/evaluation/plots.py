@@ -19,6 +19,7 @@ from model.metrics import Scores
 from model.sequences import Sequences
 from model.state_age import LossByAge
 from model.training import EpochReport
+from pipeline.evaluation.plot_text import LONGEST_NAME, draw_legend, drawable, legend_name, set_labels
 
 _dates: Any = matplotlib.dates  # ships no types
 
@@ -51,7 +52,7 @@ def draw_loss(epochs: Sequence[EpochReport]) -> Figure:
         axes.axvline(best.epoch, color=_INK, lw=0.8, ls=":", label=f"best: epoch {best.epoch}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(axes, "Loss while training", "epoch", "loss (scaled by sensor)")
-    axes.legend(frameon=False)
+    draw_legend(axes, frameon=False)
     return figure
 
 
@@ -65,10 +66,11 @@ def draw_scores(scores: Mapping[str, Scores]) -> Figure:
         ahead = np.arange(1, first.n.shape[1] + 1)
         for number, (name, score) in enumerate(scores.items()):
             style = _series(number, markers=len(ahead) <= 48)
-            error.plot(ahead, score.by_horizon("mae")[row], **style, label=name)
-            coverage.plot(ahead, 100.0 * score.by_horizon("coverage")[row], **style, label=name)
+            label = legend_name(name)
+            error.plot(ahead, score.by_horizon("mae")[row], **style, label=label)
+            coverage.plot(ahead, 100.0 * score.by_horizon("coverage")[row], **style, label=label)
             off = 100.0 * (score.calibration()[row] - np.array(score.quantiles))
-            calibration.plot(score.quantiles, off, **_series(number), label=name)
+            calibration.plot(score.quantiles, off, **_series(number), label=label)
         nominal = 100.0 * first.nominal_coverage
         coverage.axhline(nominal, color=_INK, lw=0.8, ls=":")
         # The same range in every plot, so that deviations compare by eye; wider if a curve needs it.
@@ -78,11 +80,12 @@ def draw_scores(scores: Mapping[str, Scores]) -> Figure:
         lowest, highest = calibration.get_ylim()
         calibration.set(xlim=(0.0, 1.0), ylim=(min(lowest, -_POINTS_OFF / 2), max(highest, _POINTS_OFF / 2)))
         error.set_ylim(bottom=0.0)
-        _label(error, f"{target}: error", "steps ahead", f"mean absolute error ({target}'s unit)")
-        _label(coverage, f"{target}: {first.nominal_coverage:.0%} interval", "steps ahead", "values within it (%)")
-        _label(calibration, f"{target}: calibration", "quantile level", "values below it, less the level (points)")
+        name = drawable(target, LONGEST_NAME)
+        _label(error, f"{name}: error", "steps ahead", f"mean absolute error ({drawable(target, 12)}'s unit)")
+        _label(coverage, f"{name}: {first.nominal_coverage:.0%} interval", "steps ahead", "values within it (%)")
+        _label(calibration, f"{name}: calibration", "quantile level", "values below it, less the level (points)")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    draw_legend(figure, handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
@@ -93,13 +96,13 @@ def draw_state_age(losses: LossByAge, warmup_steps: int) -> Figure:
     curves = {"state reset": losses.restarted}
     curves |= {f"{name}, never reset": curve for name, curve in losses.carried.items()}
     for number, (name, curve) in enumerate(curves.items()):
-        axes.plot(losses.ages, curve, **_series(number), label=name)
+        axes.plot(losses.ages, curve, **_series(number), label=legend_name(name))
     axes.axvline(warmup_steps, color=_INK, lw=0.8, ls=":", label="counts as warm")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_ylim(bottom=0.0)
     _label(axes, "Loss by age of the state, at the same readings", "steps since the reset", "pinball loss (scaled)")
-    axes.legend(frameon=False)
+    draw_legend(axes, frameon=False)
     return figure
 
 
@@ -128,11 +131,12 @@ def draw_forecasts(
         for row, target in enumerate(config.targets):
             medians = {name: found[row, config.median_index] for name, found in others.items()}
             _draw_fan(grid[row, column], sequences, config, sensor, step, fan[row], medians, row)
-            title = f"{sequences.sensors[sensor]} ({rank})" if rank else sequences.sensors[sensor]
+            name = drawable(sequences.sensors[sensor], LONGEST_NAME)
+            title = f"{name} ({rank})" if rank else name
             _label(grid[row, column], title, "UTC", target if column == 0 else "")
     if chosen:
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        draw_legend(figure, handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
@@ -166,7 +170,7 @@ def _draw_fan(
     single: dict[str, Any] = {"marker": "o", "ms": 4} if len(ahead) == 1 else {}  # one point needs a marker
     for number, (name, values) in enumerate(medians.items(), start=1):
         style: dict[str, Any] = {"color": _COLOURS[number], "ls": _DASHES[number], "lw": 1.0}
-        axes.plot(ahead, values, **style, **single, label=name)
+        axes.plot(ahead, values, **style, **single, label=legend_name(name))
     axes.plot(ahead, fan[median], color=_COLOURS[0], lw=1.6, ls="--", **single, label="median forecast")
     axes.axvline(_moments(np.array([issued_us]))[0], color=_INK, lw=0.8, ls=":", label="issued")
     # These limits fit a tick interval to any length of time; smaller ones leave some axes without ticks.
@@ -206,9 +210,7 @@ def _series(number: int, markers: bool = True) -> dict[str, Any]:
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    set_labels(axes, title, x, y, fontsize=10, loc="left")
     axes.grid(color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,9 +1,10 @@
 """The files of a back-test: ``scores.json``, the model and plots."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +19,14 @@ from model.metrics import METRICS, Metric, Scores, skill
 from model.sequences import Split
 from model.state_age import loss_of_restarts
 from model.training import EpochReport, TrainingResult
+from pipeline.best_effort import best_effort
 from pipeline.errors import DataFileError
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores, draw_state_age
+from pipeline.json_text import json_text
 from pipeline.messages import iso_timestamp
+
+log = logging.getLogger("streamgru.evaluation")
 
 SCORES: Final = "scores.json"
 MODEL_FOLDER: Final = "model"
@@ -70,7 +75,10 @@ def read_trained_model(folder: Path) -> TrainedModel:
 
 
 def write_report(done: Evaluation, trained: TrainedModel, folder: Path, made_with: Mapping[str, Any]) -> None:
-    """Write ``scores.json``, the model and the plots to ``folder``; existing files of these names are replaced."""
+    """Write the model, ``scores.json`` and the plots to ``folder``; existing files of these names are replaced.
+
+    A plot that cannot be drawn is left out with a warning.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     test_us = done.split.validation_end_us
     content = {
@@ -86,30 +94,45 @@ def write_report(done: Evaluation, trained: TrainedModel, folder: Path, made_wit
         "scores": {name: scores_content(score) for name, score in done.scores.items()},
         "skill": {name: _skill(done.model_scores, score) for name, score in done.scores.items() if name != done.name},
     }
-    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
-    epochs = [EpochReport(**epoch) for epoch in trained.training["epochs"]] if trained.training else []
-    for name, figure in draw(done, epochs).items():
-        figure.savefig(folder / name, dpi=120)
+    text = json_text(content, ascii_only=False)
     save_artefact(trained.forecaster, folder / MODEL_FOLDER)
-    (folder / SCORES).write_text(text, encoding="utf-8")  # last: if it exists, the report is complete
+    # If this file exists, the model beside it is complete. A sensor id may hold half of a surrogate pair.
+    (folder / SCORES).write_text(text, encoding="utf-8", errors="backslashreplace")
+    with best_effort("the plots", log):  # such as an unreadable record of an earlier training
+        epochs = [EpochReport(**epoch) for epoch in trained.training["epochs"]] if trained.training else []
+        write_plots(done, epochs, folder)
 
 
-def draw(done: Evaluation, epochs: Sequence[EpochReport]) -> dict[str, Figure]:
-    """The plots of a back-test by file name, and of the training if its epochs are known."""
+def write_plots(done: Evaluation, epochs: Sequence[EpochReport], folder: Path) -> None:
+    """Write the plots to ``folder`` as PNG files; log a warning for each that cannot be drawn or written."""
+    for name, draw in plots(done, epochs).items():
+        (folder / name).unlink(missing_ok=True)  # an earlier plot must not pass for the new one
+        with best_effort(f"the plot {name}", log):
+            draw().savefig(folder / name, dpi=120)
+
+
+def plots(done: Evaluation, epochs: Sequence[EpochReport]) -> dict[str, Callable[[], Figure]]:
+    """Functions that draw the plots of a back-test by file name, and of the training if its epochs are known."""
     config, sequences, test_us = done.config, done.sequences, done.split.validation_end_us
-    fans = model_predictor(done.forecaster, done.name, done.adaptation)
-    naive = SeasonalNaive(config).fit(sequences, test_us)
-    adaptive = Autoregression(config).fit(sequences, test_us)
-    by_age = loss_of_restarts(
-        done.forecaster, done.adaptation, sequences, test_us, done.model_scores.scale, beside=[adaptive]
-    )
-    figures = {
-        "scores.png": draw_scores(done.scores),
-        "forecasts.png": draw_forecasts(fans, sequences, config, done.model_scores, test_us, [naive]),
-        "state_age.png": draw_state_age(by_age, config.warmup_steps),
+
+    def forecasts() -> Figure:
+        fans = model_predictor(done.forecaster, done.name, done.adaptation)
+        naive = SeasonalNaive(config).fit(sequences, test_us)
+        return draw_forecasts(fans, sequences, config, done.model_scores, test_us, [naive])
+
+    def state_age() -> Figure:
+        adaptive = Autoregression(config).fit(sequences, test_us)
+        scale = done.model_scores.scale
+        by_age = loss_of_restarts(done.forecaster, done.adaptation, sequences, test_us, scale, beside=[adaptive])
+        return draw_state_age(by_age, config.warmup_steps)
+
+    figures: dict[str, Callable[[], Figure]] = {
+        "scores.png": partial(draw_scores, done.scores),
+        "forecasts.png": forecasts,
+        "state_age.png": state_age,
     }
     if epochs:
-        figures["loss.png"] = draw_loss(epochs)
+        figures["loss.png"] = partial(draw_loss, epochs)
     return figures
 
 
@@ -138,12 +161,3 @@ def _skill(model_scores: Scores, theirs: Scores) -> dict[str, Any]:
             }
             for metric in SKILLS
         }
-
-
-def _without_nan(content: Any) -> Any:
-    """The content with null for NaN and infinity, which JSON does not have."""
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

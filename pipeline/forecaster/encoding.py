@@ -18,6 +18,7 @@ from pipeline.errors import ModelUnusable
 from pipeline.kafka.batch_producer import Varints, encode_varint
 from pipeline.messages import FORECAST_TYPE, ModelId, quantile_key
 from pipeline.settings import Settings
+from pipeline.visible_text import visible
 
 if TYPE_CHECKING:
     from model.stepper import Forecasts  # imports torch, which publish and ingest do without
@@ -155,7 +156,8 @@ class ForecastEncoder:
         row = int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
         raise ModelUnusable(
             f"model {self._model.name} version {self._model.version} makes a non-finite forecast for sensor "
-            f"{sensor_ids[row]} at offset {int(offsets[row])}. Promote another version; `streamgru models` lists them"
+            f"{visible(sensor_ids[row])} at offset {int(offsets[row])}. Promote another version; `streamgru models` "
+            "lists them"
         )
 
 

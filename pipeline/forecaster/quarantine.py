@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pipeline.errors import ModelUnusable
 from pipeline.forecaster.champion import ChampionSource
 from pipeline.forecaster.state_store import ServedModel
+from pipeline.visible_text import visible
 
 logger = logging.getLogger("streamgru.forecaster")
 
@@ -63,9 +64,10 @@ class Quarantine:
         for partition, sensors in remedies.unrecoverable.items():
             self._source.clear_last_served()
             raise ModelUnusable(
-                f"version {serving.version} of {self._model_name} makes non-finite forecasts for sensor {sensors[0]}, "
-                f"partition {partition}, even from a state that starts from scratch. Promote another version "
-                "(`streamgru models` lists them), then start the forecaster again: it continues at the same reading"
+                f"version {serving.version} of {self._model_name} makes non-finite forecasts for sensor "
+                f"{visible(sensors[0])}, partition {partition}, even from a state that starts from scratch. Promote "
+                "another version (`streamgru models` lists them), then start the forecaster again: it continues at the "
+                "same reading"
             )
         for partition, sensors in remedies.reset.items():
             logger.error(

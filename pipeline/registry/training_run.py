@@ -9,19 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from model.artefact import CONFIG_FILE
 from model.config import Adaptation
+from model.feature_columns import input_column
 from pipeline.errors import RegistryError
 from pipeline.registry.bundle import bundle_artefact, pip_requirements
 from pipeline.registry.mlflow_session import MlflowSession, mlflow_error
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import ARTEFACT, SCORE_PREFIX, logger
 from pipeline.settings import Settings
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from pipeline.visible_text import visible
 
 METRICS_PER_CALL: Final = 1_000  # MLflow refuses more
 
@@ -56,10 +55,10 @@ class TrainingRun:
             for start in range(0, len(metrics), METRICS_PER_CALL):
                 client.log_batch(self.id, metrics=metrics[start : start + METRICS_PER_CALL])
 
-    def log_figure(self, figure: "Figure", file_name: str) -> None:
-        """Log a plot as an artifact of the run."""
-        with self._client("logging a plot") as client:
-            client.log_figure(self.id, figure, file_name)
+    def log_files(self, folder: Path, into: str) -> None:
+        """Log the files of a folder as artifacts of the run, below ``into``."""
+        with self._client(f"logging {into}") as client:
+            client.log_artifacts(self.id, str(folder), into)
 
     def log_training_set(self, training_set: TrainingSet) -> None:
         """Log the training set: the version of the history table and its Kafka offsets."""
@@ -79,7 +78,7 @@ class TrainingRun:
         """Add tags to the run."""
         with self._client("tagging a run") as client:
             for key, value in tags.items():
-                client.set_tag(self.id, key, value)
+                client.set_tag(self.id, key, visible(value))
 
     def register(self, artefact: Path, scores: Mapping[str, float], tags: Mapping[str, str]) -> int:
         """Log an artefact of ``model.artefact.save_artefact`` as a pyfunc, and register it as the next version.
@@ -181,7 +180,7 @@ def _signature(features: Sequence[str], quantiles: Sequence[float]) -> Any:
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
     inputs = [ColSpec("string", "sensor_id"), ColSpec(AnyType(), "timestamp")]
-    inputs += [ColSpec(AnyType(), feature, required=False) for feature in features]
+    inputs += [ColSpec(AnyType(), input_column(feature), required=False) for feature in features]
     outputs = [ColSpec("string", "sensor_id"), ColSpec("datetime", "issued_at"), ColSpec("string", "target")]
     outputs += [ColSpec("long", "step"), ColSpec("datetime", "timestamp")]
     outputs += [ColSpec("double", str(level)) for level in quantiles]

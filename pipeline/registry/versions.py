@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pipeline.errors import ModelUnusable, RegistryError, RegistryUnreachable
 from pipeline.registry.mlflow_session import MlflowSession, is_missing, mlflow_error
 from pipeline.settings import Settings
+from pipeline.visible_text import visible
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing versions does not need it
     from model.config import ModelConfig
@@ -101,7 +102,7 @@ class Registry:
                     return []
                 raise
             while True:
-                page = client.search_model_versions(f"name = '{self._name}'", page_token=token)
+                page = client.search_model_versions(f"name = {_quoted(self._name)}", page_token=token)
                 found.extend(page)
                 token = page.token
                 if not token:
@@ -130,7 +131,7 @@ class Registry:
         """Add tags to a version; its page in MLflow shows them."""
         with self._session.client(f"tagging version {version}", version) as client:
             for key, value in tags.items():
-                client.set_model_version_tag(self._name, str(version), key, value)
+                client.set_model_version_tag(self._name, str(version), key, visible(value))
 
     def load(self, version: int, into: Path) -> "Forecaster":
         """The forecaster of a version that fits the settings, on the CPU; otherwise as ``load_copy``."""
@@ -280,6 +281,11 @@ def _intact_copy(folder: Path) -> LocalCopy | None:
     except ArtefactError as error:
         logger.warning("the local copy in %s is damaged and must be downloaded again: %s", folder, error)
         return None
+
+
+def _quoted(name: str) -> str:
+    """The name in quotes that do not end in it, for a filter of MLflow, which has no escapes."""
+    return f'"{name}"' if "'" in name else f"'{name}'"
 
 
 def _info(version: Any, aliases: Mapping[str, Any]) -> ModelInfo:

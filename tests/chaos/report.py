@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.json_text import json_text
+from pipeline.visible_text import visible
 from tests.chaos.gauge import POINTS
 from tests.chaos.harness import Record
 
@@ -128,7 +130,7 @@ def as_markdown(results: list[dict[str, Any]]) -> str:
 
     row("seed", [result["seed"] for result in results])
     row("duration", [f"{result['seconds'] / 60:.1f} min" for result in results])
-    row("readings published", [f"{result['readings']:,}" for result in results])
+    row("readings published", [_number(result["readings"]) for result in results])
     for name in ("accepted", "duplicates", "late", "rejected", "forecasts"):
         row(name, [f"{audit.get(name, 0):,}" for audit in audits])
     row("**missing**", [audit.get("lost") for audit in audits])
@@ -137,7 +139,7 @@ def as_markdown(results: list[dict[str, Any]]) -> str:
     row("forecasts recomputed", [f"{verdict.get('recomputed', 0):,}" for verdict in verdicts])
     row(
         "**different** (largest difference)",
-        [f"{verdict.get('different')} ({verdict.get('largest_difference', 0):.1e})" for verdict in verdicts],
+        [f"{verdict.get('different')} ({_largest_difference(verdict)})" for verdict in verdicts],
     )
     row("**forecasts from an incomplete state**", [verdict.get("begun_anew") for verdict in verdicts])
     row("final states checked", [verdict.get("states") for verdict in verdicts])
@@ -168,8 +170,21 @@ def as_markdown(results: list[dict[str, Any]]) -> str:
     row("recovery, undisturbed: median, p99", [_times(result["recovery_s_undisturbed"]) for result in results])
     lines = ["| | " + " | ".join(f"run {number}" for number in range(1, len(results) + 1)) + " |"]
     lines.append("|---|" + "---|" * len(results))
-    lines += [f"| {name} | " + " | ".join(map(str, values)) + " |" for name, values in rows]
+    lines += [f"| {name} | " + " | ".join(map(_cell, values)) + " |" for name, values in rows]
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return visible(value).replace("|", "\\|")
+
+
+def _largest_difference(verdict: dict[str, Any]) -> str:
+    largest = verdict.get("largest_difference", 0.0)
+    return "non-finite" if largest is None else f"{largest:.1e}"
+
+
+def _number(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"  # a run that ended before the audit has no count
 
 
 def _live(result: dict[str, Any]) -> str:
@@ -239,7 +254,7 @@ def _guard_table(results: list[dict[str, Any]]) -> str:
         caught = "caught" if faults else "**not caught**"
         guards = ", ".join(result["without"])
         done = f"{result['seed']} | {result['kills']} | {result['stalls']}"
-        lines.append(f"| {guards} | {done} | {caught} | {_listed(titles)} |")
+        lines.append(f"| {_cell(guards)} | {done} | {caught} | {_cell(_listed(titles))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -253,7 +268,7 @@ def keep(result: dict[str, Any], folder: Path) -> None:
         return (run["without"], run["seed"])
 
     results = sorted([run for run in earlier if identity(run) != identity(result)] + [result], key=identity)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json_text(results, indent=1) + "\n", encoding="utf-8")
     guarded = [run for run in results if not run["without"]]
     unguarded = [run for run in results if run["without"]]
     page = INTRODUCTION + (as_markdown(guarded) if guarded else "")

@@ -31,6 +31,7 @@ from pipeline.settings import Settings
 from tests.fuzz.files import files
 from tests.fuzz.mutation import mutate
 from tests.fuzz.settings import settings
+from tests.hostile_reports import REPORTS, Values, check
 from tests.integration.stream_rig import small_forecaster
 
 FEATURES = ("PM2.5", "TEMP", "é")
@@ -208,6 +209,16 @@ def steps(chance: random.Random) -> None:
 
 HOUR_US = 3_600_000_000
 
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def reports(chance: random.Random) -> None:
+    """A report of any non-zero counters and any text is rendered, harmless to terminals, and its JSON is valid."""
+    name = chance.choice(tuple(REPORTS))
+    check(name, REPORTS[name](Values(chance)))
+
+
 TARGETS: dict[str, Target] = {
     "decoder": decoder,
     "state-codec": state_codec,
@@ -215,4 +226,5 @@ TARGETS: dict[str, Target] = {
     "steps": steps,
     "settings": settings,
     "files": files,
+    "reports": reports,
 }

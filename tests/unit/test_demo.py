@@ -15,11 +15,12 @@ import polars as pl
 import psutil
 import pytest
 
-from deploy.commands.demo import PORT_VARIABLES, _demo_settings
+from deploy.commands.demo import PORT_VARIABLES, _demo_settings, _print_outcome
 from deploy.demo.data import LIVE_FROM, Amounts, disturb, prepare
 from deploy.demo.live import Arrivals, Decision, Silence, by_second, find_swaps, longest_silence, pace
 from deploy.demo.report import Outcome, Step, Version, coverage_by_target, draw_picture, render
 from deploy.demo.scores import FORECAST, Agreement, RecordedForecasts, Stretch, agreement, lay_out, score, trace
+from deploy.literal_console import make_console
 from model.acceptance import ACCEPTED, classify
 from model.forecaster import Forecaster
 from model.state import blank_states
@@ -343,6 +344,36 @@ def test_the_report_is_one_page_that_needs_no_network() -> None:
     assert "0 of 300 forecasts differ from the evaluator's" in page
     assert "longest wait of a partition for a forecast while readings arrived: 0.55 s, in partition 1" in page
     assert "<td>together</td><td></td><td>235 s</td>" in page
+
+
+def test_hostile_names_are_text_on_the_page_and_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "<script>$GPS_1_$ [/a] \x1b[31m\u202e"
+    made = outcome()
+    named = {predictor: replace(found, targets=(name,)) for predictor, found in made.scores.items()}
+    hostile = replace(
+        made,
+        scores=named,
+        traces=[replace(made.traces[0], sensor=name, target=name)],
+        versions=[replace(made.versions[0], standing=name)],
+        steps=[Step(name, f"`{name}`", 1.5)],
+        audit=replace(made.audit, lost=7, twice=8, out_of_order=9, unexpected=10, examples={name: [name]}),
+    )
+    page = render(hostile)
+    assert page.count("<svg") == 4
+    assert "<script" not in page
+    assert "<code>&lt;script&gt;$GPS_1_$ [/a] \\x1b[31m\\u202e</code>" in page
+    _print_outcome(hostile, Path("home"), make_console(width=200))
+    shown = capsys.readouterr().out
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert "lost 7, twice 8, out of order 9, unexpected 10" in shown
+    assert "$GPS_1_$ [/a] \\x1b[31m\\u202e" in shown
+
+
+def test_a_plot_of_the_report_that_fails_leaves_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.demo.report.draw_run", lambda *arguments: 1 / 0)
+    page = render(outcome())
+    assert page.count("<svg") == 3
+    assert "The plot of rates and delays could not be drawn" in page
 
 
 def test_the_picture_is_a_small_png(tmp_path: Path) -> None:
