@@ -127,6 +127,20 @@ def describe_value(value: bytes, error: str, expected: Sequence[str] = ("sensor_
     return _describe_json(content, error, expected)
 
 
+def describe_number(feature: str, value: bytes) -> str:
+    """Why the JSON value of a feature is not a number."""
+    shown = quote(value[:1_000].decode(errors="replace"))
+    return f"the value of {quote(feature)} is {shown[1:-1]}; a value is a number or null"
+
+
+def describe_time(text: str) -> str:
+    """Why a text is not the timestamp of a reading."""
+    return (
+        f"the timestamp is {quote(text[:200])}, but a timestamp is ISO 8601 with a timezone (Z or +01:00), or epoch "
+        "milliseconds as a whole number"
+    )
+
+
 def confluent_schema_id(data: bytes) -> int | None:
     """The schema id in Confluent's framing; None without such framing."""
     if len(data) < CONFLUENT_HEADER_BYTES or data[0] != 0:

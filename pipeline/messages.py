@@ -18,7 +18,8 @@ import msgspec
 
 from pipeline.errors import StateError
 from pipeline.foreign_keys import describe_key
-from pipeline.foreign_payloads import describe_absence, describe_value, quote
+from pipeline.foreign_payloads import describe_absence, describe_number, describe_time, describe_value
+from pipeline.iso_times import iso_microseconds
 from pipeline.unreadable_batch import BATCH_REASONS, UnreadableBatch
 
 # Microseconds. A timestamp outside this range is a clock fault. If accepted, it could make all later readings late.
@@ -32,6 +33,7 @@ LARGEST_READING_BYTES: Final = 16 * 1024 * 1024
 LONGEST_SENSOR_ID_BYTES: Final = 1_024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAN = float("nan")
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -83,10 +85,10 @@ def refusal(value: bytes, largest_bytes: int) -> Rejected:
 
 
 class _LooseMessage(msgspec.Struct, frozen=True):
-    """``ReadingMessage`` with values of any JSON type."""
+    """``ReadingMessage`` with values of any JSON type, and any text as timestamp."""
 
     sensor_id: Annotated[str, msgspec.Meta(min_length=1)]
-    timestamp: Annotated[datetime, msgspec.Meta(tz=True)] | int
+    timestamp: str | int
     values: dict[str, msgspec.Raw]
 
 
@@ -123,20 +125,20 @@ class ReadingDecoder:
             message = self._decode(value)
             sensor_id, timestamp, values = message.sensor_id, message.timestamp, message.values
             expected_key = sensor_id.encode()
+            timestamp_us = timestamp * 1_000 if isinstance(timestamp, int) else microseconds(timestamp)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            sensor_id, timestamp, values = self._ignore_unnamed(value, error)
+            sensor_id, timestamp_us, values = self._decode_leniently(value, error)
             expected_key = sensor_id.encode()
         if key is None or key != expected_key:
             raise Rejected("bad-key", describe_key(key, sensor_id))
         if len(key) > LONGEST_SENSOR_ID_BYTES:
             raise Rejected("bad-key", f"the sensor id is longer than {LONGEST_SENSOR_ID_BYTES} bytes")
-        timestamp_us = timestamp * 1_000 if isinstance(timestamp, int) else microseconds(timestamp)
         if not EARLIEST_TIMESTAMP_US <= timestamp_us < LATEST_TIMESTAMP_US:
             raise Rejected("bad-timestamp", "the timestamp lies outside the years 1900 to 2199")
         return pick_values(self._features, sensor_id, timestamp_us, values)
 
-    def _ignore_unnamed(self, value: bytes, error: Exception) -> tuple[str, datetime | int, dict[str, float | None]]:
-        """Sensor id, timestamp and values of a reading in which only unnamed features may have any JSON type.
+    def _decode_leniently(self, value: bytes, error: Exception) -> tuple[str, int, dict[str, float | None]]:
+        """Sensor id, microseconds and values; ISO 8601 in rare spellings, and any JSON type for unnamed features.
 
         Raises:
             Rejected: the value is malformed in another way; ``error`` is the strict decoder's.
@@ -147,16 +149,17 @@ class ReadingDecoder:
             values: dict[str, float | None] = dict.fromkeys(message.values)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             raise Rejected("malformed", describe_value(value, str(error))) from None
+        time = message.timestamp
+        if (timestamp_us := time * 1_000 if isinstance(time, int) else iso_microseconds(time)) is None:
+            raise Rejected("malformed", describe_time(str(time)))
         for feature in self._features:
             raw = message.values.get(feature)
             if raw is not None:
                 try:
                     values[feature] = self._decode_number(raw)
                 except (msgspec.MsgspecError, UnicodeError, RecursionError):
-                    shown = quote(bytes(raw)[:1_000].decode(errors="replace"))
-                    detail = f"the value of {quote(feature)} is {shown[1:-1]}; a value is a number or null"
-                    raise Rejected("malformed", detail) from None
-        return message.sensor_id, message.timestamp, values
+                    raise Rejected("malformed", describe_number(feature, bytes(raw))) from None
+        return message.sensor_id, timestamp_us, values
 
 
 def pick_values(features: Sequence[str], sensor_id: str, timestamp_us: int, found: dict[str, float | None]) -> Reading:
@@ -181,9 +184,6 @@ def pick_values(features: Sequence[str], sensor_id: str, timestamp_us: int, foun
     if missing or ignored:  # a feature of the settings that is present but null is not ignored
         ignored = len(found) - sum(feature in found for feature in features)
     return Reading(sensor_id, timestamp_us, tuple(values), ignored)
-
-
-_NAN = float("nan")
 
 
 def microseconds(moment: datetime) -> int:

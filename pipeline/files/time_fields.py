@@ -64,13 +64,12 @@ class TimeFields:
     """Fields of n times, each (n,); ``ABSENT`` where a cell lacks the field."""
 
     numbers: dict[str, Integers]
-    offset_us: Integers  # offset from UTC, 0 where the cell has none
     zone: NDArray[np.int32]  # index into ``zone_names``, ``NO_ZONE`` or ``OFFSET``
     zone_names: list[str] = field(default_factory=list)
 
     @classmethod
     def empty(cls, count: int) -> "TimeFields":
-        return cls({}, np.zeros(count, np.int64), np.full(count, NO_ZONE, np.int32))
+        return cls({}, np.full(count, NO_ZONE, np.int32))
 
     def __len__(self) -> int:
         return len(self.zone)
@@ -175,7 +174,7 @@ def _put_shape(fields: TimeFields, shape: Shape, found: re.Match[bytes]) -> bool
                 fields.zone[rows] = OFFSET
             case "sign":
                 fields.zone[rows] = OFFSET
-                fields.put("sign", rows, -1 if value == b"-" else 1)
+                fields.put("is_west", rows, int(value == b"-"))
             case "clock" | "first" | "last":
                 fields.put(name, rows, _number(shape.cells[:, start:stop]))
                 fields.put(f"{name}_width", rows, stop - start)
@@ -233,10 +232,9 @@ def moments(fields: TimeFields) -> Moments:
     """Microseconds since 1970 of the fields; offsets from UTC are subtracted, named zones are not."""
     days, bad = _days(fields)
     clock, bad_clock, leap = _time_of_day(fields)
-    sign = fields.get("sign", 0)
     hours, minutes = fields.get("offset_hour", 0), fields.get("offset_minute", 0)
     bad |= bad_clock | (hours > LARGEST_OFFSET_HOUR) | (minutes > LARGEST_OFFSET_MINUTE)
-    offset = sign * (hours * _HOUR_US + minutes * _MINUTE_US)
+    offset = (hours * _HOUR_US + minutes * _MINUTE_US) * np.where(fields.get("is_west", 0) == 1, -1, 1)
     return Moments(days * DAY_US + clock - offset, bad, leap)
 
 

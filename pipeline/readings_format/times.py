@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from pipeline.foreign_payloads import quote
+from pipeline.iso_times import iso_microseconds
 from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US, Rejected, microseconds
 from pipeline.readings_settings import ReadingsSettings
 
@@ -81,6 +82,9 @@ class _Times:
                 return self._of_fraction(Decimal(text)) if "." in text else self._of_number(int(text))
             except InvalidOperation:
                 raise _unreadable(found, "it is too large") from None
+        moment_us = iso_microseconds(text)
+        if moment_us is not None:
+            return moment_us
         try:
             moment = datetime.fromisoformat(text)
         except ValueError:
