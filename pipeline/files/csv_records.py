@@ -5,7 +5,7 @@ comments, blank lines and line breaks within quotes.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -54,13 +54,13 @@ def read_records(text: bytes, dialect: Dialect, name: str) -> tuple[list[str], p
     try:
         frame = _parse(body, dialect.separator, width, is_ragged=False)
     except pl.exceptions.ComputeError:
-        _check_widths(records, dialect, name, width)
+        _check_widths(records, dialect, name, head)
         frame = _parse(body, dialect.separator, width, is_ragged=True)
     if frame.height != len(lines):
         return _read_slowly(text, dialect, name)
     # Polars reads the cells that a short row lacks as null. Only with nulls is the slow check needed.
     if width > 1 and frame[frame.columns[-1]].null_count():
-        _check_widths(records, dialect, name, width)
+        _check_widths(records, dialect, name, head)
     return head if dialect.header else [], frame, lines
 
 
@@ -138,24 +138,30 @@ def _parse(body: bytes, separator: str, width: int, *, is_ragged: bool) -> pl.Da
     )
 
 
-def _check_widths(records: Records, dialect: Dialect, name: str, width: int) -> None:
+def _check_widths(records: Records, dialect: Dialect, name: str, head: Sequence[str]) -> None:
     """Raise for the first row with fewer cells than the header, or with text in a cell beyond the header."""
     codes = np.frombuffer(records.text, np.uint8)
     places = np.flatnonzero(codes == ord(dialect.separator))
     if len(records.quotes):
         places = places[np.searchsorted(records.quotes, places) % 2 == 0]
     cells = np.searchsorted(places, records.ends) - np.searchsorted(places, records.starts) + 1
-    for i in np.flatnonzero(cells != width).tolist():
+    for i in np.flatnonzero(cells != len(head)).tolist():
         row = _cells(records.text[int(records.starts[i]) : int(records.ends[i])].decode(), dialect.separator)
-        _check_width(row, width, f"{name}, line {records.lines[i]}")
+        _check_width(row, head, f"{name}, line {records.lines[i]}")
 
 
-def _check_width(row: list[str], width: int, where: str) -> None:
-    if any(cell.strip() for cell in row[width:]) or (len(row) < width and any(cell.strip() for cell in row)):
-        raise DataFileError(
-            f"{where}: {len(row)} cells, but the header has {width}; if the cells are not separated well, name the "
-            "separator with --separator; lines before the header are left out with --skip-rows"
+def _check_width(row: list[str], head: Sequence[str], where: str) -> None:
+    """Raise for text in a cell beyond the header, and for a missing cell of a column with a name."""
+    width = len(head)
+    least = max((i + 1 for i, name in enumerate(head) if name.strip()), default=width)
+    if any(cell.strip() for cell in row[width:]) or (len(row) < least and any(cell.strip() for cell in row)):
+        remedy = (
+            "if the cells are not separated well, name the separator with --separator; if these are lines before the "
+            "header, leave them out with --skip-rows"
         )
+        if (sign := row[0].strip()[:1]) in tuple("#%!"):
+            remedy = f"if it is a comment, add --comment '{sign}'"
+        raise DataFileError(f"{where}: {len(row)} cells, but the header has {width}; {remedy}")
 
 
 def _cells(record: str, separator: str) -> list[str]:
@@ -172,7 +178,7 @@ def _read_slowly(text: bytes, dialect: Dialect, name: str) -> tuple[list[str], p
         rows, lines = [head], [head_line]
     for line, row in found:
         if len(row) != width:
-            _check_width(row, width, f"{name}, line {line}")
+            _check_width(row, head, f"{name}, line {line}")
             row = (row + [""] * width)[:width]
         rows.append(row)
         lines.append(line)

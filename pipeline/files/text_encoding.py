@@ -1,6 +1,7 @@
 """Decodes the bytes of a text file, in the encoding that the user names or the bytes show."""
 
 import codecs
+import re
 from typing import Final
 
 from pipeline.errors import DataFileError
@@ -11,6 +12,18 @@ _BOMS: Final = (
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# The first bytes of files of another format, and the remedy.
+_OTHER_FORMATS: Final = (
+    (b"\x1f\x8b", "it is compressed by gzip; let its name end in .gz"),
+    (b"PK\x03\x04", "it is a zip archive or a spreadsheet; let its name end in .zip, or save the spreadsheet as CSV"),
+    (b"PAR1", "it is a Parquet file; let its name end in .parquet"),
+    (b"SQLite format 3", "it is a database; export the table as CSV"),
+    (b"\xd0\xcf\x11\xe0", "it is a spreadsheet; save it as CSV"),
+)
+_MARKUP: Final = (
+    (re.compile(rb"\s*(\{|\[\s*[{\[])"), "JSON"),
+    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE), "HTML or XML"),
 )
 _BOM: Final = "\ufeff".encode()
 _SAMPLE_BYTES: Final = 4_096
@@ -24,6 +37,9 @@ def utf8_text(content: bytes, encoding: str | None, name: str, guesses: Guesses)
     Raises:
         DataFileError: the bytes are not text, or not text in this encoding; names the line if known.
     """
+    for head, remedy in _OTHER_FORMATS:
+        if content.startswith(head):
+            raise DataFileError(f"{name} is not a text file: {remedy}")
     if encoding is None:
         content = _recognised(content, name, guesses)
     else:
@@ -47,6 +63,9 @@ def utf8_text(content: bytes, encoding: str | None, name: str, guesses: Guesses)
         )
     if not content.strip():
         raise DataFileError(f"{name} is empty")
+    for head, form in _MARKUP:
+        if head.match(content):
+            raise DataFileError(f"{name} looks like {form}, not CSV; convert it to CSV or Parquet")
     return content
 
 
