@@ -63,8 +63,8 @@ def utf8_text(content: bytes, encoding: str | None, name: str, guesses: Guesses)
         )
     if not content.strip():
         raise DataFileError(f"{name} is empty")
-    for head, form in _MARKUP:
-        if head.match(content):
+    for beginning, form in _MARKUP:
+        if beginning.match(content):
             raise DataFileError(f"{name} looks like {form}, not CSV; convert it to CSV or Parquet")
     return content
 
