@@ -282,6 +282,7 @@ def _evaluate(adaptation: Adaptation, forecaster: Forecaster, champion: _Champio
             adaptation,
             name=CHALLENGER,
             beside=rivals,
+            robust=True,  # one absurd value in a sensor's past must not take its weight from the gate
             scale_until_us=data.split.validation_end_us,  # not the training part, so that newer sensors have a scale
         )
     report_progress(Progress("back-testing", 1.0, 1.0))

@@ -21,6 +21,15 @@ _FIT_BLOCK_STEPS: Final = 64
 # Fraction of a sensor's largest value. A spread below it is a rounding error: the mean of millions of equal float64
 # numbers is off by less.
 _ROUNDING: Final = 1e-12
+# A smaller spread counts as 0: squares of errors, over the square of such a spread, would not be finite.
+_SMALLEST_SPREAD: Final = 1e-100
+# The robust scale may clip the largest differences of a sensor: this share of them or this number, the larger of both,
+# and at most a fifth. One absurd value makes two differences.
+_CLIPPED_SHARE: Final = 0.01
+_FEWEST_CLIPPED: Final = 4
+# Clipping begins at this multiple of the largest other difference. Sensors without absurd values keep their scale: of
+# 10,000 normally or exponentially distributed differences none is that large.
+_CLIP_FACTOR: Final = 4.0
 
 
 class NaiveForecast(ABC):
@@ -136,15 +145,20 @@ def mean_levels(sequences: Sequences, config: ModelConfig, until_us: int) -> Flo
     return np.asarray(np.nan_to_num(np.array([_finite_mean(row) for row in means])))
 
 
-def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> Floats:
+def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int, *, robust: bool = False) -> Floats:
     """(S, K): mean absolute difference of values one season apart, before ``until_us``; positive.
 
     It is the denominator of the mean absolute scaled error (Hyndman and Koehler, 2006), seasonal form. If a sensor has
     no such difference, or ``is_constant``, its mean absolute deviation is used, then the median over the other sensors,
     then 1.
+
+    Args:
+        robust: clip the few largest differences, so that an absurd value does not inflate its sensor's scale. This is
+            not the published definition, which it equals for a sensor without absurd values.
     """
     columns = sequences.columns(config.targets)
     scale = np.full((len(sequences.sensors), len(columns)), np.nan)
+    mean = _clipped_mean if robust else _finite_mean
     for sensor in range(len(sequences.sensors)):
         lo, hi = sequences.span(sensor, None, until_us)
         if hi <= lo:
@@ -153,9 +167,9 @@ def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> 
         values = sequences.values[lo:hi, columns]
         for number in range(len(columns)):
             series = values[:, number]
-            differences = _finite_mean(np.abs(series - earlier[:, number]))
-            deviation = _finite_mean(np.abs(series - _finite_mean(series)))
-            found = [spread for spread in (differences, deviation) if not is_constant(spread, series)]
+            differences = mean(np.abs(series - earlier[:, number]))
+            deviation = mean(np.abs(series - (_finite_median(series) if robust else _finite_mean(series))))
+            found = [spread for spread in (differences, deviation) if not is_constant(spread, series, robust=robust)]
             scale[sensor, number] = found[0] if found else np.nan
     for column in scale.T:
         known = column[~np.isnan(column)]
@@ -163,13 +177,18 @@ def seasonal_scale(sequences: Sequences, config: ModelConfig, until_us: int) -> 
     return scale
 
 
-def is_constant(spread: float, series: Floats) -> bool:
-    """Whether the ``spread`` of (n,) values, NaN where missing, is 0 or due to rounding.
+def is_constant(spread: float, series: Floats, *, robust: bool = False) -> bool:
+    """Whether the ``spread`` of (n,) values, NaN where missing, is 0, due to rounding, or too small to divide by.
 
     The mean of equal numbers is often off by the last digit. Errors in units of that digit would outweigh all errors of
     other sensors.
+
+    Args:
+        robust: compare the spread with the median of the absolute values instead of the largest one.
     """
-    return not spread > _ROUNDING * float(np.fmax.reduce(np.abs(series), initial=0.0))
+    size = np.abs(series)
+    largest = _finite_median(size) if robust else float(np.fmax.reduce(size, initial=0.0))
+    return not spread > max(_ROUNDING * np.nan_to_num(largest), _SMALLEST_SPREAD)
 
 
 def _blocks(lo: int, hi: int, limit: int) -> list[tuple[int, int]]:
@@ -183,6 +202,25 @@ def _blocks(lo: int, hi: int, limit: int) -> list[tuple[int, int]]:
 def _finite_mean(values: Floats) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def _finite_median(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def _clipped_mean(differences: Floats) -> float:
+    """The mean of (n,) differences, NaN where missing, after the few largest are clipped towards the others.
+
+    If all others are 0, nothing is clipped: the large ones are the sensor's rare events.
+    """
+    known = differences[~np.isnan(differences)]
+    clipped = min(max(round(len(known) * _CLIPPED_SHARE), _FEWEST_CLIPPED), len(known) // 5)
+    if clipped:
+        largest_other = np.partition(known, len(known) - 1 - clipped)[len(known) - 1 - clipped]
+        if largest_other > 0.0:
+            known = np.minimum(known, _CLIP_FACTOR * largest_other)
+    return _finite_mean(known)
 
 
 def _last_finite(series: Floats, first: int, lo: int) -> int:

@@ -227,6 +227,7 @@ def evaluate(
     also: Sequence[Adaptation] = (),
     beside: Sequence[Predictor] = (),
     standardise: bool = False,
+    robust: bool = False,
     scale_until_us: int | None = None,
 ) -> Evaluation:
     """Scores of a model and the baselines on the test part; the baselines are fitted on all earlier readings.
@@ -235,17 +236,22 @@ def evaluate(
     ``also``, and the predictors in ``beside`` are scored too.
 
     The scale of scores is the seasonal difference of each sensor or, if ``standardise``, its standard deviation, from
-    the readings before ``scale_until_us``, by default the training part.
+    the readings before ``scale_until_us``, by default the training part. If ``robust``, a few absurd values do not
+    inflate the seasonal difference, so that their sensor keeps its weight in means over sensors; published figures use
+    the plain difference.
 
     Raises:
         ValueError: the test part has no forecast to score.
     """
     config, test_us = forecaster.config, split.validation_end_us
-    measure = standard_deviations if standardise else seasonal_scale
     models = [model_predictor(forecaster, name, adaptation)]
     models += [model_predictor(forecaster, f"{name}, {other.level}", other) for other in also]
     predictors = [*models, *beside, *baselines(config, sequences, test_us)]
-    scale = measure(sequences, config, split.train_end_us if scale_until_us is None else scale_until_us)
+    until_us = split.train_end_us if scale_until_us is None else scale_until_us
+    if standardise:
+        scale = standard_deviations(sequences, config, until_us)
+    else:
+        scale = seasonal_scale(sequences, config, until_us, robust=robust)
     scores = backtest(predictors, sequences, config, test_us, scale=scale)
     return Evaluation(name, forecaster, sequences, split, scores, adaptation)
 

@@ -176,7 +176,10 @@ def restore(chance: random.Random) -> None:
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 
-_ABSURD = (0.0, -0.0, 1e30, -1e30, 1e-300, -5e-324, 1.0, 3.14, 1e9, -1e15, float("nan"))
+_ABSURD = (
+    *(0.0, -0.0, 1e30, -1e30, 1e-300, -5e-324, 1.0, 3.14, 1e9, -1e15, float("nan")),
+    *(1e-310, -1e-170, 1e-162, 1e-160, -1e-155, 1e-150, 1e-100),  # their squares are denormal, 0 or nearly so
+)
 
 
 def steps(chance: random.Random) -> None:

@@ -118,3 +118,41 @@ def test_the_rounding_of_a_mean_is_not_taken_for_a_scale(constant: float) -> Non
     assert standard_deviations(constant_sensor, config_of(), 77_700).tolist() == [[1.0]]
     one_unit = one_sensor([1.7e9, 1.7e9 + 0.5] * 100)
     assert seasonal_scale(one_unit, config_of(), 20_000).tolist() == [[0.25]]
+
+
+def test_an_absurd_value_hardly_changes_the_robust_scale_of_its_sensor() -> None:
+    random = np.random.default_rng(0)
+    for count in (30, 300, 3_000):
+        values = random.normal(size=count)
+        values[count // 2] = 1e9
+        plain = np.delete(values, count // 2)
+        until_us = count * CADENCE_US
+        expected = seasonal_scale(one_sensor(plain.tolist()), config_of(), until_us)
+        found = seasonal_scale(one_sensor(values.tolist()), config_of(), until_us, robust=True)
+        np.testing.assert_allclose(found, expected, rtol=0.7 if count == 30 else 0.15)
+        # The published definition is not robust: errors of this sensor would weigh nothing.
+        assert (seasonal_scale(one_sensor(values.tolist()), config_of(), until_us) > 1e5).all()
+
+
+@pytest.mark.parametrize("shape", ["normal", "exponential", "rare events", "constant", "repeating", "few"])
+def test_the_robust_scale_of_an_ordinary_sensor_is_the_published_one(shape: str) -> None:
+    random = np.random.default_rng(1)
+    values = {
+        "normal": random.normal(5.0, 2.0, 5_000),
+        "exponential": random.exponential(3.0, 5_000),
+        "rare events": np.where(random.random(5_000) < 0.002, random.exponential(3.0, 5_000), 0.0),
+        "constant": np.full(500, 7.7),
+        "repeating": np.tile([0.0, 4.0], 100),
+        "few": np.array([0.0, 5.0, 1.0, 6.0, 2.0, 9.0]),
+    }[shape]
+    sensor = one_sensor(values.tolist())
+    until_us = len(values) * CADENCE_US
+    assert seasonal_scale(sensor, config_of(), until_us, robust=True) == seasonal_scale(sensor, config_of(), until_us)
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-200, 1e-170, 1e-150])
+def test_a_sensor_of_denormal_values_has_a_scale_whose_square_can_be_divided_by(size: float) -> None:
+    values = np.random.default_rng(2).normal(size=400) * size
+    for robust in (False, True):
+        assert seasonal_scale(one_sensor(values.tolist()), config_of(), 40_000, robust=robust).tolist() == [[1.0]]
+    assert standard_deviations(one_sensor(values.tolist()), config_of(), 40_000).tolist() == [[1.0]]
