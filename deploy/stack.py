@@ -18,6 +18,7 @@ from deploy.processes import DetachedProcess
 from deploy.servers import MLflowServer, PrefectServer
 from deploy.service import Report, Service, bind, folder_error
 from pipeline.errors import StackError
+from pipeline.loopback import without_proxy
 from pipeline.settings import Settings
 
 SERVICES = ("kafka", "mlflow", "prefect")
@@ -119,7 +120,9 @@ class Stack:
                     return
                 report(service.name, "starting")
                 ours = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN_VARIABLES)}
-                process.start(launch.command, ours | dict(launch.environment), service.port)
+                # The servers' own clients, such as Prefect's services, talk to this machine.
+                ours |= without_proxy(os.environ) | dict(launch.environment)
+                process.start(launch.command, ours, service.port)
             try:
                 self._await_answer(service, process, cancelled)
             except BaseException:

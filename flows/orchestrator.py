@@ -3,7 +3,6 @@
 import logging
 import os
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final, TypeVar
@@ -11,6 +10,7 @@ from typing import Final, TypeVar
 import httpx
 
 from pipeline.errors import StackError, StreamgruError
+from pipeline.loopback import opener_for, without_proxy
 from pipeline.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 5.0
@@ -31,7 +31,7 @@ def connect(settings: Settings, *, console: bool) -> None:
     """
     url = settings.prefect_api_url.rstrip("/")
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=ANSWER_TIMEOUT_S).close()
+        opener_for(url).open(f"{url}/health", timeout=ANSWER_TIMEOUT_S).close()
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise StackError(
@@ -99,6 +99,7 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         # The run's page shows the pipeline's log.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "streamgru",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        **without_proxy(os.environ, settings.prefect_api_url, settings.mlflow_tracking_uri),
     }
     if "PREFECT_HOME" not in os.environ:
         wanted["PREFECT_HOME"] = str(settings.home.resolve() / "prefect-client")

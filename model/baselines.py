@@ -210,9 +210,9 @@ def _finite_median(values: Floats) -> float:
 
 
 def _clipped_mean(differences: Floats) -> float:
-    """The mean of (n,) differences, NaN where missing, after the few largest are clipped towards the others.
+    """The mean of (n,) differences, NaN where missing, after the few largest are clipped.
 
-    If all others are 0, nothing is clipped: the large ones are the sensor's rare events.
+    If all other differences are 0, nothing is clipped: the large ones are the sensor's rare events.
     """
     known = differences[~np.isnan(differences)]
     clipped = min(max(round(len(known) * _CLIPPED_SHARE), _FEWEST_CLIPPED), len(known) // 5)

@@ -1,8 +1,11 @@
 """``streamgru models`` and ``promote``: list the versions in the registry, and choose the champion."""
 
+import os
 from dataclasses import asdict
 
 import click
+from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from deploy.context import Context
@@ -14,6 +17,10 @@ from pipeline.visible_text import visible
 
 # The version's error, the errors of its rivals, another error, and the coverage of its intervals.
 COLUMNS = ("pinball", "pinball.champion", "pinball.naive", "mae", "coverage")
+_TITLE = "mean scores of the back-test, in units of each sensor's scale"
+# Characters of a terminal from which the table is readable, with the gate's sentences wrapped in the last column.
+_TABLE_WIDTH = 120
+_UNLIMITED = 100_000
 
 
 @click.command()
@@ -25,7 +32,7 @@ def models(context: Context, as_json: bool) -> None:
     if as_json:
         say_lines(json_text([asdict(info) for info in versions]))
     elif versions:
-        make_console().print(_table(context.settings.model_name, versions))
+        _print(make_console(), context.settings.model_name, versions)
     else:
         say(f"{context.settings.model_name} has no versions yet; `streamgru retrain` trains one")
 
@@ -49,8 +56,21 @@ def promote(context: Context, version: int, alias: str) -> None:
         say(f"the previous one was version {done.previous}; to go back: streamgru promote {done.previous}{option}")
 
 
+def _print(console: Console, name: str, versions: list[ModelInfo]) -> None:
+    """The versions as a table, or in blocks if the terminal is too narrow. A file or a pipe gets the full table."""
+    table = _table(name, versions)
+    needed = console.measure(table, options=console.options.update(max_width=_UNLIMITED)).maximum
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = needed
+        console.print(table)
+    elif console.width >= min(needed, _TABLE_WIDTH):
+        console.print(table)
+    else:
+        _print_blocks(console, name, versions)
+
+
 def _table(name: str, versions: list[ModelInfo]) -> Table:
-    table = Table(title=f"{name}: mean scores of the back-test, in units of each sensor's scale", title_justify="left")
+    table = Table(title=f"{name}: {_TITLE}", title_justify="left")
     table.add_column("version", justify="right")
     table.add_column("aliases")
     table.add_column("created (UTC)")
@@ -63,6 +83,22 @@ def _table(name: str, versions: list[ModelInfo]) -> Table:
             visible(" ".join(info.aliases)),
             f"{info.created:%Y-%m-%d %H:%M}",
             *(f"{info.metrics[column]:.4g}" if column in info.metrics else "" for column in COLUMNS),
-            visible(info.tags.get("gate.reason", "")),
+            visible(_remark(info)),
         )
     return table
+
+
+def _print_blocks(console: Console, name: str, versions: list[ModelInfo]) -> None:
+    """A few lines per version: no number is cut, and sentences wrap at words."""
+    console.print(f"{name}: {_TITLE}")
+    for info in versions:
+        aliases = f", {visible(' '.join(info.aliases))}" if info.aliases else ""
+        console.print(f"\nversion {info.version}{aliases}, created {info.created:%Y-%m-%d %H:%M} UTC")
+        scores = [f"{column} {info.metrics[column]:.4g}" for column in COLUMNS if column in info.metrics]
+        for line in (", ".join(scores), visible(_remark(info))):
+            if line:
+                console.print(Padding(line, (0, 0, 0, 2)))
+
+
+def _remark(info: ModelInfo) -> str:
+    return info.trouble or info.tags.get("gate.reason", "")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.errors import ModelMissing, RegistryError, RegistryUnreachable
+from pipeline.loopback import without_proxy
 
 # A forecaster looks up the champion every few seconds, and must fail fast if MLflow does not answer.
 LOOKUP_TIMEOUT_S: Final = 4
@@ -56,7 +57,15 @@ class MlflowSession:
                         f"{self.model_name} has no version {version} in MLflow at {self.uri}; `streamgru models` lists "
                         "all versions"
                     ) from error
-                raise RegistryError(f"MLflow at {self.uri} refused {doing}: {error}") from error
+                raise RegistryError(f"MLflow at {self.uri} refused {doing}: {error}{_remedy(error)}") from error
+
+
+def _remedy(error: BaseException) -> str:
+    """The next step after an error about a run or an experiment that a user deleted in MLflow."""
+    text = str(error).lower()
+    if "deleted" not in text and "'active'" not in text:
+        return ""
+    return " Somebody deleted it in MLflow; restore it on MLflow's page or with its command line, or start again"
 
 
 def mlflow_error() -> type[Any]:
@@ -113,6 +122,7 @@ def _environment(uri: str, timeout_s: int, retries: int) -> Iterator[None]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        **without_proxy(os.environ, uri),
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

@@ -136,6 +136,13 @@ def training_run(settings: Settings, name: str, tags: Mapping[str, str]) -> Iter
     with session.client("starting a run", patient=True) as client:
         experiment = client.get_experiment_by_name(settings.model_name)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(settings.model_name)
+        if experiment is not None and experiment.lifecycle_stage != "active":
+            # Its name stays taken until MLflow's garbage collection, so a new experiment is not possible.
+            client.restore_experiment(experiment_id)
+            logger.warning(
+                "the experiment %s was deleted in MLflow; it is restored with its earlier runs for this run",
+                settings.model_name,
+            )
         run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
     url = f"{session.uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
     try:
@@ -161,12 +168,13 @@ def last_trained(settings: Settings) -> datetime | None:
     session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
     with session.client("looking up the last training run") as client:
         experiment = client.get_experiment_by_name(settings.model_name)
-        if experiment is None:
+        if experiment is None or experiment.lifecycle_stage != "active":
             return None
         found = client.search_runs(
             [experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=1, order_by=["end_time DESC"]
         )
-    return datetime.fromtimestamp(found[0].info.end_time / 1_000, UTC) if found else None
+    # A run that another tool made may have no end.
+    return datetime.fromtimestamp(found[0].info.end_time / 1_000, UTC) if found and found[0].info.end_time else None
 
 
 def _end(session: MlflowSession, run_id: str, status: str) -> None:

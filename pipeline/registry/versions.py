@@ -2,17 +2,19 @@
 
 import hashlib
 import logging
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import ModelUnusable, RegistryError, RegistryUnreachable
-from pipeline.registry.mlflow_session import MlflowSession, is_missing, mlflow_error
+from pipeline.registry.mlflow_session import MlflowSession, is_missing, is_unreachable, mlflow_error
 from pipeline.settings import Settings
 from pipeline.visible_text import visible
 
@@ -29,6 +31,10 @@ SCORE_PREFIX: Final = "score."  # prefix of a version's tags that `streamgru mod
 VALIDATE_UNTIL: Final = "validate_until"  # tag, ISO 8601: end of the readings for training and selection
 # A partial download of this age belongs to a killed process, and is deleted.
 STALE_DOWNLOAD_S: Final = 3_600
+# Every version of a retraining has one of these tags; versions of other tools and people have none.
+_OWN_TAGS: Final = ("gate.", "history.version", VALIDATE_UNTIL)
+# Versions without our tags whose artefacts are looked up for a list; each takes a request or two.
+_MOST_INSPECTED: Final = 20
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class ModelInfo:
     tags: dict[str, str]
     created: datetime
     run_id: str | None = None
+    trouble: str = ""  # why the version cannot serve, if it was registered without this project
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Registry:
                 if is_missing(error):
                     return None
                 raise
-        return AliasTarget(int(found.version), copy_name(int(found.version), found.source))
+        return AliasTarget(int(found.version), copy_name(int(found.version), found.source or ""))
 
     def versions(self) -> list[ModelInfo]:
         """All versions, newest first."""
@@ -107,7 +114,10 @@ class Registry:
                 token = page.token
                 if not token:
                     break
-        return sorted((_info(version, aliases) for version in found), key=lambda info: -info.version)
+        infos = sorted((_info(version, aliases) for version in found), key=lambda info: -info.version)
+        foreign = [info.version for info in infos if not _is_own(info)][:_MOST_INSPECTED]
+        trouble = {version: self._trouble(version) for version in foreign}
+        return [replace(info, trouble=trouble.get(info.version, "")) for info in infos]
 
     def version(self, version: int) -> ModelInfo:
         """One version.
@@ -116,7 +126,15 @@ class Registry:
             ModelMissing: the version does not exist.
         """
         found = self._model_version(version)
-        return _info(found, dict.fromkeys(found.aliases, version))
+        return _info(found, dict.fromkeys(found.aliases or (), version))
+
+    def _trouble(self, version: int) -> str:
+        """Why a version without our tags cannot serve, by the list of its files; empty if a forecaster is there."""
+        try:
+            self._check_files(version)
+        except RegistryError as error:
+            return f"not made by streamgru: {error}"
+        return ""
 
     def set_alias(self, alias: str, version: int) -> None:
         """Move an alias to a version; running forecasters follow ``champion``.
@@ -170,7 +188,7 @@ class Registry:
     def _copy(self, version: int, copies: Path) -> LocalCopy:
         """The local copy of a version, downloaded if it is missing or damaged."""
         try:
-            source: str = self._model_version(version).source
+            source: str = self._model_version(version).source or ""
         except RegistryUnreachable:
             earlier = sorted(copies.glob(f"{version}-*"), key=lambda folder: folder.stat().st_mtime)
             copy = _intact_copy(earlier[-1]) if earlier else None
@@ -209,41 +227,69 @@ class Registry:
         with self._session.client(f"looking up version {version}", version) as client:
             return client.get_model_version(self._name, str(version))
 
-    def _download(self, version: int, staging: Path) -> Path:
-        """Download into ``staging``, and return the artefact's folder in it.
+    def _check_files(self, version: int) -> str:
+        """The URI of a version's forecaster, whose files MLflow lists.
 
         MLflow reports a file that it failed to transfer only in text. So missing files are looked up first, and an
         error after that counts as temporary: it must not make a good version unusable.
         """
-        unusable = f"{self._name} version {version} holds no forecaster of streamgru; promote another version"
-        with self._session.client(f"downloading version {version}", version, patient=True):
+        uri = f"models:/{self._name}/{version}/artifacts/{ARTEFACT}"
+        with self._transfer(version):
             import mlflow.artifacts
 
-            uri = f"models:/{self._name}/{version}/artifacts/{ARTEFACT}"
-            try:
-                if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
-                    # MLflow lists a missing store, such as a disk that is not mounted, as an empty one.
-                    if not mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{self._name}/{version}"):
-                        raise RegistryUnreachable(
-                            f"MLflow at {self._settings.mlflow_tracking_uri} has {self._name} version {version} but "
-                            "lists none of its files; check that server's artifact store. If the files are lost, "
-                            "promote another version, or delete the alias on MLflow's page"
-                        )
-                    raise ModelUnusable(unusable)
-                mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(staging))
-            except (mlflow_error(), OSError) as error:
-                if isinstance(error, mlflow_error()) and is_missing(error):
-                    raise ModelUnusable(f"{unusable} ({error})") from error
-                cause = " ".join(str(error).split())  # MLflow writes a line per file
-                raise RegistryUnreachable(
-                    f"{self._name} version {version} could not be downloaded from MLflow at "
-                    f"{self._settings.mlflow_tracking_uri} to {staging.parent}: {cause}; check that server and the "
-                    "free space on this disk"
-                ) from error
+            if mlflow.artifacts.list_artifacts(artifact_uri=uri):
+                return uri
+            # MLflow lists a missing store, such as a disk that is not mounted, as an empty one.
+            if mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{self._name}/{version}"):
+                raise ModelUnusable(self._unusable(version))
+            if not _is_own(self.version(version)):
+                raise ModelUnusable(f"{self._unusable(version)} (MLflow lists no files at its source)")
+            raise RegistryUnreachable(
+                f"MLflow at {self._settings.mlflow_tracking_uri} has {self._name} version {version} but "
+                "lists none of its files; check that server's artifact store. If the files are lost, "
+                "promote another version, or delete the alias on MLflow's page"
+            )
+
+    def _download(self, version: int, staging: Path) -> Path:
+        """Download into ``staging``, and return the artefact's folder in it."""
+        uri = self._check_files(version)
+        with self._transfer(version, staging):
+            import mlflow.artifacts
+
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(staging))
         found = [note.parent for note in staging.rglob("config.json")]
         if len(found) != 1:
-            raise ModelUnusable(unusable)
+            raise ModelUnusable(self._unusable(version))
         return found[0]
+
+    def _unusable(self, version: int) -> str:
+        return f"{self._name} version {version} holds no forecaster of streamgru; promote another version"
+
+    def _is_permanent(self, version: int, error: Exception) -> bool:
+        """Whether a version's files cannot be read later either; a good version must not be given up too early."""
+        if isinstance(error, mlflow_error()):
+            # MLflow does not know the kind of store that another tool named as the source.
+            return is_missing(error) or not (is_unreachable(error) or _is_own(self.version(version)))
+        return not isinstance(error, OSError)  # for example the package for a cloud's store is not installed
+
+    @contextmanager
+    def _transfer(self, version: int, staging: Path | None = None) -> Iterator[None]:
+        """Convert the errors of MLflow's access to a version's files, which depend on the source of the version."""
+        with self._session.client(f"downloading version {version}", version, patient=True):
+            try:
+                yield
+            except RegistryError:
+                raise
+            except Exception as error:
+                cause = " ".join(str(error).split())  # MLflow writes a line per file
+                if self._is_permanent(version, error):
+                    raise ModelUnusable(f"{self._unusable(version)} ({cause})") from error
+                to = f" to {staging.parent}" if staging else ""
+                raise RegistryUnreachable(
+                    f"{self._name} version {version} could not be downloaded from MLflow at "
+                    f"{self._settings.mlflow_tracking_uri}{to}: {cause}; check that server and the "
+                    "free space on this disk"
+                ) from error
 
 
 def copy_name(version: int, source: str) -> str:
@@ -288,16 +334,30 @@ def _quoted(name: str) -> str:
     return f'"{name}"' if "'" in name else f"'{name}'"
 
 
+def _is_own(info: ModelInfo) -> bool:
+    """Whether a retraining registered the version, by its tags."""
+    return bool(info.metrics) or any(tag.startswith(_OWN_TAGS) for tag in info.tags)
+
+
+def _scores(tags: Mapping[str, str]) -> dict[str, float]:
+    """The tags that are scores: other people may set any value under the same prefix."""
+    found = {}
+    for key, value in tags.items():
+        with suppress(ValueError):
+            if key.startswith(SCORE_PREFIX) and math.isfinite(float(value)):
+                found[key.removeprefix(SCORE_PREFIX)] = float(value)
+    return found
+
+
 def _info(version: Any, aliases: Mapping[str, Any]) -> ModelInfo:
-    tags = dict(version.tags)
+    tags = dict(version.tags or {})
+    metrics = _scores(tags)
     return ModelInfo(
         version=int(version.version),
         aliases=tuple(sorted(alias for alias, target in aliases.items() if int(target) == int(version.version))),
-        metrics={
-            key.removeprefix(SCORE_PREFIX): float(value) for key, value in tags.items() if key.startswith(SCORE_PREFIX)
-        },
-        tags={key: value for key, value in tags.items() if not key.startswith(SCORE_PREFIX)},
-        created=datetime.fromtimestamp(version.creation_timestamp / 1_000, UTC),
+        metrics=metrics,
+        tags={key: value for key, value in tags.items() if key not in {f"{SCORE_PREFIX}{name}" for name in metrics}},
+        created=datetime.fromtimestamp((version.creation_timestamp or 0) / 1_000, UTC),
         run_id=version.run_id or None,
     )
 

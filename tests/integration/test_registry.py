@@ -188,6 +188,85 @@ def test_a_version_without_a_forecaster_is_unusable(settings: Settings, tmp_path
         Registry(settings).load(int(made.version), tmp_path / "models")
 
 
+@pytest.mark.parametrize("source", ["models", "s3://bucket/x", "odd://place", "file"])
+def test_versions_of_other_tools_are_listed_and_refused_and_do_not_stop_a_retraining(
+    settings: Settings, tmp_path: Path, source: str
+) -> None:
+    good = registered(settings, artefact(settings, tmp_path), pinball=0.25)
+    registry = Registry(settings)
+    session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
+    with session.client("foreign tags") as client:
+        for key, value in {"score.mae": "great", "gate.reason": "[/x]", "validate_until": "soon", "a b": "é"}.items():
+            client.set_model_version_tag(settings.model_name, str(good), key, value)
+        if source == "models":
+            run = client.create_run(client.create_experiment(f"{settings.model_name} of another team"))
+            client.log_text(run.info.run_id, "hello", "thing/hello.txt")
+            made = client.create_model_version(settings.model_name, f"runs:/{run.info.run_id}/thing")
+            client.delete_run(run.info.run_id)
+        else:
+            where = str(tmp_path / "nothing") if source == "file" else source
+            try:
+                made = client.create_model_version(settings.model_name, where, tags={"score.pinball": "low"})
+            except mlflow_error():
+                pytest.skip(f"this MLflow refuses the source {where}")
+        client.set_registered_model_alias(settings.model_name, "champion", made.version)
+        client.set_registered_model_alias(settings.model_name, "their-alias", made.version)
+    foreign = int(made.version)
+
+    newest, oldest = registry.versions()
+    assert (newest.version, newest.aliases) == (foreign, ("champion", "their-alias"))
+    assert newest.trouble.startswith("not made by streamgru: ")
+    assert (oldest.trouble, oldest.metrics) == ("", {"pinball": 0.25})
+    assert oldest.tags["score.mae"] == "great"
+    with pytest.raises(ModelUnusable, match="holds no forecaster of streamgru"):
+        promote(settings, foreign)
+    # A retraining and a forecaster take this for a champion that cannot be used, and go on.
+    with pytest.raises(ModelUnusable):
+        registry.load(foreign, tmp_path / "models")
+    run_command = CliRunner()
+    shown = run_command.invoke(models_command, obj=Context(lambda: settings))
+    assert shown.exit_code == 0
+    assert "not made by streamgru" in shown.output
+    assert promote(settings, good).changed
+
+
+def test_a_deleted_experiment_is_restored_for_a_retraining(settings: Settings, tmp_path: Path) -> None:
+    registered(settings, artefact(settings, tmp_path))
+    session = MlflowSession(settings.mlflow_tracking_uri, settings.model_name)
+    with session.client("a deletion") as client:
+        client.delete_experiment(client.get_experiment_by_name(settings.model_name).experiment_id)
+    assert last_trained(settings) is None
+    assert registered(settings, artefact(settings, tmp_path, seed=1)) == 2
+    assert last_trained(settings) is not None
+
+
+def test_a_run_that_is_deleted_during_the_training_is_named_with_the_remedy(settings: Settings) -> None:
+    with (
+        pytest.raises(RegistryError, match=r"refused logging parameters.*deleted it in MLflow; restore it"),
+        training_run(settings, "doomed", {}) as run,
+        run.session.client("a deletion") as client,
+    ):
+        client.delete_run(run.id)
+        run.log_params({"a": 1})
+
+
+def test_a_registered_model_that_is_deleted_is_made_again_by_the_next_version(
+    settings: Settings, tmp_path: Path
+) -> None:
+    registered(settings, artefact(settings, tmp_path))
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("a deletion") as client:
+        client.delete_registered_model(settings.model_name)
+    assert Registry(settings).versions() == []
+    assert Registry(settings).resolve(CHAMPION) is None
+    assert registered(settings, artefact(settings, tmp_path, seed=1)) == 1
+
+
+def test_the_registry_on_loopback_does_not_ask_a_proxy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert Registry(settings).resolve(CHAMPION) is None
+
+
 class ArtefactFault(BaseHTTPRequestHandler):
     """Forwards requests to the MLflow at ``upstream``; answers 500 if their path contains ``broken``."""
 
