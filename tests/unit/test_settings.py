@@ -71,7 +71,7 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
         ("cadence_s = 1e-7", "cadence_s must be at least a microsecond"),
         ("[kafka]\npartitions = 0", "kafka.partitions: Input should be greater than or equal to 1"),
         ('[kafka.topics]\nreadings = "a b"', "'a b' is not a topic name"),
-        ('[kafka.topics]\nreadings = "forecasts"', "the four topics must differ from each other"),
+        ('[kafka.topics]\nreadings = "forecasts"', "the topics must differ from each other"),
         ("[forecaster]\nrequest_timeout_s = 4", "request_timeout_s (4) must be below delivery_timeout_s (4): timeouts"),
         ("[forecaster]\ndelivery_timeout_s = 7", "delivery_timeout_s (7) must be below session_timeout_s (6)"),
         ("[forecaster]\nsession_timeout_s = 9", "session_timeout_s (9) must be below transaction_timeout_s (8)"),
