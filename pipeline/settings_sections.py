@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     model_validator,
@@ -288,6 +289,10 @@ class StackSettings(_Section):
         return self.cache if self.cache is not None else Path.home() / ".cache" / "streamgru"
 
 
+def _number_as_text(mark: object) -> object:
+    return str(mark) if isinstance(mark, int | float) and not isinstance(mark, bool) else mark
+
+
 class FilesSettings(_Section):
     """The layout of files that are published or back-tested; an option of the command wins over its setting."""
 
@@ -316,7 +321,7 @@ class FilesSettings(_Section):
     )
     decimal: Literal[".", ","] | None = Field(default=None, description="decimal sign; by default recognised")
     thousands: str | None = Field(default=None, description="sign between groups of three digits; by default none")
-    missing: tuple[str, ...] = Field(
+    missing: tuple[Annotated[str, BeforeValidator(_number_as_text)], ...] = Field(
         default=(), description="texts and numbers that stand for a missing value, in addition to NA, null and the like"
     )
     skip_rows: int | None = Field(default=None, ge=0, description="lines before the header; by default recognised")

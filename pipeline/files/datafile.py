@@ -96,7 +96,8 @@ def _read_parquet(source: Source, content: bytes) -> pl.DataFrame:
     try:
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content)).read()
         table.validate(full=True)
-        frame = pl.DataFrame(table)
+        str(table.schema).encode()  # raises for names that are not UTF-8, at which Polars panics
+        frame = pl.DataFrame(pyarrow.Table.from_arrays(table.columns, names=table.column_names))
         padded = {name: name.strip() for name in frame.columns if name != name.strip()}
         frame = frame.rename({old: new for old, new in padded.items() if new and new not in frame.columns})
         constants = {name: value for name, value in source.constants if name not in frame.columns}

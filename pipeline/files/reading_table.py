@@ -39,7 +39,7 @@ class ReadingTable:
     """n readings in the order of publication.
 
     ``sensor_codes`` (n,) index ``sensors``; ``values`` has one float array (n,) per feature, NaN where missing;
-    ``notes`` are sentences for the user about ignored rows and columns.
+    ``notes`` are sentences for the user about ignored rows and columns. ``origin`` names the file and line of a row.
     """
 
     sensors: tuple[str, ...]
@@ -47,6 +47,7 @@ class ReadingTable:
     timestamp_us: NDArray[np.int64]
     values: dict[str, NDArray[np.floating]]
     notes: tuple[str, ...]
+    origin: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return len(self.timestamp_us)
@@ -98,15 +99,17 @@ def read_readings(
     ids = kept[_SENSOR].unique(maintain_order=True)
     codes = kept[_SENSOR].replace_strict(ids, pl.arange(len(ids), eager=True), return_dtype=pl.Int64)
     notes = [*guess_notes([source.name for source in sources], guesses), *notes]
+    places = kept.select(_FILE, _PLACE)
     found = ReadingTable(
         sensors=tuple(ids),
         sensor_codes=codes.to_numpy().astype(np.int64, copy=False),
         timestamp_us=kept[_TIME].to_numpy(),
         values={feature: kept[name].fill_null(float("nan")).to_numpy() for name, feature in columns.items()},
         notes=tuple(dict.fromkeys(notes)),  # several files may give the same note
+        origin=lambda row: _where(places, row, sources),
     )
     if max_reading_bytes is not None:
-        _check_sizes(found, max_reading_bytes, lambda row: _where(kept, row, sources))
+        _check_sizes(found, max_reading_bytes)
     return found
 
 
@@ -329,7 +332,7 @@ def _note_repeated_over_files(readings: pl.DataFrame, sources: Sequence[Source],
     )
 
 
-def _check_sizes(table: ReadingTable, max_reading_bytes: int, where: Callable[[int], str]) -> None:
+def _check_sizes(table: ReadingTable, max_reading_bytes: int) -> None:
     """Raise for a reading that is larger than the topic accepts.
 
     Raises:
@@ -343,8 +346,9 @@ def _check_sizes(table: ReadingTable, max_reading_bytes: int, where: Callable[[i
         rows = np.arange(start, min(start + _CHECKED_ROWS, len(table)))
         bad = too_large(*encoder.encode(rows), max_reading_bytes)
         if len(bad):
+            where = "" if table.origin is None else f"{table.origin(start + int(bad[0]))}: "
             raise DataFileError(
-                f"{where(start + int(bad[0]))}: as a reading this row is larger than {max_reading_bytes:,} bytes, and "
+                f"{where}as a reading this row is larger than {max_reading_bytes:,} bytes, and "
                 "the topic refuses it; raise kafka.max_reading_bytes and the topic's limit (`streamgru topics create "
                 "--alter`), or name fewer features"
             )

@@ -140,7 +140,7 @@ def _dataset(folder: Path) -> list[Source]:
     files = [each for each in files if not any(part[0] in "._" for part in each.relative_to(folder).parts)]
     if not files:
         raise DataFileError(
-            f"{folder} is not a file, but a folder without Parquet files; give its files, such as '{folder}/*.csv'"
+            f"{folder} is not a file, but a folder without Parquet files; give its files, such as '{folder}/**/*.csv'"
         )
     stem = _stem(folder.name, suffix_of(folder.name) or "") or folder.name
     parts = (*_folders(folder), stem)

@@ -91,7 +91,7 @@ def test_the_guess_about_many_files_is_one_note(tmp_path: Path) -> None:
 
 def test_an_option_wins_over_its_setting_and_a_setting_over_a_guess(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "time;value\n2024-03-01 00:00;1,234\n")
-    settings = FilesSettings(timezone="Europe/Berlin", decimal=",", missing=("-200",))
+    settings = FilesSettings.model_validate({"timezone": "Europe/Berlin", "decimal": ",", "missing": [-200]})
     layout = FileLayout.of(settings, timezone="UTC", decimal=None, missing=())
     assert (layout.timezone, layout.decimal, layout.missing) == ("UTC", ",", ("-200",))
     assert read_readings([path], layout, ("value",)).values["value"].tolist() == [1.234]
