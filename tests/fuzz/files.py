@@ -40,6 +40,8 @@ _OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
         "nothing",
         ("value", "time"),
     ),
+    "time_format": ("epoch_s", "day-first", "%Y-%m-%d %H:%M", "%d/%m/%Y %H.%M.%S", "%Y%m%d%H", "%", ""),
+    "repeated_hour": ("earlier", "later"),
     "timezone": ("UTC", "Europe/Berlin", "Mars/Olympus", "America/New_York", ""),
     "sensor_column": ("id", "sensor", "value", "column_2", "time"),
     "strip_ids": (True,),

@@ -31,6 +31,7 @@ from pipeline.settings import Settings
 from tests.fuzz.files import files
 from tests.fuzz.mutation import mutate
 from tests.fuzz.settings import settings
+from tests.fuzz.times import file_times
 from tests.hostile_reports import REPORTS, Values, check
 from tests.integration.stream_rig import small_forecaster
 
@@ -229,5 +230,6 @@ TARGETS: dict[str, Target] = {
     "steps": steps,
     "settings": settings,
     "files": files,
+    "file-times": file_times,
     "reports": reports,
 }

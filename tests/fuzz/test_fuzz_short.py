@@ -37,3 +37,9 @@ def test_a_state_codec_without_its_checksum_is_found(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(targets, "_STATES", targets._states())
     _, findings = fuzz(targets.state_codec, SEED, 20.0, most=1)
     assert findings
+
+
+def test_a_file_that_cuts_fractions_and_a_stream_that_rounds_them_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.files.time_fields.MICROSECOND_DIGITS", 3)
+    _, findings = fuzz(targets.file_times, SEED, 20.0, most=1)
+    assert findings
