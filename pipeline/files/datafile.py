@@ -7,7 +7,6 @@ named, or one typing error would turn a column of numbers into text.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -180,8 +179,3 @@ def _without_repeated_headers(table: DataTable, header: Sequence[str], notes: li
 def _kept(header: Sequence[str], frame: pl.DataFrame) -> list[str | None]:
     """The header's cells of the columns in the frame."""
     return [cell or None for cell in header[: frame.width]]
-
-
-def line_name(path: Path, row: int) -> str:
-    """The line of a row (from 0) in a file that has a header and no other lines."""
-    return f"{path}, line {row + 2}"

@@ -16,7 +16,6 @@ import polars as pl
 
 from pipeline.errors import DataFileError
 from pipeline.files.cell_forms import TIME_NAMES
-from pipeline.files.datafile import line_name
 from pipeline.files.guesses import Guesses
 from pipeline.files.local_times import localise
 from pipeline.files.number_times import recognise_decimals, recognise_whole, scale_decimals, scale_whole
@@ -78,16 +77,16 @@ def read_times(
         timezone: zone of times that have none.
         time_format: a strptime pattern or one of ``time_formats.WORDS``; None recognises the form.
         repeated_hour: the reading of a local time that exists twice.
-        place: the name of a row (from 0) in messages; by default its line in ``path``.
+        place: the name of a row (from 0) in messages; by default its number.
         guesses: each guess is added, with the option that states it.
         notes: other sentences for the user are appended.
 
     Raises:
         DataFileError: a cell is not a time, a zone is missing, a local time does not exist, or times have two readings.
     """
-    series = frame[columns[0]] if len(columns) == 1 else _joined(frame, columns, path)
-    name = columns[0] if len(columns) == 1 else ", ".join(columns)
-    place = place or (lambda row: line_name(path, row))
+    place = place or (lambda row: f"{path}, row {row + 1}")
+    series = frame[columns[0]] if len(columns) == 1 else _joined(frame, columns, place)
+    name = ", ".join(columns)
     column = TimeColumn(
         name, str(path), series, place, Guesses() if guesses is None else guesses, [] if notes is None else notes
     )
@@ -237,27 +236,37 @@ def _skip_leap_seconds(us: Integers, leap: Flags, column: TimeColumn) -> Integer
 # --- several columns --------------------------------------------------------------------------------------------------
 
 
-def _joined(frame: pl.DataFrame, columns: tuple[str, ...], path: Path) -> pl.Series:
-    """Several columns as one: a date and a time as text, or year, month, day and so on as date-times."""
-    if not {column.strip().lower() for column in columns} <= set(TIME_PARTS):
-        parts = [pl.col(name).cast(pl.String).str.strip_chars() for name in columns]
-        return frame.select(pl.concat_str(parts, separator=" ").alias("time"))["time"]
+def _joined(frame: pl.DataFrame, columns: tuple[str, ...], place: Callable[[int], str]) -> pl.Series:
+    """Several columns as one: a date and a time as text, or year, month, day and so on as date-times.
+
+    Raises:
+        DataFileError: numbers of a row form no time.
+    """
+    parts = [column.strip().lower() for column in columns]
+    if not set(parts) <= set(TIME_PARTS):
+        texts = [_text(frame[name]).alias(str(index)) for index, name in enumerate(columns)]
+        return pl.DataFrame(texts).select(pl.concat_str(pl.all(), separator=" ").alias("time"))["time"]
     fields = TimeFields.empty(frame.height)
-    for name, part in zip(columns, TIME_PARTS, strict=False):
-        numbers = frame[name].cast(pl.Float64, strict=False)
-        whole = numbers.is_finite() & (numbers.abs() < _LARGEST_EXACT) & (numbers == numbers.floor())
-        fields.put(
-            part,
-            np.arange(frame.height),
-            numbers.set(~whole.fill_null(False), -2).fill_null(-2).cast(pl.Int64).to_numpy(),
-        )
+    bad = np.zeros(frame.height, np.bool_)
+    for name, part in zip(columns, parts, strict=True):
+        numbers = frame[name].cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
+        whole = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < _LARGEST_EXACT)
+        bad |= ~whole
+        fields.put(part, np.arange(frame.height), np.where(whole, numbers, 0).astype(np.int64))
     times = moments(fields)
-    bad = times.bad | times.leap
-    for name in TIME_PARTS[: len(columns)]:
-        bad |= fields.get(name, 0) < 0
+    bad |= times.bad | times.leap
     if bad.any():
         row = int(bad.argmax())
-        raise DataFileError(
-            f"{line_name(path, row)}: columns {', '.join(columns)} form no date: {frame.select(columns).row(row)}"
-        )
+        shown = ", ".join(f"{name} {frame[name][row]}" for name in columns)
+        raise DataFileError(f"{place(row)}: the columns form no date: {shown}")
     return pl.Series("time", times.us).cast(pl.Datetime("us"))
+
+
+def _text(cells: pl.Series) -> pl.Series:
+    """Cells of a date or a time of day as text."""
+    if cells.dtype == pl.Date:  # years far away make polars panic
+        cells = cells.to_physical().clip(-_FAR_DAYS, _FAR_DAYS).cast(pl.Date)
+    try:
+        return cells.cast(pl.String).str.strip_chars()
+    except pl.exceptions.PolarsError as error:
+        raise DataFileError(f"column {cells.name} holds {cells.dtype}, not times") from error

@@ -167,7 +167,7 @@ def test_times_are_read_from_columns_of_year_month_day_and_hour(tmp_path: Path) 
     path = write(tmp_path, "a.csv", '"No","year","month","day","hour","value"\n1,2013,3,1,5,9\n')
     assert rows(read_readings([path], UTC_LAYOUT, ("value",))) == [("a", "2013-03-01T05:00:00Z", 9.0)]
     bad = write(tmp_path, "b.csv", "year,month,day,hour,value\n2013,3,1,5,9\n2013,2,30,5,9\n")
-    assert "b.csv, line 3: columns year, month, day, hour form no date" in complaint(bad)
+    assert "b.csv, line 3: the columns form no date: year 2013, month 2, day 30, hour 5" in complaint(bad)
 
 
 def test_a_local_time_that_exists_twice_is_read_as_the_earlier_and_then_the_later(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Times in files: each spelling has one reading, or an error names the line and the option."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as dt_time
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataFileError
-from pipeline.files.file_times import convert_times
+from pipeline.files.file_times import convert_times, read_times
 from pipeline.files.time_column import TimeColumn, TimeOptions
 from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US, iso_timestamp, microseconds
 
@@ -314,6 +316,23 @@ def test_typed_columns_are_read_and_other_types_refused() -> None:
     huge = pl.Series("when", [2**62]).cast(pl.Datetime("ms"))
     assert "lies outside the years 1900 to 2199" in complaint(huge)
     assert "line 2: 18446744073709551615 in column when is not a time" in complaint(pl.Series("when", [2**64 - 1]))
+
+
+def test_times_are_read_from_several_columns_in_any_order() -> None:
+    frame = pl.DataFrame({"h": ["5", "23"], "d": ["13/03/2024", "14/03/2024"], "day": [1, 2], "year": [2024.0, 2024.0]})
+    one = pl.Series(["a", "a"])
+    found = read_times(frame, ("d", "h"), Path("a.csv"), "UTC", one)
+    assert [iso_timestamp(us) for us in found] == ["2024-03-13T05:00:00Z", "2024-03-14T23:00:00Z"]
+    frame = frame.with_columns(pl.Series("month", [3, 13]))
+    with pytest.raises(DataFileError, match=r"a\.csv, row 2: the columns form no date: day 2, month 13, year 2024"):
+        read_times(frame, ("day", "month", "year"), Path("a.csv"), "UTC", one)
+    found = read_times(frame[:1], ("day", "month", "year"), Path("a.csv"), "UTC", one[:1])
+    assert [iso_timestamp(us) for us in found] == ["2024-03-01T00:00:00Z"]
+    far = pl.DataFrame({"date": pl.Series([2**31 - 1], dtype=pl.Int32).cast(pl.Date), "time": [dt_time(12)]})
+    with pytest.raises(DataFileError, match=r"a\.csv, row 1: "):
+        read_times(far, ("date", "time"), Path("a.csv"), "UTC", one[:1])
+    near = pl.DataFrame({"date": [date(2024, 3, 1)], "time": [dt_time(12)]})
+    assert [iso_timestamp(us) for us in read_times(near, ("date", "time"), Path("a.csv"), "UTC", one[:1])] == [NOON]
 
 
 # --- the hour that clocks repeat --------------------------------------------------------------------------------------
