@@ -27,7 +27,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $(STAMP)
 
 lock: ## Update requirements.lock to the newest allowed versions
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --extra schema-registry --group dev pyproject.toml -o requirements.lock
 
 demo: setup ## Do the whole job on real sensor data, write a report, stop everything
 	$(BIN)/streamgru demo

@@ -8,6 +8,8 @@
     │   ├── BrokerUnreachable    no broker answers at the address given
     │   ├── TopicError           a topic is missing, or differs from the settings
     │   └── OffsetsLost          the topic's retention deleted readings before they were read
+    ├── SchemaRegistryError      the registry of the readings' schemas refused a request
+    │   └── SchemaRegistryUnreachable  it does not answer
     ├── HistoryError             the history table is missing, empty or does not fit the settings
     ├── ExportError              an exported table is damaged, or cannot be written
     ├── RegistryError
@@ -57,6 +59,14 @@ class TopicError(KafkaError):
 
 class OffsetsLost(KafkaError):
     """The topic's retention deleted readings before they were read."""
+
+
+class SchemaRegistryError(StreamgruError):
+    """The registry of the readings' schemas refused a request."""
+
+
+class SchemaRegistryUnreachable(SchemaRegistryError):
+    """The registry of the readings' schemas does not answer."""
 
 
 class HistoryError(StreamgruError):

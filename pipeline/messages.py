@@ -162,8 +162,17 @@ class ReadingDecoder:
         return message.sensor_id, timestamp_us, values
 
 
-def pick_values(features: Sequence[str], sensor_id: str, timestamp_us: int, found: dict[str, float | None]) -> Reading:
+def pick_values(
+    features: Sequence[str],
+    sensor_id: str,
+    timestamp_us: int,
+    found: dict[str, float | None],
+    ignored: int | None = None,
+) -> Reading:
     """The reading with the values of the features, in their order.
+
+    Args:
+        ignored: the number of ignored values; by default those in ``found``.
 
     Raises:
         Rejected: a value is too large, or each feature is missing.
@@ -180,9 +189,10 @@ def pick_values(features: Sequence[str], sensor_id: str, timestamp_us: int, foun
         values.append(value)
     if missing == len(values):
         raise Rejected("no-feature", describe_absence(features, found))
-    ignored = len(found) - len(values)
-    if missing or ignored:  # a feature of the settings that is present but null is not ignored
-        ignored = len(found) - sum(feature in found for feature in features)
+    if ignored is None:
+        ignored = len(found) - len(values)
+        if missing or ignored:  # a feature of the settings that is present but null is not ignored
+            ignored = len(found) - sum(feature in found for feature in features)
     return Reading(sensor_id, timestamp_us, tuple(values), ignored)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 
+from pipeline.errors import SchemaRegistryError
 from pipeline.forecaster.champion import ChampionSource, ChampionWatcher
 from pipeline.forecaster.group import is_member
 from pipeline.forecaster.instance import Instance
@@ -132,7 +133,7 @@ class Loop:
         """Run one turn; discard the states in memory and restore if it fails."""
         try:
             self._turn()
-        except StartOver as why:
+        except (StartOver, SchemaRegistryError) as why:  # a registry that does not answer is an outage like a broker's
             self._counters.aborted += 1
             self._quarantine.clear()
             self._swap.cancel()

@@ -219,7 +219,7 @@ class Session:
         self._failures = self._aborts = 0
         self.heartbeat.progressed = self.heartbeat.committed = time.monotonic()
 
-    def start_over(self, why: StartOver, serving: ServedModel) -> None:
+    def start_over(self, why: Exception, serving: ServedModel) -> None:
         """Discard all states in memory; the restore begins after a wait that grows with each failure."""
         self._failures += 1
         self._retry_at = time.monotonic() + retry_wait_s(self._failures)

@@ -17,6 +17,8 @@ from pipeline.messages import (
     refusal,
 )
 from pipeline.readings_format.field_mapping import FieldMapping, KeyReader, Message
+from pipeline.readings_format.framed import KINDS, FramedReader
+from pipeline.readings_format.schema_registry import SchemaStore
 from pipeline.settings import Settings
 from pipeline.unreadable_batch import UnreadableBatch
 
@@ -63,9 +65,11 @@ class MappedDecoder:
         readings = settings.readings
         self._own = ReadingDecoder(settings.features)
         self._largest_bytes = _largest_bytes(settings)
-        self._read_value = _value_reader(settings)
+        schemas = None if readings.registry_url is None else SchemaStore(settings)
+        self._read_value = _value_reader(readings.format, schemas)
         key_format = readings.key_format or ("json" if "@key." in (readings.sensor or "") else "text")
-        self._mapping = FieldMapping(readings, settings.features, _key_reader(key_format))
+        self._mapping = FieldMapping(readings, settings.features, _key_reader(key_format, schemas))
+        self._read_plain = self._mapping.read_plain
 
     def decode(
         self, key: bytes | None, value: bytes | None, headers: Headers = (), sent_ms: int | None = None
@@ -77,13 +81,18 @@ class MappedDecoder:
             raise refusal(value, self._largest_bytes)
         if headers and OWN_FORM_HEADER in headers:
             return self._own.decode(key, value)
-        return self._mapping.reading(Message(self._read_value(value), key, headers, sent_ms))
+        content = self._read_value(value)
+        if self._read_plain is not None:
+            reading = self._read_plain(content)
+            if reading is not None:
+                return reading
+        return self._mapping.reading(Message(content, key, headers, sent_ms))
 
 
-def _value_reader(settings: Settings) -> Callable[[bytes], Any]:
-    if settings.readings.format == "text":
-        return _read_text
-    return _read_json
+def _value_reader(format_: str, schemas: SchemaStore | None) -> Callable[[bytes], Any]:
+    if format_ in KINDS:
+        return FramedReader(format_, schemas).read
+    return _read_text if format_ == "text" else _read_json
 
 
 _decode_json = msgspec.json.Decoder().decode
@@ -103,7 +112,17 @@ def _read_text(value: bytes) -> str:
         raise Rejected("malformed", describe_value(value, "the value is not UTF-8 text", ())) from None
 
 
-def _key_reader(key_format: str) -> KeyReader:
+def _key_reader(key_format: str, schemas: SchemaStore | None) -> KeyReader:
+    if key_format in KINDS:
+        framed = FramedReader(key_format, schemas)
+
+        def read(key: bytes) -> Any:
+            try:
+                return framed.read(key)
+            except Rejected as rejected:
+                raise Rejected("bad-key", f"the key: {rejected.detail}") from None
+
+        return read
     return {"text": _text_key, "json": _json_key, "int": _int_key, "long": _long_key}[key_format]
 
 

@@ -1,27 +1,36 @@
 """Maps a decoded message to a reading, by the field paths of ``[readings]`` in the settings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 from pipeline.field_paths import ABSENT, Path, SeveralReadings, Source, follow, parse_path, parse_source, parse_template
 from pipeline.foreign_keys import describe_key
 from pipeline.foreign_payloads import quote, strip_padding
-from pipeline.messages import LONGEST_SENSOR_ID_BYTES, Headers, Reading, Rejected, pick_values
-from pipeline.readings_format.times import in_range, make_time_reader
+from pipeline.messages import (
+    EARLIEST_TIMESTAMP_US,
+    LARGEST_VALUE,
+    LATEST_TIMESTAMP_US,
+    LONGEST_SENSOR_ID_BYTES,
+    Headers,
+    Reading,
+    Rejected,
+    pick_values,
+)
+from pipeline.readings_format.times import in_range, make_time_reader, whole_factor
 from pipeline.readings_format.values import make_value_reader
 from pipeline.readings_settings import ReadingsSettings
 
 _SPLIT: Final = "send each reading as a record of its own, because every offset stands for one reading"
 _OWN_SENSOR: Final = "sensor_id"
 _OWN_VALUES: Final = "values"
+_NAN: Final = float("nan")
 
 KeyReader = Callable[[bytes], Any]
 _Values = dict[str, float | None]
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """A decoded value, and the rest of its record."""
 
     content: Any
@@ -44,7 +53,9 @@ class FieldMapping:
         self._sensor = parse_template(settings.sensor or _OWN_SENSOR)
         self._time = parse_source(settings.time)
         self._read_time = make_time_reader(settings)
+        self._time_unit = settings.time_unit
         self._read_value = make_value_reader(settings)
+        self._takes_floats = settings.format == "json" and not settings.missing  # JSON has no NaN
         self._fields = {feature: parse_path(path) for feature, path in settings.fields.items()}
         self._name = None if settings.name is None else parse_path(settings.name)
         self._value = None if settings.value is None else parse_path(settings.value)
@@ -62,23 +73,80 @@ class FieldMapping:
             if isinstance(source, Source) and source.part == "value" and source.path
         )
 
+        self.read_plain = self._make_plain() if self._takes_floats else None
+
     def reading(self, message: Message) -> Reading:
         """The reading in a message.
 
         Raises:
             Rejected: with one of ``ReadingDecoder.REASONS``.
         """
+        content = message.content
         try:
-            content = message.content
             if type(content) is list and not self._lists_values:
-                message = Message(_only(content), message.key, message.headers, message.sent_ms)
+                content = _only(content)
+                message = message._replace(content=content)
             sensor_id = self._sensor_id(message)
             timestamp_us = self._timestamp_us(message)
-            values, ignored = self._values(message.content)
+            values, ignored = self._values(content)
         except SeveralReadings as error:
             raise Rejected("malformed", f"{error}: {_SPLIT}") from None
-        reading = pick_values(self._features, sensor_id, timestamp_us, values)
-        return reading if not ignored else Reading(sensor_id, timestamp_us, reading.values, reading.ignored + ignored)
+        return pick_values(self._features, sensor_id, timestamp_us, values, ignored)
+
+    def _make_plain(self) -> Callable[[Any], Reading | None] | None:
+        """A fast path of ``reading`` for an object whose id is a clean text and whose values are JSON numbers or null.
+
+        It returns None for all other messages, also for those that are rejected. None without a path for such messages.
+        """
+        sensor, time, container_path = self._sensor[0], self._time, self._container
+        if len(self._sensor) != 1 or self._key_must_match or container_path is None:
+            return None
+        if not isinstance(sensor, Source) or (sensor.part, time.part) != ("value", "value"):
+            return None
+        if self._value is not None or self._name is not None or self._fields:
+            return None
+        sensor_path, time_path, features, read_time = sensor.path, time.path, self._features, self._read_time
+        factor = whole_factor(self._time_unit)
+        used = tuple(self._used) if container_path == () else ()
+
+        def plain(content: Any) -> Reading | None:
+            try:
+                sensor_id = moment = container = content
+                for name in sensor_path:
+                    sensor_id = sensor_id[name]
+                for name in time_path:
+                    moment = moment[name]
+                for name in container_path:
+                    container = container[name]
+                absent = missing = 0
+                values = []
+                for feature in features:
+                    found = container.get(feature, ABSENT)
+                    if type(found) is float and -LARGEST_VALUE <= found <= LARGEST_VALUE:
+                        values.append(found)
+                    elif found is None or found is ABSENT:
+                        missing += 1
+                        absent += found is ABSENT
+                        values.append(_NAN)
+                    else:
+                        return None
+                if not sensor_id.isascii() or not sensor_id.isprintable() or len(sensor_id) > LONGEST_SENSOR_ID_BYTES:
+                    return None
+                if not sensor_id or sensor_id[0] == " " or sensor_id[-1] == " ":
+                    return None
+            except (KeyError, TypeError, AttributeError):
+                return None
+            if missing == len(values) or moment is None:
+                return None
+            timestamp_us = moment * factor if type(moment) is int and factor is not None else read_time(moment)
+            if not EARLIEST_TIMESTAMP_US <= timestamp_us < LATEST_TIMESTAMP_US:
+                return None
+            ignored = len(container) - len(values) + absent
+            for name in used:
+                ignored -= name in container
+            return Reading(sensor_id, timestamp_us, tuple(values), max(0, ignored))
+
+        return plain
 
     def _sensor_id(self, message: Message) -> str:
         parts = self._sensor
@@ -99,9 +167,11 @@ class FieldMapping:
     def _id_part(self, source: Any, message: Message) -> str:
         found = self._look_up(source, message)
         if type(found) is str:
-            text = found if found.isalnum() else strip_padding(found)
+            text = found if found.isascii() and found.isprintable() and found == found.strip() else strip_padding(found)
         elif type(found) is int:
             text = str(found) if -(10**30) < found < 10**30 else ""
+        elif isinstance(found, UUID):
+            text = str(found)
         elif source.part == "key" and message.key is None:
             raise Rejected("bad-key", describe_key(None, None))
         else:
@@ -123,7 +193,10 @@ class FieldMapping:
 
     def _look_up(self, source: Source, message: Message) -> Any:
         if source.part == "value":
-            return follow(message.content, source.path)
+            content, path = message.content, source.path
+            if len(path) == 1 and type(content) is dict:
+                return content.get(path[0], ABSENT)
+            return follow(content, path)
         if source.part == "key":
             return ABSENT if message.key is None else follow(self._read_key(message.key), source.path)
         if source.part == "record_timestamp":
@@ -137,14 +210,15 @@ class FieldMapping:
             raise Rejected("malformed", f"{source} is not UTF-8 text") from None
 
     def _values(self, content: Any) -> tuple[_Values, int]:
-        """Values by feature, and the number of ignored ones among those that are not in the dict."""
+        """Values by name, and the number of values in the message that belong to none of the features."""
         read = self._read_value
         values: _Values = {}
         ignored = 0
         if self._container is not None:
             values, ignored = self._contained(follow(content, self._container))
         elif self._name is not None:
-            values = dict([self._item(content)])
+            name, value = self._item(content)
+            values, ignored = {name: value}, int(name not in self._features)
         for feature, path in self._fields.items():
             found = follow(content, path)
             values[feature] = None if found is ABSENT else read(feature, found)
@@ -158,7 +232,7 @@ class FieldMapping:
             if len(values) < len(items):
                 twice = next(name for place, (name, _) in enumerate(items) if name in dict(items[:place]))
                 raise Rejected("malformed", f"the list of values has {quote(twice)} twice: {_SPLIT}")
-            return values, 0
+            return values, sum(name not in self._features for name in values)
         if type(container) is not dict:
             if self._fields and (container is ABSENT or container is None):
                 return {}, 0
@@ -171,8 +245,10 @@ class FieldMapping:
             found = container.get(feature, ABSENT)
             if inner is not None and found is not ABSENT:
                 found = follow(found, inner)
-            if found is not ABSENT:
-                values[feature] = read(feature, found)
+            if found is None:
+                values[feature] = None
+            elif found is not ABSENT:
+                values[feature] = found if self._takes_floats and type(found) is float else read(feature, found)
         named = sum(map(container.__contains__, self._used)) if self._container == () else 0
         return values, max(0, len(container) - len(values) - named)
 

@@ -7,8 +7,6 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-import msgspec
-
 from pipeline.foreign_payloads import quote
 from pipeline.iso_times import iso_microseconds
 from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US, Rejected, microseconds
@@ -33,15 +31,19 @@ def make_time_reader(settings: ReadingsSettings) -> TimeReader:
     return reader.read
 
 
+def whole_factor(unit: str | None) -> int | None:
+    """Microseconds per unit, for exact products of whole numbers; None for nanoseconds, which are divided."""
+    factor = _UNITS_US[unit or "ms"]
+    return int(factor) if factor >= 1 else None
+
+
 class _Times:
     def __init__(self, settings: ReadingsSettings) -> None:
         self._unit = settings.time_unit
         self._factor = _UNITS_US[settings.time_unit or "ms"]
-        # An exact integer product for whole numbers; None for nanoseconds, which are divided.
-        self._whole = int(self._factor) if self._factor >= 1 else None
+        self._whole = whole_factor(settings.time_unit)
         self._format = settings.time_format
         self._zone = None if settings.timezone is None else ZoneInfo(settings.timezone)
-        self._iso = msgspec.json.Decoder(datetime)
 
     def read(self, found: Any) -> int:
         kind = type(found)
@@ -82,6 +84,9 @@ class _Times:
                 return self._of_fraction(Decimal(text)) if "." in text else self._of_number(int(text))
             except InvalidOperation:
                 raise _unreadable(found, "it is too large") from None
+        moment_us = iso_microseconds(text)
+        if moment_us is not None:
+            return moment_us
         moment_us = iso_microseconds(text)
         if moment_us is not None:
             return moment_us

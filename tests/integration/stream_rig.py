@@ -34,6 +34,7 @@ from pipeline.forecaster.readings import Readings, decode_records
 from pipeline.forecaster.session import Session
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
+from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 from tests.waiting import wait_until
 
@@ -271,7 +272,7 @@ def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int 
     """The forecasts of an offline pass over the readings topic, one reading at a time."""
     serving = ServedModel(version, forecaster, settings)
     encoder = ForecastEncoder(settings, ModelId(settings.model_name, version), forecaster.config)
-    decoder = ReadingDecoder(settings.features)
+    decoder = make_decoder(settings)
     for partition in range(settings.kafka.partitions):
         serving.table.add_partition(partition)
     expected = []

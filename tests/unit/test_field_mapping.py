@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.messages import (
     microseconds,
 )
 from pipeline.readings_format.decoder import MappedDecoder, RecordDecoder, make_decoder
+from pipeline.readings_format.field_mapping import Message
 from pipeline.settings import Settings
 
 NOON = "2026-03-01T12:00:00Z"
@@ -482,6 +484,8 @@ def test_a_record_that_does_not_fit_the_mapping_is_rejected(
         ({}, NOON),
         ({}, "2026-03-01 13:00:00+01:00"),
         ({}, "2026-03-01T12:00Z"),
+        ({}, "2026-03-01T12:00:00+00"),
+        ({}, "2026-03-01T12:00:00.0000004Z"),
         ({"time_unit": "s"}, NOON_S),
         ({"time_unit": "s"}, f"{NOON_S}.000"),
         ({"time_unit": "ms"}, str(NOON_MS)),
@@ -638,3 +642,27 @@ def test_any_message_is_a_reading_within_the_limits_or_rejected(
     assert reading.sensor_id
     assert EARLIEST_TIMESTAMP_US <= reading.timestamp_us < LATEST_TIMESTAMP_US
     assert any(value == value for value in reading.values)
+
+
+@given(
+    fields=st.fixed_dictionaries(
+        {
+            "id": st.sampled_from(["roof", " roof", "ü", "", 5, None]),
+            "ts": st.sampled_from([NOON_MS, NOON, None, -1, 1e3]),
+        },
+        optional={"value": st.none() | st.floats(-1e31, 1e31) | st.integers(), "x": json_values},
+    )
+)
+def test_the_fast_path_gives_the_same_readings(fields: dict[str, Any]) -> None:
+    decoder = DECODERS[0]
+    assert isinstance(decoder, MappedDecoder)
+    assert decoder._read_plain is not None
+    fast = None
+    with suppress(Rejected):
+        fast = decoder._read_plain(fields)
+    if fast is not None:
+        slow = decoder._mapping.reading(Message(fields, None, [], None))
+        assert (fast.sensor_id, fast.timestamp_us, fast.ignored) == (slow.sensor_id, slow.timestamp_us, slow.ignored)
+        assert all(
+            one == other or (one != one and other != other) for one, other in zip(fast.values, slow.values, strict=True)
+        )
