@@ -28,6 +28,7 @@ from pipeline.messages import (
     encode_reading,
 )
 from pipeline.settings import Settings
+from tests.fuzz.batches import batches
 from tests.fuzz.files import files
 from tests.fuzz.mutation import mutate
 from tests.fuzz.settings import settings
@@ -228,6 +229,7 @@ TARGETS: dict[str, Target] = {
     "state-codec": state_codec,
     "restore": restore,
     "steps": steps,
+    "batches": batches,
     "settings": settings,
     "files": files,
     "file-times": file_times,

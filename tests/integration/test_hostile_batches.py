@@ -11,6 +11,7 @@ from deploy.context import Context
 from deploy.live_forecasts import StreamTail
 from pipeline.audit.verify import verify
 from pipeline.dead_letters import DeadLetter, read_letters, republish_letters
+from pipeline.errors import KafkaError
 from pipeline.history.ingest import ingest
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
@@ -19,6 +20,8 @@ from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
     FolderChampion,
     ForecasterProcess,
+    assert_same,
+    expected_forecasts,
     reading,
     running,
     wait_for_forecasts,
@@ -146,6 +149,28 @@ def test_dlq_shows_a_batch_with_its_offsets_and_leaves_it_when_it_republishes(
     assert "does not have its stated length" in shown
     outcome = republish_letters(settings, lambda: letters_of(settings))
     assert (outcome.published, dict(outcome.still_rejected)) == (0, {DAMAGED: 1})
+
+
+def test_states_are_rebuilt_if_a_batch_of_the_changelog_is_damaged(
+    broker: Settings, settings: Settings, champion: FolderChampion
+) -> None:
+    sender = Sender(settings)
+    sender.good()
+    with running(settings, champion):
+        wait_for_forecasts(settings, 3)
+    (segment,) = broker.home.rglob(f"{settings.kafka.topics.state}-0/*.log")
+    with segment.open("r+b") as log:
+        log.seek(100)  # within the first batch
+        byte = log.read(1)[0]
+        log.seek(100)
+        log.write(bytes([byte ^ 0xFF]))
+    sender.good()
+    with running(settings, champion) as successor:
+        found = wait_for_forecasts(settings, 6)
+    assert successor.counters.rebuilt_sensors == 1
+    assert_same(found, expected_forecasts(settings, champion.load(1)))
+    with pytest.raises(KafkaError, match=r"offsets 0 to .* cannot be read: the batch is damaged: its checksum"):
+        verify(settings, champion.load)
 
 
 def test_a_batch_that_is_damaged_on_the_brokers_disk_is_set_aside(
