@@ -105,6 +105,8 @@ def _run(base: Settings, name: str, sent: str, send: Callable[[Settings], None])
     with ForecasterProcess(settings, settings.home / "champion", "second") as second:
         _wait(settings, SENSORS * (2 * ROUNDS + 1))
         successor_mb = _peak_mb(second)
+    # At once, because the audit takes minutes.
+    print(f"{name}: peak memory {peak_mb} MB, its successor's {successor_mb} MB", flush=True)
     verdict = verify(settings, champion.load)
     return Outcome(
         name, sent, peak_mb, successor_mb, verdict.audit.accepted, verdict.audit.rejected, sum(verdict.faults.values())
