@@ -29,5 +29,6 @@ def ingest(settings_file: Path | None = None, accept_loss: bool = False) -> Inge
         report_progress(Progress(f"ingesting {so_far.topic}", so_far.done_offsets, so_far.total_offsets, readings))
 
     done = append_new_readings(settings, accept_loss=accept_loss, report=report)
-    log.log(logging.WARNING if done.rejected or done.lost_offsets else logging.INFO, "%s", done)
+    is_incomplete = done.rejected or done.lost_offsets or done.late or done.implausible
+    log.log(logging.WARNING if is_incomplete else logging.INFO, "%s", done)
     return done

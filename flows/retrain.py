@@ -17,7 +17,7 @@ from prefect import flow, get_run_logger
 from pydantic import Field
 
 from flows.progress import Progress, report_progress
-from flows.retrain_report import RetrainReport, epoch_curves, horizon_curves, publish, summarise
+from flows.retrain_report import RetrainReport, describe_late, epoch_curves, horizon_curves, publish, summarise
 from flows.run_settings import load_run_settings
 from flows.user_errors import run_as_task, user_errors_as_state
 from model.artefact import save_artefact
@@ -39,7 +39,7 @@ from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry
 from pipeline.settings import Settings
 from pipeline.settings_sections import LARGEST_SEED, TrainingSettings
-from pipeline.windows import cadence_warning, load_sequences
+from pipeline.windows import cadence_warning, load_training
 
 log = logging.getLogger("streamgru.retrain")
 
@@ -83,8 +83,10 @@ class _Data:
     """The data for training and scores."""
 
     training_set: TrainingSet
-    sequences: Sequences
+    sequences: Sequences  # for scores: the readings that the stream accepts
+    trained: Sequences  # for training, see ``pipeline.windows.TrainingReadings``
     split: Split
+    late: Mapping[str, int]  # sensor -> late readings
     unfair: str = ""  # why a comparison with the champion is not fair
 
 
@@ -99,7 +101,9 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     tags = {"settings": settings.fingerprint, "champion": str(champion.version) if champion else "none"}
     with training_run(settings, f"retrain on history {data.training_set.version}", tags) as run:
         run.log_training_set(data.training_set)
-        run.log_params(_params(options, config, data.split, champion if initial else None, settings.adaptation))
+        started_from = champion if initial else None
+        run.log_params(_params(options, config, data.split, started_from, settings.adaptation))
+        run.log_params({"late_readings": settings.training.late})
         checkpoint = settings.home / "checkpoints" / "retrain.pt"
         result = run_as_task("train", lambda: _train(config, options, data, initial, checkpoint))
         done = run_as_task("back-test", lambda: _evaluate(settings.adaptation, result.forecaster, champion, data))
@@ -115,7 +119,8 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
             registry.set_alias(CHAMPION, version)
         checkpoint.unlink(missing_ok=True)  # the result is registered
         run_as_task("plot", lambda: _plot(run, result, done))  # after the result, which must not wait for plots
-        report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url)
+        late = describe_late(data.late, settings.training.late) if data.late else ""
+        report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url, late)
     publish(report, done.scores)
     get_run_logger().info("%s", report)
     return report
@@ -147,20 +152,22 @@ def _read(settings: Settings, version: int | None) -> _Data:
     history = History(settings.history_path, settings.features)
     version = history.version if version is None else version
     topic = settings.kafka.topics.readings
-    sequences = load_sequences(history, settings, version)
-    if warning := cadence_warning(sequences):
+    found = load_training(history, settings, version)
+    if warning := cadence_warning(found.trained):
         get_run_logger().warning("%s", warning)
+    if found.late:
+        get_run_logger().warning("%s", describe_late(found.late, settings.training.late))
     training_set = TrainingSet(
         table=str(history.path.resolve()),
         version=version,
         topic=topic,
         next_offsets={str(partition): offset for partition, offset in history.next_offsets(topic, version).items()},
-        readings=int(sequences.observed.sum()),
-        sensors=len(sequences.sensors),
+        readings=int(found.trained.observed.sum()),
+        sensors=len(found.trained.sensors),
     )
     with _explain_short_history(training_set, settings.horizon_steps):
-        split = split_by_time(sequences, settings.training.validation_fraction, settings.training.test_fraction)
-    return _Data(training_set, sequences, split)
+        split = split_by_time(found.trained, settings.training.validation_fraction, settings.training.test_fraction)
+    return _Data(training_set, found.stream, found.trained, split, found.late)
 
 
 def _unseen(data: _Data, champion: _Champion | None) -> _Data:
@@ -261,9 +268,7 @@ def _train(
 
     report_progress(Progress("training", 0.0, 1.0))
     with _explain_short_history(data.training_set, config.horizon_steps):
-        result = train(
-            config, options, data.sequences, data.split, initial=initial, report=report, checkpoint=checkpoint
-        )
+        result = train(config, options, data.trained, data.split, initial=initial, report=report, checkpoint=checkpoint)
     report_progress(Progress("training", 1.0, 1.0, f"{len(result.epochs)} epochs on {result.device}"))
     return result
 
@@ -274,10 +279,11 @@ def _evaluate(adaptation: Adaptation, forecaster: Forecaster, champion: _Champio
     if champion is not None and champion.forecaster is not None and not data.unfair:
         rivals.append(model_predictor(champion.forecaster, CHAMPION, adaptation))
     report_progress(Progress("back-testing", 0.0))
-    with _explain_short_history(data.training_set, forecaster.config.horizon_steps):
-        done = evaluate(
+
+    def score(sequences: Sequences) -> Evaluation:
+        return evaluate(
             forecaster,
-            data.sequences,
+            sequences,
             data.split,
             adaptation,
             name=CHALLENGER,
@@ -285,6 +291,19 @@ def _evaluate(adaptation: Adaptation, forecaster: Forecaster, champion: _Champio
             robust=True,  # one absurd value in a sensor's past must not take its weight from the gate
             scale_until_us=data.split.validation_end_us,  # not the training part, so that newer sensors have a scale
         )
+
+    with _explain_short_history(data.training_set, forecaster.config.horizon_steps):
+        try:
+            done = score(data.sequences)
+        except ValueError as error:
+            if data.trained is data.sequences:
+                raise
+            get_run_logger().warning(
+                "the scores are of readings in order of time, late ones included, because the stream accepts too few "
+                "of the newest readings: %s",
+                error,
+            )
+            done = score(data.trained)
     report_progress(Progress("back-testing", 1.0, 1.0))
     return done
 

@@ -11,6 +11,7 @@ from model.baselines import Persistence, SeasonalNaive
 from model.metrics import Metric, Scores
 from model.training import EpochReport
 from pipeline.evaluation.gate import Decision
+from pipeline.history.unused import LATE_REMEDY, describe_sensors
 from pipeline.registry.metric_names import metric_names
 from pipeline.registry.versions import CHALLENGER, CHAMPION
 
@@ -37,10 +38,19 @@ class RetrainReport:
     scores: dict[str, float]
     device: str
     run_url: str
+    late: str = ""  # a sentence about late readings, if there are any
 
     def __str__(self) -> str:
         alias = "champion" if self.decision.promote else "challenger"
         return f"version {self.version} of {self.model_name} is {alias}. {self.decision.reason}. {self.run_url}"
+
+
+def describe_late(late: Mapping[str, int], treatment: str) -> str:
+    """A sentence about the late readings of each sensor, with the remedy if they are left out."""
+    counts = f"{sum(late.values()):,} readings are late ({describe_sensors(late)})"
+    if treatment == "train":
+        return f"{counts}; training used the readings of each sensor in order of time"
+    return f"{counts} and not used in training; {LATE_REMEDY}"
 
 
 def summarise(scores: Mapping[str, Scores]) -> dict[str, float]:
@@ -91,6 +101,7 @@ def publish(report: RetrainReport, scores: Mapping[str, Scores]) -> None:
         f"## Version {report.version} of {markdown(report.model_name)}: {decided}",
         markdown(report.decision.reason),
         f"Trained on {markdown(report.device)}. {markdown_link('The run in MLflow', report.run_url)}",
+        *([markdown(report.late)] if report.late else []),
         "Means on the held-out tail, errors in each sensor's scale:",
         "\n".join(table),
     ]

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+import numpy as np
+
 from pipeline.dead_letter_form import BATCH_LAST_OFFSET, BATCH_RECORDS
 from pipeline.errors import KafkaError, TopicError
 from pipeline.kafka.batch_producer import BatchAppender, check_delivered, encode_headers
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translate_errors
 from pipeline.kafka.topic_reader import read_topic, topic_ends, topic_starts
 from pipeline.messages import Rejected
+from pipeline.reading_times import IMPLAUSIBLE, find_implausible_now
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
 from pipeline.settings import Settings
@@ -183,9 +186,12 @@ def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republicati
             if settings.readings.time == "@record_timestamp":
                 # A published record gets a timestamp of its own, so it would become another reading.
                 raise Rejected("its time was the timestamp of the original record")
-            decoder.decode(letter.key, letter.value, letter.headers)
+            reading = decoder.decode(letter.key, letter.value, letter.headers)
         except Rejected as rejected:
             outcome.still_rejected[rejected.reason] += 1
+            continue
+        if len(find_implausible_now(np.array([reading.timestamp_us]), settings)[0]):
+            outcome.still_rejected[IMPLAUSIBLE] += 1
         else:
             outcome.published += 1
             yield letter

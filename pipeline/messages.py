@@ -20,6 +20,7 @@ from pipeline.errors import StateError
 from pipeline.foreign_keys import describe_key
 from pipeline.foreign_payloads import describe_absence, describe_number, describe_time, describe_value
 from pipeline.iso_times import iso_microseconds
+from pipeline.time_units import describe_outside
 from pipeline.unreadable_batch import BATCH_REASONS, UnreadableBatch
 
 # Microseconds. A timestamp outside this range is a clock fault. If accepted, it could make all later readings late.
@@ -134,7 +135,7 @@ class ReadingDecoder:
         if len(key) > LONGEST_SENSOR_ID_BYTES:
             raise Rejected("bad-key", f"the sensor id is longer than {LONGEST_SENSOR_ID_BYTES} bytes")
         if not EARLIEST_TIMESTAMP_US <= timestamp_us < LATEST_TIMESTAMP_US:
-            raise Rejected("bad-timestamp", "the timestamp lies outside the years 1900 to 2199")
+            raise Rejected("bad-timestamp", describe_outside(timestamp_us))
         return pick_values(self._features, sensor_id, timestamp_us, values)
 
     def _decode_leniently(self, value: bytes, error: Exception) -> tuple[str, int, dict[str, float | None]]:

@@ -38,6 +38,7 @@ from pipeline.settings_sections import (
     QuantileLevels,
     ScheduleSettings,
     StackSettings,
+    TimeSettings,
     TrainingSettings,
 )
 from pipeline.settings_variables import PREFIX, SETTINGS_FILE_VARIABLE, read_variables
@@ -128,6 +129,7 @@ class Settings(BaseSettings):
     prefect_api_url: str = Field(default_factory=lambda earlier: f"http://127.0.0.1:{_stack(earlier).prefect_port}/api")
     kafka: KafkaSettings = KafkaSettings()
     readings: ReadingsSettings = ReadingsSettings()
+    times: TimeSettings = TimeSettings()
     forecaster: ForecasterSettings = ForecasterSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
@@ -253,6 +255,8 @@ class Settings(BaseSettings):
             shaping["grace_us"] = self.grace.wait_us
         if self.readings.is_mapped:
             shaping["readings"] = self.readings.shaping
+        if self.times.all_readings:  # otherwise the limits change no earlier verdict, so that the states stay valid
+            shaping["times"] = (self.times.max_ahead_s, self.times.earliest.isoformat())
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod

@@ -1,6 +1,7 @@
 """The sections of the settings; ``pipeline.settings`` reads them."""
 
 import re
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -119,6 +120,32 @@ class KafkaSettings(_Section):
         return self.max_batch_bytes
 
 
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+class TimeSettings(_Section):
+    """The limits beyond which the time of a reading is implausible; the reading then becomes a dead letter."""
+
+    max_ahead_s: float = Field(
+        default=86_400.0,
+        ge=0.0,
+        le=1e10,
+        description="a reading may be this much later than its record's Kafka timestamp; the default tolerates clocks "
+        "in a wrong time zone",
+    )
+    # Seconds, minutes or calendar digits that are taken as milliseconds give times from 1970 to 1976.
+    earliest: Annotated[datetime, AfterValidator(_in_utc)] = Field(
+        default=datetime(1980, 1, 1, tzinfo=UTC),
+        description="a reading may not be earlier than this; in UTC unless it has a zone",
+    )
+    all_readings: bool = Field(
+        default=False,
+        description="apply the limits to all readings of the topic, also to those that were accepted earlier: states "
+        "are rebuilt without them, and sensors that they made silent continue",
+    )
+
+
 class ForecasterSettings(_Section):
     """The streaming consumer."""
 
@@ -225,6 +252,11 @@ class TrainingSettings(_Section):
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     device: str = "auto"
     warm_start: bool = Field(default=False, description="start from the champion's weights")
+    late: Literal["leave_out", "train"] = Field(
+        default="leave_out",
+        description="late readings, for example of a backfill: leave them out, as the stream does, or train on the "
+        "readings of each sensor in order of time",
+    )
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     test_fraction: float = Field(default=0.1, gt=0, lt=0.5)
 

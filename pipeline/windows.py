@@ -5,21 +5,23 @@ time. Readings are not resampled and windows are not copied; a window is a range
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from model.acceptance import accepted_mask
+from model.acceptance import ACCEPTED, LATE, classify
 from model.reorder_buffer import GracePeriod, reorder
 from model.sequences import Sequences, build_sequences
 from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
 from pipeline.history.columns import column_of
 from pipeline.history.table import History
+from pipeline.reading_times import implausible_rows
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.windows")
@@ -38,6 +40,24 @@ def load_sequences(history: History, settings: Settings, version: int | None = N
     Raises:
         HistoryError: the table is missing, damaged, empty, or lacks a feature of the settings.
     """
+    return load_training(history, settings, version).stream
+
+
+@dataclass(frozen=True)
+class TrainingReadings:
+    """The readings of a history, as the stream accepts them and as training uses them."""
+
+    stream: Sequences  # the readings that the stream accepts
+    trained: Sequences  # with ``training.late = "train"`` all readings in order of time; otherwise the same object
+    late: Mapping[str, int]  # sensor -> late readings, which the stream does not accept
+
+
+def load_training(history: History, settings: Settings, version: int | None = None) -> TrainingReadings:
+    """The readings in the history at a version (by default the newest), for training and for scores.
+
+    Raises:
+        HistoryError: see ``load_sequences``.
+    """
     version = history.version if version is None else version
     found = history.columns(version)
     missing = [name for name in settings.features if name not in found]
@@ -47,15 +67,23 @@ def load_sequences(history: History, settings: Settings, version: int | None = N
             f"{', '.join(found) or 'none'}); ingest readings with it first, or remove it from the settings"
         )
     readings = history.scan(version)
+    if history.has_record_timestamps(version):
+        rules_of = history.time_rules(settings.kafka.topics.readings, version)
+        readings = readings.filter(~implausible_rows(rules_of))
+    late: Counter[str] = Counter()
+    features, grace, max_gap_steps = settings.features, settings.grace, settings.max_gap_steps
     with history.reading(version):
         if settings.forecaster.max_sensors_per_partition is not None:
             readings = _within_sensor_limit(readings, settings.forecaster.max_sensors_per_partition)
-        sequences = sequences_from_readings(
-            readings, settings.features, grace=settings.grace, max_gap_steps=settings.max_gap_steps
-        )
-    if not len(sequences):
+        stream = sequences_from_readings(readings, features, grace=grace, max_gap_steps=max_gap_steps, late=late)
+        trained = stream
+        if late and settings.training.late == "train":
+            trained = sequences_from_readings(
+                readings, features, grace=grace, max_gap_steps=max_gap_steps, by_time=True
+            )
+    if not len(stream):
         raise HistoryError(f"the history table {history.path} holds no readings yet; run `streamgru ingest`")
-    return sequences
+    return TrainingReadings(stream, trained, late)
 
 
 def _within_sensor_limit(readings: pl.LazyFrame, limit: int) -> pl.LazyFrame:
@@ -123,13 +151,24 @@ def cadence_warning(sequences: Sequences) -> str | None:
 
 
 def sequences_from_readings(
-    readings: pl.LazyFrame, features: Sequence[str], *, grace: GracePeriod, max_gap_steps: int
+    readings: pl.LazyFrame,
+    features: Sequence[str],
+    *,
+    grace: GracePeriod,
+    max_gap_steps: int,
+    by_time: bool = False,
+    late: Counter[str] | None = None,
 ) -> Sequences:
     """The steps for readings in a frame with the history's columns (``column_of``), in any order of rows.
 
     Readings that are buffered at the end are not stepped. Without an ``offset`` column (a file), row numbers are the
     offsets of one partition. The frame is scanned several times and must return its rows in the same order each time,
     as files do.
+
+    Args:
+        by_time: step all readings of a sensor in order of time, without the rules of acceptance. Of readings with the
+            same time, the first in offset order is stepped.
+        late: counts the late readings of each sensor.
     """
     readings = readings.select(
         pl.col("sensor_id"),
@@ -144,10 +183,17 @@ def sequences_from_readings(
     codes = sensor_codes[order]
     timestamp_us = timestamp_us[order]
     accepted: NDArray[Any]  # a mask or indices of rows: the readings to step, by sensor
-    if grace.is_on:
-        accepted = reorder(codes, timestamp_us, _column(readings, pl.col("offset"), np.int64)[order], grace).order
+    if by_time:
+        accepted = _time_order(codes, timestamp_us)
+    elif grace.is_on:
+        reordering = reorder(codes, timestamp_us, _column(readings, pl.col("offset"), np.int64)[order], grace)
+        accepted, verdicts = reordering.order, reordering.verdicts
     else:
-        accepted = accepted_mask(codes, timestamp_us)
+        verdicts = classify(codes, timestamp_us)
+        accepted = verdicts == ACCEPTED
+    if late is not None and not by_time:
+        counts = np.bincount(codes[verdicts == LATE], minlength=len(ids))
+        late.update({sensor: count for sensor, count in zip(ids.to_list(), counts.tolist(), strict=True) if count})
     starts = np.searchsorted(codes[accepted], np.arange(len(ids) + 1)).astype(np.int64)
     order = order[accepted]
     timestamp_us = timestamp_us[accepted]
@@ -170,6 +216,15 @@ def sequences_from_readings(
     for number, name in enumerate(features):
         values[place, number] = _column(readings, pl.col(column_of(name)), np.float64)[order]
     return replace(layout, values=values, features=tuple(features))
+
+
+def _time_order(codes: NDArray[np.uint32], timestamp_us: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The places of the readings by sensor and time, without those that repeat a time of their sensor."""
+    order = np.lexsort((timestamp_us, codes))  # stable: of equal times the first comes first
+    codes, timestamp_us = codes[order], timestamp_us[order]
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = (codes[1:] != codes[:-1]) | (timestamp_us[1:] != timestamp_us[:-1])
+    return order[is_first]
 
 
 def _position(readings: pl.LazyFrame) -> list[pl.Expr]:

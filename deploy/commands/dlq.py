@@ -16,6 +16,7 @@ from deploy.renamed import RenamingGroup
 from deploy.terminal_text import say
 from pipeline.dead_letters import DeadLetter, read_letter, read_letters, republish_letters
 from pipeline.messages import ReadingDecoder
+from pipeline.reading_times import IMPLAUSIBLE
 from pipeline.sensor_limit import TOO_MANY_SENSORS
 from pipeline.visible_text import visible, visible_bytes
 
@@ -34,7 +35,7 @@ def position_of(text: str) -> tuple[int, int]:
 
 _reason = click.option(
     "--reason",
-    type=click.Choice((*ReadingDecoder.REASONS, TOO_MANY_SENSORS)),
+    type=click.Choice((*ReadingDecoder.REASONS, TOO_MANY_SENSORS, IMPLAUSIBLE)),
     help="Only letters with this reason.",
 )
 
@@ -154,7 +155,7 @@ def _cells(letter: DeadLetter) -> tuple[str, ...]:
 
 def _table(rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column, width in (("position", 8), ("rejected at", 25), ("reason", 13), ("partition", 9), ("offset", 6)):
+    for column, width in (("position", 8), ("rejected at", 25), ("reason", 16), ("partition", 9), ("offset", 6)):
         table.add_column(column, no_wrap=True, min_width=width)
     for column in ("key", "value"):
         table.add_column(column, no_wrap=True)

@@ -14,12 +14,14 @@ from deploy.literal_console import TaskText, make_console
 from deploy.option_types import POSITIVE, layout_options
 from deploy.processes import terminated_like_interrupted
 from deploy.terminal_text import say
-from pipeline.errors import KafkaError
+from pipeline.errors import DataFileError, KafkaError
 from pipeline.files.file_layout import FileLayout, Order
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count
 from pipeline.messages import iso_timestamp, microseconds
+from pipeline.reading_times import find_implausible_now
+from pipeline.settings import Settings
 
 SETTLE_S = 2.0  # time that an interrupted command waits for records in flight
 INTERRUPTED = 130  # exit code
@@ -75,6 +77,7 @@ def publish(
     if start >= stop:
         raise click.UsageError(f"nothing to publish: no readings {_span(table, begin, until)}")
 
+    _check_times(table, start, stop, settings)
     topic = settings.kafka.topics.readings
     with make_admin(settings) as admin:
         partition_count(admin, topic)  # fails at once for a missing topic; a producer would wait for it
@@ -93,6 +96,18 @@ def publish(
     finally:
         close_producer(producer, SETTLE_S)
     say(f"{stop - start:,} readings of {len(table.sensors)} sensors published to {topic}")
+
+
+def _check_times(table: ReadingTable, start: int, stop: int, settings: Settings) -> None:
+    """Refuse readings that would become dead letters because of their times."""
+    places, first = find_implausible_now(table.timestamp_us[start:stop], settings)
+    if len(places):
+        sensor = table.sensors[table.sensor_codes[start + places[0]]]
+        raise DataFileError(
+            f"nothing was published: {len(places):,} of {stop - start:,} readings have implausible times, first one of "
+            f"sensor {sensor}: {first}. If the times are right, change that setting for this command and for the "
+            "forecasters"
+        )
 
 
 def _rows(

@@ -110,6 +110,8 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
     }.items():
         if count:
             say(f"{note}: {count:,}")
+    if verdict.implausible_times:
+        say(f"readings with implausible times on the whole topic: {_by_sensor(verdict)}")
     for fault, count in verdict.faults.items():
         places = "; ".join(verdict.examples.get(fault, []))
         say(f"error: {fault}: {count:,}, such as {places}", err=True)
@@ -124,6 +126,14 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
         say(f"no accepted reading was audited: {reason}")
     elif not verdict.faults:
         say("every accepted reading has one forecast, in order, and each equals the recomputed one")
+
+
+def _by_sensor(verdict: "AuditResult") -> str:
+    named = verdict.implausible_times
+    total = verdict.reasons.get("implausible-time", 0)
+    by_sensor = ", ".join(f"sensor {sensor} {count:,}" for sensor, count in named.items())
+    others = total - sum(named.values())
+    return f"{total:,} ({by_sensor}{f', other sensors {others:,}' if others else ''})"
 
 
 @click.command()

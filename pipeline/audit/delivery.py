@@ -49,6 +49,7 @@ class ReadingLog(_TopicLog):
     verdict: NDArray[np.int8]  # ACCEPTED, DUPLICATE, LATE, BUFFERED or REJECTED
     reasons: dict[str, int] = field(default_factory=dict)  # rejected readings by reason
     records: NDArray[np.int64] | None = None  # readings in a row: above 1 for an unreadable batch; None: 1 in each
+    implausible: dict[str, int] = field(default_factory=dict)  # sensor -> readings with implausible times, the most
 
     def count(self, mask: NDArray[np.bool_]) -> int:
         """The number of readings in the rows where ``mask`` is true."""

@@ -1,9 +1,11 @@
 """Reads whole topics into columns: the readings and the forecasts.
 
-Readings are decoded and classified by the rules of the stream (``make_decoder``, ``delivery.classify_log``).
+Readings are decoded and classified by the rules of the stream (``make_decoder``, ``pipeline.reading_times``,
+``delivery.classify_log``).
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -17,8 +19,10 @@ from pipeline.audit.expert_weights import published_weights
 from pipeline.errors import KafkaError
 from pipeline.forecaster.positions import CommittedPosition
 from pipeline.kafka.clients import make_admin, translate_errors
+from pipeline.kafka.time_rule_log import read_time_rules
 from pipeline.kafka.topic_reader import Offsets, read_topic
 from pipeline.messages import Rejected, decode_forecast, microseconds, quantile_key
+from pipeline.reading_times import IMPLAUSIBLE, NAMED_SENSORS, TimeRules, find_implausible
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
@@ -60,6 +64,7 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
         KafkaError: no broker answers, the topic is missing, or the records stop coming.
     """
     decoder = make_decoder(settings)
+    rules_of = read_time_rules(settings)
     sensors: dict[str, int] = {}
     reasons: dict[str, int] = {}
     columns: list[tuple[int, ...]] = []  # partition, offset, sensor, timestamp_us, sent_ms, records
@@ -76,6 +81,12 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
             columns.append((record.partition, record.offset, code, reading.timestamp_us, record.timestamp, 1))
             values.append(reading.values)
     table, order = _in_order(columns, 6)
+    implausible = _find_implausible(table, rules_of)
+    names = tuple(sensors)
+    counts = Counter(names[code] for code in table[implausible, 2].tolist())
+    if counts:
+        reasons[IMPLAUSIBLE] = counts.total()
+    table[implausible, 2] = -1
     partition, offset, sensor, timestamp_us, sent_ms, records = table.T
     measured = np.array(values, dtype=np.float64).reshape(-1, len(settings.features))[order]
     verdict = np.full(len(table), REJECTED, np.int8)
@@ -90,9 +101,20 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
         verdict,
         reasons,
         records,
+        dict(counts.most_common(NAMED_SENSORS)),
     )
     limits = ends if ends is not None else {number: last + 1 for number, last in table[:, :2].tolist()}
     return replace(log, verdict=classify_log(log, settings.grace, limits))
+
+
+def _find_implausible(table: NDArray[np.int64], rules_of: Mapping[int, TimeRules]) -> NDArray[np.bool_]:
+    """(n,) which rows of the columns in ``read_readings`` are readings with an implausible time."""
+    partition, offset, sensor, timestamp_us, sent_ms = table.T[:5]
+    implausible = np.zeros(len(table), np.bool_)
+    for number, rules in rules_of.items():
+        rows = np.flatnonzero((partition == number) & (sensor >= 0))
+        implausible[rows] = find_implausible(timestamp_us[rows], sent_ms[rows], offset[rows], rules)
+    return implausible
 
 
 def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: bool = False) -> ForecastLog:

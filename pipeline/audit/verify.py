@@ -92,6 +92,8 @@ class AuditResult:
     versions: dict[int, int] = field(default_factory=dict)  # model version -> forecasts
     foreign: dict[str, int] = field(default_factory=dict)  # fingerprint of other settings -> forecasts, not audited
     examples: dict[str, list[str]] = field(default_factory=dict)  # kind of fault -> the first places
+    reasons: dict[str, int] = field(default_factory=dict)  # reason -> rejected records on the whole topic
+    implausible_times: dict[str, int] = field(default_factory=dict)  # sensor -> readings; the sensors with most
 
     @property
     def fault_counts(self) -> dict[str, int]:
@@ -199,7 +201,12 @@ def audit_evidence(evidence: Evidence, settings: Settings, load: LoadModel) -> A
         is_before(issued.input_partition, issued.input_offset, ends) & ~_is_released_later(issued, due, readings)
     )
     hidden = before_first_forecast(due, issued, evidence.logs)
-    verdict = AuditResult(count_deliveries(due, issued, starts, hidden), waiting=len(readings) - len(due))
+    verdict = AuditResult(
+        count_deliveries(due, issued, starts, hidden),
+        waiting=len(readings) - len(due),
+        reasons=readings.reasons,
+        implausible_times=readings.implausible,
+    )
     if issued.foreign is not None:
         verdict.foreign = dict(issued.foreign.fingerprints)
     cut = (is_before(due.partition, due.offset, starts) | hidden) & ~is_before(due.partition, due.offset, owed)

@@ -28,6 +28,7 @@ from pipeline.forecaster.state_store import ServedModel
 from pipeline.forecaster.stuck_detection import HealthMonitor, Heartbeat
 from pipeline.forecaster.transaction import TransactionContent
 from pipeline.kafka.topics import check_topics, find_topic_id
+from pipeline.reading_times import TimeAlarms
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.forecaster")
@@ -121,6 +122,7 @@ class Loop:
         self._counters = counters
         self._quarantine = Quarantine(session.settings.model_name, source)
         self._batch_size = BatchSize(forecaster.max_batch_readings, forecaster.poll_interval_s)
+        self._alarms = TimeAlarms()
         self._swap_began: float | None = None  # monotonic time; None after the new model's first commit
         self._batch_builder = self._serve(serving)
 
@@ -244,6 +246,9 @@ class Loop:
         if batch.counts.forecasts and not self._counters.forecasts:
             logger.info("first forecasts %.1f s after the start", now - self._counters.started)
         self._counters.add(batch.counts)
+        if batch.implausible:
+            self._alarms.add(batch.implausible)
+            self._counters.implausible_times = self._alarms.most()
         if self._swap_began is not None:
             self._counters.swap_pause_s = pause_s = now - self._swap_began
             self._swap_began = None

@@ -42,6 +42,7 @@ class Counters:
     held_lost: int = 0
     ignored_features: int = 0  # features in readings that the settings do not name
     dead_letters: Counter[str] = field(default_factory=Counter)  # reason -> dead letters
+    implausible_times: dict[str, int] = field(default_factory=dict)  # sensor -> dead letters; the sensors with most
     forecasts: int = 0
     transactions: int = 0
     aborted: int = 0
@@ -73,6 +74,7 @@ class Counters:
         """All counts, as ``name=value``."""
         content = self.content()
         letters = content.pop("dead_letters")
+        content.pop("implausible_times")  # ``TimeAlarms`` logs the sensors
         content["dead_letters"] = self.dead_letters.total()
         content |= {f"dead_letters.{reason}": count for reason, count in sorted(letters.items())}
         return " ".join(f"{name}={value}" for name, value in content.items())

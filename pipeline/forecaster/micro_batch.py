@@ -27,6 +27,7 @@ from pipeline.forecaster.state_store import Rows, ServedModel, States, StepResul
 from pipeline.forecaster.transaction import Records
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import InputPosition, ModelId, Rejected
+from pipeline.reading_times import ImplausibleTime
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_detail
 from pipeline.settings import Settings
@@ -46,6 +47,7 @@ class MicroBatch:
     polled: Collection[int]  # partitions with polled records
     needs_full_write: Collection[int]  # partitions whose states are all written by the batch
     step_s: float  # seconds of decoding, stepping and encoding; 0 if non_finite names a sensor
+    implausible: Sequence[ImplausibleTime] = ()  # readings that were rejected because of their times
 
 
 class MicroBatchBuilder:
@@ -82,8 +84,13 @@ class MicroBatchBuilder:
         counts = Counters()
         accepted: list[Readings] = []
         outgoing: list[Records] = []
+        implausible: list[ImplausibleTime] = []
         features = len(self._settings.features)
-        parts = [decode_records(self._decoder, features, at.partition, records) for at, records in polled.items()]
+        rules = self.serving.time_rules
+        parts = [
+            decode_records(self._decoder, features, at.partition, records, rules.get(at.partition, ()))
+            for at, records in polled.items()
+        ]
         offsets = {where.partition: records[-1].next_offset for where, records in polled.items()}
         classifications = self.serving.classify_all([decoded.readings for decoded in parts], buffered, offsets)
         still_buffered = {partition: waiting for partition, waiting in buffered.items() if partition not in offsets}
@@ -97,6 +104,7 @@ class MicroBatchBuilder:
             counts.duplicates += classified.duplicates
             counts.late += classified.late
             counts.ignored_features += decoded.ignored_features
+            implausible += decoded.implausible_times
             rejected = [*decoded.rejected, *self._refused(records, classified.refused)]
             counts.dead_letters.update(reason.reason for _, reason in rejected)
             if rejected:
@@ -118,12 +126,27 @@ class MicroBatchBuilder:
         }
         # Positions follow the states: brokers lose the newest records first, so a surviving position has its states.
         outgoing += [
-            Records(self._topics.state, partition, [POSITION_KEY], [PositionRecord(position, self._owner).encode()])
+            Records(
+                self._topics.state,
+                partition,
+                [POSITION_KEY],
+                [PositionRecord(position, self._owner, rules.get(partition, ())).encode()],
+            )
             for partition, position in positions.items()
         ]
         seconds = time.monotonic() - began
         return MicroBatch(
-            accepted, stepped, outgoing, positions, still_buffered, counts, {}, offsets, needs_full_write, seconds
+            accepted,
+            stepped,
+            outgoing,
+            positions,
+            still_buffered,
+            counts,
+            {},
+            offsets,
+            needs_full_write,
+            seconds,
+            implausible,
         )
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:

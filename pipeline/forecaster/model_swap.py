@@ -28,6 +28,7 @@ from pipeline.forecaster.rebuild import RebuildReport, SensorAnchors, StateRebui
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer
+from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.model_swap")
@@ -53,12 +54,14 @@ class WarmUp:
         self._thread = threading.Thread(target=self._run, name=f"warm-up-{candidate.version}", daemon=True)
         self._thread.start()
 
-    def add_partition(self, partition: int, known: Mapping[str, SensorAnchors | None], end: int) -> None:
+    def add_partition(
+        self, partition: int, known: Mapping[str, SensorAnchors | None], end: int, time_rules: TimeRules = ()
+    ) -> None:
         """Rebuild the states of a partition, as of the transaction whose position is ``end``."""
         with self._lock:
             self._partitions.add(partition)
             self._pending_partitions += 1
-        self._commands.put(lambda rebuilder: self._rebuild(rebuilder, partition, known, end))
+        self._commands.put(lambda rebuilder: self._rebuild(rebuilder, partition, known, end, time_rules))
 
     def drop_partition(self, partition: int) -> None:
         """Discard the states of a partition."""
@@ -123,9 +126,15 @@ class WarmUp:
                     reader.close()
 
     def _rebuild(
-        self, rebuilder: StateRebuilder, partition: int, known: Mapping[str, SensorAnchors | None], end: int
+        self,
+        rebuilder: StateRebuilder,
+        partition: int,
+        known: Mapping[str, SensorAnchors | None],
+        end: int,
+        time_rules: TimeRules,
     ) -> None:
         self._serving.table.add_partition(partition)
+        self._serving.time_rules[partition] = time_rules
         rebuilding = rebuilder.rebuild(partition, known, end)
         while True:
             try:
@@ -230,4 +239,5 @@ class ModelSwap:
             self._caught_up = None
             sensors, rows = serving.table.partition_rows(partition)
             known = anchors_of_states(sensors, serving.table.gather(rows), self._settings)
-            self._warm_up.add_partition(partition, known, positions[partition])
+            rules = serving.time_rules.get(partition, ())
+            self._warm_up.add_partition(partition, known, positions[partition], rules)

@@ -21,12 +21,13 @@ import msgspec
 from kafka.structs import OffsetAndMetadata
 
 from pipeline.errors import OffsetsLost, StateError
+from pipeline.kafka.time_rule_log import POSITION_KEY as POSITION_KEY  # part of this module's interface
+from pipeline.kafka.time_rule_log import position_owner as position_owner  # part of this module's interface
+from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.positions")
 
-# Key of the position in the changelog. Sensor ids are UTF-8, so no sensor has this key.
-POSITION_KEY: Final = b"\xffposition"
 _REACHED: Final = "reached="
 
 
@@ -47,11 +48,12 @@ class Position:
         return OffsetAndMetadata(self.read_from, f"{_REACHED}{self.next}", -1)
 
 
-class PositionRecord(msgspec.Struct, frozen=True):
-    """The changelog's record of a position."""
+class PositionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The changelog's record of a position. Releases without time rules ignore the field and write none."""
 
     position: Position
     owner: str  # see ``position_owner``
+    time_rules: TimeRules = ()  # of the partition's readings, see ``pipeline.reading_times``
 
     def encode(self) -> bytes:
         """The value of the record."""
@@ -71,11 +73,6 @@ class PositionRecord(msgspec.Struct, frozen=True):
         if not 0 <= found.position.read_from <= found.position.next:
             raise StateError(f"not a position: {found.position}")
         return found
-
-
-def position_owner(group_id: str, topic_id: str) -> str:
-    """The owner of positions. Another group has another owner, and so has a topic that was deleted and recreated."""
-    return f"{group_id} in {topic_id}"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import Reading, Rejected
+from pipeline.reading_times import ImplausibleTime, TimeRules, find_implausible, reject_implausible
 from pipeline.readings_format.decoder import RecordDecoder
 
 Record = FetchedRecord
@@ -84,12 +85,18 @@ class DecodedRecords:
     """The content of records of one partition."""
 
     readings: Readings
-    rejected: list[tuple[Record, Rejected]]
+    rejected: list[tuple[Record, Rejected]]  # in offset order
     ignored_features: int  # values of features that the settings do not name
+    implausible_times: list[ImplausibleTime]  # the rejected readings whose time is implausible
 
 
-def decode_records(decoder: RecordDecoder, features: int, partition: int, records: Sequence[Record]) -> DecodedRecords:
-    """Split records of one partition into readings, with ``features`` values each, and rejected records."""
+def decode_records(
+    decoder: RecordDecoder, features: int, partition: int, records: Sequence[Record], time_rules: TimeRules = ()
+) -> DecodedRecords:
+    """Split records of one partition into readings, with ``features`` values each, and rejected records.
+
+    A reading whose time is implausible by ``time_rules`` is rejected too.
+    """
     decode = decoder.decode
     rejected: list[tuple[Record, Rejected]] = []
     found: list[Reading]
@@ -118,7 +125,29 @@ def decode_records(decoder: RecordDecoder, features: int, partition: int, record
         np.fromiter((record.offset for record in good), np.int64, count),
         _traceparents(good),
     )
-    return DecodedRecords(readings, rejected, sum(reading.ignored for reading in found))
+    implausible: list[ImplausibleTime] = []
+    if time_rules:
+        readings, implausible = _reject_implausible(readings, good, time_rules, rejected)
+    return DecodedRecords(readings, rejected, sum(reading.ignored for reading in found), implausible)
+
+
+def _reject_implausible(
+    readings: Readings, records: Sequence[Record], rules: TimeRules, rejected: list[tuple[Record, Rejected]]
+) -> tuple[Readings, list[ImplausibleTime]]:
+    """The readings with plausible times, and the other ones, which are also added to ``rejected``."""
+    sent_ms = np.fromiter((record.timestamp for record in records), np.int64, len(records))
+    is_implausible = find_implausible(readings.timestamp_us, sent_ms, readings.offsets, rules)
+    places = np.flatnonzero(is_implausible)
+    if not len(places):
+        return readings, []
+    found: list[ImplausibleTime] = []
+    for place, timestamp_us in zip(places.tolist(), readings.timestamp_us[places].tolist(), strict=True):
+        record = records[place]
+        reason = reject_implausible(timestamp_us, record.timestamp, record.offset, rules)
+        rejected.append((record, reason))
+        found.append(ImplausibleTime(readings.sensors[place], readings.partition, record.offset, reason.detail))
+    rejected.sort(key=lambda one: one[0].offset)
+    return readings.take(~is_implausible), found
 
 
 def _traceparents(records: Sequence[Record]) -> list[bytes | None] | None:

@@ -24,7 +24,6 @@ from model.reorder_buffer import ReorderBuffer
 from model.state import replay_start
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.state_store import ServedModel
-from pipeline.messages import Rejected
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
@@ -217,7 +216,8 @@ class StateRebuilder:
         """The readings in the records; with ``first`` only those from their sensor's offset in it on."""
         if first is not None and self._decoder.is_keyed_by_sensor:  # skipped records need not be decoded
             records = [record for record in records if first.get(record.key, record.offset + 1) <= record.offset]
-        readings = decode_records(self._decoder, len(self._settings.features), partition, records).readings
+        rules = self._serving.time_rules.get(partition, ())
+        readings = decode_records(self._decoder, len(self._settings.features), partition, records, rules).readings
         if first is None or self._decoder.is_keyed_by_sensor or not len(readings):
             return readings
         places = zip(readings.keys, readings.offsets.tolist(), strict=True)
@@ -235,18 +235,15 @@ class StateRebuilder:
         for run in read_range(self._reader, self._topic, partition, floor, end):
             if not self._alive(partition):
                 break
-            for record in run:
-                try:
-                    reading = self._decoder.decode(record.key, record.value, record.headers, record.timestamp)
-                except Rejected:
-                    continue
-                sensor = reading.sensor_id
+            readings = self._decode(partition, run)
+            moments = zip(readings.sensors, readings.timestamp_us.tolist(), readings.offsets.tolist(), strict=True)
+            for sensor, timestamp_us, offset in moments:
                 if wanted is None and limit is not None and sensor not in known:
                     if len(known) >= limit:
                         continue
                     known.add(sensor)
                 if wanted is None or sensor in wanted:
-                    finder.add(sensor, reading.timestamp_us, record.offset)
+                    finder.add(sensor, timestamp_us, offset)
             yield
 
 

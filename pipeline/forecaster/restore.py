@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError
@@ -35,6 +36,7 @@ from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.rebuild import POLL_MS, RebuildReport, SensorAnchors, StateRebuilder
 from pipeline.forecaster.state_records import StateRecords
 from pipeline.forecaster.state_store import ServedModel
+from pipeline.reading_times import time_rules_from
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.restore")
@@ -124,6 +126,7 @@ class Restorer:
         serving, log, recorded = states.serving, states.logs[partition], states.recorded.get(partition)
         rebuilder = StateRebuilder(self._settings, self._reader, serving, alive=wanted.__contains__)
         restored.positions[partition] = position.next
+        self._set_time_rules(partition, position, states)
         lost = lost_buffered_offsets(self._settings, partition, position, log.start)
         restored.buffered_lost += lost
         is_as_committed = log.committed == CommittedPosition(position)
@@ -165,11 +168,37 @@ class Restorer:
         if partition not in wanted:
             return
         rebuilder.keep_timestamps(partition, past)
+        self._warn_of_silent_sensors(partition, serving)
         restored.sensors += len(serving.table.partition_rows(partition)[0]) - rebuilt.sensors - len(rebuilt.cold)
         if position.held_from is not None:
             buffered = yield from rebuilder.read_buffered(partition, max(position.held_from, log.start), position.next)
             if len(buffered):
                 restored.buffered[partition] = buffered
+
+    def _set_time_rules(self, partition: int, position: Position, states: StateRecords) -> None:
+        """Let the time rule of the settings apply to the readings that no forecaster has processed yet."""
+        log, recorded = states.logs[partition], states.recorded.get(partition)
+        processed = 0 if recorded is None and log.committed is None else position.next
+        if recorded is not None:
+            processed = max(processed, recorded.next)  # a user may have reset the offset to process readings again
+        known = states.time_rules.get(partition, ())
+        states.serving.time_rules[partition] = rules = time_rules_from(known, self._settings, processed)
+        if rules != known and processed:
+            logger.info("partition %d: the time rule of the settings applies from offset %d on", partition, processed)
+
+    def _warn_of_silent_sensors(self, partition: int, serving: ServedModel) -> None:
+        """Name the sensors whose readings are late, because a reading of the future was accepted before the rule."""
+        sensors, rows = serving.table.partition_rows(partition)
+        latest_us = time.time_ns() // 1_000 + round(self._settings.times.max_ahead_s * 1_000_000)
+        silent = [sensors[place] for place in np.flatnonzero(serving.table.field("last_us", rows) > latest_us)]
+        if silent:
+            logger.warning(
+                "partition %d: an implausible time in the future was accepted from %d sensors, so that their readings "
+                "are late: %s. To let them continue, set times.all_readings = true for all forecasters",
+                partition,
+                len(silent),
+                ", ".join(silent[:5]),
+            )
 
     def _partition_log(
         self, partition: int, committed: Callable[[int], CommittedPosition | None]

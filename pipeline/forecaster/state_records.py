@@ -14,6 +14,7 @@ from pipeline.forecaster.readings import Record
 from pipeline.forecaster.rebuild import SensorAnchors, anchors_of_state, anchors_of_states
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.messages import decode_state
+from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings
 from pipeline.unreadable_batch import UnreadableBatch
 
@@ -43,6 +44,7 @@ class StateRecords:
         self.serving = serving
         self.logs = logs
         self.recorded: dict[int, Position] = {}  # partition -> the changelog's position
+        self.time_rules: dict[int, TimeRules] = {}  # partition -> the time rules recorded with that position
         # partition -> sensor -> the anchors in its unusable state, or None
         self.unusable: dict[int, dict[str, SensorAnchors | None]] = {partition: {} for partition in logs}
         self.damaged: set[int] = set()  # partitions of which some state records cannot be read
@@ -94,6 +96,7 @@ class StateRecords:
 
     def _add_position(self, partition: int, value: bytes | None) -> None:
         self.recorded.pop(partition, None)
+        self.time_rules.pop(partition, None)
         try:
             recorded = PositionRecord.decode(value)
         except StateError as error:
@@ -101,6 +104,7 @@ class StateRecords:
         else:
             if recorded.owner == self._owner:
                 self.recorded[partition] = recorded.position
+                self.time_rules[partition] = recorded.time_rules
 
     def _apply(self, partition: int, latest: Mapping[str, bytes | None]) -> None:
         sensors, values = list(latest), list(latest.values())

@@ -22,6 +22,7 @@ from model.stepper import Forecasts, Stepper
 from pipeline.flat_forecasts import CONNECT_RECORD_BYTES, FLAT_RECORD_BYTES
 from pipeline.forecaster.readings import Readings
 from pipeline.messages import StateTag
+from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.state_store")
@@ -187,6 +188,7 @@ class ServedModel:
         self.config = config = forecaster.config
         self.tag = StateTag(version, settings.fingerprint)
         self.table = StateTable(blank_states(config, 1, settings.adaptation))
+        self.time_rules: dict[int, TimeRules] = {}  # partition -> rules of its readings; a restore sets them
         self._stepper = Stepper(forecaster, settings.adaptation)
         self._grace = settings.grace
         self._max_sensors = settings.forecaster.max_sensors_per_partition

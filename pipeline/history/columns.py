@@ -7,12 +7,14 @@ takes the name as a pattern (``*`` and ``^…$``). Such a feature is stored unde
 from typing import Final
 
 from model.feature_columns import FEATURE_PREFIX, feature_column
+from pipeline.reading_times import RECORD_TIMESTAMP
 
 # Columns of every history table, around the features.
 BEFORE_FEATURES: Final = {"sensor_id": "string", "timestamp": "timestamp"}
 AFTER_FEATURES: Final = {"partition": "integer", "offset": "long"}
 # Later internal columns begin with this prefix, so that they cannot be features of an existing table.
 INTERNAL_PREFIX: Final = "streamgru:"
+ADDED_LATER: Final = {RECORD_TIMESTAMP: "timestamp"}  # absent until the first append of a release that knows them
 _INTERNAL: Final = frozenset(BEFORE_FEATURES | AFTER_FEATURES)
 
 

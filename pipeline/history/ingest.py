@@ -21,9 +21,11 @@ from pipeline.errors import HistoryError
 from pipeline.file_lock import hold_lock
 from pipeline.history.reading_chunk import ReadingChunk
 from pipeline.history.table import History
+from pipeline.history.unused import LATE_REMEDY, UnusedReadings, describe_sensors
 from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer
 from pipeline.kafka.offset_range import POLL_RECORDS, OffsetRange, RangeReader, Wording, plan_range
+from pipeline.kafka.time_rule_log import read_time_rules
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.ingest")
@@ -41,6 +43,8 @@ class IngestReport:
     total_offsets: int
     readings: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)  # reason -> records
+    late: Mapping[str, int] = field(default_factory=dict)  # sensor -> late readings, which are not trained on
+    implausible: Mapping[str, int] = field(default_factory=dict)  # sensor -> readings with an implausible time
     ignored_values: int = 0  # values of features that the settings do not name
     lost_offsets: int = 0  # offsets that retention deleted before they were read
     commits: int = 0
@@ -54,6 +58,10 @@ class IngestReport:
         if self.rejected:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.rejected.items()))
             text += f"; malformed and left out: {reasons}"
+        if self.late:
+            text += f"; late, not used in training: {describe_sensors(self.late)} ({LATE_REMEDY})"
+        if self.implausible:
+            text += f"; implausible times, not used in training: {describe_sensors(self.implausible)}"
         if self.ignored_values:
             text += f"; ignored values of features that are not in the settings: {self.ignored_values:,}"
         if self.lost_offsets:
@@ -118,6 +126,8 @@ class _Run:
         self._bounds = bounds
         self._report = report
         self._chunk = ReadingChunk(settings)
+        self._time_rules = read_time_rules(settings)
+        self._unused = UnusedReadings(history, settings, self._time_rules)
         self._appended = 0
         self._started = time.monotonic()
         self._reader = RangeReader(
@@ -144,6 +154,8 @@ class _Run:
             total_offsets=bounds.total,
             readings=self._appended,
             rejected=dict(self._chunk.left_out),
+            late=dict(self._unused.late),
+            implausible=dict(self._unused.implausible),
             ignored_values=self._chunk.ignored_values,
             lost_offsets=bounds.lost,
             commits=self._reader.commits,
@@ -152,7 +164,9 @@ class _Run:
 
     def _append(self, next_offsets: dict[int, int]) -> None:
         bounds = self._bounds
-        self._appended += self._history.append(self._chunk.take(), next_offsets, bounds.topic, bounds.topic_id)
+        frame = self._chunk.take()
+        self._unused.add(frame)
+        self._appended += self._history.append(frame, next_offsets, bounds.topic, bounds.topic_id, self._time_rules)
 
     def _send_report(self) -> None:
         if self._report is not None:

@@ -9,6 +9,7 @@ import polars as pl
 
 from pipeline.history.columns import column_of
 from pipeline.messages import Rejected
+from pipeline.reading_times import RECORD_TIMESTAMP, sent_us
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
@@ -34,7 +35,7 @@ class ReadingChunk:
         """Decode a partition's next records, and return the number of readings in the chunk."""
         decode = self._decoder.decode
         sensor_ids, timestamps, values, offsets = self._sensor_ids, self._timestamps, self._values, self._offsets
-        before = len(offsets)
+        sent, before = self._sent_ms, len(offsets)
         for record in records:
             try:
                 reading = decode(record.key, record.value, record.headers, record.timestamp)
@@ -45,6 +46,7 @@ class ReadingChunk:
             timestamps.append(reading.timestamp_us)
             values.extend(reading.values)
             offsets.append(record.offset)
+            sent.append(record.timestamp)
             self.ignored_values += reading.ignored
         self._partitions.append((partition, len(offsets) - before))
         return len(self)
@@ -60,6 +62,7 @@ class ReadingChunk:
             **{column_of(name): np.ascontiguousarray(values[:, index]) for index, name in enumerate(self._features)},
             "partition": partitions,
             "offset": pl.Series(self._offsets, dtype=pl.Int64),
+            RECORD_TIMESTAMP: pl.Series(sent_us(np.asarray(self._sent_ms, np.int64))).cast(pl.Datetime("us", "UTC")),
         }
         self._clear()
         return pl.DataFrame(columns, nan_to_null=True)
@@ -69,4 +72,5 @@ class ReadingChunk:
         self._timestamps: list[int] = []  # microseconds
         self._values: list[float] = []  # of all features of one reading after another
         self._offsets: list[int] = []
+        self._sent_ms: list[int] = []  # timestamps of the records
         self._partitions: list[tuple[int, int]] = []  # (partition, number of consecutive readings)

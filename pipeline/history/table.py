@@ -1,11 +1,13 @@
 """The history: every decoded reading, in a Delta Lake table whose version number identifies a training set.
 
-Columns: ``sensor_id``, ``timestamp`` (UTC, microseconds), one float per feature (null where missing), ``partition`` and
-``offset``. ``pipeline.history.columns`` names the column of a feature. Duplicates and late readings are in the table
-too; ``pipeline.windows`` leaves them out.
+Columns: ``sensor_id``, ``timestamp`` (UTC, microseconds), one float per feature (null where missing), ``partition``,
+``offset``, and the record's Kafka timestamp (``RECORD_TIMESTAMP``). ``pipeline.history.columns`` names the column of a
+feature. Readings that were ingested by a release without record timestamps have null in that column. Duplicates, late
+readings and implausible times are in the table too; ``pipeline.windows`` leaves them out.
 
 A commit holds readings and offsets, so that after a crash the table has both or neither; ``delta_offsets`` says where
-the offsets are. A table holds one topic, because partition and offset alone order its readings.
+the offsets are, and ``time_rule_marks`` where the time rules are. A table holds one topic, because partition and offset
+alone order its readings.
 """
 
 import logging
@@ -16,6 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -25,9 +28,11 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.schema import PrimitiveType
 
 from pipeline.errors import HistoryError
-from pipeline.history.columns import AFTER_FEATURES, BEFORE_FEATURES, column_of, feature_of, is_internal
+from pipeline.history.columns import ADDED_LATER, AFTER_FEATURES, BEFORE_FEATURES, column_of, feature_of, is_internal
 from pipeline.history.delta_offsets import is_of_another_topic, offset_marks, stored_offsets
 from pipeline.history.durable import commit_path, describe_torn_files, sync_versions
+from pipeline.history.time_rule_marks import changed_marks, read_marks
+from pipeline.reading_times import RECORD_TIMESTAMP, TimeRules
 
 log = logging.getLogger("streamgru.history")
 
@@ -69,7 +74,7 @@ class History:
     def create(self) -> None:
         """Create an empty table, unless one exists; raise if that is not a history. Appends add new features."""
         if not self.exists():
-            columns = BEFORE_FEATURES | dict.fromkeys(self._columns, "double") | AFTER_FEATURES
+            columns = BEFORE_FEATURES | dict.fromkeys(self._columns, "double") | AFTER_FEATURES | ADDED_LATER
             with self._translate_errors("created"):
                 DeltaTable.create(
                     str(self.path),
@@ -100,6 +105,15 @@ class History:
         """The next offset to append by partition of ``topic``; partitions never read are absent."""
         return stored_offsets(self._open(version), topic)
 
+    def time_rules(self, topic: str, version: int | None = None) -> dict[int, TimeRules]:
+        """The time rules by partition of ``topic``; a partition is absent until an ingest has stored its rules."""
+        table = self._open(version)
+        return read_marks(table, topic, table.transaction_version(f"{topic}-partitions") or 0)
+
+    def has_record_timestamps(self, version: int | None = None) -> bool:
+        """Whether the table has the column of the record timestamps."""
+        return RECORD_TIMESTAMP in {field.name for field in self._open(version).schema().fields}
+
     def is_of_another_topic(self, topic: str, topic_id: str) -> bool:
         """Whether the stored offsets of ``topic`` belong to a topic with another id; False if no id is stored."""
         return is_of_another_topic(self._open(), topic, topic_id)
@@ -127,18 +141,24 @@ class History:
             count *= 4
 
     def append(
-        self, frame: pl.DataFrame, next_offsets: Mapping[int, int], topic: str, topic_id: str | None = None
+        self,
+        frame: pl.DataFrame,
+        next_offsets: Mapping[int, int],
+        topic: str,
+        topic_id: str | None = None,
+        time_rules: Mapping[int, TimeRules] = MappingProxyType({}),
     ) -> int:
         """Append readings and the next offsets in one commit, and return the number of readings.
 
         Readings below the stored offsets are skipped, so that appending a range again changes nothing.
 
         Args:
-            frame: the table's columns, with the names of ``column_of``; ``timestamp`` as UTC datetimes or integer
-                microseconds; NaN is missing.
+            frame: the table's columns, with the names of ``column_of``; times as UTC datetimes or integer microseconds;
+                NaN is missing. Without ``RECORD_TIMESTAMP`` the record timestamps are unknown.
             next_offsets: by partition; above the offsets of all its readings.
             topic: the topic of the offsets.
             topic_id: the brokers' id of the topic, for ``is_of_another_topic``.
+            time_rules: by partition, for ``time_rules``.
 
         Raises:
             HistoryError: nothing is written, for example because another writer appended at the same time. If the
@@ -160,6 +180,7 @@ class History:
         if not ahead:
             return 0
         marks = offset_marks(topic, stored, ahead, topic_id)
+        marks += changed_marks(topic, read_marks(table, topic, len(time_rules)), time_rules)
         with self._translate_errors("appended to"):
             # No retry after a conflict: the offsets were read from the version in `table`, and Delta refuses the commit
             # if a later version has the same application transactions.
@@ -276,6 +297,8 @@ class History:
                 )
 
     def _with_columns(self, frame: pl.DataFrame) -> pl.DataFrame:
+        if RECORD_TIMESTAMP not in frame.columns:
+            frame = frame.with_columns(pl.lit(None).alias(RECORD_TIMESTAMP))
         features = [pl.col(name).cast(pl.Float64).fill_nan(None) for name in self._columns]
         return frame.select(
             pl.col("sensor_id").cast(pl.String),
@@ -283,6 +306,7 @@ class History:
             *features,
             pl.col("partition").cast(pl.Int32),
             pl.col("offset").cast(pl.Int64),
+            pl.col(RECORD_TIMESTAMP).cast(pl.Datetime("us", "UTC")),
         )
 
     @contextmanager

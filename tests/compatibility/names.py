@@ -21,6 +21,7 @@ from pipeline.audit.verify import AuditResult
 from pipeline.forecaster.metrics import Counters, health_report
 from pipeline.forecaster.stuck_detection import ForecasterState, Heartbeat
 from pipeline.messages import ReadingDecoder, json_schemas
+from pipeline.reading_times import IMPLAUSIBLE
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import ModelInfo
 from pipeline.settings import Settings
@@ -38,7 +39,7 @@ def names() -> dict[str, Any]:
         "counts in --stats": list(Counters().content()),
         "answer of /healthz": ["state", *health_report(Heartbeat(), None, Counters())],
         "states in /healthz": [state.value for state in ForecasterState],
-        "reasons of dead letters": list(ReadingDecoder.REASONS),
+        "reasons of dead letters": [*ReadingDecoder.REASONS, IMPLAUSIBLE],
         "experts in a forecast": {level: list(experts_of(level)) for level in ("off", "light", "full")},
         "fields of a reading": _properties(schemas["reading"], schemas["$defs"]),
         "fields of a forecast": _properties(schemas["forecast"], schemas["$defs"]),

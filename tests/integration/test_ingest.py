@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +21,7 @@ from pipeline.history.table import History
 from pipeline.kafka.clients import make_admin, make_producer
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings
+from pipeline.settings_sections import TimeSettings
 from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.waiting import wait_until
@@ -93,6 +95,20 @@ def test_ingest_without_new_readings_makes_no_commit(settings: Settings) -> None
     version = History(settings.history_path, settings.features).version
     assert ingest(settings).total_offsets == 0
     assert History(settings.history_path, settings.features).version == version
+
+
+def test_late_readings_are_counted_by_sensor_with_the_remedy(settings: Settings) -> None:
+    # The readings are of 1970.
+    settings = settings.model_copy(update={"times": TimeSettings(earliest=datetime(1960, 1, 1, tzinfo=UTC))})
+    create_topic(settings)
+    publish(settings, 70, first=7_000)
+    assert ingest(settings).late == {}
+    publish(settings, 1_400)  # a backfill behind the live readings
+    publish(settings, 7, first=7_070)
+    done = ingest(settings, chunk_readings=500)
+    assert done.late == {f"s{number}": 200 for number in range(SENSORS)}
+    assert "late, not used in training: s0 200" in str(done)
+    assert 'training.late = "train"' in str(done)
 
 
 def test_transaction_markers_at_the_end_of_a_partition_do_not_block_ingest(settings: Settings) -> None:

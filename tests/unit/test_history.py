@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import HistoryError
 from pipeline.history.columns import column_of, feature_of, is_internal
 from pipeline.history.table import FRAGMENTED_FILES, History
+from pipeline.reading_times import RECORD_TIMESTAMP
 from pipeline.registry.training_set import TrainingSet
 from pipeline.settings import Settings
 from pipeline.windows import load_sequences
@@ -276,13 +277,14 @@ def test_a_table_is_read_from_a_folder_with_an_unusual_name(tmp_path: Path, fold
     history = History(tmp_path / folder / "history", ["value"])
     history.create()
     empty = history.version
-    assert history.scan().collect().columns == ["sensor_id", "timestamp", "value", "partition", "offset"]
+    columns = ["sensor_id", "timestamp", "value", "partition", "offset", RECORD_TIMESTAMP]
+    assert history.scan().collect().columns == columns
     history.append(readings(range(3)), {0: 3}, TOPIC)
     version = history.version
     wider = History(history.path, ["level", "value"])
     wider.append(readings(range(3, 5), level=1.0, value=2.0), {0: 5}, TOPIC)
     assert wider.scan().sort("offset").collect()["level"].to_list() == [None, None, None, 1.0, 1.0]
-    assert history.scan(version).collect().columns == ["sensor_id", "timestamp", "value", "partition", "offset"]
+    assert history.scan(version).collect().columns == columns
     assert len(history.scan(empty).collect()) == 0
     assert wider.compact_if_fragmented(files=1)
     assert sorted(wider.scan().collect()["offset"]) == list(range(5))

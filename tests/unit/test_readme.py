@@ -28,6 +28,7 @@ from pipeline.messages import (
     decode_forecast,
     forecast_headers,
 )
+from pipeline.reading_times import IMPLAUSIBLE
 from pipeline.sensor_limit import TOO_MANY_SENSORS
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
 from pipeline.settings_sections import TopicNames
@@ -327,7 +328,11 @@ def first_column(document: Document, heading: str) -> list[str]:
 
 
 def test_dead_letter_reasons_and_headers_are_those_of_the_code() -> None:
-    assert first_column(pipeline_readme(), "### readings.dlq") == [*ReadingDecoder.REASONS, TOO_MANY_SENSORS]
+    assert first_column(pipeline_readme(), "### readings.dlq") == [
+        *ReadingDecoder.REASONS,
+        TOO_MANY_SENSORS,
+        IMPLAUSIBLE,
+    ]
     letter = dead_letter(b"key", b"value", [], Rejected("malformed"), InputPosition("readings", 0, 1), 4)
     code = set(pipeline_readme().inline_code())
     assert {name for name, _ in letter.headers} <= code

@@ -17,8 +17,10 @@ from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
 from pipeline.history.table import History
 from pipeline.settings import Settings
+from pipeline.settings_sections import TrainingSettings
 from pipeline.windows import (
     load_sequences,
+    load_training,
     odd_interval_us,
     sequences_from_readings,
     sequences_from_table,
@@ -268,3 +270,34 @@ def test_an_interval_that_differs_from_the_cadence_is_reported(every_us: int, od
         frame.lazy(), ("sensor",), grace=GracePeriod(CADENCE_US, 0), max_gap_steps=MAX_GAP_STEPS
     )
     assert odd_interval_us(sequences) == odd_us
+
+
+def test_a_backfill_behind_live_readings_is_counted_and_trained_on_if_the_settings_say_so(tmp_path: Path) -> None:
+    settings = Settings(history=tmp_path / "history")
+    history = History(settings.history_path, settings.features)
+    history.create()
+    hour_us, first_us = 3_600_000_000, 1_700_000_000_000_000
+    hours = [*range(2_000, 2_010), *range(2_000), 5, 2_003]  # ten live readings, a backfill, two repeated times
+    values = [float(place) for place in range(len(hours))]
+    frame = pl.DataFrame(
+        {
+            "sensor_id": ["roof"] * len(hours),
+            "timestamp": [first_us + hour * hour_us for hour in hours],
+            "value": values,
+            "partition": [0] * len(hours),
+            "offset": range(len(hours)),
+        }
+    )
+    history.append(frame, {0: len(hours)}, "readings")
+
+    found = load_training(history, settings)
+    assert found.late == {"roof": 2_002}
+    assert found.trained is found.stream
+    assert len(found.stream) == 10
+
+    found = load_training(history, settings.model_copy(update={"training": TrainingSettings(late="train")}))
+    assert len(found.stream) == 10
+    assert len(found.trained) == 2_010
+    assert (np.diff(found.trained.timestamp_us) == hour_us).all()
+    # Of equal times the first in offset order is used.
+    assert found.trained.values[[5, 2_003], 0].tolist() == [15.0, 3.0]
