@@ -19,7 +19,6 @@ from pipeline.audit.delivery import count_deliveries
 from pipeline.audit.topic_logs import read_forecasts, read_readings
 from pipeline.errors import StreamgruError
 from pipeline.kafka.topics import ensure_topics
-from pipeline.messages import encode_reading
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
@@ -93,12 +92,11 @@ def test_the_tail_counts_only_new_forecasts_and_knows_earlier_sensors(stream: Se
 
 
 def test_the_delivery_counts_match_the_published_readings(stream: Settings) -> None:
-    key, value = encode_reading("attic", 0, {"a": 1.0})
     spoilt = Message(b"attic", b"{}", partition_of(stream, "attic"))
     publish(
         stream,
         [
-            Message(key, value, partition_of(stream, "attic")),  # late
+            reading(stream, "attic", -1),  # late
             reading(stream, "attic", STEPS - 1),  # duplicate
             spoilt,
             reading(stream, "attic", STEPS),
