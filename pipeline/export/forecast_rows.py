@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -11,6 +11,8 @@ import polars as pl
 from pipeline.flat_forecasts import quantile_column
 from pipeline.messages import Forecast, decode_forecast, microseconds
 from pipeline.unreadable_batch import UnreadableBatch
+
+_LATEST_US: Final = 253_402_300_800_000_000  # the end of the year 9999
 
 
 class ForecastChunk:
@@ -39,10 +41,11 @@ class ForecastChunk:
                 else:
                     self.left_out["not a forecast"] += 1
                 continue
+            if not _has_rows(forecast):
+                self.left_out["not a forecast"] += 1
+                continue
             self._forecasts.append((partition, record.offset, forecast))
-            self._rows += sum(
-                len(next(iter(levels.values()), ())) for levels in forecast.quantiles.values()
-            )  # one row per target and step
+            self._rows += sum(len(next(iter(levels.values()))) for levels in forecast.quantiles.values())
         return self._rows
 
     def take(self) -> pl.DataFrame:
@@ -60,11 +63,29 @@ class ForecastChunk:
             _rows_of_target(entries, target, [level for level, _ in levels], max(length for _, length in levels))
             for shape, entries in of_shape.items()
             for target, levels in shape
-            if levels and len({length for _, length in levels}) == 1
         ]
         if not frames:
-            return _rows_of_target([], "", ["0.5"], 1)
+            return _rows_of_target([], "", [], 1)
         return pl.concat(frames, how="diagonal").sort("partition", "offset", "target", "step")
+
+
+def _has_rows(forecast: Forecast) -> bool:
+    """Whether a forecast fits the table; records of other producers may have the form of a forecast only."""
+    for levels in forecast.quantiles.values():
+        try:
+            columns = {quantile_column(float(level)) for level in levels if 0.0 < float(level) < 1.0}
+        except ValueError:
+            return False
+        lengths = {len(numbers) for numbers in levels.values()}
+        if len(columns) != len(levels) or len(lengths) != 1 or 0 in lengths:
+            return False
+        end_us = microseconds(forecast.issued_at) + max(lengths) * forecast.cadence_s * 1e6
+        if not forecast.cadence_s > 0.0 or not end_us < _LATEST_US:
+            return False
+    source = forecast.input
+    return all(0 <= number < 2**31 for number in (forecast.model.version, source.partition)) and (
+        0 <= source.offset < 2**63
+    )
 
 
 def _rows_of_target(

@@ -58,6 +58,7 @@ class DeltaStore:
     def append(self, frame: pl.DataFrame, next_offsets: Mapping[int, int], topic: str, topic_id: str) -> None:
         table = self._open()
         stored = {} if table is None else stored_offsets(table, topic)
+        self._check_columns(frame, table)
         with _translate_errors(self._path):
             # No retry after a conflict: Delta refuses the commit if a later version has the same transactions.
             write_deltalake(
@@ -72,6 +73,16 @@ class DeltaStore:
             )
             written = DeltaTable(str(self._path)).version()
             sync_versions(self._path, 0 if table is None else table.version(), written)
+
+    def _check_columns(self, frame: pl.DataFrame, table: DeltaTable | None) -> None:
+        """Refuse columns that differ only in case: Delta Lake ignores case in column names."""
+        spelled = {} if table is None else {field.name.lower(): field.name for field in table.schema().fields}
+        for name in frame.columns:
+            if (known := spelled.setdefault(name.lower(), name)) != name:
+                raise ExportError(
+                    f"the exported table {self._path} has a column {known} and cannot have {name}, which differs only "
+                    "in case; export to a new folder (--to), or use --format parquet"
+                )
 
     def _open(self) -> DeltaTable | None:
         with _translate_errors(self._path):

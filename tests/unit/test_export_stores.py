@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -125,3 +126,32 @@ def test_forecasts_of_different_settings_become_rows_of_one_frame() -> None:
     ]
     assert str(frame["forecast_for"][1]) == "2026-03-01 00:30:00+00:00"
     assert len(chunk.take()) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantiles": {"x": {"p50": [1.0]}}},
+        {"quantiles": {"x": {"0.1": [1.0, 2.0], "0.5": [1.0]}}},
+        {"quantiles": {"x": {"0.5": []}}},
+        {"quantiles": {"x": {"0.5": [1.0], "0.50": [1.0]}}},
+        {"cadence_s": 1e300},
+        {"cadence_s": -1.0},
+        {"model": ModelId("streamgru", 2**40)},
+    ],
+)
+def test_a_record_that_only_looks_like_a_forecast_is_counted(change: dict[str, Any]) -> None:
+    good = msgspec.json.decode(forecast(("0.5",), 1, 0).value or b"", type=Forecast)
+    value = msgspec.json.encode(msgspec.structs.replace(good, **change))
+    chunk = ForecastChunk()
+    assert chunk.add(1, [LoggedRecord(TOPIC, 1, b"a", value, 0, [], 0)]) == 0
+    assert chunk.left_out == {"not a forecast": 1}
+    assert len(chunk.take()) == 0
+
+
+def test_columns_that_differ_only_in_case_are_refused_by_delta(tmp_path: Path) -> None:
+    store = DeltaStore(tmp_path / "table")
+    store.append(rows(0, range(2), temp=1.0), {0: 2}, TOPIC, TOPIC_ID)
+    with pytest.raises(ExportError, match="has a column temp and cannot have Temp"):
+        store.append(rows(0, range(2, 4), Temp=1.0), {0: 4}, TOPIC, TOPIC_ID)
+    assert store.next_offsets(TOPIC) == {0: 2}
