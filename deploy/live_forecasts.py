@@ -62,7 +62,8 @@ class StreamTail(AbstractContextManager["StreamTail"]):
         self.forecasts = 0
         self.known_sensors: set[str] = set()
         self._settings = settings
-        self._wanted = frozenset(sensor.encode() for sensor in sensors)
+        # An argument that is not UTF-8 stands for its bytes, which are the id of no sensor.
+        self._wanted = frozenset(sensor.encode(errors="surrogateescape") for sensor in sensors)
         self._decoder = make_decoder(settings)
         self._pending: OrderedDict[tuple[int, int], _PendingReading] = OrderedDict()
         self._consumer = read_fast(make_consumer(settings), settings.kafka)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from pipeline.best_effort import until_it_fails
+
 log = logging.getLogger("streamgru.flows")
 
 
@@ -27,20 +29,15 @@ _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 def report_progress(progress: Progress) -> None:
     """Pass the progress to the watcher, if any; a watcher that fails is not called again."""
     watcher = _watcher.get()
-    if watcher is None:
-        return
-    try:
+    if watcher is not None:
         watcher(progress)
-    except Exception as error:
-        # A progress bar must not end an ingest or a retraining.
-        _watcher.set(None)
-        log.warning("progress is no longer shown: %s: %s", type(error).__name__, error, exc_info=error)
 
 
 @contextmanager
 def watch_progress(watcher: Watcher) -> Iterator[None]:
     """Let flows that the block calls report their progress to ``watcher``."""
-    token = _watcher.set(watcher)
+    # A progress bar must not end an ingest or a retraining.
+    token = _watcher.set(until_it_fails("the progress of the flow", log, watcher))
     try:
         yield
     finally:

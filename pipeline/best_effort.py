@@ -1,8 +1,11 @@
 """Work that may fail without harm to a result: plots, pages and progress."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 
 @contextmanager
@@ -23,3 +26,19 @@ def best_effort(work: str, log: logging.Logger, but: tuple[type[Exception], ...]
     except Exception as error:
         log.debug("%s failed", work, exc_info=error)
         log.warning("%s failed, and everything else continues: %s: %s", work, type(error).__name__, error)
+
+
+def until_it_fails(work: str, log: logging.Logger, report: Callable[P, None]) -> Callable[P, None]:
+    """A callback for progress that calls ``report`` until its first error, which is one warning."""
+    has_failed = False
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        nonlocal has_failed
+        if has_failed:
+            return
+        has_failed = True
+        with best_effort(work, log):
+            report(*args, **kwargs)
+            has_failed = False
+
+    return call

@@ -177,10 +177,11 @@ def backtest(
         say(f"warning: {warning}", err=True)
 
     def told(epoch: "EpochReport", of: str = "") -> None:
-        say(
-            f"{of}epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}, validation loss "
-            f"{epoch.validation_loss:.4f} after {epoch.seconds:.0f} s"
-        )
+        with best_effort("the progress of the training", log):  # such as a closed pipe
+            say(
+                f"{of}epoch {epoch.epoch}: training loss {epoch.train_loss:.4f}, validation loss "
+                f"{epoch.validation_loss:.4f} after {epoch.seconds:.0f} s"
+            )
 
     with _naming_source(source):
         sequences, bounds = split_by(split, sequences)

@@ -58,7 +58,8 @@ def explain(settings: Settings, load: LoadModel, sensor: str, timestamp_us: int)
 
 
 def _forecasts(settings: Settings, sensor: str, timestamp_us: int) -> list[Forecast]:
-    topic, key = settings.kafka.topics.forecasts, sensor.encode()
+    # An argument that is not UTF-8 stands for its bytes, which are the id of no sensor.
+    topic, key = settings.kafka.topics.forecasts, sensor.encode(errors="surrogateescape")
     found: list[Forecast] = []
     seen: list[int] = []
     for record in read_topic(settings, topic, {}, None):

@@ -4,6 +4,7 @@ The method is that of ``pipeline.history.ingest``: the run starts at the offsets
 current ends, and each commit has rows and their next offsets.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ from typing import Any, Final, Literal, Protocol
 import polars as pl
 from kafka import KafkaConsumer
 
+from pipeline.best_effort import until_it_fails
 from pipeline.errors import ExportError
 from pipeline.export.forecast_rows import ForecastChunk
 from pipeline.export.stores import DeltaStore, ExportStore, ParquetStore
@@ -23,6 +25,8 @@ from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer
 from pipeline.kafka.offset_range import POLL_RECORDS, OffsetRange, RangeReader, Wording, plan_range
 from pipeline.settings import Settings
+
+log = logging.getLogger("streamgru.export")
 
 Content = Literal["forecasts", "readings"]
 TableFormat = Literal["delta", "parquet"]
@@ -135,7 +139,7 @@ class _Run:
         self._path = path
         self._store = store
         self._bounds = bounds
-        self._report = report
+        self._report = report and until_it_fails("the progress of the export", log, report)
         self._chunk: _Chunk = ReadingChunk(settings) if content == "readings" else ForecastChunk()
         self._rows = 0
         self._started = time.monotonic()

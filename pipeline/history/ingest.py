@@ -17,6 +17,7 @@ from typing import Final
 
 from kafka import KafkaConsumer
 
+from pipeline.best_effort import until_it_fails
 from pipeline.errors import HistoryError
 from pipeline.file_lock import hold_lock
 from pipeline.history.reading_chunk import ReadingChunk
@@ -124,7 +125,7 @@ class _Run:
     ) -> None:
         self._history = history
         self._bounds = bounds
-        self._report = report
+        self._report = report and until_it_fails("the progress of the ingest", logger, report)
         self._chunk = ReadingChunk(settings)
         self._time_rules = read_time_rules(settings)
         self._unused = UnusedReadings(history, settings, self._time_rules)

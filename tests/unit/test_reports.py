@@ -26,6 +26,7 @@ from pipeline.dead_letters import DeadLetter
 from pipeline.evaluation.plots import draw_forecasts, draw_scores
 from pipeline.json_text import json_text
 from pipeline.registry.metric_names import metric_names
+from pipeline.registry.versions import _quoted
 from pipeline.visible_text import VisibleFormatter, visible, visible_bytes, visible_lines
 from tests.hostile_reports import REPORTS, SETTINGS, TEXTS, Values, check
 from tests.series import CONFIG, HOUR_US, noisy_days
@@ -98,6 +99,11 @@ def test_names_of_metrics_that_mlflow_accepts_stay() -> None:
     assert metric_names(["PM2.5", "wind speed", "é"]) == {name: name for name in ("PM2.5", "wind speed", "é")}
 
 
+@pytest.mark.parametrize(("name", "quoted"), [("model", "'model'"), ("Anna's", '"Anna\'s"')])
+def test_the_name_of_a_model_does_not_end_in_its_quotes(name: str, quoted: str) -> None:
+    assert _quoted(name) == quoted
+
+
 def test_json_is_valid_without_finite_numbers() -> None:
     assert (
         json_text({("a", 1): float("nan"), "b": [float("inf"), Path("x")]}, None) == '{"a, 1": null, "b": [null, "x"]}'
@@ -166,7 +172,9 @@ def test_a_progress_bar_that_fails_does_not_end_the_work(caplog: pytest.LogCaptu
         report_progress(Progress("ingesting", 1.0))
         report_progress(Progress("ingesting", 2.0))
     assert len(calls) == 1
-    assert caplog.text.count("progress is no longer shown: RuntimeError: the terminal is gone") == 1
+    assert caplog.messages == [
+        "the progress of the flow failed, and everything else continues: RuntimeError: the terminal is gone"
+    ]
 
 
 def test_a_page_that_prefect_refuses_does_not_end_the_run(
