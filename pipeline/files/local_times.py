@@ -1,9 +1,10 @@
 """Local times become UTC; the hour that clocks repeat in autumn is resolved by the order of the rows.
 
 Where clocks are set back, a local time exists twice. A sensor's rows run forward (or backward, newest first), so a step
-against their direction within the repeated hour shows where its second pass begins. Without this step, the pass is
-taken that leaves no gap beside its neighbours. If neither decides, the file is refused: a wrong guess would move
-readings by an hour, and a file without any repeated hour often has the same UTC offset all year.
+against their direction within the repeated hour shows where its second pass begins, if the two passes then lack few
+rows: a swapped or repeated row in a single pass is a step back, too. Without this step, the pass is taken that leaves
+no gap beside its neighbours. If neither decides, the file is refused: a wrong guess would move readings by an hour, and
+a file without any repeated hour often has the same UTC offset all year.
 """
 
 import zoneinfo
@@ -28,6 +29,10 @@ _GAP: Final = 1.5
 _NEIGHBOURS: Final = 50
 # Share of steps against the direction; above it, the order of the rows says nothing about time.
 _MOST_BACKWARD: Final = 0.05
+# Share of the rows that two passes may lack. A single pass with a swapped or repeated row lacks nearly half of them.
+_MOST_MISSING: Final = 1 / 6
+# Longer steps than this share of a sensor's steps are gaps, even if its steps are irregular.
+_USUAL_STEPS: Final = 0.95
 
 
 def check_zone(timezone: str) -> None:
@@ -171,7 +176,7 @@ class _Run:
         return found[::-1] if found is not None and self._backward else found
 
     def _by_order(self, of_one_sensor: bool) -> Flags | None:
-        """A single step back, or a single repeated time, begins the second pass."""
+        """A single step back, or a single repeated time, begins the second pass, unless the passes lack many rows."""
         steps = np.diff(self._window.local[self._start : self._stop])
         back = np.flatnonzero(steps < 0)
         if not len(back) and of_one_sensor and not self._repeats:
@@ -179,15 +184,35 @@ class _Run:
         if len(back) != 1:
             return None
         second: Flags = np.arange(self._stop - self._start) > back[0]
-        return second
+        is_cut = not self._start or self._stop == len(self._window.local)  # then, the file holds few rows of the passes
+        return second if self._missing_share(second) <= (0 if is_cut else _MOST_MISSING) else None
+
+    def _missing_share(self, second: Flags) -> float:
+        """The share of the rows that gaps leave out, from the row before the run to the row after it."""
+        window, start, stop = self._window, self._start, self._stop
+        utc = window.earlier.copy()
+        utc[start:stop] = np.where(second, window.later[start:stop], window.earlier[start:stop])
+        around = np.diff(utc[max(0, start - 1) : stop + 1])
+        steps = self._usual_steps()
+        if not len(steps):
+            steps = around[around > 0]
+        step = float(np.median(steps))
+        gaps = around[around > max(_GAP * step, float(np.quantile(steps, _USUAL_STEPS)))]
+        missing = float((gaps / step - 1).sum())
+        return missing / (missing + np.count_nonzero(around > 0) - 1 or 1)
+
+    def _usual_steps(self) -> Integers:
+        """The steps of the window between times that exist once."""
+        steps = np.diff(self._window.earlier)
+        usual: Integers = steps[(steps > 0) & ~self._window.doubled[1:] & ~self._window.doubled[:-1]]
+        return usual
 
     def _by_gaps(self) -> Flags | None:
         """The only pass that leaves no gap to its neighbours; the first if the steps are too long to tell."""
         window, start, stop = self._window, self._start, self._stop
         if (np.diff(window.local[start:stop]) <= 0).any():
             return None
-        steps = np.diff(window.earlier)
-        steps = steps[(steps > 0) & ~window.doubled[1:] & ~window.doubled[:-1]]
+        steps = self._usual_steps()
         if not len(steps):
             return None
         longest = _GAP * float(np.median(steps))
