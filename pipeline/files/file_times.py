@@ -30,6 +30,7 @@ TIME_PARTS: Final = ("year", "month", "day", "hour", "minute", "second")
 _LEAST_PARTS: Final = 3
 _WHOLE: Final = r"^[+-]?[0-9]{1,19}$"
 _DECIMAL: Final = r"^[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?$"
+_EXPONENT: Final = "[eE]"
 _LARGEST_EXACT: Final = 2**53
 _FAR_DAYS: Final = 10**7  # far beyond the range of the stream, and within int64 as microseconds
 
@@ -163,12 +164,13 @@ def _read_cells(cells: pl.Series, column: TimeColumn, sensors: pl.Series, option
         return Times(scale(stated.to_numpy(), time_format), False)
     if time_format is None:
         numbers = _as_numbers(cells)
+        if numbers is not None and cells.dtype == pl.String:
+            _check_exponents(cells, column)
         if numbers is not None and numbers.dtype == pl.Float64:
             return recognise_decimals(_finite(numbers, column).to_numpy(), column, options.now_us)
         if numbers is not None:
-            return recognise_whole(
-                numbers.to_numpy(), cells if cells.dtype == pl.String else None, column, options.now_us
-            )
+            digits = _whole_digits(cells, numbers) if cells.dtype == pl.String else None
+            return recognise_whole(numbers.to_numpy(), digits, column, options.now_us)
     text = _digits(cells, column, time_format)
     return read_text(text, column, sensors, options)
 
@@ -190,6 +192,29 @@ def _as_numbers(cells: pl.Series) -> pl.Series | None:
     return cells.cast(pl.Int64) if exact.all() else cells
 
 
+def _check_exponents(cells: pl.Series, column: TimeColumn) -> None:
+    """Raise for a number such as 2.02403E+11: a spreadsheet that shows it so has cut off its last digits."""
+    with_exponent = cells.str.contains(_EXPONENT)
+    if not with_exponent.any():
+        return
+    mantissa = cells.str.replace(rf"{_EXPONENT}.*$", "").str.replace_all(r"^[+-]?0*|[.,]", "")
+    exponent = cells.str.extract(rf"{_EXPONENT}([+-]?\d+)$").cast(pl.Int64)
+    whole = cells.str.extract(r"^[+-]?0*(\d*)").str.len_bytes().cast(pl.Int64)
+    cut = (with_exponent & (mantissa.str.len_bytes().cast(pl.Int64) < whole + exponent)).fill_null(value=False)
+    if cut.any():
+        raise column.cell_error(
+            int(cut.arg_true()[0]),
+            "has an exponent, and its last digits are cut off; show all digits in the spreadsheet (number format 0) "
+            "and save the file again. If the number is exact, say its unit: --time-format epoch_s (or epoch_ms)",
+        )
+
+
+def _whole_digits(cells: pl.Series, numbers: pl.Series) -> pl.Series:
+    """The digits of whole numbers in text, with leading zeros, without sign and decimals."""
+    digits = cells.str.extract(r"^[+-]?(\d*)")
+    return digits.zip_with(~cells.str.contains(_EXPONENT), numbers.cast(pl.String))
+
+
 def _finite(numbers: pl.Series, column: TimeColumn) -> pl.Series:
     bad = ~numbers.is_finite()
     if bad.any():
@@ -209,13 +234,15 @@ def _numbers(cells: pl.Series, column: TimeColumn, time_format: str) -> pl.Serie
 
 def _digits(cells: pl.Series, column: TimeColumn, time_format: str | None) -> pl.Series:
     """Cells as text for a pattern; whole numbers get the leading zeros that a number cannot have."""
-    numbers = None if cells.dtype == pl.String else _as_numbers(cells)
+    width = None if time_format is None or time_format in ORDERS else compile_format(time_format).digits
+    numbers = _as_numbers(cells) if cells.dtype != pl.String or width is not None else None
     if numbers is None:
         return cells
-    text = (_finite(numbers, column) if numbers.dtype == pl.Float64 else numbers).cast(pl.String)
-    if time_format is None or time_format in ORDERS:
-        return text
-    width = compile_format(time_format).digits
+    if cells.dtype == pl.String:
+        _check_exponents(cells, column)
+        text = _whole_digits(cells, numbers) if numbers.dtype == pl.Int64 else cells
+    else:
+        text = (_finite(numbers, column) if numbers.dtype == pl.Float64 else numbers).cast(pl.String)
     return text if width is None else text.str.zfill(width)
 
 

@@ -53,6 +53,9 @@ _DIGITS: Final = {
 }
 _FIRST_YEAR, _AFTER_LAST_YEAR = 1900, 2200  # of the stream
 _SAMPLE: Final = 1_000  # rows of which at least one fits a form that is worth the whole column
+# Calendar digits that fit no form are times from 1970 to 1979 as seconds or milliseconds, such as 103202400. A guess
+# takes a time before 1990 only if the column has numbers below zero, which calendar digits never are.
+_EARLIEST_GUESS_US: Final = 7_305 * DAY_US
 # A guessed time later than this beyond the clock is implausible.
 _LATEST_AHEAD_US: Final = 366 * DAY_US
 # Share of rows that fit a calendar form by intention: the remaining rows are then errors, not seconds since 1970.
@@ -89,10 +92,10 @@ def recognise_whole(values: Integers, text: pl.Series | None, column: TimeColumn
     calendars = _calendars(values, _width(values, text), column, latest_us)
     if not calendars:
         unit = _epoch_unit(values.astype(np.float64), column)
-        return _epoch(scale_whole(values, unit), unit, column, latest_us)
+        return _epoch(scale_whole(values, unit), unit, column, latest_us, may_be_digits=int(values.min()) >= 0)
     chosen = _choose(calendars, values, column, latest_us)
     if not chosen.times.is_local:
-        return _epoch(chosen.times.us, chosen.name, column, latest_us)
+        return _epoch(chosen.times.us, chosen.name, column, latest_us, may_be_digits=True)
     column.guesses.add(f"the digits in {column.name} are calendar times", "--time-format", chosen.name)
     return chosen.times
 
@@ -104,15 +107,22 @@ def recognise_decimals(values: Floats, column: TimeColumn, now_us: int) -> Times
         DataFileError: the numbers are not times, or change their magnitude.
     """
     unit = _epoch_unit(values, column)
-    return _epoch(scale_decimals(values, unit), unit, column, now_us + _LATEST_AHEAD_US)
+    latest_us = now_us + _LATEST_AHEAD_US
+    return _epoch(scale_decimals(values, unit), unit, column, latest_us, may_be_digits=float(values.min()) >= 0)
 
 
-def _epoch(us: Integers, unit: str, column: TimeColumn, latest_us: int) -> Times:
-    """Times of a guessed unit.
+def _epoch(us: Integers, unit: str, column: TimeColumn, latest_us: int, *, may_be_digits: bool) -> Times:
+    """Times of a guessed unit. ``may_be_digits`` is whether the numbers can be the digits of calendar times.
 
     Raises:
-        DataFileError: a time lies far in the future, so the guess is wrong.
+        DataFileError: a time lies far in the future, or before 1990, so the guess is wrong.
     """
+    if may_be_digits and (us < _EARLIEST_GUESS_US).any():
+        row = int((us < _EARLIEST_GUESS_US).argmax())
+        year = int(us[row].astype("datetime64[us]").astype("datetime64[Y]").astype(int)) + 1970
+        raise column.cell_error(
+            row, f"would be a time of {year} as {_UNIT_WORDS[unit]} since 1970 (--time-format {unit}); {_HINT}"
+        )
     if (us >= latest_us).any():
         row = int((us >= latest_us).argmax())
         raise column.cell_error(
@@ -125,7 +135,8 @@ def _epoch(us: Integers, unit: str, column: TimeColumn, latest_us: int) -> Times
 def _width(values: Integers, text: pl.Series | None) -> int:
     """The number of digits of all numbers, with leading zeros; 0 if it differs or a number is negative.
 
-    A whole number cannot have the leading zero of the first of a month, so an odd width is one more.
+    A whole number cannot have the leading zero of the first of a month, so an odd width is one more. Spreadsheets also
+    leave this zero out of text.
     """
     if int(values.min()) < 0:
         return 0
@@ -133,7 +144,9 @@ def _width(values: Integers, text: pl.Series | None) -> int:
         width = len(str(int(values.max())))
         return width if width in _CALENDARS else width + 1
     widths = text.str.len_bytes()
-    return int(widths[0]) if (widths == widths[0]).all() else 0
+    least, most = int(widths.min()), int(widths.max())  # type: ignore[arg-type]  # whole numbers
+    lacks_zero = least == most - 1 and not text.str.starts_with("0").any()
+    return most if least == most or (lacks_zero and most in _CALENDARS) else 0
 
 
 def _calendars(values: Integers, width: int, column: TimeColumn, latest_us: int) -> list[_Candidate]:
@@ -186,12 +199,13 @@ def _choose(calendars: list[_Candidate], values: Integers, column: TimeColumn, l
     wide = int(values.max()) - int(values.min()) >= _WIDE_RANGE and count >= _FEW_TIMES
     unit = _unit(float(values[0]))
     epoch = scale_whole(values, unit)
-    if not full and not wide and ((values >= _SMALLEST_EPOCH) & (epoch < latest_us)).all():
+    possible = (values >= _SMALLEST_EPOCH) & (epoch >= _EARLIEST_GUESS_US) & (epoch < latest_us)
+    if not full and not wide and possible.all():
         candidates = [*candidates, _Candidate(unit, Times(epoch, False))]
         if count == 1:
             return candidates[-1]  # a number fits a calendar form by chance rather than by intention
     if len(candidates) > 1:
-        regular = [_regularity(each.times.us) for each in candidates]
+        regular = [_regularity(each) for each in candidates]
         candidates = [
             each for each, share in zip(candidates, regular, strict=True) if share > max(regular) - _CLEAR_MARGIN
         ]
@@ -207,8 +221,11 @@ def _quoted(name: str) -> str:
     return f"'{name}'" if "%" in name else name
 
 
-def _regularity(times: Integers) -> float:
-    """Share of the most frequent step between the distinct times."""
+def _regularity(candidate: _Candidate) -> float:
+    """Share of the most frequent step between the distinct times; months count as steps of one length."""
+    times = candidate.times.us
+    if candidate.name == _YEAR_MONTH:
+        times = times.astype("datetime64[us]").astype("datetime64[M]").astype(np.int64)
     steps = np.diff(np.unique(times))
     if len(steps) < _LEAST_STEPS:
         return 0.0

@@ -238,6 +238,48 @@ def test_digits_of_calendar_times_are_recognised_and_said(pattern: str, kind: An
     assert read(cells, "UTC", time_format=pattern)[0] == times
 
 
+@pytest.mark.parametrize("spelling", ["{}.0", "+{}", "{}.", "{:.12e}"])
+def test_digits_of_calendar_times_may_have_a_sign_or_decimals(spelling: str) -> None:
+    digits = [int(text) for text in hours("%Y%m%d%H%M")]
+    cells = [spelling.format(float(number) if "e" in spelling else number) for number in digits]
+    times, notes = read(cells, "UTC")
+    assert (times[0], times[-1]) == ("2024-03-01T00:00:00Z", "2024-03-02T23:00:00Z")
+    assert notes[1] == "--time-format %Y%m%d%H%M"
+    assert read(cells, "UTC", time_format="%Y%m%d%H%M")[0] == times
+
+
+def test_digits_without_the_leading_zero_of_the_day_are_calendar_times() -> None:
+    digits = [f"{day}0320240000" for day in range(1, 20)]
+    for cells in (digits, [int(text) for text in digits]):
+        times, notes = read(cells, "UTC")
+        assert (times[0], times[-1]) == ("2024-03-01T00:00:00Z", "2024-03-19T00:00:00Z")
+        assert read(cells, "UTC", time_format=notes[1].removeprefix("--time-format "))[0] == times
+
+
+@pytest.mark.parametrize("time_format", [None, "%Y%m%d%H%M"])
+def test_numbers_whose_last_digits_a_spreadsheet_cut_off_are_refused(time_format: str | None) -> None:
+    message = complaint(["2.0240301E+11", "2.0240301E+11"], time_format=time_format)
+    assert "line 2: '2.0240301E+11' in column when has an exponent, and its last digits are cut off" in message
+
+
+def test_numbers_that_would_be_times_before_1990_need_their_unit() -> None:
+    for cells in (["20240301", "202403010100"], ["202403010000.5"], [315532800, 315536400]):
+        message = complaint(cells)
+        assert f"line 2: {cells[0]!r} in column when would be a time of 19" in message
+        assert "--time-format epoch_s" in message
+    assert read([315532800, 315536400], time_format="epoch_s")[0][0] == "1980-01-01T00:00:00Z"
+
+
+def test_months_and_days_of_six_digits_are_told_apart_or_refused() -> None:
+    months = [100 * year + month for year in range(2001, 2013) for month in range(1, 13)]
+    times, notes = read(months, "UTC")
+    assert (times[0], times[-1]) == ("2001-01-01T00:00:00Z", "2012-12-01T00:00:00Z")
+    assert notes[1] == "--time-format %Y%m"
+    for open_digits in (months[-12:], [201201, 201202, 201204]):
+        assert "--time-format '%Y%m' or --time-format '%y%m%d'" in complaint(open_digits)
+        assert read(open_digits, "UTC", time_format="%Y%m")[0][1] == "2012-02-01T00:00:00Z"
+
+
 def test_digits_of_days_and_months_are_recognised() -> None:
     assert read([20240301, 20240302], "UTC")[0] == ["2024-03-01T00:00:00Z", "2024-03-02T00:00:00Z"]
     assert read(["202403", "202404"], "UTC")[0] == ["2024-03-01T00:00:00Z", "2024-04-01T00:00:00Z"]
@@ -399,6 +441,21 @@ def test_a_single_pass_of_the_repeated_hour_is_refused_with_the_remedies() -> No
     assert read(local(moments), "Europe/Berlin", repeated_hour="later")[0] == iso(moments)
     earlier = read(local(moments), "Europe/Berlin", repeated_hour="earlier")[0]
     assert earlier[16] == "2024-10-27T00:00:00Z"
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("is_all_year", [False, True])
+@pytest.mark.parametrize(
+    "minutes",
+    ["00 10 30 20 40 50", "00 10 10 20 30 40 50", "50 00 10 20 30 40", "10 20 30 40 50 00", "00 10 20 50 30 40"],
+)
+def test_a_swapped_or_repeated_row_does_not_begin_a_second_pass(
+    minutes: str, is_all_year: bool, newest_first: bool
+) -> None:
+    before = [f"2024-10-27 0{hour}:{minute}0" for hour in (0, 1) for minute in range(6)] if is_all_year else []
+    after = [f"2024-10-27 0{hour}:{minute}0" for hour in (3, 4) for minute in range(6)]
+    cells = [*before, *(f"2024-10-27 02:{minute}" for minute in minutes.split()), *after]
+    assert "exists twice" in complaint(cells[:: -1 if newest_first else 1], "Europe/Berlin")
 
 
 def test_times_without_an_order_are_refused_in_the_repeated_hour() -> None:
