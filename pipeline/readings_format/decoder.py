@@ -63,8 +63,8 @@ class MappedDecoder:
 
     def __init__(self, settings: Settings) -> None:
         readings = settings.readings
-        self._own = ReadingDecoder(settings.features)
         self._largest_bytes = _largest_bytes(settings)
+        self._own = ReadingDecoder(settings.features, self._largest_bytes)
         schemas = None if readings.registry_url is None else SchemaStore(settings)
         self._read_value = _value_reader(readings.format, schemas)
         key_format = readings.key_format or ("json" if "@key." in (readings.sensor or "") else "text")

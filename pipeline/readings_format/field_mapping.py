@@ -227,11 +227,12 @@ class FieldMapping:
     def _contained(self, container: Any) -> tuple[_Values, int]:
         """The values in the object or the list that ``readings.values`` names."""
         if type(container) is list and self._name is not None:
-            items = [self._item(item) for item in container]
-            values = dict(items)
-            if len(values) < len(items):
-                twice = next(name for place, (name, _) in enumerate(items) if name in dict(items[:place]))
-                raise Rejected("malformed", f"the list of values has {quote(twice)} twice: {_SPLIT}")
+            values: _Values = {}
+            for item in container:
+                name, value = self._item(item)
+                if name in values:
+                    raise Rejected("malformed", f"the list of values has {quote(name)} twice: {_SPLIT}")
+                values[name] = value
             return values, sum(name not in self._features for name in values)
         if type(container) is not dict:
             if self._fields and (container is ABSENT or container is None):

@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.forecaster.readings import decode_records
 from pipeline.kafka.batch_consumer import FetchedRecord
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
+    LARGEST_READING_BYTES,
     LATEST_TIMESTAMP_US,
     OWN_FORM_HEADER,
     Headers,
@@ -554,6 +556,24 @@ def test_published_files_are_readings_on_a_mapped_topic() -> None:
     key, value = encode_reading("roof", NOON_US, {"value": 21.5})
     assert decoded(decoder, value, key, [OWN_FORM_HEADER]) == ("roof", NOON_US, [21.5])
     assert rejection(decoder, value, key).reason == "bad-key"
+
+
+def test_a_published_reading_on_a_mapped_topic_may_be_as_large_as_the_settings_say() -> None:
+    settings = Settings(
+        features=("value",), targets=("value",), readings=FLAT, kafka={"max_reading_bytes": LARGEST_READING_BYTES}
+    )
+    key, value = encode_reading("roof", NOON_US, {"value": 21.5})
+    padded = value + b" " * LARGEST_READING_BYTES
+    assert decoded(make_decoder(settings), padded, key, [OWN_FORM_HEADER]) == ("roof", NOON_US, [21.5])
+
+
+def test_a_repeated_name_at_the_end_of_a_long_list_is_found_in_one_pass() -> None:
+    items = [{"n": f"name-{number}", "v": number} for number in range(40_000)]
+    value = json.dumps(ROOF | {"m": [*items, items[-1]]}).encode()
+    decoder = decoder_of(sensor="id", time="ts", values="m", name="n", value="v")
+    began = time.process_time()
+    assert "'name-39999' twice" in rejection(decoder, value).detail
+    assert time.process_time() - began < 3  # one pass takes 0.1 s; a pass per item takes half a minute
 
 
 def test_columns_of_a_mapped_topic_have_the_sensor_ids_as_keys() -> None:
