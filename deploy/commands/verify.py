@@ -106,6 +106,7 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
         "readings not audited, because retention deleted forecasts": verdict.readings_out_of_reach,
         "forecasts not audited, because retention deleted readings": verdict.forecasts_out_of_reach,
         "rejected records not audited, because retention deleted dead letters": verdict.letters_out_of_reach,
+        "readings that decode now, rejected because they have dead letters": verdict.rejected_then,
         "later readings, not audited": verdict.waiting,
     }.items():
         if count:

@@ -1,6 +1,6 @@
 """The scope of an audit: the offset of each partition from which readings, forecasts and dead letters are complete."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -132,15 +132,61 @@ def set_aside_before(
     return replaced
 
 
-def set_aside_by_limit(readings: ReadingLog, letters: Mapping[tuple[int, int], int], log_starts: Offsets) -> Mask:
+def set_aside_by_letters(readings: ReadingLog, forecasts: ForecastLog, letters: Sequence[tuple[int, int, int]]) -> Mask:
+    """(n,) whether a reading without a forecast lies in a dead letter, although it decodes now.
+
+    The dead letter is the record of the forecaster's verdict. Another release may have decoded the reading otherwise,
+    and another ``kafka.max_batch_bytes`` may have rejected its whole batch.
+
+    Args:
+        letters: partition, first and last offset of each dead letter whose reason is the content of its record or
+            batch.
+    """
+    aside = lie_within(readings, letters) & (readings.sensor >= 0)
+    for log in (forecasts, forecasts.foreign):
+        if log is not None:
+            row, found = find_rows(readings, log.input_partition, log.input_offset)
+            aside[row[found]] = False
+    return aside
+
+
+def lie_within(readings: ReadingLog, ranges: Iterable[tuple[int, int, int]]) -> Mask:
+    """(n,) whether each record lies in one of the ranges: partition, first and last offset."""
+    within = np.zeros(len(readings), np.bool_)
+    spans = np.array(sorted(ranges), np.int64).reshape(-1, 3)
+    for partition in np.unique(spans[:, 0]).tolist():
+        here = spans[spans[:, 0] == partition]
+        rows = np.flatnonzero(readings.partition == partition)
+        last = np.append(-1, np.maximum.accumulate(here[:, 2]))  # highest offset of the ranges up to each one
+        within[rows] = last[np.searchsorted(here[:, 1], readings.offset[rows], "right")] >= readings.offset[rows]
+    return within
+
+
+def group_starts(
+    forecasts: ForecastLog, committed: Offsets, start: Literal["earliest", "latest"], logs: LogStarts
+) -> dict[int, int | None]:
+    """The offset in each partition of the first reading that the group processed; 0 if it began with the log.
+
+    None if the offset is unknown, because retention deleted readings or the first forecasts.
+    """
+    firsts: dict[int, int | None] = {}
+    for partition, end in committed.items():
+        is_cut = logs.readings.get(partition, 0) > 0 or (start == "latest" and logs.forecasts.get(partition, 0) > 0)
+        firsts[partition] = None if is_cut else 0 if start == "earliest" else _input_of_first(forecasts, partition, end)
+    return firsts
+
+
+def set_aside_by_limit(
+    readings: ReadingLog, letters: Mapping[tuple[int, int], int], group_starts: Mapping[int, int | None]
+) -> Mask:
     """(n,) whether a reading became a dead letter because its partition had too many sensors.
 
     The letter alone does not prove it: the reading's sensor must be new at its offset, and as many sensors as the limit
-    must be known. If readings before it were deleted, the second cannot be checked.
+    must be known. If the group's first readings are unknown, the second cannot be checked.
 
     Args:
         letters: partition and offset of the rejected record -> the limit that its dead letter names.
-        log_starts: first offset of each partition of the readings topic.
+        group_starts: see ``group_starts``. Earlier readings made no sensor known. By default 0.
     """
     aside = np.zeros(len(readings), np.bool_)
     if not letters:
@@ -151,16 +197,16 @@ def set_aside_by_limit(readings: ReadingLog, letters: Mapping[tuple[int, int], i
     aside &= readings.sensor >= 0
     for partition in np.unique(readings.partition[aside]).tolist():
         here = readings.partition == partition
-        admitted = np.flatnonzero(here & ~aside & (readings.sensor >= 0))
+        start = group_starts.get(partition, 0)
+        admitted = np.flatnonzero(here & ~aside & (readings.sensor >= 0) & (readings.offset >= (start or 0)))
         sensors, first = np.unique(readings.sensor[admitted], return_index=True)
         known_from = dict(zip(sensors.tolist(), readings.offset[admitted][first].tolist(), strict=True))
         known_offsets = np.sort(readings.offset[admitted][first])
-        is_whole = log_starts.get(partition, 0) == 0
         for at in np.flatnonzero(here & aside).tolist():
             offset = int(readings.offset[at])
             known = int(np.searchsorted(known_offsets, offset))
             is_new = known_from.get(int(readings.sensor[at]), offset) >= offset
-            aside[at] = is_new and (known >= letters[partition, offset] or not is_whole)
+            aside[at] = is_new and (known >= letters[partition, offset] or start is None)
     return aside
 
 

@@ -8,7 +8,7 @@ audit ends at the committed offset, so in a running stream it leaves out the new
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -36,8 +36,11 @@ from pipeline.audit.scope import (
     LogStarts,
     before_first_forecast,
     first_due,
+    group_starts,
     letters_due,
+    lie_within,
     set_aside_before,
+    set_aside_by_letters,
     set_aside_by_limit,
     within_retention,
 )
@@ -46,6 +49,7 @@ from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_re
 from pipeline.dead_letters import read_letters
 from pipeline.errors import KafkaError
 from pipeline.kafka.topic_reader import Offsets, topic_starts
+from pipeline.messages import ReadingDecoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
 from pipeline.settings import Settings
 from pipeline.visible_text import visible
@@ -87,6 +91,7 @@ class AuditResult:
     letters_out_of_reach: int = 0  # rejected records whose dead letters may have been deleted
     states: int = 0
     states_different: int = 0
+    rejected_then: int = 0  # readings that decode now, and count as rejected because of their dead letters
     letters_missing: int = 0  # rejected records without a dead letter
     letters_twice: int = 0  # dead letters beyond the first of a record
     versions: dict[int, int] = field(default_factory=dict)  # model version -> forecasts
@@ -135,6 +140,8 @@ class Evidence:
     logs: LogStarts = field(default_factory=LogStarts)
     # Partition and offset of a reading that was rejected because of too many sensors -> the limit at that time.
     beyond_limit: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    # Partition, first and last offset of each dead letter of a record or batch that did not decode at that time.
+    unreadable: Sequence[tuple[int, int, int]] = ()
 
 
 def verify(settings: Settings, load: LoadModel, span: Span | None = None) -> AuditResult:
@@ -162,7 +169,7 @@ def gather(settings: Settings, span: Span) -> Evidence:
         )
     logger.info("reading states, forecasts, dead letters and readings")
     states, forecasts = read_states(settings), read_forecasts(settings, numbers=True)
-    letters, beyond_limit = _read_letters(settings)
+    letters, beyond_limit, unreadable = _read_letters(settings)
     # Read in this order: readings come after the states and forecasts that were made from them. The starts of the logs
     # come last, so that records deleted by retention during the audit count as deleted.
     return Evidence(
@@ -170,6 +177,7 @@ def gather(settings: Settings, span: Span) -> Evidence:
         forecasts=forecasts,
         letters=letters,
         beyond_limit=beyond_limit,
+        unreadable=unreadable,
         readings=read_readings(settings),
         starts=span.starts,
         ends={partition: min(end, span.ends.get(partition, end)) for partition, end in committed.items()},
@@ -181,14 +189,11 @@ def gather(settings: Settings, span: Span) -> Evidence:
 
 def audit_evidence(evidence: Evidence, settings: Settings, load: LoadModel) -> AuditResult:
     """The outcome for topics that were read."""
-    ends, readings = evidence.ends, evidence.readings
+    ends = evidence.ends
     owed = first_due(evidence.forecasts, evidence.starts, ends, settings.forecaster.start)
     starts = within_retention(evidence.forecasts, owed, evidence.logs, ends)
-    aside = set_aside_before(readings, evidence.forecasts, evidence.letters)
-    aside |= set_aside_by_limit(readings, evidence.beyond_limit, evidence.logs.readings)
-    if aside.any():
-        readings = replace(readings, sensor=np.where(aside, -1, readings.sensor))
-        readings = replace(readings, verdict=classify_log(readings, settings.grace, ends))
+    readings = _set_aside(evidence, settings)
+    rejected_then = int(((readings.sensor < 0) & (evidence.readings.sensor >= 0)).sum())
     due = readings.take(is_before(readings.partition, readings.offset, ends))
     if settings.grace.is_on:
         last = {number: int(readings.offset[readings.partition == number].max(initial=-1)) for number in ends}
@@ -204,6 +209,7 @@ def audit_evidence(evidence: Evidence, settings: Settings, load: LoadModel) -> A
     verdict = AuditResult(
         count_deliveries(due, issued, starts, hidden),
         waiting=len(readings) - len(due),
+        rejected_then=rejected_then,
         reasons=readings.reasons,
         implausible_times=readings.implausible,
     )
@@ -224,6 +230,20 @@ def audit_evidence(evidence: Evidence, settings: Settings, load: LoadModel) -> A
     return verdict
 
 
+def _set_aside(evidence: Evidence, settings: Settings) -> ReadingLog:
+    """The readings; those that decode now, but were rejected by the rules of their time, count as rejected."""
+    found, forecasts = evidence.readings, evidence.forecasts
+    aside = set_aside_before(found, forecasts, evidence.letters)
+    aside |= set_aside_by_letters(found, forecasts, evidence.unreadable)
+    readings = replace(found, sensor=np.where(aside, -1, found.sensor))
+    firsts = group_starts(forecasts, evidence.ends, settings.forecaster.start, evidence.logs)
+    aside |= set_aside_by_limit(readings, evidence.beyond_limit, firsts)
+    if not aside.any():
+        return found
+    readings = replace(found, sensor=np.where(aside, -1, found.sensor))
+    return replace(readings, verdict=classify_log(readings, settings.grace, evidence.ends))
+
+
 def _is_released_later(issued: ForecastLog, due: ReadingLog, readings: ReadingLog) -> NDArray[np.bool_]:
     """Which forecasts belong to readings that are buffered at the end of the audit, and accepted after it."""
     row, found = find_rows(due, issued.input_partition, issued.input_offset)
@@ -241,8 +261,14 @@ def _audit_dead_letters(verdict: AuditResult, due: ReadingLog, evidence: Evidenc
     verdict.letters_out_of_reach = int((rejected & cut).sum())
     # A record with a forecast made under other settings was a reading under these.
     rejected &= ~cut & (foreign_forecasts(due, evidence.forecasts) == 0)
-    for partition, offset in zip(due.partition[rejected].tolist(), due.offset[rejected].tolist(), strict=True):
+    # The dead letter of a batch has the offset of its first record. The other records may decode now, one by one.
+    batches = [(partition, first + 1, last) for partition, first, last in evidence.unreadable if last > first]
+    in_batch = lie_within(due, batches)[rejected].tolist()
+    places = zip(due.partition[rejected].tolist(), due.offset[rejected].tolist(), in_batch, strict=True)
+    for partition, offset, has_batch_letter in places:
         count = evidence.letters.get((partition, offset), 0)
+        if has_batch_letter and not count:
+            continue
         verdict.letters_missing += count == 0
         verdict.letters_twice += max(0, count - 1)
         if count != 1:
@@ -343,14 +369,19 @@ class _StateCheck:
         return int(self._by_offset[at]) if at < high and self._offsets[at] == offset else None
 
 
-def _read_letters(settings: Settings) -> tuple[Counter[tuple[int, int]], dict[tuple[int, int], int]]:
-    """Partition and offset of each rejected record -> its dead letters; and ``Evidence.beyond_limit``."""
+def _read_letters(
+    settings: Settings,
+) -> tuple[Counter[tuple[int, int]], dict[tuple[int, int], int], list[tuple[int, int, int]]]:
+    """``letters``, ``beyond_limit`` and ``unreadable`` of ``Evidence``."""
     counts: Counter[tuple[int, int]] = Counter()
     beyond_limit: dict[tuple[int, int], int] = {}
+    unreadable = []
     for letter in read_letters(settings):
         if letter.topic == settings.kafka.topics.readings:
             where = letter.partition, letter.offset
             counts[where] += 1
             if letter.reason == TOO_MANY_SENSORS:
                 beyond_limit[where] = limit_in(letter.detail) or 0
-    return counts, beyond_limit
+            elif letter.reason in ReadingDecoder.REASONS:
+                unreadable.append((*where, letter.offset if letter.last_offset is None else letter.last_offset))
+    return counts, beyond_limit, unreadable

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipeline.audit.verify import Span, verify
 from pipeline.errors import StreamgruError
 from pipeline.kafka.clients import make_consumer
 from pipeline.kafka.topics import ensure_topics
-from pipeline.messages import Forecast, decode_state, forecast_headers, iso_timestamp
+from pipeline.messages import Forecast, ReadingDecoder, Rejected, decode_state, forecast_headers, iso_timestamp
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
@@ -86,6 +87,27 @@ def test_verify_finds_no_faults_in_a_good_stream(forecast_stream: Settings, cham
     assert verdict.largest_difference == 0.0
     assert set(verdict.versions) == {1, 2}
     assert (verdict.waiting, verdict.out_of_reach, verdict.rebuilt) == (0, 0, 0)
+
+
+def test_verify_takes_dead_letters_of_an_earlier_release_as_its_verdict(
+    settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier release refused text in a feature that no setting names; the forecaster here decodes as it did."""
+
+    def reject(_: ReadingDecoder, __: bytes, error: Exception) -> None:
+        raise Rejected("malformed", str(error))
+
+    known, later = reading(settings, SENSORS[0], 0), reading(settings, SENSORS[0], 1)
+    content = msgspec.json.decode(later.value or b"")
+    content["values"]["st"] = "ok"
+    publish(settings, [known, replace(later, value=msgspec.json.encode(content)), reading(settings, SENSORS[0], 2)])
+    with monkeypatch.context() as earlier:
+        earlier.setattr(ReadingDecoder, "_decode_leniently", reject)
+        with running(settings, champion) as forecaster:
+            wait_until(lambda: forecaster.counters.readings == 3, 30, "all records were processed")
+    verdict = verify(settings, champion.load)
+    assert verdict.faults == {}
+    assert (verdict.audit.accepted, verdict.audit.rejected, verdict.rejected_then) == (2, 1, 1)
 
 
 def test_verify_audits_only_the_given_span(forecast_stream: Settings, champion: FolderChampion) -> None:

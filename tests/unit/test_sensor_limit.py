@@ -114,8 +114,15 @@ def test_the_audit_does_not_believe_a_letter_of_a_known_sensor_or_below_the_limi
     letters = {(0, 2): LIMIT, (0, 3): LIMIT, (0, 5): LIMIT}
     # Sensor 0 was known, and at offset 3 only two sensors were; at offset 5 there were three.
     assert np.flatnonzero(set_aside_by_limit(log(sensors), letters, {})).tolist() == [5]
-    # Without the readings before the log's first offset, the number of sensors cannot be checked.
-    assert np.flatnonzero(set_aside_by_limit(log(sensors), letters, {0: 7})).tolist() == [3, 5]
+    # Without the group's first readings, the number of sensors cannot be checked.
+    assert np.flatnonzero(set_aside_by_limit(log(sensors), letters, {0: None})).tolist() == [3, 5]
+
+
+@given(before=streams, sensors=streams)
+def test_the_audit_counts_no_sensor_from_before_the_start_of_the_group(before: list[int], sensors: list[int]) -> None:
+    letters = {(0, len(before) + offset): LIMIT for offset in beyond(sensors)}
+    found = set_aside_by_limit(log(before + sensors), letters, {0: len(before)})
+    assert np.flatnonzero(found).tolist() == [offset for _, offset in letters]
 
 
 def log(sensors: list[int]) -> ReadingLog:

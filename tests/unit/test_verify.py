@@ -319,6 +319,57 @@ def test_the_copy_of_a_republished_dead_letter_is_due_a_forecast_and_the_origina
     assert (never_aside.audit.lost, never_aside.audit.unexpected) == (2, 2)
 
 
+def with_rejected(*, count: int, release: int = 0) -> Evidence:
+    """Five readings of one sensor; the stream rejected ``count`` readings from offset ``release`` on."""
+    hours = np.arange(5)
+    rejected = (hours >= release) & (hours < release + count)
+    kept, forecasts, states = logs_of_one_batch(SETTINGS, ["s"] * (5 - count), hours[~rejected], hours[~rejected])
+    readings, *_ = logs_of_one_batch(SETTINGS, ["s"] * 5, hours, hours)
+    values = np.zeros((5, 1))
+    values[~rejected] = kept.values
+    readings = replace(readings, values=values, verdict=classify_log(readings, SETTINGS.grace, {}))
+    return Evidence(readings, forecasts, states, {}, {}, {0: 5})
+
+
+def test_a_reading_that_decodes_only_now_counts_as_rejected_if_it_has_a_dead_letter() -> None:
+    """An earlier release rejected it: the dead letter is the record of that verdict."""
+    upgraded = replace(with_rejected(count=1, release=1), letters={(0, 1): 1}, unreadable=[(0, 1, 1)])
+    verdict = audit_evidence(upgraded, SETTINGS, load)
+    assert verdict.faults == {}
+    assert (verdict.audit.accepted, verdict.audit.rejected, verdict.rejected_then) == (4, 1, 1)
+    assert faults(replace(upgraded, letters={(0, 1): 2})) == {"dead letters twice": 1}
+    assert faults(replace(upgraded, letters={}, unreadable=[]))["missing"] == 1
+
+
+def test_a_reading_with_both_a_forecast_and_a_dead_letter_is_accepted() -> None:
+    verdict = audit_evidence(replace(with_rejected(count=0), unreadable=[(0, 1, 1)]), SETTINGS, load)
+    assert (verdict.faults, verdict.audit.accepted) == ({}, 5)
+
+
+def test_all_records_of_a_batch_with_a_dead_letter_count_as_rejected_after_the_limit_was_raised() -> None:
+    raised = replace(with_rejected(count=3, release=1), letters={(0, 1): 1}, unreadable=[(0, 1, 3)])
+    verdict = audit_evidence(raised, SETTINGS, load)
+    assert verdict.faults == {}
+    assert (verdict.audit.accepted, verdict.audit.rejected, verdict.rejected_then) == (2, 3, 3)
+    assert faults(replace(raised, letters={(0, 1): 2})) == {"dead letters twice": 1}
+
+
+@pytest.mark.parametrize(("start", "faults_found"), [("latest", {}), ("earliest", {"missing": 4})])
+def test_refused_readings_of_a_group_that_started_at_the_latest_reading_are_not_missing(
+    start: str, faults_found: dict[str, int]
+) -> None:
+    """Sensors t and u are older than the group; s takes the only place, so that two readings are refused correctly."""
+    forecaster = SETTINGS.forecaster.model_copy(update={"start": start, "max_sensors_per_partition": 1})
+    settings = SETTINGS.model_copy(update={"forecaster": forecaster})
+    _, forecasts, states = logs_of_one_batch(settings, ["s"], np.array([2]), np.array([2]))
+    readings, *_ = logs_of_one_batch(SETTINGS, ["t", "u", "s", "t", "u"], np.arange(5), np.arange(5))
+    letters = {(0, 3): 1, (0, 4): 1}
+    found = Evidence(readings, forecasts, states, letters, {}, {0: 5}, beyond_limit=letters)
+    assert {
+        kind: count for kind, count in audit_evidence(found, settings, load).faults.items() if kind == "missing"
+    } == (faults_found)
+
+
 @pytest.mark.parametrize(("start", "missing"), [("earliest", 30), ("latest", 0)])
 def test_a_stream_started_at_the_latest_reading_owes_no_forecast_of_the_readings_before_it(
     evidence: Evidence, start: str, missing: int
