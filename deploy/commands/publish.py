@@ -18,6 +18,7 @@ from pipeline.errors import DataFileError, KafkaError
 from pipeline.files.file_layout import FileLayout, Order
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import ReadingTable, read_readings
+from pipeline.iso_times import iso_microseconds
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count
 from pipeline.messages import iso_timestamp, microseconds
 from pipeline.reading_times import find_implausible_now
@@ -116,14 +117,21 @@ def _rows(
     """The rows [start, stop) to publish. ``begin`` and ``until`` may be times if the rows are in order of time."""
     start, stop = 0, len(table)
     if begin is not None:
-        moment = None if begin.isdigit() else _moment(begin, timezone, "--from")
+        moment = None if begin.isdigit() else moment_us(begin, timezone, "--from")
         start = int(begin) if moment is None else int(np.searchsorted(table.timestamp_us, moment))
     if until is not None:
-        stop = int(np.searchsorted(table.timestamp_us, _moment(until, timezone, "--until")))
+        stop = int(np.searchsorted(table.timestamp_us, moment_us(until, timezone, "--until")))
     return start, stop if limit is None else min(stop, start + limit)
 
 
-def _moment(text: str, timezone: str | None, option: str) -> int:
+def moment_us(text: str, timezone: str | None, option: str) -> int:
+    """Microseconds UTC of a time in ISO 8601; ``timezone`` is the zone of a time that has none, by default UTC.
+
+    Raises:
+        click.BadParameter: the text is not a time, or there is no such zone.
+    """
+    if (timestamp_us := iso_microseconds(text)) is not None:
+        return timestamp_us
     try:
         moment = datetime.fromisoformat(text)
         zone = ZoneInfo(timezone) if timezone else UTC

@@ -13,8 +13,10 @@ import click
 import pytest
 
 from deploy import cli
+from deploy.commands.publish import moment_us
 from deploy.context import Context
 from pipeline.errors import Fenced, SettingsError
+from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings
 
 SLOW_IMPORTS = ("torch", "mlflow", "prefect", "polars", "deltalake", "kafka", "pydantic")
@@ -204,3 +206,18 @@ def test_addresses_follow_the_ports_of_the_stack_unless_set() -> None:
     assert given.mlflow_tracking_uri == "https://mlflow"
     assert given.prefect_api_url == "https://prefect/api"
     assert Settings(**given.model_dump()) == given
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-03-01T24:00:00Z", "2024-03-02T00:00:00Z"),
+        ("2016-12-31 23:59:60 UTC", "2017-01-01T00:00:00Z"),
+        ("2024-03-01 13:00", "2024-03-01T12:00:00Z"),
+        ("2024-03-01", "2024-02-29T23:00:00Z"),
+    ],
+)
+def test_publish_selects_by_the_times_that_messages_accept(text: str, expected: str) -> None:
+    assert iso_timestamp(moment_us(text, "Europe/Berlin", "--from")) == expected
+    with pytest.raises(click.BadParameter, match="neither a row nor a time"):
+        moment_us("soon", None, "--from")
