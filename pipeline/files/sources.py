@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import io
 import lzma
 import struct
 import zipfile
@@ -10,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import IO, Final
+from urllib.parse import unquote
 
 from pipeline.errors import DataFileError
 
@@ -25,6 +27,10 @@ _DAMAGED: Final = (
 )
 # Text that marks a partition whose value is null in the folder names of a Hive dataset.
 _HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
+_DELTA_LOG: Final = "_delta_log"
+# Bytes that a compressed table may unpack to: some 100 million rows. The text and its columns are in memory at once.
+# An archive of a few megabytes can hold gigabytes of zeros.
+_MOST_UNPACKED_BYTES: Final = 4 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,22 @@ class Source:
             if self.member is None:
                 content = self.path.read_bytes()
             else:
-                with zipfile.ZipFile(self.path) as archive:
-                    content = archive.read(self.member)
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+                    content = self._unpacked(file)
             if self.suffix.endswith(".gz"):
-                content = gzip.decompress(content)
+                with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                    content = self._unpacked(file)
         if not content:
             raise DataFileError(f"{self.name} is empty")
+        return content
+
+    def _unpacked(self, file: IO[bytes] | gzip.GzipFile) -> bytes:
+        content = file.read(_MOST_UNPACKED_BYTES + 1)
+        if len(content) > _MOST_UNPACKED_BYTES:
+            raise DataFileError(
+                f"{self.name} unpacks to more than {_MOST_UNPACKED_BYTES / 1024**3:g} GiB; unpack it, and split it "
+                "into smaller files"
+            )
         return content
 
 
@@ -128,6 +144,8 @@ def _sources_of(path: Path, notes: list[str]) -> list[Source]:
         if path.name.lower().endswith(ZIP_SUFFIX):
             return _members(path, notes)
     suffix = suffix_of(path.name)
+    if suffix in PARQUET_SUFFIXES:
+        _check_no_delta_table(path.parent)
     if suffix is None:
         suffixes = ", ".join((*SUFFIXES, ZIP_SUFFIX))
         raise DataFileError(f"{path}: neither CSV nor Parquet; its name should end in one of {suffixes}")
@@ -136,6 +154,9 @@ def _sources_of(path: Path, notes: list[str]) -> list[Source]:
 
 def _dataset(folder: Path) -> list[Source]:
     """The Parquet files in a folder and its subfolders, which together are one table."""
+    _check_no_delta_table(folder)
+    for log in sorted(folder.rglob(_DELTA_LOG)):
+        _check_no_delta_table(log.parent)
     files = sorted(each for each in folder.rglob("*") if suffix_of(each.name) in PARQUET_SUFFIXES and each.is_file())
     files = [each for each in files if not any(part[0] in "._" for part in each.relative_to(folder).parts)]
     if not files:
@@ -147,9 +168,21 @@ def _dataset(folder: Path) -> list[Source]:
     found = []
     for file in files:
         keys = [part.partition("=") for part in file.relative_to(folder).parts[:-1] if "=" in part]
-        constants = tuple((key, None if value == _HIVE_NULL else value) for key, _, value in keys)
+        constants = tuple((unquote(key), None if value == _HIVE_NULL else unquote(value)) for key, _, value in keys)
         found.append(Source(str(file), file, parts, ".parquet", constants=constants))
     return found
+
+
+def _check_no_delta_table(folder: Path) -> None:
+    """Raise for a folder of a Delta table: its Parquet files also hold rows that were deleted or rewritten."""
+    while "=" in folder.name:
+        folder = folder.parent
+    if (folder / _DELTA_LOG).is_dir():
+        raise DataFileError(
+            f"{folder} is a Delta table, and its Parquet files also hold deleted and rewritten rows. `streamgru "
+            "backtest` and `streamgru retrain` without files read the history. For another table, export its newest "
+            "version to Parquet, for example with DuckDB: COPY (SELECT * FROM delta_scan('TABLE')) TO 'table.parquet'"
+        )
 
 
 def _members(path: Path, notes: list[str]) -> list[Source]:

@@ -29,6 +29,8 @@ _BOM: Final = "\ufeff".encode()
 _SAMPLE_BYTES: Final = 4_096
 # Share of NUL bytes at even or odd places from which text is UTF-16 without a byte order mark.
 _UTF16_SHARE: Final = 0.3
+_FIRST_BYTES: Final = bytes(range(0xC0, 0x100))  # of the characters beyond ASCII in UTF-8
+_WORD_LETTERS: Final = 30  # of a word that a note shows, on either side of its first letter beyond ASCII
 
 
 def utf8_text(content: bytes, encoding: str | None, name: str, guesses: Guesses) -> bytes:
@@ -83,9 +85,9 @@ def _recognised(content: bytes, name: str, guesses: Guesses) -> bytes:
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        text = content.decode(errors="replace")
-        broken = text.count("\ufffd")
-        if sum(letter > "\x7f" for letter in text if letter != "\ufffd") > broken or content.find(b"\0") >= 0:
+        broken = content.decode(errors="replace").count("\ufffd")
+        valid = content.decode(errors="ignore").encode()
+        if len(valid) - len(valid.translate(None, _FIRST_BYTES)) > broken or b"\0" in content:
             raise _undecodable(content, error, name) from error
         encoding = "cp1252"
         try:
@@ -93,10 +95,21 @@ def _recognised(content: bytes, name: str, guesses: Guesses) -> bytes:
         except UnicodeDecodeError:
             encoding = "latin-1"
             text = content.decode(encoding)
-        word = next((word for word in text.split() if not word.isascii()), "")
-        guesses.add(f"the encoding is {encoding}, in which the file has {word[:30]!r}", "--encoding", encoding)
+        guesses.add(
+            f"the encoding is {encoding}, in which the file has {_first_foreign_word(text)!r}", "--encoding", encoding
+        )
         return text.encode()
     return content
+
+
+def _first_foreign_word(text: str) -> str:
+    """The letters around the first letter beyond ASCII."""
+    found = re.search(r"[^\x00-\x7f\s]", text)
+    if found is None:
+        return ""
+    place = found.start()
+    before = re.split(r"\s", text[max(0, place - _WORD_LETTERS) : place])[-1]
+    return before + text[place : place + _WORD_LETTERS].split()[0]
 
 
 def _utf16_without_bom(content: bytes) -> str | None:

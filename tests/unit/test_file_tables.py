@@ -1,5 +1,6 @@
 """Files that a folder of small cases cannot hold: pipes, forbidden files, long readings, and many at once."""
 
+import gzip
 import os
 import zipfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 
 from pipeline.errors import DataFileError
+from pipeline.files import sources
 from pipeline.files.file_layout import FileLayout
 from pipeline.files.missing_values import extreme_note, extreme_value
 from pipeline.files.reading_encoder import ReadingEncoder
@@ -76,6 +78,44 @@ def test_a_pattern_names_its_files_in_order_and_a_name_with_brackets_names_a_fil
         write(tmp_path / name, HEADER + hours(1))
     assert read_readings([tmp_path / "*.csv"], UTC_LAYOUT, ("value",)).sensors == ("a", "b", "c[1]")
     assert read_readings([tmp_path / "c[1].csv"], UTC_LAYOUT, ("value",)).sensors == ("c[1]",)
+
+
+def test_a_delta_table_is_not_read_as_parquet_files(tmp_path: Path) -> None:
+    table = tmp_path / "exports" / "readings"
+    (table / "_delta_log").mkdir(parents=True)
+    file = table / "day=1" / "part.parquet"
+    file.parent.mkdir()
+    pl.DataFrame({"time": ["2024-03-01"], "value": [1.0]}).write_parquet(file)
+    for path in (table, table.parent, file.parent, file, table / "*" / "*.parquet"):
+        message = complaint(path)
+        assert f"{table} is a Delta table" in message
+        assert "`streamgru backtest` and `streamgru retrain` without files read the history" in message
+        assert "delta_scan" in message
+
+
+def test_the_values_of_partition_folders_are_decoded(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "site=roof%2Fnorth%20a"
+    folder.mkdir(parents=True)
+    pl.DataFrame({"time": ["2024-03-01"], "value": [1.0]}).write_parquet(folder / "part.parquet")
+    table = read_readings([tmp_path / "data"], FileLayout(timezone="UTC", sensor_column="site"), ("value",))
+    assert table.sensors == ("roof/north a",)
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.zip"])
+def test_a_file_that_unpacks_to_more_than_the_limit_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, path = (HEADER + hours(48)).encode(), tmp_path / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(content))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.csv", content)
+    monkeypatch.setattr(sources, "_MOST_UNPACKED_BYTES", len(content))
+    assert len(read_readings([path], UTC_LAYOUT, ("value",))) == 48
+    monkeypatch.setattr(sources, "_MOST_UNPACKED_BYTES", len(content) - 1)
+    assert "unpacks to more than" in complaint(path)
+    assert "split it into smaller files" in complaint(path)
 
 
 def test_the_guess_about_many_files_is_one_note(tmp_path: Path) -> None:
