@@ -32,10 +32,6 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return lambda command: reduce(lambda command, option: option(command), reversed(options), command)
 
 
-def _split_list(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part for text in value for part in text.split(","))
-
-
 def _split_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
     return () if value is None else tuple(name.strip() for name in value.split(","))
 
@@ -84,10 +80,9 @@ layout_options = _options(
     click.option(
         "--missing",
         multiple=True,
-        callback=_split_list,
         metavar="LIST",
-        help="Numbers and words that stand for a missing value, such as -200,-999,unavailable; NA, null and - "
-        "always do.",
+        help="Numbers and words that stand for a missing value, such as -200,-99.9,unavailable, with decimal points; "
+        "NA, null and - always do.",
     ),
     click.option("--separator", metavar="SIGN", help="One character, or comma, semicolon, tab, pipe or space."),
     click.option("--encoding", metavar="NAME", help="Encoding of the text, such as utf-8, utf-16 or cp1252."),

@@ -1,5 +1,6 @@
 """The layout of a user's files: the meaning of their columns, and the form of their text."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, Self
 
@@ -9,6 +10,8 @@ from pipeline.settings_sections import FilesSettings
 Order = Literal["event", "file"]
 # Names for separators that are hard to type in a shell.
 SEPARATOR_NAMES: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
+# A number with a decimal comma, or a list of two numbers.
+_COMMA_NUMBER: Final = re.compile(r"[+-]?[0-9]*,[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class FileLayout:
     decimal: str | None = None
     thousands: str | None = None
     missing: tuple[str, ...] = ()  # texts and numbers that stand for a missing value, in addition to the usual words
+    unclear_missing: tuple[str, ...] = ()  # texts that ``missing`` takes for lists, and that may be decimal commas
     skip_rows: int | None = None  # number of lines before the header
     unit_rows: int | None = None  # number of lines between the header and the readings
     comment: str | None = None  # lines that begin with it are ignored; empty for no comments
@@ -42,11 +46,20 @@ class FileLayout:
 
     @classmethod
     def of(cls, settings: FilesSettings, **options: Any) -> Self:
-        """The layout that the settings give, with the ``options`` that are neither None nor empty."""
+        """The layout that the settings give, with the ``options`` that are neither None nor empty.
+
+        An option ``missing`` has texts of comma-separated numbers and words. An option for the sensors replaces a
+        setting for the sensors.
+        """
         from_settings = {field.name: getattr(settings, field.name, None) for field in fields(cls)}
         merged = {name: value for name, value in from_settings.items() if value is not None}
-        merged |= {name: value for name, value in options.items() if value is not None and value != ()}
-        return cls(**merged)
+        given = {name: value for name, value in options.items() if value is not None and value != ()}
+        if lists := given.get("missing"):
+            given["missing"] = tuple(part for text in lists for part in text.split(","))
+            given["unclear_missing"] = tuple(text for text in lists if _COMMA_NUMBER.fullmatch(text.strip()))
+        if given.keys() & {"sensor_column", "columns_as_sensors"}:
+            merged = {name: merged[name] for name in merged.keys() - {"sensor_column", "columns_as_sensors"}}
+        return cls(**merged | given)
 
     @property
     def time_columns(self) -> tuple[str, ...]:

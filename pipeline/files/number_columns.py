@@ -20,9 +20,15 @@ _INFINITE: Final = r"^(?i)[+-]?inf(inity)?$"
 # Polars' regular expressions.
 _COMMA_DECIMAL: Final = r"^[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?$"
 _COMMA_IS_DECIMAL: Final = r"^[+-]?(0*,\d*|\d{4,},\d*|\d+,(\d{0,2}|\d{4,}))([eE][+-]?\d+)?$"
-_POINT_GROUPS: Final = r"^[+-]?\d{1,3}(\.\d{3})+(,\d+)?$"
+_POINT_GROUPS: Final = r"^[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d+)?$"
 _COMMA_GROUPS: Final = r"^[+-]?\d{1,3}(,\d{3})+(\.\d*)?$"
 _COMMA_IS_GROUP: Final = r"^[+-]?\d{1,3}((,\d{3}){2,}(\.\d*)?|,\d{3}\.\d*)$"
+_WITH_POINT: Final = r"^[+-]?(\d+\.[\d.]*|\.\d+)([eE][+-]?\d+)?$"
+_LIKE_NUMBER: Final = (
+    rf"^(?i)[+\-\x{{2212}}]?(\d+([.,'\x{{2019}}{_SPACES}]\d{{3}})*([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?$|^[+-]?inf(inity)?$"
+)
+# A column of text is numeric if more than this share of its cells look like numbers; further cells are then errors.
+_LEAST_NUMERIC: Final = 0.5
 _POINT_IS_GROUP: Final = r"^[+-]?\d{1,3}((\.\d{3}){2,}(,\d*)?|\.\d{3},\d*)$"
 
 
@@ -49,6 +55,13 @@ def read_numbers(
     form = _stated_form(layout)
     if form is None:
         form = _guess_form(table, texts, words, guesses)
+    if form.decimal == "," and layout.unclear_missing:
+        unclear = layout.unclear_missing[0]
+        first, _, second = unclear.partition(",")
+        raise DataFileError(
+            f"{table.source.name} has decimal commas, so --missing {unclear} may be one number or two; write one as "
+            f"--missing {first}.{second}, and repeat the option for two: --missing {first} --missing {second}"
+        )
     found = []
     try:
         for name in columns:
@@ -65,12 +78,26 @@ def read_numbers(
 
 
 def why_not_numeric(table: DataTable, column: str, layout: FileLayout) -> str | None:
-    """None if ``read_numbers`` accepts the column, otherwise the reason."""
-    try:
-        read_numbers(table, [column], layout, Guesses(), [])
-    except DataFileError as error:
-        return str(error)
-    return None
+    """None if the column holds numbers or nothing, otherwise the reason.
+
+    A column of numbers may have single cells that ``read_numbers`` refuses.
+    """
+    series = table.frame[column]
+    if series.dtype != pl.String:
+        return None if _is_typed_number(series) else f"{table.source.name}: column {column} holds {series.dtype}"
+    text = _text(series)
+    lower = text.str.to_lowercase()
+    text = text.set(lower.is_in([*MISSING_WORDS, *_marks(layout.missing)[0]]).fill_null(value=False), None)
+    is_number = text.str.contains(_LIKE_NUMBER)
+    filled = text.len() - text.null_count()
+    if not filled or int(is_number.sum()) > _LEAST_NUMERIC * filled:
+        return None
+    row = int((~is_number).fill_null(value=False).arg_true()[0])
+    return f"{table.where(row)}: {text[row]!r} in column {column} is not a number"
+
+
+def _is_typed_number(series: pl.Series) -> bool:
+    return series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)
 
 
 def _marks(missing: Sequence[str]) -> tuple[list[str], list[float]]:
@@ -119,7 +146,6 @@ def _guess_form(table: DataTable, texts: dict[str, pl.Series], words: Sequence[s
         DataFileError: the cells fit two forms.
     """
     odd: list[pl.Series] = []
-    with_point = with_point_as_group = False
     for name, text in texts.items():
         bad = _unparsed(text, words)
         if len(bad):
@@ -133,20 +159,17 @@ def _guess_form(table: DataTable, texts: dict[str, pl.Series], words: Sequence[s
         sign = re.search(rf"[{_SPACES}'\u2019]", str(cells.filter(spaced)[0]))
         thousands = " " if sign is None or sign[0] in _SPACES else sign[0]
     cells = cells.str.replace_all(rf"(\d)[{_SPACES}'\u2019](\d{{3}})", "$1$2")
-    points = [text.filter(text.str.contains(".", literal=True).fill_null(value=False)) for text in texts.values()]
-    for text in points:
-        plain = text.filter(~text.str.contains(",", literal=True))
-        with_point = with_point or bool(len(plain))
-        with_point_as_group = with_point_as_group or not bool(plain.str.contains(_POINT_GROUPS).all())
+    points = pl.concat([text.filter(text.str.contains(_WITH_POINT)).alias("cell") for text in texts.values()])
+    has_decimal_point = not bool(points.str.contains(_POINT_GROUPS).all())
     decimal = "."
-    if cells.str.contains(_POINT_IS_GROUP).any() and not with_point_as_group:
+    if cells.str.contains(_POINT_IS_GROUP).any() and not has_decimal_point:
         decimal, thousands = ",", "."
     elif cells.str.contains(_COMMA_IS_GROUP).any():
         thousands = ","
-    elif cells.str.contains(_COMMA_IS_DECIMAL).any() and not with_point:
+    elif cells.str.contains(_COMMA_IS_DECIMAL).any() and not len(points):
         decimal = ","
-    elif cells.str.contains(_COMMA_DECIMAL).any() and not with_point:
-        _refuse_ambiguous(table, texts)
+    elif cells.str.contains(_COMMA_DECIMAL).any() and not has_decimal_point:
+        _refuse_ambiguous(table, texts, points)
     elif cells.str.contains(_COMMA_GROUPS).any() and not cells.str.contains(_COMMA_IS_DECIMAL).any():
         thousands = ","
     if decimal == ",":
@@ -164,15 +187,23 @@ def _unparsed(text: pl.Series, words: Sequence[str]) -> pl.Series:
     return bad.filter(~lower.is_in([*MISSING_WORDS, *words]))
 
 
-def _refuse_ambiguous(table: DataTable, texts: dict[str, pl.Series]) -> None:
+def _refuse_ambiguous(table: DataTable, texts: dict[str, pl.Series], points: pl.Series) -> None:
+    """Raise for the first comma; ``points`` are cells whose points may separate thousands."""
     for name, text in texts.items():
         rows = text.str.contains(_COMMA_DECIMAL).fill_null(value=False).arg_true()
-        if len(rows):
-            row = int(rows[0])
+        if not len(rows):
+            continue
+        row = int(rows[0])
+        where = f"{table.where(row)}: {text[row]!r} in column {name} has a comma"
+        if not len(points):
             raise DataFileError(
-                f"{table.where(row)}: {text[row]!r} in column {name} has a comma that is a decimal sign or separates "
-                "thousands; name it: --decimal , or --thousands ,"
+                f"{where} that is a decimal sign or separates thousands; name it: --decimal , or --thousands ,"
             )
+        other = "" if text.str.contains(_COMMA_IS_DECIMAL).any() else "; if the comma does: --decimal . --thousands ,"
+        raise DataFileError(
+            f"{where}, and {points[0]!r} in the same file has a point; if the point separates thousands, say so: "
+            f"--decimal , --thousands .{other}"
+        )
 
 
 def _parsed(
@@ -195,6 +226,10 @@ def _parsed(
         with_form = "" if form == NumberForm() else f" with decimal sign {form.decimal!r}"
         if form.thousands:
             with_form += f" and thousands sign {form.thousands!r}"
+        elif form.decimal == "," and re.fullmatch(_POINT_GROUPS[1:-1], text[row]):
+            with_form += "; if its point separates thousands, say so: --decimal , --thousands ."
+        elif re.fullmatch(_COMMA_GROUPS[1:-1], text[row]):
+            with_form += "; if its comma separates thousands, say so: --decimal . --thousands ,"
         raise CellError(
             row,
             f"{original[row]!r} in column {original.name} is not a number{with_form} (leave missing values empty, or "
@@ -227,7 +262,7 @@ def _plain(text: pl.Series, form: NumberForm) -> pl.Series:
 
 def _typed(series: pl.Series, table: DataTable, notes: list[str]) -> pl.Series:
     """The values of a column with a type; NaN and infinite ones are missing."""
-    if not (series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)):
+    if not _is_typed_number(series):
         raise DataFileError(f"{table.source.name}: column {series.name} holds {series.dtype}, not numbers")
     values = series if series.dtype == pl.Float32 else series.cast(pl.Float64)
     infinite = int(values.is_infinite().sum())
