@@ -134,7 +134,7 @@ def test_an_error_in_our_code_is_not_taken_for_an_outage() -> None:
     assert not is_outage(ExceptionGroup("", [given_up, TypeError("a fault")]))
 
 
-@pytest.mark.parametrize("schedule", [{"cron": "every day"}, {"cron": ""}, {"interval_s": 1e300}, {"interval_s": 1e-9}])
+@pytest.mark.parametrize("schedule", [{"cron": "every day"}, {"cron": ""}, {"interval_s": 1e-9}])
 def test_an_invalid_schedule_is_named(schedule: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match=r"schedules\.retrain: .* is not a schedule"):
         scheduled_deployments(Settings(schedules={"retrain": schedule}))
