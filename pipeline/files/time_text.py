@@ -131,14 +131,16 @@ def _order_parts(fields: TimeFields, column: TimeColumn, matches: list[re.Match[
     first, last = fields.get("first_width", 0), fields.get("last_width", 0)
     # The year is at the front (1), at the back (2), or has two digits (3).
     place = np.select(
-        [(first == _FOUR_DIGITS) & (last <= 2), (first <= 2) & (last == _FOUR_DIGITS), (first == 2) & (last == 2)],
+        [(first == _FOUR_DIGITS) & (last <= 2), (first <= 2) & (last == _FOUR_DIGITS), (first <= 2) & (last == 2)],
         [1, 2, 3],
     )
     if not place[0] or (place != place[0]).any():
         row = int((place != place[0]).argmax()) if place[0] else 0
         _refuse(column, row, column.cells.str.strip_chars(), None)
     possible = {1: (YEAR_FIRST,), 2: (DAY_FIRST, MONTH_FIRST), 3: ORDERS}[int(place[0])]
-    if matches[0]["_bar"] == b"." and len(possible) > 1:
+    if (first == 1).any():
+        possible = tuple(each for each in possible if each != YEAR_FIRST)  # no year has one digit
+    if order is None and matches[0]["_bar"] == b"." and len(possible) > 1:
         possible = tuple(each for each in possible if each != MONTH_FIRST)  # dots separate days from months
     if order is not None and order not in possible:
         raise column.cell_error(0, f"has no date in the order of --time-format {order}")

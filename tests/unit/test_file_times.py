@@ -88,6 +88,18 @@ def test_the_order_of_day_and_month_is_decided_by_all_rows() -> None:
     assert read(["01/01/2024", "02/02/2024"], "UTC") == (["2024-01-01T00:00:00Z", "2024-02-02T00:00:00Z"], [])
 
 
+def test_dates_with_short_years_need_no_leading_zeros() -> None:
+    cells = ["1/3/24 0:00", "1/13/24 0:00", "12/1/24 13:30"]
+    expected = ["2024-01-03T00:00:00Z", "2024-01-13T00:00:00Z", "2024-12-01T13:30:00Z"]
+    times, notes = read(cells, "UTC")
+    assert times == expected
+    assert read(cells, "UTC", time_format=notes[1].removeprefix("--time-format ").strip("'"))[0] == expected
+    assert read(cells, "UTC", time_format="month-first")[0] == expected
+    assert read(["1.3.24", "13.3.24"], "UTC")[0] == ["2024-03-01T00:00:00Z", "2024-03-13T00:00:00Z"]
+    assert read(["1.3.24"], "UTC", time_format="month-first")[0] == ["2024-01-03T00:00:00Z"]
+    assert "can be read as day/month/year and month/day/year;" in complaint(["1/3/24", "2/3/24"])
+
+
 def test_an_open_order_of_day_and_month_is_refused_with_both_options() -> None:
     message = complaint(["01/03/2024 00:00", "02/03/2024 00:00"])
     assert "line 2: '01/03/2024 00:00' in column when and all other rows can be read as day/month/year and" in message
