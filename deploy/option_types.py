@@ -103,7 +103,8 @@ layout_options = _options(
         "--column-names",
         callback=_split_names,
         metavar="LIST",
-        help="Names of the columns of a file without a header, separated by commas.",
+        help="Names of the columns, separated by commas, of a file without a header; with --header, in place of its "
+        "names.",
     ),
 )
 

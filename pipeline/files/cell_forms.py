@@ -6,6 +6,18 @@ from typing import Final
 
 # Lower-case names of time columns.
 TIME_NAMES: Final = ("timestamp", "time", "datetime", "date_time", "date time", "date", "ts", "utc", "event_time")
+# Lower-case names of columns of sensor ids.
+SENSOR_NAMES: Final = (
+    "sensor",
+    "sensor_id",
+    "sensorid",
+    "sensor id",
+    "station",
+    "station_id",
+    "device",
+    "device_id",
+    "id",
+)
 # Text that users write into a cell for a missing value. An empty cell is always missing.
 MISSING_MARKS: Final = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-")
 # Other words for a missing value, in lower case. A note says which of them a file has.

@@ -9,6 +9,7 @@ from typing import Final
 
 from pipeline.errors import DataFileError
 from pipeline.files.cell_forms import (
+    SENSOR_NAMES,
     TIME_NAMES,
     is_data_row,
     is_header_row,
@@ -27,6 +28,7 @@ _SAMPLE_LINES: Final = 300
 _SAMPLE_BYTES: Final = 262_144
 _MOST_PREAMBLE_LINES: Final = 100
 _MOST_UNIT_ROWS: Final = 3
+_LEAST_ROWS: Final = 2  # a header and a reading
 # A separator that fits fewer of the rows than the best one by more than this is ruled out.
 _FIT_MARGIN: Final = 0.1
 # Two separators are equally plausible if the shares of cells that make sense differ by less.
@@ -41,7 +43,7 @@ class Dialect:
     separator: str
     skip_rows: int = 0  # lines before the header; without a header, before the readings
     header: bool = True
-    names: tuple[str, ...] = ()  # of the columns, if no header names them
+    names: tuple[str, ...] = ()  # of the columns, if no header names them, or in place of the header's names
     unit_rows: int = 0  # lines between the header and the readings
     comment: str = ""
 
@@ -62,7 +64,7 @@ def find_dialect(text: bytes, layout: FileLayout, name: str, guesses: Guesses) -
         first, separator = 1, separator or found[1]
     comment = layout.comment
     if comment is None:
-        comment = _guess_comment(lines[first:])
+        comment = _guess_comment(lines[first:], separator)
         if comment:
             guesses.add(f"lines that begin with {comment} are comments", "--comment", comment)
     body = [(i, line) for i, line in enumerate(lines) if i >= first and line.strip() and not _begins(line, comment)]
@@ -79,15 +81,20 @@ def find_dialect(text: bytes, layout: FileLayout, name: str, guesses: Guesses) -
         header = False if header is None else header
     if header is not False and layout.skip_rows is None:
         at = _header_place([cells for _, cells in rows], width, layout)
+    if header is None and is_data_row(rows[at][1]) and _has_names(rows[at:], _usual_names(layout)):
+        header = True
+        guesses.add(f"line {rows[at][0] + 1} names the columns", "--header")
     if header is None and is_data_row(rows[at][1]):
         names = _names_in_comment(lines[: rows[at][0]], comment, separator, len(rows[at][1]))
         if not names:
             raise DataFileError(
                 f"{name}, line {rows[at][0] + 1}: this line looks like a reading, and the file has no header; name its "
-                "columns: --column-names time,value (or give --no-header: its columns are then column_1, column_2, ...)"
+                "columns: --column-names time,value (or give --no-header: its columns are then column_1, column_2, "
+                "...). If this line names the columns, add --header"
+                + (f". If a line that begins with {comment} does, add --comment ''" if comment else "")
             )
         guesses.add("the last comment names the columns", "--column-names", ",".join(names))
-        return Dialect(separator, first, header=False, names=names, comment=comment)
+        return Dialect(separator, rows[at][0], header=False, names=names, comment=comment)
     skip_rows = rows[at][0]
     if at:
         guesses.add(f"line {skip_rows + 1} is the header", "--skip-rows", str(skip_rows))
@@ -96,7 +103,7 @@ def find_dialect(text: bytes, layout: FileLayout, name: str, guesses: Guesses) -
         unit_rows = _count_unit_rows([cells for _, cells in rows[at + 1 :]])
         if unit_rows:
             guesses.add(f"the {unit_rows} lines after the header hold no readings", "--unit-rows", str(unit_rows))
-    return Dialect(separator, skip_rows if at else first, header is not False, layout.column_names, unit_rows, comment)
+    return Dialect(separator, skip_rows, header is not False, layout.column_names, unit_rows, comment)
 
 
 def separator_of(layout: FileLayout) -> str | None:
@@ -166,9 +173,40 @@ def _usual_width(rows: Sequence[Sequence[str]]) -> int:
     return max(widths, key=lambda w: (sum(n for (low, high), n in spans.items() if low <= w <= high), w))
 
 
-def _guess_comment(lines: Sequence[str]) -> str:
+def _guess_comment(lines: Sequence[str], separator: str | None) -> str:
     head = next((line for line in lines if line.strip()), "")
-    return next((mark for mark in _COMMENTS if head.startswith(mark)), "")
+    mark = next((mark for mark in _COMMENTS if head.startswith(mark)), "")
+    return "" if mark and _is_column_name(mark, head, lines, separator) else mark
+
+
+def _is_column_name(mark: str, head: str, lines: Sequence[str], separator: str | None) -> bool:
+    """Whether a mark of comments is the first name in the header of the readings after it, as in ``#,time,value``."""
+    body = [(i, line) for i, line in enumerate(lines) if line.strip() and not line.startswith(mark)]
+    for each in _SEPARATORS if separator is None else (separator,):
+        cells = split_line(head, each)
+        if body and len(cells) > 1 and cells[0].strip() == mark:
+            rows = [cells for _, cells in _rows(body, each)]
+            if len(cells) == _usual_width(rows) and is_data_row(rows[0]):
+                return True
+    return False
+
+
+def _usual_names(layout: FileLayout) -> set[str]:
+    """The names, in lower case, of which a header has at least one: of the time column, or usual ones of sensors."""
+    return _time_names(layout) | {*SENSOR_NAMES, (layout.sensor_column or "").strip().lower()} - {""}
+
+
+def _time_names(layout: FileLayout) -> set[str]:
+    given = {part.strip().lower() for name in layout.time_columns for part in (name, *name.split(","))}
+    return given or set(TIME_NAMES)
+
+
+def _has_names(rows: Sequence[Row], usual: set[str]) -> bool:
+    """Whether the first row has a usual name of a column, and the row after it another cell in its place."""
+    if len(rows) < _LEAST_ROWS:
+        return False
+    first, second = ([cell.strip().lower() for cell in cells] for _, cells in rows[:_LEAST_ROWS])
+    return any(cell in usual and cell not in second[i : i + 1] for i, cell in enumerate(first))
 
 
 def _guess_separator(lines: Sequence[str], name: str) -> str:
@@ -215,11 +253,12 @@ def _plausible(rows: Sequence[Sequence[str]], separator: str) -> float:
 
 def _header_place(rows: Sequence[Sequence[str]], width: int, layout: FileLayout) -> int:
     """The index of the header; 0 unless the rows before another one are clearly no part of the table."""
-    places = [i for i, row in enumerate(rows[:_MOST_PREAMBLE_LINES]) if _fits(row, width) and is_header_row(row)]
-    wanted = {name.strip().lower() for name in layout.time_columns} or set(TIME_NAMES)
-    with_time = [i for i in places if wanted & {cell.strip().lower() for cell in rows[i]}]
-    fits_first = _fits(rows[0], width)
-    if fits_first and (not with_time or 0 in with_time or not is_header_row(rows[0])):
+    fitting = [i for i, row in enumerate(rows[:_MOST_PREAMBLE_LINES]) if _fits(row, width)]
+    places = [i for i in fitting if is_header_row(rows[i])]
+    wanted = _time_names(layout)
+    named = [i for i in fitting if wanted & {cell.strip().lower() for cell in rows[i]}]
+    with_time = [i for i in named if i in places] or named  # a header may have numbers among its names
+    if 0 in fitting and (not with_time or 0 in with_time or is_data_row(rows[0])):
         return 0
     candidates = with_time or places
     return candidates[0] if candidates and candidates[0] + 1 < len(rows) else 0
@@ -236,6 +275,7 @@ def _names_in_comment(lines: Sequence[str], comment: str, separator: str, width:
 
 
 def _count_unit_rows(rows: Sequence[Sequence[str]]) -> int:
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
     count = 0
     for row in rows[:_MOST_UNIT_ROWS]:
         if not is_unit_row(row):

@@ -113,13 +113,13 @@ def _read_text(source: Source, content: bytes, layout: FileLayout, guesses: Gues
         header, frame, lines = read_records(text, dialect, source.name)
     except pl.exceptions.PolarsError as error:
         raise DataFileError(f"{source.name} cannot be read: {str(error).splitlines()[0]}") from error
-    names = header if dialect.header else _names_by_position(dialect.names, frame.width, source.name)
-    frame, lines = frame[dialect.unit_rows :], lines[dialect.unit_rows :]
+    has_names = dialect.header and not dialect.names
+    names = header if has_names else _names_by_position(dialect.names, frame.width, source.name)
     frame.columns = _unique_names(names, source.name, notes)
     table = DataTable(source, frame, lines)
-    table = table.without(_is_blank(frame))
-    frame = table.frame.drop(_columns_without_cells(names, table.frame))
-    table = replace(table, frame=frame)
+    table = table.without(_is_blank(frame))  # blank lines do not count as rows of units
+    frame, lines = table.frame[dialect.unit_rows :], table.places[dialect.unit_rows :]
+    table = replace(table, frame=frame.drop(_columns_without_cells(names, frame)), places=lines)
     return _without_repeated_headers(table, [name.strip() for name in header], notes)
 
 
