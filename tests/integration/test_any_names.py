@@ -29,7 +29,12 @@ from tests.environment import environment
 from tests.integration.stream_rig import Message, publish, read_forecasts, rounds, running
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mlflow"), pytest.mark.long(150)]  # see test_registry
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.xdist_group("mlflow"),
+    pytest.mark.long(150),
+    pytest.mark.timeout(480),
+]  # see test_registry
 
 FEATURES = ["sensor", "time", "offset", "partition", "timestamp", "sensor_id"]
 SENSORS = ["roof[/a]", "$GPS_1_$", "_x\x1b[31m\u202e|<script>"]
@@ -48,10 +53,10 @@ def settings(
 ) -> Iterator[Settings]:
     chosen = fresh_settings(
         features=FEATURES,
-        targets=["offset", "sensor_id"],
+        targets=["offset"],
         horizon_steps=3,
         training={"hidden_size": 8, "epochs": 1, "budget_s": 20, "test_fraction": 0.2},
-        forecaster={"poll_alias_s": 0.1},
+        forecaster={"poll_alias_s": 0.1, "adaptation": "off", "calibration": False},
     )
     for name, value in environment(chosen).items():
         monkeypatch.setenv(name, value)
@@ -87,7 +92,7 @@ def test_any_names_go_from_readings_to_forecasts_and_the_audit(
 
     source = RegistryChampion(settings)
     with running(settings, source) as forecaster:  # type: ignore[arg-type]
-        wait_until(lambda: forecaster.counters.readings == len(messages), 60, "all readings were processed")
+        wait_until(lambda: forecaster.counters.readings == len(messages), 120, "all readings were processed")
     assert verify(settings, source.load).faults == {}
     latest = {forecast.sensor_id: forecast for forecast in read_forecasts(settings)}
     assert set(latest) == set(SENSORS)

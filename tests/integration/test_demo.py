@@ -93,7 +93,7 @@ def test_sigterm_during_the_demo_stops_all_servers(
 ) -> None:
     process = start("--sensors", "1")
     kafka = environment["STREAMGRU_STACK__KAFKA_PORT"]
-    wait_until(lambda: not is_free(kafka), 60, "Kafka was started")
+    wait_until(lambda: not is_free(kafka), 180, "Kafka was started")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 130
