@@ -12,6 +12,7 @@ its own. After ``fetch_late``, a poll that follows a small batch at the end of t
 arrived. In a backlog the client prefetches as before, so that fetching and stepping overlap.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,19 +21,22 @@ from typing import Any, Final, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import CorruptRecordError
+from kafka.errors import CorruptRecordError, KafkaError
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
 
+from pipeline.kafka.next_batch import BEYOND_BYTES, ask_next_base
 from pipeline.kafka.record_batch import (
     FetchedRecord,
     find_fault,
-    find_last_offset,
     read_or_set_aside,
     split_batches,
+    unfindable,
 )
 from pipeline.kafka.record_batch import Headers as Headers  # part of this module's interface
 from pipeline.settings_sections import KafkaSettings
+
+logger = logging.getLogger("streamgru.batch_consumer")
 
 # Readings in a batch; a larger batch lets the client prefetch. A fetch takes some 2 ms, stepping 500 readings 20 ms.
 FEW_RECORDS: Final = 500
@@ -48,7 +52,8 @@ def read_fast(consumer: KafkaConsumer, kafka: KafkaSettings) -> KafkaConsumer:
     ``UnreadableBatch``. A poll ends after the batch with which its records pass ``POLL_BYTES`` in memory.
 
     Private: ``_fetcher``, which makes one ``PartitionRecords`` per fetched partition, and whose ``fetched_records``
-        calls ``_append`` until it has enough records; the end of the log in ``_subscription``.
+        calls ``_parse_fetched_data`` and ``_append`` until it has enough records; the sizes of a fetch in its
+        ``config``.
     Why: no option of the client replaces the class that reads records, or limits the bytes of a poll.
     Without it: reading takes 6 µs a record instead of 2, a header name that is not UTF-8 or a damaged batch stops the
         consumer, and a compressed batch of 64 KB can take gigabytes.
@@ -56,11 +61,13 @@ def read_fast(consumer: KafkaConsumer, kafka: KafkaSettings) -> KafkaConsumer:
     Goes when: the client reads as fast, and has options for all of this.
     """
     fetcher, limits = consumer._fetcher, _Limits(kafka)
-    hand_out, append = fetcher.fetched_records, fetcher._append
+    hand_out, append, parse = fetcher.fetched_records, fetcher._append, fetcher._parse_fetched_data
 
-    def end_of_log(where: TopicPartition) -> int | None:
-        state = consumer._subscription.assignment.get(where)
-        return None if state is None else state.highwater
+    def next_base(where: TopicPartition, damaged_base: int, size: int) -> int:
+        # The broker may return the damaged batch again before the next one, so a fetch must have room for both.
+        for option in ("max_partition_fetch_bytes", "fetch_max_bytes"):
+            fetcher.config[option] = max(fetcher.config[option], size + BEYOND_BYTES)
+        return ask_next_base(consumer, where, damaged_base, size)
 
     def fetched_records(*args: Any, **options: Any) -> Any:
         limits.polled_bytes = 0
@@ -70,8 +77,16 @@ def read_fast(consumer: KafkaConsumer, kafka: KafkaSettings) -> KafkaConsumer:
         taken: int = append(drained, part, most, update_offsets)
         return most if limits.is_poll_full else taken
 
-    fetcher.PartitionRecords = partial(_FastPartitionRecords, limits, end_of_log)
+    def parse_and_locate(fetch: Any) -> Any:
+        try:
+            return parse(fetch)
+        except CorruptRecordError as error:  # the broker could not read its log
+            why = f"the broker answers {type(error).__name__}"
+            raise unfindable(fetch.topic_partition, fetch.fetched_offset, why) from error
+
+    fetcher.PartitionRecords = partial(_FastPartitionRecords, limits, next_base)
     fetcher.fetched_records, fetcher._append = fetched_records, append_within_limits
+    fetcher._parse_fetched_data = parse_and_locate
     return consumer
 
 
@@ -140,9 +155,9 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
     """
 
     def __init__(
-        self, limits: _Limits, end_of_log: Callable[[TopicPartition], int | None], *args: Any, **options: Any
+        self, limits: _Limits, next_base: Callable[[TopicPartition, int, int], int], *args: Any, **options: Any
     ) -> None:
-        self._limits, self._end_of_log = limits, end_of_log
+        self._limits, self._next_base = limits, next_base
         self._run, self._taken = _Run([], -1), 0  # the present batch, and how many of its records were taken
         super().__init__(*args, **options)
 
@@ -167,11 +182,13 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
                 self._taken += len(part)
                 is_done = self._taken == len(run.records)
                 self.next_fetch_offset = run.next_offset if is_done else part[-1].offset + 1
-        except CorruptRecordError as error:
+        except KafkaError as error:
+            # The iterator has ended with the error. The next poll fetches from the present position again, so that an
+            # error that lasts is raised there.
+            self.drain()
             if not records:
-                self.drain()  # the next poll fetches the batch again
                 raise
-            self._next_inline_exception = error
+            logger.debug("records before an unreadable batch were returned first: %s", error)
         return records
 
     def _maybe_skip_record(self, record: object) -> bool:
@@ -188,7 +205,9 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
                     continue
                 last_offset = batch.last_offset
             else:
-                last_offset = find_last_offset(batch, next_base, self._end_of_log(tp))
+                if next_base is None or next_base <= batch.base_offset:
+                    next_base = self._next_base(tp, batch.base_offset, len(content))
+                last_offset = next_base - 1
             limit_bytes = self._limits.kafka.batch_limit_bytes(tp.topic)
             found, memory_bytes = read_or_set_aside(batch, limit_bytes, last_offset, fault)
             if batch.base_offset < self.fetch_offset:

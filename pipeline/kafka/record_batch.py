@@ -64,11 +64,7 @@ def split_batches(data: bytes, where: Any, position: int) -> Iterator[tuple[memo
         (length,) = _LENGTH.unpack_from(view, start + _LENGTH_AT)
         end = start + DefaultRecordBatch.AFTER_LEN_OFFSET + length
         if end - start < DefaultRecordBatch.HEADER_STRUCT.size:
-            raise CorruptRecordError(
-                f"partition {where.partition} of {where.topic}: a record batch at or after offset {position} states an "
-                "impossible length, so the batches after it cannot be found. Restore the broker's log from a replica, "
-                "or move the group's offset past the batch with `kafka-consumer-groups.sh --reset-offsets`"
-            )
+            raise unfindable(where, position, "a record batch states an impossible length")
         if end > len(view):
             return  # the fetch ended within this batch
         follows = len(view) - end >= _OFFSET.size
@@ -85,13 +81,26 @@ def find_fault(batch: Any, *, check_crc: bool) -> str | None:
     return None
 
 
-def find_last_offset(batch: Any, next_base: int | None, end_of_log: int | None) -> int:
-    """The last offset of a batch whose header cannot be trusted."""
-    first: int = batch.base_offset
-    if next_base is not None and next_base > first:
-        return next_base - 1
-    claimed = max(first, int(batch.last_offset))
-    return claimed if end_of_log is None else max(first, min(claimed, end_of_log - 1))
+def unfindable(where: Any, position: int, why: object) -> CorruptRecordError:
+    """The error for a log that is damaged beyond one batch."""
+    return CorruptRecordError(
+        f"the log of {where.topic}, partition {where.partition}, is damaged at or after offset {position}: {why}. The "
+        "batches after it cannot be found. Restore the broker's log from a replica, or move the group's offset past "
+        "the damage with `kafka-consumer-groups.sh --reset-offsets`"
+    )
+
+
+def first_offsets(data: bytes, where: Any, position: int) -> Iterator[int]:
+    """The first offset of each batch, also of the last one if only its beginning was fetched.
+
+    Raises:
+        CorruptRecordError: see ``split_batches``.
+    """
+    following: int | None = None
+    for content, following in split_batches(data, where, position):  # noqa: B007
+        yield _OFFSET.unpack_from(content)[0]
+    if following is not None:
+        yield following
 
 
 def read_or_set_aside(batch: Any, limit_bytes: int, last_offset: int, fault: str | None = None) -> BatchContent:
@@ -106,30 +115,40 @@ def read_or_set_aside(batch: Any, limit_bytes: int, last_offset: int, fault: str
         last_offset: offset of the batch's last record.
         fault: why the header of the batch cannot be trusted.
     """
-    first_offset = batch.base_offset
-    content = bytes(batch._buffer)
-    codec = CODECS.get(batch.compression_type, f"codec {batch.compression_type}")
-    described = (
-        f"offsets {first_offset} to {last_offset}, {batch.records_count:,} records, {len(content):,} bytes, {codec}"
-    )
     try:
         if fault is not None:
             raise CorruptRecordError(fault)
         return read_batch(batch, limit_bytes)
     except TooLarge as error:
+        content, described = _describe(batch, last_offset)
         reason = OVERSIZED
         detail = (
             f"the batch takes at least {error.size:,} bytes in memory, and kafka.max_batch_bytes allows "
             f"{limit_bytes:,} ({described}); let its producer send smaller batches, or raise the setting"
         )
     except CorruptRecordError as error:
+        content, described = _describe(batch, last_offset)
         reason = DAMAGED
         why = error.args[0] if error.args else error
         detail = f"the batch is damaged: {why} ({described}); check its producer and the brokers' disks"
+    first_offset = batch.base_offset
     value = UnreadableBatch.of(
         content, reason, detail, first_offset=first_offset, last_offset=last_offset, records=batch.records_count
     )
     return BatchContent([FetchedRecord(None, value, first_offset, [], batch.max_timestamp)], len(content))
+
+
+def _describe(batch: Any, last_offset: int) -> tuple[bytes, str]:
+    """The bytes of a batch that cannot be read, and its offsets and sizes in words.
+
+    Private: ``DefaultRecordBatch._buffer``.
+    Why, Without it, Goes when: see ``batch_consumer.read_fast``.
+    Tested with: kafka-python >=3.0.12,<3.1.
+    """
+    content = bytes(batch._buffer)
+    codec = CODECS.get(batch.compression_type, f"codec {batch.compression_type}")
+    offsets = f"offsets {batch.base_offset} to {last_offset}"
+    return content, f"{offsets}, {batch.records_count:,} records, {len(content):,} bytes, {codec}"
 
 
 def read_batch(batch: Any, limit_bytes: int) -> BatchContent:

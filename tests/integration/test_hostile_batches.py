@@ -1,5 +1,7 @@
 """Batches that cannot be read, on a real broker: each is one dead letter, and every reader goes on after it."""
 
+import struct
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +33,8 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
-LIMIT_BYTES = 2_000_000
+LIMIT_BYTES = 2_200_000
+LARGEST_BYTES = 1_048_588  # a little more than a fetch has by default
 BOMB_BYTES = 300_000_000
 
 
@@ -41,7 +44,7 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
         features=["a"],
         targets=["a"],
         horizon_steps=1,
-        kafka={"partitions": 1, "max_batch_bytes": LIMIT_BYTES},
+        kafka={"partitions": 1, "max_batch_bytes": LIMIT_BYTES, "max_reading_bytes": LARGEST_BYTES},
         forecaster={"poll_alias_s": 0.1},
     )
     ensure_topics(made)
@@ -191,3 +194,51 @@ def test_a_batch_that_is_damaged_on_the_brokers_disk_is_set_aside(
     verdict = verify(settings, champion.load)
     assert verdict.faults == {}
     assert (verdict.audit.accepted, verdict.audit.rejected) == (6, 3)
+
+
+@pytest.mark.parametrize("stated", [0, 7])
+def test_a_damaged_batch_that_fills_a_fetch_hides_no_reading_and_is_set_aside_once(
+    broker: Settings, settings: Settings, champion: FolderChampion, stated: int
+) -> None:
+    """Its header states a wrong last offset, and the next batch is not in the same fetch."""
+    sender = Sender(settings)
+    sender.good()
+    (key, value), *_ = sender.messages(1)
+    size = LARGEST_BYTES
+    padded = (value or b"") + b" " * 340_000
+    missing = size - len(batch_of(NONE, [(key, padded)] * 3).encode())
+    sender.harmful(batch_of(NONE, [(key, padded), (key, padded), (key, padded + b" " * missing)]), DAMAGED)
+    for _ in range(3):
+        sender.good()
+    (segment,) = broker.home.rglob(f"{settings.kafka.topics.readings}-0/*.log")
+    with segment.open("r+b") as log:
+        log.seek(log.read().index(struct.pack(">qi", 3, size - 12)) + 23)  # the last offset, counted from the first
+        log.write(struct.pack(">i", stated))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == 13, 30, "all records were processed")
+    assert [(letter.reason, letter.offset, letter.last_offset) for letter in letters_of(settings)] == sender.bad
+    verdict = verify(settings, champion.load)
+    assert verdict.faults == {}
+    assert (verdict.audit.accepted, verdict.audit.rejected) == (12, 3)
+    assert ingest(settings).readings == 12
+
+
+@pytest.mark.parametrize("length", [7, -1])
+def test_a_damaged_length_in_the_log_ends_forecaster_and_audit_with_its_place_and_a_remedy(
+    broker: Settings, settings: Settings, champion: FolderChampion, length: int
+) -> None:
+    sender = Sender(settings)
+    for _ in range(3):
+        sender.good()
+    (segment,) = broker.home.rglob(f"{settings.kafka.topics.readings}-0/*.log")
+    with segment.open("r+b") as log:
+        (size,) = struct.unpack(">i", log.read(12)[8:])
+        log.seek(12 + size + 8)  # in the second batch
+        log.write(struct.pack(">i", length))
+    message = "the log of .*, partition 0, is damaged at or after offset 3: .*kafka-consumer-groups.sh --reset-offsets"
+    for _ in range(2):  # a successor ends in the same way
+        with pytest.raises(KafkaError, match=message), running(settings, champion, "damaged-log"):
+            wait_until(lambda: "damaged-log" not in {one.name for one in threading.enumerate()}, 30, "it ended")
+    assert len(wait_for_forecasts(settings, 3)) == 3
+    with pytest.raises(KafkaError, match=message):
+        ingest(settings)

@@ -13,11 +13,12 @@ from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchB
 
 from pipeline.dead_letter_form import dead_letter
 from pipeline.kafka.decompression import TooLarge
+from pipeline.kafka.next_batch import find_next_base
 from pipeline.kafka.record_batch import (
     RECORD_BYTES,
     FetchedRecord,
     find_fault,
-    find_last_offset,
+    first_offsets,
     read_batch,
     read_or_set_aside,
     split_batches,
@@ -176,15 +177,66 @@ def test_a_damaged_header_does_not_hide_the_batches_after_it() -> None:
     batches = [replace(batch_of(NONE, READINGS), base_offset=first, last_offset_delta=1 << 30) for first in (0, 3)]
     found = list(split_batches(b"".join(batch.encode() for batch in batches), WHERE, 0))
     assert [following for _, following in found] == [3, None]
-    first, second = (DefaultRecordBatch(content) for content, _ in found)
-    assert find_last_offset(first, 3, end_of_log=6) == 2
-    assert find_last_offset(second, None, end_of_log=6) == 5
+    whole = b"".join(batch.encode() for batch in batches)
+    assert list(first_offsets(whole, WHERE, 0)) == [0, 3]
+    assert list(first_offsets(whole[: len(whole) // 2 + 20], WHERE, 0)) == [0, 3]
+
+
+class OneDamagedBatch:
+    """A log that finds offsets as a broker does, by the last offsets that the headers of the batches state.
+
+    Args:
+        segments: the numbers of records in the batches of each segment.
+        damaged: index of the damaged batch.
+        claims: the last offset that its header states, counted from its first.
+        shown: batches of one fetch.
+    """
+
+    def __init__(self, segments: list[list[int]], damaged: int, claims: int, shown: int) -> None:
+        self.segments: list[list[tuple[int, int]]] = []  # first and stated last offset
+        self.fetches, self.end, self.shown = 0, 0, shown
+        for counts in segments:
+            self.segments.append([])
+            for count in counts:
+                self.segments[-1].append((self.end, self.end + count - 1))
+                self.end += count
+        bases = [base for segment in self.segments for base, _ in segment]
+        self.base = bases[damaged]
+        self.next = [*bases, self.end][damaged + 1]
+        stated = (self.base, self.base + claims)
+        self.segments = [[stated if each[0] == self.base else each for each in segment] for segment in self.segments]
+
+    def fetch(self, offset: int) -> list[int]:
+        self.fetches += 1
+        assert self.fetches < 100
+        start = max(number for number, segment in enumerate(self.segments) if segment[0][0] <= offset)
+        for number, segment in enumerate(self.segments[start:]):
+            for place, (_, last) in enumerate(segment):
+                if number or last >= offset:
+                    return [base for base, _ in segment[place : place + self.shown]]
+        return []
+
+
+@given(
+    segments=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=1, max_size=4),
+    data=st.data(),
+    claims=st.integers(0, 200) | st.just(1 << 30),
+    shown=st.integers(2, 3),
+)
+def test_the_batch_after_a_damaged_one_is_found_for_any_last_offset_in_its_header(
+    segments: list[list[int]], data: st.DataObject, claims: int, shown: int
+) -> None:
+    damaged = data.draw(st.integers(0, sum(map(len, segments)) - 1))
+    log = OneDamagedBatch(segments, damaged, claims, shown)
+    assert find_next_base(log.fetch, log.base, log.end) == log.next
 
 
 def test_an_impossible_batch_length_is_an_error_with_the_position() -> None:
     data = bytearray(batch_of(NONE, READINGS).encode() * 2)
     data[8:12] = b"\x00\x00\x00\x07"
-    with pytest.raises(CorruptRecordError, match="partition 1 of readings: a record batch at or after offset 17 "):
+    with pytest.raises(
+        CorruptRecordError, match="the log of readings, partition 1, is damaged at or after offset 17: "
+    ):
         list(split_batches(bytes(data), WHERE, 17))
 
 
