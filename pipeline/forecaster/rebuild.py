@@ -11,7 +11,7 @@ The functions are generators that yield after every poll, so that the caller can
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -109,7 +109,12 @@ class StateRebuilder:
         self._decoder = make_decoder(settings)
 
     def rebuild(
-        self, partition: int, known: Mapping[str, SensorAnchors | None] | None, end: int, held_from: int | None = None
+        self,
+        partition: int,
+        known: Mapping[str, SensorAnchors | None] | None,
+        end: int,
+        held_from: int | None = None,
+        admitted: Collection[str] = (),
     ) -> Generator[None, None, RebuildReport]:
         """Rebuild the states of the given sensors as of ``end``, the offset of the next reading to process.
 
@@ -117,6 +122,8 @@ class StateRebuilder:
             known: sensor -> anchors, or None if they are unknown; None instead of a mapping: all sensors.
             held_from: offset of the first reading that is buffered as of ``end``; None if none is buffered. The states
                 must be warm at this offset already, because ``read_buffered`` classifies later readings by them.
+            admitted: sensors within the limit of sensors; further ones follow in the order of their first readings in
+                the whole log, also of readings that are too far back for a replay.
         """
         where = TopicPartition(self._topic, partition)
         log_start = self._reader.beginning_offsets([where])[where]
@@ -127,10 +134,18 @@ class StateRebuilder:
         maybe_skipped: list[str] = []
         if unknown is None or unknown:
             finder = _AnchorFinder(self._settings, 0 if floor == log_start else floor + (end - floor) // 2, held_from)
-            yield from self._find_anchors(partition, unknown, floor, end, finder)
+            limit = self._settings.forecaster.max_sensors_per_partition if known is None else None
+            within = {*admitted, *self._serving.table.partition_rows(partition)[0]}
+            older: dict[str, int] = {}
+            if limit is not None:
+                older = yield from self._admit_older(partition, log_start, floor, within, limit)
+            yield from self._find_anchors(partition, unknown, floor, end, finder, within, limit)
             if not self._alive(partition):
                 return RebuildReport()
             past.update(finder.found())
+            for sensor, last_us in older.items():
+                found = past.get(sensor, SensorAnchors((), NEVER_US))
+                past[sensor] = replace(found, last_us=max(found.last_us, last_us))
             maybe_skipped = finder.maybe_skipped if floor else []  # there are no readings before offset 0
             past.update({sensor: SensorAnchors((), NEVER_US) for sensor in (unknown or ()) if sensor not in past})
         starts = {
@@ -223,28 +238,57 @@ class StateRebuilder:
         places = zip(readings.keys, readings.offsets.tolist(), strict=True)
         return readings.take(np.array([first.get(key, offset + 1) <= offset for key, offset in places]))
 
+    def _admit_older(
+        self, partition: int, start: int, end: int, admitted: set[str], limit: int
+    ) -> Generator[None, None, dict[str, int]]:
+        """The latest timestamp in [start, end) of each sensor within the limit; adds new sensors to ``admitted``."""
+        latest: dict[str, int] = {}
+        if start >= end:
+            return latest
+        for run in read_range(self._reader, self._topic, partition, start, end):
+            if not self._alive(partition):
+                break
+            readings = self._decode(partition, run)
+            for sensor, timestamp_us in zip(readings.sensors, readings.timestamp_us.tolist(), strict=True):
+                if _admits(sensor, admitted, limit):
+                    latest[sensor] = max(timestamp_us, latest.get(sensor, NEVER_US))
+            yield
+        return latest
+
     def _find_anchors(
-        self, partition: int, wanted: set[str] | None, floor: int, end: int, finder: "_AnchorFinder"
+        self,
+        partition: int,
+        wanted: set[str] | None,
+        floor: int,
+        end: int,
+        finder: "_AnchorFinder",
+        admitted: set[str],
+        limit: int | None,
     ) -> Generator[None, None, None]:
         """Pass all readings of [floor, end) of the wanted sensors to the finder; None: of all sensors.
 
-        With a limit of sensors, "all" are those with a state, and further ones in the order of their first readings.
+        With a limit of sensors, "all" are those in ``admitted``, and further ones in the order of their first readings.
         """
-        limit = self._settings.forecaster.max_sensors_per_partition
-        known = set(self._serving.table.partition_rows(partition)[0])
         for run in read_range(self._reader, self._topic, partition, floor, end):
             if not self._alive(partition):
                 break
             readings = self._decode(partition, run)
             moments = zip(readings.sensors, readings.timestamp_us.tolist(), readings.offsets.tolist(), strict=True)
             for sensor, timestamp_us, offset in moments:
-                if wanted is None and limit is not None and sensor not in known:
-                    if len(known) >= limit:
-                        continue
-                    known.add(sensor)
+                if limit is not None and not _admits(sensor, admitted, limit):
+                    continue
                 if wanted is None or sensor in wanted:
                     finder.add(sensor, timestamp_us, offset)
             yield
+
+
+def _admits(sensor: str, admitted: set[str], limit: int) -> bool:
+    """Whether a sensor is within the limit; adds it to ``admitted`` if it is a new one."""
+    if sensor not in admitted:
+        if len(admitted) >= limit:
+            return False
+        admitted.add(sensor)
+    return True
 
 
 @dataclass

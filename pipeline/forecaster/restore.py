@@ -161,7 +161,8 @@ class Restorer:
                 yield from rebuilder.catch_up(partition, recorded.read_from, position.next)
         if partition not in wanted:
             return
-        rebuilt = yield from self._rebuild(rebuilder, partition, known, position)
+        admitted = {*states.anchors(partition), *states.unusable[partition]}
+        rebuilt = yield from self._rebuild(rebuilder, partition, known, position, admitted)
         restored.rebuilt += rebuilt
         if rebuilt.sensors or rebuilt.cold:
             restored.needs_full_write.add(partition)
@@ -272,11 +273,12 @@ class Restorer:
         partition: int,
         known: dict[str, SensorAnchors | None] | None,
         position: Position,
+        admitted: Collection[str],
     ) -> Generator[None, None, RebuildReport]:
         if known is not None and not known:
             return RebuildReport()
         began = time.monotonic()
-        rebuilt = yield from rebuilder.rebuild(partition, known, position.next, position.held_from)
+        rebuilt = yield from rebuilder.rebuild(partition, known, position.next, position.held_from, admitted)
         if rebuilt.sensors or rebuilt.cold:
             logger.warning(
                 "partition %d: the changelog has no usable states of %d sensors; rebuilt by replaying %d readings of "

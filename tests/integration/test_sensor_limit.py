@@ -90,6 +90,33 @@ def test_a_flood_of_sensor_ids_is_refused_in_stream_restart_rebuild_history_and_
     assert sequences.sensors == tuple(KNOWN)
 
 
+def test_a_flood_longer_than_a_replay_takes_no_place_of_a_known_sensor_after_a_deleted_changelog(
+    broker: Settings, fresh_settings: SettingsFactory, champion: FolderChampion
+) -> None:
+    """The known sensors were accepted before the readings that a rebuild replays; half of them are silent since."""
+    few, silent = KNOWN[:4], KNOWN[:2]
+    settings = fresh_settings(
+        features=["a"],
+        targets=["a"],
+        horizon_steps=1,
+        kafka={"partitions": 1},
+        forecaster={"poll_alias_s": 0.1, "max_sensors_per_partition": len(few), "rewarm_max_readings": 100},
+    )
+    ensure_topics(settings)
+    publish(settings, rounds(settings, few, range(3)))
+    publish(settings, rounds(settings, FLOOD, range(1)))
+    with running(settings, champion) as forecaster:
+        wait_until(lambda: forecaster.counters.readings == 12 + len(FLOOD), 60, "all records were processed")
+    delete_changelog(settings)
+    publish(settings, rounds(settings, [*FLOOD[:3], *few], range(3, 4)))
+    publish(settings, rounds(settings, silent, range(1, 2)))  # late
+    with running(settings, champion) as rebuilt:
+        wait_until(lambda: rebuilt.counters.readings == 9, 60, "all records were processed")
+    assert len(letters_of(settings)) == len(FLOOD) + 3
+    assert {forecast.sensor_id for forecast in read_forecasts(settings)} == set(few)
+    assert len(read_forecasts(settings)) == 4 * len(few)
+
+
 def test_republished_readings_are_forecast_after_the_limit_was_raised(
     settings: Settings, champion: FolderChampion
 ) -> None:
