@@ -13,7 +13,8 @@ log = logging.getLogger("streamgru.flows")
 
 # The loggers whose handlers print the records of a run, or send them to its page.
 _LOGGERS: Final = (None, "prefect", "prefect.flow_runs", "prefect.task_runs", "streamgru")
-_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
+# Characters with a meaning anywhere, in an address, and at the beginning of a line. Numbers and words stay readable.
+_MARKDOWN: Final = re.compile(r"([\\`*_\[\]|~$@]|:(?=\S)|^[#+\-=](?=.)|(?<=^\d)[.)]|(?<=^\d\d)[.)])")
 _HTML: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _URL_UNSAFE: Final = re.compile(r"[^A-Za-z0-9\-._~:/?#@!$&'*+,;=%]")
 _LONGEST_DESCRIPTION: Final = 1_000

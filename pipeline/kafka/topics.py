@@ -137,7 +137,8 @@ def ensure_topics(settings: Settings, *, alter: bool = False) -> list[str]:
         found = _find(admin, plans)
         missing = [plan for plan in plans if plan.name not in found]
         if missing:
-            _create(admin, settings, missing)
+            if _create(admin, settings, missing):
+                found = _find(admin, plans)
         if alter:
             report = _alter(admin, plans, found)
             found = _find(admin, plans)
@@ -241,7 +242,8 @@ def _find(admin: KafkaAdminClient, plans: Iterable[TopicPlan]) -> dict[str, _Top
     }
 
 
-def _create(admin: KafkaAdminClient, settings: Settings, plans: list[TopicPlan]) -> None:
+def _create(admin: KafkaAdminClient, settings: Settings, plans: list[TopicPlan]) -> bool:
+    """Create topics; return whether another process had created any of them, perhaps with other settings."""
     wanted = {
         plan.name: {
             "num_partitions": settings.kafka.partitions,
@@ -250,10 +252,11 @@ def _create(admin: KafkaAdminClient, settings: Settings, plans: list[TopicPlan])
         }
         for plan in plans
     }
+    existed = False
     answer = admin.create_topics(wanted, raise_errors=False)
     for topic in answer["topics"]:
         error = client_errors.for_code(topic["error_code"])
-        # Another process may create them at the same time.
+        existed |= error is client_errors.TopicAlreadyExistsError
         if error not in (client_errors.NoError, client_errors.TopicAlreadyExistsError):
             reason = topic.get("error_message") or error.__name__
             raise TopicError(
@@ -261,6 +264,7 @@ def _create(admin: KafkaAdminClient, settings: Settings, plans: list[TopicPlan])
                 "kafka.replication_factor in the settings"
             )
     admin.wait_for_topics(list(wanted))
+    return existed
 
 
 def _alter(admin: KafkaAdminClient, plans: Iterable[TopicPlan], found: Mapping[str, _Topic]) -> list[str]:

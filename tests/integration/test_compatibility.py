@@ -133,7 +133,8 @@ def compare_states(golden: Golden, settings: Settings) -> None:
         assert theirs.value is not None
         if theirs.key == POSITION:
             assert json.loads(ours)["position"] == json.loads(theirs.value)["position"]
-            assert list(json.loads(ours)) == list(json.loads(theirs.value))
+            # A release that does not know the rules of times ignores them.
+            assert [name for name in json.loads(ours) if name != "time_rules"] == list(json.loads(theirs.value))
             continue
         (tag, row), (their_tag, their_row) = decode_state(ours), decode_state(theirs.value)
         assert tag == their_tag

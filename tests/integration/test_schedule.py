@@ -125,7 +125,7 @@ def test_a_start_keeps_schedules_and_pauses_and_only_the_newest_overdue_run(
     settings: Settings, prefect: SyncPrefectClient, request: pytest.FixtureRequest
 ) -> None:
     """Registration at Prefect alone would replace deployments and schedules, and keep all overdue runs."""
-    never = settings.schedules.model_copy(update={"monitor": Schedule(interval_s=400_000_000)})
+    never = settings.schedules.model_copy(update={"monitor": Schedule(interval_s=300_000_000)})
     chosen = settings.model_copy(update={"schedules": never})  # not due during this test
 
     def register() -> dict[str, Any]:
