@@ -136,9 +136,8 @@ def ensure_topics(settings: Settings, *, alter: bool = False) -> list[str]:
     with make_admin(settings) as admin, translate_errors("creating the topics", settings):
         found = _find(admin, plans)
         missing = [plan for plan in plans if plan.name not in found]
-        if missing:
-            if _create(admin, settings, missing):
-                found = _find(admin, plans)
+        if missing and _create(admin, settings, missing):
+            found = _find(admin, plans)
         if alter:
             report = _alter(admin, plans, found)
             found = _find(admin, plans)
