@@ -367,7 +367,7 @@ def demo_screen(values: Values) -> str:
 
 def progress_column(values: Values) -> str:
     task: Any = types.SimpleNamespace(description=values.text(), fields={"detail": values.text()})
-    return TaskText("{task.description} {task.fields[detail]}").render(task).plain
+    return TaskText("doing {task.description} {task.fields[detail]}").render(task).plain
 
 
 def log_line(values: Values) -> str:
