@@ -65,7 +65,8 @@ def is_free(port: str) -> bool:
 def test_the_demo_runs_all_its_steps_and_stops_all_servers(
     start: StartDemo, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    short = ("--sensors", "3", "--history-days", "60", "--live-days", "40", "--live-seconds", "20")
+    # Enough readings to last at the slowest pace, by two per second and sensor, until the second model takes over.
+    short = ("--sensors", "3", "--history-days", "60", "--live-days", "80")
     process = start(*short)
     output, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, output + errors

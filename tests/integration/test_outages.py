@@ -42,6 +42,7 @@ class Stream:
     champion: FolderChampion
     fleet: Fleet
     published: int = 0
+    last_seen: str = ""  # offsets, or the error of the last look at them
 
     @classmethod
     def begin(cls, home: Path, port: int, forecasters: int) -> "Stream":
@@ -78,9 +79,19 @@ class Stream:
         try:
             ends = topic_ends(self.settings, self.settings.kafka.topics.readings)
             committed = committed_offsets(self.settings)
-        except StreamgruError:
+        except StreamgruError as error:
+            self.last_seen = repr(error)
             return False
+        self.last_seen = f"ends {ends}, committed {committed}"
         return all(committed.get(partition, 0) >= end for partition, end in ends.items())
+
+    def wait_until_caught_up(self, timeout_s: float, message: str) -> None:
+        """Wait; the error shows the offsets and the end of each forecaster's log."""
+        try:
+            wait_until(self.is_caught_up, timeout_s, message)
+        except AssertionError as error:
+            logs = "\n\n".join("\n".join(said.splitlines()[-40:]) for said in self.said)
+            raise AssertionError(f"{error}; {self.last_seen}\n{logs}") from None
 
     def all_work(self) -> bool:
         """Whether every forecaster commits, so that each has a partition."""
@@ -184,9 +195,9 @@ def test_forecasters_continue_after_an_outage_longer_than_their_timeouts(
         until = time.monotonic() + OUTAGE_S
         wait_until(lambda: time.monotonic() > until, OUTAGE_S + 5, "the outage lasted")
     for stream in streams:
-        wait_until(stream.is_caught_up, GO_ON_S, "the forecasters caught up")
+        stream.wait_until_caught_up(GO_ON_S, "the forecasters caught up")
         stream.publish(5)
-        wait_until(stream.is_caught_up, 30, "the new readings were forecast")
+        stream.wait_until_caught_up(30, "the new readings were forecast")
         wait_until(stream.have_logged_the_outage, 30, "each forecaster has logged the outage and its end")
         stream.assert_nothing_is_lost_or_twice()
 
@@ -207,7 +218,7 @@ def test_a_forecaster_waits_for_a_broker_that_ends_because_its_disk_is_full(
     wait_until(lambda: not Stack(stream.settings).status()[0].pid, 60, "the broker ended")
     wait_until(lambda: "no Kafka broker answers" in stream.said[0], 30, "the forecaster says so")
     Stack(stream.settings).up(("kafka",))  # this broker has no limit on file sizes
-    wait_until(stream.is_caught_up, GO_ON_S, "the forecaster caught up")
+    stream.wait_until_caught_up(GO_ON_S, "the forecaster caught up")
     stream.publish(5)
-    wait_until(stream.is_caught_up, 30, "the new readings were forecast")
+    stream.wait_until_caught_up(30, "the new readings were forecast")
     stream.assert_nothing_is_lost_or_twice()
