@@ -16,6 +16,9 @@ from pipeline.readings_format.schema_registry import NEEDS_EXTRA, Schema
 _MAIN_FILE: Final = "streamgru_schema.proto"
 _COMPILE_TIMEOUT_S: Final = 30.0
 _MOST_INDEXES: Final = 64  # of a message inside messages, in Confluent's framing
+# Fields that are not in a message have values too, so a list of empty messages could fill the memory.
+_MOST_VALUES: Final = 100_000  # of a message, and further values for its bytes:
+_MORE_VALUES_PER_BYTE: Final = 2
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WRAPPERS: Final = frozenset(
     f"google.protobuf.{name}Value"
@@ -62,7 +65,8 @@ def make_protobuf_reader(schema: Schema) -> Reader:
     def read(data: bytes) -> Any:
         indexes, start = _read_indexes(data)
         try:
-            return _content(message_class(indexes).FromString(data[start:]))
+            found = message_class(indexes).FromString(data[start:])
+            return _Conversion(_MOST_VALUES + _MORE_VALUES_PER_BYTE * len(data)).content(found)
         except (message.DecodeError, RecursionError, ValueError) as error:
             raise Rejected("malformed", f"the Protobuf message does not follow its schema: {error}") from None
 
@@ -125,39 +129,55 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     raise Rejected("malformed", "the message indexes of the Protobuf framing are damaged")
 
 
-def _content(found: Any) -> Any:
-    """A message as a dict of its fields; times and wrapped values as plain values."""
-    descriptor = found.DESCRIPTOR
-    if descriptor.full_name == "google.protobuf.Timestamp":
-        try:
-            return _EPOCH + timedelta(seconds=found.seconds, microseconds=found.nanos // 1_000)
-        except OverflowError:
-            raise ValueError(f"the timestamp of {found.seconds} seconds is out of range") from None
-    if descriptor.full_name in _WRAPPERS:
-        return found.value
-    return {field.name: _field(found, field) for field in descriptor.fields}
+class _Conversion:
+    """Turns one message into Python values.
 
+    Args:
+        most_values: number of values after which it raises ``Rejected``.
+    """
 
-def _field(found: Any, field: Any) -> Any:
-    value = getattr(found, field.name)
-    plain = _plain_of(field)
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        plain_value = _plain_of(field.message_type.fields_by_name["value"])
-        return {str(name): plain_value(value[name]) for name in value}
-    if field.is_repeated:
-        return [plain(item) for item in value]
-    if field.has_presence and not found.HasField(field.name):
-        return None
-    return plain(value)
+    def __init__(self, most_values: int) -> None:
+        self._most_values = self._left = most_values
 
+    def content(self, found: Any) -> Any:
+        """A message as a dict of its fields; times and wrapped values as plain values."""
+        descriptor = found.DESCRIPTOR
+        if descriptor.full_name == "google.protobuf.Timestamp":
+            try:
+                return _EPOCH + timedelta(seconds=found.seconds, microseconds=found.nanos // 1_000)
+            except OverflowError:
+                raise ValueError(f"the timestamp of {found.seconds} seconds is out of range") from None
+        if descriptor.full_name in _WRAPPERS:
+            return found.value
+        self._count(len(descriptor.fields))
+        return {field.name: self._field(found, field) for field in descriptor.fields}
 
-def _plain_of(field: Any) -> Callable[[Any], Any]:
-    if field.message_type is not None:
-        return _content
-    if field.enum_type is not None:
-        names = field.enum_type.values_by_number
-        return lambda number: names[number].name if number in names else number
-    return _itself
+    def _field(self, found: Any, field: Any) -> Any:
+        value = getattr(found, field.name)
+        plain = self._plain_of(field)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            plain_value = self._plain_of(field.message_type.fields_by_name["value"])
+            self._count(len(value))
+            return {str(name): plain_value(value[name]) for name in value}
+        if field.is_repeated:
+            self._count(len(value))
+            return [plain(item) for item in value]
+        if field.has_presence and not found.HasField(field.name):
+            return None
+        return plain(value)
+
+    def _plain_of(self, field: Any) -> Callable[[Any], Any]:
+        if field.message_type is not None:
+            return self.content
+        if field.enum_type is not None:
+            names = field.enum_type.values_by_number
+            return lambda number: names[number].name if number in names else number
+        return _itself
+
+    def _count(self, values: int) -> None:
+        self._left -= values
+        if self._left < 0:
+            raise Rejected("malformed", f"the Protobuf message holds more than {self._most_values:,} values")
 
 
 def _itself(value: Any) -> Any:

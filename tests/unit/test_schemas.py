@@ -216,6 +216,62 @@ def test_a_deeply_nested_avro_schema_makes_dead_letters(registry: Registry) -> N
     assert "cannot be used" in rejection(registry.decoder(**FLAT, format="avro"), framed(7, b"\x00")).detail
 
 
+def doubling(leaf: list[dict[str, object]], types: int) -> dict[str, Any]:
+    """A record type that uses the type before it twice, and so on: 2 ** types records at the end."""
+    schema: dict[str, Any] = {"type": "record", "name": "A0", "fields": leaf}
+    for number in range(1, types):
+        again = {"name": "b", "type": f"A{number - 1}"}
+        schema = {"type": "record", "name": f"A{number}", "fields": [{"name": "a", "type": schema}, again]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("leaf", "said"),
+    [([], "no bytes"), ([{"name": "a", "type": "null"}], "no bytes"), ([{"name": "a", "type": "double"}], "follow")],
+)
+def test_an_avro_schema_that_doubles_with_each_named_type_makes_dead_letters(
+    registry: Registry, leaf: list[dict[str, object]], said: str
+) -> None:
+    schema = doubling(leaf, 40)
+    assert len(json.dumps(schema)) < 5_000
+    registry.add_avro(7, schema)
+    decoder = registry.decoder(**FLAT, format="avro")
+    for body in (b"", b"\x00" * 1_000):
+        rejected = rejection(decoder, framed(7, body))
+        assert rejected.reason == "malformed"
+        assert said in rejected.detail
+
+
+@pytest.mark.parametrize("kind", ["array", "map"])
+def test_an_avro_list_of_items_with_many_values_a_byte_makes_dead_letters(registry: Registry, kind: str) -> None:
+    nulls = [{"name": f"n{number}", "type": "null"} for number in range(500)]
+    item = ["null", {"type": "record", "name": "Item", "fields": nulls}]
+    registry.add_avro(7, {"type": kind, "items" if kind == "array" else "values": item})
+    assert "values a byte" in rejection(registry.decoder(**FLAT, format="avro"), framed(7, b"\x00")).detail
+
+
+def test_an_avro_type_that_is_used_often_is_read(registry: Registry) -> None:
+    """Each use takes bytes of the record, so no bound applies."""
+    quality = {"type": "record", "name": "Q", "fields": [{"name": f"q{n}", "type": "boolean"} for n in range(20)]}
+    uses = [{"name": f"u{number}", "type": "Q" if number else quality} for number in range(600)]
+    schema = AVRO | {"fields": [*AVRO["fields"], *uses]}
+    registry.add_avro(7, schema)
+    body = avro(AVRO, {"device": "roof", "at": NOON, "temperature": 21.5}) + b"\x00" * 12_000
+    assert registry.decoder(**FLAT, format="avro").decode(None, framed(7, body)).values == (21.5,)
+
+
+def test_a_long_avro_decimal_makes_a_dead_letter(registry: Registry) -> None:
+    decimal = {"logicalType": "decimal", "precision": 10_000_000, "scale": 1}
+    schema = AVRO | {"fields": [*AVRO["fields"][:2], {"name": "temperature", "type": {"type": "bytes", **decimal}}]}
+    registry.add_avro(7, schema)
+    registry.add_avro(8, {"type": "fixed", "name": "F", "size": 1_000_000, **decimal, "precision": 10})
+    decoder = registry.decoder(**FLAT, format="avro")
+    head = b"\x08roof" + avro("long", NOON_US // 1_000)
+    assert decoder.decode(None, framed(7, head + avro("bytes", b"\x00\xd7"))).values == (21.5,)
+    assert "1,000,000 bytes" in rejection(decoder, framed(7, head + avro("bytes", b"\x7f" * 1_000_000))).detail
+    assert "1,000,000 bytes" in rejection(decoder, framed(8, b"\x7f" * 1_000_000)).detail
+
+
 # --- Protobuf ---------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +318,22 @@ def test_a_protobuf_field_that_is_not_set_is_missing_if_it_has_presence(registry
     )
     decoder = registry.decoder(**FLAT, format="protobuf")
     assert rejection(decoder, record).reason == "no-feature"
+
+
+def test_a_protobuf_schema_that_doubles_with_each_message_type_is_read(registry: Registry) -> None:
+    types = [f"message M{number} {{ M{number - 1} a = 1; M{number - 1} b = 2; }}" for number in range(1, 60)]
+    registry.add(7, "PROTOBUF", f'syntax = "proto3"; message M0 {{ double a = 1; }} {" ".join(types)}')
+    decoder = registry.decoder(**FLAT | {"sensor": "@key", "time": "@record_timestamp"}, format="protobuf")
+    with pytest.raises(Rejected) as caught:
+        decoder.decode(b"roof", framed(7, b"\x02\x76"), (), NOON_US // 1_000)
+    assert caught.value.reason == "no-feature"
+
+
+def test_a_protobuf_list_of_empty_messages_with_many_fields_makes_a_dead_letter(registry: Registry) -> None:
+    fields = " ".join(f"int32 f{number} = {number};" for number in range(1, 1_001))
+    registry.add(7, "PROTOBUF", f'syntax = "proto3"; message M {{ repeated I a = 1; }} message I {{ {fields} }}')
+    record = framed(7, b"\x00" + b"\x0a\x00" * 100_000)
+    assert "more than 500,002 values" in rejection(registry.decoder(**FLAT, format="protobuf"), record).detail
 
 
 @pytest.mark.parametrize(
