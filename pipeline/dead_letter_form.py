@@ -3,13 +3,17 @@
 Changing anything here is a new version of the product. ``pipeline.dead_letters`` reads and republishes these records.
 """
 
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from pipeline.messages import Headers, InputPosition, Rejected
-from pipeline.unreadable_batch import UnreadableBatch
+from pipeline.unreadable_batch import BATCH_REASONS, UnreadableBatch
 
 BATCH_LAST_OFFSET: Final = "streamgru-last-offset"
 BATCH_RECORDS: Final = "streamgru-records"
+# Headers that `dead_letter` appends to the original's; if the original was cut, its size stands before them.
+_HEADERS: Final = ("streamgru-reason", "streamgru-detail", "streamgru-topic", "streamgru-partition", "streamgru-offset")
+TRUNCATED: Final = "streamgru-truncated"
 
 
 class DeadLetterRecord(NamedTuple):
@@ -60,6 +64,65 @@ def dead_letter(
         ("streamgru-offset", str(position.offset).encode()),
     ]
     return DeadLetterRecord(key, value, headers)
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record of the dead letter topic: the original's bytes and position, and the reason of its rejection."""
+
+    at_partition: int  # position on the dead letter topic
+    at_offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]  # the original's
+    reason: str
+    detail: str
+    topic: str  # position of the original
+    partition: int
+    offset: int
+    set_aside_ms: int
+    whole_bytes: int | None = None  # size of the original's key, value and headers; None unless it was cut
+    last_offset: int | None = None  # of a batch that cannot be read, whose bytes are the value; None for a record
+    records: int = 1  # in the batch
+
+    @classmethod
+    def of(cls, record: Any) -> "DeadLetter | None":
+        """The dead letter in a record; None if the record lacks a dead letter's headers."""
+        headers = list(record.headers or ())
+        # Only the last headers are ours: the original may have headers of the same names.
+        ours, headers = dict(headers[-len(_HEADERS) :]), headers[: -len(_HEADERS)]
+        try:
+            reason, detail, topic, partition, offset = (ours[name].decode() for name in _HEADERS)
+            last_offset, records = None, 1
+            if reason in BATCH_REASONS:
+                records, last_offset = int(_pop(headers, BATCH_RECORDS)), int(_pop(headers, BATCH_LAST_OFFSET))
+            whole_bytes = int(headers.pop()[1]) if headers and headers[-1][0] == TRUNCATED else None
+            return cls(
+                at_partition=record.partition,
+                at_offset=record.offset,
+                key=record.key,
+                value=record.value,
+                headers=tuple(headers),
+                reason=reason,
+                detail=detail,
+                topic=topic,
+                partition=int(partition),
+                offset=int(offset),
+                set_aside_ms=record.timestamp,
+                whole_bytes=whole_bytes,
+                last_offset=last_offset,
+                records=records,
+            )
+        except (KeyError, ValueError, TypeError, AttributeError):  # a header is missing, null, or not a number
+            return None
+
+
+def _pop(headers: list[tuple[str, bytes | None]], name: str) -> bytes:
+    """The value of the last header, which must have this name; removes the header."""
+    found, value = headers.pop() if headers else ("", None)
+    if found != name or value is None:
+        raise KeyError(name)
+    return value
 
 
 def _headers_bytes(headers: Headers) -> int:

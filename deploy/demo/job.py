@@ -36,9 +36,10 @@ from deploy.processes import terminated_like_interrupted
 from deploy.stack import Stack
 from model.forecaster import Forecaster
 from pipeline.audit.delivery import count_deliveries
-from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings
+from pipeline.audit.topic_logs import read_forecasts, read_readings
 from pipeline.best_effort import best_effort
 from pipeline.errors import StackError
+from pipeline.kafka.group_positions import committed_offsets
 from pipeline.kafka.topic_reader import Offsets, topic_ends
 from pipeline.kafka.topics import ensure_topics
 from pipeline.registry.versions import CHAMPION, Registry

@@ -7,9 +7,7 @@ Readings are decoded and classified by the rules of the stream (``make_decoder``
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
 
-import kafka.errors as client_errors
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,44 +15,12 @@ from model.experts import experts_of
 from pipeline.audit.delivery import REJECTED, ForecastLog, ReadingLog, classify_log
 from pipeline.audit.expert_weights import published_weights
 from pipeline.errors import KafkaError
-from pipeline.forecaster.positions import CommittedPosition
-from pipeline.kafka.clients import make_admin, translate_errors
 from pipeline.kafka.time_rule_log import read_time_rules
 from pipeline.kafka.topic_reader import Offsets, read_topic
 from pipeline.messages import Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.reading_times import IMPLAUSIBLE, NAMED_SENSORS, TimeRules, find_implausible
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
-
-_NO_COORDINATOR_YET: Final = (
-    client_errors.CoordinatorNotAvailableError,
-    client_errors.CoordinatorLoadInProgressError,
-    client_errors.NotCoordinatorError,
-)
-
-
-def committed_offsets(settings: Settings) -> dict[int, int]:
-    """The committed offset of each partition of the readings topic; partitions without one are absent.
-
-    Buffered readings lie before it. Empty while a starting broker has no group coordinator yet.
-
-    Raises:
-        KafkaError: no broker answers.
-    """
-    group, topic = settings.forecaster.group_id, settings.kafka.topics.readings
-    with translate_errors(f"looking up the offsets of group {group}", settings):
-        admin = make_admin(settings)
-        try:
-            found = admin.list_group_offsets([group])[group]
-        except _NO_COORDINATOR_YET:
-            return {}
-        finally:
-            admin.close()
-    return {
-        tp.partition: CommittedPosition.of(at).position.next
-        for tp, at in found.items()
-        if tp.topic == topic and at.offset >= 0
-    }
 
 
 def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog:

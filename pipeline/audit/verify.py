@@ -45,9 +45,10 @@ from pipeline.audit.scope import (
     within_retention,
 )
 from pipeline.audit.state_audit import LastState, read_states
-from pipeline.audit.topic_logs import committed_offsets, read_forecasts, read_readings
+from pipeline.audit.topic_logs import read_forecasts, read_readings
 from pipeline.dead_letters import read_letters
 from pipeline.errors import KafkaError
+from pipeline.kafka.group_positions import committed_offsets
 from pipeline.kafka.topic_reader import Offsets, topic_starts
 from pipeline.messages import ReadingDecoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in

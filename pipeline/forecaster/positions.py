@@ -15,37 +15,18 @@ power cut may destroy the newest records, and the offsets of a group expire (7 d
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
 
 import msgspec
-from kafka.structs import OffsetAndMetadata
 
 from pipeline.errors import OffsetsLost, StateError
+from pipeline.kafka.group_positions import CommittedPosition as CommittedPosition  # part of this module's interface
+from pipeline.kafka.group_positions import Position as Position  # part of this module's interface
 from pipeline.kafka.time_rule_log import POSITION_KEY as POSITION_KEY  # part of this module's interface
 from pipeline.kafka.time_rule_log import position_owner as position_owner  # part of this module's interface
 from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.positions")
-
-_REACHED: Final = "reached="
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in a partition of the readings topic."""
-
-    next: int  # offset of the next reading
-    held_from: int | None = None  # offset of the first buffered reading; None if none is buffered
-
-    @property
-    def read_from(self) -> int:
-        """The offset from which a successor must read."""
-        return self.next if self.held_from is None else self.held_from
-
-    def to_commit(self) -> OffsetAndMetadata:
-        """The offset and the metadata that the group commits."""
-        return OffsetAndMetadata(self.read_from, f"{_REACHED}{self.next}", -1)
 
 
 class PositionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -73,27 +54,6 @@ class PositionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         if not 0 <= found.position.read_from <= found.position.next:
             raise StateError(f"not a position: {found.position}")
         return found
-
-
-@dataclass(frozen=True)
-class CommittedPosition:
-    """The group's committed position of a partition.
-
-    ``is_ours``: a forecaster committed it. Otherwise a user reset the offset, and the changelog does not override it.
-    """
-
-    position: Position
-    is_ours: bool = True
-
-    @classmethod
-    def of(cls, committed: OffsetAndMetadata) -> "CommittedPosition":
-        """The position in a committed offset and its metadata; without our metadata the offset alone counts."""
-        metadata = str(committed.metadata or "")
-        reached = metadata.removeprefix(_REACHED)
-        if reached != metadata and reached.isdecimal() and int(reached) >= committed.offset:
-            is_buffering = committed.offset < int(reached)
-            return cls(Position(int(reached), committed.offset if is_buffering else None))
-        return cls(Position(committed.offset), is_ours=False)
 
 
 # --- where to resume --------------------------------------------------------------------------------------------------

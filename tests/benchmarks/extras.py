@@ -9,7 +9,7 @@ import psutil
 from model.config import ModelConfig
 from model.sequences import build_sequences, split_by_time
 from model.training import TrainingOptions, train
-from pipeline.audit.topic_logs import committed_offsets
+from pipeline.kafka.group_positions import committed_offsets
 from pipeline.kafka.topic_reader import topic_ends
 from pipeline.settings import Settings
 from tests.benchmarks.command import ForecastCommand, named, promote, register

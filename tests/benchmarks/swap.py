@@ -6,7 +6,7 @@ number of sensors, with ``forecaster.rewarm_steps`` and with the cost of a step.
 
 import time
 
-from pipeline.audit.topic_logs import committed_offsets
+from pipeline.kafka.group_positions import committed_offsets
 from pipeline.kafka.topic_reader import topic_ends
 from pipeline.settings import Settings
 from tests.benchmarks.command import ForecastCommand, named, promote, register

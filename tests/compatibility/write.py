@@ -19,8 +19,8 @@ from kafka import KafkaProducer
 from deploy.stack import Stack
 from model.artefact import save_artefact
 from model.state import state_dtype
-from pipeline.audit.topic_logs import committed_offsets
 from pipeline.kafka.clients import make_admin
+from pipeline.kafka.group_positions import committed_offsets
 from pipeline.kafka.topic_reader import topic_ends
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings

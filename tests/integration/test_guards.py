@@ -18,11 +18,11 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from deploy.stack import Stack
-from pipeline.audit.topic_logs import committed_offsets
 from pipeline.forecaster.positions import Position
 from pipeline.forecaster.stuck_detection import EXIT_CODE, Watchdog
 from pipeline.forecaster.transaction import Committer, KafkaTransport, Records, TransactionAborted, TransactionContent
 from pipeline.kafka.clients import make_consumer, make_producer
+from pipeline.kafka.group_positions import committed_offsets
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory

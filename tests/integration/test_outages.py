@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from deploy.stack import Stack
-from pipeline.audit.topic_logs import committed_offsets
 from pipeline.audit.verify import verify
 from pipeline.errors import StreamgruError
+from pipeline.kafka.group_positions import committed_offsets
 from pipeline.kafka.topic_reader import topic_ends
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings

@@ -9,9 +9,9 @@ from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.structs import OffsetAndMetadata
 
 import pipeline.forecaster.partitions
-from pipeline.audit.topic_logs import committed_offsets
 from pipeline.forecaster.instance import Instance
 from pipeline.kafka.clients import make_admin, make_producer
+from pipeline.kafka.group_positions import committed_offsets
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
