@@ -63,7 +63,7 @@ chaos: setup ## Kill, stall and rebalance forecasters and brokers for twenty min
 upgrade: setup ## Roll a live fleet from the commit BASE (by default the one of the golden files) to this tree and back
 	$(BIN)/python -m tests.compatibility.fleet $(if $(BASE),--base $(BASE))
 
-fuzz: setup ## Feed the decoder, the states, the model and the settings broken bytes and absurd numbers, three minutes each
+fuzz: setup ## Feed decoders, mappings, states, the model and settings broken bytes and absurd numbers, three minutes each
 	$(BIN)/python -m tests.fuzz --seconds 180
 
 clean: ## Remove the virtual environment and caches (data under .streamgru stays)

@@ -17,7 +17,7 @@ _DEEPEST: Final = 100  # types inside types
 _VALUES_PER_BYTE: Final = 4  # values that a byte of a record may stand for, on average over a list
 _MOST_VALUES_WITHOUT_BYTES: Final = 10_000  # further values of a record: nulls, and records that contain nothing
 _MOST_DECIMAL_BYTES: Final = 1_000  # 2,400 digits; the time to read a decimal grows with the square of its length
-_INVALID: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_INVALID: Final = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 Reader = Callable[[bytes], Any]
 
@@ -52,7 +52,7 @@ def make_avro_reader(schema: Schema) -> Reader:
         stream = BytesIO(data)
         try:
             found = fastavro.schemaless_reader(stream, parsed, None)
-        except (*_INVALID, ArithmeticError, IndexError, EOFError, MemoryError) as error:
+        except (*_INVALID, IndexError, EOFError, MemoryError) as error:
             raise _damaged(str(error) or "the record ends early") from None
         if stream.tell() != len(data):
             raise _damaged(f"{len(data) - stream.tell()} bytes are left over")

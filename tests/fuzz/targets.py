@@ -30,6 +30,7 @@ from pipeline.messages import (
 from pipeline.settings import Settings
 from tests.fuzz.batches import batches
 from tests.fuzz.files import files
+from tests.fuzz.mapped import mapped
 from tests.fuzz.mutation import mutate
 from tests.fuzz.settings import settings
 from tests.fuzz.times import file_times
@@ -226,6 +227,7 @@ def reports(chance: random.Random) -> None:
 
 TARGETS: dict[str, Target] = {
     "decoder": decoder,
+    "mapped": mapped,
     "state-codec": state_codec,
     "restore": restore,
     "steps": steps,

@@ -193,6 +193,7 @@ HOSTILE: list[tuple[object, str]] = [
     ({"type": "array", "items": {"type": "fixed", "name": "F", "size": 0}}, "no bytes"),
     ({"type": "record", "name": "A", "fields": [{"name": "a", "type": "Unknown"}]}, "Unknown"),
     ({"type": "record"}, "cannot be used"),
+    ({"type": "fixed", "name": "F", "size": float("inf")}, "cannot be used"),
     ([], "malformed"),
     (5, "cannot be used"),
 ]
