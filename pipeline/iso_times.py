@@ -8,6 +8,7 @@ reads whole columns by the same rules.
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
+from zoneinfo import ZoneInfo
 
 SECOND_US: Final = 1_000_000
 DAY_US: Final = 86_400 * SECOND_US
@@ -56,6 +57,22 @@ def iso_microseconds(text: str) -> int | None:
     if leap and not follows_leap_second(whole):
         return None
     return whole + fraction
+
+
+def iso_microseconds_in_zone(text: str, zone: ZoneInfo) -> int | None:
+    """Like ``iso_microseconds``, but a time without an offset, or a date alone, is a local time of ``zone``."""
+    text = text.strip()
+    found = iso_microseconds(text)
+    if found is not None:
+        return found
+    local_us = iso_microseconds(f"{text}Z")
+    if local_us is None:
+        local_us = iso_microseconds(f"{text}T00Z")
+    try:
+        local = None if local_us is None else (_EPOCH + timedelta(microseconds=local_us)).replace(tzinfo=zone)
+    except OverflowError:  # the end of the year 9999
+        return None
+    return None if local is None else (local - _EPOCH) // timedelta(microseconds=1)
 
 
 def follows_leap_second(timestamp_us: int) -> bool:

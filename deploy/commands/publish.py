@@ -1,6 +1,6 @@
 """``streamgru publish``: publish files as readings."""
 
-from datetime import UTC, datetime
+import re
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -18,14 +18,15 @@ from pipeline.errors import DataFileError, KafkaError
 from pipeline.files.file_layout import FileLayout, Order
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import ReadingTable, read_readings
-from pipeline.iso_times import iso_microseconds
+from pipeline.iso_times import iso_microseconds_in_zone
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count
-from pipeline.messages import iso_timestamp, microseconds
+from pipeline.messages import iso_timestamp
 from pipeline.reading_times import find_implausible_now
 from pipeline.settings import Settings
 
 SETTLE_S = 2.0  # time that an interrupted command waits for records in flight
 INTERRUPTED = 130  # exit code
+_ROW = re.compile(r"[0-9]{1,18}")
 
 
 @click.command()
@@ -117,11 +118,15 @@ def _rows(
     """The rows [start, stop) to publish. ``begin`` and ``until`` may be times if the rows are in order of time."""
     start, stop = 0, len(table)
     if begin is not None:
-        moment = None if begin.isdigit() else moment_us(begin, timezone, "--from")
-        start = int(begin) if moment is None else int(np.searchsorted(table.timestamp_us, moment))
+        is_row = _ROW.fullmatch(begin) is not None
+        start = int(begin) if is_row else _first_row_at(table, moment_us(begin, timezone, "--from"))
     if until is not None:
-        stop = int(np.searchsorted(table.timestamp_us, moment_us(until, timezone, "--until")))
+        stop = _first_row_at(table, moment_us(until, timezone, "--until"))
     return start, stop if limit is None else min(stop, start + limit)
+
+
+def _first_row_at(table: ReadingTable, timestamp_us: int) -> int:
+    return int(np.searchsorted(table.timestamp_us, timestamp_us))
 
 
 def moment_us(text: str, timezone: str | None, option: str) -> int:
@@ -130,16 +135,14 @@ def moment_us(text: str, timezone: str | None, option: str) -> int:
     Raises:
         click.BadParameter: the text is not a time, or there is no such zone.
     """
-    if (timestamp_us := iso_microseconds(text)) is not None:
-        return timestamp_us
     try:
-        moment = datetime.fromisoformat(text)
-        zone = ZoneInfo(timezone) if timezone else UTC
-    except (ValueError, ZoneInfoNotFoundError) as error:
-        raise click.BadParameter(
-            f"{text!r} is neither a row nor a time like 2013-03-01T14:00:00Z", param_hint=option
-        ) from error
-    return microseconds(moment if moment.tzinfo else moment.replace(tzinfo=zone))
+        zone = ZoneInfo(timezone or "UTC")
+    except (ValueError, OSError, ZoneInfoNotFoundError) as error:
+        raise click.BadParameter(f"{timezone!r} is not a zone such as UTC", param_hint="--timezone") from error
+    timestamp_us = iso_microseconds_in_zone(text, zone)
+    if timestamp_us is None:
+        raise click.BadParameter(f"{text!r} is neither a row nor a time like 2013-03-01T14:00:00Z", param_hint=option)
+    return timestamp_us
 
 
 def _span(table: ReadingTable, begin: str | None, until: str | None) -> str:

@@ -1,9 +1,9 @@
 """``streamgru verify`` and ``explain``: forecasts compared with the forecasts recomputed from readings."""
 
 import math
+import re
 from dataclasses import asdict
-from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -16,20 +16,23 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 
+_MILLISECONDS: Final = re.compile(r"-?[0-9]{1,18}")
+
+
 def moment_us(text: str) -> int:
     """Microseconds since the epoch of a time as in readings: ISO 8601 with a zone, or epoch milliseconds.
 
     Raises:
         BadParameter: the text is neither, or no reading can have this time.
     """
-    from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US, microseconds
+    from pipeline.iso_times import iso_microseconds
+    from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US
 
-    try:
-        found = int(text) * 1_000 if text.lstrip("-").isdigit() else microseconds(datetime.fromisoformat(text))
-    except (ValueError, TypeError) as error:  # TypeError: the time has no zone
+    found = int(text) * 1_000 if _MILLISECONDS.fullmatch(text) else iso_microseconds(text)
+    if found is None:
         raise click.BadParameter(
             f"{text!r} is neither a time with a zone, such as 2016-03-01T08:00:00Z, nor epoch milliseconds"
-        ) from error
+        )
     if not EARLIEST_TIMESTAMP_US <= found < LATEST_TIMESTAMP_US:
         raise click.BadParameter(
             f"{text} lies outside the years 1900 to 2199; a number is taken as milliseconds since 1970"

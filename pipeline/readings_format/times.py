@@ -87,9 +87,6 @@ class _Times:
         moment_us = iso_microseconds(text)
         if moment_us is not None:
             return moment_us
-        moment_us = iso_microseconds(text)
-        if moment_us is not None:
-            return moment_us
         try:
             moment = datetime.fromisoformat(text)
         except ValueError:

@@ -215,9 +215,12 @@ def test_addresses_follow_the_ports_of_the_stack_unless_set() -> None:
         ("2016-12-31 23:59:60 UTC", "2017-01-01T00:00:00Z"),
         ("2024-03-01 13:00", "2024-03-01T12:00:00Z"),
         ("2024-03-01", "2024-02-29T23:00:00Z"),
+        ("20240301T24", "2024-03-01T23:00:00Z"),
+        ("2024-07-01 12:00:00,5", "2024-07-01T10:00:00.500000Z"),
     ],
 )
 def test_publish_selects_by_the_times_that_messages_accept(text: str, expected: str) -> None:
     assert iso_timestamp(moment_us(text, "Europe/Berlin", "--from")) == expected
-    with pytest.raises(click.BadParameter, match="neither a row nor a time"):
-        moment_us("soon", None, "--from")
+    for refused in ("soon", "2024-W09-5", "²", "9" * 5_000, "9999-12-31T24:00"):
+        with pytest.raises(click.BadParameter, match="neither a row nor a time"):
+            moment_us(refused, "Pacific/Kiritimati", "--from")

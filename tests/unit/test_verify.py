@@ -608,6 +608,8 @@ def test_readings_buffered_at_the_end_of_the_audit_are_due_no_forecast_and_may_h
     [
         ("2016-03-01T08:00:00+08:00", 1_456_790_400_000_000),
         ("1456790400000", 1_456_790_400_000_000),
+        ("20160229 24:00 UTC", 1_456_790_400_000_000),
+        ("2016-03-01t02:00:00,0000004+02", 1_456_790_400_000_000),
         ("1900-01-01T00:00:00Z", -2_208_988_800_000_000),
         ("7258118399999", 7_258_118_399_999_000),
     ],
@@ -616,13 +618,13 @@ def test_a_moment_is_iso_8601_or_epoch_milliseconds(text: str, moment: int) -> N
     assert moment_us(text) == moment
 
 
-@pytest.mark.parametrize("text", ["1456833600000000", "-2208988800001", "7258118400000", "0001-01-01T00:00:00+05:00"])
+@pytest.mark.parametrize("text", ["1456833600000000", "-2208988800001", "7258118400000", "0001-01-01T00:00:00Z"])
 def test_a_moment_outside_the_years_of_readings_is_refused_with_the_unit(text: str) -> None:
     with pytest.raises(click.BadParameter, match="outside the years 1900 to 2199; a number is taken as milliseconds"):
         moment_us(text)
 
 
-@pytest.mark.parametrize("text", ["yesterday", "2016-03-01T08:00:00", "--5", "²", "9" * 5_000])
+@pytest.mark.parametrize("text", ["yesterday", "2016-03-01T08:00:00", "2016-W09-2T08Z", "--5", "²", "9" * 5_000])
 def test_an_invalid_moment_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is neither a time with a zone"):
         moment_us(text)
