@@ -4,16 +4,20 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from .config import NO_ADAPTATION, Adaptation, ModelConfig
+from .config import (
+    BYTES_PER_NUMBER,
+    MOST_FORECAST_NUMBERS,
+    MOST_RECORD_BYTES,
+    NO_ADAPTATION,
+    Adaptation,
+    ModelConfig,
+)
 from .inputs import input_size, past_size
 from .state import state_dtype
 
 # The settings of a training allow 0.6 GB at most; a forecaster holds two versions during a swap.
 MOST_WEIGHT_BYTES: Final = 1 << 30
 MOST_LAYERS: Final = 64  # each layer is several Python objects, regardless of its size
-# A state, like a forecast, is one record of a topic; brokers refuse larger ones.
-MOST_RECORD_BYTES: Final = 16 << 20
-BYTES_PER_NUMBER: Final = 12  # of a forecast: a quantile and its comma in JSON
 _FLOAT32_BYTES: Final = 4
 _GATES: Final = 3
 _SLACK_BYTES: Final = 16 << 20  # of a weights file, for names and padding
@@ -54,10 +58,10 @@ def size_faults(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
             f"its weights would take {weights:,} bytes, and the limit is {MOST_WEIGHT_BYTES:,} "
             f"(hidden_size {config.hidden_size:,}, num_layers {config.num_layers:,}, {output_count(config):,} outputs)"
         )
-    forecast = BYTES_PER_NUMBER * output_count(config)
-    if forecast > MOST_RECORD_BYTES:
+    if output_count(config) > MOST_FORECAST_NUMBERS:
         faults.append(
-            f"a forecast would take some {forecast:,} bytes, and the limit is {MOST_RECORD_BYTES:,} "
+            f"a forecast would take some {BYTES_PER_NUMBER * output_count(config):,} bytes, and the limit is "
+            f"{MOST_RECORD_BYTES:,} "
             f"({config.target_count:,} targets, {len(config.quantiles):,} quantiles, {config.horizon_steps:,} steps)"
         )
     if not faults:  # otherwise numpy may not be able to describe the state

@@ -8,6 +8,11 @@ from typing import Any, Final, Literal
 Preset = Literal["stateful", "plain"]
 Level = Literal["off", "light", "full"]
 
+# A state, like a forecast, is one record of a topic; brokers refuse larger ones.
+MOST_RECORD_BYTES: Final = 16 << 20
+BYTES_PER_NUMBER: Final = 12  # of a forecast: a quantile and its comma in JSON
+MOST_FORECAST_NUMBERS: Final = MOST_RECORD_BYTES // BYTES_PER_NUMBER  # targets x quantiles x steps
+
 ANCHORS: Final = 5  # offsets kept in a state, to rebuild it from the readings after one of them
 
 

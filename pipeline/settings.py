@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from model.config import Adaptation
+from model.config import MOST_FORECAST_NUMBERS, Adaptation
 from model.experts import RULE as ADAPTATION_RULE
 from model.reorder_buffer import GracePeriod
 from pipeline.errors import SettingsError
@@ -50,8 +50,6 @@ SECONDS_PER_DAY = 86_400
 MOST_SEASON_STEPS = 10_000
 # A sensor's state has some 100 bytes per feature and more per target, and is written to Kafka after every batch.
 MOST_FEATURES: Final = 1_000
-# A number takes about ten bytes of a forecast's message, which Kafka takes up to 16 MiB (``kafka.clients``).
-MOST_FORECAST_NUMBERS: Final = 1_500_000
 LONGEST_CADENCE_S: Final = 316_224_000.0  # ten years: 10,000 steps of it in microseconds fit 64 bits
 
 

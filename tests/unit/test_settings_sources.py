@@ -1,12 +1,15 @@
 """Settings as people write them: lists with commas, mistyped names, odd encodings, absurd sizes, hidden passwords."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from deploy.cli import streamgru
+from model.artefact_size import size_faults
+from model.config import ModelConfig
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings, load_settings, unknown_variables
 from pipeline.settings_file import read_settings_file
@@ -276,6 +279,16 @@ def test_an_absurd_value_is_refused_with_its_variable(monkeypatch: pytest.Monkey
 def test_sizes_that_are_too_large_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = ",".join(str(number / 1_000) for number in range(1, 1_000))
     assert "9,990,000 numbers per forecast" in complaint(monkeypatch, HORIZON_STEPS="10000", QUANTILES=levels)
+
+
+def test_a_forecast_that_the_settings_allow_fits_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = tuple(number / 200 for number in range(1, 141))
+    made = Settings(horizon_steps=10_000, quantiles=levels[:-1])
+    config = ModelConfig(made.features, made.targets, made.cadence_us, made.horizon_steps, quantiles=made.quantiles)
+    assert not any("a forecast would take" in fault for fault in size_faults(config))
+    assert any("a forecast would take" in fault for fault in size_faults(replace(config, quantiles=levels)))
+    texts = ",".join(map(str, levels))
+    assert "a message takes 1,398,101" in complaint(monkeypatch, HORIZON_STEPS="10000", QUANTILES=texts)
 
 
 @pytest.mark.parametrize(
