@@ -112,7 +112,9 @@ def resolve_hanging(
         producer.commit_transaction()
     else:
         for partition, active in hanging.items():
-            admin.abort_transaction(AbortTransactionSpec(partition, own_id, active.producer_epoch))
+            # With the epoch of the partition's last marker: its broker refuses a marker of an earlier epoch.
+            marker = AbortTransactionSpec(partition, own_id, active.producer_epoch, active.coordinator_epoch)
+            admin.abort_transaction(marker)
 
 
 # --- of dead forecasters ----------------------------------------------------------------------------------------------
