@@ -274,25 +274,6 @@ def quantile_key(level: float) -> str:
 
 decode_forecast = msgspec.json.Decoder(Forecast).decode
 
-FORECAST_TYPE: Final = "streamgru.forecast.v1"
-
-
-def forecast_headers(forecast: Forecast, traceparent: bytes | None = None) -> list[tuple[str, bytes]]:
-    """CloudEvents headers (binary content mode of the Kafka binding) of a forecast's record."""
-    source = forecast.input
-    identity = f"{source.topic}-{source.partition}-{source.offset}-{forecast.model.version}"
-    headers = [
-        ("ce_specversion", b"1.0"),
-        ("ce_type", FORECAST_TYPE.encode()),
-        ("ce_source", f"/streamgru/{forecast.model.name}".encode()),
-        ("content-type", b"application/json"),
-        ("ce_id", identity.encode()),
-        ("ce_time", iso_timestamp(microseconds(forecast.issued_at)).encode()),
-    ]
-    if traceparent is not None:
-        headers.append(("traceparent", traceparent))
-    return headers
-
 
 # --- state records ----------------------------------------------------------------------------------------------------
 
@@ -360,6 +341,10 @@ def decode_state(value: bytes) -> tuple[StateTag, bytes]:
 
 
 # --- schema -----------------------------------------------------------------------------------------------------------
+
+
+# `ce_dataschema` and `streamgru schema` identify a form by these names. An incompatible change raises the number.
+SCHEMA_URIS: Final = {"reading": "urn:streamgru:schema:reading:1", "forecast": "urn:streamgru:schema:forecast:1"}
 
 
 def json_schemas() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from deploy.context import Context
 from deploy.literal_console import make_console
 from deploy.terminal_text import say, say_lines
 from pipeline.kafka.topics import TopicStatus, ensure_topics, topic_statuses
-from pipeline.messages import json_schemas
+from pipeline.messages import SCHEMA_URIS, json_schemas
 
 
 @click.group()
@@ -50,7 +50,8 @@ def schema(message: str | None) -> None:
     """Print the JSON Schema of readings and forecasts, or of one of them."""
     schemas = json_schemas()
     if message is not None:
-        schemas = {"$schema": schemas["$schema"], **schemas[message], "$defs": schemas["$defs"]}
+        head = {"$schema": schemas["$schema"], "$id": SCHEMA_URIS[message]}
+        schemas = {**head, **schemas[message], "$defs": schemas["$defs"]}
     say_lines(json.dumps(schemas, indent=2, ensure_ascii=False))
 
 

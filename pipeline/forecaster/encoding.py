@@ -15,8 +15,9 @@ import orjson
 from model.config import ModelConfig
 from model.experts import AdaptationConfig
 from pipeline.errors import ModelUnusable
+from pipeline.event_headers import constant_headers, event_subject
 from pipeline.kafka.batch_producer import Varints, encode_varint
-from pipeline.messages import FORECAST_TYPE, ModelId, quantile_key
+from pipeline.messages import ModelId, quantile_key
 from pipeline.settings import Settings
 from pipeline.visible_text import visible
 
@@ -29,7 +30,6 @@ SIGNIFICANT_DIGITS: Final = 7
 # of up to 1e30 stays finite.
 _MOST_DECIMALS: Final = 60
 
-_FORECAST_HEADERS: Final = 6
 WEIGHT_PARTS: Final = 1_000  # parts of 1 that a weight is rounded to: three decimals
 
 
@@ -45,19 +45,15 @@ class ForecastEncoder:
             b']}},"model":' + _json(model) + b',"settings":' + _json(settings.fingerprint) + b',"input":{"topic":'
         )
         self._heads = _Heads()
+        self._subjects = _Subjects()
         self._varints = Varints()
         self._separators = self._quantile_separators()
         adapting = AdaptationConfig.of(config, settings.adaptation)
         self._weights = [] if adapting.level == "off" else _weight_texts(self._targets, adapting.experts)
-        self._header_prefix = b"".join(
-            _header(name, value)
-            for name, value in (
-                ("ce_specversion", b"1.0"),
-                ("ce_type", FORECAST_TYPE.encode()),
-                ("ce_source", f"/streamgru/{model.name}".encode()),
-                ("content-type", b"application/json"),
-            )
-        )
+        constant = constant_headers(model.name)
+        identified = b"".join(_header(name, value) for name, value in constant) + _name("ce_id")
+        # number of headers besides the constant ones -> header block up to the value of `ce_id`
+        self._header_starts = {more: encode_varint(len(constant) + more) + identified for more in (2, 3, 4)}
 
     def encode(
         self,
@@ -104,22 +100,27 @@ class ForecastEncoder:
             columns += [map(texts.__getitem__, parts[:, at].tolist()) for at, texts in enumerate(self._weights)]
         values = list(map(b"".join, zip(*columns, strict=True)))
         sources = {partition: f"{topic}-{partition}-".encode() for partition in positions}
-        return values, self._headers(list(map(sources.__getitem__, partitions)), offset_texts, times, traceparents)
+        return values, self._headers(
+            list(map(sources.__getitem__, partitions)),
+            offset_texts,
+            times,
+            list(map(self._subjects.__getitem__, sensor_ids)),
+            traceparents,
+        )
 
     def _headers(
         self,
         sources: Sequence[bytes],
         offsets: Sequence[bytes],
         times: Sequence[bytes],
+        subjects: Sequence[bytes],
         traceparents: Sequence[bytes | None] | None,
     ) -> list[bytes]:
-        """Header blocks in the order of ``messages.forecast_headers``: the constant headers first."""
+        """Header blocks in the order of ``event_headers.forecast_headers``: the constant headers first."""
         after = f"-{self._model.version}".encode()
         around = len(after)
         time_starts = {length: _header_start("ce_time", length) for length in set(map(len, times))}
-        name = encode_varint(len("ce_id")) + b"ce_id"
-        untraced = encode_varint(_FORECAST_HEADERS) + self._header_prefix + name
-        traced = encode_varint(_FORECAST_HEADERS + 1) + self._header_prefix + name
+        starts = self._header_starts
         count = len(times)
         columns: list[Iterable[bytes]] = [
             [self._varints[len(start) + len(offset) + around] for start, offset in zip(sources, offsets, strict=True)],
@@ -128,15 +129,16 @@ class ForecastEncoder:
             repeat(after, count),
             [time_starts[len(time)] for time in times],
             times,
+            subjects,
         ]
-        if traceparents is None:
-            columns = [repeat(untraced, count), *columns]
+        if traceparents is not None:
+            columns.append([b"" if parent is None else _header("traceparent", parent) for parent in traceparents])
+        if traceparents is None and all(subjects):
+            columns.insert(0, repeat(starts[3], count))
         else:
-            columns = [
-                [untraced if parent is None else traced for parent in traceparents],
-                *columns,
-                [b"" if parent is None else _header("traceparent", parent) for parent in traceparents],
-            ]
+            parents = traceparents or repeat(None, count)
+            numbers = zip(subjects, parents, strict=True)
+            columns.insert(0, [starts[2 + (subject != b"") + (parent is not None)] for subject, parent in numbers])
         return list(map(b"".join, zip(*columns, strict=True)))
 
     def _quantile_separators(self) -> list[bytes]:
@@ -183,6 +185,15 @@ class _Heads(dict[str, bytes]):
         return head
 
 
+class _Subjects(dict[str, bytes]):
+    """Sensor id -> the header ``ce_subject``, made once per sensor; empty if the sensor id cannot be a subject."""
+
+    def __missing__(self, sensor_id: str) -> bytes:
+        subject = event_subject(sensor_id)
+        header = self[sensor_id] = b"" if subject is None else _header("ce_subject", subject)
+        return header
+
+
 def _weight_texts(targets: Sequence[str], experts: Sequence[str]) -> list[list[bytes]]:
     """Per target and expert, the JSON text of each possible weight, indexed by parts of ``WEIGHT_PARTS``."""
     texts = []
@@ -220,8 +231,12 @@ def _times(timestamp_us: np.ndarray) -> list[bytes]:
     return orjson.dumps(moments, option=options)[2:-2].split(b'","') if len(moments) else []
 
 
+def _name(name: str) -> bytes:
+    return encode_varint(len(name)) + name.encode()
+
+
 def _header_start(name: str, value_length: int) -> bytes:
-    return encode_varint(len(name)) + name.encode() + encode_varint(value_length)
+    return _name(name) + encode_varint(value_length)
 
 
 def _header(name: str, value: bytes) -> bytes:

@@ -6,7 +6,8 @@ commits, this tree retrains and promotes, so that forecasters of the earlier com
 At the end each forecaster is replaced by one of the earlier commit.
 
 The run passes if every reading has exactly one forecast, ``streamgru verify`` of both commits recomputes all forecasts,
-no state was rebuilt, no dead letter was written, and both commits wrote the same fields and headers.
+no state was rebuilt, no dead letter was written, and both commits wrote the same fields and headers. Only this tree
+writes the headers in ``golden.NEW_HEADERS``.
 
 Both commits are driven by their command lines alone, so renames inside the code have no effect here.
 """

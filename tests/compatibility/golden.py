@@ -22,6 +22,7 @@ FOLDER: Final = Path(__file__).with_name("golden")
 NAMES_FILE: Final = FOLDER / "names.json"
 CASES: Final = ("off", "light", "full")  # levels of adaptation
 MODEL_VERSION: Final = 1
+NEW_HEADERS: Final = ("ce_dataschema", "ce_subject")  # of forecasts; the earlier commit wrote none of them
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Golden:
         """Partition -> the offset and the metadata that the group committed."""
         found = self.content[part]["committed"]
         return {int(partition): (offset, metadata) for partition, (offset, metadata) in found.items()}
+
+
+def without_new(headers: Iterable[tuple[str, bytes | None]]) -> list[tuple[str, bytes | None]]:
+    """The headers of a forecast that the earlier commit wrote too, in their order."""
+    return [(name, value) for name, value in headers if name not in NEW_HEADERS]
 
 
 def as_text(content: dict[str, Any]) -> str:

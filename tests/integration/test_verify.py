@@ -21,9 +21,10 @@ from model.state import blank_states, state_dtype
 from pipeline.audit.explain import explain
 from pipeline.audit.verify import Span, verify
 from pipeline.errors import StreamgruError
+from pipeline.event_headers import forecast_headers
 from pipeline.kafka.clients import make_consumer
 from pipeline.kafka.topics import ensure_topics
-from pipeline.messages import Forecast, ReadingDecoder, Rejected, decode_state, forecast_headers, iso_timestamp
+from pipeline.messages import Forecast, ReadingDecoder, Rejected, decode_state, iso_timestamp
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (

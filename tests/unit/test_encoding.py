@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from model.config import ModelConfig
 from model.experts import CORRECTED, HIDDEN, PLAIN
 from pipeline.errors import ModelUnusable
+from pipeline.event_headers import forecast_headers
 from pipeline.forecaster.encoding import ForecastEncoder, round_to_scale
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import (
@@ -23,7 +24,6 @@ from pipeline.messages import (
     ModelId,
     StateAge,
     decode_forecast,
-    forecast_headers,
     quantile_key,
 )
 from pipeline.settings import Settings

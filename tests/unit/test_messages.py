@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from deploy.commands.topics import schema
 from pipeline.dead_letter_form import DeadLetterRecord, dead_letter
 from pipeline.errors import StateError
+from pipeline.event_headers import ForecastHeaders, forecast_headers
 from pipeline.kafka.batch_producer import encode_headers, encode_varint
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
@@ -32,7 +33,6 @@ from pipeline.messages import (
     decode_forecast,
     decode_state,
     encode_reading,
-    forecast_headers,
     iso_timestamp,
     json_schemas,
     microseconds,
@@ -198,12 +198,35 @@ def test_forecast_headers_are_cloudevents_and_pass_the_trace_on() -> None:
         "ce_specversion": b"1.0",
         "ce_type": b"streamgru.forecast.v1",
         "ce_source": b"/streamgru/streamgru",
+        "ce_dataschema": b"urn:streamgru:schema:forecast:1",
         "content-type": b"application/json",
         "ce_id": b"readings-4-17-3",
         "ce_time": b"2013-03-01T00:00:00Z",
+        "ce_subject": b"a",
         "traceparent": b"00-trace",
     }
     assert "traceparent" not in dict(forecast_headers(a_forecast()))
+    assert list(headers) == [field.encode_name for field in msgspec.structs.fields(ForecastHeaders)]
+
+
+@pytest.mark.parametrize(
+    ("sensor_id", "subject"),
+    [
+        ("süd-1", "süd-1".encode()),
+        ("温度 🌡", "温度 🌡".encode()),
+        (" a b ", b" a b "),
+        ("a\tb", None),
+        ("a\x7f", None),
+        ("a\x85", None),
+        ("a\ufdd0", None),
+        ("a\U0010ffff", None),
+    ],
+)
+def test_the_subject_is_the_sensor_id_in_utf8_unless_cloudevents_forbids_a_character(
+    sensor_id: str, subject: bytes | None
+) -> None:
+    headers = dict(forecast_headers(msgspec.structs.replace(a_forecast(), sensor_id=sensor_id)))
+    assert headers.get("ce_subject") == subject
 
 
 def a_letter(
@@ -346,6 +369,7 @@ def test_the_schema_command_prints_all_schemas_or_one() -> None:
 
     assert printed() == json_schemas()
     assert printed("reading")["$ref"] == json_schemas()["reading"]["$ref"]
+    assert printed("forecast")["$id"] == dict(forecast_headers(a_forecast()))["ce_dataschema"].decode()
     assert CliRunner().invoke(schema, ["letters"]).exit_code == 2
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from deploy.cli import COMMANDS, streamgru
 from pipeline.dead_letter_form import dead_letter
+from pipeline.event_headers import forecast_headers
 from pipeline.flat_forecasts import flat_columns
 from pipeline.forecaster.partitions import TRANSITIONS
 from pipeline.forecaster.stuck_detection import ForecasterState
@@ -26,7 +27,6 @@ from pipeline.messages import (
     Rejected,
     StateAge,
     decode_forecast,
-    forecast_headers,
 )
 from pipeline.reading_times import IMPLAUSIBLE
 from pipeline.sensor_limit import TOO_MANY_SENSORS
