@@ -41,7 +41,7 @@ COMMANDS = {
     "status": LazyCommand("deploy.commands.stack", "status", "Show the local stack and its addresses."),
     "down": LazyCommand("deploy.commands.stack", "down", "Stop the local stack; its data stays."),
     "topics": LazyCommand("deploy.commands.topics", "topics", "Create the Kafka topics, or show them."),
-    "schema": LazyCommand("deploy.commands.topics", "schema", "Print the JSON Schema of readings or forecasts."),
+    "schema": LazyCommand("deploy.commands.topics", "schema", "Print the JSON Schema of messages, or AsyncAPI."),
     "publish": LazyCommand("deploy.commands.publish", "publish", "Publish a CSV or Parquet file as readings."),
     "ingest": LazyCommand("deploy.commands.flows", "ingest", "Append new readings to the history table, once."),
     "retrain": LazyCommand("deploy.commands.flows", "retrain", "Train a challenger and let the gate decide, once."),

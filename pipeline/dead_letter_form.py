@@ -4,7 +4,9 @@ Changing anything here is a new version of the product. ``pipeline.dead_letters`
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
 
 from pipeline.messages import Headers, InputPosition, Rejected
 from pipeline.unreadable_batch import BATCH_REASONS, UnreadableBatch
@@ -14,6 +16,30 @@ BATCH_RECORDS: Final = "streamgru-records"
 # Headers that `dead_letter` appends to the original's; if the original was cut, its size stands before them.
 _HEADERS: Final = ("streamgru-reason", "streamgru-detail", "streamgru-topic", "streamgru-partition", "streamgru-offset")
 TRUNCATED: Final = "streamgru-truncated"
+
+_Number = Annotated[str, msgspec.Meta(pattern="^[0-9]+$")]
+
+
+class DeadLetterHeaders(
+    msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: "streamgru-" + field.replace("_", "-")
+):
+    """The headers that follow those of the original, in their order; each value is text in UTF-8."""
+
+    truncated: Annotated[
+        _Number | msgspec.UnsetType,
+        msgspec.Meta(description="bytes of the original's key, value and headers, if they were cut"),
+    ] = msgspec.UNSET
+    last_offset: Annotated[
+        _Number | msgspec.UnsetType, msgspec.Meta(description="last offset of a batch that cannot be read")
+    ] = msgspec.UNSET
+    records: Annotated[
+        _Number | msgspec.UnsetType, msgspec.Meta(description="records of a batch that cannot be read")
+    ] = msgspec.UNSET
+    reason: Annotated[str, msgspec.Meta(description="why the record was rejected")]
+    detail: Annotated[str, msgspec.Meta(description="the reason in words, at most 500 bytes; may change")]
+    topic: Annotated[str, msgspec.Meta(description="topic of the rejected record")]
+    partition: Annotated[_Number, msgspec.Meta(description="partition of the rejected record")]
+    offset: Annotated[_Number, msgspec.Meta(description="offset of the rejected record, or the first one of its batch")]
 
 
 class DeadLetterRecord(NamedTuple):

@@ -63,6 +63,25 @@ def connect_schema(quantiles: Sequence[float]) -> dict[str, Any]:
     return {"type": "struct", "name": "streamgru.forecast.flat.v1", "optional": False, "fields": fields}
 
 
+def flat_json_schema(quantiles: Sequence[float], flat_format: Literal["json", "connect"]) -> dict[str, Any]:
+    """JSON Schema (draft 7) of a flat record's value."""
+    times = {"type": "integer"} if flat_format == "connect" else {"type": "string", "format": "date-time"}
+    types = {"string": {"type": "string"}, "double": {"type": "number"}, "timestamp": times}
+    columns = flat_columns(quantiles)
+    row = {
+        "type": "object",
+        "properties": {name: types.get(kind, {"type": "integer"}) for name, kind in columns.items()},
+        "required": list(columns),
+    }
+    if flat_format == "json":
+        return row
+    return {
+        "type": "object",
+        "properties": {"schema": {"const": connect_schema(quantiles)}, "payload": row},
+        "required": ["schema", "payload"],
+    }
+
+
 class FlatForecastEncoder:
     """Encodes the flat records of one model version under one set of settings."""
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from deploy.context import Context
 from deploy.literal_console import make_console
 from deploy.terminal_text import say, say_lines
+from pipeline.asyncapi import asyncapi_document
 from pipeline.kafka.topics import TopicStatus, ensure_topics, topic_statuses
 from pipeline.messages import SCHEMA_URIS, json_schemas
 
@@ -46,9 +47,15 @@ def show(context: Context) -> None:
 
 @click.command()
 @click.argument("message", type=click.Choice(["reading", "forecast"]), required=False)
-def schema(message: str | None) -> None:
+@click.option(
+    "--asyncapi", is_flag=True, help="Print an AsyncAPI document of all topics, with the names in the settings."
+)
+@click.pass_obj
+def schema(context: Context, message: str | None, asyncapi: bool) -> None:
     """Print the JSON Schema of readings and forecasts, or of one of them."""
-    schemas = json_schemas()
+    if asyncapi and message is not None:
+        raise click.UsageError(f"--asyncapi describes all topics; leave out {message!r}")
+    schemas = asyncapi_document(context.settings) if asyncapi else json_schemas()
     if message is not None:
         head = {"$schema": schemas["$schema"], "$id": SCHEMA_URIS[message]}
         schemas = {**head, **schemas[message], "$defs": schemas["$defs"]}

@@ -217,15 +217,24 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1_000))
 
 
-def _connection(kafka: KafkaSettings) -> dict[str, Any]:
-    """The options of all clients: addresses and credentials."""
+def bootstrap_addresses(kafka: KafkaSettings) -> list[str]:
+    """The addresses in ``kafka.bootstrap_servers``, each ``host:port``.
+
+    Raises:
+        KafkaError: an address has another form.
+    """
     servers = [server.strip() for server in kafka.bootstrap_servers.split(",") if server.strip()]
     for server in servers:
         _, colon, port = server.rpartition(":")
         if not colon or not port.isdigit():
             raise KafkaError(f"kafka.bootstrap_servers: {server!r} is not host:port")
+    return servers
+
+
+def _connection(kafka: KafkaSettings) -> dict[str, Any]:
+    """The options of all clients: addresses and credentials."""
     options: dict[str, Any] = {
-        "bootstrap_servers": servers,
+        "bootstrap_servers": bootstrap_addresses(kafka),
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
         "reconnect_backoff_max_ms": RECONNECT_MS,
         "security_protocol": kafka.security_protocol,
