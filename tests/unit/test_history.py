@@ -177,10 +177,12 @@ def test_a_commit_is_synced_to_the_disk_before_the_next_one_builds_on_it(
     log = history.path / "_delta_log"
     History(history.path.with_name("another"), ["value"]).create()
     assert str(history.path.with_name("another") / "_delta_log" / f"{0:020}.json") in synced
-    for offset in range(101):  # Delta Lake writes a checkpoint at every hundredth version
+    # Delta Lake writes a checkpoint at every hundredth version by default.
+    DeltaTable(str(history.path)).alter.set_table_properties({"delta.checkpointInterval": "10"})
+    for offset in range(11):
         synced.clear()
         before = history.version
-        if offset == 50:  # a commit of another process, killed before it synced
+        if offset == 5:  # a commit of another process, killed before it synced
             monkeypatch.setattr(History, "_sync", lambda self, first, last: None)
             history.append(readings(range(0), partition=1), {1: 1}, TOPIC)
             monkeypatch.undo()
