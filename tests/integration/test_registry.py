@@ -554,6 +554,9 @@ def test_the_pyfunc_refuses_an_invalid_frame_with_a_message(
 ) -> None:
     import mlflow
 
+    # Without adaptation, because the artefact's copy of the kernel takes ten seconds to compile.
+    plain = settings.forecaster.model_copy(update={"adaptation": "off", "calibration": False})
+    settings = settings.model_copy(update={"forecaster": plain})
     version = registered(settings, artefact(settings, tmp_path))
     with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("loading the pyfunc"):
         loaded = mlflow.pyfunc.load_model(f"models:/{settings.model_name}/{version}")
