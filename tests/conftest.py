@@ -11,7 +11,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 
 from deploy.stack import Stack
@@ -25,12 +24,6 @@ SERVICE_OF_FIXTURE = {"broker": "kafka", "mlflow_server": "mlflow", "prefect_ser
 SECONDS_OF_SHARED = {"frail_broker": 80, "secured": 30, "letters": 10, "filled": 15, "forecast_stream": 12}
 
 SettingsFactory = Callable[..., Settings]
-
-# Examples have no time limit, because a busy machine draws and runs them slowly.
-hypothesis.settings.register_profile(
-    "any machine", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None
-)
-hypothesis.settings.load_profile("any machine")
 
 
 class Servers:
