@@ -15,9 +15,10 @@ import click
 
 from deploy.context import Context
 from deploy.renamed import RenamingGroup
-from deploy.terminal_text import replace_unencodable, say, say_lines, show_usage_error
+from deploy.terminal_text import replace_unencodable, say, show_usage_error
 from pipeline.errors import StreamgruError
-from pipeline.visible_text import VisibleFormatter
+from pipeline.log_format import formatter, is_json, use_format, write_final_line
+from pipeline.visible_text import visible
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -119,15 +120,23 @@ def _load_settings() -> "Settings":
     """
     from pipeline.settings import load_settings, unknown_variables
 
-    for sentence in unknown_variables():
-        say(f"warning: {sentence}", err=True)
-    return load_settings()
+    unknown = unknown_variables()
+    try:
+        settings = load_settings()
+        use_format(settings.logging.format)
+    finally:
+        for sentence in unknown:
+            if is_json():
+                logging.getLogger("streamgru.cli").warning("%s", sentence)
+            else:
+                say(f"warning: {sentence}", err=True)
+    return settings
 
 
 def set_up_logging(verbose: bool) -> None:
     """Log to stderr: this project from INFO on (verbose: DEBUG), libraries from WARNING on (verbose: INFO)."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(formatter("text"))  # until the settings are read
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("streamgru").setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request to Prefect would bury the rest
@@ -160,13 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         show_usage_error(error)
         sys.exit(error.exit_code)
     except StreamgruError as error:
-        say_lines(f"error: {error}", err=True)
+        write_final_line(str(error), "streamgru.cli")
         sys.exit(error.exit_code)
     except OSError as error:
         # For example a full disk, if no code below has turned this error into one of ours with a better message.
         logging.getLogger("streamgru.cli").debug("the error in full", exc_info=error)
         where = f"{error.filename}: " if error.filename is not None else ""
-        say(f"error: {where}{error.strerror or error}", err=True)
+        write_final_line(visible(f"{where}{error.strerror or error}"), "streamgru.cli")
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import httpx
 
 from pipeline.errors import StackError, StreamgruError
+from pipeline.log_format import prefect_variables
 from pipeline.loopback import opener_for, without_proxy
 from pipeline.settings import Settings
 
@@ -99,6 +100,7 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         # The run's page shows the pipeline's log.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "streamgru",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        **prefect_variables(settings.logging.format),
         **without_proxy(os.environ, settings.prefect_api_url, settings.mlflow_tracking_uri),
     }
     if "PREFECT_HOME" not in os.environ:

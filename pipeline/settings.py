@@ -34,6 +34,7 @@ from pipeline.settings_sections import (
     ForecasterSettings,
     GateSettings,
     KafkaSettings,
+    LoggingSettings,
     MonitorSettings,
     QuantileLevels,
     ScheduleSettings,
@@ -134,6 +135,7 @@ class Settings(BaseSettings):
     schedules: ScheduleSettings = ScheduleSettings()
     monitor: MonitorSettings = MonitorSettings()
     files: FilesSettings = FilesSettings()
+    logging: LoggingSettings = LoggingSettings()
 
     @field_validator("kafka")
     @classmethod

@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.log_format import LogFormat
+
 LARGEST_SEED = 2**63 - 1  # torch, numpy and the JSON parameters of a flow all accept it
 MOST_LEVELS = 999  # every thousandth, beyond which levels of float32 forecasts say nothing new
 # Kafka takes its timeouts in milliseconds of 32 bits.
@@ -302,6 +304,14 @@ class MonitorSettings(_Section):
     )
     append_within_s: float = Field(
         default=86_400, gt=0, le=LONGEST_S, description="longest time since the history received readings"
+    )
+
+
+class LoggingSettings(_Section):
+    """The log that every command writes to standard error."""
+
+    format: LogFormat = Field(
+        default="text", description="text for people, or json: one object per line, with time, level, logger, message"
     )
 
 

@@ -10,7 +10,6 @@ the loop does not raise it in time, the thread ends the process.
 import logging
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ from pipeline.errors import BrokerUnreachable, KafkaError, StreamgruError, Topic
 from pipeline.kafka.clients import make_admin, make_consumer, translate_errors
 from pipeline.kafka.patches import leaderless
 from pipeline.kafka.topics import check_topics
+from pipeline.log_format import write_final_line
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.stuck_detection")
@@ -39,8 +39,7 @@ _OVERDUE_CHECKS: Final = 2
 
 def end_process(message: str) -> None:
     """Print the message and exit with ``EXIT_CODE``, from any thread, regardless of the other threads."""
-    sys.stderr.write(f"error: {message}\n")
-    sys.stderr.flush()
+    write_final_line(message, logger.name)
     os._exit(EXIT_CODE)  # an exception would not end a main thread that hangs in a call
 
 
