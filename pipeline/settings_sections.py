@@ -218,10 +218,10 @@ class ForecasterSettings(_Section):
         description="a forecaster whose readings wait this long without a commit is reported as stuck",
     )
     health_port: int | None = Field(
-        default=None, ge=1, le=65_535, description="port of GET /healthz and /readyz; off by default"
+        default=None, ge=1, le=65_535, description="port of GET /healthz, /readyz and /metrics; off by default"
     )
     health_host: str = Field(
-        default="127.0.0.1", description="address that health_port listens on; 0.0.0.0 for probes from other hosts"
+        default="127.0.0.1", description="address that health_port listens on; 0.0.0.0 for requests from other hosts"
     )
 
     @model_validator(mode="after")
@@ -294,6 +294,12 @@ class ScheduleSettings(_Section):
     ingest: Schedule = Schedule(interval_s=300)
     retrain: Schedule = Schedule(cron="0 3 * * *")
     monitor: Schedule = Schedule(interval_s=3_600)
+    health_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="port of GET /healthz, /readyz and /metrics; off by default"
+    )
+    health_host: str = Field(
+        default="127.0.0.1", description="address that health_port listens on; 0.0.0.0 for requests from other hosts"
+    )
 
 
 class MonitorSettings(_Section):

@@ -32,7 +32,8 @@ from deploy.option_types import FiniteRange
     "--health-port",
     type=click.IntRange(1, 65_535),
     metavar="PORT",
-    help="Answer GET /healthz and /readyz on this port; by default forecaster.health_port of the settings, if set.",
+    help="Answer GET /healthz, /readyz and /metrics on this port; by default forecaster.health_port of the settings, "
+    "if set.",
 )
 @click.option(
     "--stats",

@@ -15,8 +15,9 @@ import torch
 from pipeline.errors import SchemaRegistryError
 from pipeline.forecaster.champion import ChampionSource, ChampionWatcher
 from pipeline.forecaster.group import is_member
+from pipeline.forecaster.health import Statistics, answering_probes
 from pipeline.forecaster.instance import Instance
-from pipeline.forecaster.metrics import Counters, Reporter, answering_probes, health_report, state_of
+from pipeline.forecaster.metrics import Reporter
 from pipeline.forecaster.micro_batch import BatchSize, MicroBatch, MicroBatchBuilder
 from pipeline.forecaster.model_swap import ModelSwap
 from pipeline.forecaster.partitions import Polled, listed
@@ -25,7 +26,7 @@ from pipeline.forecaster.quarantine import Quarantine
 from pipeline.forecaster.session import Options as Options  # part of this module's interface
 from pipeline.forecaster.session import Session, StartOver
 from pipeline.forecaster.state_store import ServedModel
-from pipeline.forecaster.stuck_detection import HealthMonitor, Heartbeat
+from pipeline.forecaster.stuck_detection import HealthMonitor
 from pipeline.forecaster.transaction import TransactionContent
 from pipeline.kafka.topics import check_topics, find_topic_id
 from pipeline.reading_times import TimeAlarms
@@ -51,12 +52,12 @@ class StreamForecaster:
     def __init__(
         self, settings: Settings, source: ChampionSource, instance: Instance, options: Options | None = None
     ) -> None:
-        self.counters = Counters()
+        self._statistics = Statistics()
+        self.counters = self._statistics.counters
         self._settings = settings
         self._source = source
         self._instance = instance
         self._options = options or Options()
-        self._heartbeat = Heartbeat()
         self._reporter = Reporter(self.counters, self._options.stats)
         self._loop: Loop | None = None
         self._is_stopping = False
@@ -77,12 +78,7 @@ class StreamForecaster:
         settings, group_id = self._settings, self._settings.forecaster.group_id
         with ExitStack() as opened:
             opened.enter_context(
-                answering_probes(
-                    settings,
-                    self._options.health_port,
-                    lambda: state_of(self._monitor),
-                    lambda: health_report(self._heartbeat, self._monitor, self.counters),
-                )
+                answering_probes(settings, self._options.health_port, self._statistics, lambda: self._monitor)
             )
             check_topics(settings)
             owner = position_owner(group_id, find_topic_id(settings, settings.kafka.topics.readings))
@@ -93,11 +89,11 @@ class StreamForecaster:
             if champion is None:
                 return
             serving = ServedModel(champion.version, champion.forecaster, settings)
-            session = Session(settings, self._instance, self._options, owner, self._heartbeat)
+            session = Session(settings, self._instance, self._options, owner, self._statistics.heartbeat)
             opened.callback(session.close)
             swap = ModelSwap(settings, watcher)
             opened.callback(swap.cancel)
-            self._loop = loop = Loop(session, self._source, serving, swap, self.counters)
+            self._loop = loop = Loop(session, self._source, serving, swap, self._statistics)
             logger.info("forecaster %s: version %d, group %s", self._instance.name, champion.version, group_id)
             while not self._is_stopping:
                 loop.turn()
@@ -112,14 +108,15 @@ class Loop:
     """The turns of a connected forecaster. One thread calls it."""
 
     def __init__(
-        self, session: Session, source: ChampionSource, serving: ServedModel, swap: ModelSwap, counters: Counters
+        self, session: Session, source: ChampionSource, serving: ServedModel, swap: ModelSwap, statistics: Statistics
     ) -> None:
         forecaster = session.settings.forecaster
         self.session = session
         self._partitions = session.partitions
         self._source = source
         self._swap = swap
-        self._counters = counters
+        self._counters = statistics.counters
+        self._timings = statistics.timings
         self._quarantine = Quarantine(session.settings.model_name, source)
         self._batch_size = BatchSize(forecaster.max_batch_readings, forecaster.poll_interval_s)
         self._alarms = TimeAlarms()
@@ -227,11 +224,13 @@ class Loop:
         return None
 
     def _commit(self, batch: MicroBatch, group_metadata: Any) -> None:
+        began = time.monotonic()
         try:
             self.session.commit(TransactionContent(batch.records, batch.positions, group_metadata))
         except StartOver:
             self._batch_size.failed(batch.counts.readings, batch.step_s)
             raise
+        self._timings.add_batch(batch.step_s, time.monotonic() - began, batch.sent_ms, time.time())
         self._batch_size.committed(batch.counts.readings, batch.step_s)
 
     def _apply(self, batch: MicroBatch) -> None:

@@ -1,31 +1,32 @@
-"""The metrics of a forecaster: its counts since the start, and the health endpoint that publishes them.
+"""The counts of a forecaster since its start, in its log, in a file and in its answers to probes.
 
 ``Reporter`` logs the counts in regular intervals and writes them to a JSON file if one is configured (--stats).
-``HealthServer`` answers probes over HTTP. ``GET /healthz`` returns 200 unless the forecaster is stuck; restart it on
+``probe_paths`` answers probes over HTTP. ``GET /healthz`` returns 200 unless the forecaster is stuck; restart it on
 503. ``GET /readyz`` returns 200 only while it serves. Both return the state and the counts as JSON.
+``metric_families`` makes Prometheus metrics of the same counts.
 """
 
 import json
 import logging
 import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.errors import StreamgruError
+from pipeline.exposition import Page
 from pipeline.forecaster.rebuild import RebuildReport
 from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat
-from pipeline.settings import Settings
+from pipeline.health_server import JSON, Paths
 
 logger = logging.getLogger("streamgru.forecaster")
 
 REPORT_INTERVAL_S: Final = 10.0
+_BATCH_COUNTS: Final = (  # the counts of a batch that ``add`` sums up, in addition to its dead letters
+    *("readings", "accepted", "duplicates", "late", "ignored_features", "forecasts", "transactions", "state_bytes"),
+)
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Counters:
     aborted: int = 0
     swaps: int = 0
     swap_pause_s: float = 0.0  # seconds without a forecast at the last model swap
+    state_bytes: int = 0  # keys and values of the records in the changelog, positions included
+    restores: int = 0  # finished restores, each of one partition or several
     restored_sensors: int = 0
     rebuilt_sensors: int = 0
     cold_sensors: int = 0
@@ -58,12 +61,13 @@ class Counters:
 
     def add(self, batch: "Counters") -> None:
         """Add the counts of a committed batch."""
-        for name in ("readings", "accepted", "duplicates", "late", "ignored_features", "forecasts", "transactions"):
+        for name in _BATCH_COUNTS:
             setattr(self, name, getattr(self, name) + getattr(batch, name))
         self.dead_letters = self.dead_letters + batch.dead_letters  # replaced, since the health server may iterate it
 
     def count_restored(self, sensors: int, rebuilt: RebuildReport, held_lost: int, seconds: float) -> None:
         """Add the counts of a finished restore."""
+        self.restores += 1
         self.restored_sensors += sensors
         self.rebuilt_sensors += rebuilt.sensors
         self.cold_sensors += len(rebuilt.cold)
@@ -133,7 +137,7 @@ class Reporter:
         self._has_failed = True
 
 
-# --- the health endpoint ----------------------------------------------------------------------------------------------
+# --- answers to probes ------------------------------------------------------------------------------------------------
 
 
 def state_of(monitor: HealthMonitor | None) -> ForecasterState:
@@ -155,69 +159,22 @@ def health_report(heartbeat: Heartbeat, monitor: HealthMonitor | None, counters:
     }
 
 
-class HealthServer:
-    """Answers probes over HTTP until ``close``.
-
-    The status code depends on ``state`` alone. An error in ``details`` is logged and returned as ``trouble``.
+def probe_paths(state: Callable[[], ForecasterState], details: Callable[[], dict[str, Any]]) -> Paths:
+    """The answers to probes. Their status code depends on ``state`` alone.
 
     Args:
         state: the forecaster's state.
-        details: further keys of the answer, ready for JSON.
-
-    Raises:
-        StreamgruError: the address cannot be bound.
+        details: further keys of the answer, ready for JSON. An error is logged and returned as ``trouble``.
     """
 
-    def __init__(
-        self, host: str, port: int, state: Callable[[], ForecasterState], details: Callable[[], dict[str, Any]]
-    ) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 5  # seconds; a client that connects and sends nothing would block a thread for ever
+    def answer(is_good: Callable[[ForecasterState], bool]) -> Page:
+        now = state()
+        return Page(200 if is_good(now) else 503, JSON, _answer(now, details))
 
-            def do_GET(self) -> None:
-                if self.path not in ("/healthz", "/readyz"):
-                    self.send_error(404, "the paths are /healthz and /readyz")
-                    return
-                now = state()
-                good = now is ForecasterState.SERVING if self.path == "/readyz" else now is not ForecasterState.STUCK
-                body = _answer(now, details)
-                self.send_response(200 if good else 503)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Log no requests: probes arrive every few seconds."""
-
-        try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
-        except OSError as error:
-            raise StreamgruError(
-                f"the health endpoint cannot listen on {host}:{port}: {error.strerror or error}. Choose another port "
-                "(--health-port or the setting forecaster.health_port)"
-            ) from error
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
-
-    def close(self) -> None:
-        """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@contextmanager
-def answering_probes(
-    settings: Settings, port: int | None, state: Callable[[], ForecasterState], details: Callable[[], dict[str, Any]]
-) -> Iterator[None]:
-    """Run a ``HealthServer`` at ``port``, by default the port in the settings; without a port there is no server."""
-    host, port = settings.forecaster.health_host, port or settings.forecaster.health_port
-    if port is None:
-        yield
-        return
-    with closing(HealthServer(host, port, state, details)):
-        logger.info("the health endpoint listens at http://%s:%d/healthz and /readyz", host, port)
-        yield
+    return {
+        "/healthz": lambda accept: answer(lambda now: now is not ForecasterState.STUCK),
+        "/readyz": lambda accept: answer(lambda now: now is ForecasterState.SERVING),
+    }
 
 
 def _answer(state: ForecasterState, details: Callable[[], dict[str, Any]]) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 from kafka import TopicPartition
+from numpy.typing import NDArray
 
 from model.stepper import Forecasts
 from pipeline.dead_letter_form import dead_letter
@@ -47,7 +48,8 @@ class MicroBatch:
     polled: Collection[int]  # partitions with polled records
     needs_full_write: Collection[int]  # partitions whose states are all written by the batch
     step_s: float  # seconds of decoding, stepping and encoding; 0 if non_finite names a sensor
-    implausible: Sequence[ImplausibleTime] = ()  # readings that were rejected because of their times
+    implausible: Sequence[ImplausibleTime]  # readings that were rejected because of their times
+    sent_ms: Sequence[NDArray[np.int64]]  # Kafka timestamps of accepted readings, except those from the reorder buffer
 
 
 class MicroBatchBuilder:
@@ -85,6 +87,7 @@ class MicroBatchBuilder:
         accepted: list[Readings] = []
         outgoing: list[Records] = []
         implausible: list[ImplausibleTime] = []
+        sent_ms: list[NDArray[np.int64]] = []
         features = len(self._settings.features)
         rules = self.serving.time_rules
         parts = [
@@ -97,6 +100,7 @@ class MicroBatchBuilder:
         for (where, records), decoded, classified in zip(polled.items(), parts, classifications, strict=True):
             if len(classified.accepted):
                 accepted.append(classified.accepted)
+                sent_ms.append(_sent_ms(records, classified.accepted.offsets))
             if classified.buffered is not None:
                 still_buffered[where.partition] = classified.buffered
             counts.readings += len(records)
@@ -114,7 +118,7 @@ class MicroBatchBuilder:
         if stepped is not None:
             if len(stepped.non_finite):
                 named = self.serving.table.sensors_by_partition(stepped.non_finite)
-                return MicroBatch(accepted, stepped, [], {}, {}, counts, named, offsets, needs_full_write, 0.0)
+                return MicroBatch(accepted, stepped, [], {}, {}, counts, named, offsets, needs_full_write, 0.0, [], [])
             outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
         counts.transactions = 1
@@ -134,6 +138,7 @@ class MicroBatchBuilder:
             )
             for partition, position in positions.items()
         ]
+        counts.state_bytes = sum(records.size for records in outgoing if records.topic == self._topics.state)
         seconds = time.monotonic() - began
         return MicroBatch(
             accepted,
@@ -147,6 +152,7 @@ class MicroBatchBuilder:
             needs_full_write,
             seconds,
             implausible,
+            sent_ms,
         )
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
@@ -234,6 +240,14 @@ class MicroBatchBuilder:
             [letter.value for letter in letters],
             [encode_headers(letter.headers) for letter in letters],
         )
+
+
+def _sent_ms(records: Sequence[Record], accepted_offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The Kafka timestamps of those records whose readings were accepted."""
+    found = np.fromiter((record.timestamp for record in records), np.int64, len(records))
+    if len(accepted_offsets) == len(records) and accepted_offsets.min() >= records[0].offset:
+        return found  # in most batches: all records were accepted
+    return found[np.isin([record.offset for record in records], accepted_offsets)]
 
 
 # --- how many readings ------------------------------------------------------------------------------------------------

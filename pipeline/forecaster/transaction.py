@@ -56,6 +56,11 @@ class Records:
     values: Sequence[bytes | None]
     headers: Sequence[bytes] | bytes = NO_HEADERS
 
+    @property
+    def size(self) -> int:
+        """Bytes of keys and values."""
+        return sum(len(part) for part in chain(self.keys, self.values) if part is not None)
+
     def pieces(self, most_bytes: int) -> Iterator[tuple["Records", int]]:
         """The records in pieces, each with its bytes of values: at most ``most_bytes``, unless one record is larger."""
         sizes = [0 if value is None else len(value) for value in self.values]

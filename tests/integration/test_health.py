@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.stack import Stack
 from pipeline.errors import StreamgruError
@@ -21,6 +23,8 @@ from tests.integration.stream_rig import (
     FolderChampion,
     Message,
     publish,
+    read_all,
+    read_forecasts,
     rounds,
     run_until_it_fails,
     running,
@@ -72,12 +76,57 @@ def test_the_health_endpoint_reports_state_lag_and_counters_until_the_forecaster
         wait_until(lambda: ask(port, "/readyz")[1]["counters"]["dead_letters"], 30, "the dead letter is counted")
         letters = ask(port, "/readyz")[1]["counters"]["dead_letters"]
         assert list(letters.values()) == [1]
+        assert_metrics_agree(port, settings, count, letters)
         assert said["since_poll_s"] < 10
         assert said["since_commit_s"] > 0
         with pytest.raises(StreamgruError, match=f"cannot listen on 127.0.0.1:{port}: .*--health-port"):
             run_until_it_fails(settings, champion, health_port=port)
     assert not is_listening(port)
     assert json.loads(stats.read_text())["dead_letters"] == letters
+
+
+def assert_metrics_agree(port: int, settings: Settings, count: int, letters: dict[str, int]) -> None:
+    """Compare /metrics of an idle forecaster with the topics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    found = {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+    states = read_all(settings, settings.kafka.topics.state)
+    assert {
+        name: found[f"streamgru_{name}", *labels]
+        for name, *labels in (
+            ("readings_total",),
+            ("accepted_readings_total",),
+            ("forecasts_total",),
+            ("sensors",),
+            ("state_written_bytes_total",),
+            ("restores_total",),
+            ("start_overs_total",),
+            ("reading_to_forecast_seconds_count",),
+            ("model_info", settings.model_name, "1"),
+        )
+    } == {
+        "readings_total": count + 1,
+        "accepted_readings_total": count,
+        "forecasts_total": len(read_forecasts(settings)),
+        "sensors": len(SENSORS),
+        "state_written_bytes_total": sum(len(record.key) + len(record.value) for record in states),
+        "restores_total": 1,
+        "start_overs_total": 0,
+        "reading_to_forecast_seconds_count": count,
+        "model_info": 1,
+    }
+    for reason, number in letters.items():
+        assert found["streamgru_dead_letters_total", reason] == number
+    for partition in range(settings.kafka.partitions):
+        assert found["streamgru_lag_readings", str(partition)] == 0
+    assert found["streamgru_forecaster_state", "serving"] == 1
+    transactions = found["streamgru_transactions_total",]
+    for work in ("step", "commit"):
+        assert found[f"streamgru_{work}_seconds_count",] == transactions
+        assert 0 < found[f"streamgru_{work}_seconds_sum",] < 30 * transactions
+    # The readings waited for a first champion.
+    assert 0 < found["streamgru_reading_to_forecast_seconds_sum",] < 600 * count
+    assert abs(found["streamgru_last_commit_timestamp_seconds",] - time.time()) < 60
 
 
 def is_listening(port: int) -> bool:
