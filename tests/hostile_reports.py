@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import random
+import sys
 import types
 import typing
 from collections import Counter
@@ -23,6 +24,7 @@ import click
 import msgspec
 import numpy as np
 from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.commands import dlq, models, stack, topics, verify, watch
 from deploy.context import Context
@@ -35,6 +37,8 @@ from deploy.terminal_text import say, show_usage_error
 from flows import prefect_text
 from flows.monitor import overdue
 from flows.retrain_report import RetrainReport, horizon_curves, publish, summarise
+from flows.run_statistics import RunStatistics, ScheduleState
+from flows.schedule_health import answers as schedule_answers
 from model.metrics import Scores
 from pipeline.audit.explain import Explanation
 from pipeline.audit.verify import AuditResult
@@ -43,11 +47,15 @@ from pipeline.errors import KafkaError
 from pipeline.evaluation.evaluate import MODEL
 from pipeline.evaluation.gate import Decision
 from pipeline.export.export import ExportReport
-from pipeline.forecaster.metrics import Counters, _answer
-from pipeline.forecaster.stuck_detection import ForecasterState
+from pipeline.exposition import Page
+from pipeline.forecaster.health import Statistics, answers
+from pipeline.forecaster.metric_families import Timings
+from pipeline.forecaster.metrics import Counters
+from pipeline.forecaster.stuck_detection import ForecasterState, Heartbeat
 from pipeline.history.ingest import IngestReport
 from pipeline.json_text import json_text
 from pipeline.kafka.topics import TopicStatus
+from pipeline.log_format import JsonFormatter
 from pipeline.messages import Forecast
 from pipeline.registry.versions import CHALLENGER, CHAMPION, SCORE_PREFIX, ModelInfo
 from pipeline.settings import Settings
@@ -213,7 +221,39 @@ def counters_line(values: Values) -> str:
 
 
 def counters_json(values: Values) -> str:
-    return _answer(ForecasterState.SERVING, lambda: {"counters": _counters(values).content()}).decode()
+    return _health(values, "/readyz")
+
+
+def forecaster_metrics(values: Values) -> str:
+    return _health(values, "/metrics")
+
+
+def schedule_probe_json(values: Values) -> str:
+    return _schedule(values, "/healthz")
+
+
+def schedule_metrics(values: Values) -> str:
+    return _schedule(values, "/metrics")
+
+
+def _health(values: Values, path: str) -> str:
+    timings = Timings()
+    timings.add_batch(values.number(), values.number(), [np.array([values.count()])], values.number())
+    monitor: Any = types.SimpleNamespace(
+        state=values.chance.choice(list(ForecasterState)), trouble=values.text(), lag={0: values.count()}
+    )
+    statistics = Statistics(_counters(values), timings, Heartbeat(polled=1.0, committed=2.0, sensors=values.count()))
+    return _body(answers(values.text(), statistics, lambda: monitor)[path](""))
+
+
+def _schedule(values: Values, path: str) -> str:
+    statistics = values.fill(RunStatistics, state=values.chance.choice(list(ScheduleState)))
+    return _body(schedule_answers(statistics, MonitorSettings())[path](""))
+
+
+def _body(page: Page) -> str:
+    assert page.status in (200, 503), page.body
+    return page.body.decode()
 
 
 def _counters(values: Values) -> Counters:
@@ -377,6 +417,17 @@ def log_line(values: Values) -> str:
     return VisibleFormatter("%(levelname)s %(message)s").format(record)
 
 
+def log_line_json(values: Values) -> str:
+    try:
+        raise ValueError(values.text())
+    except ValueError:
+        caught = sys.exc_info()
+    texts = (values.text(), values.text())
+    return JsonFormatter().format(
+        logging.LogRecord("streamgru", logging.WARNING, "", 0, "sensor %s: %s", texts, caught)
+    )
+
+
 def error_message(values: Values) -> str:
     with _printed() as output:
         show_usage_error(click.BadParameter(f"{values.text()} is not a sensor", param_hint=values.text()))
@@ -400,7 +451,8 @@ REPORTS: Final[dict[str, Render]] = {
             stack_table,
             demo_screen,
         ),
-        *(progress_column, log_line, error_message),
+        *(progress_column, log_line, log_line_json, error_message),
+        *(forecaster_metrics, schedule_metrics, schedule_probe_json),
     )
 }
 
@@ -412,6 +464,8 @@ def check(name: str, output: str) -> None:
     assert output.strip(), f"{name} shows nothing"
     if name.endswith("_json"):
         json.loads(output, parse_constant=_refuse)
+    if name.endswith("_metrics"):
+        assert len(list(text_string_to_metric_families(output))) > 10
     if name.endswith("_page"):
         assert "<script>" not in output
 

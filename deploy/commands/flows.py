@@ -1,5 +1,6 @@
 """``streamgru ingest``, ``retrain`` and ``schedule``: the flows, once now or on their schedules."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,8 +14,11 @@ from deploy.terminal_text import say
 from flows.orchestrator import connect, run_once
 from flows.progress import Progress as FlowProgress
 from flows.progress import watch_progress
+from pipeline.log_format import is_json
 
 R = TypeVar("R")
+
+logger = logging.getLogger("streamgru.schedules")
 
 
 @click.command()
@@ -56,8 +60,15 @@ def retrain(context: Context, /, **options: Any) -> None:
 
 
 @click.command()
+@click.option(
+    "--health-port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="Answer GET /healthz, /readyz and /metrics on this port; by default schedules.health_port of the settings, if "
+    "set.",
+)
 @click.pass_obj
-def schedule(context: Context) -> None:
+def schedule(context: Context, health_port: int | None) -> None:
     """Serve ingest, retraining and the monitor on the schedules in the settings, until SIGTERM or Ctrl-C.
 
     Each run of a flow is a process of its own, and a flow has at most one run at a time. When this command ends, the
@@ -69,15 +80,27 @@ def schedule(context: Context) -> None:
     """
     settings = context.settings
     connect(settings, console=True)
+    from flows.schedule_health import answering_probes
     from flows.schedules import scheduled_deployments, serve
 
     scheduled_deployments(settings)  # fails for an invalid schedule before anything is printed
     for name in ("ingest", "retrain", "monitor"):
         when = getattr(settings.schedules, name)
-        say(f"{name:<8} {f'every {when.interval_s:g} s' if when.cron is None else f'{when.cron} (UTC)'}")
-    say(f"serving these flows with Prefect at {settings.prefect_api_url}; press Ctrl-C to stop")
-    serve(settings)
-    say("stopped; the schedules stay in Prefect, and the next `streamgru schedule` starts the newest overdue runs")
+        _announce(f"{name:<8} {f'every {when.interval_s:g} s' if when.cron is None else f'{when.cron} (UTC)'}")
+    _announce(f"serving these flows with Prefect at {settings.prefect_api_url}; press Ctrl-C to stop")
+    with answering_probes(settings, health_port):
+        serve(settings)
+    _announce(
+        "stopped; the schedules stay in Prefect, and the next `streamgru schedule` starts the newest overdue runs"
+    )
+
+
+def _announce(text: str) -> None:
+    """Print a line, or log it if the log is JSON: a program collects both outputs of a container."""
+    if is_json():
+        logger.info("%s", text)
+    else:
+        say(text)
 
 
 def _with_bar(call: Callable[[], R]) -> R:

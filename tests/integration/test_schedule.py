@@ -1,10 +1,13 @@
 """Schedules on a real Prefect: scheduled runs, a clean stop, and the deployments for work pools."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +25,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import ConcurrencyOptions, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.processes import DetachedProcess
 from deploy.stack import Stack
@@ -53,7 +57,8 @@ def prefect(prefect_server: Settings) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture
 def settings(broker: Settings, mlflow_server: Settings, fresh_settings: SettingsFactory) -> Settings:
-    chosen = fresh_settings(schedules={"ingest": {"interval_s": 10}})
+    schedules = {"ingest": {"interval_s": 10}, "health_port": free_port()}
+    chosen = fresh_settings(schedules=schedules, logging={"format": "json"})
     admin = make_admin(chosen)
     admin.create_topics([NewTopic(chosen.kafka.topics.readings, chosen.kafka.partitions, 1)])
     admin.close()
@@ -80,6 +85,18 @@ def serving(settings: Settings, prefect: SyncPrefectClient, tmp_path: Path) -> I
     ):
         yield process
         process.kill()
+
+
+def ask(settings: Settings, path: str) -> tuple[int, bytes]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{settings.schedules.health_port}{path}", timeout=5) as answer:
+        return answer.status, answer.read()
+
+
+def scrape(settings: Settings, at_least: int) -> dict[tuple[str, ...], float] | None:
+    """(name, values of the labels) -> value, once `at_least` ingests have succeeded."""
+    families = text_string_to_metric_families(ask(settings, "/metrics")[1].decode())
+    found = {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+    return found if found["streamgru_flow_runs_total", "ingest", "completed"] >= at_least else None
 
 
 @pytest.mark.long(30)
@@ -111,8 +128,18 @@ def test_a_schedule_starts_runs_and_its_deployments_survive_a_clean_stop(
     assert "monitor is paused in Prefect" in log
     assert "Traceback" not in log
 
+    page = wait_until(lambda: scrape(settings, at_least=2), 60, "the metrics count the runs")
+    assert page["streamgru_scheduler_state", "serving"] == 1
+    assert page["streamgru_flow_runs_total", "ingest", "failed"] == 0
+    assert abs(page["streamgru_flow_last_success_timestamp_seconds", "ingest"] - time.time()) < 120
+    assert ask(settings, "/healthz")[0] == ask(settings, "/readyz")[0] == 200
+    assert json.loads(ask(settings, "/readyz")[1])["state"] == "serving"
+
     serving.send_signal(signal.SIGTERM)
     assert serving.wait(30) == 0
+    lines = [json.loads(line) for line in (tmp_path / "schedule.log").read_text().splitlines()]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, lines))
+    assert "prefect.flow_runs" in {line["logger"] for line in lines}, "runs are processes of their own"
     for flow in ("ingest", "retrain", "monitor", "promote"):
         deployment = prefect.request("GET", f"/deployments/name/{flow}/{name}").json()
         assert deployment["paused"] is (flow == "monitor")
