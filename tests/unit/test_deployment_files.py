@@ -91,6 +91,14 @@ def test_the_probes_use_the_port_and_paths_of_the_forecaster() -> None:
     assert (probes["livenessProbe"]["path"], probes["readinessProbe"]["path"]) == ("/healthz", "/readyz")
 
 
+def test_the_port_of_the_scheduler_is_the_one_in_the_settings() -> None:
+    schedules = load_settings(DEPLOY / "kubernetes" / "settings.toml").schedules
+    manifest = next(yaml.safe_load_all((DEPLOY / "kubernetes" / "scheduler.yaml").read_text()))
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    assert container["ports"] == [{"name": "health", "containerPort": schedules.health_port}]
+    assert schedules.health_host == "0.0.0.0"
+
+
 def test_the_kustomization_lists_every_manifest() -> None:
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
     assert set(kustomization["resources"]) == {path.name for path in MANIFESTS} - {"kustomization.yaml"}
