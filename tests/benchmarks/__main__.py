@@ -25,9 +25,9 @@ from tests.ports import free_ports
 
 REPORT = Path(__file__).with_name("SPEED.md")
 # Modules of this folder, in the order of the page. "rates" comes early, because the start of MLflow occupies a core.
-SECTIONS = ("decoding", "rates", "latency", "takeover", "swap", "restore", "changelog", "hostile", "extras")
+SECTIONS = ("decoding", "rates", "latency", "takeover", "swap", "restore", "changelog", "hostile", "metrics", "extras")
 
-WITHOUT_MLFLOW = ("decoding", "rates", "hostile")
+WITHOUT_MLFLOW = ("decoding", "rates", "hostile", "metrics")
 
 
 def main() -> None:

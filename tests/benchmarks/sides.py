@@ -109,7 +109,7 @@ def keep_passing(settings: Settings, payload: bytes, ready: Any) -> None:
                 ready.set()
 
 
-def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...]) -> float:
+def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...], health_port: int | None = None) -> float:
     """Readings per second of the forecaster, from its first batch to its last commit."""
     settings = again(source.settings, horizon_steps=horizon_steps, quantiles=quantiles)
     champion = champion_for(settings)
@@ -124,7 +124,8 @@ def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...]) ->
         elif forecaster.counters.forecasts >= source.readings:
             forecaster.stop()
 
-    forecaster = StreamForecaster(settings, champion, Instance("bench", exclusive=False), Options(reached=reached))
+    options = Options(reached=reached, health_port=health_port)
+    forecaster = StreamForecaster(settings, champion, Instance("bench", exclusive=False), options)
     forecaster.run()
     assert forecaster.counters.forecasts == source.readings
     return source.readings / (ended[0] - began[0])
