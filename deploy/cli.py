@@ -52,6 +52,7 @@ COMMANDS = {
     "backtest": LazyCommand("deploy.commands.backtest", "backtest", "Score a model on files or on the history."),
     "forecast": LazyCommand("deploy.commands.forecast", "forecast", "Run a forecaster on the stream of readings."),
     "watch": LazyCommand("deploy.commands.watch", "watch", "Show live forecasts next to their readings."),
+    "serve": LazyCommand("deploy.commands.serve", "serve", "Serve a live page and an API about the stream."),
     "export": LazyCommand("deploy.commands.export", "export_command", "Export forecasts and readings to tables."),
     "verify": LazyCommand("deploy.commands.verify", "verify", "Check every forecast and state against the readings."),
     "explain": LazyCommand("deploy.commands.verify", "explain", "Show the reading, model and state behind a forecast."),

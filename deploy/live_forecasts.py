@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kafka import TopicPartition
 from rich.table import Table
 from rich.text import Text
 
 from deploy.literal_console import styled
 from pipeline.kafka.batch_consumer import read_fast
-from pipeline.kafka.clients import make_consumer, partition_count, translate_errors
+from pipeline.kafka.clients import make_consumer, translate_errors
+from pipeline.kafka.look_back import look_back as begin_at
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import Forecast, Rejected, decode_forecast
 from pipeline.readings_format.decoder import make_decoder
@@ -72,24 +72,16 @@ class StreamTail(AbstractContextManager["StreamTail"]):
                 topics = settings.kafka.topics
                 # Readings first: after the forecasts, a reading sent in between would be skipped, and its forecast
                 # would arrive without it.
-                self._first_readings, _ = self._positions(topics.readings, look_back)
-                first_forecasts, self._live_from = self._positions(topics.forecasts, look_back)
+                first_readings, _ = begin_at(self._consumer, topics.readings, look_back)
+                first_forecasts, self._live_from = begin_at(self._consumer, topics.forecasts, look_back)
                 if look_back is None:
                     self._live_from = first_forecasts
-                self._consumer.assign([*self._first_readings, *first_forecasts])
-                for partition, offset in {**self._first_readings, **first_forecasts}.items():
+                self._consumer.assign([*first_readings, *first_forecasts])
+                for partition, offset in {**first_readings, **first_forecasts}.items():
                     self._consumer.seek(partition, offset)
         except BaseException:
             self.close()
             raise
-
-    def _positions(self, topic: str, look_back: int | None) -> tuple[dict[Any, int], dict[Any, int]]:
-        """The offsets at which to start reading each partition, and its present end offsets."""
-        partitions = [TopicPartition(topic, number) for number in range(partition_count(self._consumer, topic))]
-        begins, ends = self._consumer.beginning_offsets(partitions), self._consumer.end_offsets(partitions)
-        if look_back is None:
-            return begins, ends
-        return {tp: max(begins[tp], ends[tp] - look_back) for tp in partitions}, ends
 
     def poll(self, timeout_s: float) -> list[LiveForecast]:
         """New forecasts with their readings; waits up to ``timeout_s`` for the first."""

@@ -15,6 +15,7 @@ from flows.run_settings import load_run_settings
 from flows.user_errors import user_errors_as_state
 from pipeline.history.table import History
 from pipeline.registry.training_run import last_trained
+from pipeline.settings import Settings
 from pipeline.settings_sections import MonitorSettings
 
 
@@ -22,12 +23,7 @@ from pipeline.settings_sections import MonitorSettings
 @user_errors_as_state
 def monitor(settings_file: Path | None = None) -> list[str]:
     """A sentence for each overdue flow. If there is any, the run fails with the state Overdue."""
-    settings = load_run_settings(settings_file)
-    history = History(settings.history_path, settings.features)
-    now = datetime.now(UTC)
-    back_to_s = now.timestamp() - settings.monitor.append_within_s
-    appended_at = history.appended_at(back_to_s) if history.exists() else None
-    found = overdue(settings.monitor, now, last_trained(settings), appended_at)
+    found = overdue_now(load_run_settings(settings_file), datetime.now(UTC))
     for sentence in found:
         get_run_logger().warning("%s", sentence)
     page = "\n".join(f"- {markdown(sentence)}" for sentence in found) or "Retraining and ingest are on time."
@@ -35,6 +31,18 @@ def monitor(settings_file: Path | None = None) -> list[str]:
     if found:
         return Failed(name="Overdue", message="; ".join(found))  # type: ignore[return-value]  # Prefect unwraps a state
     return found
+
+
+def overdue_now(settings: Settings, now: datetime) -> list[str]:
+    """As ``overdue``, by the registry and the history.
+
+    Raises:
+        StreamgruError: MLflow does not answer, or the history cannot be read.
+    """
+    history = History(settings.history_path, settings.features)
+    back_to_s = now.timestamp() - settings.monitor.append_within_s
+    appended_at = history.appended_at(back_to_s) if history.exists() else None
+    return overdue(settings.monitor, now, last_trained(settings), appended_at)
 
 
 def overdue(

@@ -38,6 +38,7 @@ from pipeline.settings_sections import (
     MonitorSettings,
     QuantileLevels,
     ScheduleSettings,
+    ServeSettings,
     StackSettings,
     TimeSettings,
     TrainingSettings,
@@ -134,6 +135,7 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     schedules: ScheduleSettings = ScheduleSettings()
     monitor: MonitorSettings = MonitorSettings()
+    serve: ServeSettings = ServeSettings()
     files: FilesSettings = FilesSettings()
     logging: LoggingSettings = LoggingSettings()
 
@@ -314,6 +316,21 @@ def load_settings(path: Path | None = None) -> Settings:
             variables = read_variables(os.environ, Settings)
             raise SettingsError(describe_folder(setting, folder, obstacle, variables, file))
     return settings
+
+
+def with_serve(settings: Settings, **options: Any) -> Settings:
+    """The settings with other values in the section ``serve``; None keeps the value.
+
+    Raises:
+        SettingsError: a value is invalid.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        serve = ServeSettings(**(settings.serve.model_dump(exclude_unset=True) | given))
+    except ValidationError as error:
+        fault = error.errors(include_input=False)[0]
+        raise SettingsError(f"--{fault['loc'][0]}: {fault['msg']}") from None
+    return settings.model_copy(update={"serve": serve})
 
 
 def unknown_variables() -> list[str]:
