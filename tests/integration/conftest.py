@@ -2,20 +2,26 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from deploy.stack import Stack
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory, settings_factory
-from tests.integration.stream_rig import FolderChampion, small_forecaster
 from tests.ports import free_port
 from tests.stacks import end_stack
 
+if TYPE_CHECKING:
+    from tests.integration.stream_rig import FolderChampion
+
 
 @pytest.fixture
-def champion(settings: Settings, tmp_path: Path) -> FolderChampion:
+def champion(settings: Settings, tmp_path: Path) -> "FolderChampion":
     """A champion source whose version 1 is a small model for the ``settings`` of the test."""
+    # Imported late, because pytest's main process loads this file before it starts its workers, and needs no PyTorch.
+    from tests.integration.stream_rig import FolderChampion, small_forecaster
+
     source = FolderChampion(tmp_path / "champion", settings)
     source.promote(1, small_forecaster(settings))
     return source
