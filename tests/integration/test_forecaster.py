@@ -164,7 +164,7 @@ def test_a_batch_without_an_accepted_reading_still_commits_its_offsets(
         wait_until(lambda: forecaster.counters.readings == 2 * len(first), 30, "the duplicates were processed")
         idle = forecaster.counters.transactions
         with pytest.raises(AssertionError):
-            wait_until(lambda: forecaster.counters.transactions > idle, 1.0, "an idle loop commits nothing")
+            wait_until(lambda: forecaster.counters.transactions > idle, 1.0, "an idle loop commits nothing", patience=1)
     assert forecaster.counters.duplicates == forecaster.counters.late == len(SENSORS)
     with running(settings, champion) as again:
         wait_until(lambda: again.counters.restored_sensors == len(SENSORS), 30, "the states were restored")

@@ -100,6 +100,9 @@ def test_kills_at_every_point_of_the_loop_lose_and_repeat_no_forecast(
 def test_sigterm_ends_a_forecaster_with_exit_code_0_within_5_seconds(
     settings: Settings, champion: FolderChampion, tmp_path: Path
 ) -> None:
+    # Long, so that only a forecaster that waits for the session timeout starts late.
+    long = {"session_timeout_s": 30.0, "transaction_timeout_s": 31.0}
+    settings = settings.model_copy(update={"forecaster": settings.forecaster.model_copy(update=long)})
     publish(settings, rounds(settings, SENSORS, range(50)))
     with ForecasterProcess(settings, tmp_path / "champion") as process:
         wait_for_forecasts(settings, 1)
