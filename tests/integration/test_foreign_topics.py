@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegistryClient
@@ -23,7 +24,7 @@ from pipeline.readings_format.protobuf_schemas import _compile
 from pipeline.readings_format.schema_registry import Schema as StoredSchema
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
-from tests.integration.schema_registry import running_registry
+from tests.integration.schema_registry import reachable_at, running_registry
 from tests.integration.stream_rig import (
     FolderChampion,
     Message,
@@ -33,6 +34,7 @@ from tests.integration.stream_rig import (
     running,
     small_forecaster,
 )
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("schema_registry"), pytest.mark.long(40)]
@@ -204,3 +206,30 @@ def test_an_evolved_schema_and_its_reference_are_looked_up(registry: str, tmp_pa
     body = b"\x0anorth" + b"\x02" + b"\x00\x00\x00\x00\x00\x80\x35\x40" + b"\x00" + b"\x08roof"
     reading = make_decoder(mapped).decode(None, b"\x00" + schema_id.to_bytes(4, "big") + body)
     assert (reading.sensor_id, reading.timestamp_us, reading.values) == ("north/roof", 0, (21.5,))
+
+
+def test_readings_wait_while_the_registry_is_down_and_are_forecast_once_it_answers(
+    registry: str, settings: SettingsFactory, tmp_path: Path
+) -> None:
+    port = free_ports(1)[0]
+    url = f"http://127.0.0.1:{port}{urlsplit(registry).path}"
+    made = settings(**FRAMED, format="avro", registry_url=url, registry_options={"max.retries": "0"})
+    source = champion_of(made, tmp_path)
+    serializer = AvroSerializer(SchemaRegistryClient({"url": registry}), json.dumps(AVRO))
+    sent = [
+        Message(
+            None, serialized(serializer, {"device": sensor, "at": at(step), "a": step / 2}), partition_of(made, sensor)
+        )
+        for step in range(10)
+        for sensor in SENSORS
+    ]
+    publish(made, sent)
+    with running(made, source) as forecaster:
+        wait_until(lambda: forecaster.counters.aborted >= 2, 30, "the forecaster started over again")
+        assert forecaster.counters.readings == 0
+        with reachable_at(port, registry):
+            wait_until(lambda: forecaster.counters.readings == len(sent), 30, "all readings were processed")
+    verdict = verify(made, source.load)  # the schema is kept on disk by now
+    assert verdict.faults == {}
+    assert (verdict.audit.accepted, verdict.audit.forecasts) == (len(sent), len(sent))
+    assert read_all(made, made.kafka.topics.dead_letters) == []
