@@ -27,7 +27,8 @@ REPORT = Path(__file__).with_name("SPEED.md")
 # Modules of this folder, in the order of the page. "rates" comes early, because the start of MLflow occupies a core.
 SECTIONS = ("decoding", "rates", "latency", "takeover", "swap", "restore", "changelog", "hostile", "metrics", "extras")
 
-WITHOUT_MLFLOW = ("decoding", "rates", "hostile", "metrics")
+WITHOUT_SERVERS = ("decoding",)
+WITHOUT_MLFLOW = (*WITHOUT_SERVERS, "rates", "hostile", "metrics")
 
 
 def main() -> None:
@@ -49,8 +50,9 @@ def main() -> None:
     stack = Stack(settings)
     missed: list[str] = []
     try:
-        stack.up(("kafka",))
         for name in (name for name in SECTIONS if name in chosen):
+            if name not in WITHOUT_SERVERS:
+                stack.up(("kafka",))
             if name not in WITHOUT_MLFLOW:
                 stack.up(("mlflow",))
             began = time.monotonic()

@@ -28,7 +28,7 @@ READINGS = 2_000
 ROUNDS = 41
 LEAST_SHARE = 0.8  # of the rate of the decoder alone, for the own form through the factory
 START_MS = 1_767_225_600_000
-SCHEMA_ID = 1
+AVRO_ID, PROTOBUF_ID, JSON_ID = 1, 2, 3  # of schemas
 AVRO: dict[str, Any] = {
     "type": "record",
     "name": "Measurement",
@@ -38,6 +38,14 @@ AVRO: dict[str, Any] = {
         *({"name": name.replace(".", "_"), "type": ["null", "double"]} for name in FEATURES),
     ],
 }
+
+PROTOBUF = "".join(
+    (
+        'syntax = "proto3"; message Measurement { string device = 1; int64 at = 2; ',
+        *(f"optional double {name.replace('.', '_')} = {number};" for number, name in enumerate(FEATURES, start=3)),
+        " }",
+    )
+)
 
 Record = tuple[bytes, bytes]
 
@@ -109,29 +117,27 @@ def _forms(home: Path) -> list[_Form]:
     mapping = {"sensor": "device", "time": "at", "values": "."}
     telegraf = {"sensor": "tags.host", "time": "timestamp", "time_unit": "s", "values": "fields"}
     fields = {name: name.replace(".", "_") for name in FEATURES}
-    framed = {
-        "sensor": "device",
-        "time": "at",
-        "fields": fields,
-        "format": "avro",
-        "registry_url": "http://127.0.0.1:9",
-    }
-    _keep_schema(_settings(home, framed))
+    registry = {"sensor": "device", "time": "at", "registry_url": "http://127.0.0.1:9"}
+    avro = _settings(home, {**registry, "fields": fields, "format": "avro"})
+    protobuf = _settings(home, {**registry, "fields": fields, "format": "protobuf"})
+    framed_json = _settings(home, {**registry, "values": ".", "format": "json_schema"})
+    store = SchemaStore(avro)
+    store.keep(AVRO_ID, Schema("AVRO", json.dumps(AVRO)))
+    store.keep(PROTOBUF_ID, Schema("PROTOBUF", PROTOBUF))
+    store.keep(JSON_ID, Schema("JSON", "{}"))
     return [
         _Form("the own form", make_decoder(_settings(home, {})), own),
         _Form("the own form with a text that is ignored", make_decoder(_settings(home, {})), with_text),
         _Form(USUAL_MAPPING, make_decoder(_settings(home, mapping)), flat),
         _Form("Telegraf's JSON", make_decoder(_settings(home, telegraf)), nested),
-        _Form("Avro", make_decoder(_settings(home, framed)), [_avro(n, values) for n, values in enumerate(contents)]),
+        _Form("Avro", make_decoder(avro), [_avro(n, values) for n, values in enumerate(contents)]),
+        _Form("Protobuf", make_decoder(protobuf), [_protobuf(n, values) for n, values in enumerate(contents)]),
+        _Form("framed JSON", make_decoder(framed_json), [(key, _framed(JSON_ID, value)) for key, value in flat]),
     ]
 
 
 def _settings(home: Path, readings: dict[str, Any]) -> Settings:
     return Settings(home=home, features=FEATURES, targets=FEATURES[:1], readings=readings)
-
-
-def _keep_schema(settings: Settings) -> None:
-    SchemaStore(settings).keep(SCHEMA_ID, Schema("AVRO", json.dumps(AVRO)))
 
 
 def _content(number: int) -> dict[str, float | None]:
@@ -143,8 +149,29 @@ def _json(number: int, content: dict[str, Any]) -> Record:
 
 
 def _avro(number: int, values: dict[str, float | None]) -> Record:
-    stream = io.BytesIO(b"\x00" + struct.pack(">I", SCHEMA_ID))
-    stream.seek(5)
+    stream = io.BytesIO()
     record = {name.replace(".", "_"): value for name, value in values.items()}
     fastavro.schemaless_writer(stream, AVRO, {**record, "device": f"sensor-{number % 50}", "at": START_MS + number})
-    return b"", stream.getvalue()
+    return b"", _framed(AVRO_ID, stream.getvalue())
+
+
+def _protobuf(number: int, values: dict[str, float | None]) -> Record:
+    device = f"sensor-{number % 50}".encode()
+    parts = [b"\x0a", _varint(len(device)), device, b"\x10", _varint(START_MS + number)]
+    for field, value in enumerate(values.values(), start=3):
+        if value is not None:
+            parts += [bytes([field << 3 | 1]), struct.pack("<d", value)]
+    return b"", _framed(PROTOBUF_ID, b"\x00" + b"".join(parts))
+
+
+def _varint(number: int) -> bytes:
+    """A Protobuf varint."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _framed(schema_id: int, body: bytes) -> bytes:
+    return b"\x00" + struct.pack(">I", schema_id) + body
