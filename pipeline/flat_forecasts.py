@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
-import orjson
 
+from pipeline.json_columns import float_texts, integer_texts, time_texts
 from pipeline.messages import ModelId
 from pipeline.settings import Settings
 
@@ -141,19 +141,12 @@ class FlatForecastEncoder:
             self._times(np.repeat(ahead[:, None], targets, axis=1).reshape(-1)),
         ]
         for level in range(levels):
-            columns += [repeat(self._openings[level]), _numbers(quantiles[:, :, level])]
+            columns += [repeat(self._openings[level]), float_texts(quantiles[:, :, level])]
         columns.append(after)
         return list(map(b"".join, zip(*columns, strict=False)))
 
     def _times(self, timestamp_us: np.ndarray) -> list[bytes]:
         """Each time as JSON: ISO 8601 in UTC, or milliseconds for Kafka Connect."""
         if self._format == "connect":
-            return [b"%d" % moment for moment in (timestamp_us // 1_000).tolist()]
-        moments = np.ascontiguousarray(timestamp_us, dtype=np.int64).view("datetime64[us]")
-        options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
-        return orjson.dumps(moments, option=options)[1:-1].split(b",")
-
-
-def _numbers(values: np.ndarray) -> list[bytes]:
-    flat = np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
-    return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].replace(b"e+", b"e").split(b",")
+            return integer_texts(timestamp_us // 1_000)
+        return [b'"' + text + b'"' for text in time_texts(timestamp_us)]

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable
 from itertools import repeat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
+
+from pipeline.json_columns import float_texts, time_texts
 
 if TYPE_CHECKING:
     from pipeline.files.reading_table import ReadingTable
-
-_ARRAYS: Final = orjson.OPT_SERIALIZE_NUMPY
 
 
 class ReadingEncoder:
@@ -32,14 +31,12 @@ class ReadingEncoder:
         """Keys and values of the rows, in their order."""
         table = self._table
         codes = table.sensor_codes[rows]
-        moments = table.timestamp_us[rows].view("datetime64[us]")
-        times = orjson.dumps(moments, option=_ARRAYS | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)[2:-2].split(b'","')
+        times = time_texts(table.timestamp_us[rows])
         count = len(rows)
         columns: list[Iterable[bytes]] = [self._heads[codes].tolist(), times, repeat(self._before_first, count)]
         for index, values in enumerate(table.values.values()):
             if index:
                 columns.append(repeat(self._before_others[index - 1], count))
-            # orjson writes NaN as null, and floats with the fewest digits of their precision.
-            columns.append(orjson.dumps(values[rows], option=_ARRAYS)[1:-1].split(b","))
+            columns.append(float_texts(values[rows]))
         columns.append(repeat(b"}}", count))
         return self._keys[codes].tolist(), list(map(b"".join, zip(*columns, strict=True)))

@@ -159,30 +159,34 @@ class MicroBatchBuilder:
         # One call for all partitions, because most of its cost is per call.
         traced = any(part.traceparents is not None for part in accepted)
         parents = [part.traceparents or [None] * len(part) for part in accepted]
+        partitions = [part.partition for part in accepted for _ in part.keys]
+        sensors = list(chain.from_iterable(part.sensors for part in accepted))
+        timestamp_us = np.concatenate([part.timestamp_us for part in accepted])
+        offsets = np.concatenate([part.offsets for part in accepted])
         values, headers = self._encoder.encode(
             self._topics.readings,
-            [part.partition for part in accepted for _ in part.keys],
-            list(chain.from_iterable(part.sensors for part in accepted)),
-            np.concatenate([part.timestamp_us for part in accepted]),
-            np.concatenate([part.offsets for part in accepted]),
+            partitions,
+            sensors,
+            timestamp_us,
+            offsets,
             forecasts,
             list(chain.from_iterable(parents)) if traced else None,
         )
+        flat_topic = self._topics.flat_forecasts
+        flat: list[bytes] = []
+        if flat_topic is not None:
+            quantiles = round_to_scale(forecasts.quantiles, forecasts.scale)
+            flat = self._flat_encoder.encode(partitions, sensors, timestamp_us, offsets, quantiles)
+        each = len(flat) // max(1, len(values))  # flat records of a forecast
         records = []
         for part, end in zip(accepted, accumulate(map(len, accepted)), strict=True):
-            mine = slice(end - len(part), end)
+            start = end - len(part)
+            mine = slice(start, end)
             records.append(Records(self._topics.forecasts, part.partition, part.keys, values[mine], headers[mine]))
-            if self._topics.flat_forecasts is not None:
-                records.append(self._flat_forecasts(self._topics.flat_forecasts, part, forecasts, mine))
+            if flat_topic is not None:
+                keys = [key for key in part.keys for _ in range(each)]
+                records.append(Records(flat_topic, part.partition, keys, flat[start * each : end * each]))
         return records
-
-    def _flat_forecasts(self, topic: str, part: Readings, forecasts: Forecasts, mine: slice) -> Records:
-        quantiles = round_to_scale(forecasts.quantiles[mine], forecasts.scale[mine])
-        values = self._flat_encoder.encode(
-            [part.partition] * len(part), part.sensors, part.timestamp_us, part.offsets, quantiles
-        )
-        each = len(values) // max(1, len(part))
-        return Records(topic, part.partition, [key for key in part.keys for _ in range(each)], values)
 
     def _states(self, stepped: StepResult | None, needs_full_write: Collection[int]) -> list[Records]:
         """One record per changed sensor, or per sensor of the partition in a full write."""
