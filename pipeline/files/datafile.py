@@ -119,8 +119,8 @@ def _read_text(source: Source, content: bytes, layout: FileLayout, guesses: Gues
     table = DataTable(source, frame, lines)
     table = table.without(_is_blank(frame))  # blank lines do not count as rows of units
     frame, lines = table.frame[dialect.unit_rows :], table.places[dialect.unit_rows :]
-    table = replace(table, frame=frame.drop(_columns_without_cells(names, frame)), places=lines)
-    return _without_repeated_headers(table, [name.strip() for name in header], notes)
+    table = _without_repeated_headers(replace(table, frame=frame, places=lines), header, notes)
+    return replace(table, frame=table.frame.drop(_columns_without_cells(names, table.frame)))
 
 
 def _names_by_position(given: Sequence[str], width: int, name: str) -> list[str]:
@@ -160,22 +160,23 @@ def _columns_without_cells(header: Sequence[str], frame: pl.DataFrame) -> list[s
 
 
 def _without_repeated_headers(table: DataTable, header: Sequence[str], notes: list[str]) -> DataTable:
-    """The table without rows that repeat the header, as in files that were joined."""
+    """The table without rows that repeat the header, as in files that were joined.
+
+    The frame still has the columns without cells, so that the header's cells are in the same places.
+    """
     frame = table.frame
-    if not header or not header[0]:
+    repeated = [cell.strip() or None for cell in header[: frame.width]]
+    repeated += [None] * (frame.width - len(repeated))
+    first = next((place for place, cell in enumerate(repeated) if cell is not None), None)
+    if first is None:
         return table
-    same = frame[frame.columns[0]].str.strip_chars() == header[0]
+    same = frame[frame.columns[first]].str.strip_chars() == repeated[first]
     if not same.any():
         return table
     candidates = same.fill_null(value=False).arg_true().to_list()
-    repeats = [row for row in candidates if [cell and cell.strip() for cell in frame.row(row)] == _kept(header, frame)]
+    repeats = [row for row in candidates if [(cell or "").strip() or None for cell in frame.row(row)] == repeated]
     if not repeats:
         return table
     mask = pl.Series(np.isin(np.arange(frame.height), repeats))
     notes.append(f"{table.where(repeats[0])} repeats the header and is left out, as are {len(repeats) - 1} more lines")
     return table.without(mask)
-
-
-def _kept(header: Sequence[str], frame: pl.DataFrame) -> list[str | None]:
-    """The header's cells of the columns in the frame."""
-    return [cell or None for cell in header[: frame.width]]

@@ -93,3 +93,11 @@ def test_given_names_replace_those_of_a_header(tmp_path: Path) -> None:
     assert values(read(tmp_path, text, header=True, column_names=("time", "value"))) == [[1.0, 2.0]]
     message = complaint(tmp_path, text, header=True, column_names=("time", "value", "more"))
     assert "has 2 columns, but --column-names has 3" in message
+
+
+@pytest.mark.parametrize("header", ["time,value", "time,,value", ",time,value", "time,value,"])
+def test_a_repeated_header_is_left_out_wherever_a_column_without_cells_stands(tmp_path: Path, header: str) -> None:
+    cells = [header.replace("time", f"2024-03-0{day}").replace("value", str(day)) for day in (1, 2, 3)]
+    table = read(tmp_path, "\n".join([header, cells[0], header, cells[1], header, cells[2], ""]))
+    assert values(table) == [[1.0, 2.0, 3.0]]
+    assert "line 3 repeats the header" in " ".join(table.notes)
