@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 10.0
 LOOK_BACK_RECORDS = 1_000
 POLL_S = 0.25
+QUIET_S = 3.0  # seconds without a new forecast after which lines, which have no caption, get a word about it
+_QUIET = "no new forecast yet: is a `streamgru forecast` running, and are readings being sent?"
 
 
 @click.command()
@@ -84,9 +86,14 @@ def _show_lines(tail: "StreamTail", patience: _UnseenSensors, limit: int | None)
 
 
 def _new_forecasts(tail: "StreamTail", patience: _UnseenSensors) -> "Iterator[LiveForecast]":
+    quiet_until = time.monotonic() + QUIET_S
+    is_told = False
     while True:
         yield from (live_forecast for live_forecast in tail.poll(POLL_S) if live_forecast.live)
         patience.check(tail)
+        if not tail.forecasts and not is_told and time.monotonic() > quiet_until:
+            is_told = True
+            say(f"{_QUIET} Earlier forecasts are shown with --from-beginning.", err=True)
 
 
 def _show_table(tail: "StreamTail", patience: _UnseenSensors, limit: int | None) -> None:
@@ -103,6 +110,6 @@ def _show_table(tail: "StreamTail", patience: _UnseenSensors, limit: int | None)
             latest.update(tail.poll(POLL_S))
             caption = f"{tail.readings:,} readings, {tail.forecasts:,} new forecasts; press Ctrl-C to stop"
             if not tail.forecasts:
-                caption += "\nno new forecast yet: is a `streamgru forecast` running, and are readings being sent?"
+                caption += f"\n{_QUIET}"
             live.update(latest.table(caption, max(1, console.height - frame)))
             patience.check(tail)

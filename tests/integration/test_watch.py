@@ -73,6 +73,15 @@ def test_watch_prints_only_the_chosen_sensors(stream: Settings) -> None:
     assert all(" attic: " in line for line in lines)
 
 
+def test_a_quiet_stream_gets_a_word_beside_the_lines(stream: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "QUIET_S", 0.5)
+    monkeypatch.setattr(watch_module, "PATIENCE_S", 2.0)
+    result = CliRunner().invoke(watch, ["attc"], obj=Context(lambda: stream))
+    assert result.stdout == ""
+    assert "no new forecast yet" in result.stderr
+    assert "--from-beginning" in result.stderr
+
+
 def test_an_unknown_sensor_is_an_error_that_names_the_known_ones(
     stream: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
