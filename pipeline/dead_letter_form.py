@@ -8,11 +8,15 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from pipeline.messages import Headers, InputPosition, Rejected
+from pipeline.messages import Headers, InputPosition, ReadingDecoder, Rejected
+from pipeline.sensor_limit import TOO_MANY_SENSORS
 from pipeline.unreadable_batch import BATCH_REASONS, UnreadableBatch
 
+IMPLAUSIBLE: Final = "implausible-time"  # the reason of ``pipeline.reading_times``
+REASONS: Final = (*ReadingDecoder.REASONS, TOO_MANY_SENSORS, IMPLAUSIBLE)
 BATCH_LAST_OFFSET: Final = "streamgru-last-offset"
 BATCH_RECORDS: Final = "streamgru-records"
+_MOST_DETAIL_BYTES: Final = 500
 # Headers that `dead_letter` appends to the original's; if the original was cut, its size stands before them.
 _HEADERS: Final = ("streamgru-reason", "streamgru-detail", "streamgru-topic", "streamgru-partition", "streamgru-offset")
 TRUNCATED: Final = "streamgru-truncated"
@@ -84,7 +88,7 @@ def dead_letter(
         headers.append((BATCH_RECORDS, str(batch.records).encode()))
     headers += [
         ("streamgru-reason", rejected.reason.encode()),
-        ("streamgru-detail", rejected.detail.encode(errors="replace")[:500]),
+        ("streamgru-detail", _cut(rejected.detail)),
         ("streamgru-topic", position.topic.encode()),
         ("streamgru-partition", str(position.partition).encode()),
         ("streamgru-offset", str(position.offset).encode()),
@@ -118,7 +122,8 @@ class DeadLetter:
         # Only the last headers are ours: the original may have headers of the same names.
         ours, headers = dict(headers[-len(_HEADERS) :]), headers[: -len(_HEADERS)]
         try:
-            reason, detail, topic, partition, offset = (ours[name].decode() for name in _HEADERS)
+            # Earlier versions cut a detail inside a character.
+            reason, detail, topic, partition, offset = (ours[name].decode(errors="replace") for name in _HEADERS)
             last_offset, records = None, 1
             if reason in BATCH_REASONS:
                 records, last_offset = int(_pop(headers, BATCH_RECORDS)), int(_pop(headers, BATCH_LAST_OFFSET))
@@ -141,6 +146,11 @@ class DeadLetter:
             )
         except (KeyError, ValueError, TypeError, AttributeError):  # a header is missing, null, or not a number
             return None
+
+
+def _cut(detail: str) -> bytes:
+    """The detail as UTF-8, cut between two characters."""
+    return detail.encode(errors="replace")[:_MOST_DETAIL_BYTES].decode(errors="ignore").encode()
 
 
 def _pop(headers: list[tuple[str, bytes | None]], name: str) -> bytes:

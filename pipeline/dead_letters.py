@@ -9,13 +9,14 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.dead_letter_form import BATCH_LAST_OFFSET as BATCH_LAST_OFFSET
+from pipeline.dead_letter_form import IMPLAUSIBLE
 from pipeline.dead_letter_form import DeadLetter as DeadLetter  # part of this module's interface
 from pipeline.errors import KafkaError, TopicError
 from pipeline.kafka.batch_producer import BatchAppender, check_delivered, encode_headers
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translate_errors
 from pipeline.kafka.topic_reader import read_topic, topic_ends, topic_starts
 from pipeline.messages import Rejected
-from pipeline.reading_times import IMPLAUSIBLE, find_implausible_now
+from pipeline.reading_times import find_implausible_now
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
 from pipeline.settings import Settings

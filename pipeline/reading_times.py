@@ -19,13 +19,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.dead_letter_form import IMPLAUSIBLE
 from pipeline.messages import LATEST_TIMESTAMP_US, Rejected, iso_timestamp, microseconds
 from pipeline.settings import Settings
 from pipeline.time_units import guess_cause
 
 logger = logging.getLogger("streamgru.reading_times")
 
-IMPLAUSIBLE: Final = "implausible-time"  # the reason in dead letters
 RECORD_TIMESTAMP: Final = "streamgru:record_timestamp"  # the history's column of the records' Kafka timestamps
 
 # A record's timestamp beyond this cannot precede a reading by any ``max_ahead_us``, because readings end in 2200.

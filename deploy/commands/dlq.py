@@ -14,10 +14,8 @@ from deploy.context import Context
 from deploy.literal_console import make_console
 from deploy.renamed import RenamingGroup
 from deploy.terminal_text import say
+from pipeline.dead_letter_form import REASONS
 from pipeline.dead_letters import DeadLetter, read_letter, read_letters, republish_letters
-from pipeline.messages import ReadingDecoder
-from pipeline.reading_times import IMPLAUSIBLE
-from pipeline.sensor_limit import TOO_MANY_SENSORS
 from pipeline.visible_text import visible, visible_bytes
 
 _VALUE_WIDTH = 60
@@ -35,7 +33,7 @@ def position_of(text: str) -> tuple[int, int]:
 
 _reason = click.option(
     "--reason",
-    type=click.Choice((*ReadingDecoder.REASONS, TOO_MANY_SENSORS, IMPLAUSIBLE)),
+    type=click.Choice(REASONS),
     help="Only letters with this reason.",
 )
 

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from model.experts import experts_of
 from pipeline.audit.delivery import REJECTED, ForecastLog, ReadingLog, classify_log
 from pipeline.audit.expert_weights import published_weights
+from pipeline.dead_letter_form import IMPLAUSIBLE
 from pipeline.errors import KafkaError
 from pipeline.kafka.time_rule_log import read_time_rules
 from pipeline.kafka.topic_reader import Offsets, read_topic
 from pipeline.messages import Rejected, decode_forecast, microseconds, quantile_key
-from pipeline.reading_times import IMPLAUSIBLE, NAMED_SENSORS, TimeRules, find_implausible
+from pipeline.reading_times import NAMED_SENSORS, TimeRules, find_implausible
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 

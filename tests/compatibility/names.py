@@ -18,10 +18,10 @@ from model.metrics import METRICS, Interval
 from model.training import EpochReport, TrainingOptions
 from pipeline.audit.delivery import DeliveryCounts
 from pipeline.audit.verify import AuditResult
+from pipeline.dead_letter_form import REASONS
 from pipeline.forecaster.metrics import Counters, health_report
 from pipeline.forecaster.stuck_detection import ForecasterState, Heartbeat
-from pipeline.messages import ReadingDecoder, json_schemas
-from pipeline.reading_times import IMPLAUSIBLE
+from pipeline.messages import json_schemas
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import ModelInfo
 from pipeline.settings import Settings
@@ -39,7 +39,7 @@ def names() -> dict[str, Any]:
         "counts in --stats": list(Counters().content()),
         "answer of /healthz": ["state", *health_report(Heartbeat(), None, Counters())],
         "states in /healthz": [state.value for state in ForecasterState],
-        "reasons of dead letters": [*ReadingDecoder.REASONS, IMPLAUSIBLE],
+        "reasons of dead letters": list(REASONS),
         "experts in a forecast": {level: list(experts_of(level)) for level in ("off", "light", "full")},
         "fields of a reading": _properties(schemas["reading"], schemas["$defs"]),
         "fields of a forecast": _properties(schemas["forecast"], schemas["$defs"]),

@@ -363,6 +363,7 @@ def _check_rejected(rejected: Rejected, key: bytes | None, value: bytes | None, 
     assert rejected.detail
     letter = dead_letter(key, value, list(headers), rejected, InputPosition("readings", 0, 7), LETTER_LIMIT)
     assert len(letter.key or b"") + len(letter.value or b"") <= LETTER_LIMIT
+    assert (dict(letter.headers)["streamgru-detail"] or b"").decode()
 
 
 def _check_reading(reading: Reading) -> None:

@@ -96,6 +96,7 @@ def _check_rejected(rejected: Rejected, key: bytes | None, value: bytes | None) 
     assert rejected.reason in ReadingDecoder.REASONS
     letter = dead_letter(key, value, [], rejected, InputPosition("readings", 0, 7), LETTER_LIMIT)
     assert len(letter.key or b"") + len(letter.value or b"") <= LETTER_LIMIT
+    assert (dict(letter.headers)["streamgru-detail"] or b"").decode()
 
 
 def _check_reading(reading: Reading, key: bytes | None) -> None:

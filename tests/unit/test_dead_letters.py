@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from types import SimpleNamespace
 
 from click.testing import CliRunner
 
 from deploy.commands.dlq import dlq
+from pipeline.dead_letter_form import dead_letter
 from pipeline.dead_letters import DeadLetter, transactions_of
+from pipeline.messages import InputPosition, Rejected
 
 
 def letter(offset: int, value_bytes: int, header_bytes: int = 0) -> DeadLetter:
@@ -38,6 +41,18 @@ def test_letters_are_read_only_as_transactions_need_them() -> None:
 
     assert [len(run) for run in islice(transactions_of(reading()), 2)] == [2, 2]
     assert len(read) == 5  # one letter of the next transaction is read
+
+
+def test_a_detail_that_is_cut_inside_a_character_is_read() -> None:
+    made = dead_letter(b"k", b"v", [], Rejected("malformed", "a" + "é" * 400), InputPosition("readings", 0, 7), 1_000)
+    detail = dict(made.headers)["streamgru-detail"]
+    assert detail == ("a" + "é" * 249).encode()
+    of_earlier_version = [(name, b"a\xc3" if value == detail else value) for name, value in made.headers]
+    for headers, end in ((made.headers, "é"), (of_earlier_version, "\ufffd")):
+        record = SimpleNamespace(partition=0, offset=1, timestamp=2, key=b"k", value=b"v", headers=headers)
+        found = DeadLetter.of(record)
+        assert found is not None
+        assert (found.reason, found.offset, found.detail[-1]) == ("malformed", 7, end)
 
 
 def test_the_help_of_republish_does_not_promise_a_forecast() -> None:
