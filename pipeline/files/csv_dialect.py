@@ -55,13 +55,18 @@ def find_dialect(text: bytes, layout: FileLayout, name: str, guesses: Guesses) -
     """The dialect that the layout states, completed by guesses from the first rows of ``text``.
 
     Raises:
-        DataFileError: two separators fit equally well, or the file has no header.
+        DataFileError: two separators fit equally well, the file names an impossible one, or it has no header.
     """
     lines = _sample(text)
     first = layout.skip_rows or 0
     separator = separator_of(layout)
     if layout.skip_rows is None and (found := _SEPARATOR_LINE.fullmatch(lines[0].strip())):
         first, separator = 1, separator or found[1]
+        if not _is_separator(separator):
+            raise DataFileError(
+                f"{name}, line 1: {separator!r} cannot separate cells; save the file with another separator, or name "
+                "the right one with --separator"
+            )
     comment = layout.comment
     if comment is None:
         comment = _guess_comment(lines[first:], separator)
@@ -116,12 +121,16 @@ def separator_of(layout: FileLayout) -> str | None:
         return None
     found = SEPARATOR_NAMES.get(layout.separator.lower(), layout.separator)
     found = "\t" if found == "\\t" else found
-    if len(found) != 1 or not found.isascii() or found in '"\n\r\0':
+    if not _is_separator(found):
         raise DataFileError(
             f"--separator {layout.separator!r} is not one character; use a character such as ';', or one of the names "
             f"{', '.join(SEPARATOR_NAMES)}"
         )
     return found
+
+
+def _is_separator(text: str) -> bool:
+    return len(text) == 1 and text.isascii() and text not in '"\n\r\0'
 
 
 def split_line(line: str, separator: str) -> list[str]:

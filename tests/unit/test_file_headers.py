@@ -101,3 +101,10 @@ def test_a_repeated_header_is_left_out_wherever_a_column_without_cells_stands(tm
     table = read(tmp_path, "\n".join([header, cells[0], header, cells[1], header, cells[2], ""]))
     assert values(table) == [[1.0, 2.0, 3.0]]
     assert "line 3 repeats the header" in " ".join(table.notes)
+
+
+@pytest.mark.parametrize("sign", ["»", '"', "é"])
+def test_a_separator_line_with_an_impossible_separator_is_refused(tmp_path: Path, sign: str) -> None:
+    text = f"sep={sign}\ntime{sign}value\n2024-03-01{sign}1\n"
+    assert "a.csv, line 1: " in complaint(tmp_path, text)
+    assert values(read(tmp_path, "sep=»\ntime;value\n2024-03-01;1\n", separator=";")) == [[1.0]]
