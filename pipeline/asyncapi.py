@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from pipeline.dead_letter_form import DeadLetterHeaders
+from pipeline.dead_letter_form import REASONS, DeadLetterHeaders
 from pipeline.event_headers import ForecastHeaders, ReadingHeaders
 from pipeline.flat_forecasts import flat_json_schema
 from pipeline.forecaster.positions import POSITION_KEY, PositionRecord
@@ -21,12 +21,9 @@ from pipeline.messages import (
     OWN_FORM_HEADER,
     STATE_SCHEMA_VERSION,
     Forecast,
-    ReadingDecoder,
     ReadingMessage,
     quantile_key,
 )
-from pipeline.reading_times import IMPLAUSIBLE
-from pipeline.sensor_limit import TOO_MANY_SENSORS
 from pipeline.settings import Settings
 
 ASYNCAPI_VERSION: Final = "3.1.0"
@@ -251,7 +248,7 @@ def _schemas(settings: Settings) -> _Json:
     """The schemas by name; those of the message types are the ones that ``messages.json_schemas`` gives."""
     _, made = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
     schemas: _Json = msgspec.json.decode(msgspec.json.encode(made))  # JSON alone: a default may be a tuple
-    reasons = [*ReadingDecoder.REASONS, TOO_MANY_SENSORS, IMPLAUSIBLE]
+    reasons = list(REASONS)
     schemas["DeadLetterHeaders"]["properties"]["streamgru-reason"]["enum"] = reasons
     schemas["State"] = {
         **_BYTES,

@@ -10,16 +10,13 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
+from pipeline.dead_letter_form import REASONS
 from pipeline.exposition import DELAY_BOUNDS_S, WORK_BOUNDS_S, Distribution, by_label, one_of
 from pipeline.forecaster.metrics import Counters, state_of
 from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat
-from pipeline.messages import ReadingDecoder
-from pipeline.reading_times import IMPLAUSIBLE
-from pipeline.sensor_limit import TOO_MANY_SENSORS
 from pipeline.visible_text import visible
 
 # Reasons of dead letters. Each is shown from the start: Prometheus cannot tell how much a new series has grown.
-REASONS: Final = (*ReadingDecoder.REASONS, IMPLAUSIBLE, TOO_MANY_SENSORS)
 
 _COUNTERS: Final = (  # attribute of Counters, name without "_total", documentation
     ("readings", "streamgru_readings", "Records of the readings topic that were processed and committed."),
