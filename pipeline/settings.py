@@ -27,6 +27,7 @@ from model.experts import RULE as ADAPTATION_RULE
 from model.reorder_buffer import GracePeriod
 from pipeline.errors import SettingsError
 from pipeline.readings_settings import ReadingsSettings
+from pipeline.serve_settings import ServeSettings
 from pipeline.settings_file import read_settings_file
 from pipeline.settings_report import describe_faults, describe_folder, describe_invalid, unknown_variable
 from pipeline.settings_sections import (
@@ -38,7 +39,6 @@ from pipeline.settings_sections import (
     MonitorSettings,
     QuantileLevels,
     ScheduleSettings,
-    ServeSettings,
     StackSettings,
     TimeSettings,
     TrainingSettings,

@@ -101,7 +101,7 @@ def status(view: LiveView, clients: int) -> answers.Status:
             events_clients=clients,
             dead_letters=view.letters_by_reason.total(),
             champion=None if view.champion is None else view.champion[0],
-            swaps=len(view.swaps),
+            swaps=view.swaps_seen,
             list_version=view.list_version,
         )
 

@@ -13,21 +13,24 @@ from contextlib import closing
 from typing import Final
 
 import uvicorn
-from starlette.responses import PlainTextResponse, Response
+from starlette.applications import Starlette
+from starlette.responses import Response
 
 from deploy.serve import answers
 from deploy.serve.application import make_application
 from deploy.serve.event_hub import EventHub
+from deploy.serve.metrics import ServeMetrics
 from deploy.serve.registry_report import RegistryReports
 from deploy.serve.routes import Backend
 from pipeline.errors import StreamgruError
+from pipeline.exposition import Exposition
 from pipeline.live.follower import Follower
 from pipeline.live.lag_watch import LagWatch
 from pipeline.live.record_reader import RecordReaders
 from pipeline.live.sensor_history import HistoryReader
 from pipeline.live.view import LiveView
+from pipeline.serve_settings import ServeSettings
 from pipeline.settings import Settings
-from pipeline.settings_sections import ServeSettings
 
 logger = logging.getLogger("streamgru.serve")
 
@@ -41,12 +44,13 @@ class ServeProcess:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._view = LiveView(settings, time.time)
-        self._hub = EventHub(settings, self._view)
+        self.view = LiveView(settings, time.time)
+        self._hub = EventHub(settings, self.view)
         self._readers = RecordReaders(settings)
         self._registry = RegistryReports(settings)
-        self._follower = Follower(settings, self._view, self._hub.publish_from_thread)
-        self._lag_watch = LagWatch(settings, self._view)
+        self._follower = Follower(settings, self.view, self._hub.publish_from_thread)
+        self._lag_watch = LagWatch(settings, self.view)
+        self._exposition = Exposition("serve", ServeMetrics(settings, self.view, self._hub))
         self._failure = ""  # of a thread, which ends the health
 
     def run(self, listening: Callable[[str], None]) -> None:
@@ -60,18 +64,9 @@ class ServeProcess:
         """
         sys.setswitchinterval(_SWITCH_S)
         os.nice(_NICE)
-        backend = Backend(
-            self._settings,
-            self._view,
-            self._hub,
-            self._readers,
-            HistoryReader(self._settings, self._readers),
-            self._registry,
-        )
-        application = make_application(backend, self._healthy, self._ready, self._metrics)
         serve = self._settings.serve
         config = uvicorn.Config(
-            application,
+            self.application(),
             host=serve.host,
             port=serve.port,
             log_config=None,
@@ -88,6 +83,12 @@ class ServeProcess:
             asyncio.run(_Server(config, self._hub, lambda: self._start(listening)).run_on(listener))
         self._stop()
 
+    def application(self) -> Starlette:
+        """The ASGI application."""
+        histories = HistoryReader(self._settings, self._readers)
+        backend = Backend(self._settings, self.view, self._hub, self._readers, histories, self._registry)
+        return make_application(backend, self._healthy, self._ready, self._metrics)
+
     def _start(self, listening: Callable[[str], None]) -> None:
         for name, work in (
             ("follower", self._follower.run),
@@ -103,7 +104,7 @@ class ServeProcess:
         except Exception as error:
             logger.exception("the thread %s has ended", name)
             self._failure = f"the thread {name} has ended with {type(error).__name__}: {error}. Restart the process"
-            self._view.broker_failed(self._failure)
+            self.view.broker_failed(self._failure)
 
     def _stop(self) -> None:
         self._follower.stop()
@@ -118,7 +119,7 @@ class ServeProcess:
         return 200 if found.state == "ready" else 503, found
 
     def _health(self) -> answers.Health:
-        view = self._view
+        view = self.view
         if self._failure:
             return answers.Health("failed", self._failure)
         if view.stale_since_ms is not None:
@@ -126,7 +127,8 @@ class ServeProcess:
         return answers.Health("catching-up" if view.catch_up is not None else "ready", view.trouble)
 
     def _metrics(self, accept: str) -> Response:
-        return PlainTextResponse("")
+        page = self._exposition.render(accept)
+        return Response(page.body, page.status, {"Content-Type": page.content_type})
 
 
 class _Server(uvicorn.Server):

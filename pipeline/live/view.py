@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dead_letter_form import DeadLetter
-from pipeline.live.delays import DelayCounts
+from pipeline.exposition import DELAY_BOUNDS_S, Distribution
 from pipeline.live.events import Swap
 from pipeline.live.forecast_head import MOST_TARGETS, ForecastHead
 from pipeline.live.index import Indexed, LiveIndex
@@ -93,11 +93,12 @@ class LiveView:
                 readings=serve.recent_readings,
             )
             self.scores = ScoreSeries(len(self.targets), serve.score_bucket_s)
-            self.delays = DelayCounts()  # since the start
+            self.delays = Distribution(DELAY_BOUNDS_S)  # since the start
             self.swaps: deque[Swap] = deque(maxlen=_MOST_SWAPS)  # newest first
             self.letters: deque[DeadLetter] = deque(maxlen=_MOST_LETTERS)  # newest first
             self.letters_by_reason: Counter[str] = Counter()
             self.forecasts = 0
+            self.swaps_seen = 0
             self.catch_up: CatchUp | None = CatchUp()  # None: the look back is done
 
     @contextmanager
@@ -152,7 +153,7 @@ class LiveView:
             self.scores.add(now_s, indexed.judged)
             live = sum(head.offset >= live_from[head.partition] for head in heads)
             self.rates.count(now_s, forecasts=live, delays_ms=indexed.delay_ms)
-            self.delays.add(indexed.delay_ms)
+            self.delays.add_all(indexed.delay_ms[~np.isnan(indexed.delay_ms)] / 1_000)
             self.forecasts += len(heads)
             self.list_version += 1
             for head in heads:
@@ -166,6 +167,7 @@ class LiveView:
         """Keep model swaps, oldest first."""
         with self._lock:
             self.swaps.extendleft(swaps)
+            self.swaps_seen += len(swaps)
 
     def add_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Count dead letters, and keep the latest."""
