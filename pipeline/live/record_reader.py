@@ -112,10 +112,10 @@ def _read(consumer: KafkaConsumer, tp: TopicPartition, offsets: list[int]) -> di
     consumer.assign([tp])
     found: dict[int, FetchedRecord] = {}
     wanted = deque(offsets)
-    position = -1  # next offset that the consumer delivers; -1: it must seek
+    position = None  # next offset that the consumer delivers; None: it must seek
     deadline = time.monotonic() + _TIMEOUT_S
     while wanted:
-        if not position <= wanted[0] < position + _POLL_RECORDS:
+        if position is None or not position <= wanted[0] < position + _POLL_RECORDS:
             consumer.seek(tp, wanted[0])
             position = wanted[0]
         try:
