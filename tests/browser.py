@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from websockets.sync.client import ClientConnection, connect
 
-from tests.waiting import POLL_S
+from tests.waiting import PATIENCE, POLL_S, wait_until
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 INSTALL: Final = (
@@ -116,7 +116,7 @@ class Browser:
         )
         log.close()
         try:
-            self._connection = connect(self._address(), max_size=None, open_timeout=START_S)
+            self._connection = connect(self._address(), max_size=None, open_timeout=START_S, close_timeout=1)
         except BaseException:
             self._end()
             raise
@@ -176,12 +176,12 @@ class Browser:
         self._end()
 
     def _end(self) -> None:
-        connection: ClientConnection | None = getattr(self, "_connection", None)
-        if connection is not None:
-            connection.close()
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        connection: ClientConnection | None = getattr(self, "_connection", None)
+        if connection is not None:
+            connection.close()
         shutil.rmtree(self._profile, ignore_errors=True)
 
 
@@ -244,34 +244,28 @@ class Tab:
             raise AssertionError(f"{script}: {details.get('exception', {}).get('description') or details['text']}")
         return result["result"].get("value")
 
-    def wait_for(self, script: str, timeout_s: float = 15.0) -> Any:
+    def wait_for(self, script: str, timeout_s: float = 10.0, *, patience: float = PATIENCE) -> Any:
         """The first true value of an expression, true for an element; otherwise the test fails with the page's text."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            error = ""
-            try:
-                value = self.evaluate(f"(found => found instanceof Node ? true : found)({script})")
-            except AssertionError as failed:  # a document that is only just loading
-                value, error = None, str(failed)
-            if value:
-                return value
-            if time.monotonic() > deadline:
-                text = self.evaluate("document.body?.innerText.slice(0, 1500) ?? ''")
-                raise AssertionError(
-                    f"not within {timeout_s:g} s: {script} {error}\nproblems: {self.problems}\nthe page says:\n{text}"
-                )
-            time.sleep(POLL_S)
+        error = ""
 
-    def wait_for_text(self, selector: str, accept: Callable[[str], bool], timeout_s: float = 15.0) -> str:
+        def look() -> Any:
+            nonlocal error
+            try:
+                return self.evaluate(f"(found => found instanceof Node ? true : found)({script})")
+            except AssertionError as failed:  # a document that is only just loading
+                error = str(failed)
+                return None
+
+        try:
+            return wait_until(look, timeout_s, script, patience=patience)
+        except AssertionError as failed:
+            text = self.evaluate("document.body?.innerText.slice(0, 1500) ?? ''")
+            raise AssertionError(f"{failed} {error}\nproblems: {self.problems}\nthe page says:\n{text}") from None
+
+    def wait_for_text(self, selector: str, accept: Callable[[str], bool], timeout_s: float = 10.0) -> str:
         """The text of an element, once ``accept`` takes it."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            text = self.text(selector)
-            if accept(text):
-                return text
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not within {timeout_s:g} s: {selector} still says {text!r}; {self.problems}")
-            time.sleep(POLL_S)
+        wait_until(lambda: accept(self.text(selector)), timeout_s, f"{selector} says {self.text(selector)!r}")
+        return self.text(selector)
 
     def text(self, selector: str) -> str:
         """The text of the first element that matches; empty without a match."""

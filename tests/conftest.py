@@ -21,7 +21,14 @@ from tests.stacks import end_stack
 SERVICE_OF_FIXTURE = {"broker": "kafka", "mlflow_server": "mlflow", "prefect_server": "prefect"}
 
 # Shared costly fixture -> seconds that all its tests take, one after the other in one process.
-SECONDS_OF_SHARED = {"frail_broker": 80, "secured": 30, "letters": 10, "filled": 15, "forecast_stream": 12}
+SECONDS_OF_SHARED = {
+    "frail_broker": 80,
+    "secured": 30,
+    "letters": 10,
+    "filled": 15,
+    "forecast_stream": 12,
+    "live_page": 45,
+}
 
 SettingsFactory = Callable[..., Settings]
 

@@ -56,7 +56,7 @@ function showState(status) {
   if (isStale) {
     const since = verdict.sinceMs === null ? "" : ` since ${clock(verdict.sinceMs)}`;
     say(pulseText, `Stale${since}`);
-    const words = `Stale${since}: ${verdict.why.replace(/\.$/, "")}. The page shows what it had, and goes on by itself.`;
+    const words = `Stale${since}: ${verdict.why.replace(/\.$/, "")}. You see the last known state. The page continues by itself.`;
     say(banner, words);
   } else if (behind) {
     say(pulseText, "Catching up");

@@ -24,13 +24,11 @@ export function labelFont(ratio) {
   return `600 ${11.5 * ratio}px ${getComputedStyle(document.body).fontFamily}`;
 }
 
-const ZONED = {}; // uPlot draws local times by itself
-
 /** The axis of times in 24-hour local time. */
 export function timeAxis() {
   return {
     stroke: () => colour("muted"), grid: { show: false }, ticks: { stroke: () => colour("line"), width: 1, size: 5 },
-    font: font(), space: 76, size: 44, ...ZONED,
+    font: font(), space: 76, size: 44,
     values: [
       [31_536_000, "{YYYY}", null, null, null, null, null, null, 1],
       [2_419_200, "{MMM}", "\n{YYYY}", null, null, null, null, null, 1],
@@ -112,7 +110,7 @@ export class LineChart {
       axes: [across, axis()],
       series: [{}, ...series],
       cursor: { show: false },
-      padding: [8, 6, 0, 0],
+      padding: [8, 28, 0, 0],
     }, columns);
   }
 

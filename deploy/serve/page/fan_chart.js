@@ -94,7 +94,7 @@ export class FanChart {
     return {
       scales: { x: { time: true }, y: { range: (_, low, high) => padded(low, high) } },
       axes: [timeAxis(), valueAxis()],
-      padding: [18, 10, 0, 0],
+      padding: [18, 22, 0, 0],
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
       series: [
         {},

@@ -68,7 +68,7 @@ export class OperationView {
     };
     put("readings", number(status.readings_per_s), `${count(status.readings)} seen`);
     put("forecasts", number(status.forecasts_per_s), `${count(status.forecasts)} seen`);
-    put("lag", count(status.lag), status.lag === null ? "the group's offsets are not known" : status.lag === 1 ? "reading waits" : "readings wait");
+    put("lag", count(status.lag), status.lag === null ? "the group's offsets are not known" : status.lag === 0 ? "no reading waits" : status.lag === 1 ? "reading waits" : "readings wait");
     put("delay", milliseconds(status.delay_p50_ms), "last 60 seconds");
     put("slow", milliseconds(status.delay_p99_ms), "last 60 seconds");
     put("sensors", count(status.sensors));

@@ -96,7 +96,10 @@ export class SensorList {
       this.version = answers[0].list_version;
       this.total = answers[0].total;
       this.pages = new Map(numbers.map((page, place) => [page, answers[place].rows]));
+      const active = this.list.contains(document.activeElement) ? document.activeElement : null;
+      const sensor = active?.dataset.sensor;
       this.#draw();
+      if (active && active.dataset.sensor !== sensor) this.#follow(sensor);
       this.arrived(this.total, answers[0].offset === 0 ? answers[0].rows[0] : null);
     } catch (error) {
       this.failed(error);
@@ -111,8 +114,6 @@ export class SensorList {
     say(this.count, this.version === null ? "" : this.total.toLocaleString("en-GB"));
     this.spacer.style.height = `${this.total * ROW_PX}px`;
     const [first, last] = this.#window();
-    const holdsFocus = this.list.contains(document.activeElement) ? document.activeElement.dataset.sensor : undefined;
-    const focusedAt = this.focused;
     for (const [index, link] of this.rows) {
       if (index < first || index > last) {
         if (link === document.activeElement) continue; // keeps the focus of a row that scrolled out of sight
@@ -136,7 +137,6 @@ export class SensorList {
       this.#fill(link, index, row);
     }
     this.#empty();
-    if (holdsFocus !== undefined && this.rows.get(focusedAt)?.dataset.sensor !== holdsFocus) this.#follow(holdsFocus);
     if (isMissing && this.version !== null) this.refresh();
   }
 

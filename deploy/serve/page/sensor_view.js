@@ -9,7 +9,7 @@ import { FanChart, fanColumns, swapsOf } from "./fan_chart.js";
 import { FanTable } from "./fan_table.js";
 import { sensorHash } from "./routes.js";
 import { ScorePanels } from "./score_panels.js";
-import { count, counted, duration, milliseconds, moment, momentParts, number, surprise, visible, width } from "./words.js";
+import { count, counted, duration, milliseconds, moment, momentParts, number, sentence, surprise, visible, width } from "./words.js";
 
 const READINGS = [48, 96, 200];
 const HISTORY_REST_MS = 1_000;
@@ -197,7 +197,7 @@ export class SensorView {
       this.facts.next.replaceChildren(number(quantiles["0.5"][0]), " ", el("small", {}, `${number(quantiles[levels[0]][0])} to ${number(quantiles[levels.at(-1)][0])}`));
     }
     const delay = row.delay_ms === null || row.delay_ms === undefined ? "" : ` ${milliseconds(row.delay_ms)} from its reading to this forecast.`;
-    say(this.note, `${this.target} of the last ${count(this.history?.time_ms.length ?? 0)} readings, and the latest forecast, ${counted(this.about.horizon_steps, "step")} ahead (${duration(this.about.horizon_steps * this.about.cadence_s)}).${delay}${this.history?.complete === false && this.history.why ? ` ${this.history.why}` : ""}`);
+    say(this.note, `${this.target} of the last ${count(this.history?.time_ms.length ?? 0)} readings, and the latest forecast, ${counted(this.about.horizon_steps, "step")} ahead (${duration(this.about.horizon_steps * this.about.cadence_s)}).${delay}${this.history?.complete === false && this.history.why ? ` ${sentence(this.history.why)}` : ""}`);
   }
 
   draw() {

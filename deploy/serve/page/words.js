@@ -70,6 +70,11 @@ export function count(value) {
   return value === null || value === undefined ? "–" : value.toLocaleString(LANGUAGE);
 }
 
+/** A clause of the server as a sentence. */
+export function sentence(clause) {
+  return `${clause.charAt(0).toUpperCase()}${clause.slice(1).replace(/\.$/, "")}.`;
+}
+
 /** A count with its noun in singular or plural. */
 export function counted(value, noun) {
   return `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
@@ -77,6 +82,7 @@ export function counted(value, noun) {
 
 /** A share as a percentage. */
 export function percent(share) {
+  if (share > 0 && share < 0.005) return "< 1 %";
   return share === null || share === undefined ? "–" : `${(share * 100).toLocaleString(LANGUAGE, { maximumFractionDigits: share > 0.995 && share < 1 ? 1 : 0 })} %`;
 }
 
