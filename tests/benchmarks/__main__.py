@@ -25,7 +25,19 @@ from tests.ports import free_ports
 
 REPORT = Path(__file__).with_name("SPEED.md")
 # Modules of this folder, in the order of the page. "rates" comes early, because the start of MLflow occupies a core.
-SECTIONS = ("decoding", "rates", "latency", "takeover", "swap", "restore", "changelog", "hostile", "metrics", "extras")
+SECTIONS = (
+    "decoding",
+    "rates",
+    "latency",
+    "pixels",
+    "takeover",
+    "swap",
+    "restore",
+    "changelog",
+    "hostile",
+    "metrics",
+    "extras",
+)
 
 WITHOUT_SERVERS = ("decoding",)
 WITHOUT_MLFLOW = (*WITHOUT_SERVERS, "rates", "hostile", "metrics")

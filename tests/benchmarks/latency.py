@@ -43,7 +43,7 @@ TIMEOUT_S = 120.0
 PERCENTILES = {"median": 50.0, "p99": 99.0, "p99.9": 99.9, "largest": 100.0}
 
 Delays = NDArray[np.float64]  # ms, one per reading after the warm-up
-_PROCESSES = multiprocessing.get_context("spawn")
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 def measure(base: Settings) -> Section:
@@ -102,7 +102,7 @@ def _say(number: int, side: str, delays: Delays) -> None:
 
 def _forecast(base: Settings, number: int) -> tuple[Delays, float]:
     """Delays of the forecaster, and its mean number of readings per transaction."""
-    settings = _fresh(base, f"latency-{number}")
+    settings = fresh_settings(base, f"latency-{number}")
     promote(settings, register(settings))
     with ForecastCommand(settings, "bench") as process:
         process.wait_for("are served", TIMEOUT_S)
@@ -113,12 +113,12 @@ def _forecast(base: Settings, number: int) -> tuple[Delays, float]:
 
 
 def _pass_through(base: Settings, number: int) -> Delays:
-    settings = _fresh(base, f"passed-{number}")
-    with _running(sides.keep_passing, settings, sides.forecast_value(settings)):
+    settings = fresh_settings(base, f"passed-{number}")
+    with running_process(sides.keep_passing, settings, sides.forecast_value(settings)):
         return _delays(settings)
 
 
-def _fresh(base: Settings, name: str) -> Settings:
+def fresh_settings(base: Settings, name: str) -> Settings:
     """Settings with new topics, where the broker stamps readings when it appends them."""
     settings = named(base, name)
     ensure_topics(settings)
@@ -141,10 +141,10 @@ def _delays(settings: Settings) -> Delays:
     names = [f"sensor-{number:05d}" for number in range(SENSORS)]
     messages = [reading(settings, names[number % SENSORS], number // SENSORS) for number in range(_fed())]
     servers, topics = settings.kafka.bootstrap_servers, settings.kafka.topics
-    results: Any = _PROCESSES.Queue()
+    results: Any = PROCESSES.Queue()
     with (
-        _running(read, servers, topics.forecasts, len(messages), results) as reader,
-        _running(feed, servers, topics.readings, messages) as feeder,
+        running_process(read, servers, topics.forecasts, len(messages), results) as reader,
+        running_process(feed, servers, topics.readings, messages) as feeder,
     ):
         limit_s = len(messages) / RATE + TIMEOUT_S
         wait_until(
@@ -164,10 +164,10 @@ def _delays(settings: Settings) -> Delays:
 
 
 @contextmanager
-def _running(target: Any, *arguments: Any) -> Iterator[Any]:
+def running_process(target: Any, *arguments: Any) -> Iterator[Any]:
     """A process that runs ``target``. The context begins when the process is ready, and kills it at the end."""
-    ready = _PROCESSES.Event()
-    process = _PROCESSES.Process(target=target, args=(*arguments, ready), daemon=True)
+    ready = PROCESSES.Event()
+    process = PROCESSES.Process(target=target, args=(*arguments, ready), daemon=True)
     process.start()
     try:
         wait_until(lambda: ready.is_set() or process.exitcode, TIMEOUT_S, f"{target.__name__} is ready")
