@@ -19,6 +19,7 @@ import pytest
 import yaml
 from kafka.admin import NewTopic
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
@@ -27,6 +28,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import ConcurrencyOptions, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
+from prefect.workers.process import ProcessWorker
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.processes import DetachedProcess
@@ -263,24 +265,22 @@ def test_deployments_for_work_pools_are_created_without_a_prompt(
         "DO_NOT_TRACK": "true",
     }
 
-    def prefect_command(*arguments: str) -> None:
-        done = subprocess.run(
-            [PREFECT, "--no-prompt", *arguments],
-            cwd=ROOT,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
     file = "deploy/prefect.yaml"
     wanted = yaml.safe_load((ROOT / file).read_text())["deployments"]
+    template = ProcessWorker.get_default_base_job_template()
     for pool in {deployment["work_pool"]["name"] for deployment in wanted}:
-        prefect_command("work-pool", "create", pool, "--type", "process")
-    prefect_command("deploy", "--prefect-file", file, "--all")
+        prefect.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
+    done = subprocess.run(
+        [PREFECT, "--no-prompt", "deploy", "--prefect-file", file, "--all"],
+        cwd=ROOT,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     for deployment in wanted:
         flow = deployment["entrypoint"].partition(":")[2]
         found = prefect.request("GET", f"/deployments/name/{flow}/{deployment['name']}").json()
