@@ -155,6 +155,12 @@ def _settings_file_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SETTINGS_FILE_VARIABLE, "")
 
 
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out plots, which take a third of a short back-test or retraining. An error of a plot is only a warning."""
+    monkeypatch.setattr("pipeline.evaluation.report.plots", lambda done, epochs: {})
+
+
 @pytest.fixture(scope="session")
 def stack_settings(pytestconfig: pytest.Config) -> Settings:
     """Settings of the stack of this test run: free ports, a temporary home. This fixture starts no server."""

@@ -167,6 +167,7 @@ def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -
     assert {"train", "back-test", "register"} <= names
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_challenger_that_is_not_better_by_the_margin_stays_challenger(settings: Settings, use: Use) -> None:
     fill_history(settings, 900)
     retrain(epochs=1)
@@ -183,6 +184,7 @@ def test_a_challenger_that_is_not_better_by_the_margin_stays_challenger(settings
     assert (run.data.params["warm_start_from"], run.data.params["seed"]) == ("1", "3")
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_back_test_of_a_version_leaves_out_its_validation_readings(settings: Settings) -> None:
     fill_history(settings, 900)
     version = retrain(epochs=1).version
@@ -195,6 +197,7 @@ def test_a_back_test_of_a_version_leaves_out_its_validation_readings(settings: S
     assert scores["validate_until"] == chosen_on
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_longer_test_part_begins_behind_the_champions_validation_readings(settings: Settings, use: Use) -> None:
     fill_history(settings, 900)
     retrain(epochs=1)
@@ -206,6 +209,7 @@ def test_a_longer_test_part_begins_behind_the_champions_validation_readings(sett
     assert "of the champion" in report.decision.reason
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_retraining_on_an_earlier_history_version_is_not_compared_with_a_later_champion(settings: Settings) -> None:
     fill_history(settings, 700)
     version = History(settings.history_path, settings.features).version
@@ -223,6 +227,7 @@ def test_a_retraining_on_an_earlier_history_version_is_not_compared_with_a_later
         retrain(history_version=99)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_champion_of_other_settings_is_not_compared_and_the_gate_says_so(settings: Settings, tmp_path: Path) -> None:
     fill_history(settings, 900)
     config = ModelConfig(settings.features, settings.targets, settings.cadence_us, settings.horizon_steps + 2)

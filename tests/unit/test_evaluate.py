@@ -195,6 +195,7 @@ def run_on(file: Path, settings: Settings, *more: str) -> tuple[str, int]:
     return result.stderr, report["model"]["cadence_us"]
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_cadence_comes_from_the_file_unless_it_is_set(settings: Settings, half_hourly: Path) -> None:
     settings = settings.model_copy(update={"features": ("level",)})
     told, cadence_us = run_on(half_hourly, settings)
@@ -277,6 +278,7 @@ def test_the_results_in_the_folder_of_the_model_are_not_replaced(settings: Setti
 
 
 # The file holds 600 readings, half an hour apart, from 2024-01-01 on.
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize(
     ("noted", "told", "validate_until"),
     [
