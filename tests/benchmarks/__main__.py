@@ -29,6 +29,7 @@ SECTIONS = (
     "decoding",
     "rates",
     "latency",
+    "serve",
     "pixels",
     "takeover",
     "swap",

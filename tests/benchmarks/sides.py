@@ -110,8 +110,14 @@ def keep_passing(settings: Settings, payload: bytes, ready: Any) -> None:
 
 
 def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...], health_port: int | None = None) -> float:
-    """Readings per second of the forecaster, from its first batch to its last commit."""
-    settings = again(source.settings, horizon_steps=horizon_steps, quantiles=quantiles)
+    """Readings per second of the forecaster, from its first batch to its last commit, with new output topics."""
+    return forecast_into(
+        again(source.settings, horizon_steps=horizon_steps, quantiles=quantiles), source.readings, health_port
+    )
+
+
+def forecast_into(settings: Settings, readings: int, health_port: int | None = None) -> float:
+    """As ``forecast``, with these settings and their empty output topics."""
     champion = champion_for(settings)
     began: list[float] = []
     ended: list[float] = []
@@ -121,14 +127,14 @@ def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...], he
             began[:] = [time.perf_counter()]  # set by each poll, until one returns readings
         elif point == "committed":
             ended[:] = [time.perf_counter()]
-        elif forecaster.counters.forecasts >= source.readings:
+        elif forecaster.counters.forecasts >= readings:
             forecaster.stop()
 
     options = Options(reached=reached, health_port=health_port)
     forecaster = StreamForecaster(settings, champion, Instance("bench", exclusive=False), options)
     forecaster.run()
-    assert forecaster.counters.forecasts == source.readings
-    return source.readings / (ended[0] - began[0])
+    assert forecaster.counters.forecasts == readings
+    return readings / (ended[0] - began[0])
 
 
 def ingest_all(source: Input) -> float:

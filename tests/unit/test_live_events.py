@@ -77,7 +77,7 @@ def replayed(log: Sequence[ForecastHead], since: EventId, until: EventId, cut: i
     st.lists(st.tuples(st.integers(1, 8), st.sampled_from(["keep", "lose", "lose some", "restart"])), max_size=40),
     st.integers(1, 7),
 )
-def test_each_row_and_swap_is_shown_once_whatever_happens_to_connections(
+def test_each_row_and_swap_is_shown_once_through_lost_connections_and_restarts(
     records: list[tuple[int, int]], turns: list[tuple[int, str]], cut: int
 ) -> None:
     ends, log = [0, 0], []
