@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 PORT_VARIABLES = {f"{name}_port": f"STREAMGRU_STACK__{name.upper()}_PORT" for name in ("kafka", "mlflow", "prefect")}
+PAGE_PORT_VARIABLE = "STREAMGRU_SERVE__PORT"
 # Prefixes of variables for a user's own servers, data and forecasters, after STREAMGRU_: the demo does not use these.
 SERVERS = ("KAFKA", "FORECASTER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "HISTORY")
 FOREIGN = (*SERVERS, "FEATURES", "TARGETS", "CADENCE_S", "GRACE_STEPS")
@@ -84,11 +85,14 @@ def _demo_settings() -> "Settings":
     os.environ[SETTINGS_FILE_VARIABLE] = str(example)
     given = load_settings()
     os.environ["STREAMGRU_HOME"] = str((given.home / "demo").resolve())
-    for name, variable in PORT_VARIABLES.items():
+    ports = {variable: getattr(given.stack, name) for name, variable in PORT_VARIABLES.items()}
+    for variable, port in (ports | {PAGE_PORT_VARIABLE: given.serve.port}).items():
         try:
-            bind(getattr(given.stack, name))
+            bind(port)
         except OSError:
             os.environ[variable] = str(bind(0))
+    # Each question to MLflow and the history starts a process that would take a core from the trainings for seconds.
+    os.environ["STREAMGRU_SERVE__REFRESH_S"] = "0"
     return load_settings()
 
 

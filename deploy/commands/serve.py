@@ -32,7 +32,7 @@ def serve(context: Context, host: str | None, port: int | None, token: str | Non
 
     settings = with_serve(context.settings, host=host, port=port, token=token)
     check_reachable(settings.serve)
-    ServeProcess(settings).run(lambda address: say(f"the page is at {address}; press Ctrl-C to stop"))
+    ServeProcess(settings).run(lambda address: say(f"the page is at {address}"))
     # The interpreter's own end would wait for requests to brokers that do not answer.
     logging.shutdown()
     os._exit(0)

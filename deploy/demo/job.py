@@ -51,6 +51,7 @@ REPORT: Final = "report.html"
 PICTURE: Final = "forecasts.png"
 FORECASTERS: Final = ("one", "two")
 READY_TIMEOUT_S: Final = 90.0
+PAGE_TIMEOUT_S: Final = 5.0  # the page starts while the forecasters warm up, and is up by then
 STOP_TIMEOUT_S: Final = 60.0  # `streamgru forecast` takes 5 s if it has a core for itself
 # Shares of the settings' training budget. The second training has more readings and starts from the first weights.
 FIRST_BUDGET: Final = 0.2
@@ -130,7 +131,9 @@ class Demo:
             training.result = self._children.run("retrain", *first, tell=training).result()
         starts, forecasters = started.result()
         standings = dict([self._first_champion()])
+        page = self._children.start("serve", "serve")
         self._await_ready(starts, forecasters)
+        self._show_page(page)
         retrain_s = SLOWED * (ingesting.seconds + training.seconds + (SECOND_BUDGET - FIRST_BUDGET) * budget_s)
         plan = LivePlan(
             table=data.table,
@@ -225,6 +228,14 @@ class Demo:
                     raise StackError(f"the forecasters were not ready within {READY_TIMEOUT_S:.0f} s; see {logs}")
                 time.sleep(POLL_S)
             task.result = "both have read the topic to its end"
+
+    def _show_page(self, page: Child) -> None:
+        """Show the address of the live page, which is up until the demo ends; the demo goes on without it."""
+        with self._step("Serve a live page of the forecasts") as task:
+            deadline = time.monotonic() + PAGE_TIMEOUT_S
+            while page.is_running() and not page.result() and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            task.result = page.result() or f"not now: {page.doing()}"
 
     def _is_committed(self, offsets: Offsets) -> bool:
         """Whether the forecasters' group has committed these offsets, so that it starts there even after a crash."""

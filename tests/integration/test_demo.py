@@ -24,12 +24,13 @@ TIMEOUT_S = 420  # a busy machine takes three times as long as an idle one
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Environment variables for a temporary home, free ports and a training of seconds."""
-    kafka, mlflow, prefect = map(str, free_ports(3))
+    kafka, mlflow, prefect, page = map(str, free_ports(4))
     return os.environ | {
         "STREAMGRU_HOME": str(tmp_path),
         "STREAMGRU_STACK__KAFKA_PORT": kafka,
         "STREAMGRU_STACK__MLFLOW_PORT": mlflow,
         "STREAMGRU_STACK__PREFECT_PORT": prefect,
+        "STREAMGRU_SERVE__PORT": page,
         "STREAMGRU_TRAINING__BUDGET_S": "5",
         "STREAMGRU_TRAINING__HIDDEN_SIZE": "8",
         "STREAMGRU_HORIZON_STEPS": "6",
@@ -81,6 +82,7 @@ def test_the_demo_runs_all_its_steps_and_stops_all_servers(
         assert "forecasts by versions 1, 2" in output
         assert "change from version 1 to 2" in output
     assert "longest wait of a partition" in output
+    assert f"the page is at http://127.0.0.1:{environment['STREAMGRU_SERVE__PORT']}/" in output
     assert (tmp_path / "demo" / "forecasts.png").stat().st_size > 10_000
     report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert report.count("<svg") == 4
