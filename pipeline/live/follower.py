@@ -142,6 +142,7 @@ class Follower:
     def _look_back(self, consumer: KafkaConsumer) -> None:
         """Read the latest records, the readings first; then the next records are live."""
         topics, records = self._settings.kafka.topics, self._settings.serve.look_back_records
+        self._waiting.clear()  # of a look back that failed
         readings = look_back(consumer, topics.readings, 0)
         forecasts = look_back(consumer, topics.forecasts, records)
         letters = look_back(consumer, topics.dead_letters, records)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import TopicPartition
 
 from deploy.stack import Stack
+from pipeline.kafka.clients import make_admin
 from pipeline.kafka.topic_reader import read_topic
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
@@ -55,6 +57,15 @@ def committed(settings: Settings) -> dict[tuple[int, int], Any]:
     return {(record.partition, record.offset): record for record in found}
 
 
+def first_event(serve: ServeCommand, last_id: str) -> Any:
+    """The data of the first event that a browser with this id gets."""
+    with Browser(serve.address, last_id=last_id) as browser:
+        wait_until(lambda: browser.events, 10, "an event has arrived")
+        name, data = browser.events[0]
+        assert name == "reset", (name, data)
+        return data
+
+
 @pytest.mark.long(25)
 def test_answers_are_the_committed_records(frail_settings: SettingsFactory, tmp_path: Path) -> None:
     port = free_port()
@@ -64,7 +75,8 @@ def test_answers_are_the_committed_records(frail_settings: SettingsFactory, tmp_
         wait_for_forecasts(settings, 8 * len(SENSORS))
         with ServeCommand(settings, port, tmp_path) as serve, Browser(serve.address) as browser:
             serve.wait_until_ready()
-            wait_until(lambda: browser.named("status"), 10, "the browser is connected")
+            wait_until(lambda: browser.named("status") and browser.last_id, 10, "the browser is connected")
+            first_id = browser.last_id
             champion.promote(2, small_forecaster(settings, seed=1))
             for step in range(8, 60):
                 publish(settings, rounds(settings, SENSORS, [step]))
@@ -114,6 +126,13 @@ def test_answers_are_the_committed_records(frail_settings: SettingsFactory, tmp_
             swaps = [swap for data in browser.named("forecasts") for swap in data["swaps"]]
             assert len(swaps) == len({swap["partition"] for swap in swaps}) >= 1
             assert b"streamgru_serve_sensors 6.0" in serve.get("/metrics")
+
+            assert first_event(serve, "garbage")["reason"] == "unknown-id"
+            admin = make_admin(settings)
+            where = TopicPartition(settings.kafka.topics.forecasts, rows[0]["partition"])
+            admin.delete_records({where: rows[0]["offset"]})
+            admin.close()
+            assert first_event(serve, first_id)["reason"] == "deleted"
             began = time.monotonic()
             serve.process.send_signal(signal.SIGTERM)
             assert serve.process.wait(10) == 0
