@@ -35,7 +35,7 @@ class Picture:
 
 def pictures(sensor: str) -> Iterator[Picture]:
     """The views of the page, light and dark, wide and on a phone."""
-    chart = sensor_address("", sensor)
+    chart = sensor_address("", sensor).removeprefix("/")
     yield Picture("light", chart, DRAWN)
     yield Picture("dark", chart, DRAWN, dark=True)
     yield Picture("tall", chart, DRAWN, height=1_500)
@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=1.0, help="pixels per point of wide pictures; 2 is sharper")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    start = chosen.address.partition("#")[0] + (f"#token={quote(chosen.token)}" if chosen.token else "")
+    start = (
+        chosen.address.partition("#")[0].rstrip("/") + "/" + (f"#token={quote(chosen.token)}" if chosen.token else "")
+    )
     with Browser() as browser:
         sensor = chosen.sensor
         if sensor is None:

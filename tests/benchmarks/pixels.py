@@ -15,8 +15,9 @@ from tests.benchmarks.command import ForecastCommand, promote, register
 from tests.benchmarks.page import Figure, Section
 from tests.browser import Browser
 from tests.integration.stream_rig import read_all, reading
-from tests.page_rig import sensor_address, serving
+from tests.page_rig import sensor_address
 from tests.ports import free_port
+from tests.serving import ServeCommand
 from tests.waiting import wait_until
 
 SENSORS = 100  # fewer than in ``latency``, so that the sensor on the page gets ten forecasts a second
@@ -78,16 +79,17 @@ def _round(base: Settings, number: int) -> tuple[latency.Delays, latency.Delays]
     results: Any = latency.PROCESSES.Queue()
     with (
         ForecastCommand(settings, "bench") as process,
-        serving(settings, free_port()) as server,
+        ServeCommand(settings, free_port(), settings.home) as server,
         Browser() as browser,
     ):
         process.wait_for("are served", TIMEOUT_S)
+        server.wait_until_ready()
         tab = browser.open("about:blank")
         with (
             latency.running_process(latency.read, servers, topics.forecasts, count, results) as reader,
             latency.running_process(latency.feed, servers, topics.readings, messages) as feeder,
         ):
-            tab.go(server.address)
+            tab.go(f"{server.address}/")
             tab.wait_for("document.documentElement.dataset.ready === '' && document.querySelector('.row')", TIMEOUT_S)
             tab.go(sensor_address(server.address, names[0]))
             tab.wait_for("document.querySelector('#fan canvas')", TIMEOUT_S)

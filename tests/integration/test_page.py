@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -20,8 +20,9 @@ from tests.integration.stream_rig import (
     small_forecaster,
     wait_for_forecasts,
 )
-from tests.page_rig import RECORD, ServeCommand, sensor_address, serving, wait_for_chart, wait_for_state
-from tests.ports import free_ports
+from tests.page_rig import RECORD, sensor_address, wait_for_chart, wait_for_state
+from tests.ports import free_port, free_ports
+from tests.serving import ServeCommand
 from tests.stacks import end_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -34,6 +35,8 @@ FIRST_STEPS = 30
 STALE_WITHIN_S = 10.0
 LIVE_AGAIN_S = 20.0
 PHONE = (390, 844)
+TOKEN = "a-token-of-a-page"
+CONTROLS = ("button", "checkbox", "combobox", "link", "radio", "searchbox", "slider", "textbox")
 OVERFLOW = (
     "document.documentElement.scrollWidth > innerWidth || document.getElementById('main').scrollWidth > innerWidth"
 )
@@ -44,9 +47,16 @@ class Rig:
     """A stream that the tests of this file extend, and the page that shows it."""
 
     settings: Settings
-    server: ServeCommand
+    port: int  # of the page's server
     browser: Browser
+    context: ExitStack
     steps: int = 0
+    server: ServeCommand = field(init=False)
+
+    def serve(self) -> None:
+        """Start the page's server, and wait until it has read the topics."""
+        self.server = self.context.enter_context(ServeCommand(self.settings, self.port, self.settings.home))
+        self.server.wait_until_ready()
 
     def extend(self, steps: int = 1, sensors: Sequence[str] = SENSORS) -> int:
         """Publish more readings; return the time of the last one, in milliseconds."""
@@ -82,10 +92,10 @@ def live_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         Stack(settings).up(("kafka",))
         ensure_topics(settings)
         context.enter_context(ForecasterProcess(settings, home / "champion"))
-        rig = Rig(settings, ServeCommand(settings, port), context.enter_context(Browser()))
+        rig = Rig(settings, port, context.enter_context(Browser()), context)
         rig.extend(FIRST_STEPS)
         wait_for_forecasts(settings, FIRST_STEPS * len(SENSORS))
-        rig.server = context.enter_context(serving(settings, port))
+        rig.serve()
         yield rig
 
 
@@ -95,8 +105,16 @@ def offsets_of(settings: Settings, sensor: str, after: int) -> list[str]:
     return [f"{record.partition}:{record.offset}" for record in records if record.key == sensor.encode()][after:]
 
 
+def unnamed_controls(tab: Tab) -> list[str]:
+    """The roles of controls that a screen reader would announce without a name."""
+    nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
+    shown = [node for node in nodes if not node["ignored"] and node["role"]["value"] in CONTROLS]
+    assert len(shown) > 3
+    return [node["role"]["value"] for node in shown if not node.get("name", {}).get("value", "").strip()]
+
+
 def test_the_page_shows_sensors_and_forecasts_and_only_its_own_server_is_asked(live_page: Rig) -> None:
-    tab = live_page.browser.open(live_page.server.address)
+    tab = live_page.browser.open(f"{live_page.server.address}/")
     tab.wait_for("document.querySelector('#fan canvas') && document.querySelector('#weights .fill')")
     assert tab.text("#list-count") == str(len(SENSORS))
     assert tab.evaluate("document.querySelectorAll('.row').length") > 8
@@ -108,6 +126,7 @@ def test_the_page_shows_sensors_and_forecasts_and_only_its_own_server_is_asked(l
     )
     assert tab.text(".tile:nth-child(6) dd") == str(len(SENSORS))
     assert not tab.problems
+    assert not unnamed_controls(tab)
     assert all(request.startswith((live_page.server.address, "data:")) for request in tab.requests)
 
 
@@ -148,7 +167,7 @@ def test_the_keyboard_alone_reaches_a_sensor_and_its_numbers(live_page: Rig) -> 
 
 
 def test_a_phone_shows_list_and_sensor_one_after_the_other(live_page: Rig) -> None:
-    tab = live_page.browser.open(live_page.server.address, *PHONE, phone=True)
+    tab = live_page.browser.open(f"{live_page.server.address}/", *PHONE, phone=True)
     tab.wait_for("document.querySelectorAll('.row').length > 5")
     assert not tab.evaluate(OVERFLOW)
     assert not tab.evaluate("document.getElementById('main').checkVisibility()")
@@ -159,6 +178,23 @@ def test_a_phone_shows_list_and_sensor_one_after_the_other(live_page: Rig) -> No
     tab.evaluate("document.querySelector('.back').click()")
     tab.wait_for("document.getElementById('list').checkVisibility()")
     assert not tab.problems
+
+
+def test_a_page_with_a_token_asks_for_it(live_page: Rig) -> None:
+    settings = live_page.settings.model_copy(
+        update={"serve": live_page.settings.serve.model_copy(update={"token": TOKEN})}
+    )
+    with ServeCommand(settings, free_port(), settings.home) as server:
+        server.wait_until_ready()
+        tab = live_page.browser.open(sensor_address(server.address, "sensor-0"))
+        tab.wait_for("document.activeElement.id === 'token'")
+        tab.type("another token")
+        tab.press("Enter")
+        tab.wait_for("document.querySelector('[role=alert]') && document.activeElement.id === 'token'")
+        tab.type(TOKEN)
+        tab.press("Enter")
+        tab.wait_for("document.querySelector('#fan canvas')")
+        assert tab.text("main h1") == "sensor-0"
 
 
 @pytest.mark.parametrize("sensor", [MARKUP, SLASHED, LONGEST], ids=["markup", "slashes", "longest"])
@@ -177,11 +213,11 @@ def test_a_killed_server_is_noticed_and_no_forecast_is_missed_or_repeated(live_p
     tab.evaluate(RECORD)
     first = live_page.steps
     wait_for_chart(tab, live_page.extend(2))
-    live_page.server.kill()
+    live_page.server.process.kill()
     wait_for_state(tab, "stale", STALE_WITHIN_S, patience=1)
     assert "Stale since" in tab.text("#banner")
     live_page.extend(3)
-    live_page.server.start()
+    live_page.serve()
     wait_for_state(tab, "live", LIVE_AGAIN_S)
     wait_for_chart(tab, live_page.extend())
     expected = offsets_of(live_page.settings, "sensor-3", first)

@@ -117,7 +117,7 @@ export class SensorList {
     for (const [index, link] of this.rows) {
       if (index < first || index > last) {
         if (link === document.activeElement) continue; // keeps the focus of a row that scrolled out of sight
-        link.remove();
+        link.parentElement.remove();
         this.rows.delete(index);
       }
     }
@@ -127,12 +127,12 @@ export class SensorList {
       isMissing ||= row === null;
       let link = this.rows.get(index);
       if (!link) {
-        link = el("a", { class: "row", role: "listitem" },
+        link = el("a", { class: "row" },
           el("bdi", { class: "name" }), el("span", { class: "surprise" }), el("span", { class: "said" }), gauge());
         gauges.set(link, link.lastChild);
         link.style.transform = `translateY(${index * ROW_PX}px)`;
         this.rows.set(index, link);
-        this.#place(link, index);
+        this.#place(el("div", { class: "item", role: "listitem" }, link), index);
       }
       this.#fill(link, index, row);
     }
@@ -141,13 +141,13 @@ export class SensorList {
   }
 
   /** Keep the elements in the order of the list, because the tab key and screen readers go by it. */
-  #place(link, index) {
+  #place(item, index) {
     let next = null;
     let nearest = Infinity;
     for (const [other, element] of this.rows) {
-      if (other > index && other < nearest) [next, nearest] = [element, other];
+      if (other > index && other < nearest) [next, nearest] = [element.parentElement, other];
     }
-    this.list.insertBefore(link, next);
+    this.list.insertBefore(item, next);
   }
 
   /** Let the focus stay with its sensor when the order changes. */
@@ -174,8 +174,8 @@ export class SensorList {
 
   #fill(link, index, row) {
     link.tabIndex = index === this.focused ? 0 : -1;
-    link.setAttribute("aria-posinset", index + 1);
-    link.setAttribute("aria-setsize", this.total);
+    link.parentElement.setAttribute("aria-posinset", index + 1);
+    link.parentElement.setAttribute("aria-setsize", this.total);
     link.classList.toggle("waiting", row === null);
     const [name, level, said] = link.children;
     if (row === null) {
