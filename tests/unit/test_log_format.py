@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.orchestrator import prefect_environment
+from pipeline.forecaster.stuck_detection import end_process
 from pipeline.log_format import JsonFormatter, JsonHandler, final_line
 from pipeline.settings import Settings
 from tests.environment import environment
@@ -55,6 +57,24 @@ def test_a_record_without_an_exception_has_four_keys() -> None:
 
 def test_the_line_that_ends_a_process_is_text_by_default() -> None:
     assert final_line("no\x1b broker\nSet its address", "streamgru.cli") == "error: no\\x1b broker\nSet its address"
+
+
+def test_the_line_that_ends_a_process_is_json_if_its_log_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the watchdog writes it, whose process may hang in a handler."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    handler.acquire()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("os._exit", lambda code: None)
+            end_process("a commit has not returned\nfor 30 s")
+    finally:
+        handler.release()
+    (line,) = objects(capsys.readouterr().err)
+    assert (line["level"], line["message"]) == ("ERROR", "a commit has not returned\nfor 30 s")
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
