@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from deploy.serve.event_hub import EventHub
+from deploy.serve.metrics import ServeMetrics
 from flows.run_statistics import RunStatistics
 from flows.schedule_health import answers as schedule_answers
+from pipeline.exposition import Exposition
 from pipeline.forecaster.health import answers as forecaster_answers
+from pipeline.live.view import LiveView
+from pipeline.settings import Settings
 from pipeline.settings_sections import MonitorSettings
 from tests.unit.test_forecaster_metrics import full_statistics, lagging_monitor
 
@@ -38,7 +44,11 @@ def expositions() -> list[str]:
         forecaster_answers("streamgru", full_statistics(), lambda: monitor)["/metrics"](""),
         schedule_answers(statistics, MonitorSettings())["/metrics"](""),
     ]
-    return [page.body.decode() for page in pages]
+    settings = Settings()
+    view = LiveView(settings, time.time)
+    view.set_ends({0: 5}, {0: 5}, {0: 3})
+    serve = Exposition("serve", ServeMetrics(settings, view, EventHub(settings, view)))
+    return [page.body.decode() for page in (*pages, serve.render())]
 
 
 def series() -> dict[str, dict[str, set[str]]]:
@@ -140,7 +150,8 @@ def test_each_asked_for_statistic_is_on_the_dashboard() -> None:
         "streamgru_rebuilt_sensors_total",
         "streamgru_restored_sensors_total",
     }
-    assert ours - shown == rare
+    of_the_page = {name for name in ours if name.startswith("streamgru_serve_")}  # the live page shows these itself
+    assert ours - shown - of_the_page == rare
 
 
 def test_alerts_have_distinct_names_a_severity_and_two_sentences() -> None:
@@ -175,7 +186,7 @@ def test_prometheus_asks_the_ports_of_the_compose_services() -> None:
         name: value
         for name, service in COMPOSE["services"].items()
         for variable, value in (service.get("environment") or {}).items()
-        if variable.startswith("STREAMGRU_") and variable.endswith("__HEALTH_PORT")
+        if variable.startswith("STREAMGRU_") and variable.endswith(("__HEALTH_PORT", "_SERVE__PORT"))
     }
     assert asked == ports
 
