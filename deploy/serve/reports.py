@@ -210,8 +210,10 @@ def _buckets(buckets: Sequence[tuple[float, ScoreSums]], place: int) -> answers.
 def sensors(view: LiveView, query: ListQuery) -> answers.Sensors:
     """A page of the sensors whose ids contain the text; equal and unknown values are in order of the ids."""
     with view.locked():
+        ids = view.index.sensors.copy_ids()
+    found = ids.search(query.search.encode(errors="surrogateescape"))
+    with view.locked():
         table = view.index.sensors
-        found = table.search(query.search.encode(errors="surrogateescape"))
         found = found[found < len(view.index.rows)]
         ranks = table.ranks()[found]
         keys = _keys(view.index.rows, found, query)
@@ -223,7 +225,7 @@ def sensors(view: LiveView, query: ListQuery) -> answers.Sensors:
     return answers.Sensors(len(found), query.offset, list_version, rows)
 
 
-def _keys(rows: NDArray[Any], found: NDArray[np.int32], query: ListQuery) -> NDArray[np.float64]:
+def _keys(rows: NDArray[Any], found: NDArray[np.int64], query: ListQuery) -> NDArray[np.float64]:
     """(n,) keys in ascending order; NaN, which sorts last, for unknown values."""
     if query.sort == "latest":
         keys = rows["arrived_ms"][found].astype(np.float64)

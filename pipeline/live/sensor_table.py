@@ -1,6 +1,8 @@
 """Ids of sensors and their row numbers, in about 30 bytes a sensor; a ``dict`` of bytes takes 130."""
 
+import re
 from array import array
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -8,14 +10,33 @@ from numpy.typing import NDArray
 
 _FEWEST_SLOTS: Final = 1_024
 _FREE: Final = -1
+_END: Final = b"\xff"  # follows each id; UTF-8 never contains it
 _FULLEST: Final = 2 / 3  # share of used slots at which the hash table grows; beyond it, searches become long
+
+
+@dataclass(frozen=True)
+class SensorIds:
+    """A copy of all ids, each followed by ``_END``; the id of a row begins at ``starts[row]``."""
+
+    ids: bytes
+    starts: NDArray[np.uint32]  # one more than rows
+
+    def search(self, text: bytes) -> NDArray[np.int64]:
+        """The rows whose ids contain the text, in ascending order; ASCII letters match in either case."""
+        if not text:
+            return np.arange(len(self.starts) - 1)
+        if _END in text:
+            return np.zeros(0, np.int64)
+        matches = re.finditer(re.escape(text.lower()), self.ids.lower())
+        at = np.fromiter((match.start() for match in matches), np.int64)
+        return np.unique(np.searchsorted(self.starts, at, "right") - 1)
 
 
 class SensorTable:
     """Numbers the sensors in order of their arrival. Rows are never removed. Not thread-safe.
 
-    The ids stand one after the other in one byte string. An open-addressed hash table holds row numbers; its hash is
-    Python's, whose seed is random, so that no producer can choose ids that collide.
+    The ids, in UTF-8, stand one after the other in one byte string. An open-addressed hash table holds row numbers; its
+    hash is Python's, whose seed is random, so that no producer can choose ids that collide.
     """
 
     def __init__(self) -> None:
@@ -39,7 +60,7 @@ class SensorTable:
         if row != _FREE:
             return row
         row = len(self)
-        self._ids += sensor
+        self._ids += sensor + _END
         self._starts.append(len(self._ids))
         self._slots[slot] = row
         if row + 1 > _FULLEST * len(self._slots):
@@ -48,23 +69,11 @@ class SensorTable:
 
     def id_of(self, row: int) -> bytes:
         """The id of the sensor in a row."""
-        return bytes(self._ids[self._starts[row] : self._starts[row + 1]])
+        return bytes(self._ids[self._starts[row] : self._starts[row + 1] - 1])
 
-    def search(self, text: bytes) -> NDArray[np.int32]:
-        """The rows whose ids contain the text, in ascending order; ASCII letters match in either case."""
-        if not text:
-            return np.arange(len(self), dtype=np.int32)
-        haystack, needle = bytes(self._ids).lower(), text.lower()
-        starts = np.frombuffer(self._starts, np.uint32)
-        found: list[int] = []
-        at = haystack.find(needle)
-        while at >= 0:
-            row = int(np.searchsorted(starts, at, "right")) - 1
-            if at + len(needle) <= starts[row + 1]:
-                found.append(row)
-                at = int(starts[row + 1]) - 1  # one match per sensor is enough
-            at = haystack.find(needle, at + 1)
-        return np.array(found, np.int32)
+    def copy_ids(self) -> "SensorIds":
+        """The ids at this moment, to search in without keeping other threads waiting."""
+        return SensorIds(bytes(self._ids), np.array(self._starts, np.uint32))
 
     def ranks(self) -> NDArray[np.int32]:
         """(rows,) the place of each sensor in the order of the ids."""
@@ -84,7 +93,7 @@ class SensorTable:
         slots, starts, ids = self._slots, self._starts, self._ids
         mask = len(slots) - 1
         at = hash(sensor) & mask
-        while (row := slots[at]) != _FREE and ids[starts[row] : starts[row + 1]] != sensor:
+        while (row := slots[at]) != _FREE and ids[starts[row] : starts[row + 1] - 1] != sensor:
             at = (at + 1) & mask
         return at
 

@@ -5,7 +5,6 @@ machine with the broker.
 """
 
 import contextlib
-import multiprocessing
 import statistics
 import threading
 import time
@@ -19,7 +18,7 @@ from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.benchmarks import sides
 from tests.benchmarks.command import ForecastCommand, named, promote, register
-from tests.benchmarks.latency import RATE, TIMEOUT_S, _running, feed, read
+from tests.benchmarks.latency import PROCESSES, RATE, TIMEOUT_S, feed, read, running_process
 from tests.benchmarks.page import Figure, Section
 from tests.integration.stream_rig import publish, reading, rounds
 from tests.ports import free_port
@@ -99,12 +98,12 @@ def measure_live(base: Settings) -> dict[str, Any]:
     first = publish(settings, rounds(settings, names, range(2)))  # every sensor is known before
     messages = [reading(settings, names[number % SENSORS], 2 + number // SENSORS) for number in range(SECONDS * RATE)]
     servers, topics = settings.kafka.bootstrap_servers, settings.kafka.topics
-    results: Any = multiprocessing.get_context("spawn").Queue()
+    results: Any = PROCESSES.Queue()
     total = first + len(messages)
     with (
         ForecastCommand(settings, "bench") as forecaster,
         ServeCommand(settings, free_port(), settings.home) as serve,
-        _running(read, servers, topics.forecasts, total, results) as reader,
+        running_process(read, servers, topics.forecasts, total, results) as reader,
         Browser(serve.address) as browser,
     ):
         forecaster.wait_for("are served", TIMEOUT_S)
@@ -112,7 +111,7 @@ def measure_live(base: Settings) -> dict[str, Any]:
         wait_until(lambda: serve.json("/api/status")["sensors"] == SENSORS, TIMEOUT_S, "all sensors are known")
         wait_until(lambda: serve.json("/api/status")["forecasts"] == first, TIMEOUT_S, "the backlog is read")
         begun_s = time.time() + WARM_UP_S
-        with asking(serve) as answers, _running(feed, servers, topics.readings, messages):
+        with asking(serve) as answers, running_process(feed, servers, topics.readings, messages):
             limit_s = SECONDS + TIMEOUT_S
             wait_until(lambda: not results.empty() or reader.exitcode, limit_s, "all forecasts were seen")
             seen: list[tuple[int, float]] = results.get()
