@@ -16,6 +16,7 @@ from pipeline.files.local_times import localise
 from pipeline.files.time_column import TimeColumn, TimeOptions, Times
 from pipeline.files.time_fields import (
     ABSENT,
+    LONGEST_CELL_BYTES,
     NO_ZONE,
     Flags,
     Integers,
@@ -49,6 +50,7 @@ _PARTS: Final = {
     MONTH_FIRST: ("month", "day", "year"),
     YEAR_FIRST: ("year", "month", "day"),
 }
+_LONG_FRACTION: Final = r"([.,][0-9]{9})[0-9]+"
 _ORDER_WORDS: Final = {DAY_FIRST: "day/month/year", MONTH_FIRST: "month/day/year", YEAR_FIRST: "year/month/day"}
 
 
@@ -63,6 +65,8 @@ def read_text(text: pl.Series, column: TimeColumn, sensors: pl.Series, options: 
     order = options.time_format if options.time_format in ORDERS else None
     pattern = options.time_format if order is None else None
     if pattern is None:
+        if (text.str.len_bytes() > LONGEST_CELL_BYTES).any():  # the stream reads a fraction of any length
+            text = text.str.replace(_LONG_FRACTION, "$1")
         form = recognise(text[0].encode())
         if form is None:
             _refuse(column, 0, text, None)

@@ -116,3 +116,10 @@ def test_the_dead_letter_of_an_unreadable_time_says_the_form(text: str) -> None:
         DECODER.decode(b"a", value)
     assert raised.value.reason == "malformed"
     assert text in raised.value.detail
+
+
+def test_a_fraction_of_any_length_is_read_alike_on_the_stream_and_in_a_file() -> None:
+    for digits in ("3" * 300, "1234565" + "0" * 300, "9" * 80):
+        text = f"2024-03-01T12:00:00.{digits}Z"
+        column = TimeColumn("when", "a.csv", pl.Series([text]), str)
+        assert convert_times(column, pl.Series(["a"]), TimeOptions()).to_list() == [iso_microseconds(text)]
