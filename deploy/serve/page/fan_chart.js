@@ -125,6 +125,7 @@ export class FanChart {
   }
 
   #drawMarks(plot) {
+    this.labels = []; // places that the labels above the plot take: [left, right]
     if (this.marks.nowMs !== null) this.#mark(plot, this.marks.nowMs, "now", colour("ink"), []);
     for (const swap of this.marks.swaps) this.#mark(plot, swap.ms, `model ${swap.from} → ${swap.to}`, colour("swap"), [5, 4]);
   }
@@ -143,10 +144,14 @@ export class FanChart {
     ctx.lineTo(x, bbox.top + bbox.height);
     ctx.stroke();
     ctx.font = labelFont(devicePixelRatio);
-    ctx.textBaseline = "bottom";
     const half = ctx.measureText(label).width / 2;
-    ctx.textAlign = "center";
-    ctx.fillText(label, Math.max(bbox.left + half, Math.min(bbox.left + bbox.width - half, x)), bbox.top - 4 * devicePixelRatio);
+    const middle = Math.max(bbox.left + half, Math.min(bbox.left + bbox.width - half, x));
+    const [left, right] = [middle - half - 5 * devicePixelRatio, middle + half + 5 * devicePixelRatio];
+    const isFree = this.labels.every((other) => right < other[0] || left > other[1]);
+    if (isFree) this.labels.push([left, right]);
+    ctx.textAlign = isFree ? "center" : "right"; // a label without room above the plot stands inside it
+    ctx.textBaseline = isFree ? "bottom" : "top";
+    ctx.fillText(label, isFree ? middle : x - 5 * devicePixelRatio, bbox.top + (isFree ? -4 : 4) * devicePixelRatio);
     ctx.restore();
   }
 

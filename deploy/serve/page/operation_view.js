@@ -3,7 +3,7 @@
 import { ask, paced } from "./api.js";
 import { LineChart, line, shareAxis } from "./charts.js";
 import { coded, el, keyItem, panel, say, table } from "./dom.js";
-import { clock, count, counted, milliseconds, moment, number, percent, visible } from "./words.js";
+import { clock, count, counted, milliseconds, moment, number, percent, sentence, visible } from "./words.js";
 
 const REST_MS = 2_000;
 const SLOW_REST_MS = 3_000;
@@ -136,7 +136,7 @@ export class OperationView {
   #drawModels(models) {
     const swaps = grouped(models.swaps).slice(0, SHOWN_SWAPS);
     this.slots.models.replaceChildren(
-      models.trouble ? el("p", { class: "note" }, models.trouble) : "",
+      models.trouble ? el("p", { class: "note" }, coded(sentence(models.trouble))) : "",
       models.versions.length ? table("Versions in the registry", ["Version", "Aliases", "Gate"], models.versions.slice(0, SHOWN_SWAPS).map((one) => [`${one.version}`, one.aliases.join(", ") || "–", one.reason || "–"])) : "",
       swaps.length ? table("Swaps", ["Swap", "Partitions", "Version"], swaps.map((one) => [moment(one.firstMs, { seconds: true }), one.partitions.join(", "), `${one.from} → ${one.to}`]), [2]) : el("p", { class: "note" }, "No swap was seen."));
   }
@@ -151,9 +151,9 @@ export class OperationView {
 
   #drawFlows(flows) {
     const line = (sign, kind, words) => el("p", { class: `ok-line ${kind}` }, el("span", { class: "mark", "aria-hidden": "true" }, sign), el("span", {}, coded(words)));
-    const lines = flows.trouble ? [line("?", "muted", flows.trouble)]
+    const lines = flows.trouble ? [line("?", "muted", sentence(flows.trouble))]
       : flows.checked_ms === null ? [line("…", "muted", "The flows were not checked yet.")]
-      : flows.overdue.length ? flows.overdue.map((words) => line("!", "bad", words))
+      : flows.overdue.length ? flows.overdue.map((words) => line("!", "bad", sentence(words)))
       : [line("✓", "good", `No flow is overdue. Checked at ${clock(flows.checked_ms)}.`)];
     this.slots.flows.replaceChildren(...lines);
   }
