@@ -47,6 +47,7 @@ COMMANDS = {
     "ingest": LazyCommand("deploy.commands.flows", "ingest", "Append new readings to the history table, once."),
     "retrain": LazyCommand("deploy.commands.flows", "retrain", "Train a challenger and let the gate decide, once."),
     "schedule": LazyCommand("deploy.commands.flows", "schedule", "Serve ingest and retrain on their schedules."),
+    "alerts": LazyCommand("deploy.commands.alerts", "alerts", "Install alerts for overdue flows in Prefect."),
     "models": LazyCommand("deploy.commands.models", "models", "List model versions, aliases and scores."),
     "promote": LazyCommand("deploy.commands.models", "promote", "Make a model version the champion."),
     "backtest": LazyCommand("deploy.commands.backtest", "backtest", "Score a model on files or on the history."),

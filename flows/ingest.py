@@ -5,11 +5,17 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
+from flows.ingest_report import ingest_page
+from flows.prefect_text import publish_page
 from flows.progress import Progress, report_progress
 from flows.run_settings import load_run_settings
 from flows.user_errors import user_errors_as_state
+from pipeline.best_effort import best_effort
 from pipeline.history.ingest import IngestReport
 from pipeline.history.ingest import ingest as append_new_readings
+from pipeline.history.table import History
+
+logger = logging.getLogger("streamgru.flows")
 
 
 @flow(name="ingest", description="Append each new reading from Kafka to the history table once.")
@@ -31,4 +37,7 @@ def ingest(settings_file: Path | None = None, accept_loss: bool = False) -> Inge
     done = append_new_readings(settings, accept_loss=accept_loss, report=report)
     is_incomplete = done.rejected or done.lost_offsets or done.late or done.implausible
     log.log(logging.WARNING if is_incomplete else logging.INFO, "%s", done)
+    with best_effort("the page ingest in Prefect", logger):
+        version = History(settings.history_path, settings.features).version
+        publish_page(ingest_page(done, version), "ingest", f"{done.readings:,} new readings")
     return done

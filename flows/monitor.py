@@ -4,30 +4,37 @@ A run that hangs blocks its schedule for ever, and a schedule without a server s
 run.
 """
 
+import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from prefect import flow, get_run_logger
 from prefect.states import Failed
 
-from flows.prefect_text import markdown, publish_page
+from flows.prefect_text import publish_page
 from flows.run_settings import load_run_settings
 from flows.user_errors import user_errors_as_state
+from pipeline.best_effort import best_effort
 from pipeline.history.table import History
+from pipeline.markdown_text import markdown_table
 from pipeline.registry.training_run import last_trained
 from pipeline.settings import Settings
 from pipeline.settings_sections import MonitorSettings
+
+log = logging.getLogger("streamgru.flows")
 
 
 @flow(name="monitor", description="Fail if retraining or ingest have not succeeded for too long.")
 @user_errors_as_state
 def monitor(settings_file: Path | None = None) -> list[str]:
     """A sentence for each overdue flow. If there is any, the run fails with the state Overdue."""
-    found = overdue_now(load_run_settings(settings_file), datetime.now(UTC))
+    settings, now = load_run_settings(settings_file), datetime.now(UTC)
+    trained_at, appended_at = last_successes(settings, now)
+    found = overdue(settings.monitor, now, trained_at, appended_at)
     for sentence in found:
         get_run_logger().warning("%s", sentence)
-    page = "\n".join(f"- {markdown(sentence)}" for sentence in found) or "Retraining and ingest are on time."
-    publish_page(page, "monitor", "overdue flows")
+    with best_effort("the page monitor in Prefect", log):
+        publish_page(monitor_page(settings.monitor, now, trained_at, appended_at), "monitor", "overdue flows")
     if found:
         return Failed(name="Overdue", message="; ".join(found))  # type: ignore[return-value]  # Prefect unwraps a state
     return found
@@ -39,10 +46,19 @@ def overdue_now(settings: Settings, now: datetime) -> list[str]:
     Raises:
         StreamgruError: MLflow does not answer, or the history cannot be read.
     """
+    return overdue(settings.monitor, now, *last_successes(settings, now))
+
+
+def last_successes(settings: Settings, now: datetime) -> tuple[datetime | None, datetime | None]:
+    """The times of the last successful retraining and of the last append to the history; None before the first.
+
+    Raises:
+        StreamgruError: MLflow does not answer, or the history cannot be read.
+    """
     history = History(settings.history_path, settings.features)
     back_to_s = now.timestamp() - settings.monitor.append_within_s
     appended_at = history.appended_at(back_to_s) if history.exists() else None
-    return overdue(settings.monitor, now, last_trained(settings), appended_at)
+    return last_trained(settings), appended_at
 
 
 def overdue(
@@ -58,6 +74,28 @@ def overdue(
         for what, last, within_s, advice in checks
         if last is None or now - last > timedelta(seconds=within_s)
     ]
+
+
+def monitor_page(
+    limits: MonitorSettings, now: datetime, trained_at: datetime | None, appended_at: datetime | None
+) -> str:
+    """The overdue flows with the next step, and the last success of each flow, as Markdown."""
+    found = overdue(limits, now, trained_at, appended_at)
+    heading = "Overdue" if found else "Retraining and ingest are on time"
+    table = markdown_table(
+        ["flow", "last success (UTC)", "hours ago", "overdue after hours"],
+        [
+            _row("retrain", now, trained_at, limits.retrain_within_s),
+            _row("ingest, new readings", now, appended_at, limits.append_within_s),
+        ],
+    )
+    return "\n\n".join([f"## {heading}", "\n".join(f"- {sentence}" for sentence in found), table])
+
+
+def _row(flow: str, now: datetime, last: datetime | None, within_s: float) -> list[str]:
+    when = f"{last:%Y-%m-%d %H:%M}" if last else "never"
+    ago = f"{(now - last).total_seconds() / 3_600:,.1f}" if last else ""
+    return [flow, when, ago, f"{within_s / 3_600:,.1f}"]
 
 
 def _since(now: datetime, last: datetime | None) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Final
 from prefect import flow, get_run_logger
 from pydantic import Field
 
+from flows.model_card import CARD_FILE, PLOTS, CardFacts, model_card
 from flows.progress import Progress, report_progress
 from flows.retrain_report import RetrainReport, describe_late, epoch_curves, horizon_curves, publish, summarise
 from flows.run_settings import load_run_settings
@@ -34,9 +35,11 @@ from pipeline.evaluation.report import write_plots
 from pipeline.file_lock import hold_lock
 from pipeline.history.table import History
 from pipeline.messages import iso_timestamp
+from pipeline.registry.input_example import input_example
+from pipeline.registry.promotion_log import GATE, Mover, record_move
 from pipeline.registry.training_run import TrainingRun, training_run
 from pipeline.registry.training_set import TrainingSet
-from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry
+from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry, version_url
 from pipeline.settings import Settings
 from pipeline.settings_sections import LARGEST_SEED, TrainingSettings
 from pipeline.windows import cadence_warning, load_training
@@ -114,14 +117,30 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
         gate = {"gate.decision": "promoted" if decision.promote else "declined", "gate.reason": decision.reason}
         registry.tag(version, gate)
         run.tag(gate)
+        late = describe_late(data.late, settings.training.late) if data.late else ""
+        facts = CardFacts(
+            done=done,
+            decision=decision,
+            training_set=data.training_set,
+            trained=data.trained,
+            late=late,
+            options=options,
+            result=result,
+            started_from=started_from.version if started_from else None,
+            champion=champion.version if champion else None,
+            run_id=run.id,
+            run_url=run.url,
+        )
+        card = _describe(registry, version, facts)
         # Last, so that the page of a serving version has the reason.
         if decision.promote:
             registry.set_alias(CHAMPION, version)
+            record_move(registry, CHAMPION, version, champion.version if champion else None, Mover(GATE))
         checkpoint.unlink(missing_ok=True)  # the result is registered
-        run_as_task("plot", lambda: _plot(run, result, done))  # after the result, which must not wait for plots
-        late = describe_late(data.late, settings.training.late) if data.late else ""
-        report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url, late)
-    publish(report, done.scores)
+        run_as_task("plot", lambda: _plot(run, facts, card))  # after the result, which must not wait for plots
+        page = version_url(settings, version)
+        report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url, late, page)
+    publish(report, facts)
     get_run_logger().info("%s", report)
     return report
 
@@ -315,11 +334,22 @@ def _log(run: TrainingRun, result: TrainingResult, done: Evaluation) -> None:
         run.log_curves(epoch_curves(result.epochs) | horizon_curves(done.scores))
 
 
-def _plot(run: TrainingRun, result: TrainingResult, done: Evaluation) -> None:
-    """Draw the plots and log them; a failure is only a warning, because the version is registered."""
+def _describe(registry: Registry, version: int, facts: CardFacts) -> str:
+    """Set the model card as the description, and return the complete card; a failure is a warning and an empty card."""
+    card = None
+    with best_effort("the model card in MLflow", log):
+        card = model_card(facts)
+        registry.describe(version, card.description)
+    return "" if card is None else card.complete
+
+
+def _plot(run: TrainingRun, facts: CardFacts, card: str) -> None:
+    """Log the plots and the complete card; a failure is only a warning, because the version is registered."""
+    with best_effort("logging the complete model card in MLflow", log):
+        run.log_text(card, CARD_FILE)
     with best_effort("logging the plots in MLflow", log), tempfile.TemporaryDirectory(prefix="streamgru-") as folder:
-        write_plots(done, result.epochs, Path(folder))
-        run.log_files(Path(folder), "plots")
+        write_plots(facts.done, facts.result.epochs, Path(folder), previews=True)
+        run.log_files(Path(folder), PLOTS)
 
 
 def _register(
@@ -331,7 +361,10 @@ def _register(
     }
     with tempfile.TemporaryDirectory(prefix="streamgru-") as folder:
         save_artefact(forecaster, Path(folder) / "artefact")
-        version = run.register(Path(folder) / "artefact", summary, tags)
+        example = None
+        with best_effort("the input example of the model", log):
+            example = input_example(data.sequences)
+        version = run.register(Path(folder) / "artefact", summary, tags, example)
     registry.set_alias(CHALLENGER, version)
     return version
 

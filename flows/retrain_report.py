@@ -1,20 +1,28 @@
 """The reports of a retraining: curves for MLflow, scores for the version, and a page for Prefect."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from flows.prefect_text import markdown, markdown_link, publish_page
+from flows.model_card import CardFacts
+from flows.prefect_text import publish_link, publish_page
 from model.autoregression import Autoregression
 from model.baselines import Persistence, SeasonalNaive
 from model.metrics import Metric, Scores
 from model.training import EpochReport
+from pipeline.best_effort import best_effort
 from pipeline.evaluation.gate import Decision
 from pipeline.history.unused import LATE_REMEDY, describe_sensors
+from pipeline.markdown_text import markdown, markdown_link, markdown_table
 from pipeline.registry.metric_names import metric_names
+from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION
 
+log = logging.getLogger("streamgru.flows")
+
+_MOST_PARTITIONS: Final = 50  # on a page that is read in a minute
 SCORED: Final[tuple[Metric, ...]] = ("pinball", "mae", "mse", "coverage")
 # Name of a score -> its name in metrics.
 NAMES: Final = {
@@ -39,6 +47,7 @@ class RetrainReport:
     device: str
     run_url: str
     late: str = ""  # a sentence about late readings, if there are any
+    version_url: str = ""  # page of the version in MLflow
 
     def __str__(self) -> str:
         alias = "champion" if self.decision.promote else "challenger"
@@ -86,27 +95,48 @@ def horizon_curves(scores: Mapping[str, Scores]) -> Curves:
     }
 
 
-def publish(report: RetrainReport, scores: Mapping[str, Scores]) -> None:
-    """Publish the decision and its scores on the run's page in Prefect; only warn if that fails.
+def publish(report: RetrainReport, facts: CardFacts) -> None:
+    """Publish the decision, its scores and its data on the run's page in Prefect; only warn if that fails.
 
     The alias has already moved, so a missing page must not fail the run.
     """
+    with best_effort("the page retrain-gate in Prefect", log):
+        publish_page(gate_page(report, facts), "retrain-gate", f"version {report.version} and the gate")
+    words = f"Version {report.version} of {report.model_name} in MLflow"
+    publish_link(report.version_url, words, "mlflow-version", "the model card, the scores and the promotions")
+
+
+def gate_page(report: RetrainReport, facts: CardFacts) -> str:
+    """The decision, the scores and the training data of a version, as Markdown."""
     decided = "promoted" if report.decision.promote else "declined"
-    table = [
-        "| | " + " | ".join(SCORED) + " |",
-        "|---|" + "---|" * len(SCORED),
-        *(_row(name, score) for name, score in scores.items()),
-    ]
+    made_on, scores = facts.training_set, facts.done.scores
+    name = markdown(report.model_name)
+    in_mlflow = f"{markdown_link('Version in MLflow', report.version_url)}, {markdown_link('run', report.run_url)}"
+    alias = "champion" if report.decision.promote else "challenger"
     paragraphs = [
-        f"## Version {report.version} of {markdown(report.model_name)}: {decided}",
+        f"## Version {report.version} of {name}: {decided}",
         markdown(report.decision.reason),
-        f"Trained on {markdown(report.device)}. {markdown_link('The run in MLflow', report.run_url)}",
+        f"It is {alias}. {in_mlflow}.",
+        *([] if report.decision.promote else [f"To promote it anyway, run `streamgru promote {report.version}`."]),
+        "### Scores on the held-out tail",
+        "Errors are in units of each sensor's scale.",
+        markdown_table(["forecast", *SCORED], [_row(name, score) for name, score in scores.items()]),
+        "### Training data",
+        (
+            f"Version {made_on.version} of the history: {made_on.readings:,} readings of {made_on.sensors:,} sensors. "
+            f"Trained on {markdown(report.device)}."
+        ),
         *([markdown(report.late)] if report.late else []),
-        "Means on the held-out tail, errors in each sensor's scale:",
-        "\n".join(table),
+        f"Next offsets: {_offsets(made_on)}.",
     ]
-    publish_page("\n\n".join(paragraphs), "retrain-gate", report.decision.reason)
+    return "\n\n".join(paragraphs)
 
 
-def _row(name: str, score: Scores) -> str:
-    return f"| {markdown(name)} | " + " | ".join(f"{score.mean(metric):.5g}" for metric in SCORED) + " |"
+def _offsets(made_on: TrainingSet) -> str:
+    ordered = sorted(made_on.next_offsets.items(), key=lambda item: int(item[0]))
+    shown = [f"partition {partition}: {offset}" for partition, offset in ordered[:_MOST_PARTITIONS]]
+    return ", ".join(shown) + (f" and {len(ordered) - len(shown)} more" if len(ordered) > len(shown) else "")
+
+
+def _row(name: str, score: Scores) -> list[str]:
+    return [markdown(name), *(f"{score.mean(metric):.5g}" for metric in SCORED)]

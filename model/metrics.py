@@ -179,6 +179,10 @@ class Scores:
             found.append(Interval(nominal, overall, float(coverage[worst].mean()), float(off[worst].mean())))
         return found
 
+    def sums_by_sensor(self, metric: Metric) -> Floats:
+        """(S, h): each sensor's scaled sum over targets and labels, by horizon step; ``count`` has the labels."""
+        return np.asarray(self._sums(metric, scaled=True).sum(axis=1))
+
     def worst_sensors(self, metric: Metric = "pinball", limit: int = 5) -> list[tuple[str, float]]:
         """At most ``limit`` sensors with labels and their scaled mean, the largest mean first."""
         means = self.by_sensor(metric)

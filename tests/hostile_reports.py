@@ -14,7 +14,7 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -34,17 +34,22 @@ from deploy.live_forecasts import LatestForecasts, LiveForecast, format_line
 from deploy.score_tables import interval_table, sensor_table
 from deploy.stack import ServiceStatus
 from deploy.terminal_text import say, show_usage_error
-from flows import prefect_text
-from flows.monitor import overdue
+from flows import monitor, prefect_text
+from flows.ingest_report import ingest_page
+from flows.model_card import LONGEST_DESCRIPTION, CardFacts, model_card
 from flows.retrain_report import RetrainReport, horizon_curves, publish, summarise
 from flows.run_statistics import RunStatistics, ScheduleState
 from flows.schedule_health import answers as schedule_answers
+from model.config import Adaptation
+from model.forecaster import Forecaster
 from model.metrics import Scores
+from model.sequences import Split
+from model.training import EpochReport, TrainingOptions, TrainingResult
 from pipeline.audit.explain import Explanation
 from pipeline.audit.verify import AuditResult
 from pipeline.dead_letters import DeadLetter, Republication
 from pipeline.errors import KafkaError
-from pipeline.evaluation.evaluate import MODEL
+from pipeline.evaluation.evaluate import MODEL, Evaluation, model_config
 from pipeline.evaluation.gate import Decision
 from pipeline.export.export import ExportReport
 from pipeline.exposition import Page
@@ -56,13 +61,16 @@ from pipeline.history.ingest import IngestReport
 from pipeline.json_text import json_text
 from pipeline.kafka.topics import TopicStatus
 from pipeline.log_format import JsonFormatter
+from pipeline.markdown_text import markdown
 from pipeline.messages import Forecast
+from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, SCORE_PREFIX, ModelInfo
 from pipeline.settings import Settings
 from pipeline.settings_sections import MonitorSettings
 from pipeline.visible_text import VisibleFormatter
 from tests.chaos.harness import Record
 from tests.chaos.report import as_json, as_markdown
+from tests.series import HOUR_US, noisy_days
 
 # Text that is markup, a command or a hazard somewhere.
 TEXTS: Final = (
@@ -322,14 +330,44 @@ def score_tables(values: Values) -> str:
 
 
 def retrain_page(values: Values) -> str:
-    scores = {CHALLENGER: values.scores(), CHAMPION: values.scores()}
-    report = values.fill(RetrainReport, decision=Decision(values.chance.random() < 0.5, values.text()))
-    assert summarise(scores)
-    assert horizon_curves(scores)
+    facts = card_facts(values)
+    assert summarise(facts.done.scores)
+    assert horizon_curves(facts.done.scores)
     pages: list[str] = []
-    with patch.object(prefect_text, "create_markdown_artifact", lambda page, **others: pages.append(page)):
-        publish(report, scores)
+    with (
+        patch.object(prefect_text, "create_markdown_artifact", lambda page, **others: pages.append(page)),
+        patch.object(prefect_text, "create_link_artifact", lambda url, link_text, **others: pages.append(link_text)),
+    ):
+        publish(values.fill(RetrainReport, decision=facts.decision), facts)
+    assert len(pages) == 2
     return "\n".join(pages)
+
+
+def card_page(values: Values) -> str:
+    card = model_card(card_facts(values))
+    assert len(card.description) <= LONGEST_DESCRIPTION
+    return f"{card.complete}\n{card.description}"
+
+
+def card_facts(values: Values) -> CardFacts:
+    """Facts about a version with hostile names."""
+    scores = dict.fromkeys((CHALLENGER, CHAMPION, "persistence"), values.scores())
+    sensors = tuple({values.text() or "s" for _ in range(3)})
+    days = noisy_days(sensors=len(sensors), hours=60)
+    data = replace(days, sensors=sensors, features=FEATURES, values=np.resize(days.values, (len(days), len(FEATURES))))
+    config = replace(model_config(SETTINGS), sensors=sensors, hidden_size=4)
+    split = Split(20 * HOUR_US, 40 * HOUR_US)
+    return values.fill(  # type: ignore[no-any-return]
+        CardFacts,
+        done=Evaluation(CHALLENGER, Forecaster(config), data, split, scores, Adaptation()),
+        decision=Decision(values.chance.random() < 0.5, values.text()),
+        training_set=values.fill(TrainingSet, next_offsets={"10": 7, "9": 2**40}),
+        trained=data,
+        options=TrainingOptions(),
+        result=TrainingResult(Forecaster(config), [values.fill(EpochReport)], values.text(), 1.0),
+        champion=values.count(),
+        started_from=None,
+    )
 
 
 def retrain_summary(values: Values) -> str:
@@ -341,8 +379,12 @@ def retrain_summary(values: Values) -> str:
 def monitor_page(values: Values) -> str:
     now = datetime(2024, 3, 9, tzinfo=UTC)
     appended_at = values.chance.choice((None, datetime.min.replace(tzinfo=UTC)))
-    found = overdue(MonitorSettings(), now, datetime(2024, 3, 1, tzinfo=UTC), appended_at)
-    return "\n".join(map(prefect_text.markdown, [*found, values.text()]))
+    page = monitor.monitor_page(MonitorSettings(), now, datetime(2024, 3, 1, tzinfo=UTC), appended_at)
+    return f"{page}\n{markdown(values.text())}"
+
+
+def ingestion_page(values: Values) -> str:
+    return ingest_page(values.fill(IngestReport, ranges={0: (5, 17), 1: (0, 0)}), values.count())
 
 
 def ingest_summary(values: Values) -> str:
@@ -441,6 +483,8 @@ REPORTS: Final[dict[str, Render]] = {
         *(verify_text, verify_json, explain_text, chaos_json, chaos_markdown, counters_line, counters_json),
         *(dlq_list, dlq_show, dlq_republish, watch_line, watch_table, watch_unseen, score_tables, retrain_page),
         retrain_summary,
+        card_page,
+        ingestion_page,
         *(
             monitor_page,
             ingest_summary,

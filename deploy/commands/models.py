@@ -12,6 +12,7 @@ from deploy.context import Context
 from deploy.literal_console import make_console
 from deploy.terminal_text import say, say_lines
 from pipeline.json_text import json_text
+from pipeline.registry.promotion_log import Mover, events, this_user
 from pipeline.registry.versions import CHAMPION, ModelInfo, Registry
 from pipeline.visible_text import visible
 
@@ -40,12 +41,13 @@ def models(context: Context, as_json: bool) -> None:
 @click.command()
 @click.argument("version", type=click.IntRange(min=1))
 @click.option("--alias", default=CHAMPION, show_default=True, help="The alias to move.")
+@click.option("--reason", default="", help="Why; kept on the version, with your name and the time.")
 @click.pass_obj
-def promote(context: Context, version: int, alias: str) -> None:
+def promote(context: Context, version: int, alias: str, reason: str) -> None:
     """Make VERSION the champion, if it loads and fits the settings. Running forecasters load it within seconds."""
     from pipeline.registry.promotion import promote as move_alias
 
-    done = move_alias(context.settings, version, alias)
+    done = move_alias(context.settings, version, alias, Mover(this_user(), reason))
     name = context.settings.model_name
     if not done.changed:
         say(f"version {version} of {name} is {alias} already")
@@ -83,7 +85,7 @@ def _table(name: str, versions: list[ModelInfo]) -> Table:
             visible(" ".join(info.aliases)),
             f"{info.created:%Y-%m-%d %H:%M}",
             *(f"{info.metrics[column]:.4g}" if column in info.metrics else "" for column in COLUMNS),
-            visible(_remark(info)),
+            "\n".join(map(visible, _remarks(info))),
         )
     return table
 
@@ -95,10 +97,12 @@ def _print_blocks(console: Console, name: str, versions: list[ModelInfo]) -> Non
         aliases = f", {visible(' '.join(info.aliases))}" if info.aliases else ""
         console.print(f"\nversion {info.version}{aliases}, created {info.created:%Y-%m-%d %H:%M} UTC")
         scores = [f"{column} {info.metrics[column]:.4g}" for column in COLUMNS if column in info.metrics]
-        for line in (", ".join(scores), visible(_remark(info))):
+        for line in (", ".join(scores), *map(visible, _remarks(info))):
             if line:
                 console.print(Padding(line, (0, 0, 0, 2)))
 
 
-def _remark(info: ModelInfo) -> str:
-    return info.trouble or info.tags.get("gate.reason", "")
+def _remarks(info: ModelInfo) -> list[str]:
+    """The trouble of the version or the reason of the gate, and the newest promotion, rollback or refusal."""
+    newest = [f"{event.at[:16].replace('T', ' ')} {event.text}" for event in events(info.tags)[:1]]
+    return [text for text in (info.trouble or info.tags.get("gate.reason", ""), *newest) if text]

@@ -30,6 +30,7 @@ log = logging.getLogger("streamgru.evaluation")
 
 SCORES: Final = "scores.json"
 MODEL_FOLDER: Final = "model"
+_PREVIEW_PX: Final = 780  # MLflow's page of a version leaves a description this much room
 SKILLS: Final[tuple[Metric, ...]] = ("mse", "mae", "pinball")
 
 
@@ -103,12 +104,20 @@ def write_report(done: Evaluation, trained: TrainedModel, folder: Path, made_wit
         write_plots(done, epochs, folder)
 
 
-def write_plots(done: Evaluation, epochs: Sequence[EpochReport], folder: Path) -> None:
-    """Write the plots to ``folder`` as PNG files; log a warning for each that cannot be drawn or written."""
+def write_plots(done: Evaluation, epochs: Sequence[EpochReport], folder: Path, *, previews: bool = False) -> None:
+    """Write the plots to ``folder`` as PNG files; log a warning for each that cannot be drawn or written.
+
+    With ``previews``, the folder ``previews`` gets each plot again, ``_PREVIEW_PX`` wide.
+    """
+    if previews:
+        (folder / "previews").mkdir()
     for name, draw in plots(done, epochs).items():
         (folder / name).unlink(missing_ok=True)  # an earlier plot must not pass for the new one
         with best_effort(f"the plot {name}", log):
-            draw().savefig(folder / name, dpi=120)
+            figure = draw()
+            figure.savefig(folder / name, dpi=120)
+            if previews:
+                figure.savefig(folder / "previews" / name, dpi=_PREVIEW_PX / figure.get_figwidth())
 
 
 def plots(done: Evaluation, epochs: Sequence[EpochReport]) -> dict[str, Callable[[], Figure]]:

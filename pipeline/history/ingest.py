@@ -50,6 +50,7 @@ class IngestReport:
     lost_offsets: int = 0  # offsets that retention deleted before they were read
     commits: int = 0
     seconds: float = 0.0
+    ranges: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # partition -> first and end offset to read
 
     def __str__(self) -> str:
         if self.total_offsets:
@@ -161,6 +162,7 @@ class _Run:
             lost_offsets=bounds.lost,
             commits=self._reader.commits,
             seconds=time.monotonic() - self._started,
+            ranges={partition: (start, bounds.end[partition]) for partition, start in bounds.start.items()},
         )
 
     def _append(self, next_offsets: dict[int, int]) -> None:

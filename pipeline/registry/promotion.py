@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipeline.errors import ModelUnusable
+from pipeline.registry.promotion_log import Mover, record_move, record_refusal, this_user
 from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
 
@@ -20,8 +22,11 @@ class Promotion:
         return self.version != self.previous
 
 
-def promote(settings: Settings, version: int, alias: str = CHAMPION) -> Promotion:
+def promote(settings: Settings, version: int, alias: str = CHAMPION, mover: Mover | None = None) -> Promotion:
     """Move an alias to a version that exists, loads and fits the settings; running forecasters follow ``champion``.
+
+    The tags of both versions name the mover and the reason, also after a refusal. The default mover is the user of this
+    process.
 
     Raises:
         ModelMissing: the version does not exist.
@@ -30,8 +35,14 @@ def promote(settings: Settings, version: int, alias: str = CHAMPION) -> Promotio
     """
     registry = Registry(settings)
     registry.version(version)  # raises if only a local copy of it exists
-    registry.load(version, settings.home / "models")
+    mover = mover or Mover(this_user())
+    try:
+        registry.load(version, settings.home / "models")
+    except ModelUnusable as error:
+        record_refusal(registry, alias, version, error, mover)
+        raise
     previous = registry.resolve(alias)
     if previous != version:
         registry.set_alias(alias, version)
+        record_move(registry, alias, version, previous, mover)
     return Promotion(version, alias, previous)

@@ -1,6 +1,7 @@
 """A training run in MLflow: its parameters, curves, plots and training set, and the version that it registers."""
 
 import json
+import logging
 import tempfile
 import time
 import warnings
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from model.artefact import CONFIG_FILE
 from model.config import Adaptation
@@ -21,6 +22,9 @@ from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import ARTEFACT, SCORE_PREFIX, logger
 from pipeline.settings import Settings
 from pipeline.visible_text import visible
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS_PER_CALL: Final = 1_000  # MLflow refuses more
 
@@ -80,10 +84,22 @@ class TrainingRun:
             for key, value in tags.items():
                 client.set_tag(self.id, key, visible(value))
 
-    def register(self, artefact: Path, scores: Mapping[str, float], tags: Mapping[str, str]) -> int:
+    def log_text(self, text: str, file: str) -> None:
+        """Log a text as an artifact of the run."""
+        with self._client(f"logging {file}") as client:
+            client.log_text(self.id, text, file)
+
+    def register(
+        self,
+        artefact: Path,
+        scores: Mapping[str, float],
+        tags: Mapping[str, str],
+        example: "pd.DataFrame | None" = None,
+    ) -> int:
         """Log an artefact of ``model.artefact.save_artefact`` as a pyfunc, and register it as the next version.
 
         ``scores`` become the version's metrics in ``streamgru models``. MLflow's page shows them and ``tags`` as tags.
+        ``example`` is an input of the model, as from ``input_example``; MLflow keeps it beside the model.
         """
         name = self.session.model_name
         with (
@@ -91,19 +107,25 @@ class TrainingRun:
             self._client("registering a version") as client,
         ):
             import mlflow
+            from mlflow.models import Model
 
             bundle = bundle_artefact(artefact, Path(folder) / ARTEFACT, self.adaptation)
             config = json.loads((bundle / CONFIG_FILE).read_text(encoding="utf-8"))
-            with warnings.catch_warnings(), mlflow.start_run(run_id=self.id):
-                # MLflow warns that there is no input example; the signature describes the input.
+            with warnings.catch_warnings(), _quiet("mlflow.pyfunc"), mlflow.start_run(run_id=self.id):
+                # MLflow warns if there is no input example; the signature describes the input.
                 warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
-                logged = mlflow.pyfunc.log_model(
+                logged = Model.log(
+                    artifact_path=None,
                     name=ARTEFACT,
+                    flavor=_Pyfunc,
+                    # MLflow would load the model and forecast the example, and compiling its code takes many seconds.
+                    validate_serving_input=False,
                     python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                     artifacts={ARTEFACT: str(bundle)},
                     pip_requirements=pip_requirements(),
                     signature=_signature(config["features"], config["quantiles"]),
                     metadata={"streamgru": config},
+                    input_example=example,
                 )
             client.update_run(self.id, status="RUNNING")  # the end of start_run ended the run too early
             try:
@@ -175,6 +197,28 @@ def last_trained(settings: Settings) -> datetime | None:
         )
     # A run that another tool made may have no end.
     return datetime.fromtimestamp(found[0].info.end_time / 1_000, UTC) if found and found[0].info.end_time else None
+
+
+class _Pyfunc:
+    """The flavor ``mlflow.pyfunc`` for ``Model.log``, with the option that ``mlflow.pyfunc.log_model`` lacks."""
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **options: Any) -> None:
+        import mlflow.pyfunc
+
+        mlflow.pyfunc.save_model(**options)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a logger write warnings and errors only."""
+    library_log = logging.getLogger(name)
+    before = library_log.level
+    library_log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        library_log.setLevel(before)
 
 
 def _end(session: MlflowSession, run_id: str, status: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from pipeline.errors import ModelUnusable, RegistryError, RegistryUnreachable
 from pipeline.registry.mlflow_session import MlflowSession, is_missing, is_unreachable, mlflow_error
@@ -150,6 +151,11 @@ class Registry:
         with self._session.client(f"tagging version {version}", version) as client:
             for key, value in tags.items():
                 client.set_model_version_tag(self._name, str(version), key, visible(value))
+
+    def describe(self, version: int, description: str) -> None:
+        """Set the description of a version, Markdown that its page in MLflow shows."""
+        with self._session.client(f"describing version {version}", version) as client:
+            client.update_model_version(self._name, str(version), description)
 
     def load(self, version: int, into: Path) -> "Forecaster":
         """The forecaster of a version that fits the settings, on the CPU; otherwise as ``load_copy``."""
@@ -290,6 +296,12 @@ class Registry:
                     f"{self._settings.mlflow_tracking_uri}{to}: {cause}; check that server and the "
                     "free space on this disk"
                 ) from error
+
+
+def version_url(settings: Settings, version: int) -> str:
+    """The address of a version's page in MLflow."""
+    name = quote(settings.model_name, safe="")
+    return f"{settings.mlflow_tracking_uri.rstrip('/')}/#/models/{name}/versions/{version}"
 
 
 def copy_name(version: int, source: str) -> str:

@@ -31,6 +31,7 @@ from pipeline.errors import ModelMissing, ModelUnusable, RegistryError, Registry
 from pipeline.forecaster.champion import RegistryChampion
 from pipeline.registry.mlflow_session import MlflowSession, mlflow_error
 from pipeline.registry.promotion import Promotion, promote
+from pipeline.registry.promotion_log import Mover, events, this_user
 from pipeline.registry.training_run import last_trained, training_run
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, Registry
@@ -383,13 +384,38 @@ def test_a_promotion_moves_the_alias_and_returns_the_previous_version(settings: 
         promote(settings, 99)
 
 
+def test_promotions_and_rollbacks_are_tags_of_both_versions(settings: Settings, tmp_path: Path) -> None:
+    first = registered(settings, artefact(settings, tmp_path))
+    second = registered(settings, artefact(settings, tmp_path, seed=1))
+    promote(settings, first)
+    promote(settings, second, mover=Mover("ann", "lower loss in winter"))
+    promote(settings, first, mover=Mover("bob"))
+
+    def history(version: int) -> list[str]:
+        return [event.text for event in events(Registry(settings).version(version).tags)]
+
+    assert history(first) == [
+        f"champion: rolled back to this version from version {second} by bob",
+        f"champion: replaced, now version {second}, by ann: lower loss in winter",
+        f"champion: promoted by {this_user()}",
+    ]
+    assert history(second) == [
+        f"champion: rolled back, now version {first}, by bob",
+        f"champion: promoted in place of version {first} by ann: lower loss in winter",
+    ]
+
+
 def test_a_version_of_other_settings_is_not_promoted(settings: Settings, tmp_path: Path) -> None:
     good = registered(settings, artefact(settings, tmp_path))
     promote(settings, good)
     other = registered(settings, artefact(settings, tmp_path, features=("a", "c"), horizon_steps=5))
     with pytest.raises(ModelUnusable, match=r"(?s)does not fit the settings.*horizon"):
-        promote(settings, other)
+        promote(settings, other, mover=Mover("ann", "a try"))
     assert Registry(settings).resolve(CHAMPION) == good
+    (refusal,) = events(Registry(settings).version(other).tags)
+    assert refusal.text.startswith("champion: refused (")
+    assert "does not fit the settings" in refusal.text
+    assert refusal.text.endswith("; asked for by ann: a try")
 
 
 def test_the_commands_list_and_promote_versions(settings: Settings, tmp_path: Path) -> None:
@@ -401,12 +427,13 @@ def test_the_commands_list_and_promote_versions(settings: Settings, tmp_path: Pa
     assert run.invoke(promote_command, [str(first)], obj=context).output == (
         f"version {first} of {settings.model_name} is champion now\n"
     )
-    output = run.invoke(promote_command, [str(second)], obj=context).output
+    output = run.invoke(promote_command, [str(second), "--reason", "better at night"], obj=context).output
     assert f"to go back: streamgru promote {first}\n" in output
     table = run.invoke(models_command, obj=context, env={"COLUMNS": "160"}).output
     assert "0.125" in table
     assert "champion" in table
     assert "because" in table
+    assert "better at night" in run.invoke(models_command, obj=context).output
     listed = json.loads(run.invoke(models_command, ["--json"], obj=context).output)
     assert [(entry["version"], entry["aliases"]) for entry in listed] == [(second, ["champion"]), (first, [])]
 

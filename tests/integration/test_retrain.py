@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deploy.commands.backtest import backtest
 from deploy.context import Context
+from flows.model_card import LONGEST_DESCRIPTION
 from flows.monitor import monitor, overdue
 from flows.progress import Progress, watch_progress
 from flows.promote import promote
@@ -28,7 +29,9 @@ from model.forecaster import Forecaster
 from pipeline.errors import Busy, HistoryError, ModelMissing, RegistryUnreachable, SettingsError
 from pipeline.file_lock import hold_lock
 from pipeline.history.table import History
+from pipeline.registry.input_example import EXAMPLE_READINGS, EXAMPLE_SENSORS
 from pipeline.registry.mlflow_session import MlflowSession
+from pipeline.registry.promotion_log import events
 from pipeline.registry.training_run import training_run
 from pipeline.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipeline.settings import Settings
@@ -110,14 +113,27 @@ def artifacts(settings: Settings, report: RetrainReport, folder: str) -> set[str
         return {file.path for file in client.list_artifacts(run_id, folder)}
 
 
-def markdown_of(flow_run: FlowRun) -> str:
+def pages_of(flow_run: FlowRun) -> dict[str, str]:
+    """Key -> Markdown or link of each artifact on the run's page in Prefect."""
     with get_client(sync_client=True) as client:
         found = client.request(
             "POST",
             "/artifacts/filter",
             json={"flow_runs": {"id": {"any_": [str(flow_run.id)]}}},
         ).json()
-    return "\n".join(artifact["data"] for artifact in found)
+    return {artifact["key"]: artifact["data"] for artifact in found}
+
+
+def model_version(settings: Settings, version: int) -> Any:
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("reading a version") as client:
+        return client.get_model_version(settings.model_name, str(version))
+
+
+def text_of(settings: Settings, run: Any, file: str) -> str:
+    import mlflow
+
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("reading a file"):
+        return str(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{file}"))
 
 
 def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -> None:
@@ -147,8 +163,12 @@ def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -
     assert run.data.params["device_used"] in ("cpu", "cuda")
     assert {"train_loss", "validation_loss", "challenger/pinball", "naive/mae/a"} <= set(run.data.metrics)
     assert artifacts(settings, report, "plots") == {
-        f"plots/{name}.png" for name in ("loss", "scores", "forecasts", "state_age")
+        "plots/previews",
+        *(f"plots/{name}.png" for name in ("loss", "scores", "forecasts", "state_age")),
     }
+    assert {"plots/previews/scores.png", "plots/previews/forecasts.png"} <= artifacts(
+        settings, report, "plots/previews"
+    )
     (data,) = run.inputs.dataset_inputs
     source = json.loads(data.dataset.source)
     assert source["version"] == History(settings.history_path, settings.features).version
@@ -160,11 +180,40 @@ def test_the_first_model_is_registered_scored_and_promoted(settings: Settings) -
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(state.state_details.flow_run_id)
         names = {task_run.name.rpartition("-")[0] for task_run in client.read_task_runs()}
-    page = markdown_of(flow_run)
-    assert report.decision.reason in page
+    pages = pages_of(flow_run)
+    assert report.decision.reason in pages["retrain-gate"]
     for baseline in ("seasonal naive", "persistence", "adaptive AR(24)"):
-        assert f"| {baseline} |" in page
+        assert f"| {baseline} |" in pages["retrain-gate"]
+    assert f"Next offsets: partition 0: {900 * SENSORS}." in pages["retrain-gate"]
+    address = f"{settings.mlflow_tracking_uri}/#/models/{settings.model_name}/versions/1"
+    assert f"[Version 1 of {settings.model_name} in MLflow]({address})" in pages["mlflow-version"]
     assert {"train", "back-test", "register"} <= names
+
+    card = model_version(settings, 1).description
+    assert len(card) <= LONGEST_DESCRIPTION
+    assert "**Promoted** by the gate: mean pinball" in card
+    assert f"up to but not including these offsets: partition 0: {900 * SENSORS}." in card
+    assert "Sensors: s0, s1, s2, s3." in card
+    assert f"[the run]({report.run_url})" in card
+    assert text_of(settings, run, "model_card.md").startswith(card[:1_000])
+    (promotion,) = events(info.tags)
+    assert promotion.text == "champion: promoted by the gate"
+
+
+def test_the_input_example_of_a_version_can_be_forecast(settings: Settings) -> None:
+    import mlflow
+
+    fill_history(settings, 900)
+    retrain(epochs=1)
+    with MlflowSession(settings.mlflow_tracking_uri, settings.model_name).client("loading the pyfunc"):
+        loaded = mlflow.pyfunc.load_model(f"models:/{settings.model_name}@{CHALLENGER}")
+    example = loaded.input_example
+    assert list(example) == ["sensor_id", "timestamp", "a", "b"]
+    assert len(example) == EXAMPLE_SENSORS * EXAMPLE_READINGS
+    forecasts = loaded.predict(example)
+    assert set(forecasts["sensor_id"]) == {"s0", "s1"}
+    assert len(forecasts) == EXAMPLE_SENSORS * settings.horizon_steps
+    assert np.isfinite(forecasts[["0.1", "0.5", "0.9"]].to_numpy()).all()
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -277,6 +326,26 @@ def test_the_promote_flow_fails_for_an_unknown_version(settings: Settings) -> No
         promote(5)
 
 
+def test_a_gate_page_that_cannot_be_made_is_one_warning(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: object) -> str:
+        raise ValueError("no page")
+
+    for name in ("flows.retrain_report.gate_page", "flows.retrain.model_card", "flows.retrain.input_example"):
+        monkeypatch.setattr(name, fail)
+    fill_history(settings, 900)
+    with caplog.at_level("WARNING"):
+        report = retrain(epochs=1)
+    assert Registry(settings).resolve(CHALLENGER) == report.version
+    failed = sorted({message.partition(" failed")[0] for message in caplog.messages if "no page" in message})
+    assert failed == [
+        "the input example of the model",
+        "the model card in MLflow",
+        "the page retrain-gate in Prefect",
+    ]
+
+
 # --- the monitor ------------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +353,10 @@ def test_the_monitor_fails_while_something_is_overdue(settings: Settings) -> Non
     state = monitor(return_state=True)
     assert (state.is_failed(), state.name) == (True, "Overdue")
     assert "no retraining has succeeded so far" in str(state.message)
+    with get_client(sync_client=True) as client:
+        page = pages_of(client.read_flow_run(state.state_details.flow_run_id))["monitor"]
+    assert "## Overdue" in page
+    assert "| retrain | never |  | 48.0 |" in page
     fill_history(settings, 10)
     with training_run(settings, "a retraining", {}):
         pass

@@ -7,17 +7,22 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner, Result
 from kafka.admin import NewTopic
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -27,13 +32,17 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import ConcurrencyOptions, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Pending
+from prefect.states import Failed, Pending
 from prefect.workers.process import ProcessWorker
 from prometheus_client.parser import text_string_to_metric_families
 
+from deploy.commands.alerts import AUTOMATIONS, alerts
+from deploy.context import Context
 from deploy.processes import DetachedProcess
 from deploy.stack import Stack
+from flows.alerts import read_automations
 from flows.schedules import INTERVALS_FROM, ONE_AT_A_TIME, resume_deployment, scheduled_deployments
+from pipeline.errors import SettingsError
 from pipeline.kafka.clients import make_admin
 from pipeline.settings import Settings
 from pipeline.settings_sections import Schedule
@@ -254,6 +263,80 @@ def test_the_slot_of_a_run_that_died_with_its_server_is_freed(own_prefect: Setti
         wait_until(lambda: begin() == StateType.PENDING, 60, "a new run gets the slot")
 
 
+@pytest.fixture
+def received() -> Iterator[tuple[str, Queue[str]]]:
+    """The address of a webhook, and the bodies of the requests that it got."""
+    bodies: Queue[str] = Queue()
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.put(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", bodies
+        server.shutdown()
+
+
+@pytest.mark.long(20)
+def test_an_alert_that_is_installed_twice_sends_one_message_for_an_overdue_flow(
+    fresh_settings: SettingsFactory,
+    prefect: SyncPrefectClient,
+    received: tuple[str, "Queue[str]"],
+    request: pytest.FixtureRequest,
+) -> None:
+    settings = fresh_settings()
+    address, bodies = received
+    runner, context = CliRunner(), Context(lambda: settings)
+    names = [automation.name for automation in read_automations(AUTOMATIONS)]
+
+    def delete() -> None:
+        for name in names:
+            for automation in prefect.read_automations_by_name(name):
+                prefect.delete_automation(automation.id)
+
+    request.addfinalizer(delete)
+
+    def install(*arguments: str) -> Result:
+        return runner.invoke(alerts, arguments, obj=context)
+
+    first = install()
+    assert first.exit_code == 0, first.output
+    assert first.output.startswith(f"installed '{names[0]}'\ninstalled '{names[1]}'\nno message is sent yet")
+    missing = install("--notify", "slack-webhook/nobody")
+    assert isinstance(missing.exception, SettingsError)
+    assert "Prefect has no block slack-webhook/nobody" in str(missing.exception)
+    block = CustomWebhookNotificationBlock(name="x", url=address, json_data={"text": "{{subject}} | {{body}}"})
+    block.save(settings.model_name, overwrite=True)
+    (second,) = prefect.read_automations_by_name(names[1])
+    prefect.pause_automation(second.id)
+    assert "paused in Prefect" in install("--notify", f"custom-webhook/{settings.model_name}").output
+    assert install().output == f"updated '{names[0]}'\nupdated '{names[1]}'; it is paused in Prefect\n"
+    assert all(len(prefect.read_automations_by_name(name)) == 1 for name in names)
+
+    monitor_id = prefect.create_flow_from_name("monitor")
+    deployment = prefect.create_deployment(flow_id=monitor_id, name=settings.model_name)
+    run = prefect.create_flow_run_from_deployment(deployment)
+    prefect.set_flow_run_state(run.id, Failed(name="Overdue", message="no retraining has succeeded"), force=True)
+    message = bodies.get(timeout=120)
+    assert names[0] in message
+    assert run.name in message
+    assert "no retraining has succeeded" in message
+    assert bodies.empty()
+
+
+def test_a_file_without_automations_is_refused_with_the_form(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('{"automations": [{"name": "x"}]}')
+    for file in (tmp_path / "mine.json", tmp_path / "missing.json"):
+        with pytest.raises(SettingsError, match=rf"{file.name} holds no automations of Prefect.*automations.json"):
+            read_automations(file)
+
+
 def test_deployments_for_work_pools_are_created_without_a_prompt(
     prefect: SyncPrefectClient, prefect_server: Settings, tmp_path: Path
 ) -> None:
@@ -305,6 +388,8 @@ def test_the_commands_run_the_flows_and_print_their_results(settings: Settings, 
     done = streamgru("ingest")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"nothing new on topic {settings.kafka.topics.readings}\n"
+    latest = prefect.request("GET", "/artifacts/ingest/latest").json()
+    assert latest["data"].startswith("## Nothing new on topic ")
 
     failed = streamgru("retrain")
     assert failed.returncode == 1

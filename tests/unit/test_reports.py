@@ -18,13 +18,14 @@ from deploy.commands.dlq import dlq
 from deploy.context import Context
 from deploy.literal_console import make_console, styled
 from deploy.terminal_text import say, say_lines
-from flows.prefect_text import markdown, markdown_link, publish_page
+from flows.prefect_text import publish_link, publish_page
 from flows.progress import Progress, report_progress, watch_progress
 from model.backtest import Persistence, Scores, backtest
 from pipeline.best_effort import best_effort
 from pipeline.dead_letters import DeadLetter
 from pipeline.evaluation.plots import draw_forecasts, draw_scores
 from pipeline.json_text import json_text
+from pipeline.markdown_text import markdown, markdown_link
 from pipeline.registry.metric_names import metric_names
 from pipeline.registry.versions import _quoted
 from pipeline.visible_text import VisibleFormatter, visible, visible_bytes, visible_lines
@@ -184,8 +185,13 @@ def test_a_page_that_prefect_refuses_does_not_end_the_run(
         raise ValueError("invalid key")
 
     monkeypatch.setattr("flows.prefect_text.create_markdown_artifact", refuse)
+    monkeypatch.setattr("flows.prefect_text.create_link_artifact", refuse)
     publish_page("# page", "retrain-gate", "a decision")
-    assert "the page retrain-gate in Prefect failed" in caplog.text
+    publish_link("http://127.0.0.1/", "a version", "mlflow-version", "a link")
+    assert [message.partition(" failed")[0] for message in caplog.messages] == [
+        "the page retrain-gate in Prefect",
+        "the link mlflow-version in Prefect",
+    ]
 
 
 def test_a_plot_that_fails_leaves_the_scores_the_model_and_the_other_plots(

@@ -14,7 +14,9 @@ SINKS = {
     r"(?<![A-Za-z_])Console\(": ["deploy/literal_console.py"],
     r"(?<![A-Za-z_])TextColumn\(": ["deploy/literal_console.py"],
     r"\.set_title\(|\.legend\(|\.suptitle\(": ["pipeline/evaluation/plot_text.py"],
-    r"create_markdown_artifact\(": ["flows/prefect_text.py"],
+    r"create_(markdown|link|table|image)_artifact\(": ["flows/prefect_text.py"],
+    r"update_model_version\(": ["pipeline/registry/versions.py"],
+    r"\.describe\(": ["flows/retrain.py"],
     r"logging\.Formatter\(": ["pipeline/visible_text.py"],
     r"json\.dumps\(.*indent": [
         "pipeline/json_text.py",
