@@ -36,6 +36,7 @@ logger = logging.getLogger("streamgru.serve")
 
 _GRACE_S: Final = 1  # for answers in progress, once the process is told to end
 _SWITCH_S: Final = 0.001  # between threads; at Python's 5 ms an answer waits for whole polls
+_UNFINISHED: Final = "without completing response"
 _NICE: Final = 5  # forecasters on the same machine come first
 
 
@@ -62,6 +63,8 @@ class ServeProcess:
         Raises:
             StreamgruError: the address cannot be bound.
         """
+        # The server says so for each browser that was too slow; its connection is closed on purpose.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: _UNFINISHED not in record.getMessage())
         sys.setswitchinterval(_SWITCH_S)
         os.nice(_NICE)
         serve = self._settings.serve
