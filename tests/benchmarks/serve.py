@@ -44,7 +44,9 @@ PATHS = (
 def measure(base: Settings) -> Section:
     """The section of the page."""
     live = measure_live(base)
+    print(live, flush=True)
     many = measure_memory(base, MANY_SENSORS)
+    print(many, flush=True)
     shares = measure_cost(base)
     share = statistics.median(shares)
     per_sensor = max(live["bytes per sensor"], many["bytes per sensor"])
@@ -164,7 +166,8 @@ def measure_cost(base: Settings) -> list[float]:
     shares = []
     for number in range(COST_ROUNDS):
         alone = sides.forecast(source, 24, (0.1, 0.5, 0.9))
-        settings = sides.again(source.settings, horizon_steps=24, quantiles=(0.1, 0.5, 0.9))
+        made = sides.again(source.settings, horizon_steps=24, quantiles=(0.1, 0.5, 0.9))
+        settings = Settings(**made.model_dump(exclude_none=True))  # a variable cannot hold None
         with ServeCommand(settings, free_port(), settings.home) as serve, Browser(serve.address):
             serve.wait_until_ready()
             with scraping(serve):
