@@ -116,7 +116,10 @@ class Browser:
         )
         log.close()
         try:
-            self._connection = connect(self._address(), max_size=None, open_timeout=START_S, close_timeout=1)
+            # No pings: their answers wait behind events that nobody reads between two calls.
+            self._connection = connect(
+                self._address(), max_size=None, open_timeout=START_S, close_timeout=1, ping_interval=None
+            )
         except BaseException:
             self._end()
             raise

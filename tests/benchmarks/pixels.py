@@ -95,7 +95,7 @@ def _round(base: Settings, number: int) -> tuple[latency.Delays, latency.Delays]
             tab.wait_for("document.querySelector('#fan canvas')", TIMEOUT_S)
             tab.evaluate(STAMP)
             wait_until(
-                lambda: not results.empty() or reader.exitcode or feeder.exitcode,
+                lambda: tab.evaluate("true") and (not results.empty() or reader.exitcode or feeder.exitcode),
                 count / latency.RATE + TIMEOUT_S,
                 "all forecasts were seen",
             )

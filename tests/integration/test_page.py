@@ -25,7 +25,7 @@ from tests.ports import free_port, free_ports
 from tests.serving import ServeCommand
 from tests.stacks import end_stack
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]  # the first test may install a browser
 
 MARKUP = "<script>document.title='taken'</script><img src=x onerror=document.title='taken'>"
 SLASHED = "plant/1 line%2F2?a=b#c \U0001f321 \u202eabc"

@@ -56,7 +56,8 @@ function showState(status) {
   if (isStale) {
     const since = verdict.sinceMs === null ? "" : ` since ${clock(verdict.sinceMs)}`;
     say(pulseText, `Stale${since}`);
-    const words = `Stale${since}: ${verdict.why.replace(/\.$/, "")}. You see the last known state. The page continues by itself.`;
+    const why = verdict.why.split(/ \(|; |\.$/)[0]; // the operator's view has the details and the remedy
+    const words = `Stale${since}: ${why}. You see the last known state. The page continues by itself.`;
     say(banner, words);
   } else if (behind) {
     say(pulseText, "Catching up");

@@ -79,6 +79,7 @@ export class OperationView {
     this.slots.page.replaceChildren(el("p", { class: "note" },
       `Last answer of the server at ${clock(this.connection.heardAt)}. ${opened === 0 ? "The connection never broke." : `The connection broke ${opened === 1 ? "once" : `${opened} times`} and resumed where it was.`} ` +
       `${counted(status.events_clients, "page")} ${status.events_clients === 1 ? "is" : "are"} connected. streamgru ${this.about.version}, model ${this.about.model_name}, settings ${this.about.settings}.` +
+      (status.trouble ? ` ${sentence(status.trouble)}` : "") +
       (behind ? ` The server still reads past records: ${count(behind.done)} of ${count(behind.total)}.` : "")));
     this.refresh();
   }
