@@ -63,6 +63,7 @@ def measure(base: Settings) -> Section:
         f"A headless Chromium shows the chart of one of {SENSORS} sensors; {shown:.0f} of its "
         f"forecasts per round, after {WARM_UP_S:g} s of warm-up. A forecast counts as committed when a "
         "`read_committed` consumer in a separate process has it, and as visible after the browser painted the frame. "
+        "The difference is negative if the page shows the forecast before this consumer has it. "
         "Latency from a reading begins at the broker's time stamp. Feeder, forecaster, reader, broker, MLflow, the "
         "page's server and the browser share the machine. Figures are medians of the rounds.",
     )
