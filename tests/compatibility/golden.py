@@ -22,7 +22,9 @@ FOLDER: Final = Path(__file__).with_name("golden")
 NAMES_FILE: Final = FOLDER / "names.json"
 CASES: Final = ("off", "light", "full")  # levels of adaptation
 MODEL_VERSION: Final = 1
-NEW_HEADERS: Final = ("ce_dataschema", "ce_subject")  # of forecasts; the earlier commit wrote none of them
+# Names that the earlier commit wrote nowhere and ignores where it reads them.
+NEW_HEADERS: Final = ("ce_dataschema", "ce_subject")  # of forecasts
+NEW_POSITION_FIELDS: Final = ("time_rules",)  # the offsets from which the rules for implausible times hold
 
 
 @dataclass(frozen=True)
