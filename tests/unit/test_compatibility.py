@@ -233,8 +233,12 @@ def test_every_name_still_exists(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["flows", "experts in a forecast"])
 def test_flows_and_experts_keep_their_names_and_order(kind: str) -> None:
+    """New parameters of a flow come behind the known ones."""
     ours = names()[kind]
-    assert {name: ours.get(name) for name in GOLDEN_NAMES[kind]} == GOLDEN_NAMES[kind]
+    known = GOLDEN_NAMES[kind]
+    assert {name: ours.get(name, [])[: len(own)] for name, own in known.items()} == known
+    if kind == "experts in a forecast":
+        assert {name: ours[name] for name in known} == known
 
 
 def test_the_golden_files_are_of_one_commit() -> None:
