@@ -53,9 +53,9 @@ from pipeline.evaluation.evaluate import MODEL, Evaluation, model_config
 from pipeline.evaluation.gate import Decision
 from pipeline.export.export import ExportReport
 from pipeline.exposition import Page
+from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.health import Statistics, answers
-from pipeline.forecaster.metric_families import Timings
-from pipeline.forecaster.metrics import Counters
+from pipeline.forecaster.metrics import Timings
 from pipeline.forecaster.stuck_detection import ForecasterState, Heartbeat
 from pipeline.history.ingest import IngestReport
 from pipeline.json_text import json_text

@@ -1,15 +1,25 @@
-"""The health port of a forecaster: probes, counts and metrics, answered by threads beside the loop."""
+"""The health port of a forecaster: probes, counts and metrics, answered by threads beside the loop.
 
+``GET /healthz`` returns 200 unless the forecaster is stuck; restart it on 503. ``GET /readyz`` returns 200 only while
+it serves. Both return the state and the counts as JSON.
+"""
+
+import json
+import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
-from pipeline.exposition import Exposition
-from pipeline.forecaster.metric_families import ForecasterCollector, Timings
-from pipeline.forecaster.metrics import Counters, health_report, probe_paths, state_of
-from pipeline.forecaster.stuck_detection import HealthMonitor, Heartbeat
-from pipeline.health_server import Paths, listening, metrics_path
+from pipeline.exposition import Exposition, Page
+from pipeline.forecaster.counters import Counters
+from pipeline.forecaster.metrics import ForecasterCollector, Timings
+from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat, state_of
+from pipeline.health_server import JSON, Paths, listening, metrics_path
 from pipeline.settings import Settings
+
+logger = logging.getLogger("streamgru.forecaster")
 
 
 @dataclass(frozen=True)
@@ -41,3 +51,44 @@ def answers(model_name: str, statistics: Statistics, monitor: Callable[[], Healt
     collector = ForecasterCollector(model_name, counters, statistics.timings, heartbeat, monitor)
     probes = probe_paths(lambda: state_of(monitor()), lambda: health_report(heartbeat, monitor(), counters))
     return {**probes, **metrics_path(Exposition("forecast", collector))}
+
+
+def health_report(heartbeat: Heartbeat, monitor: HealthMonitor | None, counters: Counters) -> dict[str, Any]:
+    """The keys that /healthz and /readyz return in addition to the state."""
+    now = time.monotonic()
+    return {
+        "trouble": "" if monitor is None else monitor.trouble,
+        "since_poll_s": None if heartbeat.polled is None else round(now - heartbeat.polled, 3),
+        "since_commit_s": None if heartbeat.committed is None else round(now - heartbeat.committed, 3),
+        "lag": {} if monitor is None else {str(partition): lag for partition, lag in monitor.lag.items()},
+        "sensors": heartbeat.sensors,
+        "model_version": counters.model_version,
+        "counters": counters.content(),
+    }
+
+
+def probe_paths(state: Callable[[], ForecasterState], details: Callable[[], dict[str, Any]]) -> Paths:
+    """The answers to probes. Their status code depends on ``state`` alone.
+
+    Args:
+        state: the forecaster's state.
+        details: further keys of the answer, ready for JSON. An error is logged and returned as ``trouble``.
+    """
+
+    def answer(is_good: Callable[[ForecasterState], bool]) -> Page:
+        now = state()
+        return Page(200 if is_good(now) else 503, JSON, _answer(now, details))
+
+    return {
+        "/healthz": lambda accept: answer(lambda now: now is not ForecasterState.STUCK),
+        "/readyz": lambda accept: answer(lambda now: now is ForecasterState.SERVING),
+    }
+
+
+def _answer(state: ForecasterState, details: Callable[[], dict[str, Any]]) -> bytes:
+    try:
+        return json.dumps({"state": state.value} | details()).encode() + b"\n"
+    except Exception as error:
+        message = f"cannot report the details: {type(error).__name__}: {error}"
+        logger.warning("%s; the answer to the probe contains only the state", message, exc_info=error)
+        return json.dumps({"state": state.value, "trouble": message}).encode() + b"\n"

@@ -14,10 +14,10 @@ import torch
 
 from pipeline.errors import SchemaRegistryError
 from pipeline.forecaster.champion import ChampionSource, ChampionWatcher
+from pipeline.forecaster.counters import Reporter
 from pipeline.forecaster.group import is_member
 from pipeline.forecaster.health import Statistics, answering_probes
 from pipeline.forecaster.instance import Instance
-from pipeline.forecaster.metrics import Reporter
 from pipeline.forecaster.micro_batch import BatchSize, MicroBatch, MicroBatchBuilder
 from pipeline.forecaster.model_swap import ModelSwap
 from pipeline.forecaster.partitions import Polled, listed

@@ -1,186 +1,152 @@
-"""The counts of a forecaster since its start, in its log, in a file and in its answers to probes.
+"""The metrics of a forecaster for Prometheus, made of the statistics that its loop keeps anyway."""
 
-``Reporter`` logs the counts in regular intervals and writes them to a JSON file if one is configured (--stats).
-``probe_paths`` answers probes over HTTP. ``GET /healthz`` returns 200 unless the forecaster is stuck; restart it on
-503. ``GET /readyz`` returns 200 only while it serves. Both return the state and the counts as JSON.
-``metric_families`` makes Prometheus metrics of the same counts.
-"""
-
-import json
-import logging
-import os
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
-from pipeline.exposition import Page
-from pipeline.forecaster.rebuild import RebuildReport
-from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat
-from pipeline.health_server import JSON, Paths
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
 
-logger = logging.getLogger("streamgru.forecaster")
+from pipeline.dead_letter_form import REASONS
+from pipeline.exposition import DELAY_BOUNDS_S, WORK_BOUNDS_S, Distribution, by_label, one_of
+from pipeline.forecaster.counters import Counters
+from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat, state_of
+from pipeline.visible_text import visible
 
-REPORT_INTERVAL_S: Final = 10.0
-_BATCH_COUNTS: Final = (  # the counts of a batch that ``add`` sums up, in addition to its dead letters
-    *("readings", "accepted", "duplicates", "late", "ignored_features", "forecasts", "transactions", "state_bytes"),
+_COUNTERS: Final = (  # attribute of Counters, name without "_total", documentation
+    ("readings", "streamgru_readings", "Records of the readings topic that were processed and committed."),
+    ("accepted", "streamgru_accepted_readings", "Readings that were stepped into the state of their sensor."),
+    ("duplicates", "streamgru_duplicate_readings", "Readings with the time of a reading that was accepted before."),
+    ("late", "streamgru_late_readings", "Readings older than the last accepted reading of their sensor."),
+    (
+        "held_lost",
+        "streamgru_lost_buffered_readings",
+        "Upper bound of the buffered readings that retention deleted before a restart.",
+    ),
+    ("ignored_features", "streamgru_ignored_features", "Values of features that the settings do not name."),
+    ("forecasts", "streamgru_forecasts", "Forecasts that were committed."),
+    ("transactions", "streamgru_transactions", "Transactions that were committed."),
+    ("aborted", "streamgru_start_overs", "Times that all states were discarded, after an abort or a failed restore."),
+    ("state_bytes", "streamgru_state_written_bytes", "Bytes of keys and values written to the changelog of states."),
+    ("restores", "streamgru_restores", "Finished restores of states, each of one partition or several."),
+    ("restored_sensors", "streamgru_restored_sensors", "Sensors whose states restores read from the changelog."),
+    ("rebuilt_sensors", "streamgru_rebuilt_sensors", "Sensors whose states restores rebuilt from their readings."),
+    ("cold_sensors", "streamgru_cold_sensors", "Sensors that a restore had to start with too few readings."),
+    ("swaps", "streamgru_model_swaps", "Model versions that took over from another version in this process."),
+    ("quarantined_states", "streamgru_quarantined_states", "Non-finite states that were discarded."),
+)
+_GAUGES: Final = (  # attribute of Counters, name, documentation
+    ("held", "streamgru_buffered_readings", "Readings that wait in the reorder buffers."),
+    ("swap_pause_s", "streamgru_last_model_swap_pause_seconds", "Seconds without a forecast at the last model swap."),
+    ("restore_s", "streamgru_last_restore_seconds", "Duration of the last restore in seconds."),
 )
 
 
-@dataclass
-class Counters:
-    """Counts of committed work since the start, except ``aborted``, and ``held``, which is the present number."""
+class Timings:
+    """Durations of a forecaster's work. The loop's thread adds to them, and other threads read them."""
 
-    readings: int = 0  # records of the readings topic: accepted, duplicate, late or rejected
-    accepted: int = 0
-    duplicates: int = 0
-    late: int = 0
-    held: int = 0  # readings in the reorder buffers now; a reading counts as accepted once it is stepped
-    # Offsets from the first buffered reading on that retention had deleted at a restore. Of the buffered readings, at
-    # least one and at most this number got no forecast.
-    held_lost: int = 0
-    ignored_features: int = 0  # features in readings that the settings do not name
-    dead_letters: Counter[str] = field(default_factory=Counter)  # reason -> dead letters
-    implausible_times: dict[str, int] = field(default_factory=dict)  # sensor -> dead letters; the sensors with most
-    forecasts: int = 0
-    transactions: int = 0
-    aborted: int = 0
-    swaps: int = 0
-    swap_pause_s: float = 0.0  # seconds without a forecast at the last model swap
-    state_bytes: int = 0  # keys and values of the records in the changelog, positions included
-    restores: int = 0  # finished restores, each of one partition or several
-    restored_sensors: int = 0
-    rebuilt_sensors: int = 0
-    cold_sensors: int = 0
-    quarantined_states: int = 0  # non-finite states; they were discarded
-    restore_s: float = 0.0  # seconds of the last restore
-    model_version: int | None = None
-    started: float = field(default_factory=time.monotonic)  # monotonic seconds
+    def __init__(self) -> None:
+        self.step_s = Distribution(WORK_BOUNDS_S)
+        self.commit_s = Distribution(WORK_BOUNDS_S)
+        self.delay_s = Distribution(DELAY_BOUNDS_S)
 
-    def add(self, batch: "Counters") -> None:
-        """Add the counts of a committed batch."""
-        for name in _BATCH_COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(batch, name))
-        self.dead_letters = self.dead_letters + batch.dead_letters  # replaced, since the health server may iterate it
+    def add_batch(
+        self, step_s: float, commit_s: float, sent_ms: Sequence[NDArray[np.int64]], committed_at: float
+    ) -> None:
+        """Count a committed batch.
 
-    def count_restored(self, sensors: int, rebuilt: RebuildReport, held_lost: int, seconds: float) -> None:
-        """Add the counts of a finished restore."""
-        self.restores += 1
-        self.restored_sensors += sensors
-        self.rebuilt_sensors += rebuilt.sensors
-        self.cold_sensors += len(rebuilt.cold)
-        self.held_lost += held_lost
-        self.restore_s = seconds
+        Args:
+            sent_ms: Kafka timestamps of the readings, in any order; a negative one means that the record has none.
+            committed_at: the time of day after the commit, in seconds since 1970.
+        """
+        self.step_s.add(step_s)
+        self.commit_s.add(commit_s)
+        for each in sent_ms:
+            # A host's clock may be ahead of this one.
+            self.delay_s.add_all(np.maximum(committed_at - each[each >= 0] / 1_000, 0.0))
 
-    def line(self) -> str:
-        """All counts, as ``name=value``."""
-        content = self.content()
-        letters = content.pop("dead_letters")
-        content.pop("implausible_times")  # ``TimeAlarms`` logs the sensors
-        content["dead_letters"] = self.dead_letters.total()
-        content |= {f"dead_letters.{reason}": count for reason, count in sorted(letters.items())}
-        return " ".join(f"{name}={value}" for name, value in content.items())
-
-    def write(self, path: Path) -> None:
-        """Replace the file with the counts as JSON; after a crash it has the old or the new content, complete."""
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(self.content()) + "\n", encoding="utf-8")
-        partial.replace(path)
-
-    def content(self) -> dict[str, Any]:
-        """All counts by name, ready for JSON, with the uptime in place of the start."""
-        # dataclasses.asdict would rebuild the Counter from pairs, with tuples as keys, which JSON does not have.
-        content = vars(self) | {"dead_letters": dict(self.dead_letters)}
-        content["uptime_s"] = round(time.monotonic() - content.pop("started"), 1)
-        for name in ("swap_pause_s", "restore_s"):
-            content[name] = round(content[name], 3)
-        return content
+    def families(self) -> Iterator[Metric]:
+        """The metrics."""
+        yield self.step_s.family(
+            "streamgru_step_seconds", "Duration of decoding, stepping and encoding one batch that was committed."
+        )
+        yield self.commit_s.family("streamgru_commit_seconds", "Duration of one successful transaction.")
+        yield self.delay_s.family(
+            "streamgru_reading_to_forecast_seconds",
+            "Time from the Kafka timestamp of a reading until its forecast is committed and visible. Readings that "
+            "waited in the reorder buffer are left out.",
+        )
 
 
-class Reporter:
-    """Logs the counters and writes them to a file, if one is given. An error is logged, never raised.
+class ForecasterCollector(Collector):
+    """Reads the statistics of one forecaster at each scrape.
 
     Args:
-        path: the file, replaced by each report.
+        model_name: name of the registered model.
+        monitor: returns the health monitor; None until the forecaster has connected.
     """
 
-    def __init__(self, counters: Counters, path: Path | None) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        counters: Counters,
+        timings: Timings,
+        heartbeat: Heartbeat,
+        monitor: Callable[[], HealthMonitor | None],
+    ) -> None:
+        self._model_name = model_name
         self._counters = counters
-        self._path = path
-        self._due_at = time.monotonic() + REPORT_INTERVAL_S
-        self._has_failed = False  # whether the last report failed; only the first failure of a series is logged
+        self._timings = timings
+        self._heartbeat = heartbeat
+        self._monitor = monitor
 
-    def report_if_due(self) -> None:
-        """``report``, every ``REPORT_INTERVAL_S``."""
-        if time.monotonic() >= self._due_at:
-            self.report()
-            self._due_at = time.monotonic() + REPORT_INTERVAL_S
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, with their present values."""
+        counters, monitor = self._counters, self._monitor()
+        for attribute, name, documentation in _COUNTERS:
+            yield CounterMetricFamily(name, documentation, value=getattr(counters, attribute))
+        yield self._dead_letters()
+        for attribute, name, documentation in _GAUGES:
+            yield GaugeMetricFamily(name, documentation, value=getattr(counters, attribute))
+        yield from self._timings.families()
+        yield one_of(
+            "streamgru_forecaster_state",
+            "1 for the present state of the forecaster, 0 for the other states.",
+            "state",
+            [state.value for state in ForecasterState],
+            state_of(monitor).value,
+        )
+        yield GaugeMetricFamily("streamgru_sensors", "Sensors with a state in memory.", value=self._heartbeat.sensors)
+        yield by_label(
+            GaugeMetricFamily(
+                "streamgru_lag_readings",
+                "Offsets from the next reading to process to the end of its partition, as of the last check.",
+                labels=["partition"],
+            ),
+            {} if monitor is None else monitor.lag,
+        )
+        yield from self._last_times()
+        if counters.model_version is not None:
+            served = {"model": visible(self._model_name), "version": str(counters.model_version)}
+            yield InfoMetricFamily("streamgru_model", "Registered model and version that serve.", value=served)
 
-    def report(self) -> None:
-        """Log and write the present counts."""
-        try:
-            logger.info("counts: %s", self._counters.line())
-            if self._path is not None:
-                self._counters.write(self._path)
-            self._has_failed = False
-        except OSError as error:
-            self._fail(f"cannot write the counts to {self._path}: {error.strerror}")
-        except Exception as error:
-            logger.debug("cannot report the counts", exc_info=error)
-            self._fail(f"cannot report the counts: {type(error).__name__}: {error}")
+    def _dead_letters(self) -> CounterMetricFamily:
+        family = CounterMetricFamily(
+            "streamgru_dead_letters", "Records that were set aside on the topic of dead letters.", labels=["reason"]
+        )
+        # Each reason from the start: Prometheus cannot tell how much a new series has grown.
+        return by_label(family, dict.fromkeys(REASONS, 0) | self._counters.dead_letters)
 
-    def _fail(self, message: str) -> None:
-        if not self._has_failed:
-            logger.warning("%s; forecasting continues", message)
-        self._has_failed = True
-
-
-# --- answers to probes ------------------------------------------------------------------------------------------------
-
-
-def state_of(monitor: HealthMonitor | None) -> ForecasterState:
-    """The forecaster's state; ``monitor`` is None until the forecaster has connected."""
-    return ForecasterState.STARTING if monitor is None else monitor.state
-
-
-def health_report(heartbeat: Heartbeat, monitor: HealthMonitor | None, counters: Counters) -> dict[str, Any]:
-    """The keys that /healthz and /readyz return in addition to the state."""
-    now = time.monotonic()
-    return {
-        "trouble": "" if monitor is None else monitor.trouble,
-        "since_poll_s": None if heartbeat.polled is None else round(now - heartbeat.polled, 3),
-        "since_commit_s": None if heartbeat.committed is None else round(now - heartbeat.committed, 3),
-        "lag": {} if monitor is None else {str(partition): lag for partition, lag in monitor.lag.items()},
-        "sensors": heartbeat.sensors,
-        "model_version": counters.model_version,
-        "counters": counters.content(),
-    }
-
-
-def probe_paths(state: Callable[[], ForecasterState], details: Callable[[], dict[str, Any]]) -> Paths:
-    """The answers to probes. Their status code depends on ``state`` alone.
-
-    Args:
-        state: the forecaster's state.
-        details: further keys of the answer, ready for JSON. An error is logged and returned as ``trouble``.
-    """
-
-    def answer(is_good: Callable[[ForecasterState], bool]) -> Page:
-        now = state()
-        return Page(200 if is_good(now) else 503, JSON, _answer(now, details))
-
-    return {
-        "/healthz": lambda accept: answer(lambda now: now is not ForecasterState.STUCK),
-        "/readyz": lambda accept: answer(lambda now: now is ForecasterState.SERVING),
-    }
-
-
-def _answer(state: ForecasterState, details: Callable[[], dict[str, Any]]) -> bytes:
-    try:
-        return json.dumps({"state": state.value} | details()).encode() + b"\n"
-    except Exception as error:
-        message = f"cannot report the details: {type(error).__name__}: {error}"
-        logger.warning("%s; the answer to the probe contains only the state", message, exc_info=error)
-        return json.dumps({"state": state.value, "trouble": message}).encode() + b"\n"
+    def _last_times(self) -> Iterator[Metric]:
+        # The loop keeps monotonic times.
+        offset_s = time.time() - time.monotonic()
+        for moment, what in ((self._heartbeat.polled, "poll"), (self._heartbeat.committed, "commit")):
+            if moment is not None:
+                yield GaugeMetricFamily(
+                    f"streamgru_last_{what}_timestamp_seconds",
+                    f"Time of the last {what}, in seconds since 1970.",
+                    value=round(moment + offset_s, 3),
+                )

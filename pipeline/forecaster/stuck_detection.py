@@ -299,3 +299,8 @@ class HealthMonitor:
                 f"{dict(self.lag)}, restoring: {'yes' if self._heartbeat.is_restoring else 'no'}. This process ends, "
                 "so that another forecaster can take over. Nothing is lost; its log shows the last steps"
             )
+
+
+def state_of(monitor: HealthMonitor | None) -> ForecasterState:
+    """The forecaster's state; ``monitor`` is None until the forecaster has connected."""
+    return ForecasterState.STARTING if monitor is None else monitor.state

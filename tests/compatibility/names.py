@@ -19,7 +19,8 @@ from model.training import EpochReport, TrainingOptions
 from pipeline.audit.delivery import DeliveryCounts
 from pipeline.audit.verify import AuditResult
 from pipeline.dead_letter_form import REASONS
-from pipeline.forecaster.metrics import Counters, health_report
+from pipeline.forecaster.counters import Counters
+from pipeline.forecaster.health import health_report
 from pipeline.forecaster.stuck_detection import ForecasterState, Heartbeat
 from pipeline.messages import json_schemas
 from pipeline.registry.training_set import TrainingSet

@@ -15,9 +15,9 @@ import pytest
 from kafka import TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.forecaster.health import Statistics, answers
-from pipeline.forecaster.metric_families import Timings
-from pipeline.forecaster.metrics import Counters, Reporter, health_report, probe_paths
+from pipeline.forecaster.counters import Counters, Reporter
+from pipeline.forecaster.health import Statistics, answers, health_report, probe_paths
+from pipeline.forecaster.metrics import Timings
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchBuilder
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat
