@@ -119,8 +119,14 @@ class Exposition:
         self._has_failed = False  # whether the last scrape failed; only the first failure of a series is logged
 
     def render(self, accept: str = "") -> Page:
-        """The present metrics, in the form that the header ``Accept`` asks for; status 500 if a collector fails."""
-        encode, content_type = choose_encoder(accept)
+        """The present metrics, in the form that the header ``Accept`` asks for; status 500 if a collector fails.
+
+        A header that cannot be parsed gets the text form.
+        """
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # prometheus_client raises TypeError for "version=abc"
+            encode, content_type = choose_encoder("")
         try:
             page = Page(200, content_type, encode(self._registry))
         except Exception as error:

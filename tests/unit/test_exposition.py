@@ -69,6 +69,7 @@ def test_a_scrape_beside_a_writer_sees_whole_batches() -> None:
     [
         ("", parse, "text/plain; version=0.0.4; charset=utf-8"),
         ("application/openmetrics-text;version=1.0.0,*/*;q=0.1", parse_openmetrics, "application/openmetrics-text"),
+        ("application/openmetrics-text;version=abc", parse, "text/plain; version=0.0.4; charset=utf-8"),
     ],
 )
 def test_a_page_has_the_form_that_was_asked_for(accept: str, parser: object, content_type: str) -> None:
