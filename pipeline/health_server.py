@@ -22,8 +22,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log the error instead of printing a traceback: most often the client closed its connection."""
-        logger.debug("a request from %s failed: %s", client_address[0], sys.exception())
+        """Log the error instead of printing a traceback: a warning, unless the client closed its connection."""
+        error = sys.exception()
+        level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING
+        logger.log(level, "a request from %s failed: %s: %s", client_address[0], type(error).__name__, error)
 
 
 class HealthServer:
