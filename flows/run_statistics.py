@@ -1,6 +1,6 @@
-"""Statistics of the scheduled runs, which a thread asks Prefect for: each run is a process of its own.
+"""Statistics of the scheduled runs. A thread asks Prefect for them, because each run is a process of its own.
 
-The thread writes ``RunStatistics`` and never stops on an error. ``flows.schedule_health`` shows them.
+The thread writes ``RunStatistics`` and continues after an error. ``flows.schedule_health`` shows them.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
@@ -19,6 +19,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+
+from flows.orchestrator import is_request_failure
+from pipeline.visible_text import visible
 
 logger = logging.getLogger("streamgru.schedules")
 
@@ -29,6 +32,7 @@ ENDS: Final = tuple(
 CHECK_S: Final = 15.0  # seconds between two checks; each asks for the runs of each flow three times
 # Prefect stores the end of a run a moment after it.
 OVERLAP: Final = timedelta(minutes=2)
+MOST_LETTERS: Final = 500  # of an error's message, which may contain whole answers
 
 
 class ScheduleState(StrEnum):
@@ -85,10 +89,20 @@ class RunWatcher:
                         self.check(client)
                         if closed.wait(CHECK_S):
                             return
-            except Exception as error:  # `serve` reports an outage
-                self.statistics.state = ScheduleState.WAITING
+            except Exception as error:
                 logger.debug("cannot ask Prefect for the runs", exc_info=error)
+                self._fail(error)
             closed.wait(CHECK_S)
+
+    def _fail(self, error: Exception) -> None:
+        is_first = self.statistics.state is not ScheduleState.WAITING  # of a series of failures
+        self.statistics.state = ScheduleState.WAITING
+        if is_first and not is_request_failure(error):  # `serve` reports an outage
+            logger.warning(
+                "cannot read the scheduled runs from Prefect: %s: %s; /metrics keeps the statistics of the last check",
+                type(error).__name__,
+                visible(error, MOST_LETTERS),
+            )
 
     def check(self, client: SyncPrefectClient) -> None:
         """Update the statistics."""
@@ -140,8 +154,3 @@ class RunWatcher:
 
 def _one_of(state: StateType) -> filters.FlowRunFilterStateType:
     return filters.FlowRunFilterStateType(any_=[state])
-
-
-def watch_from_now(model_name: str) -> RunWatcher:
-    """A watcher that counts the runs which end from now on."""
-    return RunWatcher(model_name, datetime.now(UTC))

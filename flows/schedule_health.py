@@ -7,13 +7,14 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Final
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from flows.run_statistics import ENDS, FLOWS, RunStatistics, ScheduleState, watch_from_now
+from flows.run_statistics import ENDS, FLOWS, RunStatistics, RunWatcher, ScheduleState
 from pipeline.exposition import Exposition, Page, by_label, one_of
 from pipeline.health_server import JSON, Paths, listening, metrics_path
 from pipeline.json_text import json_text
@@ -30,7 +31,7 @@ def answering_probes(settings: Settings, port: int | None) -> Iterator[None]:
     if chosen is None:
         yield
         return
-    watcher = watch_from_now(settings.model_name)
+    watcher = RunWatcher(settings.model_name, since=datetime.now(UTC))
     paths = answers(watcher.statistics, settings.monitor)
     with watcher.watching(), listening(settings.schedules.health_host, chosen, paths, OPTION):
         yield
