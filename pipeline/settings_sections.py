@@ -25,6 +25,12 @@ LONGEST_TIMEOUT_S = 2_000_000.0
 LONGEST_S = 315_360_000
 # The largest batch of 1 MB that brokers accept by default holds some 60 MB of readings if these compress 30 to 1.
 DEFAULT_BATCH_BYTES = 128 * 1024 * 1024
+HealthPort = Annotated[
+    int | None, Field(ge=1, le=65_535, description="port of GET /healthz, /readyz and /metrics; off by default")
+]
+HealthHost = Annotated[
+    str, Field(description="address that health_port listens on; 0.0.0.0 for requests from other hosts")
+]
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -217,12 +223,8 @@ class ForecasterSettings(_Section):
         le=LONGEST_S,
         description="a forecaster whose readings wait this long without a commit is reported as stuck",
     )
-    health_port: int | None = Field(
-        default=None, ge=1, le=65_535, description="port of GET /healthz, /readyz and /metrics; off by default"
-    )
-    health_host: str = Field(
-        default="127.0.0.1", description="address that health_port listens on; 0.0.0.0 for requests from other hosts"
-    )
+    health_port: HealthPort = None
+    health_host: HealthHost = "127.0.0.1"
 
     @model_validator(mode="after")
     def _timeouts_are_ordered(self) -> Self:
@@ -294,12 +296,8 @@ class ScheduleSettings(_Section):
     ingest: Schedule = Schedule(interval_s=300)
     retrain: Schedule = Schedule(cron="0 3 * * *")
     monitor: Schedule = Schedule(interval_s=3_600)
-    health_port: int | None = Field(
-        default=None, ge=1, le=65_535, description="port of GET /healthz, /readyz and /metrics; off by default"
-    )
-    health_host: str = Field(
-        default="127.0.0.1", description="address that health_port listens on; 0.0.0.0 for requests from other hosts"
-    )
+    health_port: HealthPort = None
+    health_host: HealthHost = "127.0.0.1"
 
 
 class MonitorSettings(_Section):
