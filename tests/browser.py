@@ -74,20 +74,21 @@ def find_browser() -> str:
     Raises:
         NoBrowser: names the command that installs one.
     """
-    found = _on_path()
+    found, trouble = _on_path(), ""
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
         for command in INSTALL:
             done = subprocess.run(
                 command, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, timeout=240
             )
             if done.returncode:
+                trouble = f"; this failed here: {done.stderr.decode(errors='replace').strip()[-500:]}"
                 break
         found = _on_path()
     if found is None:
         commands = " && ".join(" ".join(command) for command in INSTALL)
         raise NoBrowser(
             f"the tests of the page need a browser, and none of {', '.join(NAMES)} is on the PATH. "
-            f"Install Debian's Chromium as root: {commands}"
+            f"Install Debian's Chromium as root: {commands}{trouble}"
         )
     return found
 
