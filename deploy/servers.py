@@ -7,15 +7,11 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from deploy.service import HOST, Launch, Report, Service, folder_error
+from deploy.prefect_database import copy_empty_database
+from deploy.service import COMMON_ENVIRONMENT, HOST, Launch, Report, Service, folder_error
 from pipeline.errors import StackError
 
 ANSWER_TIMEOUT_S = 3.0
-COMMON_ENVIRONMENT = {
-    "DO_NOT_TRACK": "true",
-    # Otherwise `python -m` looks for modules in the current folder first, which may hold a folder `model`.
-    "PYTHONSAFEPATH": "1",
-}
 
 
 class MLflowServer(Service):
@@ -62,8 +58,12 @@ class PrefectServer(Service):
         return f"http://{HOST}:{port}/api"
 
     def prepare(self, report: Report) -> Launch:
-        """Make the data folder; the server creates its database itself."""
-        _check_data(self.name, self.data / "prefect.db")
+        """Make the data folder with an empty database; without one the server creates its tables itself."""
+        database = self.data / "prefect.db"
+        _check_data(self.name, database)
+        copy_empty_database(
+            self.settings.stack.cache_path, database, lambda: report(self.name, "preparing its database (once)")
+        )
         command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(self.port))
         environment = COMMON_ENVIRONMENT | {
             "PREFECT_HOME": str(self.data),

@@ -11,6 +11,12 @@ from pipeline.errors import StackError
 from pipeline.settings import Settings
 
 HOST = "127.0.0.1"
+# Of MLflow and Prefect.
+COMMON_ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    # Otherwise `python -m` looks for modules in the current folder first, which may hold a folder `model`.
+    "PYTHONSAFEPATH": "1",
+}
 
 
 class Report(Protocol):

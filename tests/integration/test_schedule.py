@@ -4,14 +4,12 @@ import json
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -211,16 +209,9 @@ def test_a_start_keeps_schedules_and_pauses_and_only_the_newest_overdue_run(
 
 
 @pytest.fixture
-def own_prefect(prefect_server: Settings, tmp_path: Path) -> Iterator[Settings]:
+def own_prefect(tmp_path: Path) -> Iterator[Settings]:
     """Settings of a Prefect server for one test, which kills it."""
     settings = Settings(home=tmp_path, stack={"prefect_port": free_port()})
-    # A copy of the shared server's database, because a server needs six seconds of CPU time to create one.
-    (tmp_path / "prefect").mkdir()
-    with (
-        closing(sqlite3.connect(prefect_server.home / "prefect" / "prefect.db")) as shared,
-        closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as own,
-    ):
-        shared.backup(own)
     yield settings
     end_stack(settings)
 
