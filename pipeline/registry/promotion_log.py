@@ -15,6 +15,7 @@ from typing import Final
 
 from pipeline.best_effort import best_effort
 from pipeline.registry.versions import Registry
+from pipeline.visible_text import visible
 
 log = logging.getLogger("streamgru.registry")
 
@@ -80,4 +81,4 @@ def events(tags: Mapping[str, str]) -> list[Event]:
 def _record(registry: Registry, version: int, text: str) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     with best_effort(f"the tag about the promotion on version {version}", log):
-        registry.tag(version, {f"{EVENT_PREFIX}{now}": text[:_LONGEST_EVENT]})
+        registry.tag(version, {f"{EVENT_PREFIX}{now}": visible(text, _LONGEST_EVENT)})
