@@ -131,13 +131,12 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
             run_id=run.id,
             run_url=run.url,
         )
-        card = _describe(registry, version, facts)
-        # Last, so that the page of a serving version has the reason.
+        # After the tags, so that the page of a serving version has the reason.
         if decision.promote:
             registry.set_alias(CHAMPION, version)
             record_move(registry, CHAMPION, version, champion.version if champion else None, Mover(GATE))
         checkpoint.unlink(missing_ok=True)  # the result is registered
-        run_as_task("plot", lambda: _plot(run, facts, card))  # after the result, which must not wait for plots
+        run_as_task("describe", lambda: _describe(registry, version, run, facts))  # the result must not wait for it
         page = version_url(settings, version)
         report = RetrainReport(settings.model_name, version, decision, summary, result.device, run.url, late, page)
     publish(report, facts)
@@ -334,19 +333,13 @@ def _log(run: TrainingRun, result: TrainingResult, done: Evaluation) -> None:
         run.log_curves(epoch_curves(result.epochs) | horizon_curves(done.scores))
 
 
-def _describe(registry: Registry, version: int, facts: CardFacts) -> str:
-    """Set the model card as the description, and return the complete card; a failure is a warning and an empty card."""
-    card = None
+def _describe(registry: Registry, version: int, run: TrainingRun, facts: CardFacts) -> None:
+    """Log the model card and the plots; a failure is only a warning, because the version is registered."""
     with best_effort("the model card in MLflow", log):
         card = model_card(facts)
+        with best_effort("logging the complete model card in MLflow", log):
+            run.log_text(card.complete, CARD_FILE)
         registry.describe(version, card.description)
-    return "" if card is None else card.complete
-
-
-def _plot(run: TrainingRun, facts: CardFacts, card: str) -> None:
-    """Log the plots and the complete card; a failure is only a warning, because the version is registered."""
-    with best_effort("logging the complete model card in MLflow", log):
-        run.log_text(card, CARD_FILE)
     with best_effort("logging the plots in MLflow", log), tempfile.TemporaryDirectory(prefix="streamgru-") as folder:
         write_plots(facts.done, facts.result.epochs, Path(folder), previews=True)
         run.log_files(Path(folder), PLOTS)
