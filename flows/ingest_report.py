@@ -13,17 +13,16 @@ _MOST_ROWS: Final = 50  # of a table; a page is read in a minute
 def ingest_page(done: IngestReport, history_version: int) -> str:
     """The page as Markdown; ``history_version`` is the table's version after the ingest."""
     topic = markdown(done.topic)
-    if not done.total_offsets:
-        return f"## Nothing new on topic {topic}\n\nThe history stays at version {history_version}."
-    commits = "commit" if done.commits == 1 else "commits"
-    paragraphs = [
-        f"## {done.readings:,} readings from topic {topic}",
-        (
-            f"{done.total_offsets:,} offsets in {done.seconds:.1f} s, {done.commits} {commits}. The history is at "
-            f"version {history_version}."
-        ),
-        _table(["partition", "from offset", "up to", "offsets"], _ranges(done)),
-    ]
+    history = f"The history is at version {history_version}."
+    if done.total_offsets:
+        commits = "commit" if done.commits == 1 else "commits"
+        paragraphs = [
+            f"## {done.readings:,} readings from topic {topic}",
+            f"{done.total_offsets:,} offsets in {done.seconds:.1f} s, {done.commits} {commits}. {history}",
+            _ranges(done),
+        ]
+    else:
+        paragraphs = [f"## Nothing new on topic {topic}", history]
     if done.rejected:
         paragraphs += [
             "### Malformed and left out",
@@ -42,20 +41,19 @@ def ingest_page(done: IngestReport, history_version: int) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _ranges(done: IngestReport) -> list[list[str]]:
-    return [
-        [str(partition), str(start), str(end), f"{end - start:,}"]
-        for partition, (start, end) in sorted(done.ranges.items())
-        if end > start
-    ]
+def _ranges(done: IngestReport) -> str:
+    ranges = [(partition, *span) for partition, span in sorted(done.ranges.items()) if span[1] > span[0]]
+    rows = [[str(partition), str(start), str(end), f"{end - start:,}"] for partition, start, end in ranges[:_MOST_ROWS]]
+    return _table(["partition", "from offset", "up to", "offsets"], rows, len(ranges))
 
 
 def _counts(what: str, counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return _table([what, "records"], [[markdown(name, 80), f"{count:,}"] for name, count in ordered])
+    rows = [[markdown(name, 80), f"{count:,}"] for name, count in ordered[:_MOST_ROWS]]
+    return _table([what, "records"], rows, len(ordered))
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    table = markdown_table(header, rows[:_MOST_ROWS])
-    left_out = len(rows) - _MOST_ROWS
-    return f"{table}\n\n{left_out:,} more rows are not shown." if left_out > 0 else table
+def _table(header: list[str], rows: list[list[str]], total_rows: int) -> str:
+    table = markdown_table(header, rows)
+    left_out = total_rows - len(rows)
+    return f"{table}\n\nRows that are not shown: {left_out:,}." if left_out else table

@@ -18,12 +18,14 @@ from deploy.commands.dlq import dlq
 from deploy.context import Context
 from deploy.literal_console import make_console, styled
 from deploy.terminal_text import say, say_lines
+from flows.ingest_report import ingest_page
 from flows.prefect_text import publish_link, publish_page
 from flows.progress import Progress, report_progress, watch_progress
 from model.backtest import Persistence, Scores, backtest
 from pipeline.best_effort import best_effort
 from pipeline.dead_letters import DeadLetter
 from pipeline.evaluation.plots import draw_forecasts, draw_scores
+from pipeline.history.ingest import IngestReport
 from pipeline.json_text import json_text
 from pipeline.markdown_text import markdown, markdown_link
 from pipeline.registry.metric_names import metric_names
@@ -192,6 +194,19 @@ def test_a_page_that_prefect_refuses_does_not_end_the_run(
         "the page retrain-gate in Prefect",
         "the link mlflow-version in Prefect",
     ]
+
+
+def test_an_ingest_page_shows_a_loss_without_new_readings_and_at_most_50_rows() -> None:
+    page = ingest_page(IngestReport("readings", 0, 0, lost_offsets=7), 3)
+    assert page.startswith("## Nothing new on topic readings")
+    assert "Retention deleted 7 offsets before they were read." in page
+    late = {f"sensor-{number:02}": 1 for number in range(60)}
+    page = ingest_page(IngestReport("readings", 9, 9, late=late, ranges={0: (0, 9), 1: (5, 5)}), 4)
+    assert "| 0 | 0 | 9 | 9 |" in page
+    assert "\n| 1 |" not in page
+    assert "sensor-49" in page
+    assert "sensor-50" not in page
+    assert "Rows that are not shown: 10." in page
 
 
 def test_a_plot_that_fails_leaves_the_scores_the_model_and_the_other_plots(
