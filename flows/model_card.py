@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from model.metrics import Interval, Scores
+from model.metrics import Interval, Scores, skill
 from model.score_intervals import Resampled, interval, resample
 from model.sequences import Sequences
 from model.training import TrainingOptions, TrainingResult
@@ -185,9 +185,10 @@ def _scores(facts: CardFacts, resampled: Mapping[str, Resampled] | None) -> str:
         lower = ""
         if resampled is not None:
             pinball += f" {_bracket(interval(resampled[name].overall))}"
-        if name != done.name:
-            lower = _lower(ours, score)
-            if resampled is not None:
+        if name != done.name and score.mean("pinball"):
+            # Adding 0.0 turns -0.0 into 0.0.
+            lower = f"{round(100.0 * skill(ours, score, 'pinball'), 1) + 0.0:.1f}"
+            if resampled is not None and resampled[name].overall.all():
                 share = 100.0 * (1.0 - resampled[done.name].overall / resampled[name].overall)
                 lower += f" {_bracket(interval(share), '.1f')}"
         cells = [pinball, f"{score.mean('mae'):.4g}", f"{score.mean('coverage'):.1%}", lower]
@@ -345,13 +346,6 @@ def _name(facts: CardFacts, name: str) -> str:
     if name == CHALLENGER:
         return "this version"
     return f"version {facts.champion}, the champion" if name == CHAMPION else mlflow_markdown(name)
-
-
-def _lower(ours: Scores, theirs: Scores) -> str:
-    reference = theirs.mean("pinball")
-    if not reference:
-        return ""
-    return f"{round(100.0 * (1.0 - ours.mean('pinball') / reference), 1) + 0.0:.1f}"  # adding 0.0 turns -0.0 into 0.0
 
 
 def _warning(sensors: int) -> str:

@@ -62,12 +62,11 @@ def interval(values: Floats) -> tuple[float, float]:
 def _resampled_totals(values: Floats, seed: int) -> Floats:
     """(n, R, h): totals over the drawn sensors from ``values`` (n, S, h)."""
     random = np.random.default_rng(seed)
-    sensors = values.shape[1]
+    count, sensors, horizon = values.shape
     resamples = _RESAMPLES if sensors < _MANY_SENSORS else _RESAMPLES_OF_MANY
-    flat = np.ascontiguousarray(values.transpose(1, 0, 2).reshape(sensors, -1))
-    totals = np.empty((resamples, flat.shape[1]))
+    totals = np.empty((count, resamples, horizon))
     for start in range(0, resamples, _DRAWS_TOGETHER):
-        part = totals[start : start + _DRAWS_TOGETHER]
-        draws = [np.bincount(random.integers(sensors, size=sensors), minlength=sensors) for _ in part]
-        part[:] = np.array(draws, np.float64) @ flat
-    return totals.reshape(resamples, len(values), -1).transpose(1, 0, 2)
+        part = totals[:, start : start + _DRAWS_TOGETHER]
+        draws = [np.bincount(random.integers(sensors, size=sensors), minlength=sensors) for _ in range(part.shape[1])]
+        part[:] = np.array(draws, np.float64) @ values
+    return totals

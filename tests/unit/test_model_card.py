@@ -1,6 +1,7 @@
 """The model card: facts, intervals, and the length that MLflow keeps."""
 
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -65,6 +66,16 @@ def test_a_baseline_that_is_better_at_some_steps_is_a_limit(facts: CardFacts) ->
     theirs = np.tile([2.0, 2.0, 2.0], (3, 1))
     done = replace(facts.done, scores={CHALLENGER: scores(ours), "persistence": scores(theirs)})
     assert "Step 3 ahead: persistence has the lower pinball loss" in model_card(replace(facts, done=done)).complete
+
+
+def test_a_baseline_without_errors_has_no_share_in_percent(facts: CardFacts) -> None:
+    perfect_at_one = np.array([[0.0] * 3, [2.0] * 3])
+    rivals = {"perfect": scores(np.zeros((2, 3))), "half perfect": scores(perfect_at_one)}
+    done = replace(facts.done, scores={CHALLENGER: scores(np.ones((2, 3))), **rivals})
+    with np.errstate(all="raise"):
+        card = model_card(replace(facts, done=done)).complete
+    assert re.search(r"\| perfect&emsp; \| .* \| &emsp; \|", card)
+    assert re.search(r"\| half perfect&emsp; \| .* \| 0\.0&emsp; \|", card)
 
 
 def test_a_description_that_is_too_long_has_shorter_lists_and_names_the_complete_card(facts: CardFacts) -> None:
