@@ -178,5 +178,6 @@ def _without_repeated_headers(table: DataTable, header: Sequence[str], notes: li
     if not repeats:
         return table
     mask = pl.Series(np.isin(np.arange(frame.height), repeats))
-    notes.append(f"{table.where(repeats[0])} repeats the header and is left out, as are {len(repeats) - 1} more lines")
+    more = f"; further repeats: {len(repeats) - 1:,}" if len(repeats) > 1 else ""
+    notes.append(f"{table.where(repeats[0])} repeats the header and is left out{more}")
     return table.without(mask)
