@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 10.0
 LOOK_BACK_RECORDS = 1_000
 POLL_S = 0.25
-QUIET_S = 3.0  # seconds without a new forecast after which lines, which have no caption, get a word about it
+QUIET_S = 3.0  # seconds without a forecast until a hint; only for lines, because a table has a caption
 _QUIET = "no new forecast yet: is a `streamgru forecast` running, and are readings being sent?"
 
 
@@ -93,7 +93,7 @@ def _new_forecasts(tail: "StreamTail", patience: _UnseenSensors) -> "Iterator[Li
         patience.check(tail)
         if not tail.forecasts and not is_told and time.monotonic() > quiet_until:
             is_told = True
-            say(f"{_QUIET} Earlier forecasts are shown with --from-beginning.", err=True)
+            say(f"{_QUIET} With --from-beginning, earlier forecasts are shown too.", err=True)
 
 
 def _show_table(tail: "StreamTail", patience: _UnseenSensors, limit: int | None) -> None:
