@@ -14,7 +14,7 @@ EXAMPLE_READINGS: Final = 48  # of a sensor; MLflow keeps the example as JSON be
 
 
 def input_example(sequences: Sequences) -> pd.DataFrame:
-    """A row per reading: the sensor, its time in ISO 8601, and a column per feature; a missing value is NaN.
+    """A row per reading: the sensor, its time in ISO 8601, and a column per feature; a missing value is None.
 
     Args:
         sequences: with at least one reading.
@@ -30,4 +30,5 @@ def input_example(sequences: Sequences) -> pd.DataFrame:
         for number, feature in enumerate(sequences.features):
             columns[input_column(feature)] = sequences.values[rows, number]
         frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True)
+    example = pd.concat(frames, ignore_index=True).astype(object)
+    return example.where(example.notna(), None)  # MLflow would write NaN, which is invalid JSON
