@@ -38,7 +38,7 @@ def _publish(settings: Settings, done: Promotion, reason: str) -> None:
         "It had the alias already." if not done.changed else f"Previously: {previous}.",
         *([f"Reason: {markdown(reason)}"] if reason else []),
     ]
-    if done.changed and done.previous is not None:
-        lines.append(f"To go back, run `streamgru promote {done.previous}`.")
+    if done.undo is not None:
+        lines.append(f"To go back, run `{done.undo}`.")
     publish_page("\n\n".join(lines), "promotion", "the alias and its versions")
     publish_link(url, f"Version {done.version} of {name} in MLflow", "mlflow-version", "the model card and the scores")

@@ -53,9 +53,8 @@ def promote(context: Context, version: int, alias: str, reason: str) -> None:
         say(f"version {version} of {name} is {alias} already")
         return
     say(f"version {version} of {name} is {alias} now")
-    if done.previous is not None:
-        option = "" if alias == CHAMPION else f" --alias {alias}"
-        say(f"the previous one was version {done.previous}; to go back: streamgru promote {done.previous}{option}")
+    if done.undo is not None:
+        say(f"the previous one was version {done.previous}; to go back: {done.undo}")
 
 
 def _print(console: Console, name: str, versions: list[ModelInfo]) -> None:

@@ -21,6 +21,14 @@ class Promotion:
         """Whether the alias has moved."""
         return self.version != self.previous
 
+    @property
+    def undo(self) -> str | None:
+        """The command that gives the alias back to its previous version; None without a previous version."""
+        if not self.changed or self.previous is None:
+            return None
+        option = "" if self.alias == CHAMPION else f" --alias {self.alias}"
+        return f"streamgru promote {self.previous}{option}"
+
 
 def promote(settings: Settings, version: int, alias: str = CHAMPION, mover: Mover | None = None) -> Promotion:
     """Move an alias to a version that exists, loads and fits the settings; running forecasters follow ``champion``.

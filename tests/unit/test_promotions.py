@@ -1,8 +1,9 @@
-"""The history of promotions in tags: the longest tag is one that MLflow keeps."""
+"""Promotions: their history in tags that MLflow keeps, and the command that undoes them."""
 
 from collections.abc import Mapping
 from typing import cast
 
+from pipeline.registry.promotion import Promotion
 from pipeline.registry.promotion_log import EVENT_PREFIX, Mover, events, record_move
 from pipeline.registry.versions import Registry
 from pipeline.visible_text import visible
@@ -27,3 +28,10 @@ def test_a_long_reason_of_control_characters_is_cut_to_a_tag_that_mlflow_keeps()
         assert len(text) < 5_000
         assert text.endswith("…")
         assert events(tags.of[version])[0].text == text
+
+
+def test_the_command_that_undoes_a_promotion_names_the_alias() -> None:
+    assert Promotion(3, "champion", 2).undo == "streamgru promote 2"
+    assert Promotion(3, "challenger", 2).undo == "streamgru promote 2 --alias challenger"
+    assert Promotion(3, "champion", 3).undo is None
+    assert Promotion(3, "champion", None).undo is None
