@@ -15,7 +15,7 @@ from deploy.demo.report import Step
 from deploy.live_forecasts import LatestForecasts, LiveForecast, StreamTail, format_line
 from pipeline.visible_text import visible
 
-STEPS: Final = 12
+STEPS: Final = 13
 REPORT_S: Final = 10.0  # between two lines of progress, if the output is not a terminal
 _LONGEST_NOTE: Final = 100
 

@@ -82,6 +82,9 @@ def test_the_demo_runs_all_its_steps_and_stops_all_servers(
         assert "forecasts by versions 1, 2" in output
         assert "change from version 1 to 2" in output
     assert "longest wait of a partition" in output
+    begun = re.findall(r"^ ?(\d+)/(\d+) ", output, re.MULTILINE)
+    assert begun[-1][0] == begun[-1][1], begun
+    assert "the page is at http://127.0.0.1:" in output
     assert f"the page is at http://127.0.0.1:{environment['STREAMGRU_SERVE__PORT']}/" in output
     assert (tmp_path / "demo" / "forecasts.png").stat().st_size > 10_000
     report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
