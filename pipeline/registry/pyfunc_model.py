@@ -4,10 +4,14 @@ It runs without streamgru, even in a process with another package called ``model
 project's ``model`` package under its own name. Nothing is pickled; the weights are read with ``weights_only=True``.
 """
 
+import contextlib
+import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +100,7 @@ def import_code(artefact: Path) -> str:
     """
     name: str = json.loads((artefact / CODE_NOTE).read_text(encoding="utf-8"))["package"]
     if name not in sys.modules:
-        folder = artefact / name
+        folder = lasting_copy(artefact / name)
         spec = importlib.util.spec_from_file_location(
             name, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
@@ -106,6 +110,39 @@ def import_code(artefact: Path) -> str:
         sys.modules[name] = package
         spec.loader.exec_module(package)
     return name
+
+
+def lasting_copy(code: Path) -> Path:
+    """A copy of the folder ``code`` in the user's cache, or ``code`` itself if the cache cannot be written.
+
+    MLflow downloads an artefact into a new folder for each process. numba finds compiled functions by the path of their
+    file, so it would compile them in each process, which takes ten seconds. The name of the copy has a hash of the
+    files, and each file is compared and restored if it differs, so the copy always runs the artefact's own code.
+    """
+    files = {file.name: file.read_bytes() for file in sorted(code.glob("*.py"))}
+    digest = hashlib.sha256(code.name.encode())
+    for name, content in files.items():
+        digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        copy = cache / "streamgru" / f"{code.name}-{digest.hexdigest()[:12]}"
+        copy.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            _write(copy / name, content)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
+        return code
+    return copy
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write ``file`` unless it has this content; other processes see the old file or the new one, never a part."""
+    with contextlib.suppress(FileNotFoundError):
+        if file.read_bytes() == content:
+            return
+    with tempfile.TemporaryDirectory(dir=file.parent, ignore_cleanup_errors=True) as folder:
+        new = Path(folder) / file.name
+        new.write_bytes(content)
+        new.replace(file)
 
 
 def forecast_frame(
