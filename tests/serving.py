@@ -1,5 +1,6 @@
 """A running ``streamgru serve`` for tests and benchmarks, and a browser's side of its events."""
 
+import http.client
 import json
 import socket
 import subprocess
@@ -125,7 +126,7 @@ class Browser:
                 with urllib.request.urlopen(request, timeout=15) as self._answer:
                     self.connections += 1
                     self._read()
-            except (OSError, ValueError, AttributeError):
+            except (OSError, ValueError, AttributeError, http.client.HTTPException):
                 self._stopped.wait(0.2)
 
     def _read(self) -> None:

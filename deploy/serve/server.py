@@ -37,7 +37,7 @@ logger = logging.getLogger("streamgru.serve")
 _GRACE_S: Final = 1  # for answers in progress, once the process is told to end
 _SWITCH_S: Final = 0.001  # between threads; at Python's 5 ms an answer waits for whole polls
 _UNFINISHED: Final = "without completing response"
-_NICE: Final = 5  # forecasters on the same machine come first
+_NICE: Final = 10  # forecasters on the same machine come first
 
 
 class ServeProcess:
