@@ -40,6 +40,9 @@ logger = logging.getLogger("streamgru.live")
 _POLL_MS: Final = 250
 _POLL_RECORDS: Final = 2_000
 _RETRY_S: Final = 0.5
+_BACKLOG: Final = 5_000  # readings of lag from which on the forecasters have the processors first
+_BACKLOG_SHARE: Final = 0.1  # of a processor that this thread takes meanwhile
+_LONGEST_WAIT_S: Final = 1.0
 # The longest time that a forecast waits for its reading. Then it is shown without the reading's value.
 _WAIT_FOR_READING_S: Final = 2.0
 
@@ -128,8 +131,10 @@ class Follower:
                 except client_errors.OffsetOutOfRangeError as error:
                     self._begin_again(consumer, error)
                     continue
+                began_s = time.thread_time()
                 self._take(polled)
                 self._limit_readings(consumer)
+                self._yield_to_forecasters(time.thread_time() - began_s)
 
     def _assign(self, consumer: KafkaConsumer, positions: Mapping[Any, int]) -> None:
         consumer.assign(list(positions))
@@ -293,6 +298,13 @@ class Follower:
             elif tp in self._positions.paused and position - done <= most // 2:
                 consumer.resume(tp)
                 self._positions.paused.remove(tp)
+
+    def _yield_to_forecasters(self, spent_s: float) -> None:
+        """Wait after a poll's work while the forecasters have a backlog: they come first on a shared machine."""
+        with self._view.locked() as view:
+            lag = sum(view.log.lag.values())
+        if lag > _BACKLOG:
+            self._stopped.wait(min(_LONGEST_WAIT_S, spent_s * (1 / _BACKLOG_SHARE - 1)))
 
     def _begin_again(self, consumer: KafkaConsumer, error: Exception) -> None:
         """Continue at the first offsets that exist, and tell the clients that events are missing."""

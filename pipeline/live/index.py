@@ -21,6 +21,7 @@ from pipeline.surprise import largest_surprise, surprise
 
 _GROWTH: Final = 1.125  # of the rows, if they are full: at most an eighth of their memory is unused
 _FEWEST_ROWS: Final = 1_024
+_BEHIND_MS: Final = 2_000  # a forecast is committed and read well within this time after its sending
 _LOW, _MEDIAN, _HIGH = 0, 1, 2
 
 _COLUMNS: Final = ("surprise", "target", "value", "low", "median", "high", "reading_sent_ms", "delay_ms")
@@ -121,7 +122,7 @@ class LiveIndex:
         """Add forecasts of different sensors."""
         n, before = len(heads), self._rows[rows]
         columns = np.array([head[1:9] for head in heads], np.int64).reshape(n, 8)
-        partition, offset, _, issued_at_us, model, warm, reading_partition, reading_offset = columns.T
+        partition, offset, forecast_sent_ms, issued_at_us, model, warm, reading_partition, reading_offset = columns.T
         value, sent_ms = self.readings.find(reading_partition, reading_offset)
         # The forecast before was for one cadence later. After a gap its first step was for another time.
         passed = issued_at_us - before["issued_at_us"]
@@ -132,7 +133,9 @@ class LiveIndex:
         found, target = largest_surprise(surprise(value, low, high))
         rows_of = np.arange(n)
         is_live = (sent_ms >= 0) & (offset >= live_from[partition])
-        delay_ms = np.where(is_live, arrived_ms - sent_ms, np.nan)
+        # If this process is behind, the forecast was visible long before it arrived here.
+        is_behind = arrived_ms - forecast_sent_ms > _BEHIND_MS
+        delay_ms = np.where(is_live, np.where(is_behind, forecast_sent_ms, arrived_ms) - sent_ms, np.nan)
         error, persistence_error = np.abs(value[:, 0] - median[:, 0]), np.abs(value[:, 0] - persistence[:, 0])
         is_compared = ~np.isnan(error + persistence_error)
         after = before

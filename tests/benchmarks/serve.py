@@ -86,8 +86,8 @@ def measure(base: Settings) -> Section:
         "committed forecast counts from the moment at which a plain `read_committed` consumer has it. One client asks "
         f"for the next of the addresses {1 / ASK_EVERY_S:.0f} times a second. The cost is the median of {COST_ROUNDS} "
         f"rounds (all: {', '.join(f'{one:.2f}' for one in shares)}), in which a forecaster steps "
-        f"{COST_SENSORS * COST_STEPS:,} readings, once alone and once with `streamgru serve`, the events of a sensor's page and a "
-        "scrape each second; two cores are shared with the broker.",
+        f"{COST_SENSORS * COST_STEPS:,} readings, once alone and once with `streamgru serve`, the events of a "
+        "sensor's page and a scrape each second; two cores are shared with the broker.",
         "\n".join(["| address | median | p99 |", "|---|---|---|", *rows]),
     )
 

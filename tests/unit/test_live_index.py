@@ -101,9 +101,16 @@ def test_a_reading_is_judged_by_the_forecast_of_the_step_before() -> None:
     found = rows.add([head("a", 2, 1)], 9_000, np.zeros(2, np.int64))
     assert found.surprise.tolist() == [0.5]
     assert (found.low[0], found.median[0], found.high[0], found.value[0]) == (0.0, 5.0, 10.0, 15.0)
-    assert found.delay_ms.tolist() == [7_000]
+    assert found.delay_ms.tolist() == [3_000]  # the forecast was sent at 5,000 ms
     row = rows.rows[0]
     assert (row["surprise"], row["count"], row["error"], row["persistence_error"]) == (0.5, 2, 10.0, 11.0)
+
+
+def test_the_delay_ends_with_the_arrival_unless_this_process_is_behind() -> None:
+    for arrived_ms, delay_ms in ((5_200, 4_200), (60_000, 4_000)):
+        rows = index()
+        rows.readings.add(0, 0, 1_000, (4.0,))
+        assert rows.add([head("a", 1, 0)], arrived_ms, np.zeros(2, np.int64)).delay_ms.tolist() == [delay_ms]
 
 
 def test_after_a_gap_the_surprise_is_unknown() -> None:
