@@ -369,7 +369,7 @@ def test_the_commands_run_the_flows_and_print_their_results(settings: Settings, 
     def streamgru(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [STREAMGRU, *arguments],
-            env=environment(settings) | variables,
+            env=environment(settings) | {"STREAMGRU_LOGGING": '{"format": "text"}'} | variables,
             capture_output=True,
             text=True,
             timeout=200,
