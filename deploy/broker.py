@@ -17,7 +17,7 @@ from deploy.jars import fetch_jars
 from deploy.service import HOST, Launch, Report, Service, bind, folder_error
 from pipeline.errors import KafkaError, StackError
 from pipeline.kafka.clients import make_admin, translate_errors
-from pipeline.settings_sections import KafkaSettings
+from pipeline.settings.sections import KafkaSettings
 
 # The broker shares a few cores with everything else. The optimising compiler and a concurrent garbage collector took
 # more of two cores than serving requests.

@@ -17,8 +17,8 @@ from deploy.context import Context
 from deploy.renamed import RenamingGroup
 from deploy.terminal_text import replace_unencodable, say, show_usage_error
 from pipeline.errors import StreamgruError
-from pipeline.log_format import formatter, is_json, use_format, write_final_line
-from pipeline.visible_text import visible
+from pipeline.observability.log_format import formatter, is_json, use_format, write_final_line
+from pipeline.text.visible_text import visible
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Task, TextColumn
 from rich.text import Text
 
-from pipeline.visible_text import visible, visible_lines
+from pipeline.text.visible_text import visible, visible_lines
 
 
 class _LiteralConsole(Console):

@@ -18,7 +18,7 @@ from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import Forecast, Rejected, decode_forecast
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 SHOWN_STEPS: Final = (1, 6, 24)
 # Readings kept until their forecast arrives, about 50 MB. The limit drops duplicates and late readings, which get none.

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from pipeline.settings_sections import LARGEST_SEED
+from pipeline.settings.sections import LARGEST_SEED
 
 SEED: Final = click.IntRange(0, LARGEST_SEED)
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from model.metrics import Interval, Metric, Scores, skill
 from pipeline.evaluation.evaluate import MODEL
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Evaluation

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from pipeline.visible_text import visible, visible_lines
+from pipeline.text.visible_text import visible, visible_lines
 
 
 def say(text: object, *, err: bool = False) -> None:

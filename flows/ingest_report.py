@@ -5,7 +5,7 @@ from typing import Final
 
 from pipeline.history.ingest import IngestReport
 from pipeline.history.unused import LATE_REMEDY
-from pipeline.markdown_text import markdown, markdown_table
+from pipeline.text.markdown_text import markdown, markdown_table
 
 _MOST_ROWS: Final = 50  # of a table; a page is read in a minute
 

@@ -12,10 +12,10 @@ from model.sequences import Sequences
 from model.training import TrainingOptions, TrainingResult
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.gate import Decision
-from pipeline.markdown_text import markdown_image, markdown_link, markdown_table, mlflow_markdown
 from pipeline.messages import iso_timestamp
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION
+from pipeline.text.markdown_text import markdown_image, markdown_link, markdown_table, mlflow_markdown
 
 # Folders of the run's artifacts.
 PLOTS: Final = "plots"

@@ -16,10 +16,10 @@ from flows.run_settings import load_run_settings
 from flows.user_errors import user_errors_as_state
 from pipeline.best_effort import best_effort
 from pipeline.history.table import History
-from pipeline.markdown_text import markdown_table
 from pipeline.registry.training_run import last_trained
 from pipeline.settings import Settings
-from pipeline.settings_sections import MonitorSettings
+from pipeline.settings.sections import MonitorSettings
+from pipeline.text.markdown_text import markdown_table
 
 log = logging.getLogger("streamgru.flows")
 

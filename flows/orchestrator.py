@@ -10,8 +10,8 @@ from typing import Final, TypeVar
 import httpx
 
 from pipeline.errors import StackError, StreamgruError
-from pipeline.log_format import prefect_variables
 from pipeline.loopback import opener_for, without_proxy
+from pipeline.observability.log_format import prefect_variables
 from pipeline.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 5.0

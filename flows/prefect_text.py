@@ -6,8 +6,8 @@ from typing import Final
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from pipeline.best_effort import best_effort
-from pipeline.markdown_text import markdown
-from pipeline.visible_text import escape_message
+from pipeline.text.markdown_text import markdown
+from pipeline.text.visible_text import escape_message
 
 log = logging.getLogger("streamgru.flows")
 

@@ -8,12 +8,12 @@ from prefect.context import FlowRunContext
 from flows.prefect_text import publish_link, publish_page
 from flows.run_settings import load_run_settings
 from flows.user_errors import user_errors_as_state
-from pipeline.markdown_text import markdown
 from pipeline.registry.promotion import Promotion
 from pipeline.registry.promotion import promote as move_alias
 from pipeline.registry.promotion_log import Mover, this_user
 from pipeline.registry.versions import CHAMPION, version_url
 from pipeline.settings import Settings
+from pipeline.text.markdown_text import markdown
 
 
 @flow(name="promote", description="Make a model version the champion, if it fits the settings.")

@@ -41,7 +41,7 @@ from pipeline.registry.training_run import TrainingRun, training_run
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry, version_url
 from pipeline.settings import Settings
-from pipeline.settings_sections import LARGEST_SEED, TrainingSettings
+from pipeline.settings.sections import LARGEST_SEED, TrainingSettings
 from pipeline.windows import cadence_warning, load_training
 
 log = logging.getLogger("streamgru.retrain")

@@ -15,10 +15,10 @@ from model.training import EpochReport
 from pipeline.best_effort import best_effort
 from pipeline.evaluation.gate import Decision
 from pipeline.history.unused import LATE_REMEDY, describe_sensors
-from pipeline.markdown_text import markdown, markdown_link, markdown_table
 from pipeline.registry.metric_names import metric_names
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION
+from pipeline.text.markdown_text import markdown, markdown_link, markdown_table
 
 log = logging.getLogger("streamgru.flows")
 

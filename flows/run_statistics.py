@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.orchestrator import is_request_failure
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 logger = logging.getLogger("streamgru.schedules")
 

@@ -15,11 +15,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from flows.run_statistics import ENDS, FLOWS, RunStatistics, RunWatcher, ScheduleState
-from pipeline.exposition import Exposition, Page, by_label, one_of
-from pipeline.health_server import JSON, Paths, listening, metrics_path
-from pipeline.json_text import json_text
+from pipeline.observability.exposition import Exposition, Page, by_label, one_of
+from pipeline.observability.health_server import JSON, Paths, listening, metrics_path
 from pipeline.settings import Settings
-from pipeline.settings_sections import MonitorSettings
+from pipeline.settings.sections import MonitorSettings
+from pipeline.text.json_text import json_text
 
 OPTION: Final = "--health-port or the setting schedules.health_port"
 

@@ -28,7 +28,7 @@ from flows.promote import promote
 from flows.retrain import retrain
 from pipeline.errors import SettingsError, StackError
 from pipeline.settings import Settings
-from pipeline.settings_sections import Schedule
+from pipeline.settings.sections import Schedule
 
 # A run that is due while an earlier run is active is cancelled, not queued: the next run does its work too. The slot of
 # a killed run is free again when its lease expires (300 s), if the server still has that lease.

@@ -12,7 +12,7 @@ from prefect.states import Cancelled, Failed
 from flows.orchestrator import record_result
 from flows.prefect_text import escape_run_logs
 from pipeline.errors import Busy, StreamgruError
-from pipeline.visible_text import visible_lines
+from pipeline.text.visible_text import visible_lines
 
 P = ParamSpec("P")
 R = TypeVar("R")

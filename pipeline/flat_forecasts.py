@@ -12,9 +12,9 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
-from pipeline.json_columns import float_texts, integer_texts, time_texts
 from pipeline.messages import ModelId
 from pipeline.settings import Settings
+from pipeline.text.json_columns import float_texts, integer_texts, time_texts
 
 # Upper limits of the bytes of a flat record besides the sensor id, for the size of a transaction.
 FLAT_RECORD_BYTES: Final = 400

@@ -52,22 +52,22 @@ from pipeline.errors import KafkaError
 from pipeline.evaluation.evaluate import MODEL, Evaluation, model_config
 from pipeline.evaluation.gate import Decision
 from pipeline.export.export import ExportReport
-from pipeline.exposition import Page
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.health import Statistics, answers
 from pipeline.forecaster.metrics import Timings
 from pipeline.forecaster.stuck_detection import ForecasterState, Heartbeat
 from pipeline.history.ingest import IngestReport
-from pipeline.json_text import json_text
 from pipeline.kafka.topics import TopicStatus
-from pipeline.log_format import JsonFormatter
-from pipeline.markdown_text import markdown
 from pipeline.messages import Forecast
+from pipeline.observability.exposition import Page
+from pipeline.observability.log_format import JsonFormatter
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, SCORE_PREFIX, ModelInfo
 from pipeline.settings import Settings
-from pipeline.settings_sections import MonitorSettings
-from pipeline.visible_text import VisibleFormatter
+from pipeline.settings.sections import MonitorSettings
+from pipeline.text.json_text import json_text
+from pipeline.text.markdown_text import markdown
+from pipeline.text.visible_text import VisibleFormatter
 from tests.chaos.harness import Record
 from tests.chaos.report import as_json, as_markdown
 from tests.series import HOUR_US, noisy_days

@@ -16,7 +16,7 @@ from deploy.renamed import RenamingGroup
 from deploy.terminal_text import say
 from pipeline.dead_letter_form import REASONS
 from pipeline.dead_letters import DeadLetter, read_letter, read_letters, republish_letters
-from pipeline.visible_text import visible, visible_bytes
+from pipeline.text.visible_text import visible, visible_bytes
 
 _VALUE_WIDTH = 60
 _FILE_WIDTH = 300

@@ -14,7 +14,7 @@ from deploy.terminal_text import say
 from flows.orchestrator import connect, run_once
 from flows.progress import Progress as FlowProgress
 from flows.progress import watch_progress
-from pipeline.log_format import is_json
+from pipeline.observability.log_format import is_json
 
 R = TypeVar("R")
 

@@ -11,10 +11,10 @@ from rich.table import Table
 from deploy.context import Context
 from deploy.literal_console import make_console
 from deploy.terminal_text import say, say_lines
-from pipeline.json_text import json_text
 from pipeline.registry.promotion_log import Mover, events, this_user
 from pipeline.registry.versions import CHAMPION, ModelInfo, Registry
-from pipeline.visible_text import visible
+from pipeline.text.json_text import json_text
+from pipeline.text.visible_text import visible
 
 # The version's error, the errors of its rivals, another error, and the coverage of its intervals.
 COLUMNS = ("pinball", "pinball.champion", "pinball.naive", "mae", "coverage")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from deploy.terminal_text import say, say_lines
-from pipeline.json_text import json_text
+from pipeline.text.json_text import json_text
 
 if TYPE_CHECKING:
     from pipeline.audit.explain import Explanation

@@ -10,7 +10,7 @@ import click
 from deploy.context import Context
 from deploy.terminal_text import say
 from pipeline.errors import StreamgruError
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 if TYPE_CHECKING:
     from deploy.live_forecasts import LiveForecast, StreamTail

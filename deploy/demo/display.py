@@ -13,7 +13,7 @@ from rich.text import Text
 
 from deploy.demo.report import Step
 from deploy.live_forecasts import LatestForecasts, LiveForecast, StreamTail, format_line
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 STEPS: Final = 13
 REPORT_S: Final = 10.0  # between two lines of progress, if the output is not a terminal

@@ -28,7 +28,7 @@ from model.metrics import Scores
 from pipeline.audit.delivery import DeliveryCounts
 from pipeline.best_effort import best_effort
 from pipeline.evaluation.plot_text import LONGEST_NAME, draw_legend, drawable, legend_name, set_labels
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 log = logging.getLogger("streamgru.demo")
 

@@ -6,8 +6,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from deploy.serve.event_hub import EventHub
-from pipeline.exposition import by_label
 from pipeline.live.view import LiveView
+from pipeline.observability.exposition import by_label
 from pipeline.settings import Settings
 
 

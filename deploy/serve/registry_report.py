@@ -18,7 +18,7 @@ import msgspec
 from deploy.serve import answers
 from pipeline.errors import StreamgruError
 from pipeline.settings import Settings, load_settings
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 logger = logging.getLogger("streamgru.serve")
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deploy.serve import answers
 from pipeline.errors import SettingsError
 from pipeline.loopback import is_loopback
-from pipeline.serve_settings import ServeSettings
+from pipeline.settings.serve import ServeSettings
 
 COOKIE: Final = "streamgru_session"
 # Without them the page could be framed, run foreign scripts, or tell its address to other sites.

@@ -23,14 +23,14 @@ from deploy.serve.metrics import ServeMetrics
 from deploy.serve.registry_report import RegistryReports
 from deploy.serve.routes import Backend
 from pipeline.errors import StreamgruError
-from pipeline.exposition import Exposition
 from pipeline.live.follower import Follower
 from pipeline.live.lag_watch import LagWatch
 from pipeline.live.record_reader import RecordReaders
 from pipeline.live.sensor_history import HistoryReader
 from pipeline.live.view import LiveView
-from pipeline.serve_settings import ServeSettings
+from pipeline.observability.exposition import Exposition
 from pipeline.settings import Settings
+from pipeline.settings.serve import ServeSettings
 
 logger = logging.getLogger("streamgru.serve")
 

@@ -53,7 +53,7 @@ from pipeline.kafka.topic_reader import Offsets, topic_starts
 from pipeline.messages import ReadingDecoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
 from pipeline.settings import Settings
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 logger = logging.getLogger("streamgru.verify")
 

@@ -19,7 +19,7 @@ from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, train
 from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings
-from pipeline.settings_sections import TrainingSettings
+from pipeline.settings.sections import TrainingSettings
 
 MODEL: Final = "streamgru"
 PLAIN: Final = "plain GRU"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.settings_sections import GateSettings
+from pipeline.settings.sections import GateSettings
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 LONGEST_TITLE: Final = 60  # characters; a longer title leaves the plot no room
 LONGEST_NAME: Final = 40  # characters of a name in a title, in a legend or at an axis

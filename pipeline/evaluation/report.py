@@ -23,8 +23,8 @@ from pipeline.best_effort import best_effort
 from pipeline.errors import DataFileError
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.plots import draw_forecasts, draw_loss, draw_scores, draw_state_age
-from pipeline.json_text import json_text
 from pipeline.messages import iso_timestamp
+from pipeline.text.json_text import json_text
 
 log = logging.getLogger("streamgru.evaluation")
 

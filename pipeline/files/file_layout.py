@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, Self
 
 from pipeline.files.time_column import RepeatedHour
-from pipeline.settings_sections import FilesSettings
+from pipeline.settings.sections import FilesSettings
 
 Order = Literal["event", "file"]
 # Names for separators that are hard to type in a shell.

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.json_columns import float_texts, time_texts
+from pipeline.text.json_columns import float_texts, time_texts
 
 if TYPE_CHECKING:
     from pipeline.files.reading_table import ReadingTable

@@ -1,6 +1,6 @@
 """Encodes the forecasts of a whole micro-batch, several times as fast as msgspec encodes ``messages.Forecast``.
 
-Each record is joined from the texts of whole columns (``pipeline.json_columns``) and from constant pieces. A test
+Each record is joined from the texts of whole columns (``pipeline.text.json_columns``) and from constant pieces. A test
 compares the bytes with those of msgspec.
 """
 
@@ -15,11 +15,11 @@ from model.config import ModelConfig
 from model.experts import AdaptationConfig
 from pipeline.errors import ModelUnusable
 from pipeline.event_headers import constant_headers, event_subject
-from pipeline.json_columns import float_rows, integer_texts, time_texts
 from pipeline.kafka.batch_producer import Varints, encode_varint
 from pipeline.messages import ModelId, quantile_key
 from pipeline.settings import Settings
-from pipeline.visible_text import visible
+from pipeline.text.json_columns import float_rows, integer_texts, time_texts
+from pipeline.text.visible_text import visible
 
 if TYPE_CHECKING:
     from model.stepper import Forecasts  # imports torch, which publish and ingest do without

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.exposition import Exposition, Page
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.metrics import ForecasterCollector, Timings
 from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat, state_of
-from pipeline.health_server import JSON, Paths, listening, metrics_path
+from pipeline.observability.exposition import Exposition, Page
+from pipeline.observability.health_server import JSON, Paths, listening, metrics_path
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.forecaster")

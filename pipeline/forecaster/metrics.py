@@ -11,10 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from pipeline.dead_letter_form import REASONS
-from pipeline.exposition import DELAY_BOUNDS_S, WORK_BOUNDS_S, Distribution, by_label, one_of
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat, state_of
-from pipeline.visible_text import visible
+from pipeline.observability.exposition import DELAY_BOUNDS_S, WORK_BOUNDS_S, Distribution, by_label, one_of
+from pipeline.text.visible_text import visible
 
 _COUNTERS: Final = (  # attribute of Counters, name without "_total", documentation
     ("readings", "streamgru_readings", "Records of the readings topic that were processed and committed."),

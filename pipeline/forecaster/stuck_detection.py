@@ -25,7 +25,7 @@ from pipeline.errors import BrokerUnreachable, KafkaError, StreamgruError, Topic
 from pipeline.kafka.clients import make_admin, make_consumer, translate_errors
 from pipeline.kafka.patches import leaderless
 from pipeline.kafka.topics import check_topics
-from pipeline.log_format import write_final_line
+from pipeline.observability.log_format import write_final_line
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.stuck_detection")

@@ -34,7 +34,7 @@ from pipeline.kafka.record_batch import (
     unfindable,
 )
 from pipeline.kafka.record_batch import Headers as Headers  # part of this module's interface
-from pipeline.settings_sections import KafkaSettings
+from pipeline.settings.sections import KafkaSettings
 
 logger = logging.getLogger("streamgru.batch_consumer")
 

@@ -15,7 +15,7 @@ from pipeline.errors import BrokerUnreachable, Fenced, KafkaError, TopicError
 from pipeline.kafka.connection_diagnosis import diagnose_connection
 from pipeline.kafka.patches import make_or_clean_up, patch_consumer, patch_producer, stop_sender
 from pipeline.settings import Settings
-from pipeline.settings_sections import KafkaSettings
+from pipeline.settings.sections import KafkaSettings
 
 # How long a new client waits for the first broker; a local broker answers within 100 ms.
 BOOTSTRAP_TIMEOUT_MS: Final = 10_000

@@ -5,7 +5,7 @@ import ssl
 from contextlib import suppress
 from typing import Final
 
-from pipeline.settings_sections import KafkaSettings
+from pipeline.settings.sections import KafkaSettings
 
 PROBE_TIMEOUT_S: Final = 2.0
 

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dead_letter_form import DeadLetter
-from pipeline.exposition import DELAY_BOUNDS_S, Distribution
 from pipeline.live.events import Swap
 from pipeline.live.forecast_head import MOST_TARGETS, ForecastHead
 from pipeline.live.index import Indexed, LiveIndex
 from pipeline.live.rates import RateSeries
 from pipeline.live.scores import ScoreSeries
+from pipeline.observability.exposition import DELAY_BOUNDS_S, Distribution
 from pipeline.settings import Settings
 
 # Seconds without an answer of a broker after which the view is stale. A check takes up to 3 s more.

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from pipeline.field_paths import ABSENT, Path, SeveralReadings, Source, follow, parse_path, parse_source, parse_template
 from pipeline.foreign_keys import describe_key
 from pipeline.foreign_payloads import quote, strip_padding
 from pipeline.messages import (
@@ -19,7 +18,17 @@ from pipeline.messages import (
 )
 from pipeline.readings_format.times import in_range, make_time_reader, whole_factor
 from pipeline.readings_format.values import make_value_reader
-from pipeline.readings_settings import ReadingsSettings
+from pipeline.settings.field_paths import (
+    ABSENT,
+    Path,
+    SeveralReadings,
+    Source,
+    follow,
+    parse_path,
+    parse_source,
+    parse_template,
+)
+from pipeline.settings.readings import ReadingsSettings
 
 _SPLIT: Final = "send each reading as a record of its own, because every offset stands for one reading"
 _OWN_SENSOR: Final = "sensor_id"

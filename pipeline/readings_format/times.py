@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from pipeline.foreign_payloads import quote
 from pipeline.iso_times import iso_microseconds
 from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US, Rejected, microseconds
-from pipeline.readings_settings import ReadingsSettings
+from pipeline.settings.readings import ReadingsSettings
 
 _UNITS_US: Final = {"s": Decimal(1_000_000), "ms": Decimal(1_000), "us": Decimal(1), "ns": Decimal("0.001")}
 _UNIT_NAMES: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pipeline.foreign_payloads import quote
 from pipeline.messages import Rejected
-from pipeline.readings_settings import ReadingsSettings
+from pipeline.settings.readings import ReadingsSettings
 
 _NUMBER: Final = re.compile(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,4})?")
 

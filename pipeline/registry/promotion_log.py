@@ -15,7 +15,7 @@ from typing import Final
 
 from pipeline.best_effort import best_effort
 from pipeline.registry.versions import Registry
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 log = logging.getLogger("streamgru.registry")
 

@@ -21,7 +21,7 @@ from pipeline.registry.mlflow_session import MlflowSession, mlflow_error
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import ARTEFACT, SCORE_PREFIX, logger
 from pipeline.settings import Settings
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from pipeline.errors import ModelUnusable, RegistryError, RegistryUnreachable
 from pipeline.registry.mlflow_session import MlflowSession, is_missing, is_unreachable, mlflow_error
 from pipeline.settings import Settings
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing versions does not need it
     from model.config import ModelConfig

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from model.config import NO_ADAPTATION, Adaptation
 from pipeline.evaluation.report import MODEL_FOLDER
-from pipeline.settings_sections import ForecasterSettings
+from pipeline.settings.sections import ForecasterSettings
 from tests.benchmarks.case import Case, Result
 from tests.benchmarks.disturbances import gaps, rescaled, swap
 from tests.benchmarks.long_run import tiled, windows

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline.settings_sections import ForecasterSettings
+from pipeline.settings.sections import ForecasterSettings
 from tests.benchmarks import ablation, carrying, quality_report, quality_results
 from tests.benchmarks.quality_report import OTHER
 

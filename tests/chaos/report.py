@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.json_text import json_text
-from pipeline.visible_text import visible
+from pipeline.text.json_text import json_text
+from pipeline.text.visible_text import visible
 from tests.chaos.gauge import POINTS
 from tests.chaos.harness import Record
 

@@ -10,7 +10,7 @@ from unittest import mock
 import deploy
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings, load_settings, unknown_variables
-from pipeline.settings_variables import SettingPath, setting_paths, variable_name
+from pipeline.settings.variables import SettingPath, setting_paths, variable_name
 from tests.fuzz.mutation import mutate
 
 PASSWORD = "pass-word-of-the-fuzzer"

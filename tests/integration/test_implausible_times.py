@@ -19,7 +19,7 @@ from pipeline.kafka.time_rule_log import read_time_rules
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import encode_reading, microseconds
 from pipeline.settings import Settings
-from pipeline.settings_sections import TimeSettings
+from pipeline.settings.sections import TimeSettings
 from pipeline.windows import load_sequences
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (

@@ -21,7 +21,7 @@ from pipeline.history.table import History
 from pipeline.kafka.clients import make_admin, make_producer
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings
-from pipeline.settings_sections import TimeSettings
+from pipeline.settings.sections import TimeSettings
 from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.waiting import wait_until

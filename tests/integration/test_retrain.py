@@ -35,7 +35,7 @@ from pipeline.registry.promotion_log import events
 from pipeline.registry.training_run import training_run
 from pipeline.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipeline.settings import Settings
-from pipeline.settings_sections import MonitorSettings
+from pipeline.settings.sections import MonitorSettings
 from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.ports import free_port

@@ -43,7 +43,7 @@ from flows.schedules import INTERVALS_FROM, ONE_AT_A_TIME, resume_deployment, sc
 from pipeline.errors import SettingsError
 from pipeline.kafka.clients import make_admin
 from pipeline.settings import Settings
-from pipeline.settings_sections import Schedule
+from pipeline.settings.sections import Schedule
 from tests.conftest import SettingsFactory
 from tests.environment import environment
 from tests.ports import free_port

@@ -18,7 +18,7 @@ from pipeline.errors import BrokerUnreachable, KafkaError
 from pipeline.kafka import clients
 from pipeline.kafka.topics import check_topics, ensure_topics
 from pipeline.settings import Settings
-from pipeline.settings_sections import KafkaSettings
+from pipeline.settings.sections import KafkaSettings
 from tests.ports import free_ports
 from tests.stacks import end_stack
 

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.registry import Collector
 
-from pipeline.exposition import WORK_BOUNDS_S, Distribution, Exposition, by_label
+from pipeline.observability.exposition import WORK_BOUNDS_S, Distribution, Exposition, by_label
 
 BOUNDS = (0.5, 1.0, 2.0)
 

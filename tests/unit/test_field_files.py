@@ -21,7 +21,7 @@ from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_encoder import ReadingEncoder
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.messages import ReadingDecoder, iso_timestamp
-from pipeline.settings_sections import FilesSettings
+from pipeline.settings.sections import FilesSettings
 
 FIELD = Path(__file__).parents[1] / "field"
 CASES: list[dict[str, Any]] = tomllib.loads((FIELD / "expected.toml").read_text(encoding="utf-8"))["case"]

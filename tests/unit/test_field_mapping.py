@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.field_paths import parse_path, parse_source, parse_template, write_path
 from pipeline.forecaster.readings import decode_records
 from pipeline.kafka.batch_consumer import FetchedRecord
 from pipeline.messages import (
@@ -31,6 +30,7 @@ from pipeline.messages import (
 from pipeline.readings_format.decoder import MappedDecoder, RecordDecoder, make_decoder
 from pipeline.readings_format.field_mapping import Message
 from pipeline.settings import Settings
+from pipeline.settings.field_paths import parse_path, parse_source, parse_template, write_path
 
 NOON = "2026-03-01T12:00:00Z"
 NOON_US = microseconds(datetime(2026, 3, 1, 12, tzinfo=UTC))

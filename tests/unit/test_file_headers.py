@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import DataFileError
 from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import ReadingTable, read_readings
-from pipeline.settings_sections import FilesSettings
+from pipeline.settings.sections import FilesSettings
 
 
 def read(folder: Path, text: str, features: tuple[str, ...] = ("value",), **options: Any) -> ReadingTable:

@@ -16,7 +16,7 @@ from pipeline.files.missing_values import extreme_note, extreme_value
 from pipeline.files.reading_encoder import ReadingEncoder
 from pipeline.files.reading_table import read_readings
 from pipeline.settings import Settings
-from pipeline.settings_sections import FilesSettings
+from pipeline.settings.sections import FilesSettings
 from pipeline.windows import sequences_from_table
 
 UTC_LAYOUT = FileLayout(timezone="UTC")

@@ -21,9 +21,9 @@ from pipeline.forecaster.metrics import Timings
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchBuilder
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat
-from pipeline.health_server import HealthServer
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import encode_reading
+from pipeline.observability.health_server import HealthServer
 from pipeline.settings import Settings
 from tests.integration.stream_rig import START_US, small_forecaster
 from tests.ports import free_port

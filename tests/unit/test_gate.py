@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.evaluation.gate import decide
-from pipeline.settings_sections import GateSettings
+from pipeline.settings.sections import GateSettings
 
 PINBALL = GateSettings()
 

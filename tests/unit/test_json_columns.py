@@ -5,8 +5,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.json_columns import float_rows, float_texts, integer_texts, time_texts
 from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US, iso_timestamp
+from pipeline.text.json_columns import float_rows, float_texts, integer_texts, time_texts
 
 NUMBERS = st.floats(-1e30, 1e30) | st.sampled_from([1e17, -1e16, 1e21, 5e-324, -0.0, 123456789012345680.0])
 

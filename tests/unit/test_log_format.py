@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flows.orchestrator import prefect_environment
 from pipeline.forecaster.stuck_detection import end_process
-from pipeline.log_format import JsonFormatter, JsonHandler, final_line
+from pipeline.observability.log_format import JsonFormatter, JsonHandler, final_line
 from pipeline.settings import Settings
 from tests.environment import environment
 from tests.hostile_reports import TEXTS

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from pipeline.markdown_text import markdown, markdown_table, mlflow_markdown
-from pipeline.visible_text import visible
+from pipeline.text.markdown_text import markdown, markdown_table, mlflow_markdown
+from pipeline.text.visible_text import visible
 from tests.hostile_reports import TEXTS
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -16,11 +16,11 @@ from deploy.serve.event_hub import EventHub
 from deploy.serve.metrics import ServeMetrics
 from flows.run_statistics import RunStatistics
 from flows.schedule_health import answers as schedule_answers
-from pipeline.exposition import Exposition
 from pipeline.forecaster.health import answers as forecaster_answers
 from pipeline.live.view import LiveView
+from pipeline.observability.exposition import Exposition
 from pipeline.settings import Settings
-from pipeline.settings_sections import MonitorSettings
+from pipeline.settings.sections import MonitorSettings
 from tests.unit.test_forecaster_metrics import full_statistics, lagging_monitor
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

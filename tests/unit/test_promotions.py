@@ -6,7 +6,7 @@ from typing import cast
 from pipeline.registry.promotion import Promotion
 from pipeline.registry.promotion_log import EVENT_PREFIX, Mover, events, record_move
 from pipeline.registry.versions import Registry
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 
 class Tags:

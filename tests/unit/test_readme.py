@@ -29,8 +29,8 @@ from pipeline.messages import (
     decode_forecast,
 )
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
-from pipeline.settings_sections import TopicNames
-from pipeline.settings_variables import read_variables
+from pipeline.settings.sections import TopicNames
+from pipeline.settings.variables import read_variables
 from tests.benchmarks.__main__ import SECTIONS
 from tests.documents import DOCUMENTS, FOLDER_READMES, README, ROOT, Document
 

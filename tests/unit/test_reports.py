@@ -26,11 +26,11 @@ from pipeline.best_effort import best_effort
 from pipeline.dead_letters import DeadLetter
 from pipeline.evaluation.plots import draw_forecasts, draw_scores
 from pipeline.history.ingest import IngestReport
-from pipeline.json_text import json_text
-from pipeline.markdown_text import markdown, markdown_link
 from pipeline.registry.metric_names import metric_names
 from pipeline.registry.versions import _quoted
-from pipeline.visible_text import VisibleFormatter, visible, visible_bytes, visible_lines
+from pipeline.text.json_text import json_text
+from pipeline.text.markdown_text import markdown, markdown_link
+from pipeline.text.visible_text import VisibleFormatter, visible, visible_bytes, visible_lines
 from tests.hostile_reports import REPORTS, SETTINGS, TEXTS, Values, check
 from tests.series import CONFIG, HOUR_US, noisy_days
 

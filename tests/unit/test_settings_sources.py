@@ -12,9 +12,9 @@ from model.artefact_size import size_faults
 from model.config import ModelConfig
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings, load_settings, unknown_variables
-from pipeline.settings_file import read_settings_file
-from pipeline.settings_sections import KafkaSettings
-from pipeline.settings_variables import form, setting_paths
+from pipeline.settings.file import read_settings_file
+from pipeline.settings.sections import KafkaSettings
+from pipeline.settings.variables import form, setting_paths
 
 PASSWORD = "hunter2"
 

@@ -17,9 +17,9 @@ SINKS = {
     r"create_(markdown|link|table|image)_artifact\(": ["flows/prefect_text.py"],
     r"update_model_version\(": ["pipeline/registry/versions.py"],
     r"\.describe\(": ["flows/retrain.py"],
-    r"logging\.Formatter\(": ["pipeline/visible_text.py"],
+    r"logging\.Formatter\(": ["pipeline/text/visible_text.py"],
     r"json\.dumps\(.*indent": [
-        "pipeline/json_text.py",
+        "pipeline/text/json_text.py",
         "deploy/commands/topics.py",
         "model/config.py",
         "model/artefact.py",

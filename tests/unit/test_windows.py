@@ -17,7 +17,7 @@ from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
 from pipeline.history.table import History
 from pipeline.settings import Settings
-from pipeline.settings_sections import TrainingSettings
+from pipeline.settings.sections import TrainingSettings
 from pipeline.windows import (
     load_sequences,
     load_training,

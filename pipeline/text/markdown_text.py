@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 # Characters with a meaning anywhere, and at the beginning of a line. Numbers and words stay readable.
 _MARKUP: Final = re.compile(r"([\\`*_\[\]|~]|^[#+\-=])")

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
-from pipeline.json_text import json_text
-from pipeline.visible_text import VisibleFormatter, visible_lines
+from pipeline.text.json_text import json_text
+from pipeline.text.visible_text import VisibleFormatter, visible_lines
 
 LogFormat = Literal["text", "json"]
 

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.log_format import LogFormat
+from pipeline.observability.log_format import LogFormat
 
 LARGEST_SEED = 2**63 - 1  # torch, numpy and the JSON parameters of a flow all accept it
 MOST_LEVELS = 999  # every thousandth, beyond which levels of float32 forecasts say nothing new

@@ -4,8 +4,8 @@
 values use a double underscore: ``STREAMGRU_KAFKA__BOOTSTRAP_SERVERS=broker:9092``. All other modules take
 a ``Settings`` object. ``deploy/beijing.toml`` is a commented example.
 
-``settings_variables`` gives the variables the form of settings, ``settings_file`` reads the file, and
-``settings_report`` words the errors of both.
+``variables`` gives the variables the form of settings, ``file`` reads the file, and ``report`` words the errors of
+both.
 """
 
 import hashlib
@@ -26,11 +26,10 @@ from model.config import MOST_FORECAST_NUMBERS, Adaptation
 from model.experts import RULE as ADAPTATION_RULE
 from model.reorder_buffer import GracePeriod
 from pipeline.errors import SettingsError
-from pipeline.readings_settings import ReadingsSettings
-from pipeline.serve_settings import ServeSettings
-from pipeline.settings_file import read_settings_file
-from pipeline.settings_report import describe_faults, describe_folder, describe_invalid, unknown_variable
-from pipeline.settings_sections import (
+from pipeline.settings.file import read_settings_file
+from pipeline.settings.readings import ReadingsSettings
+from pipeline.settings.report import describe_faults, describe_folder, describe_invalid, unknown_variable
+from pipeline.settings.sections import (
     FilesSettings,
     ForecasterSettings,
     GateSettings,
@@ -43,7 +42,8 @@ from pipeline.settings_sections import (
     TimeSettings,
     TrainingSettings,
 )
-from pipeline.settings_variables import PREFIX, SETTINGS_FILE_VARIABLE, read_variables
+from pipeline.settings.serve import ServeSettings
+from pipeline.settings.variables import PREFIX, SETTINGS_FILE_VARIABLE, read_variables
 
 __all__ = ["SETTINGS_FILE_VARIABLE", "Settings", "load_settings", "unknown_variables"]
 

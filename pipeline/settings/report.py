@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.settings_file import SettingsFile
-from pipeline.settings_variables import (
+from pipeline.settings.file import SettingsFile
+from pipeline.settings.variables import (
     PREFIX,
     SECTION_MARK,
     SETTINGS_FILE_VARIABLE,

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from pipeline.errors import StreamgruError
-from pipeline.exposition import Exposition, Page
+from pipeline.observability.exposition import Exposition, Page
 
 logger = logging.getLogger("streamgru.health")
 

@@ -21,7 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from pipeline.visible_text import visible
+from pipeline.text.visible_text import visible
 
 logger = logging.getLogger("streamgru.metrics")
 

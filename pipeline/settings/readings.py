@@ -1,7 +1,7 @@
 """The section ``[readings]`` of the settings: how records of the readings topic become readings.
 
 The defaults describe streamgru's own form. Every other value describes other people's messages by the paths of their
-fields (``pipeline.field_paths``).
+fields (``pipeline.settings.field_paths``).
 """
 
 import re
@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.field_paths import parse_path, parse_source, parse_template
+from pipeline.settings.field_paths import parse_path, parse_source, parse_template
 
 _REGISTRY_FORMATS: Final = ("avro", "protobuf", "json_schema")
 _CONNECTION: Final = "registry_"  # these fields say where schemas come from, and shape no reading
