@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.service import COMMON_ENVIRONMENT
+from deploy.terminal_text import say
 from pipeline.errors import StreamgruError
 from pipeline.file_lock import hold_lock
 from pipeline.settings import load_settings
@@ -142,7 +143,7 @@ def main() -> None:
     try:
         empty_database(load_settings().stack.cache_path, lambda: None)
     except FAILURES as error:
-        print(f"Prefect's first start will be slower, because its database could not be prepared: {error}")
+        say(f"Prefect's first start will be slower, because its database could not be prepared: {error}")
 
 
 if __name__ == "__main__":
