@@ -135,7 +135,8 @@ def test_readings_lost_after_their_forecast_end_the_forecaster_unless_loss_is_ac
         truncate(settings, forecaster, 0, 1)
         wait_until(lambda: has_ended(forecaster), 40, "the forecaster ended")
     with running(settings, champion, accept_loss=True) as forecaster:
-        wait_until(lambda: not forecaster._heartbeat.is_restoring and forecaster._heartbeat.positions, 30, "it serves")
+        heartbeat = forecaster._statistics.heartbeat
+        wait_until(lambda: not heartbeat.is_restoring and heartbeat.positions, 30, "it serves")
         truncate(settings, forecaster, 0, 1)
         publish(settings, rounds(settings, SENSORS, range(3, 5)))
         wait_for_forecasts(settings, 5 * len(SENSORS))
