@@ -23,7 +23,8 @@ class ServeMetrics(Collector):
         """The present values."""
         with self._view.locked() as view:
             sensors, sensor_bytes = len(view.index.rows), view.index.sensor_bytes
-            readings, forecasts, strangers, swaps = view.readings, view.forecasts, view.strangers, view.swaps_seen
+            readings, forecasts, swaps = view.readings, view.forecasts, view.swaps_seen
+            unreadable = view.unreadable_forecasts
             letters, lag, delays = dict(view.letters_by_reason), view.log.lag, view.delays
             is_stale, is_catching_up = view.stale_since_ms is not None, view.catch_up is not None
         yield GaugeMetricFamily("streamgru_serve_sensors", "Sensors with a forecast.", value=sensors)
@@ -31,7 +32,7 @@ class ServeMetrics(Collector):
         yield CounterMetricFamily("streamgru_serve_readings", "Readings that arrived on the topic.", value=readings)
         yield CounterMetricFamily("streamgru_serve_forecasts", "Forecasts that were read.", value=forecasts)
         yield CounterMetricFamily(
-            "streamgru_serve_unreadable_forecasts", "Records on the topic that are not forecasts.", value=strangers
+            "streamgru_serve_unreadable_forecasts", "Records on the topic that are not forecasts.", value=unreadable
         )
         yield CounterMetricFamily("streamgru_serve_swaps", "Model swaps that forecasts showed.", value=swaps)
         yield by_label(

@@ -13,6 +13,7 @@ from typing import Final
 _VERSION: Final = 1
 _LONGEST: Final = 200_000  # characters of an id with 10,000 partitions
 _MARK_BYTES: Final = 4
+_LARGEST: Final = 2**63 - 1  # Kafka's offsets have 8 bytes with a sign
 
 
 class BadEventId(Exception):
@@ -81,11 +82,11 @@ def _integers(raw: bytes) -> list[int]:
     for byte in raw:
         number |= (byte & 0x7F) << shift
         shift += 7
+        if number > _LARGEST:
+            raise BadEventId("an event id with a number that is too large")
         if byte < 0x80:
             found.append(number)
             number, shift = 0, 0
-        elif shift > 63:
-            raise BadEventId("an event id with a number that is too large")
     if shift:
         raise BadEventId("an event id that is cut off")
     return found

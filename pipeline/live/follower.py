@@ -29,6 +29,7 @@ from pipeline.live.event_ids import EventId, topics_mark
 from pipeline.live.events import Event, EventCursor
 from pipeline.live.forecast_head import ForecastHead, HeadReader
 from pipeline.live.index import Indexed
+from pipeline.live.letter_head import read_letter
 from pipeline.live.replay import Reset
 from pipeline.live.view import LiveView
 from pipeline.messages import Rejected
@@ -218,7 +219,7 @@ class Follower:
             elif tp.topic == topics.forecasts:
                 self._take_forecasts(tp.partition, records)
             else:
-                found = (DeadLetter.of(LoggedRecord(*tp, *record)) for record in records)
+                found = (read_letter(LoggedRecord(*tp, *record)) for record in records)
                 letters += [letter for letter in found if letter is not None]
             if records:
                 self._positions.next[tp] = max(self._positions.next[tp], records[-1].next_offset)
@@ -242,8 +243,8 @@ class Follower:
         until_s = time.monotonic() + _WAIT_FOR_READING_S
         for record in records:
             head = self._reader.read(partition, record)
-            if head is None or not 0 <= head.reading_partition < self._view.partitions:
-                self._view.strangers += 1
+            if head is None or partition >= self._view.partitions:
+                self._view.unreadable_forecasts += 1
                 continue
             self._waiting.setdefault(head.reading_partition, deque()).append(_Waiting(head, until_s))
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from pipeline.messages import InputPosition, microseconds, quantile_key
+from pipeline.messages import LONGEST_SENSOR_ID_BYTES, microseconds, quantile_key
 from pipeline.settings import Settings
 
 # Targets that the index scores: 16 bytes a sensor each, so that a sensor stays below 200 bytes.
@@ -14,8 +14,18 @@ MOST_TARGETS: Final = 4
 _NAN: Final = float("nan")
 
 
+# The index keeps these numbers in 4 and 8 bytes, and event ids and JSON answers repeat them.
+_Version = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+_Offset = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+
+
 class _Model(msgspec.Struct):
-    version: int
+    version: _Version
+
+
+class _Input(msgspec.Struct):
+    partition: int
+    offset: _Offset
 
 
 class _State(msgspec.Struct):
@@ -29,7 +39,7 @@ class _Forecast(msgspec.Struct):
     issued_at: datetime
     quantiles: dict[str, dict[str, msgspec.Raw]]
     model: _Model
-    input: InputPosition
+    input: _Input
     state: _State
 
 
@@ -43,7 +53,7 @@ class ForecastHead(NamedTuple):
     issued_at_us: int
     model: int  # version
     warm: bool
-    reading_partition: int
+    reading_partition: int  # the same number as ``partition``
     reading_offset: int
     first_step: Sequence[float]  # low, median, high of each scored target in turn; NaN if missing
 
@@ -57,11 +67,18 @@ class HeadReader:
         self._decode = msgspec.json.Decoder(_Forecast).decode
 
     def read(self, partition: int, record: Any) -> ForecastHead | None:
-        """The head of the forecast in a fetched record; None if the record is not a forecast."""
+        """The head of the forecast in a fetched record; None if the record is not a forecast.
+
+        Any byte string is accepted. A forecast that follows a reading of another partition is not one of this program:
+        its events would not come in offset order.
+        """
         try:
             found = self._decode(record.value or b"")
+            sensor = found.sensor_id.encode()
+            if found.input.partition != partition or not 0 < len(sensor) <= LONGEST_SENSOR_ID_BYTES:
+                return None
             return ForecastHead(
-                found.sensor_id.encode(),
+                sensor,
                 partition,
                 record.offset,
                 record.timestamp,
@@ -72,7 +89,7 @@ class HeadReader:
                 found.input.offset,
                 self._first_step(found.quantiles),
             )
-        except (msgspec.MsgspecError, ValueError, TypeError):
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
             return None
 
     def _first_step(self, quantiles: dict[str, dict[str, msgspec.Raw]]) -> list[float]:
@@ -81,6 +98,16 @@ class HeadReader:
             of_target = quantiles.get(target, {})
             for level in self._levels:
                 raw = of_target.get(level)
-                # The text of an array: "[61.2,58.9]".
-                found.append(_NAN if raw is None else float(bytes(raw)[1:].split(b",", 1)[0].rstrip(b"] ")))
+                found.append(_NAN if raw is None else _first_number(bytes(raw)))
         return found
+
+
+def _first_number(array: bytes) -> float:
+    """The first number of an array's text: 61.2 for ``[61.2,58.9]``.
+
+    Raises:
+        ValueError: the text is not an array that begins with a number.
+    """
+    if not array.startswith(b"["):
+        raise ValueError("not an array")
+    return float(array[1:].split(b",", 1)[0].rstrip(b"] \t\r\n"))

@@ -3,11 +3,11 @@
 from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 
-from pipeline.dead_letter_form import DeadLetter
 from pipeline.kafka.topic_reader import LoggedRecord, read_topic, topic_starts
 from pipeline.live.event_ids import BadEventId, EventId
 from pipeline.live.events import MOST_TOGETHER, Event, EventCursor
 from pipeline.live.forecast_head import HeadReader
+from pipeline.live.letter_head import read_letter
 from pipeline.live.replay import Ranges, Reset, plan_replay
 from pipeline.settings import Settings
 
@@ -38,7 +38,7 @@ def replay(settings: Settings, since: EventId, until: EventId) -> Generator[Even
         heads = [head for record in records if (head := reader.read(record.partition, record)) is not None]
         yield from cursor.forecast_events(heads)
     for records in _batches(settings, topics.dead_letters, planned.letters):
-        letters = [letter for record in records if (letter := DeadLetter.of(record)) is not None]
+        letters = [letter for record in records if (letter := read_letter(record)) is not None]
         yield from cursor.letter_events(letters)
 
 

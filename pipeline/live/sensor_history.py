@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -99,7 +100,7 @@ class HistoryReader:
         self._decoder: RecordDecoder = make_decoder(settings)
 
     def read(self, places: Sequence[RecordPlace]) -> SensorHistory:
-        """The history at the places of one sensor's forecasts. Records that retention has deleted are left out.
+        """The history at the places of one sensor's forecasts, without records that are deleted or cannot be read.
 
         Raises:
             KafkaError: no broker answers.
@@ -107,7 +108,7 @@ class HistoryReader:
         topics = self._settings.kafka.topics
         forecasts = self._records(topics.forecasts, {(place.partition, place.offset) for place in places})
         decoded: dict[tuple[int, int], Forecast] = {
-            where: decode_forecast(record.value or b"") for where, record in forecasts.items()
+            where: forecast for where, record in forecasts.items() if (forecast := _decoded(record)) is not None
         }
         readings = self._records(
             topics.readings, {(found.input.partition, found.input.offset) for found in decoded.values()}
@@ -154,7 +155,10 @@ class HistoryReader:
         return self._readers.read(self._settings.kafka.topics.forecasts, place.partition, place.offset)
 
     def _issued_at_us(self, place: RecordPlace) -> int:
-        return microseconds(decode_forecast(self.record(place).value or b"").issued_at)
+        forecast = _decoded(self.record(place))
+        if forecast is None:
+            raise RecordMissing(f"the record at offset {place.offset} of partition {place.partition} is not a forecast")
+        return microseconds(forecast.issued_at)
 
     def _records(self, topic: str, where: set[tuple[int, int]]) -> Mapping[tuple[int, int], FetchedRecord]:
         found: dict[tuple[int, int], FetchedRecord] = {}
@@ -185,6 +189,14 @@ class HistoryReader:
             return self._decoder.decode(record.key, record.value, record.headers, record.timestamp).values
         except Rejected:  # the settings have changed since the forecast
             return missing
+
+
+def _decoded(record: FetchedRecord) -> Forecast | None:
+    """The forecast in a record; None if a later step of it cannot be read, which the live index does not look at."""
+    try:
+        return decode_forecast(record.value or b"")
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
 
 
 def _float32(*columns: NDArray[Any]) -> list[NDArray[np.float32]]:

@@ -73,7 +73,7 @@ class LiveView:
         self.readings = 0  # records that arrived on the topic since the start
         self.champion: tuple[int, int] | None = None  # version of the newest forecast, and ms since when it serves
         self.list_version = 0  # grows with each change of a sensor's row
-        self.strangers = 0  # records on the forecasts topic that are not forecasts
+        self.unreadable_forecasts = 0  # records on the forecasts topic that are not forecasts
         self.trouble = ""
         self._now_s = now_s
         self._seen_s: float | None = None  # last answer of a broker
