@@ -210,14 +210,18 @@ def _buckets(buckets: Sequence[tuple[float, ScoreSums]], place: int) -> answers.
 def sensors(view: LiveView, query: ListQuery) -> answers.Sensors:
     """A page of the sensors whose ids contain the text; equal and unknown values are in order of the ids."""
     with view.locked():
-        ids = view.index.sensors.copy_ids()
+        table = view.index.sensors
+        ids, all_ranks = table.copy_ids(), table.ranks
+    if len(all_ranks) < len(ids.starts) - 1:
+        all_ranks = ids.ranks()
+        with view.locked():
+            table.ranks = all_ranks
     found = ids.search(query.search.encode(errors="surrogateescape"))
     with view.locked():
-        table = view.index.sensors
         found = found[found < len(view.index.rows)]
-        ranks = table.ranks()[found]
         keys = _keys(view.index.rows, found, query)
         list_version = view.list_version
+    ranks = all_ranks[found]
     order = np.lexsort((ranks, keys)) if query.sort != "name" else np.argsort(-ranks if query.descending else ranks)
     chosen = found[order[query.offset : query.offset + query.limit]]
     with view.locked():

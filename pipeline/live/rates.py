@@ -63,7 +63,9 @@ class RateSeries:
 
     def _present(self, now_s: float) -> RateStep:
         begin = now_s // STEP_S * STEP_S
-        if self._steps and begin - self._steps[-1].begin_s > STEP_S * STEPS:
+        ahead = begin - self._steps[-1].begin_s if self._steps else 0
+        # After a clock change; threads that count at the same time differ by one step.
+        if ahead > STEP_S * STEPS or ahead < -STEP_S:
             self._steps.clear()
         if not self._steps:
             self._steps.append(RateStep(begin))

@@ -31,6 +31,14 @@ class SensorIds:
         at = np.fromiter((match.start() for match in matches), np.int64)
         return np.unique(np.searchsorted(self.starts, at, "right") - 1)
 
+    def ranks(self) -> NDArray[np.int32]:
+        """(rows,) the place of each sensor in the order of the ids."""
+        ids = self.ids.split(_END)[:-1]
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        ranks = np.empty(len(ids), np.int32)
+        ranks[order] = np.arange(len(ids), dtype=np.int32)
+        return ranks
+
 
 class SensorTable:
     """Numbers the sensors in order of their arrival. Rows are never removed. Not thread-safe.
@@ -43,7 +51,7 @@ class SensorTable:
         self._ids = bytearray()
         self._starts = array("I", [0])  # row -> start of its id; one more entry than rows
         self._slots = array("i", [_FREE]) * _FEWEST_SLOTS
-        self._ranks = np.empty(0, np.int32)  # see ``ranks``
+        self.ranks = np.empty(0, np.int32)  # the last ``SensorIds.ranks``, so that they need not be sorted again
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -72,21 +80,13 @@ class SensorTable:
         return bytes(self._ids[self._starts[row] : self._starts[row + 1] - 1])
 
     def copy_ids(self) -> "SensorIds":
-        """The ids at this moment, to search in without keeping other threads waiting."""
+        """The ids at this moment, to search and sort without keeping other threads waiting."""
         return SensorIds(bytes(self._ids), np.array(self._starts, np.uint32))
-
-    def ranks(self) -> NDArray[np.int32]:
-        """(rows,) the place of each sensor in the order of the ids."""
-        if len(self._ranks) != len(self):
-            order = sorted(range(len(self)), key=self.id_of)
-            self._ranks = np.empty(len(self), np.int32)
-            self._ranks[order] = np.arange(len(self), dtype=np.int32)
-        return self._ranks
 
     @property
     def bytes_used(self) -> int:
         """The memory of the table."""
-        return len(self._ids) + 4 * (len(self._starts) + len(self._slots)) + self._ranks.nbytes
+        return len(self._ids) + 4 * (len(self._starts) + len(self._slots)) + self.ranks.nbytes
 
     def _slot(self, sensor: bytes) -> int:
         """The slot of a sensor, or the free slot that it would get."""
