@@ -184,7 +184,8 @@ def test_a_page_with_a_token_asks_for_it(live_page: Rig) -> None:
     settings = live_page.settings.model_copy(
         update={"serve": live_page.settings.serve.model_copy(update={"token": TOKEN})}
     )
-    with ServeCommand(settings, free_port(), settings.home) as server:
+    port = free_port()
+    with ServeCommand(settings, port, settings.home) as server:
         server.wait_until_ready()
         tab = live_page.browser.open(sensor_address(server.address, "sensor-0"))
         tab.wait_for("document.activeElement.id === 'token'")
@@ -195,6 +196,10 @@ def test_a_page_with_a_token_asks_for_it(live_page: Rig) -> None:
         tab.press("Enter")
         tab.wait_for("document.querySelector('#fan canvas')")
         assert tab.text("main h1") == "sensor-0"
+    with ServeCommand(settings, port, settings.home) as server:  # logins end with the process
+        server.wait_until_ready()
+        tab.wait_for("document.activeElement.id === 'token'")
+        assert not tab.evaluate("document.getElementById('banner').checkVisibility()")
 
 
 @pytest.mark.parametrize("sensor", [MARKUP, SLASHED, LONGEST], ids=["markup", "slashes", "longest"])

@@ -7,7 +7,7 @@ import { OperationView } from "./operation_view.js";
 import { parseHash, sensorHash } from "./routes.js";
 import { SensorList } from "./sensor_list.js";
 import { SensorView } from "./sensor_view.js";
-import { clock, visible, zoneSentence } from "./words.js";
+import { clock, sentence, visible, zoneSentence } from "./words.js";
 
 const RETRY_MS = 1_500;
 const NARROW = matchMedia("(max-width: 900px)");
@@ -26,6 +26,7 @@ const list = new SensorList({ failed, arrived: (total, first) => {
 const connection = new Connection(heard, judged);
 
 function heard(kind, data) {
+  if (kind === "refused") return void ask("about").catch(failed); // the server may have forgotten the login
   if (kind === "opened" || kind === "reset") view?.reload?.();
   else if (view instanceof OperationView) view.heard(kind, data);
   else if (kind === "forecasts" && data.rows.length) view?.heard(data.rows);
@@ -101,6 +102,12 @@ function show() {
 }
 
 function showLogin(words = "") {
+  if (frame.dataset.view === "login" && !words) return; // keeps the text that is being typed
+  connection.end();
+  banner.hidden = true;
+  document.body.removeAttribute("data-stale");
+  say(pulseText, "Not logged in");
+  pulse.dataset.state = "waiting";
   view?.destroy();
   view = null;
   about = null;
@@ -108,8 +115,12 @@ function showLogin(words = "") {
   const input = el("input", { type: "password", id: "token", autocomplete: "current-password", required: true });
   const form = el("form", { class: "panel login", on: { submit: async (event) => {
     event.preventDefault();
-    if (await logIn(input.value)) start();
-    else showLogin("This token is not the server's.");
+    try {
+      if (await logIn(input.value)) start();
+      else showLogin("This token is not the server's.");
+    } catch (error) {
+      showLogin(sentence(`the token could not be checked: ${error.message}`));
+    }
   } } },
   el("h1", {}, "This page needs a token"),
   el("p", { class: "muted" }, "It is the value of the setting serve.token, or of the option --token."),
@@ -151,4 +162,4 @@ document.addEventListener("keydown", (event) => {
 });
 addEventListener("hashchange", show);
 NARROW.addEventListener("change", openTop);
-takeToken().then(start);
+takeToken().then(start, start); // without a token that can be read, the form asks for it

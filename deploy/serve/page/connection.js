@@ -15,7 +15,8 @@ const EVENTS = ["forecasts", "dead_letter", "reset"];
 export class Connection {
   /**
    * `heard(kind, data)` gets each event, and the kind "opened" once per stream: an answer to a question that was asked
-   * before may be older than the stream. `judged({state, from, sinceMs, why})` gets each change of the verdict.
+   * before may be older than the stream. "refused" is an answer that is not a stream. `judged({state, from, sinceMs, why})`
+   * gets each change of the verdict.
    */
   constructor(heard, judged) {
     this.heard = heard;
@@ -27,7 +28,8 @@ export class Connection {
     this.reopens = 0;
     this.state = "waiting";
     this.source = null;
-    this.startedAt = Date.now();
+    this.quietFrom = Date.now(); // silence counts from here, or from the last event
+    this.isEnded = false;
     setInterval(() => this.#watch(), 500);
     addEventListener("online", () => this.source && this.#open());
     document.addEventListener("visibilitychange", () => this.#seen());
@@ -41,10 +43,17 @@ export class Connection {
     this.#open();
   }
 
+  /** Give the connection back, and judge nothing, until `follow`. */
+  end() {
+    this.isEnded = true;
+    this.source?.close();
+    this.source = null;
+  }
+
   #seen() {
     clearTimeout(this.resting);
     if (document.hidden) this.resting = setTimeout(() => this.#rest(), HIDDEN_MS);
-    else if (this.isResting) this.#open();
+    else if (this.isResting && this.source) this.#open();
     else this.#watch();
   }
 
@@ -54,7 +63,8 @@ export class Connection {
   }
 
   #open() {
-    this.isResting = false;
+    if (this.isResting || this.isEnded) this.quietFrom = Date.now();
+    this.isResting = this.isEnded = false;
     this.source?.close();
     const query = new URLSearchParams({ kinds: this.sensor === null ? KINDS.replace("forecasts,", "") : KINDS });
     if (this.sensor !== null) query.set("sensor", this.sensor);
@@ -65,6 +75,7 @@ export class Connection {
     for (const kind of EVENTS) source.addEventListener(kind, (event) => this.#take(kind, event));
     source.onerror = () => {
       this.reopens += 1;
+      if (source === this.source && source.readyState === EventSource.CLOSED) this.heard("refused", {});
       this.#watch();
     };
   }
@@ -87,9 +98,9 @@ export class Connection {
   }
 
   #watch() {
-    if (this.isResting) return;
+    if (this.isResting || this.isEnded) return;
     const now = Date.now();
-    const silentMs = now - (this.heardAt ?? this.startedAt);
+    const silentMs = now - Math.max(this.heardAt ?? 0, this.quietFrom);
     if (silentMs > SILENT_MS) this.#judge("stale", this.heardAt, "the page's server does not answer");
     const isClosed = this.source?.readyState === EventSource.CLOSED;
     if (this.source && now - this.openedAt > (isClosed ? 1_000 : REOPEN_MS) && (isClosed || silentMs > REOPEN_MS)) this.#open();

@@ -29,6 +29,17 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+const FOCUSABLE = "a[href], summary, [tabindex='0']";
+
+/** Replace the children of an element; its open parts stay open, and the focus stays at its place. */
+export function refill(element, ...children) {
+  const isOpen = [...element.querySelectorAll("details")].map((part) => part.open);
+  const place = [...element.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
+  element.replaceChildren(...children);
+  element.querySelectorAll("details").forEach((part, index) => (part.open = isOpen[index] ?? false));
+  if (place >= 0) element.querySelectorAll(FOCUSABLE)[place]?.focus({ preventScroll: true });
+}
+
 /** The text as children of an element; words between backticks become code. */
 export function coded(text) {
   return text.split("`").map((part, place) => (place % 2 ? el("code", {}, part) : part));

@@ -1,6 +1,6 @@
 // The fan chart in numbers: a table of the latest forecast and one of the last readings, for people who do not see the chart.
 
-import { el, table } from "./dom.js";
+import { el, refill, table } from "./dom.js";
 import { duration, moment, number } from "./words.js";
 
 const READINGS = 24;
@@ -21,7 +21,7 @@ export class FanTable {
     const { times, rows, levels, lastMs } = this.shown;
     const future = times.map((ms, index) => [ms, rows[index]]).filter(([ms, row]) => ms > lastMs && row.fan);
     const past = times.map((ms, index) => [ms, rows[index]]).filter(([ms, row]) => ms <= lastMs && row.value !== null && row.value !== undefined);
-    this.body.replaceChildren(
+    refill(this.body,
       el("h3", {}, "Latest forecast"),
       table(`Latest forecast of ${this.target}`, ["Ahead", "Time", ...levels.map((level) => (Number(level) === 0.5 ? "Median" : `Quantile ${level}`))],
         future.map(([ms, row], index) => [duration((index + 1) * this.cadence_s), moment(ms), ...row.fan.map(number)]), levels.map((_, place) => place + 2)),

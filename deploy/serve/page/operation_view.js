@@ -2,7 +2,7 @@
 
 import { ask, paced } from "./api.js";
 import { LineChart, line, shareAxis } from "./charts.js";
-import { coded, el, keyItem, panel, say, table } from "./dom.js";
+import { coded, el, keyItem, panel, refill, say, table } from "./dom.js";
 import { clock, count, counted, milliseconds, moment, number, percent, sentence, visible } from "./words.js";
 
 const REST_MS = 2_000;
@@ -129,14 +129,14 @@ export class OperationView {
       fill.style.width = `${(100 * (lag ?? 0)) / most}%`;
       return el("span", { class: "bar", "aria-hidden": "true" }, fill);
     };
-    this.slots.lag.replaceChildren(partitions.length <= 16
+    refill(this.slots.lag, partitions.length <= 16
       ? el("div", { class: "bars" }, partitions.flatMap((one) => [el("span", {}, `partition ${one.partition}`), bar(one.lag), el("span", { class: "amount" }, one.lag === null ? "unknown" : count(one.lag))]))
       : table("Lag by partition", ["Partition", "Lag", "Readings", "Forecasts"], partitions.map((one) => [`${one.partition}`, count(one.lag), count(one.readings_end), count(one.forecasts_end)]), [1, 2, 3]));
   }
 
   #drawModels(models) {
     const swaps = grouped(models.swaps).slice(0, SHOWN_SWAPS);
-    this.slots.models.replaceChildren(
+    refill(this.slots.models,
       models.trouble ? el("p", { class: "note" }, coded(sentence(models.trouble))) : "",
       models.versions.length ? table("Versions in the registry", ["Version", "Aliases", "Gate"], models.versions.slice(0, SHOWN_SWAPS).map((one) => [`${one.version}`, one.aliases.join(", ") || "–", one.reason || "–"])) : "",
       swaps.length ? table("Swaps", ["Swap", "Partitions", "Version"], swaps.map((one) => [moment(one.firstMs, { seconds: true }), one.partitions.join(", "), `${one.from} → ${one.to}`]), [2]) : el("p", { class: "note" }, "No swap was seen."));
@@ -144,7 +144,7 @@ export class OperationView {
 
   #drawLetters(letters) {
     const reasons = Object.entries(letters.by_reason).sort(([, one], [, other]) => other - one);
-    this.slots.letters.replaceChildren(
+    refill(this.slots.letters,
       reasons.length ? table("Dead letters by reason", ["Reason", "Count"], reasons.map(([reason, amount]) => [reason, count(amount)]), [1]) : el("p", { class: "ok-line good" }, el("span", { class: "mark", "aria-hidden": "true" }, "✓"), "None was seen."),
       letters.latest.length ? el("details", {}, el("summary", {}, `Show the latest ${Math.min(SHOWN_LETTERS, letters.latest.length)}`),
         table("Latest dead letters", ["Time", "Reason", "Detail", "At"], letters.latest.slice(0, SHOWN_LETTERS).map((one) => [moment(one.at_ms, { seconds: true }), one.reason, visible(one.detail), `${one.input_partition ?? one.partition}:${one.input_offset ?? one.offset}`]))) : "");
@@ -156,7 +156,7 @@ export class OperationView {
       : flows.checked_ms === null ? [line("…", "muted", "The flows were not checked yet.")]
       : flows.overdue.length ? flows.overdue.map((words) => line("!", "bad", sentence(words)))
       : [line("✓", "good", `No flow is overdue. Checked at ${clock(flows.checked_ms)}.`)];
-    this.slots.flows.replaceChildren(...lines);
+    refill(this.slots.flows, ...lines);
   }
 
   #drawScores() {

@@ -6,11 +6,10 @@ export const WINDOW = 24;
 export function scoresOverTime(history, target, step, cadenceMs) {
   const values = history.values[target] ?? [];
   const before = history.made_before[step]?.[target] ?? { low: [], median: [], high: [] };
-  const valueAt = new Map(history.time_ms.map((ms, index) => [ms, values[index]]));
   const scored = [];
   history.time_ms.forEach((ms, index) => {
     const [value, low, median, high] = [values[index], before.low[index], before.median[index], before.high[index]];
-    const persisted = valueAt.get(ms - step * cadenceMs);
+    const persisted = values[indexBefore(history.time_ms, index, step, cadenceMs)];
     if ([value, low, median, high, persisted].some((one) => one === null || one === undefined)) return;
     scored.push({ ms, inside: value >= low && value <= high ? 1 : 0, error: Math.abs(value - median), persistence: Math.abs(value - persisted) });
   });
@@ -26,4 +25,12 @@ export function scoresOverTime(history, target, step, cadenceMs) {
     error: shown.map((index) => mean(index, "error")),
     persistence: shown.map((index) => mean(index, "persistence")),
   };
+}
+
+/** The index of the reading `step` cadences before another one, within half a cadence as the server matches them; -1. */
+function indexBefore(times, index, step, cadenceMs) {
+  const wanted = times[index] - step * cadenceMs;
+  let at = index;
+  while (at > 0 && times[at] - wanted > cadenceMs / 2) at -= 1;
+  return Math.abs(times[at] - wanted) <= cadenceMs / 2 ? at : -1;
 }

@@ -150,6 +150,8 @@ export class SensorView {
       if (step !== this.step) return;
       const latest = found.forecasts.at(-1) ?? null;
       this.history = found;
+      if (this.content) this.element.replaceChildren(...this.content);
+      this.content = null;
       this.row = row;
       if (latest && !(this.forecast && Date.parse(this.forecast.issued_at) > Date.parse(latest.issued_at))) this.forecast = latest;
       this.#sayHead();
@@ -173,6 +175,7 @@ export class SensorView {
   #fail(error) {
     if (this.abort.signal.aborted) return;
     if (error.status === 404 && !this.history) {
+      this.content ??= [...this.element.childNodes]; // shown once the server finds the sensor
       this.element.replaceChildren(el("div", { class: "empty" }, el("h2", {}, "This sensor is not known"),
         el("p", {}, "The page's server has not seen a forecast of ", el("bdi", { class: "wrap" }, visible(this.sensor).slice(0, 200)), ". It looks back over the newest forecasts only."),
         el("p", {}, el("a", { href: "#/" }, "Show all sensors"))));
