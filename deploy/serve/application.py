@@ -152,4 +152,5 @@ async def _kafka_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, str(error.detail), "GET /openapi.json lists the addresses")
+    headers = dict(error.headers) if error.headers else None
+    return problem(error.status_code, str(error.detail), "GET /openapi.json lists the addresses", headers)

@@ -72,8 +72,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        has_begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -81,9 +85,18 @@ class Guard:
             await send(message)
 
         refused = self._refusal(scope)
+        if refused is not None and refused.status_code == 401 and "authorization" in Headers(scope=scope):
+            await asyncio.sleep(FAILED_LOGIN_S)
         if refused is None and scope["path"] == "/api/login" and scope["method"] == "POST":
             refused = await self._log_in(Request(scope, receive))
-        await (refused or self._app)(scope, receive, send_with_headers)
+        try:
+            await (refused or self._app)(scope, receive, send_with_headers)
+        except Exception:
+            # The server logs the error; its own answer would lack the headers.
+            if not has_begun:
+                failed = problem(500, "the answer could not be made", "the log of `streamgru serve` says why")
+                await failed(scope, receive, send_with_headers)
+            raise
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
@@ -134,7 +147,9 @@ class Guard:
             await asyncio.sleep(FAILED_LOGIN_S)
             return problem(401, "the token is wrong", "it is the setting serve.token of `streamgru serve`")
         response = Response(status_code=204)
-        response.set_cookie(COOKIE, self._session, httponly=True, samesite="strict", path="/")
+        # Behind a proxy with TLS the cookie shall not travel in plain text.
+        is_secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, self._session, httponly=True, samesite="strict", path="/", secure=is_secure)
         return response
 
 
