@@ -5,6 +5,7 @@ continues with the id of the last event that it received. The missed records are
 """
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from deploy.serve import answers, reports
-from pipeline.errors import KafkaError
+from pipeline.errors import BrokerUnreachable, KafkaError
 from pipeline.live.event_ids import EventId
 from pipeline.live.events import Event, ForecastsEvent, LetterEvent
 from pipeline.live.follower import Published
@@ -25,11 +26,23 @@ from pipeline.live.view import LiveView
 from pipeline.settings import Settings
 
 KINDS: Final = ("forecasts", "dead_letter", "status")
-RETRY_MS: Final = 1_000  # after which a browser connects again
+# After which a browser connects again. All browsers lose their connections at the same time if this process ends.
+RETRY_MS: Final = (500, 1_500)
+_MOST_REPLAYS: Final = (
+    4  # at the same time; each takes a thread, which other answers need, and two connections to Kafka
+)
 _TICK_S: Final = 1.0
 _MOST_EVENTS: Final = 256  # in a stream's queue
 _MOST_BYTES: Final = 4 * 1024 * 1024
 _TOGETHER_BYTES: Final = 256 * 1024  # of one write
+
+
+class _Interrupted(Exception):
+    """No broker answers; ``since`` is the id of the last event that was sent."""
+
+    def __init__(self, since: EventId) -> None:
+        super().__init__(since)
+        self.since = since
 
 
 class TooManyStreams(Exception):
@@ -93,6 +106,7 @@ class EventHub:
         self._streams: set[EventStream] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
+        self._replays = asyncio.Semaphore(_MOST_REPLAYS)
 
     @property
     def clients(self) -> int:
@@ -114,7 +128,7 @@ class EventHub:
 
     def publish(self, last: EventId, events: Sequence[Published]) -> None:
         """Queue events for all streams."""
-        if self._id is None:  # the first call has no events
+        if self._id is None:  # the first look back is read
             for stream in self._streams:
                 stream.until = last
         self._id = last
@@ -155,7 +169,7 @@ class EventHub:
 
     async def send(self, stream: EventStream, write: Callable[[bytes], Any]) -> None:
         """Send the missed events, then live events, until the stream is closed."""
-        await write(b"retry: %d\n\n" % RETRY_MS)
+        await write(b"retry: %d\n\n" % random.randint(*RETRY_MS))
         if stream.since is not None:
             await self._send_missed(stream, stream.since, write)
         while not stream.is_closed:
@@ -165,33 +179,60 @@ class EventHub:
                 await stream.filled.wait()
 
     async def _send_missed(self, stream: EventStream, since: EventId, write: Callable[[bytes], Any]) -> None:
-        """Replay the events up to the id at which the queue begins.
+        """Replay the events up to the id at which the queue begins, and the status every second.
 
-        A broker that does not answer is asked again, and the browser sees the status meanwhile.
+        If no broker answers, it tries again.
         """
         while (until := stream.until) is None and not stream.is_closed:
             await stream.filled.wait()
             await write(stream.take())
-        if until is None:
+        if until is None or since == until:
             return
+        replaying = asyncio.create_task(self._replay(stream, since, until, write))
+        try:
+            while not (await asyncio.wait({replaying}, timeout=_TICK_S))[0]:
+                # Without an id: the replay has not come to it.
+                await write(self._status_text(None) if "status" in stream.kinds else b":\n\n")
+            replaying.result()
+        finally:
+            replaying.cancel()
+            await asyncio.gather(replaying, return_exceptions=True)
+
+    async def _replay(self, stream: EventStream, since: EventId, until: EventId, write: Callable[[bytes], Any]) -> None:
         while not stream.is_closed:
-            events = replay(self._settings, since, until)
-            try:
-                while (event := await run_in_threadpool(next, events, None)) is not None:
-                    if isinstance(event, Reset):
-                        await write(_reset(event, until))
-                        return
-                    since = event.id
-                    text = self._text(Published(event, event.id), stream.sensor)
-                    if text and _kind(event) in stream.kinds:
-                        await write(text)
-                return
-            except KafkaError as error:
-                self._view.broker_failed(str(error))
-                await write(self._status_text(None))
-                await asyncio.sleep(_TICK_S)
-            finally:
-                await run_in_threadpool(events.close)
+            async with self._replays:
+                try:
+                    await self._replay_part(stream, since, until, write)
+                    return
+                except _Interrupted as interrupted:
+                    since = interrupted.since
+            await asyncio.sleep(_TICK_S)
+
+    async def _replay_part(
+        self, stream: EventStream, since: EventId, until: EventId, write: Callable[[bytes], Any]
+    ) -> None:
+        """Replay as far as the brokers answer.
+
+        Raises:
+            _Interrupted: with the id of the last event that was sent.
+        """
+        events = replay(self._settings, since, until)
+        try:
+            while (event := await run_in_threadpool(next, events, None)) is not None:
+                if isinstance(event, Reset):
+                    await write(_reset(event, until))
+                    return
+                since = event.id
+                text = self._text(Published(event, event.id), stream.sensor)
+                if _kind(event) not in stream.kinds or not text:
+                    text = _event("", event.id, b"")  # a browser that comes back begins here
+                await write(text)
+        except BrokerUnreachable as error:
+            raise _Interrupted(since) from error
+        except KafkaError as error:  # for example a damaged batch, which stays damaged
+            await write(_reset(Reset("deleted", str(error)), until))
+        finally:
+            await run_in_threadpool(events.close)
 
     def _send_status(self, streams: Any) -> None:
         text, bare = self._status_text(self._id), _event("", self._id, b"")

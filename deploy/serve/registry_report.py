@@ -46,7 +46,6 @@ class RegistryReports:
         self._trouble = "" if self._interval_s else "not asked, because serve.refresh_s is 0"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = threading.Event()
-        self._due = threading.Event()
 
     def models(self) -> tuple[int | None, str, list[answers.Version]]:
         """When MLflow was asked, why it did not answer, and its versions."""
@@ -62,14 +61,9 @@ class RegistryReports:
             return answers.Flows(None, self._trouble, [])
         return answers.Flows(latest.checked_ms, self._trouble or latest.flows_trouble, latest.overdue)
 
-    def ask_soon(self) -> None:
-        """Ask before the interval has passed, for example after a model swap."""
-        self._due.set()
-
     def stop(self) -> None:
         """End ``run`` and its process."""
         self._stopped.set()
-        self._due.set()
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
@@ -79,9 +73,8 @@ class RegistryReports:
         if not self._interval_s or self._stopped.wait(_FIRST_AFTER_S):
             return
         while not self._stopped.is_set():
-            self._due.clear()
             self._ask()
-            self._due.wait(self._interval_s)
+            self._stopped.wait(self._interval_s)
 
     def _ask(self) -> None:
         command = [sys.executable, "-m", "deploy.serve.registry_report"]
