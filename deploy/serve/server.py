@@ -27,7 +27,7 @@ from pipeline.live.follower import Follower
 from pipeline.live.lag_watch import LagWatch
 from pipeline.live.record_reader import RecordReaders
 from pipeline.live.sensor_history import HistoryReader
-from pipeline.live.view import LiveView
+from pipeline.live.view import FOLLOWER, LAG_WATCH, LiveView
 from pipeline.observability.exposition import Exposition
 from pipeline.settings import Settings
 from pipeline.settings.serve import ServeSettings
@@ -49,7 +49,7 @@ class ServeProcess:
         self._hub = EventHub(settings, self.view)
         self._readers = RecordReaders(settings)
         self._registry = RegistryReports(settings)
-        self._follower = Follower(settings, self.view, self._hub.publish_from_thread)
+        self._follower = Follower(settings, self.view, self._hub.publish_from_thread, self._readers.forget)
         self._lag_watch = LagWatch(settings, self.view)
         self._exposition = Exposition("serve", ServeMetrics(settings, self.view, self._hub))
         self._failure = ""  # of a thread, which ends the health
@@ -94,8 +94,8 @@ class ServeProcess:
 
     def _start(self, listening: Callable[[str], None]) -> None:
         for name, work in (
-            ("follower", self._follower.run),
-            ("lag-watch", self._lag_watch.run),
+            (FOLLOWER, self._follower.run),
+            (LAG_WATCH, self._lag_watch.run),
             ("registry", self._registry.run),
         ):
             threading.Thread(target=self._guarded, args=(name, work), name=name, daemon=True).start()
@@ -107,7 +107,7 @@ class ServeProcess:
         except Exception as error:
             logger.exception("the thread %s has ended", name)
             self._failure = f"the thread {name} has ended with {type(error).__name__}: {error}. Restart the process"
-            self.view.broker_failed(self._failure)
+            self.view.broker_failed(name, self._failure)
 
     def _stop(self) -> None:
         self._follower.stop()

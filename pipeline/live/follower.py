@@ -31,7 +31,7 @@ from pipeline.live.forecast_head import ForecastHead, HeadReader
 from pipeline.live.index import Indexed
 from pipeline.live.letter_head import read_letter
 from pipeline.live.replay import Reset
-from pipeline.live.view import LiveView
+from pipeline.live.view import FOLLOWER, LiveView
 from pipeline.messages import Rejected
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
@@ -83,20 +83,27 @@ class Follower:
         view: receives the records.
         publish: receives live events, on the thread of ``run``. The first call, with an empty sequence, says the id
             at which live events begin.
+        forget: called before a look back: records at the same offsets may be other ones.
     """
 
     def __init__(
-        self, settings: Settings, view: LiveView, publish: Callable[[EventId, Sequence[Published]], None]
+        self,
+        settings: Settings,
+        view: LiveView,
+        publish: Callable[[EventId, Sequence[Published]], None],
+        forget: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._view = view
         self._publish = publish
+        self._forget = forget
         self._reader = HeadReader(settings)
         self._decoder = make_decoder(settings)
         self._positions = _Positions()
         self._waiting: dict[int, deque[_Waiting]] = {}  # readings partition -> forecasts
         self._live_from = np.zeros(0, np.int64)
         self._cursor: EventCursor | None = None  # None: the look back is not finished
+        self._reset: Reset | None = None  # to be published after the next look back
         self._models: list[int] = []  # by partition: version of the last forecast in the look back, 0 if unknown
         self._stopped = threading.Event()
 
@@ -111,7 +118,7 @@ class Follower:
                 with closing(self._connect()) as consumer:
                     self._follow(consumer)
             except (StreamgruError, client_errors.KafkaError) as error:
-                self._view.broker_failed(str(error))
+                self._view.broker_failed(FOLLOWER, str(error))
                 logger.warning("cannot read the topics, trying again: %s", error)
                 self._stopped.wait(_RETRY_S)
 
@@ -126,12 +133,19 @@ class Follower:
             if self._cursor is None:
                 self._look_back(consumer)
             self._assign(consumer, self._positions.next)
+            self._view.broker_answered(FOLLOWER)
             while not self._stopped.is_set():
+                if self._are_topics_new():
+                    self._start_over()
+                    return
                 try:
                     polled = consumer.poll(timeout_ms=_POLL_MS)
                 except client_errors.OffsetOutOfRangeError as error:
-                    self._begin_again(consumer, error)
-                    continue
+                    if self._mark() == self._cursor_mark:
+                        self._begin_at_ends(consumer, error)
+                        continue
+                    self._start_over()
+                    return
                 began_s = time.thread_time()
                 self._take(polled)
                 self._limit_readings(consumer)
@@ -153,13 +167,14 @@ class Follower:
         forecasts = look_back(consumer, topics.forecasts, records)
         letters = look_back(consumer, topics.dead_letters, records)
         self._view.begin(len(readings.ends))
-        self._view.broker_answered()
+        self._forget()
+        self._view.broker_answered(FOLLOWER)
         kept = self._view.index.readings.per_partition // 2
         # Readings that wait for their forecasts lie behind the readings of the look back.
         readings = look_back(consumer, topics.readings, min(records + self._most_lag(), kept))
         self._live_from = np.array([forecasts.ends[tp] for tp in sorted(forecasts.ends)], np.int64)
         self._models = [0] * len(forecasts.ends)
-        mark = topics_mark([find_topic_id(self._settings, topic) for topic in (topics.forecasts, topics.dead_letters)])
+        mark = self._mark()
         self._announce(sum(ends.ends[tp] - ends.starts[tp] for ends in (readings, forecasts) for tp in ends.ends))
         self._positions = _Positions({**readings.starts, **forecasts.starts, **letters.starts})
         self._read_until(consumer, readings)
@@ -176,7 +191,18 @@ class Follower:
         with self._view.locked() as view:
             view.catch_up = None
         logger.info("read the latest %d forecasts of %d sensors", self._view.forecasts, len(self._view.index.rows))
-        self._publish(self._cursor.id, ())
+        missed = [] if self._reset is None else [Published(self._reset, self._cursor.id)]
+        self._reset = None
+        self._publish(self._cursor.id, missed)
+
+    def _mark(self) -> int:
+        topics = self._settings.kafka.topics
+        return topics_mark([find_topic_id(self._settings, topic) for topic in (topics.forecasts, topics.dead_letters)])
+
+    @property
+    def _cursor_mark(self) -> int:
+        assert self._cursor is not None
+        return self._cursor.id.mark
 
     def _begins(self, topic: str) -> tuple[int, ...]:
         """The next offset to read of each partition of a topic."""
@@ -210,7 +236,7 @@ class Follower:
     def _take(self, polled: Mapping[Any, Sequence[Any]]) -> None:
         topics = self._settings.kafka.topics
         if polled:
-            self._view.broker_answered()
+            self._view.broker_answered(FOLLOWER)
         letters: list[DeadLetter] = []
         for tp in sorted(polled, key=lambda tp: tp.topic != topics.readings):
             records = polled[tp]
@@ -307,20 +333,42 @@ class Follower:
         if lag > _BACKLOG:
             self._stopped.wait(min(_LONGEST_WAIT_S, spent_s * (1 / _BACKLOG_SHARE - 1)))
 
-    def _begin_again(self, consumer: KafkaConsumer, error: Exception) -> None:
-        """Continue at the first offsets that exist, and tell the clients that events are missing."""
-        logger.warning("offsets are not on the topics any more, continuing at the ends: %s", error)
+    # --- new topics, deleted records --------------------------------------------------------------------------------
+
+    def _are_topics_new(self) -> bool:
+        """Whether partitions were added, or a topic was deleted and created from scratch."""
+        with self._view.locked() as view:
+            readings, forecasts = (max(ends, default=-1) for ends in (view.log.readings_end, view.log.forecasts_end))
+            has_shrunk = view.has_shrunk
+        if readings >= self._view.partitions or forecasts >= len(self._live_from):
+            return True
+        if not has_shrunk:
+            return False
+        is_new = self._mark() != self._cursor_mark  # the brokers may lose records, too
+        with self._view.locked() as view:
+            view.has_shrunk = False
+        return is_new
+
+    def _start_over(self) -> None:
+        """Let the next connection begin with a look back, and tell the clients to load everything again."""
+        logger.warning("the topics have new partitions, or were created from scratch: reading them from scratch")
+        self._cursor = None
+        self._reset = Reset("recreated", "the topics have new partitions, or were created from scratch")
+
+    def _begin_at_ends(self, consumer: KafkaConsumer, error: Exception) -> None:
+        """Continue at the ends of the topics, and tell the clients that events are missing."""
+        logger.warning("retention has deleted records that were not read, continuing at the ends: %s", error)
         topics = self._settings.kafka.topics
         parts = [look_back(consumer, topic, 0) for topic in (topics.readings, topics.forecasts, topics.dead_letters)]
         _, forecasts, letters = parts
-        mark = topics_mark([find_topic_id(self._settings, topic) for topic in (topics.forecasts, topics.dead_letters)])
         self._positions = _Positions({tp: end for part in parts for tp, end in part.ends.items()})
         self._waiting.clear()
         self._live_from = np.array([forecasts.ends[tp] for tp in sorted(forecasts.ends)], np.int64)
-        before = () if self._cursor is None else self._cursor.id.models
-        models = tuple(before[number] if number < len(before) else 0 for number in range(len(forecasts.ends)))
+        assert self._cursor is not None
         ends = tuple(letters.ends[tp] for tp in sorted(letters.ends))
-        start = EventId(mark, tuple(self._live_from.tolist()), models, ends)
+        before = self._cursor.id.models
+        models = tuple(before[number] if number < len(before) else 0 for number in range(len(self._live_from)))
+        start = EventId(self._cursor_mark, tuple(self._live_from.tolist()), models, ends)
         self._cursor = EventCursor(start)
         self._assign(consumer, self._positions.next)
         reset = Reset("deleted", "retention has deleted records before they were read here")

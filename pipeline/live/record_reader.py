@@ -22,6 +22,7 @@ from pipeline.settings import Settings
 
 READERS: Final = 2  # at the same time; each takes some 3 MB
 _TIMEOUT_S: Final = 5.0
+_LOOK_UP_MS: Final = 2_000
 _FETCH_BYTES: Final = 64 * 1024  # of the batches after the first, which the broker returns whole
 _FETCH_WAIT_MS: Final = 1
 _POLL_RECORDS: Final = 500
@@ -70,6 +71,10 @@ class RecordReaders:
             self._cache.add(topic, partition, read)
             found |= read
         return found
+
+    def forget(self) -> None:
+        """Discard the records that were read so far."""
+        self._cache.clear()
 
     def close(self) -> None:
         """Close the connections of free readers."""
@@ -129,6 +134,8 @@ def _read(consumer: KafkaConsumer, tp: TopicPartition, offsets: list[int]) -> di
                 found[wanted.popleft()] = record
                 deadline = time.monotonic() + _TIMEOUT_S
         position = records[-1].next_offset if records else position
+        if wanted and not records and _is_no_record(consumer, tp, wanted[0]):
+            raise _missing(tp, wanted[0])
         if wanted and time.monotonic() > deadline:
             raise BrokerUnreachable(
                 f"the brokers did not send offset {wanted[0]} of {tp.topic}, partition {tp.partition}, within "
@@ -137,15 +144,20 @@ def _read(consumer: KafkaConsumer, tp: TopicPartition, offsets: list[int]) -> di
     return found
 
 
+def _is_no_record(consumer: KafkaConsumer, tp: Any, offset: int) -> bool:
+    """Whether the consumer passed the offset without a record, or the offset is not committed yet."""
+    return bool(consumer.position(tp) > offset or consumer.end_offsets([tp], timeout_ms=_LOOK_UP_MS)[tp] <= offset)
+
+
 def _missing(tp: Any, offset: int) -> RecordMissing:
     return RecordMissing(
-        f"there is no record at offset {offset} of {tp.topic}, partition {tp.partition}: retention has deleted it, or "
-        "the offset is a transaction's marker"
+        f"there is no record at offset {offset} of {tp.topic}, partition {tp.partition}: retention has deleted it, "
+        "the offset is a transaction's marker, or nothing is committed there yet"
     )
 
 
 class _Cache:
-    """The records that were read last, up to ``_CACHE_BYTES``. Records never change."""
+    """The records that were used last, up to ``_CACHE_BYTES``. Records never change while their topic exists."""
 
     def __init__(self) -> None:
         self._records: OrderedDict[tuple[str, int, int], FetchedRecord] = OrderedDict()
@@ -154,8 +166,18 @@ class _Cache:
 
     def find(self, topic: str, partition: int, offsets: Iterable[int]) -> dict[int, FetchedRecord]:
         with self._lock:
-            found = {offset: self._records.get((topic, partition, offset)) for offset in offsets}
-        return {offset: record for offset, record in found.items() if record is not None}
+            found = {}
+            for offset in offsets:
+                where = topic, partition, offset
+                if where in self._records:
+                    self._records.move_to_end(where)
+                    found[offset] = self._records[where]
+        return found
+
+    def clear(self) -> None:
+        with self._lock:
+            self._records.clear()
+            self._bytes = 0
 
     def add(self, topic: str, partition: int, records: dict[int, FetchedRecord]) -> None:
         with self._lock:

@@ -22,8 +22,12 @@ from pipeline.live.scores import ScoreSeries
 from pipeline.observability.exposition import DELAY_BOUNDS_S, Distribution
 from pipeline.settings import Settings
 
-# Seconds without an answer of a broker after which the view is stale. A check takes up to 3 s more.
+# Seconds without an answer of a broker, or without a follower, after which the view is stale. A check takes up to 3 s
+# more.
 STALE_AFTER_S: Final = 5.0
+# The threads that read the topics. Without the follower the view does not change, even if the other one gets answers.
+FOLLOWER: Final = "follower"
+LAG_WATCH: Final = "lag-watch"
 _MOST_SWAPS: Final = 200
 _MOST_LETTERS: Final = 50
 _MOST_REASONS: Final = 100  # reasons of dead letters; this program has some ten
@@ -69,12 +73,13 @@ class LiveView:
         self.started_s = now_s()
         self._settings = settings
         self.log = Log()
+        self.has_shrunk = False  # an end moved back since the follower looked: a topic may have been recreated
         self.rates = RateSeries()
         self.readings = 0  # records that arrived on the topic since the start
         self.champion: tuple[int, int] | None = None  # version of the newest forecast, and ms since when it serves
         self.list_version = 0  # grows with each change of a sensor's row
         self.unreadable_forecasts = 0  # records on the forecasts topic that are not forecasts
-        self.trouble = ""
+        self._troubles: dict[str, tuple[float, str]] = {}  # thread -> since when, in seconds, and why
         self._now_s = now_s
         self._seen_s: float | None = None  # last answer of a broker
         self._lock = threading.Lock()
@@ -113,26 +118,38 @@ class LiveView:
         return None if self._seen_s is None else round(self._seen_s * 1_000)
 
     @property
-    def stale_since_ms(self) -> int | None:
-        """Since when no broker has answered; None while the brokers answer."""
-        seen_s = self.started_s if self._seen_s is None else self._seen_s
-        return round(seen_s * 1_000) if self._now_s() - seen_s > STALE_AFTER_S else None
+    def trouble(self) -> str:
+        """Why a thread cannot read the topics; empty if all can."""
+        return next((why for _, why in list(self._troubles.values())), "")
 
-    def broker_answered(self) -> None:
-        """Note the time of an answer, which ends any trouble with the brokers."""
+    @property
+    def stale_since_ms(self) -> int | None:
+        """Since when no broker has answered or the topics cannot be followed; None while all is well."""
+        seen_s = self.started_s if self._seen_s is None else self._seen_s
+        since_s = min(seen_s, self._troubles.get(FOLLOWER, (seen_s, ""))[0])
+        return round(since_s * 1_000) if self._now_s() - since_s > STALE_AFTER_S else None
+
+    def broker_answered(self, thread: str) -> None:
+        """Note the time of an answer, which ends the thread's trouble."""
         with self._lock:
             self._seen_s = self._now_s()
-            self.trouble = ""
+            self._troubles.pop(thread, None)
 
-    def broker_failed(self, trouble: str) -> None:
-        """Note why no broker answers, or why a topic cannot be read."""
+    def broker_failed(self, thread: str, trouble: str) -> None:
+        """Note why a thread gets no answer of a broker, or cannot read a topic."""
         with self._lock:
-            self.trouble = trouble
+            since_s, _ = self._troubles.get(thread, (self._now_s(), ""))
+            self._troubles[thread] = since_s, trouble
 
     def set_ends(self, readings: Mapping[int, int], forecasts: Mapping[int, int], committed: Mapping[int, int]) -> None:
         """Take over the present ends of the topics and the group's offsets; count the readings that arrived."""
         with self._lock:
             before = self.log.readings_end
+            self.has_shrunk |= any(
+                end < known.get(number, 0)
+                for known, found in ((before, readings), (self.log.forecasts_end, forecasts))
+                for number, end in found.items()
+            )
             arrived = sum(max(0, end - before[number]) for number, end in readings.items() if number in before)
             self.log.readings_end, self.log.forecasts_end = dict(readings), dict(forecasts)
             self.log.committed = dict(committed)

@@ -8,19 +8,23 @@ import threading
 import time
 import urllib.error
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from kafka import TopicPartition
 
 from deploy.stack import Stack
-from pipeline.kafka.clients import make_admin
+from pipeline.kafka.clients import close_producer, make_admin, make_producer
 from pipeline.kafka.topic_reader import read_topic
 from pipeline.kafka.topics import ensure_topics
+from pipeline.messages import Forecast, InputPosition, ModelId, StateAge
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
 from tests.integration.stream_rig import (
+    START_US,
     FolderChampion,
     Message,
     broker_pid,
@@ -207,3 +211,64 @@ def test_a_browser_misses_nothing_through_lost_connections_restarts_and_outages(
             assert of_partition == sorted(of_partition)
         assert browser.connections >= 5
         assert not browser.named("reset")
+
+
+def forecast_of(settings: Settings, sensor: str, step: int, partition: int, offset: int) -> bytes:
+    """The value of a forecast, as a forecaster writes it."""
+    forecast = Forecast(
+        sensor_id=sensor,
+        issued_at=datetime.fromtimestamp(START_US // 1_000_000 + step * settings.cadence_s, UTC),
+        cadence_s=settings.cadence_s,
+        quantiles={"a": {"0.1": [0.0] * 3, "0.5": [1.0] * 3, "0.9": [2.0] * 3}},
+        model=ModelId("streamgru", 1),
+        settings=settings.fingerprint,
+        input=InputPosition(settings.kafka.topics.readings, partition, offset),
+        state=StateAge(0, step, True),
+    )
+    return msgspec.json.encode(forecast)
+
+
+@pytest.mark.long(25)
+def test_new_partitions_and_new_topics_are_read_from_scratch(frail_settings: SettingsFactory, tmp_path: Path) -> None:
+    """Also with records on the topics that no forecaster writes."""
+    settings = frail_settings(
+        features=("a",), targets=("a",), horizon_steps=3, kafka={"partitions": 1}, serve={"refresh_s": 0.0}
+    )
+    topics = settings.kafka.topics
+    ensure_topics(settings)
+    admin = make_admin(settings)
+
+    def write(topic: str, *values: bytes | None, partition: int = 0) -> None:
+        producer = make_producer(settings)
+        for value in values:
+            producer.send(topic, value, b"key", partition=partition).get(10)
+        close_producer(producer)
+
+    hostile = (None, b"", b"{", b"\xff" * 100, forecast_of(settings, "old", 0, 0, 2**63), b"[" * 100_000)
+    write(topics.forecasts, *hostile, *(forecast_of(settings, "old", step, 0, step) for step in range(5)))
+    write(topics.dead_letters, None, b"x")
+    with ServeCommand(settings, free_port(), tmp_path) as serve, Browser(serve.address) as browser:
+        serve.wait_until_ready()
+        assert serve.json("/api/sensor?sensor=old")["count"] == 5
+        assert b"streamgru_serve_unreadable_forecasts_total 6.0" in serve.get("/metrics")
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            serve.get("/api/forecast?partition=0&offset=11")
+        wait_until(lambda: browser.named("status"), 10, "the browser is connected")
+
+        admin.delete_topics([topics.forecasts])
+        wait_until(lambda: topics.forecasts not in admin.list_topics(), 30, "the topic was deleted")
+        ensure_topics(settings)
+        write(topics.forecasts, *(forecast_of(settings, "new", step, 0, step) for step in range(3)))
+        wait_until(lambda: browser.named("reset"), 30, "the browser is told to load everything again")
+        wait_until(lambda: serve.json("/api/sensors")["total"] == 1, 10, "the new topic is read")
+        assert serve.json("/api/sensors")["rows"][0]["sensor"] == "new"
+        assert len(serve.json("/api/sensor/history?sensor=new")["time_ms"]) == 3
+
+        for topic in (topics.readings, topics.forecasts):
+            admin.create_partitions({topic: 2})
+        write(topics.forecasts, forecast_of(settings, "added", 0, 1, 0), partition=1)
+        wait_until(lambda: serve.json("/api/sensors")["total"] == 2, 40, "the new partition is read")
+        assert [data["reason"] for data in browser.named("reset")] == ["recreated", "recreated"]
+        assert serve.process.poll() is None
+        assert "Traceback" not in serve.log
+    admin.close()

@@ -19,7 +19,7 @@ from pipeline.live.event_ids import EventId
 from pipeline.live.events import ForecastsEvent
 from pipeline.live.follower import Published
 from pipeline.live.forecast_head import ForecastHead
-from pipeline.live.view import STALE_AFTER_S, LiveView
+from pipeline.live.view import FOLLOWER, LAG_WATCH, STALE_AFTER_S, LiveView
 from pipeline.settings import Settings
 
 TOKEN = "a-long-enough-token"
@@ -209,10 +209,46 @@ def test_a_view_is_stale_without_an_answer_and_fresh_after_one() -> None:
     view = LiveView(Settings(), lambda: now[0])
     now[0] += STALE_AFTER_S + 1
     assert view.stale_since_ms == 1_000_000
-    view.broker_answered()
+    view.broker_answered(LAG_WATCH)
     assert view.stale_since_ms is None
     now[0] += STALE_AFTER_S + 1
     assert view.stale_since_ms == round((1_000 + STALE_AFTER_S + 1) * 1_000)
+
+
+def test_a_view_without_its_follower_is_stale_although_a_broker_answers() -> None:
+    now = [1_000.0]
+    view = LiveView(Settings(), lambda: now[0])
+    view.broker_failed(FOLLOWER, "the thread has ended")
+    for _ in range(7):
+        now[0] += 1
+        view.broker_answered(LAG_WATCH)
+    assert view.stale_since_ms == 1_000_000
+    assert view.trouble == "the thread has ended"
+    view.broker_answered(FOLLOWER)
+    assert (view.stale_since_ms, view.trouble) == (None, "")
+
+
+def test_an_error_of_the_program_is_an_answer_with_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a secret path")
+
+    process = process_of()
+    with client_of(process) as client:
+        monkeypatch.setattr(process.view, "locked", fail)
+        answer = client.get("/api/dead-letters")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "log" in answer.json()["remedy"]
+    assert all(answer.headers[name] == value for name, value in HEADERS.items())
+
+
+@pytest.mark.parametrize(
+    "path", ["/page/%00", "/page/..%2f..%2fserver.py", "/page/%2e%2e/server.py", "/page/", "/page"]
+)
+def test_no_file_outside_the_page_is_sent(served: TestClient, path: str) -> None:
+    answer = served.get(f"/page/{path}")
+    assert answer.status_code == 404
+    assert "import" not in answer.text
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -253,6 +289,27 @@ def test_a_stream_of_one_sensor_gets_only_its_forecasts() -> None:
     text = asyncio.run(fill())
     assert text.count(b"event: forecasts") == 1
     assert b'"sensor":"b"' in text
+
+
+def test_a_browser_that_missed_nothing_continues_without_a_question_to_kafka() -> None:
+    async def resume() -> bytes:
+        hub, written = hub_of(), bytearray()
+        hub.publish(EventId(0, (0,), (0,), ()), ())
+        hub.publish(published(0).id, [published(0)])
+        stream = hub.open(ALL, None, published(0).id)
+        hub.publish(published(1).id, [published(1)])
+
+        async def write(text: bytes) -> None:
+            written.extend(text)
+            if b"event: forecasts" in text:
+                stream.close()
+
+        await asyncio.wait_for(hub.send(stream, write), 5)
+        return bytes(written)
+
+    sent = asyncio.run(resume())
+    assert sent.count(b"event: forecasts") == 1
+    assert b'"offset":1,' in sent
 
 
 def test_streams_are_limited() -> None:
