@@ -47,7 +47,7 @@ unit: check ## Run every check and the tests that need no server
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile tests/unit tests/fuzz
 
 integration: setup ## Run the tests against real servers
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=4 --dist=loadgroup --no-loadscope-reorder tests/chaos tests/integration # much of their time is waiting
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=6 --dist=loadgroup --no-loadscope-reorder tests/chaos tests/integration # much of their time is waiting
 
 coverage: setup ## Run every test, and list the lines of deploy, flows, model and pipeline that no test runs
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
