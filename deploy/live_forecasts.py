@@ -2,11 +2,12 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,10 @@ SHOWN_STEPS: Final = (1, 6, 24)
 # Readings kept until their forecast arrives, about 50 MB. The limit drops duplicates and late readings, which get none.
 _MAX_PENDING_READINGS: Final = 100_000
 _ROWS_WITHOUT_TERMINAL: Final = 50
+_TIME: Final = "time (UTC)"
+# Least widths of columns. Most values fit, so that few new forecasts change which columns are shown.
+_READING_WIDTH: Final = 7
+_STEP_WIDTH: Final = 18
 
 
 @dataclass(frozen=True)
@@ -152,27 +157,30 @@ class LatestForecasts:
             self._latest[sensor] = live_forecast
             self._latest.move_to_end(sensor)
 
-    def table(self, caption: str, rows: int = _ROWS_WITHOUT_TERMINAL) -> Table:
-        """A row per sensor with a line per target: the latest sensors that fit into ``rows`` lines, by name."""
+    def table(self, caption: str, rows: int = _ROWS_WITHOUT_TERMINAL, width: int | None = None) -> Table:
+        """A row per sensor with a line per target: the latest sensors that fit into ``rows`` lines, by name.
+
+        If ``width`` is too small for all columns, the less important ones are left out. Only a long sensor id is cut.
+        """
         steps = shown_steps(max((_horizon(latest.forecast) for latest in self._latest.values()), default=24))
+        content = [_cells(self._latest[sensor], steps) for sensor in sorted(self._freshest(rows))]
+        widths = {"sensor": 0, _TIME: 0, "target": 0, "reading": _READING_WIDTH}
+        widths |= dict.fromkeys(map(_ahead, steps), _STEP_WIDTH) | {"model": 0, "state": 0, "delay": 0}
+        for name, least in widths.items():
+            lines = [line for cells in content for line in cells[name].plain.split("\n")]
+            widths[name] = max(least, cell_len(name), *map(cell_len, lines))
+        if width is not None:
+            for name in (*map(_ahead, reversed(steps[1:])), "delay", "state", "model", _TIME):
+                if _table_width(widths) <= width:
+                    break
+                del widths[name]
+            widths["sensor"] = max(cell_len("sensor"), widths["sensor"] - max(0, _table_width(widths) - width))
         table = Table(caption=caption, caption_justify="left", expand=False, pad_edge=False)
-        for column in ("sensor", "issued at (UTC)", "target", "now", *(f"+{step}" for step in steps)):
-            table.add_column(column, justify="right" if column.startswith(("now", "+")) else "left", no_wrap=True)
-        for column in ("model", "state", "delay"):
-            table.add_column(column, justify="right" if column == "delay" else "left", no_wrap=True)
-        for sensor in sorted(self._freshest(rows)):
-            latest = self._latest[sensor]
-            forecast, targets = latest.forecast, list(latest.forecast.quantiles)
-            table.add_row(
-                styled(sensor, "bold"),
-                f"{forecast.issued_at:%Y-%m-%d %H:%M}",
-                Text("\n".join(map(visible, targets))),
-                "\n".join(_now(latest, target) for target in targets),
-                *("\n".join(interval(forecast, target, step) for target in targets) for step in steps),
-                f"v{forecast.model.version}",
-                Text("warm") if forecast.state.warm else Text("cold", style="yellow"),
-                "-" if latest.delay_s is None else f"{latest.delay_s * 1_000:.0f} ms",
-            )
+        for name, needed in widths.items():
+            is_number = name.startswith("+") or name in ("reading", "delay")
+            table.add_column(name, justify="right" if is_number else "left", no_wrap=True, width=needed)
+        for cells in content:
+            table.add_row(*(cells[name] for name in widths))
         return table
 
     def _freshest(self, rows: int) -> list[str]:
@@ -180,11 +188,35 @@ class LatestForecasts:
         return list(self._latest)[-max(1, rows // per_sensor) :]
 
 
+def _cells(latest: LiveForecast, steps: Iterable[int]) -> dict[str, Text]:
+    """The cells of a forecast's row, by column."""
+    forecast, targets = latest.forecast, list(latest.forecast.quantiles)
+    return {
+        "sensor": styled(forecast.sensor_id, "bold"),
+        _TIME: Text(f"{forecast.issued_at:%Y-%m-%d %H:%M}"),
+        "target": Text("\n".join(map(visible, targets))),
+        "reading": Text("\n".join(_reading(latest, target) for target in targets)),
+        **{_ahead(step): Text("\n".join(interval(forecast, target, step) for target in targets)) for step in steps},
+        "model": Text(f"v{forecast.model.version}"),
+        "state": Text("warm") if forecast.state.warm else Text("cold", style="yellow"),
+        "delay": Text("-" if latest.delay_s is None else f"{latest.delay_s * 1_000:.0f} ms"),
+    }
+
+
+def _ahead(step: int) -> str:
+    return f"+{step}"
+
+
+def _table_width(widths: Mapping[str, int]) -> int:
+    """The width of a table with such columns, with its lines and a space beside each."""
+    return sum(widths.values()) + 3 * len(widths) - 1
+
+
 def format_line(live_forecast: LiveForecast) -> str:
     """A forecast in one line, for an output that is not a terminal."""
     forecast = live_forecast.forecast
     targets = "; ".join(
-        f"{visible(target)} {_now(live_forecast, target)}, "
+        f"{visible(target)} {_reading(live_forecast, target)}, "
         + " ".join(f"+{step}: {interval(forecast, target, step)}" for step in shown_steps(_horizon(forecast)))
         for target in forecast.quantiles
     )
@@ -205,7 +237,7 @@ def interval(forecast: Forecast, target: str, step: int) -> str:
     return f"{median:.4g} ({low:.3g} … {high:.3g})"
 
 
-def _now(live_forecast: LiveForecast, target: str) -> str:
+def _reading(live_forecast: LiveForecast, target: str) -> str:
     value = live_forecast.values.get(target) if live_forecast.values is not None else None
     return f"{value:.4g}" if value is not None and value == value else "-"
 

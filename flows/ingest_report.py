@@ -6,6 +6,7 @@ from typing import Final
 from pipeline.history.ingest import IngestReport
 from pipeline.history.unused import LATE_REMEDY
 from pipeline.text.markdown_text import markdown, markdown_table
+from pipeline.text.plural import counted
 
 _MOST_ROWS: Final = 50  # of a table; a page is read in a minute
 
@@ -15,10 +16,12 @@ def ingest_page(done: IngestReport, history_version: int) -> str:
     topic = markdown(done.topic)
     history = f"The history is at version {history_version}."
     if done.total_offsets:
-        commits = "commit" if done.commits == 1 else "commits"
         paragraphs = [
-            f"## {done.readings:,} readings from topic {topic}",
-            f"{done.total_offsets:,} offsets in {done.seconds:.1f} s, {done.commits} {commits}. {history}",
+            f"## {counted(done.readings, 'reading')} from topic {topic}",
+            (
+                f"{counted(done.total_offsets, 'offset')} in {done.seconds:.1f} s, {counted(done.commits, 'commit')}. "
+                f"{history}"
+            ),
             _ranges(done),
         ]
     else:

@@ -16,6 +16,7 @@ from pipeline.messages import iso_timestamp
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION
 from pipeline.text.markdown_text import markdown_image, markdown_link, markdown_table, mlflow_markdown
+from pipeline.text.plural import counted, plural
 
 # Folders of the run's artifacts.
 PLOTS: Final = "plots"
@@ -238,9 +239,9 @@ def _training_data(facts: CardFacts, lister: _Lister) -> str:
     offsets = sorted(made_on.next_offsets.items(), key=lambda item: int(item[0]))
     lines = [
         (
-            f"{made_on.readings:,} readings of {made_on.sensors:,} sensors, {iso_timestamp(int(moments.min()))} to "
-            f"{iso_timestamp(int(moments.max()))}, at version {made_on.version} of the history table "
-            f"{lister.name(made_on.table)}"
+            f"{counted(made_on.readings, 'reading')} of {counted(made_on.sensors, 'sensor')}, "
+            f"{iso_timestamp(int(moments.min()))} to {iso_timestamp(int(moments.max()))}, at version "
+            f"{made_on.version} of the history table {lister.name(made_on.table)}"
         ),
         f"Topic {lister.name(made_on.topic)}, up to but not including these offsets: "
         + lister.list(offsets, lambda number: f"partition {offsets[number][0]}: {offsets[number][1]}"),
@@ -266,7 +267,7 @@ def _training(facts: CardFacts) -> str:
     if epochs:
         best = min(epochs, key=lambda epoch: epoch.validation_loss)
         lines.append(
-            f"{len(epochs)} {_plural('epoch', len(epochs))} in {epochs[-1].seconds:.0f} s on "
+            f"{counted(len(epochs), 'epoch')} in {epochs[-1].seconds:.0f} s on "
             f"{mlflow_markdown(facts.result.device)}; epoch {best.epoch} was kept (validation loss "
             f"{best.validation_loss:.4g})"
         )
@@ -285,7 +286,7 @@ def _limits(derived: _Derived, lister: _Lister) -> str:
     lines = [
         f"Readings much more or less often than every {cadence}",
         (
-            f"More than {config.horizon_steps} {_plural('step', config.horizon_steps)} ahead, targets other than "
+            f"More than {counted(config.horizon_steps, 'step')} ahead, targets other than "
             f"{lister.list(config.targets)}, or other quantiles: the model has no output for them"
         ),
         "Other features, or values in another unit. Training saw "
@@ -301,7 +302,7 @@ def _limits(derived: _Derived, lister: _Lister) -> str:
     ]
     for name, steps in derived.better_steps.items():
         listed = lister.list([number + 1 for number in steps])
-        lines.append(f"{_plural('Step', len(steps))} {listed} ahead: {_name(facts, name)} has the lower pinball loss")
+        lines.append(f"{plural('Step', len(steps))} {listed} ahead: {_name(facts, name)} has the lower pinball loss")
     lines += [
         f"Decisions that need exactly {covered.nominal:.0%} in the interval: it held {covered.overall:.1%} of the "
         f"values, and {covered.worst:.1%} at the sensors where it is most wrong"
@@ -368,10 +369,6 @@ def _duration(seconds: float) -> str:
         if seconds % unit == 0 and seconds >= fewest * unit:
             return f"{seconds / unit:g} {name}"
     return f"{seconds:g} s"
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"
 
 
 def _bullets(heading: str, lines: Sequence[str]) -> str:

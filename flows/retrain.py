@@ -42,6 +42,7 @@ from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Registry, version_url
 from pipeline.settings import Settings
 from pipeline.settings.sections import LARGEST_SEED, TrainingSettings
+from pipeline.text.plural import counted
 from pipeline.windows import cadence_warning, load_training
 
 log = logging.getLogger("streamgru.retrain")
@@ -218,9 +219,9 @@ def _explain_short_history(training_set: TrainingSet, horizon_steps: int) -> Ite
     except ValueError as error:
         raise HistoryError(
             f"version {training_set.version} of the history table {training_set.table} is too short for a retraining "
-            f"({training_set.readings:,} readings of {training_set.sensors} sensors): {error}. Each of its parts, "
-            f"training, validation and held-out tail, must span more than the horizon of {horizon_steps} steps; "
-            "ingest more readings, or change horizon_steps or the fractions under [training]"
+            f"({counted(training_set.readings, 'reading')} of {counted(training_set.sensors, 'sensor')}): {error}. "
+            f"Each of its parts, training, validation and held-out tail, must span more than the horizon "
+            f"of {horizon_steps} steps; ingest more readings, or change horizon_steps or the fractions under [training]"
         ) from error
 
 

@@ -19,6 +19,7 @@ from pipeline.registry.metric_names import metric_names
 from pipeline.registry.training_set import TrainingSet
 from pipeline.registry.versions import CHALLENGER, CHAMPION
 from pipeline.text.markdown_text import markdown, markdown_link, markdown_table
+from pipeline.text.plural import counted
 
 log = logging.getLogger("streamgru.flows")
 
@@ -123,8 +124,8 @@ def gate_page(report: RetrainReport, facts: CardFacts) -> str:
         markdown_table(["forecast", *SCORED], [_row(name, score) for name, score in scores.items()]),
         "### Training data",
         (
-            f"Version {made_on.version} of the history: {made_on.readings:,} readings of {made_on.sensors:,} sensors. "
-            f"Trained on {markdown(report.device)}."
+            f"Version {made_on.version} of the history: {counted(made_on.readings, 'reading')} of "
+            f"{counted(made_on.sensors, 'sensor')}. Trained on {markdown(report.device)}."
         ),
         *([markdown(report.late)] if report.late else []),
         f"Next offsets: {_offsets(made_on)}.",

@@ -97,7 +97,7 @@ class RunWatcher:
     def _fail(self, error: Exception) -> None:
         is_first = self.statistics.state is not ScheduleState.WAITING  # of a series of failures
         self.statistics.state = ScheduleState.WAITING
-        if is_first and not is_request_failure(error):  # `serve` reports an outage
+        if is_first and not is_request_failure(error):  # Prefect's `serve` logs an outage itself
             logger.warning(
                 "cannot read the scheduled runs from Prefect: %s: %s; /metrics keeps the statistics of the last check",
                 type(error).__name__,

@@ -161,7 +161,7 @@ class AdaptationConfig:
             ("change", "<f8", (K, 2)),  # the last change of the value, and the change before it
             ("scale", "<f8", (K,)),  # running mean |change|
             ("levels", "<f8", (K, 2)),  # running means over a quarter of a season, and over a season
-            ("deviation", "<f8", (K, 3)),  # last value less slow, less quick profile; value before it less slow profile
+            ("deviation", "<f8", (K, 3)),  # last value minus slow, minus quick profile; value before minus slow profile
             ("drift", "<f8", (K, 2)),  # running means of the deviation from the slow profile
             ("profiles", "<f8", (K, 2, S)),  # a slow and a quick running mean by phase of the season
             ("pending_value", "<f8", (A, K)),

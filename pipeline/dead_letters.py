@@ -71,7 +71,8 @@ def republish_letters(
     """Publish originals on the readings topic again, if they are readings under the present settings.
 
     Each original goes to its old partition, with its own key, value and headers. A second run is harmless: its readings
-    are duplicates. Letters are published in transactions, see ``transactions_of``; after a crash run it again.
+    count as late or as duplicates. Letters are published in transactions, see ``transactions_of``; after a crash run it
+    again.
 
     Args:
         letters: returns the dead letters to republish; called again after all partitions were checked.

@@ -15,7 +15,7 @@ from tests.browser import Browser
 from tests.page_rig import sensor_address
 
 DRAWN: Final = "document.querySelector('#fan canvas') && document.querySelector('.facts dd').textContent"
-LISTED: Final = "document.querySelectorAll('.row .gauge').length > 1"
+LISTED: Final = "document.querySelectorAll('.row .gauge').length > 0"
 TILED: Final = "document.querySelector('.tile dd').textContent && document.querySelectorAll('canvas').length > 1"
 SETTLE_S: Final = 2.0  # until fonts, scores and the last frames are drawn
 

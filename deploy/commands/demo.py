@@ -10,6 +10,7 @@ import click
 from deploy.context import Context
 from deploy.option_types import FiniteRange
 from deploy.terminal_text import say
+from pipeline.text.plural import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,7 +108,7 @@ def _print_outcome(outcome: "Outcome", home: Path, console: "Console") -> None:
     counts, ours = outcome.audit, outcome.scores[FORECAST]
     show = partial(console.print, soft_wrap=True)
     show(
-        f"\n{counts.readings:,} readings, {counts.accepted:,} accepted ({counts.duplicates:,} duplicates, "
+        f"\n{counts.readings:,} readings, {counts.accepted:,} accepted ({counted(counts.duplicates, 'duplicate')}, "
         f"{counts.late:,} late, {counts.rejected:,} malformed), {counts.forecasts:,} forecasts"
     )
     show(

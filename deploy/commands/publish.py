@@ -23,6 +23,7 @@ from pipeline.kafka.clients import close_producer, make_admin, make_producer, pa
 from pipeline.messages import iso_timestamp
 from pipeline.reading_times import find_implausible_now
 from pipeline.settings import Settings
+from pipeline.text.plural import counted
 
 SETTLE_S = 2.0  # time that an interrupted command waits for records in flight
 INTERRUPTED = 130  # exit code
@@ -87,7 +88,7 @@ def publish(
     publication = Publication(settings, producer, table, start, stop)
     try:
         with terminated_like_interrupted(), _progress_bar() as progress:
-            task = progress.add_task(f"readings to {topic}", total=stop - start)
+            task = progress.add_task(f"publishing to {topic}", total=stop - start)
             publication.run(speed, lambda row: progress.update(task, completed=row - start))
     except KeyboardInterrupt:
         publication.wait_for_acks(SETTLE_S)
@@ -97,7 +98,7 @@ def publish(
         raise type(error)(f"{error}\n{_resume_hint(publication, start, stop, limit)}") from error
     finally:
         close_producer(producer, SETTLE_S)
-    say(f"{stop - start:,} readings of {len(table.sensors)} sensors published to {topic}")
+    say(f"{counted(stop - start, 'reading')} of {counted(len(table.sensors), 'sensor')} published to {topic}")
 
 
 def _check_times(table: ReadingTable, start: int, stop: int, settings: Settings) -> None:

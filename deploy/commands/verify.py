@@ -9,6 +9,7 @@ import click
 
 from deploy.terminal_text import say, say_lines
 from pipeline.text.json_text import json_text
+from pipeline.text.plural import counted
 
 if TYPE_CHECKING:
     from pipeline.audit.explain import Explanation
@@ -86,8 +87,8 @@ def _loader(settings: "Settings") -> "LoadModel":
 def _print(verdict: "AuditResult", settings: "Settings") -> None:
     counts = verdict.audit
     notes = {
-        "accepted": f"of {counts.readings:,} readings; {counts.duplicates:,} duplicates, {counts.late:,} late, "
-        f"{counts.rejected:,} rejected" + (f", {counts.held:,} buffered" if counts.held else ""),
+        "accepted": f"of {counted(counts.readings, 'reading')}; {counted(counts.duplicates, 'duplicate')}, "
+        f"{counts.late:,} late, {counts.rejected:,} rejected" + (f", {counts.held:,} buffered" if counts.held else ""),
         "forecasts": ", ".join(
             f"{count:,} of version {version}" for version, count in sorted(verdict.versions.items())
         ),

@@ -32,7 +32,7 @@ def watch(context: Context, sensors: tuple[str, ...], from_beginning: bool, limi
     """Show live forecasts next to their readings until Ctrl-C, for each SENSOR or for all sensors.
 
     A terminal shows a table of each sensor's latest forecast: the median 1, 6 and 24 steps ahead, with the outermost
-    quantiles in brackets. Any other output gets one line per forecast.
+    quantiles in brackets. A narrow terminal shows fewer columns. Any other output gets one line per forecast.
     """
     from deploy.literal_console import make_console
     from deploy.live_forecasts import StreamTail
@@ -111,5 +111,5 @@ def _show_table(tail: "StreamTail", patience: _UnseenSensors, limit: int | None)
             caption = f"{tail.readings:,} readings, {tail.forecasts:,} new forecasts; press Ctrl-C to stop"
             if not tail.forecasts:
                 caption += f"\n{_QUIET}"
-            live.update(latest.table(caption, max(1, console.height - frame)))
+            live.update(latest.table(caption, max(1, console.height - frame), console.width))
             patience.check(tail)

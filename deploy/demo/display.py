@@ -123,5 +123,5 @@ class Display:
         rows = max(2, self._console.height - len(tasks) - 7)
         head = Text.assemble(("streamgru demo", "bold"), f"  step {len(tasks)} of {STEPS}, {self.seconds:.0f} s")
         with self._lock:
-            latest = self._latest.table(self._counts, rows)
+            latest = self._latest.table(self._counts, rows, self._console.width)
         return Group(head, steps, latest)

@@ -44,6 +44,7 @@ from pipeline.kafka.topic_reader import Offsets, topic_ends
 from pipeline.kafka.topics import ensure_topics
 from pipeline.registry.versions import CHAMPION, Registry
 from pipeline.settings import Settings
+from pipeline.text.plural import counted
 
 log = logging.getLogger("streamgru.demo")
 
@@ -199,7 +200,7 @@ class Demo:
     def _publish(self, data: DemoData, half: int, task: Task) -> None:
         command = ("publish", str(data.history[half]), "--sensor-column", SENSOR_COLUMN)
         self._children.run(f"publish-{half + 1}", *command, tell=task)
-        task.result = f"{data.history_readings[half]:,} readings of {data.sensors} sensors"
+        task.result = f"{counted(data.history_readings[half], 'reading')} of {counted(data.sensors, 'sensor')}"
 
     def _first_champion(self) -> tuple[int, str]:
         """The first model's version, and how the version became champion."""

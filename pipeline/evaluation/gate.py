@@ -39,14 +39,15 @@ def decide(challenger: float, champion: float | None, baselines: Mapping[str, fl
     compared = (
         f"{metric} is {challenger:.5g}, against {rival_loss:.5g} of the {rival}{_difference(challenger, rival_loss)}"
     )
-    required = f"at least {gate.margin:.2%} lower" if gate.margin else "lower"
     if challenger >= rival_loss * (1.0 - gate.margin):
+        required = f"at least {gate.margin:.2%} lower" if gate.margin else "lower"
         return Decision(False, f"declined: {compared}; it must be {required}")
     if not gate.automatic:
         return Decision(
             False, f"declined: better, but gate.automatic = false leaves it to `streamgru promote`: {compared}"
         )
-    return Decision(True, f"promoted: {compared}; required was {required}")
+    enough = f"{gate.margin:.2%} lower suffices" if gate.margin else "any lower loss suffices"
+    return Decision(True, f"promoted: {compared}; {enough}")
 
 
 def _difference(loss: float, other: float) -> str:

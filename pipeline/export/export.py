@@ -25,6 +25,7 @@ from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer
 from pipeline.kafka.offset_range import POLL_RECORDS, OffsetRange, RangeReader, Wording, plan_range
 from pipeline.settings import Settings
+from pipeline.text.plural import counted
 
 log = logging.getLogger("streamgru.export")
 
@@ -52,7 +53,8 @@ class ExportReport:
     def __str__(self) -> str:
         if not self.total_offsets:
             return f"nothing new for {self.path}"
-        text = f"{self.rows:,} rows of {self.content} to {self.path} in {self.seconds:.1f} s, {self.commits} commits"
+        text = f"{counted(self.rows, 'row')} of {self.content} to {self.path} in {self.seconds:.1f} s, "
+        text += counted(self.commits, "commit")
         if self.left_out:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.left_out.items()))
             text += f"; left out: {reasons}"

@@ -2,7 +2,8 @@
 
 A sensor's readings stay in the table's order, on the partition that Java clients and kafka-python choose for its key.
 Delivery is idempotent but not transactional. If an interrupted publication continues at ``Publication.acknowledged``,
-it repeats at most the readings that were in flight; the stream recognises them as duplicates.
+it repeats at most the readings that were in flight. The stream drops these: they count as late, or as duplicates if
+no later reading of their sensor came first.
 """
 
 import time

@@ -31,6 +31,10 @@ _PLACE: Final = "place"
 _CHECKED_ROWS: Final = 8_192  # encoded at once
 # Share of rows with a repeated time; above it, a file without a sensor column holds several sensors.
 MOST_REPEATED: Final = 0.5
+_REPEATED: Final = (
+    "of equal times, the stream takes the first reading; it counts the other readings as duplicates, or as late if a "
+    "later reading of the sensor came between"
+)
 _TIME_OF_DAY: Final = r"^\d{1,2}[:.]\d{2}([:.]\d{2}([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?$"
 
 
@@ -287,7 +291,7 @@ class _FileReader:
         )
 
     def _note_repeated(self, readings: pl.DataFrame, time_columns: Sequence[str]) -> None:
-        """Note repeated times, which the stream counts as duplicates; raise if most rows repeat a time."""
+        """Note repeated times, which get no second forecast; raise if most rows repeat a time."""
         repeated = readings.height - readings.select(_SENSOR, _TIME).unique().height
         if not repeated:
             return
@@ -299,9 +303,7 @@ class _FileReader:
                 "sensors; name the column with their ids with --sensor-column (columns of text: "
                 f"{', '.join(text) or 'none'})"
             )
-        self.notes.append(
-            f"{source.path.name}: {repeated:,} rows repeat a time of their sensor; the stream counts them as duplicates"
-        )
+        self.notes.append(f"{source.path.name}: {repeated:,} rows repeat a time of their sensor; {_REPEATED}")
 
 
 def _value(feature: int) -> str:
@@ -313,7 +315,7 @@ def _where(frame: pl.DataFrame, row: int, sources: Sequence[Source]) -> str:
 
 
 def _note_repeated_over_files(readings: pl.DataFrame, sources: Sequence[Source], notes: list[str]) -> None:
-    """Note readings with the sensor and time of a reading in another file, which the stream counts as duplicates."""
+    """Note readings with the sensor and time of a reading in another file, which get no second forecast."""
     key = [_SENSOR, _TIME]
     within = readings.height - readings.select(*key, _FILE).unique().height
     repeated = readings.height - readings.select(key).unique().height - within
@@ -327,8 +329,8 @@ def _note_repeated_over_files(readings: pl.DataFrame, sources: Sequence[Source],
     other = same.filter(pl.col(_FILE) != same[_FILE][0])
     places = [_where(readings, int(rows["row"][0]), sources) for rows in (same, other)]
     notes.append(
-        f"{repeated:,} rows repeat the sensor and time of a row in another file; the stream counts the later one as a "
-        f"duplicate, such as sensor {first[_SENSOR][0]} in {places[0]}, and {places[1]}"
+        f"{repeated:,} rows repeat the sensor and time of a row in another file, such as sensor "
+        f"{first[_SENSOR][0]} in {places[0]}, and {places[1]}; {_REPEATED}"
     )
 
 

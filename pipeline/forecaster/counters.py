@@ -76,13 +76,13 @@ class Counters:
         self.restore_s = seconds
 
     def line(self) -> str:
-        """All counts, as ``name=value``."""
+        """The counts that are not 0, as ``name=value``."""
         content = self.content()
         letters = content.pop("dead_letters")
         content.pop("implausible_times")  # ``TimeAlarms`` logs the sensors
         content["dead_letters"] = self.dead_letters.total()
         content |= {f"dead_letters.{reason}": count for reason, count in sorted(letters.items())}
-        return " ".join(f"{name}={value}" for name, value in content.items())
+        return " ".join(f"{name}={value}" for name, value in content.items() if value)
 
     def write(self, path: Path) -> None:
         """Replace the file with the counts as JSON; after a crash it has the old or the new content, complete."""

@@ -205,7 +205,8 @@ class Loop:
     def _serve(self, serving: ServedModel) -> MicroBatchBuilder:
         self._batch_size.set_bytes_per_reading(serving.bytes_per_reading)
         self._counters.model_version = serving.version
-        # Before the full writes: after a crash in between, this forecaster restarts with the new version.
+        # Save the version before its states are written in full: after a crash in between, this forecaster restarts
+        # with it.
         self._source.save_last_served(serving.version)
         return MicroBatchBuilder(self.session.settings, serving, self.session.owner)
 

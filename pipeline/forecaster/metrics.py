@@ -19,7 +19,11 @@ from pipeline.text.visible_text import visible
 _COUNTERS: Final = (  # attribute of Counters, name without "_total", documentation
     ("readings", "streamgru_readings", "Records of the readings topic that were processed and committed."),
     ("accepted", "streamgru_accepted_readings", "Readings that were stepped into the state of their sensor."),
-    ("duplicates", "streamgru_duplicate_readings", "Readings with the time of a reading that was accepted before."),
+    (
+        "duplicates",
+        "streamgru_duplicate_readings",
+        "Readings with the time of their sensor's last accepted reading, or of a buffered one.",
+    ),
     ("late", "streamgru_late_readings", "Readings older than the last accepted reading of their sensor."),
     (
         "held_lost",

@@ -298,8 +298,9 @@ class Restorer:
             )
         if rebuilt.maybe_skipped:
             logger.error(
-                "partition %d: %d sensors have no readings left before offset %d, the first buffered reading. The "
-                "first remaining reading of each counts as forecast; if it was buffered, it gets no forecast: %s",
+                "partition %d: %d sensors have no readings left before offset %d, the first buffered reading: "
+                "retention deleted their older readings. Whether the first one left was forecast before the crash is "
+                "unknown; it counts as forecast, so it may have no forecast: %s",
                 partition,
                 len(rebuilt.maybe_skipped),
                 position.held_from,

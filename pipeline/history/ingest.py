@@ -28,6 +28,7 @@ from pipeline.kafka.clients import make_consumer
 from pipeline.kafka.offset_range import POLL_RECORDS, OffsetRange, RangeReader, Wording, plan_range
 from pipeline.kafka.time_rule_log import read_time_rules
 from pipeline.settings import Settings
+from pipeline.text.plural import counted
 
 logger = logging.getLogger("streamgru.ingest")
 
@@ -54,7 +55,8 @@ class IngestReport:
 
     def __str__(self) -> str:
         if self.total_offsets:
-            text = f"{self.readings:,} readings from topic {self.topic} in {self.seconds:.1f} s, {self.commits} commits"
+            text = f"{counted(self.readings, 'reading')} from topic {self.topic} in {self.seconds:.1f} s, "
+            text += counted(self.commits, "commit")
         else:
             text = f"nothing new on topic {self.topic}"
         if self.rejected:

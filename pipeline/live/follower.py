@@ -35,6 +35,7 @@ from pipeline.live.view import FOLLOWER, LiveView
 from pipeline.messages import Rejected
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
+from pipeline.text.plural import counted
 
 logger = logging.getLogger("streamgru.live")
 
@@ -190,7 +191,8 @@ class Follower:
         )
         with self._view.locked() as view:
             view.catch_up = None
-        logger.info("read the latest %d forecasts of %d sensors", self._view.forecasts, len(self._view.index.rows))
+        read = counted(self._view.forecasts, "forecast"), counted(len(self._view.index.rows), "sensor")
+        logger.info("read the latest %s of %s", *read)
         missed = [] if self._reset is None else [Published(self._reset, self._cursor.id)]
         self._reset = None
         self._publish(self._cursor.id, missed)

@@ -19,7 +19,8 @@ from pipeline.live.scores import Judged
 from pipeline.live.sensor_table import SensorTable
 from pipeline.surprise import largest_surprise, surprise
 
-_GROWTH: Final = 1.125  # of the rows, if they are full: at most an eighth of their memory is unused
+# Full rows grow by this factor, so at most an eighth of their memory is unused.
+_GROWTH: Final = 1.125
 _FEWEST_ROWS: Final = 1_024
 _BEHIND_MS: Final = 2_000  # a forecast is committed and read well within this time after its sending
 _LOW, _MEDIAN, _HIGH = 0, 1, 2

@@ -206,7 +206,7 @@ def _resolve(settings: type[BaseModel], keys: list[str]) -> tuple[SettingPath, l
         path.append(key if found is None and tables else key.lower())
         if found is not None:
             kinds = _members(found.annotation)
-        elif tables:  # any key; the values have the last type
+        elif tables:  # `dict[str, X]` takes any key, and its values are of type X
             kinds = _members((get_args(tables[0]) or (str,))[-1])
         else:
             kinds = None

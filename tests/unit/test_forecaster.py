@@ -66,10 +66,19 @@ def test_clients_opened_before_a_failed_connection_are_closed(monkeypatch: pytes
     assert closed == ["reader", "watcher"]
 
 
+# These uses need the time of day: the loop compares it with the records' Kafka timestamps, and the metrics report
+# monotonic times as Unix times.
+TIME_OF_DAY = {
+    "loop.py": "self._timings.add_batch(batch.step_s, time.monotonic() - began, batch.sent_ms, time.time())",
+    "metrics.py": "offset_s = time.time() - time.monotonic()",
+}
+
+
 def test_intervals_are_not_measured_with_the_wall_clock() -> None:
     for source in Path(loop.__file__).parent.glob("*.py"):
-        assert "time.time()" not in source.read_text(encoding="utf-8"), source.name
-        assert "default_factory=time.time)" not in source.read_text(encoding="utf-8"), source.name
+        text = source.read_text(encoding="utf-8").replace(TIME_OF_DAY.get(source.name, "\0"), "")
+        assert "time.time()" not in text, source.name
+        assert "default_factory=time.time)" not in text, source.name
 
 
 def attributes_set(function: ast.FunctionDef) -> set[str]:

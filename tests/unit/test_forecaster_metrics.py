@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -52,6 +54,10 @@ def test_the_log_line_counts_dead_letters_in_total_and_by_reason() -> None:
     line = full().line()
     assert " dead_letters=46 " in line
     assert "dead_letters.malformed-json=42" in line
+
+
+def test_the_log_line_shows_only_counts_that_are_not_0() -> None:
+    assert re.fullmatch(r"readings=3 uptime_s=10\S*", Counters(readings=3, started=time.monotonic() - 10).line())
 
 
 def test_added_batches_sum_up_dead_letters_by_reason() -> None:

@@ -28,7 +28,7 @@ def test_a_later_model_must_beat_the_champion() -> None:
     assert decision.promote
     assert decision.reason == (
         "promoted: mean pinball on the held-out tail is 0.4, against 0.5 of the champion, 20.00% lower; "
-        "required was lower"
+        "any lower loss suffices"
     )
     assert not decide(0.5, 0.5, baselines(0.9), PINBALL).promote
     assert not decide(0.6, 0.5, baselines(0.9), PINBALL).promote

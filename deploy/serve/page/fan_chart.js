@@ -126,7 +126,7 @@ export class FanChart {
 
   #drawMarks(plot) {
     this.labels = []; // places that the labels above the plot take: [left, right]
-    if (this.marks.nowMs !== null) this.#mark(plot, this.marks.nowMs, "now", colour("ink"), []);
+    if (this.marks.nowMs !== null) this.#mark(plot, this.marks.nowMs, "last reading", colour("ink"), []);
     for (const swap of this.marks.swaps) this.#mark(plot, swap.ms, `model ${swap.from} → ${swap.to}`, colour("swap"), [5, 4]);
   }
 
