@@ -70,6 +70,7 @@ class LiveView:
 
     def __init__(self, settings: Settings, now_s: Callable[[], float]) -> None:
         self.targets = settings.targets[:MOST_TARGETS]
+        self._columns = [settings.features.index(target) for target in self.targets]  # places in a reading's values
         self.started_s = now_s()
         self._settings = settings
         self.log = Log()
@@ -158,9 +159,9 @@ class LiveView:
             self.rates.count(self._now_s(), readings=arrived, lag=sum(lag.values()) if lag else None)
 
     def add_reading(self, partition: int, offset: int, sent_ms: int, values: tuple[float, ...]) -> None:
-        """Keep a decoded reading until its forecast arrives."""
+        """Keep a decoded reading until its forecast arrives; ``values`` are those of all features of the settings."""
         with self._lock:
-            self.index.readings.add(partition, offset, sent_ms, values[: len(self.targets)])
+            self.index.readings.add(partition, offset, sent_ms, tuple(values[column] for column in self._columns))
 
     def add_forecasts(self, heads: Sequence[ForecastHead], live_from: NDArray[np.int64]) -> Indexed:
         """Add forecasts in offset order per partition, and return their numbers."""

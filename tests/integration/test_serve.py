@@ -47,7 +47,7 @@ SENSORS = [f"sensor/{number}" for number in range(6)]
 @contextlib.contextmanager
 def stream(make: SettingsFactory, folder: Path) -> Iterator[tuple[Settings, FolderChampion]]:
     """Topics and a running forecaster."""
-    settings = make(features=("a", "b"), targets=("a",), horizon_steps=3, serve={"refresh_s": 0.0})
+    settings = make(features=("b", "a"), targets=("a",), horizon_steps=3, serve={"refresh_s": 0.0})
     ensure_topics(settings)
     champion = FolderChampion(folder / "champion", settings)
     champion.promote(1, small_forecaster(settings))

@@ -49,6 +49,17 @@ def served() -> Iterator[TestClient]:
         yield client
 
 
+def test_a_target_is_compared_with_its_own_value_wherever_it_stands_among_the_features() -> None:
+    process = ServeProcess(Settings(features=("other", "value"), targets=("value",)))
+    for offset in range(2):
+        process.view.add_reading(0, offset, 1_000, (500.0, 4.0))
+        one = head("a", offset)._replace(issued_at_us=offset * 3_600_000_000)
+        process.view.add_forecasts([one], np.zeros(8, np.int64))
+    with client_of(process) as client:
+        row = client.get("/api/sensor", params={"sensor": "a"}).json()
+    assert (row["target"], row["value"], row["surprise"]) == ("value", 4.0, 0.0)
+
+
 # --- access -----------------------------------------------------------------------------------------------------------
 
 
