@@ -72,7 +72,7 @@ export class OperationView {
     put("delay", milliseconds(status.delay_p50_ms), "last 60 seconds");
     put("slow", milliseconds(status.delay_p99_ms), "last 60 seconds");
     put("sensors", count(status.sensors));
-    put("champion", status.champion === null ? "–" : `version ${status.champion}`, counted(status.swaps, "swap"));
+    put("champion", status.champion === null ? "–" : `version ${status.champion}`, counted(status.swaps, "partition swap"));
     put("letters", count(status.dead_letters));
     const behind = status.catching_up;
     const opened = Math.max(0, this.connection.reopens);
