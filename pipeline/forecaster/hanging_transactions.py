@@ -5,7 +5,8 @@ committed offsets wait for it too. There are two kinds:
 
 1. A transaction ended, but one partition has no marker. A broker that restarts while markers are written can leave out
    a partition without a leader (Kafka 4.3). Only the producer of the transaction can end it there. A forecaster does so
-   after it has opened its producer: ``was_committed`` before, then ``resolve_hanging``.
+   after it has opened its producer: ``was_committed`` before, then ``resolve_hanging``. The partition can also be the
+   one of ``__consumer_offsets`` with the group's offsets.
 2. The forecaster of an open transaction died, and no forecaster has started with its name. The brokers abort it after
    the transaction timeout, at a check that they make every 10 s by default. A forecaster that restores does so at once
    with ``abort_hanging_transactions``, which opens a producer with the same id. This is safe, because a forecaster that
@@ -19,7 +20,7 @@ from typing import Final
 
 import kafka.errors as client_errors
 from kafka import KafkaProducer, TopicPartition
-from kafka.admin import AbortTransactionSpec, KafkaAdminClient
+from kafka.admin import AbortTransactionSpec, KafkaAdminClient, ProducerState
 
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.instance import CLIENT_PREFIX
@@ -33,6 +34,8 @@ logger = logging.getLogger("streamgru.hanging_transactions")
 # to 400 ms.
 REQUEST_TIMEOUT_MS: Final = 3_000
 QUERY_RETRY_S: Final = 0.1  # seconds between two queries for the outcome of a transaction
+
+OFFSETS_TOPIC: Final = "__consumer_offsets"  # Kafka's own topic with the offsets of all groups
 
 _COMMITTED: Final = ("PrepareCommit", "CompleteCommit")
 _ONGOING: Final = "Ongoing"
@@ -69,9 +72,9 @@ def was_committed(settings: Settings, transactional_id: str) -> bool:
 
 
 def resolve_hanging(
-    producer: KafkaProducer, admin: KafkaAdminClient, topics: Iterable[str], *, committed: bool
+    producer: KafkaProducer, admin: KafkaAdminClient, topics: Iterable[str], group_id: str, *, committed: bool
 ) -> None:
-    """End the hanging transaction of a producer in these topics, as it ended in its other partitions.
+    """End the hanging transaction of a producer in these topics and in the group's offsets, as it ended elsewhere.
 
     It does nothing if the brokers do not list open transactions: a partition has no leader, or this login may not ask.
 
@@ -82,39 +85,54 @@ def resolve_hanging(
     Raises:
         kafka.errors.KafkaError: a hanging transaction could not be ended.
     """
-    try:
-        partitions = [
-            TopicPartition(topic, partition) for topic in topics for partition in sorted(producer.partitions_for(topic))
-        ]
-        found = admin.describe_producers(partitions)
-    except client_errors.KafkaError as error:
-        logger.debug("the brokers do not list open transactions: %s", error)
-        return
     own_id = producer_id(producer)
-    hanging = {
-        partition: active
-        for partition, state in found.items()
-        for active in state.active_producers
-        if active.producer_id == own_id and active.current_transaction_start_offset >= 0
-    }
-    if not hanging:
+    hanging = _open_transactions(admin, topics, own_id)
+    offsets_hang = bool(_open_transactions(admin, [OFFSETS_TOPIC], own_id))
+    if not (hanging or offsets_hang):
         return
     logger.warning(
         "the last transaction is hanging in %s; ending it as in the other partitions: %s",
-        ", ".join(f"{at.topic}-{at.partition}" for at in hanging),
+        ", ".join([f"{at.topic}-{at.partition}" for at in hanging] + [f"the offsets of {group_id}"] * offsets_hang),
         "committed" if committed else "aborted",
     )
-    if committed:
-        # The next marker of the producer decides, so commit a transaction without records in these partitions.
-        producer.begin_transaction()
-        for partition in hanging:
-            add_to_transaction(producer, partition)
-        producer.commit_transaction()
-    else:
+    if not committed:
         for partition, active in hanging.items():
             # With the epoch of the partition's last marker: its broker refuses a marker of an earlier epoch.
             marker = AbortTransactionSpec(partition, own_id, active.producer_epoch, active.coordinator_epoch)
             admin.abort_transaction(marker)
+        hanging = {}
+    # The next marker of the producer decides, so end a transaction without records in these partitions. It also names
+    # the group if a login may not ask about the offsets: a marker without an open transaction changes nothing.
+    producer.begin_transaction()
+    for partition in hanging:
+        add_to_transaction(producer, partition)
+    producer.send_offsets_to_transaction({}, group_id)
+    if committed:
+        producer.commit_transaction()
+    else:
+        producer.abort_transaction()
+
+
+def _open_transactions(
+    admin: KafkaAdminClient, topics: Iterable[str], own_id: int
+) -> dict[TopicPartition, ProducerState]:
+    """The partitions of the topics in which the producer has an open transaction; empty if the brokers do not tell."""
+    try:
+        partitions = [
+            TopicPartition(found["name"], partition["partition_index"])
+            for found in admin.describe_topics(list(topics))
+            for partition in found["partitions"]
+        ]
+        described = admin.describe_producers(partitions)
+    except client_errors.KafkaError as error:
+        logger.debug("the brokers do not list open transactions: %s", error)
+        return {}
+    return {
+        partition: active
+        for partition, state in described.items()
+        for active in state.active_producers
+        if active.producer_id == own_id and active.current_transaction_start_offset >= 0
+    }
 
 
 # --- of dead forecasters ----------------------------------------------------------------------------------------------

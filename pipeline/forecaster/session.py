@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import kafka.errors as client_errors
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from pipeline.errors import BrokerUnreachable, OffsetsLost
@@ -254,9 +254,12 @@ class Session:
         if topics.flat_forecasts is not None:
             written.append(topics.flat_forecasts)
         producer = make_producer(self.settings, transactional_id=transactional_id)
-        return KafkaTransport(
-            producer, topics.readings, lambda made: resolve_hanging(made, self._admin, written, committed=committed)
-        )
+        group_id = self.settings.forecaster.group_id
+
+        def resolve(made: KafkaProducer) -> None:
+            resolve_hanging(made, self._admin, written, group_id, committed=committed)
+
+        return KafkaTransport(producer, topics.readings, resolve)
 
 
 def _close(client: KafkaConsumer | Committer) -> None:
