@@ -27,6 +27,16 @@ class FiniteRange(click.FloatRange):
 POSITIVE: Final = FiniteRange(min=0, min_open=True)
 
 
+def health_port_option(setting: str) -> Callable[[Command], Command]:
+    """`--health-port`; ``setting`` names the setting that it overrides."""
+    return click.option(
+        "--health-port",
+        type=click.IntRange(1, 65_535),
+        metavar="PORT",
+        help=f"Answer GET /healthz, /readyz and /metrics on this port; by default {setting} of the settings, if set.",
+    )
+
+
 def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator for several options, in the order of the help."""
     return lambda command: reduce(lambda command, option: option(command), reversed(options), command)

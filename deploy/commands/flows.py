@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeE
 
 from deploy.context import Context
 from deploy.literal_console import TaskText, make_console
-from deploy.option_types import training_options
+from deploy.option_types import health_port_option, training_options
 from deploy.terminal_text import say
 from flows.orchestrator import connect, run_once
 from flows.progress import Progress as FlowProgress
@@ -60,13 +60,7 @@ def retrain(context: Context, /, **options: Any) -> None:
 
 
 @click.command()
-@click.option(
-    "--health-port",
-    type=click.IntRange(1, 65_535),
-    metavar="PORT",
-    help="Answer GET /healthz, /readyz and /metrics on this port; by default schedules.health_port of the settings, if "
-    "set.",
-)
+@health_port_option("schedules.health_port")
 @click.pass_obj
 def schedule(context: Context, health_port: int | None) -> None:
     """Serve ingest, retraining and the monitor on the schedules in the settings, until SIGTERM or Ctrl-C.

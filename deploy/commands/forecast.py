@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from deploy.context import Context
-from deploy.option_types import FiniteRange
+from deploy.option_types import FiniteRange, health_port_option
 
 
 @click.command()
@@ -28,13 +28,7 @@ from deploy.option_types import FiniteRange
     metavar="SECONDS",
     help="End with an error if readings wait and no transaction commits for SECONDS. An idle forecaster keeps running.",
 )
-@click.option(
-    "--health-port",
-    type=click.IntRange(1, 65_535),
-    metavar="PORT",
-    help="Answer GET /healthz, /readyz and /metrics on this port; by default forecaster.health_port of the settings, "
-    "if set.",
-)
+@health_port_option("forecaster.health_port")
 @click.option(
     "--stats",
     type=click.Path(dir_okay=False, path_type=Path),

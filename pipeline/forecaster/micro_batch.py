@@ -247,7 +247,7 @@ class MicroBatchBuilder:
 
 
 def _sent_ms(records: Sequence[Record], accepted_offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The Kafka timestamps of those records whose readings were accepted."""
+    """The Kafka timestamps of the records with accepted readings."""
     found = np.fromiter((record.timestamp for record in records), np.int64, len(records))
     if len(accepted_offsets) == len(records) and accepted_offsets.min() >= records[0].offset:
         return found  # in most batches: all records were accepted
