@@ -3,7 +3,10 @@
 Letters: B sensors, T steps, I inputs, H hidden, L layers, O outputs.
 """
 
+import torch
 from torch import Tensor, nn
+
+from . import gru_gradient
 
 
 class GRUModel(nn.Module):
@@ -49,6 +52,8 @@ class GRUModel(nn.Module):
 
     def unroll(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's hidden states (B, T, H) over ``x`` (B, T, I) from ``h`` (L, B, H), and the next ``h``."""
+        if torch.is_grad_enabled() and x.device.type == "cpu":
+            return gru_gradient.unroll(x, h, self.gru.all_weights, self.gru.dropout if self.training else 0.0)
         hidden, h = self.gru(x, h)
         return hidden, h
 

@@ -109,3 +109,29 @@ def test_a_call_changes_no_state_of_the_model() -> None:
         first = model(x)
         model.step(torch.randn(4, 3), torch.randn(2, 4, 8))
         assert torch.equal(model(x), first)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_written_out_gradient_equals_that_of_autograd(layers: int) -> None:
+    torch.manual_seed(0)
+    model = GRUModel(5, 8, 3, num_layers=layers).double()
+    x = torch.randn(4, 9, 5, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(layers, 4, 8, dtype=torch.float64, requires_grad=True)
+    weights = [x, h, *model.gru.parameters()]
+    of_states, of_last = torch.randn(4, 9, 8, dtype=torch.float64), torch.randn(layers, 4, 8, dtype=torch.float64)
+
+    def gradients(found: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad((found[0] * of_states).sum() + (found[1] * of_last).sum(), weights)
+
+    found, expected = model.unroll(x, h), model.gru(x, h)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found), gradients(expected))
+
+
+def test_dropout_between_layers_acts_in_training_alone() -> None:
+    torch.manual_seed(0)
+    model = GRUModel(5, 8, 3, num_layers=2, dropout=0.5)
+    x, h = torch.randn(4, 9, 5), model.zeros(4)
+    assert not torch.equal(model.unroll(x, h)[0], model.unroll(x, h)[0])
+    model.eval()
+    torch.testing.assert_close(model.unroll(x, h), model.gru(x, h), atol=1e-6, rtol=0)
