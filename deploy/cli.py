@@ -63,6 +63,9 @@ COMMANDS = {
 RENAMED = {"replay": "publish"}
 
 
+TRAINING_COMMANDS = ("retrain", "backtest")  # the commands that `torchrun` may start
+
+
 class LazyGroup(RenamingGroup):
     """A group that imports the module of a command when the command runs."""
 
@@ -104,6 +107,11 @@ def streamgru(ctx: click.Context, settings_file: Path | None, verbose: bool, end
     from pipeline.settings import SETTINGS_FILE_VARIABLE
 
     set_up_logging(verbose)
+    if "TORCHELASTIC_RUN_ID" in os.environ and ctx.invoked_subcommand not in TRAINING_COMMANDS:
+        raise click.UsageError(
+            f"torchrun spreads the training of `streamgru {'` and `streamgru '.join(TRAINING_COMMANDS)}`; "
+            f"run `streamgru {ctx.invoked_subcommand}` without it"
+        )
     if os.getpid() == 1:
         # Without a handler, process 1 of a container ignores SIGTERM. Some commands replace this handler.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -162,9 +170,23 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
+def _follow() -> None:
+    """If ``torchrun`` started this process to take part in another one's training, do only that, and exit."""
+    from model.distributed import follows
+
+    if follows():
+        from model.training import follow
+
+        follow()
+        sys.exit(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 for success, 1 for an error, 2 for wrong usage or settings, 130 for Ctrl-C."""
     replace_unencodable()
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if under_torchrun:
+        _follow()
     try:
         outcome = streamgru.main(arguments, prog_name="streamgru", standalone_mode=False)
     except click.ClickException as error:
@@ -181,6 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
+    if under_torchrun:
+        from model.distributed import dismiss
+
+        dismiss()
     # After ctx.exit(code), `main` returns the code.
     sys.exit(outcome if isinstance(outcome, int) else 0)
 

@@ -15,18 +15,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .device_data import LARGEST_LABEL, DataSet, DeviceData, Gathered, LaneBounds
 from .forecaster import UNKNOWN_SENSOR, Forecaster
-from .inputs import SMALLEST_SCALE, PreparedSequences, input_size, past_size
+from .inputs import SMALLEST_SCALE, PreparedSequences
 from .sequences import Sequences
 
 # Steps of a lane: enough to carry a state for weeks, and few enough that some months of a sensor give several lanes.
 LANE_STEPS: Final = 1_152
-# Largest distance of a label from the level, in scales. If a sensor's season is not the configured one, its scale
-# shrinks while it is constant, and its next labels could be 1e8 scales away: a few of them would decide the loss and
-# the best epoch. The largest label in the benchmarks' data sets is 229.
-LARGEST_LABEL: Final = 256.0
-# Steps of the pieces that validation takes from lanes, if all lanes together have more steps than it may take.
-_PIECE_STEPS: Final = 2_048
+# Steps of the pieces that validation cuts lanes into, and their number if the lanes are long enough.
+_SHORTEST_PIECE: Final = 256
+_LONGEST_PIECE: Final = 2_048
+_PIECES: Final = 64
 # Share of the steps in cold-start lanes (see ``LanePool``).
 _COLD_START_PART: Final = 0.1
 
@@ -54,13 +53,7 @@ class Chunk:
     labels: Tensor  # (B, S, K, h) less the level, in scales; 0 if there is no label
     valid: Tensor  # (B, S, K, h) float: 1 for a label, 0 for none
     steps: int  # number of steps in all lanes, without padding
-
-    def to(self, device: torch.device) -> "Chunk":
-        """The chunk on a device."""
-        x, past, rows, labels, valid = (
-            tensor.to(device, non_blocking=True) for tensor in (self.x, self.past, self.rows, self.labels, self.valid)
-        )
-        return Chunk(x, past, rows, self.scored, labels, valid, self.steps)
+    labelled: bool  # False only if no label is valid; known without waiting for the device
 
 
 def chunk_count(lanes: list[Lane], steps: int) -> int:
@@ -68,52 +61,105 @@ def chunk_count(lanes: list[Lane], steps: int) -> int:
     return -(-max(lane.hi - lane.lo for lane in lanes) // steps)
 
 
-def chunks(lanes: list[Lane], steps: int, stride: int = 1, first: int = 0) -> Iterator[Chunk]:
+def chunks(
+    lanes: list[Lane],
+    steps: int,
+    stride: int = 1,
+    first: int = 0,
+    data: DeviceData | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Chunk]:
     """The steps of B lanes, ``steps`` at a time; the caller carries the state from one chunk to the next.
+
+    Lanes of one data set lie side by side in a chunk, otherwise in the order given.
 
     Args:
         lanes: B lanes.
         steps: T of all chunks but the last.
         stride: every ``stride``-th step has labels, or the last step of a shorter chunk.
         first: number of chunks to skip.
+        data: where the chunks are gathered; by default on the CPU.
+        share: rank and number of the processes that share the lanes; a process without a lane gets an empty one. The
+            fields ``steps`` and ``labelled`` of a chunk count the lanes of all processes.
     """
+    rank, size = share
+    data = data or DeviceData(torch.device("cpu"))
+    everyone = [_Group(data[found[0].prepared], found) for found in _by_data_set(lanes)]
+    groups = everyone
+    if size > 1:
+        own = lanes[rank::size] or [replace(lanes[0], hi=lanes[0].lo, loss_from=lanes[0].lo)]
+        groups = [_Group(data[found[0].prepared], found) for found in _by_data_set(own)]
+    rows = data.move([lane.row for group in groups for lane in group.lanes])
     longest = max(lane.hi - lane.lo for lane in lanes)
     for begin in range(first * steps, longest, steps):
         T = min(steps, longest - begin)
-        yield _chunk(lanes, begin, T, slice(min(stride, T) - 1, None, stride))
+        scored = slice(min(stride, T) - 1, None, stride)
+        parts = [group.gather(begin, T, scored) for group in groups]
+        whole = parts[0] if len(parts) == 1 else _joined(parts)
+        yield Chunk(
+            whole.x,
+            whole.past,
+            rows,
+            scored,
+            whole.labels,
+            whole.valid,
+            sum(group.steps(begin, T) for group in everyone),
+            any(group.labelled(begin, T) for group in everyone),
+        )
 
 
-def _chunk(lanes: list[Lane], begin: int, T: int, scored: slice) -> Chunk:
-    B, S = len(lanes), len(range(T)[scored])
-    config = lanes[0].prepared.past.config
-    x = np.zeros((B, T, input_size(config)), np.float32)
-    past = np.zeros((B, T, past_size(config)), np.float32)
-    labels = np.full((B, S, config.target_count, config.horizon_steps), np.nan, np.float32)
-    within = begin + np.arange(T)
-    steps = 0
-    for prepared in {id(lane.prepared): lane.prepared for lane in lanes}.values():
-        index = np.array([lane.lo if lane.prepared is prepared else -1 for lane in lanes])[:, None] + within
-        ends = np.array([lane.hi if lane.prepared is prepared else -1 for lane in lanes])[:, None]
-        taken = index < ends
-        x[taken] = prepared.x[index[taken]]
-        past[taken] = prepared.past_inputs(index[taken])
-        steps += int(taken.sum())
-    for row, lane in enumerate(lanes):
-        steps_scored = lane.lo + begin + np.arange(T)[scored]
-        there = np.flatnonzero((steps_scored >= lane.loss_from) & (steps_scored < lane.hi))
-        if len(there):
-            lo, hi = int(steps_scored[there[0]]), int(steps_scored[there[-1]]) + 1
-            labels[row, there] = scaled_labels(lane.prepared, lo, hi, lane.until_us, scored.step)
-    valid = ~np.isnan(labels)
-    return Chunk(
-        torch.from_numpy(x),
-        torch.from_numpy(past),
-        torch.tensor([lane.row for lane in lanes]),
-        scored,
-        torch.from_numpy(np.where(valid, labels, np.float32(0.0))),
-        torch.from_numpy(valid.astype(np.float32)),
-        steps,
-    )
+def _by_data_set(lanes: list[Lane]) -> list[list[Lane]]:
+    found: dict[int, list[Lane]] = {}
+    for lane in lanes:
+        found.setdefault(id(lane.prepared), []).append(lane)
+    return list(found.values())
+
+
+def _joined(parts: list[Gathered]) -> Gathered:
+    fields = ("x", "past", "labels", "valid")
+    return Gathered(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+
+
+class _Group:
+    """Lanes of one data set, with their bounds on the device."""
+
+    def __init__(self, data_set: DataSet, lanes: list[Lane]) -> None:
+        sequences = lanes[0].prepared.sequences
+        lo = np.array([lane.lo for lane in lanes])
+        sensors = np.searchsorted(sequences.starts, lo, side="right") - 1
+        until = {lane.until_us for lane in lanes}
+        label_end = {
+            (sensor, until_us): sequences.span(sensor, None, until_us)[1]
+            for until_us in until
+            for sensor in np.unique(sensors).tolist()
+        }
+        self.lanes = lanes
+        self._regular = data_set.regular[sensors]
+        self._data_set = data_set
+        self._horizon_steps = lanes[0].prepared.past.config.horizon_steps
+        self._bounds = LaneBounds(
+            lo,
+            np.array([lane.hi for lane in lanes]),
+            np.array([lane.loss_from for lane in lanes]),
+            np.array([label_end[s, lane.until_us] for s, lane in zip(sensors.tolist(), lanes, strict=True)]),
+        )
+        self._placed = data_set.place(self._bounds)
+
+    def gather(self, begin: int, T: int, scored: slice) -> Gathered:
+        return self._data_set.gather(self._placed, begin, T, scored, regular=bool(self._regular.all()))
+
+    def steps(self, begin: int, T: int) -> int:
+        """The number of steps in the chunk, without padding."""
+        return int((self._bounds.hi - self._bounds.lo - begin).clip(0, T).sum())
+
+    def labelled(self, begin: int, T: int) -> bool:
+        """Whether the chunk may have labels: a step with a loss, and later a value of a target within its horizon."""
+        bounds = self._bounds
+        first = np.maximum(bounds.lo + begin, bounds.loss_from)
+        end = np.minimum(bounds.lo + begin + T, bounds.hi)
+        furthest = np.where(self._regular, np.minimum(end + self._horizon_steps, bounds.label_end), bounds.label_end)
+        with_loss = first < end
+        return bool(self._data_set.values_between(first[with_loss] + 1, furthest[with_loss]).any())
 
 
 def scaled_labels(prepared: PreparedSequences, lo: int, hi: int, until_us: int, stride: int = 1) -> NDArray[np.float64]:
@@ -182,6 +228,11 @@ class LanePool:
         names = tuple(str(number) for number in range(len(starts) - 1))
         prepared = forecaster.prepare(sequences.select(np.concatenate(index), np.array(starts, np.int64), names))
         return [Lane(prepared, lo, hi, UNKNOWN_SENSOR, lo, self._until_us) for lo, hi in itertools.pairwise(starts)]
+
+    @property
+    def lanes(self) -> int:
+        """About the number of lanes in a pass."""
+        return len(self._cold_lanes) + self.steps // self._length
 
     def passes(self, batch: int, burn_in: int, unknown: float) -> Iterator[list[Lane]]:
         """An endless stream of groups of at most ``batch`` lanes; each pass has other cuts and another order.
@@ -258,7 +309,8 @@ def evaluation_lanes(
     """Lanes over the steps from ``start_us`` up to ``end_us``, each warmed up before its first label.
 
     A sensor without a target value in that time has no lane. If the lanes hold more than ``most_steps`` steps, some
-    sensors are left out. If the remaining lanes still hold more, pieces evenly spaced in time replace them.
+    sensors are left out. The lanes are cut into pieces; if these still hold more steps, pieces evenly spaced in time
+    remain.
     """
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)
@@ -279,13 +331,14 @@ def evaluation_lanes(
             by_sensor.append(lanes)
     chosen = by_sensor[:: _keep_every(itertools.chain.from_iterable(by_sensor), most_steps)]
     lanes = list(itertools.chain.from_iterable(chosen))
-    if _keep_every(lanes, most_steps) == 1:
-        return lanes
+    # Pieces side by side take less time than one long lane after the other, in spite of their warm-ups.
+    total = sum(lane.hi - lane.loss_from for lane in lanes)
+    piece_steps = min(_LONGEST_PIECE, max(2 * run_up, _SHORTEST_PIECE, total // _PIECES))
     pieces = [
-        replace(lane, lo=max(lane.lo, first - run_up), hi=min(first + _PIECE_STEPS, lane.hi), loss_from=first)
+        replace(lane, lo=max(lane.lo, first - run_up), hi=min(first + piece_steps, lane.hi), loss_from=first)
         for lane in lanes
-        for first in range(lane.loss_from, lane.hi, _PIECE_STEPS)
-        if not np.isnan(sequences.values[first : min(first + _PIECE_STEPS, lane.hi), columns]).all()
+        for first in range(lane.loss_from, lane.hi, piece_steps)
+        if not np.isnan(sequences.values[first : min(first + piece_steps, lane.hi), columns]).all()
     ]
     return pieces[:: _keep_every(pieces, most_steps)]
 

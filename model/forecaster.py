@@ -136,16 +136,36 @@ class Forecaster(nn.Module):
             h: (L, B, H) the state before the steps; zeros for a blank one.
             scored: S of the T steps.
         """
+        raw, h = self.unroll_raw(x, past, rows, h, scored)
+        return self.uncrossed(raw), h
+
+    def unroll_raw(
+        self, x: Tensor, past: Tensor, rows: Tensor, h: Tensor, scored: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Raw outputs (B, S, K·Q·h) in place of the quantiles of ``unroll``, and the state after all T steps."""
+        hidden, h = self.gru.unroll(self._with_sensor(x, rows), h)
+        return self.raw(hidden[:, scored], x[:, scored], past[:, scored]), h
+
+    def advance(self, x: Tensor, rows: Tensor, h: Tensor) -> Tensor:
+        """The state (L, B, H) after all T steps; the arguments are those of ``unroll``."""
+        _, h = self.gru.unroll(self._with_sensor(x, rows), h)
+        return h
+
+    def _with_sensor(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The core's inputs: those of each step, and the vector of its sensor."""
         known = self.embedding(rows)[:, None].expand(-1, x.shape[1], -1)
-        hidden, h = self.gru.unroll(torch.cat([x, known], dim=2), h)
-        return self.quantiles(hidden[:, scored], x[:, scored], past[:, scored]), h
+        return torch.cat([x, known], dim=2)
 
     def quantiles(self, hidden: Tensor, x: Tensor, past: Tensor) -> Tensor:
         """(..., K, Q, h) from the last layer's hidden states (..., H) and the steps' inputs; they never cross."""
+        return self.uncrossed(self.raw(hidden, x, past))
+
+    def raw(self, hidden: Tensor, x: Tensor, past: Tensor) -> Tensor:
+        """(..., K·Q·h) raw outputs from the last layer's hidden states (..., H) and the steps' inputs."""
         raw = self.gru.predict(self.dropout(hidden))
         if self.skip is not None:
             raw = raw + self.skip(torch.cat([x, past], dim=-1))
-        return self.uncrossed(raw)
+        return raw
 
     def uncrossed(self, raw: Tensor) -> Tensor:
         """(..., K, Q, h) quantiles in order from raw outputs (..., K·Q·h).

@@ -132,7 +132,7 @@ class Past:
         steps, run = self.steps[index], self.run[index]
         phase = (steps - 1) % season
         own = phase * slots // season
-        around, last_phase = _slots_around(season, slots)
+        around, last_phase = slots_around(season, slots)
         slot = around[own]
         since = phase[:, None] - last_phase[own]  # steps since the slot was last visited
         since[since < 0] += season
@@ -147,7 +147,7 @@ class Past:
 
 
 @cache
-def _slots_around(season: int, slots: int) -> tuple[Indexes, Indexes]:
+def slots_around(season: int, slots: int) -> tuple[Indexes, Indexes]:
     """(P, P): the slots from the one after each slot around to itself; and each slot's last step in the season."""
     around = (np.arange(slots)[:, None] + 1 + np.arange(slots)) % slots
     return around, -(-(around + 1) * season // slots) - 1

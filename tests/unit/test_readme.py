@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from deploy.cli import COMMANDS, streamgru
+from deploy.cli import COMMANDS, TRAINING_COMMANDS, streamgru
 from pipeline.dead_letter_form import REASONS, dead_letter
 from pipeline.event_headers import forecast_headers
 from pipeline.flat_forecasts import flat_columns
@@ -109,6 +109,9 @@ def test_every_line_of_a_bash_block_is_a_command_that_a_test_knows(document: Doc
             check_files(arguments)
         elif program.endswith("/python"):
             check_module(arguments)
+        elif program.endswith("/torchrun"):
+            module, command = arguments[arguments.index("-m") + 1 :]
+            assert (module, command in TRAINING_COMMANDS) == ("deploy.cli", True)
         elif program in ("docker", "kubectl"):
             check_files(arguments)
         else:

@@ -1,0 +1,268 @@
+"""The prepared steps of data sets as tensors on the training's device, where chunks are gathered by index.
+
+Nothing here waits for the device: shapes and branches depend on the host's arrays alone. A data set too large for a
+GPU's memory stays on the host, and its chunks are copied through pinned memory.
+
+Letters: B lanes, T steps of a chunk, S steps of it with labels, N steps of a data set, D inputs of a step, F features,
+K targets, R lags, P profile slots, h horizon steps.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .inputs import LARGEST_INPUT, SMALLEST_SCALE, PreparedSequences, past_size, slots_around
+from .normaliser import profile_slots
+from .sequences import Sequences
+
+# Largest distance of a label from the level, in scales. If a sensor's season is not the configured one, its scale
+# shrinks while it is constant, and its next labels could be 1e8 scales away: a few of them would decide the loss and
+# the best epoch. The largest label in the benchmarks' data sets is 229.
+LARGEST_LABEL: Final = 256.0
+# Share of a GPU's free memory that the data sets may take; the rest is for weights, gradients and chunks.
+_MEMORY_PART: Final = 0.5
+
+# Numbers (4 bytes each) of past inputs, and of labels, that are computed once for all steps of a data set. In a larger
+# one they are computed for each chunk.
+_MOST_KEPT_NUMBERS: Final = 1 << 26
+_PIECE_STEPS: Final = 4_096
+
+Indexes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LaneBounds:
+    """Bounds of B lanes of one data set, as indexes of its steps."""
+
+    lo: Indexes  # (B,) first step
+    hi: Indexes  # (B,) end
+    loss_from: Indexes  # (B,) first step with labels
+    label_end: Indexes  # (B,) end of the steps that may be labels
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """T steps of B lanes, on the training's device; padding is 0 and has no valid labels."""
+
+    x: Tensor  # (B, T, D)
+    past: Tensor  # (B, T, K·(R+P))
+    labels: Tensor  # (B, S, K, h) less the level, in scales; 0 if there is no label
+    valid: Tensor  # (B, S, K, h) float: 1 for a label, 0 for none
+
+
+class DeviceData:
+    """The data sets of one training, each copied to the device once; on a CPU they share the arrays' memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sets: dict[int, DataSet] = {}
+
+    def __getitem__(self, prepared: PreparedSequences) -> "DataSet":
+        """The tensors of a data set."""
+        found = self._sets.get(id(prepared))
+        if found is None:
+            found = DataSet(prepared, self.device if self._fits(prepared) else torch.device("cpu"), self.device)
+            self._sets[id(prepared)] = found
+        return found
+
+    def _fits(self, prepared: PreparedSequences) -> bool:
+        if self.device.type != "cuda":
+            return self.device.type == "cpu"  # other devices may have no float64
+        return _bytes(prepared) < _MEMORY_PART * torch.cuda.mem_get_info(self.device)[0]
+
+    def move(self, values: Any) -> Tensor:
+        """A small tensor on the device, from a sequence of numbers."""
+        return torch.as_tensor(values).to(self.device, non_blocking=True)
+
+
+class DataSet:
+    """One data set's steps as tensors on ``home``; ``gather`` gives its results on ``target``."""
+
+    def __init__(self, prepared: PreparedSequences, home: torch.device, target: torch.device) -> None:
+        sequences, past = prepared.sequences, prepared.past
+        self._prepared = prepared  # keeps the arrays alive whose memory the tensors share
+        self._home, self._target = home, target
+        self._config = past.config
+        self._x = _tensor(prepared.x, home)
+        self._level, self._scale = _tensor(prepared.level, home), _tensor(prepared.scale, home)
+        self._last, self._shape = _tensor(past.last, home), _tensor(past.shape, home)
+        self._begin, self._steps = _tensor(past.begin, home), _tensor(past.steps, home)
+        columns = list(past.config.target_indices)
+        every = columns == list(range(len(sequences.features)))
+        self._values = _tensor(sequences.values if every else sequences.values[:, columns], home)
+        self.regular = _regular_sensors(sequences)
+        self._search = (
+            None if self.regular.all() else _ReadingSearch(sequences, self.regular, past.config.horizon_steps, home)
+        )
+        slots, season = profile_slots(past.config), past.config.season_steps
+        self._around = [_tensor(table, home) for table in slots_around(season, slots)] if slots else []
+        self._kept_past, self._kept_labels = self._computed_once()
+        # (N+1,) number of steps with a value of a target before each step
+        finite = np.isfinite(sequences.values[:, columns]).any(axis=1)
+        self._value_count = np.concatenate([np.zeros(1, np.int32), np.cumsum(finite, dtype=np.int32)])
+
+    def values_between(self, first: Indexes, end: Indexes) -> Indexes:
+        """(...,) number of steps in [first, end) that have a value of a target; 0 for an empty range."""
+        return np.asarray(self._value_count[np.maximum(first, end)] - self._value_count[first], np.int64)
+
+    def place(self, bounds: LaneBounds) -> list[Tensor]:
+        """The bounds on the device that holds the data set, for ``gather``."""
+        return [_tensor(array, self._home) for array in (bounds.lo, bounds.hi, bounds.loss_from, bounds.label_end)]
+
+    def gather(self, placed: list[Tensor], begin: int, T: int, scored: slice, *, regular: bool) -> Gathered:
+        """The steps ``begin`` to ``begin + T`` of the lanes ``placed``, and the labels of the ``scored`` ones.
+
+        Args:
+            regular: whether all lanes are of ``regular`` sensors.
+        """
+        lo, hi, loss_from, label_end = (bound[:, None] for bound in placed)
+        index = lo + (begin + torch.arange(T, device=self._home))
+        there = index < hi
+        step = torch.where(there, index, lo)
+        x = self._x[step].masked_fill_(~there[..., None], 0.0)
+        past = self._past(step) if self._kept_past is None else self._kept_past[step]
+        past.masked_fill_(~there[..., None], 0.0)
+        with_loss = (there & (index >= loss_from))[:, scored]
+        labels, valid = self._labels(step[:, scored], with_loss, label_end[..., None], regular)
+        return Gathered(*map(self._moved, (x, past, labels, valid)))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """The tensor on the training's device; copies to a GPU overlap with its work."""
+        if self._target.type == "cuda" and self._home.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._target, non_blocking=True)
+
+    def _computed_once(self) -> tuple[Tensor | None, Tensor | None]:
+        """(N, K·(R+P)) of ``_past`` and (N, K, h) of ``_scaled`` for all steps; None if they take much memory."""
+        config, steps = self._config, len(self._steps)
+        past: Tensor | None = None
+        labels: Tensor | None = None
+        # In pieces, because intermediate results are in float64.
+        if steps * past_size(config) <= _MOST_KEPT_NUMBERS:
+            past = torch.cat([self._past(step) for step in self._pieces()]) if steps else None
+        if self._search is None and steps * config.target_count * config.horizon_steps <= _MOST_KEPT_NUMBERS:
+            ahead = torch.arange(1, config.horizon_steps + 1, device=self._home)
+            found = [self._scaled(step, (step[..., None] + ahead).clamp_(max=steps - 1)) for step in self._pieces()]
+            labels = torch.cat(found) if steps else None
+        return past, labels
+
+    def _pieces(self) -> list[Tensor]:
+        steps = torch.arange(len(self._steps), device=self._home)
+        return [steps[first : first + _PIECE_STEPS] for first in range(0, len(steps), _PIECE_STEPS)]
+
+    def _past(self, step: Tensor) -> Tensor:
+        """(..., K·(R+P)) lags and profile in units of each step's scale, with the bits of ``Past.inputs``."""
+        R, K = self._config.lag_steps, self._config.target_count
+        unit = _reciprocal(self._scale[step])[..., None]  # (..., K, 1)
+        back = step[..., None, None] - torch.arange(R, device=self._home)
+        at = torch.maximum(back, self._begin[step][..., None])  # (..., K, R)
+        lags = self._last.flatten()[at * K + torch.arange(K, device=self._home)[:, None]]
+        parts = [(lags - self._level[step][..., None]) * unit]
+        if self._around:
+            parts.append(self._profiles(step) * unit)
+        return torch.cat(parts, dim=-1).float().clamp_(-LARGEST_INPUT, LARGEST_INPUT).flatten(-2)
+
+    def _profiles(self, step: Tensor) -> Tensor:
+        """(..., K, P): the profile once around, from the slot after each step's own; 0 for an unvisited slot."""
+        season = self._config.season_steps
+        _, last_phase = self._around
+        run = self._steps[step]
+        phase = (run - 1) % season
+        own = torch.div(phase * len(last_phase), season, rounding_mode="floor")
+        since = phase[..., None] - last_phase[own]  # steps since the slot was last visited
+        since += season * (since < 0)
+        since[..., -1] = 0  # the last is the step's own slot, visited now
+        here = since < run[..., None]
+        held = self._shape[torch.where(here, step[..., None] - since, 0)].masked_fill_(~here[..., None], 0.0)
+        return held.transpose(-1, -2)
+
+    def _labels(self, step: Tensor, with_loss: Tensor, label_end: Tensor, regular: bool) -> tuple[Tensor, Tensor]:
+        """(B, S, K, h) labels and whether each is valid, of steps (B, S)."""
+        ahead = torch.arange(1, self._config.horizon_steps + 1, device=self._home)
+        if regular or self._search is None:
+            label, near = step[..., None] + ahead, with_loss[..., None]
+        else:
+            label, near = self._search.nearest(step[..., None], ahead)
+            near = near & with_loss[..., None]
+        near = near & (label < label_end)
+        scaled = (
+            self._scaled(step, torch.where(near, label, 0)) if self._kept_labels is None else self._kept_labels[step]
+        )
+        valid = near[..., None, :] & ~scaled.isnan()
+        return scaled.masked_fill_(~valid, 0.0), valid.float()
+
+    def _scaled(self, step: Tensor, label: Tensor) -> Tensor:
+        """(..., K, h): the values of the steps ``label`` (..., h) less the level of ``step``, in its scales; or NaN."""
+        value = self._values[label].transpose(-1, -2)
+        scale = self._scale[step]
+        unit = torch.where(scale > SMALLEST_SCALE, scale, torch.nan)  # a sensor that has been constant has no labels
+        scaled = (value - self._level[step][..., None]).div_(unit[..., None])
+        return scaled.clamp_(-LARGEST_LABEL, LARGEST_LABEL).float()
+
+
+class _ReadingSearch:
+    """The reading nearest in time to a step's labels, for sensors whose steps are not all a cadence apart.
+
+    The times of all sensors lie on one axis, far enough apart that no search leaves its sensor.
+    """
+
+    def __init__(
+        self, sequences: Sequences, regular: NDArray[np.bool_], horizon_steps: int, home: torch.device
+    ) -> None:
+        time = sequences.timestamp_us.copy()
+        gap = 2 * (horizon_steps + 1) * sequences.cadence_us
+        end = 0
+        for first, last in zip(sequences.starts[:-1].tolist(), sequences.starts[1:].tolist(), strict=True):
+            if last > first:
+                time[first:last] += end - time[first]
+                end = int(time[last - 1]) + gap
+        readings = np.flatnonzero(sequences.observed)
+        self._cadence_us = sequences.cadence_us
+        self._readings = _tensor(readings, home)
+        self._reading_time = _tensor(time[readings], home)
+        self._time = _tensor(time, home)
+
+    def nearest(self, step: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
+        """The step of the reading nearest to ``step`` plus ``ahead`` cadences, and whether it is near enough.
+
+        It is the rule of ``Sequences.nearest_step``: at most half a cadence away; of two, the earlier one.
+        """
+        wanted = self._time[step] + ahead * self._cadence_us
+        rank = torch.searchsorted(self._reading_time, wanted)
+        left, right = (rank - 1).clamp_(min=0), rank.clamp(max=len(self._readings) - 1)
+        distance_left = (wanted - self._reading_time[left]).abs_()
+        distance_right = (self._reading_time[right] - wanted).abs_()
+        nearest = self._readings[torch.where(distance_left <= distance_right, left, right)]
+        # Both sides are doubled, because half of an odd cadence would be rounded.
+        return nearest, 2 * torch.minimum(distance_left, distance_right) <= self._cadence_us
+
+
+def _regular_sensors(sequences: Sequences) -> NDArray[np.bool_]:
+    """(sensors,) whether all steps of the sensor are a cadence apart."""
+    spans = zip(sequences.starts[:-1].tolist(), sequences.starts[1:].tolist(), strict=True)
+    times, cadence_us = sequences.timestamp_us, sequences.cadence_us
+    return np.array([bool((np.diff(times[first:last]) == cadence_us).all()) for first, last in spans], bool)
+
+
+def _reciprocal(scale: Tensor) -> Tensor:
+    """1 / scale, and 0 for a sensor that has been constant, whose scaled inputs are then 0."""
+    varies = scale > SMALLEST_SCALE
+    return torch.where(varies, scale, 1.0).reciprocal_().masked_fill_(~varies, 0.0)
+
+
+def _bytes(prepared: PreparedSequences) -> int:
+    past = prepared.past
+    arrays = (prepared.x, prepared.level, prepared.scale, past.last, past.shape, past.steps, past.begin)
+    return sum(array.nbytes for array in arrays) + 3 * prepared.sequences.values.nbytes  # values, and times of a search
+
+
+def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array as a tensor; on a CPU it shares the memory, and nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that a read-only array could be written to
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)

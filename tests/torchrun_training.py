@@ -1,0 +1,51 @@
+"""``torchrun -m tests.torchrun_training FOLDER``: a small training, whose losses and weights go to ``FOLDER``.
+
+Without ``torchrun`` it trains in one process. With ``--stop-after EPOCHS`` it raises an error after that epoch.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from model import distributed
+from model.sequences import Split
+from model.training import EpochReport, TrainingOptions, follow, train
+from tests.series import CONFIG, HOUR_US, noisy_days
+
+SPLIT = Split(300 * HOUR_US, 400 * HOUR_US)
+# Dropout differs between the processes of a training and the only process of another one.
+OPTIONS = TrainingOptions(
+    hidden_size=8, epochs=3, updates_per_epoch=12, batch_lanes=7, chunk_steps=24, dropout=0.0, device="cpu", threads=1
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--stop-after", type=int, default=10**9)
+    parser.add_argument("--too-short", action="store_true", help="train on data without a validation part first")
+    options = parser.parse_args()
+    if distributed.follows():
+        follow()
+        return
+
+    def stop(epoch: EpochReport) -> None:
+        if epoch.epoch > options.stop_after:
+            raise KeyboardInterrupt
+
+    if options.too_short:
+        try:
+            train(CONFIG, OPTIONS, noisy_days(), Split(400 * HOUR_US, 400 * HOUR_US))
+        except ValueError as error:
+            (options.folder / "refusal").write_text(str(error))
+    result = train(CONFIG, OPTIONS, noisy_days(), SPLIT, report=stop, checkpoint=options.folder / "checkpoint.pt")
+    distributed.dismiss()
+    losses = [(epoch.train_loss, epoch.validation_loss) for epoch in result.epochs]
+    (options.folder / "losses.json").write_text(json.dumps(losses))
+    torch.save(result.forecaster.state_dict(), options.folder / "weights.pt")
+
+
+if __name__ == "__main__":
+    main()
