@@ -10,7 +10,7 @@ UV = $(shell sed -n "s/^\(uv==[^ ]*\).*/\1/p" requirements.lock)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test unit integration check coverage bench quality chaos upgrade fuzz clean
+.PHONY: help setup lock demo test unit integration check coverage bench quality gpu chaos upgrade fuzz clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench: setup ## Measure throughput, latency, takeover, restore and more, into te
 
 quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ablations, for hours; resumes after a stop
 	$(BIN)/python -m tests.benchmarks.quality $(if $(DATA),--etth1 $(DATA)) $(if $(NAB),--nab $(NAB))
+
+gpu: setup ## Train on a GPU, compare with a CPU, and time it, into tests/benchmarks/GPU.md
+	$(BIN)/python -m tests.benchmarks.gpu
 
 chaos: setup ## Kill, stall and rebalance forecasters and brokers for twenty minutes, and check every forecast
 	$(BIN)/python -m tests.chaos --report tests/chaos
