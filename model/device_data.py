@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .inputs import LARGEST_INPUT, SMALLEST_SCALE, PreparedSequences, past_size, slots_around
+from .inputs import CALENDAR, LARGEST_INPUT, SMALLEST_SCALE, PreparedSequences, past_size, slots_around
 from .normaliser import profile_slots
 from .sequences import Sequences
 
@@ -27,9 +27,9 @@ LARGEST_LABEL: Final = 256.0
 # Share of a GPU's free memory that the data sets may take; the rest is for weights, gradients and chunks.
 _MEMORY_PART: Final = 0.5
 
-# Numbers (4 bytes each) of past inputs, and of labels, that are computed once for all steps of a data set. In a larger
-# one they are computed for each chunk.
-_MOST_KEPT_NUMBERS: Final = 1 << 26
+# Numbers (4 bytes each) of past inputs and labels that are computed once for all steps of a data set. In a larger one
+# they are computed for each chunk.
+_MOST_KEPT_NUMBERS: Final = 50_000_000
 _PIECE_STEPS: Final = 4_096
 
 Indexes = NDArray[np.int64]
@@ -88,7 +88,9 @@ class DataSet:
         self._prepared = prepared  # keeps the arrays alive whose memory the tensors share
         self._home, self._target = home, target
         self._config = past.config
-        self._x = _tensor(prepared.x, home)
+        self._of_values = _tensor(prepared.of_values, home)
+        self._time = _tensor(sequences.timestamp_us, home)
+        self._calendar = [(_tensor(table.values, home), table) for table in CALENDAR]
         self._level, self._scale = _tensor(prepared.level, home), _tensor(prepared.scale, home)
         self._last, self._shape = _tensor(past.last, home), _tensor(past.shape, home)
         self._begin, self._steps = _tensor(past.begin, home), _tensor(past.steps, home)
@@ -102,9 +104,12 @@ class DataSet:
         slots, season = profile_slots(past.config), past.config.season_steps
         self._around = [_tensor(table, home) for table in slots_around(season, slots)] if slots else []
         self._kept_past, self._kept_labels = self._computed_once()
+        finite = np.zeros(len(sequences), bool)
+        for column in columns:
+            finite |= np.isfinite(sequences.values[:, column])
         # (N+1,) number of steps with a value of a target before each step
-        finite = np.isfinite(sequences.values[:, columns]).any(axis=1)
-        self._value_count = np.concatenate([np.zeros(1, np.int32), np.cumsum(finite, dtype=np.int32)])
+        self._value_count = np.zeros(len(sequences) + 1, np.int32)
+        np.cumsum(finite, out=self._value_count[1:])
 
     def values_between(self, first: Indexes, end: Indexes) -> Indexes:
         """(...,) number of steps in [first, end) that have a value of a target; 0 for an empty range."""
@@ -124,7 +129,7 @@ class DataSet:
         index = lo + (begin + torch.arange(T, device=self._home))
         there = index < hi
         step = torch.where(there, index, lo)
-        x = self._x[step].masked_fill_(~there[..., None], 0.0)
+        x = self._inputs(step).masked_fill_(~there[..., None], 0.0)
         past = self._past(step) if self._kept_past is None else self._kept_past[step]
         past.masked_fill_(~there[..., None], 0.0)
         with_loss = (there & (index >= loss_from))[:, scored]
@@ -137,19 +142,28 @@ class DataSet:
             tensor = tensor.pin_memory()
         return tensor.to(self._target, non_blocking=True)
 
+    def _inputs(self, step: Tensor) -> Tensor:
+        """(..., D) the inputs of the steps."""
+        time = self._time[step]
+        parts = [self._of_values[step]]
+        for values, table in self._calendar:
+            within = (time - table.first_us) % table.period_us * len(values)
+            parts.append(values[torch.div(within, table.period_us, rounding_mode="floor")])
+        return torch.cat(parts, dim=-1)
+
     def _computed_once(self) -> tuple[Tensor | None, Tensor | None]:
         """(N, K·(R+P)) of ``_past`` and (N, K, h) of ``_scaled`` for all steps; None if they take much memory."""
         config, steps = self._config, len(self._steps)
-        past: Tensor | None = None
-        labels: Tensor | None = None
+        size = past_size(config) + config.target_count * config.horizon_steps
+        if steps == 0 or steps * size > _MOST_KEPT_NUMBERS:
+            return None, None
         # In pieces, because intermediate results are in float64.
-        if steps * past_size(config) <= _MOST_KEPT_NUMBERS:
-            past = torch.cat([self._past(step) for step in self._pieces()]) if steps else None
-        if self._search is None and steps * config.target_count * config.horizon_steps <= _MOST_KEPT_NUMBERS:
-            ahead = torch.arange(1, config.horizon_steps + 1, device=self._home)
-            found = [self._scaled(step, (step[..., None] + ahead).clamp_(max=steps - 1)) for step in self._pieces()]
-            labels = torch.cat(found) if steps else None
-        return past, labels
+        past = torch.cat([self._past(step) for step in self._pieces()])
+        if self._search is not None:
+            return past, None
+        ahead = torch.arange(1, config.horizon_steps + 1, device=self._home)
+        found = [self._scaled(step, (step[..., None] + ahead).clamp_(max=steps - 1)) for step in self._pieces()]
+        return past, torch.cat(found)
 
     def _pieces(self) -> list[Tensor]:
         steps = torch.arange(len(self._steps), device=self._home)
@@ -160,7 +174,7 @@ class DataSet:
         R, K = self._config.lag_steps, self._config.target_count
         unit = _reciprocal(self._scale[step])[..., None]  # (..., K, 1)
         back = step[..., None, None] - torch.arange(R, device=self._home)
-        at = torch.maximum(back, self._begin[step][..., None])  # (..., K, R)
+        at = torch.maximum(back, self._begin[step].long()[..., None])  # (..., K, R)
         lags = self._last.flatten()[at * K + torch.arange(K, device=self._home)[:, None]]
         parts = [(lags - self._level[step][..., None]) * unit]
         if self._around:
@@ -171,7 +185,7 @@ class DataSet:
         """(..., K, P): the profile once around, from the slot after each step's own; 0 for an unvisited slot."""
         season = self._config.season_steps
         _, last_phase = self._around
-        run = self._steps[step]
+        run = self._steps[step].long()
         phase = (run - 1) % season
         own = torch.div(phase * len(last_phase), season, rounding_mode="floor")
         since = phase[..., None] - last_phase[own]  # steps since the slot was last visited
@@ -257,7 +271,7 @@ def _reciprocal(scale: Tensor) -> Tensor:
 
 def _bytes(prepared: PreparedSequences) -> int:
     past = prepared.past
-    arrays = (prepared.x, prepared.level, prepared.scale, past.last, past.shape, past.steps, past.begin)
+    arrays = (prepared.of_values, prepared.level, prepared.scale, past.last, past.shape, past.steps, past.begin)
     return sum(array.nbytes for array in arrays) + 3 * prepared.sequences.values.nbytes  # values, and times of a search
 
 

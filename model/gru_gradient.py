@@ -33,7 +33,7 @@ class _Layer(torch.autograd.Function):
         recurrent = inward.new_empty(T, B, 3 * H)
         candidate = inward.new_empty(T, B, H)
         states[0] = h
-        into = weight.t()
+        into = weight.t().contiguous()
         for before, after, x_gates, x_new, opened, z, r, around, a_gates, a_new, new in zip(
             states[:-1].unbind(),
             states[1:].unbind(),

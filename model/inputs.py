@@ -41,9 +41,24 @@ def _circle(slots: int, waves: int) -> NDArray[np.float32]:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-_DAY: Final = _circle(_DAY_SLOTS, 2)
-_WEEK: Final = _circle(_WEEK_SLOTS, 1)
-_CALENDAR_INPUTS: Final[int] = _DAY.shape[1] + _WEEK.shape[1]
+@dataclass(frozen=True)
+class CalendarTable:
+    """Inputs by slot of a period, from ``first_us`` on."""
+
+    values: NDArray[np.float32]  # (slots, inputs)
+    first_us: int
+    period_us: int
+
+    def __call__(self, timestamp_us: Indexes) -> NDArray[np.float32]:
+        """(M, inputs) at these times."""
+        return self.values[(timestamp_us - self.first_us) % self.period_us * len(self.values) // self.period_us]
+
+
+CALENDAR: Final = (
+    CalendarTable(_circle(_DAY_SLOTS, 2), 0, _DAY_US),
+    CalendarTable(_circle(_WEEK_SLOTS, 1), _MONDAY_US, _WEEK_US),
+)
+_CALENDAR_INPUTS: Final[int] = sum(table.values.shape[1] for table in CALENDAR)
 
 
 def input_size(config: ModelConfig) -> int:
@@ -73,9 +88,13 @@ def step_inputs(trace: NormaliserTrace, timestamp_us: Indexes, elapsed: NDArray[
     per_feature[:, :, 5] = trace.age / (trace.age + 4.0)
     rest = F * INPUTS_PER_FEATURE
     x[:, rest] = np.minimum(elapsed, 8.0)
-    x[:, rest + 1 : rest + 1 + _DAY.shape[1]] = _DAY[timestamp_us % _DAY_US * _DAY_SLOTS // _DAY_US]
-    x[:, rest + 1 + _DAY.shape[1] :] = _WEEK[(timestamp_us - _MONDAY_US) % _WEEK_US * _WEEK_SLOTS // _WEEK_US]
+    x[:, rest + 1 :] = calendar_inputs(timestamp_us)
     return x
+
+
+def calendar_inputs(timestamp_us: Indexes) -> NDArray[np.float32]:
+    """(M, 6) the last inputs of a step: sines and cosines of its time of day and of its time of the week."""
+    return np.concatenate([table(timestamp_us) for table in CALENDAR], axis=1)
 
 
 def _input_size(features: int) -> int:
@@ -100,9 +119,9 @@ class Past:
     config: ModelConfig
     last: Floats  # (N, K) the last value
     shape: Floats  # (N, K) the seasonal profile in the step's slot
-    steps: Indexes  # (N,) steps of the state, this step included
-    run: Indexes  # (N,) number of these steps in the arrays: all, unless the state began before the arrays
-    begin: Indexes  # (N, K) the state's first step with a value; no lag reaches further back
+    steps: NDArray[np.integer]  # (N,) steps of the state, this step included
+    run: NDArray[np.integer]  # (N,) number of them in the arrays: all, unless the state began before the arrays
+    begin: NDArray[np.integer]  # (N, K) the state's first step with a value; no lag reaches further back
 
     def inputs(self, index: Indexes, level: Floats, scale: Floats, before: Floats | None = None) -> NDArray[np.float32]:
         """(n, K·(R+P)) for the steps ``index``: lags and profile in units of each step's scale.
@@ -171,10 +190,15 @@ class PreparedSequences:
     """The inputs of the network and its loss for a data set, step by step in the order of ``sequences``."""
 
     sequences: Sequences
-    x: NDArray[np.float32]  # (N, D)
+    of_values: NDArray[np.float32]  # (N, D-6) the inputs except the calendar's, which would be half of the memory
     level: Floats  # (N, K)
     scale: Floats  # (N, K)
     past: Past
+
+    @property
+    def x(self) -> NDArray[np.float32]:
+        """(N, D) the inputs of all steps, in new memory."""
+        return np.concatenate([self.of_values, calendar_inputs(self.sequences.timestamp_us)], axis=1)
 
     def past_inputs(self, index: Indexes) -> NDArray[np.float32]:
         """(n, K·(R+P)) of the steps ``index``."""
@@ -196,16 +220,17 @@ def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepar
     """
     N, K = len(sequences), config.target_count
     targets = list(config.target_indices)
-    x = np.empty((N, input_size(config)), np.float32)
+    of_values = np.empty((N, input_size(config) - _CALENDAR_INPUTS), np.float32)
     numbers = {name: np.empty((N, K)) for name in ("last", "shape", "level", "scale", "count")}
-    steps = np.empty(N, np.int64)
+    steps = np.empty(N, np.int32)
     normaliser = Normaliser(config, spread)
     lengths = np.diff(sequences.starts)
     order = np.argsort(-lengths, kind="stable")
     norm = NormaliserState.blank(config, len(order))
     for sizes, index in _blocks(sequences.starts[:-1][order], lengths[order]):
         trace = normaliser.step(norm, sequences.values[index], sizes, sequences.reset[index])
-        x[index] = step_inputs(trace, sequences.timestamp_us[index], sequences.elapsed[index])
+        x = step_inputs(trace, sequences.timestamp_us[index], sequences.elapsed[index])
+        of_values[index] = x[:, :-_CALENDAR_INPUTS]
         steps[index] = trace.steps
         numbers["last"][index] = trace.last[:, targets]
         numbers["count"][index] = trace.count[:, targets]
@@ -214,8 +239,9 @@ def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepar
         numbers["shape"][index] = trace.shape
     seen = ~np.isnan(sequences.values[:, targets])
     begin = first_values(numbers.pop("count"), seen, steps == 1)
-    past = Past(config, numbers["last"], numbers["shape"], steps, steps, begin)
-    return PreparedSequences(sequences, x, numbers["level"], numbers["scale"], past)
+    narrow = begin.astype(np.int32) if N < 2**31 else begin
+    past = Past(config, numbers["last"], numbers["shape"], steps, steps, narrow)
+    return PreparedSequences(sequences, of_values, numbers["level"], numbers["scale"], past)
 
 
 def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Indexes]]:

@@ -76,7 +76,8 @@ class _Pinball(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of ``raw``."""
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None, None, None, None
+        scaled = torch.mul(gradient, gradients[0], out=gradient.new_empty(gradient.shape))  # contiguous, in one pass
+        return scaled, None, None, None, None
 
 
 def _pinball_sum(predicted: Tensor, chunk: Chunk, config: ModelConfig) -> Tensor:

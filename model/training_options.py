@@ -30,7 +30,7 @@ class TrainingOptions:
     # every step has one if the horizon is shorter than twice this number.
     labels_per_step: int = 96
     updates_per_epoch: int = 64  # an epoch is a number of updates, regardless of the amount of data
-    patience_epochs: int = 8
+    patience_epochs: int = 6
     averaging: float = 0.98  # decay per update of the averaged weights, which are validated and kept
     unknown_part: float = 0.1  # share of the lanes stepped as if their sensor were unknown, to train for new sensors
     threads: int | None = None  # CPU threads; by default half the cores, because a busy core slows all threads

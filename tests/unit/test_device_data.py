@@ -84,6 +84,7 @@ def test_a_chunk_equals_the_prepared_arrays_bit_for_bit(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_data, "_MOST_KEPT_NUMBERS", kept_numbers)
         found = list(chunks(lanes, 16, stride))
+    x = prepared.x
     for number, chunk in enumerate(found):
         steps = 0
         some_labels = False
@@ -91,7 +92,7 @@ def test_a_chunk_equals_the_prepared_arrays_bit_for_bit(
             index = np.arange(lane.lo + 16 * number, min(lane.lo + 16 * (number + 1), lane.hi))
             steps += len(index)
             n = len(index)
-            np.testing.assert_array_equal(chunk.x[row, :n], prepared.x[index])
+            np.testing.assert_array_equal(chunk.x[row, :n], x[index])
             np.testing.assert_array_equal(chunk.past[row, :n], prepared.past_inputs(index))
             assert not chunk.x[row, n:].any()
             assert not chunk.past[row, n:].any()
@@ -135,5 +136,5 @@ def test_lanes_of_two_data_sets_share_a_chunk() -> None:
 def test_tensors_on_a_cpu_share_the_memory_of_the_prepared_arrays() -> None:
     prepared = Forecaster(config()).prepare(sequences(0, 0.0, 0.0))
     tensors = DeviceData(torch.device("cpu"))[prepared]
-    assert tensors._x.data_ptr() == prepared.x.ctypes.data
+    assert tensors._of_values.data_ptr() == prepared.of_values.ctypes.data
     assert tensors._level.data_ptr() == prepared.level.ctypes.data
