@@ -6,7 +6,7 @@ Letters: M, N or n steps, F features, K targets, R lags, P slots of the seasonal
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .config import ModelConfig
 from .normaliser import Floats, Normaliser, NormaliserState, NormaliserTrace, profile_slots
 from .sequences import Sequences
+from .unit_change import in_own_units
 
 Indexes = NDArray[np.int64]
 
@@ -189,7 +190,7 @@ def first_values(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_
 class PreparedSequences:
     """The inputs of the network and its loss for a data set, step by step in the order of ``sequences``."""
 
-    sequences: Sequences
+    sequences: Sequences  # values in the states' own units (``model.unit_change``)
     of_values: NDArray[np.float32]  # (N, D-6) the inputs except the calendar's, which would be half of the memory
     level: Floats  # (N, K)
     scale: Floats  # (N, K)
@@ -218,6 +219,9 @@ def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepar
     Args:
         spread: (F,) of ``fit_spread``.
     """
+    own = in_own_units(sequences.starts, sequences.reset, sequences.values)
+    if own is not sequences.values:
+        sequences = replace(sequences, values=own)
     N, K = len(sequences), config.target_count
     targets = list(config.target_indices)
     of_values = np.empty((N, input_size(config) - _CALENDAR_INPUTS), np.float32)

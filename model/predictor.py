@@ -26,6 +26,8 @@ from .inputs import Past, step_inputs
 from .normaliser import Floats, NormaliserState, NormaliserTrace
 from .sequences import Sequences
 from .tiled_gru import using_threads
+from .unit_change import Followed, follow
+from .unit_kernel import HYPOTHESES, NUMBERS
 
 # Largest number of rounds, and of numbers in the forecasts of all sensors, that are computed at once: a bound on memory
 # for a long past. Adaptation holds some seven arrays of that size.
@@ -128,6 +130,8 @@ class _SensorState(CarriedState):
     tail: Floats  # (C, K) the targets' last values, step by step
     begin: NDArray[np.int64]  # (K,) newest steps of the tail that belong to the state
     adaptation: States  # one record
+    units: Floats  # (1, F, numbers) of ``model.unit_change``
+    unit_evidence: NDArray[np.float32]  # (1, F, hypotheses)
 
 
 class ModelPredictor(CarryingPredictor[_SensorState]):
@@ -140,7 +144,7 @@ class ModelPredictor(CarryingPredictor[_SensorState]):
         self._forecaster = forecaster.eval()
 
     def _blank_state(self) -> _SensorState:
-        K = self._config.target_count
+        F, K = self._config.feature_count, self._config.target_count
         return _SensorState(
             next=0,
             norm=NormaliserState.blank(self._config, 1),
@@ -148,6 +152,8 @@ class ModelPredictor(CarryingPredictor[_SensorState]):
             tail=np.zeros((_context(self._config), K)),
             begin=np.zeros(K, np.int64),
             adaptation=np.zeros(1, adaptation_dtype(self._adapting)),
+            units=np.zeros((1, F, NUMBERS)),
+            unit_evidence=np.zeros((1, F, HYPOTHESES), np.float32),
         )
 
     def _most_rounds(self, sensors: int) -> int:
@@ -193,7 +199,8 @@ class _Rounds:
         targets = list(config.target_indices)
         norm = self._join_normaliser_states()
         before = norm.profile.copy()
-        values = self._gather("values")
+        followed = [self._follow(g) for g in range(self._G)] if self._adapting.active else []
+        values = self._join([each.values for each in followed]) if followed else self._gather("values")
         trace = self._forecaster.normaliser().step(
             norm, values, self._has_step.sum(axis=1).tolist(), self._gather("reset")
         )
@@ -221,13 +228,24 @@ class _Rounds:
             found.append(quantiles)
         if self._adapting.active:
             adapted = self._adapt(values[:, targets], hidden, found)
-            found = [each[self._first_requested(g) :] for g, each in enumerate(adapted)]
+            found = [
+                followed[g].in_present_unit(slice(first, len(each)), targets, each[first:])
+                for g, (first, each) in enumerate(zip(map(self._first_requested, range(self._G)), adapted, strict=True))
+            ]
         answers = []
         for g, (one, state, _) in enumerate(self._group):
             start = state.next + self._first_requested(g) - one.lo
             answers.append((slice(start, start + len(found[g])), found[g]))
         self._store_states(norm, past, h)
         return answers
+
+    def _follow(self, g: int) -> Followed:
+        """The sensor's values in its state's own units. Steps the state's units."""
+        one, state, length = self._group[g]
+        here = slice(state.next, state.next + length)
+        return follow(
+            state.units, state.unit_evidence, np.array([0, length]), one.steps.reset[here], one.steps.values[here]
+        )
 
     def _first_requested(self, g: int) -> int:
         """The first of the sensor's rounds whose forecast is wanted; without one, its number of rounds."""
@@ -265,7 +283,12 @@ class _Rounds:
 
     def _gather(self, field: str) -> NDArray[Any]:
         """(M, ...) of a field of the steps, round by round."""
-        parts = [getattr(one.steps, field)[state.next : state.next + length] for one, state, length in self._group]
+        return self._join(
+            [getattr(one.steps, field)[state.next : state.next + length] for one, state, length in self._group]
+        )
+
+    def _join(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """(M, ...) of the numbers of each sensor's steps, round by round."""
         joined = np.zeros((self._T, self._G, *parts[0].shape[1:]), parts[0].dtype)
         for g, part in enumerate(parts):
             joined[: len(part), g] = part

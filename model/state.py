@@ -12,6 +12,7 @@ from .acceptance import NEVER_US
 from .config import ANCHORS, NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, adaptation_dtype
 from .normaliser import NORMALISER_FIELDS, NormaliserState
+from .unit_change import unit_fields
 
 States = NDArray[Any]  # records of ``state_dtype``
 
@@ -21,12 +22,14 @@ NO_OFFSET: Final = -1
 def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> np.dtype[Any]:
     """The record of one sensor: little-endian and packed, so its bytes mean the same on every machine.
 
-    With active adaptation the record ends in adaptation's own record (``model.experts.adaptation_dtype``).
+    With active adaptation the record ends in the maps of changed units (``model.unit_change``) and adaptation's own
+    record (``model.experts.adaptation_dtype``). All other values are in the state's own units.
     """
     norm = NormaliserState.blank(config, 0).arrays()
-    adapting: list[Any] = (
-        [("adaptation", adaptation_dtype(AdaptationConfig.of(config, adaptation)))] if adaptation.active else []
-    )
+    adapting: list[Any] = []
+    if adaptation.active:
+        record = adaptation_dtype(AdaptationConfig.of(config, adaptation))
+        adapting = [*unit_fields(config.feature_count), ("adaptation", record)]
     return np.dtype(
         [
             ("last_us", "<i8"),  # timestamp of the last reading stepped in; ``NEVER_US`` in a blank state
@@ -57,7 +60,8 @@ def blank_states(config: ModelConfig, rows: int, adaptation: Adaptation = NO_ADA
 def non_finite(states: States) -> NDArray[np.bool_]:
     """(B,) whether a state holds a NaN or an infinite number; only a fault leads to one."""
     bad = np.zeros(len(states), bool)
-    for name in ("hidden", *NORMALISER_FIELDS, "lags"):
+    units = [name for name in ("units", "unit_evidence") if name in (states.dtype.names or ())]
+    for name in ("hidden", *NORMALISER_FIELDS, "lags", *units):
         values = states[name]
         if not np.isfinite(values).all():
             bad |= ~np.isfinite(values).reshape(len(states), -1).all(axis=1)

@@ -26,6 +26,7 @@ from .inputs import Past, first_values, step_inputs
 from .normaliser import NORMALISER_FIELDS, Floats, NormaliserState, NormaliserTrace
 from .state import NO_OFFSET, States, state_dtype
 from .tiled_gru import TiledGRU, TiledLinear, padded, using_threads
+from .unit_change import Followed, compile_rule, follow
 
 Indexes = NDArray[np.int64]
 
@@ -40,6 +41,10 @@ class Forecasts:
     steps: Indexes  # (n,) steps of that state
     warm: NDArray[np.bool_]  # (n,) whether these reach the model's warm-up length
     weights: Floats  # (n, K, E) of the experts in the mixture; E is 0 if adaptation is off
+    # By feature, of the state after the reading (`model.unit_change`); F is 0 without adaptation and calibration.
+    unit_outcome: NDArray[np.int8]  # (n, F) `model.unit_kernel.COUNTED` to `GAVE_UP`
+    unit_factor: Floats  # (n, F) 0 where there is no map
+    unit_offset: Floats  # (n, F)
 
 
 class Stepper:
@@ -62,6 +67,7 @@ class Stepper:
         self._adapting = AdaptationConfig.of(forecaster.config, adaptation)
         if adaptation.active:
             compile_kernel(self._adapting)
+            compile_rule()
         self._tile = tile
         self._normaliser = forecaster.normaliser()
         self._embedding = forecaster.embedding.weight.detach()
@@ -101,6 +107,9 @@ class Stepper:
         norm = NormaliserState(rows["steps"].copy(), **{name: rows[name].copy() for name in NORMALISER_FIELDS})
         profile = norm.profile.copy()
         seen = plan.spread(values)
+        followed = self._follow(rows, plan, seen) if self.adaptation.active else None
+        if followed is not None:
+            seen = followed.values
         trace = self._normaliser.step(norm, seen[plan.rounds], plan.sizes, plan.reset[plan.rounds])
         x = step_inputs(trace, plan.timestamp_us[plan.rounds], plan.elapsed[plan.rounds])
         hidden = self._step_network(x, rows, [sensors[slot] for slot in plan.slots.tolist()], plan)
@@ -114,6 +123,9 @@ class Stepper:
         if self.adaptation.active:
             adapted = self._adapt(rows, plan, seen, hidden.numpy(), at, quantiles)
             quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._expert_count]
+        if followed is not None:
+            quantiles = followed.in_present_unit(plan.step, targets, quantiles)
+            scale = followed.in_present_unit(plan.step, targets, scale, sizes=True)
         rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
         rows["steps"] = norm.steps
         for name, array in norm.arrays().items():
@@ -123,7 +135,8 @@ class Stepper:
         )
         states[plan.slots] = rows
         steps = trace.steps[at]
-        return Forecasts(quantiles, scale, origin, steps, steps >= self.config.warmup_steps, weights)
+        warm = steps >= self.config.warmup_steps
+        return Forecasts(quantiles, scale, origin, steps, warm, weights, *_unit_maps(followed, plan))
 
     def _no_forecasts(self) -> Forecasts:
         config = self.config
@@ -131,12 +144,21 @@ class Stepper:
         none = np.empty(0, np.int64)
         quantiles = np.empty((0, K, len(config.quantiles), config.horizon_steps))
         weights = np.empty((0, K, self._expert_count))
-        return Forecasts(quantiles, np.empty((0, K)), none, none, none.astype(bool), weights)
+        maps = np.empty((0, config.feature_count if self.adaptation.active else 0))
+        warm = none.astype(bool)
+        return Forecasts(quantiles, np.empty((0, K)), none, none, warm, weights, maps.astype(np.int8), maps, maps)
 
     @property
     def _expert_count(self) -> int:
         """E: the experts in the mixture, 0 if adaptation is off."""
         return 0 if self.adaptation.level == "off" else len(self._adapting.experts)
+
+    def _follow(self, rows: States, plan: "_StepPlan", seen: Floats) -> Followed:
+        """The steps' values in the states' own units. Steps the units in ``rows``."""
+        units, evidence = rows["units"].copy(), rows["unit_evidence"].copy()
+        followed = follow(units, evidence, np.append(plan.starts, len(seen)), plan.reset, seen)
+        rows["units"], rows["unit_evidence"] = units, evidence
+        return followed
 
     def _adapt(
         self, rows: States, plan: "_StepPlan", seen: Floats, hidden: NDArray[np.float32], at: Indexes, quantiles: Floats
@@ -284,6 +306,14 @@ class _StepPlan:
         out = np.full((len(self.turn), values.shape[1]), np.nan)
         out[self.step] = values
         return out
+
+
+def _unit_maps(followed: Followed | None, plan: _StepPlan) -> tuple[NDArray[np.int8], Floats, Floats]:
+    """The ``unit_`` fields of the forecasts."""
+    if followed is None:
+        none = np.empty((len(plan.step), 0))
+        return none.astype(np.int8), none, none
+    return followed.outcome[plan.step], followed.factor[plan.step], followed.offset[plan.step]
 
 
 def _store_origin_and_anchors(

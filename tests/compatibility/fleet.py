@@ -7,7 +7,8 @@ At the end each forecaster is replaced by one of the earlier commit.
 
 The run passes if every reading has exactly one forecast, ``streamgru verify`` of both commits recomputes all forecasts,
 no state was rebuilt, no dead letter was written, and both commits wrote the same fields and headers. Only this tree
-writes the names in ``golden.NEW_HEADERS`` and ``golden.NEW_POSITION_FIELDS``.
+writes the names in ``golden.NEW_HEADERS`` and ``golden.NEW_POSITION_FIELDS``. A base with another
+``model.experts.RULE`` than this tree fails, because each side rebuilds the other's states, as it should.
 
 Both commits are driven by their command lines alone, so renames inside the code have no effect here.
 """

@@ -16,14 +16,17 @@ from typing import Any, Final
 
 import numpy as np
 
+from model import experts
 from pipeline.settings import Settings
 
 FOLDER: Final = Path(__file__).with_name("golden")
 NAMES_FILE: Final = FOLDER / "names.json"
 CASES: Final = ("off", "light", "full")  # levels of adaptation
 MODEL_VERSION: Final = 1
+RULE: Final = 4  # model.experts.RULE of the earlier commit; states that adapt under another rule are rebuilt
 # Names that the earlier commit wrote nowhere and ignores where it reads them.
 NEW_HEADERS: Final = ("ce_dataschema", "ce_subject")  # of forecasts
+NEW_STATE_FIELDS: Final = ("units", "unit_evidence")  # the maps of changed units; blank where nothing has changed
 NEW_POSITION_FIELDS: Final = ("time_rules",)  # the offsets from which the rules for implausible times hold
 
 
@@ -77,6 +80,11 @@ class Golden:
     def settings(self, **more: Any) -> Settings:
         """The settings of the stream; ``more`` adds the addresses of the servers."""
         return Settings(**self.content["settings"], **more)
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether this code continues from the stream's states; otherwise it rebuilds them from the readings."""
+        return experts.RULE == RULE or not self.settings().adaptation.active
 
     def records(self, part: str, topic: str) -> list[Record]:
         """The records of a part ("before", "after") on a topic ("readings", "forecasts", "state", "dead_letters")."""

@@ -239,3 +239,16 @@ def test_the_spread_of_a_feature_without_changes_or_readings_is_one() -> None:
 def test_inputs_have_the_declared_size() -> None:
     shape = config()
     assert prepare(shape, np.ones(2), sequences(walk(1, 5), shape=shape)).x.shape == (5, input_size(shape))
+
+
+def test_training_sees_values_in_one_unit() -> None:
+    """Labels after a change of unit are converted too, so that the change is never a label."""
+    values = walk(3, 600) + 50.0
+    changed = values.copy()
+    changed[400:, 0] *= 1_000.0
+    prepared = prepare(config(), np.ones(2), sequences(changed, shape=config()))
+    own = prepared.sequences.values
+    np.testing.assert_array_equal(own[:400], values[:400])
+    np.testing.assert_array_equal(own[:, 1], values[:, 1])
+    np.testing.assert_allclose(own[450:], values[450:])
+    assert np.isnan(own[400:450, 0]).sum() == np.isnan(own[:, 0]).sum() > 0

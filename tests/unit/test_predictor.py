@@ -14,6 +14,7 @@ from model.predictor import ForecastRequest
 from model.sequences import Sequences
 from model.state import blank_states
 from model.stepper import Stepper
+from model.unit_kernel import FACTOR
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 TEST_START_US = 400 * HOUR_US
@@ -106,22 +107,37 @@ def test_a_predictor_keeps_the_states_of_the_last_requested_sensors_only(forecas
     np.testing.assert_array_equal(predictor.forecasts(sequences, 0, *sequences.span(0)), first)
 
 
+def with_changed_units(sequences: Sequences) -> Sequences:
+    """The target of the first sensor times 1,000 from the middle on, and its other feature raised."""
+    lo, hi = sequences.span(0)
+    values = sequences.values.copy()
+    values[(lo + hi) // 2 : hi, 0] *= 1_000.0
+    values[(lo + hi) // 2 : hi, 1] += 300.0
+    return replace(sequences, values=values)
+
+
+@pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)
-def test_forecasts_over_a_data_set_equal_those_of_the_stream(forecaster: Forecaster, adaptation: Adaptation) -> None:
-    sequences = noisy_days()
+def test_forecasts_over_a_data_set_equal_those_of_the_stream(
+    forecaster: Forecaster, adaptation: Adaptation, changed: bool
+) -> None:
+    sequences = with_changed_units(noisy_days()) if changed else noisy_days()
     config = forecaster.config
     read = np.flatnonzero(sequences.observed)
     slots = np.searchsorted(sequences.starts, read, side="right") - 1
     order = np.argsort(sequences.timestamp_us[read], kind="stable")
     read, slots = read[order], slots[order]
+    states = blank_states(config, 3, adaptation)
     streamed = Stepper(forecaster, adaptation, tile=32).step(
-        blank_states(config, 3, adaptation),
+        states,
         sequences.sensors,
         slots,
         sequences.timestamp_us[read],
         sequences.values[read],
         sequences.offset[read],
     )
+    if changed and adaptation.active:
+        assert states["units"][0, :, FACTOR].tolist() == [1_000.0, 1.0]
     predictor = model_predictor(forecaster, adaptation=adaptation)
     batched = np.concatenate([predictor.forecasts(sequences, s, *sequences.span(s)) for s in range(3)])[read]
     # numbers count as equal if they differ by at most 1e-5 of the scale, or of the value if that is larger

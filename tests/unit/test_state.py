@@ -33,8 +33,9 @@ def test_a_state_without_adaptation_has_no_bytes_for_it() -> None:
     assert "adaptation" not in names
     for adaptation in (Adaptation("off", True), Adaptation("light"), Adaptation("full", True)):
         adapted = state_dtype(CONFIG, adaptation)
-        assert adapted.names == (*names, "adaptation")
-        assert not any(blank_states(CONFIG, 2, adaptation)["adaptation"].tobytes())
+        assert adapted.names == (*names, "units", "unit_evidence", "adaptation")
+        for name in adapted.names[len(names) :]:
+            assert not any(blank_states(CONFIG, 2, adaptation)[name].tobytes())
 
 
 def test_blank_states_have_no_readings() -> None:

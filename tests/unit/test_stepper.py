@@ -1,7 +1,7 @@
 """The stepper follows the gap rule, gives equal bits for any micro-batches, and equals a batched pass to rounding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +18,8 @@ from model.sequences import Sequences, Split, build_sequences
 from model.state import NO_OFFSET, States, blank_states, replay_start
 from model.stepper import Forecasts, Stepper
 from model.training import TrainingOptions, train
+from model.unit_change import follow
+from model.unit_kernel import ACCEPTED, FACTOR, HYPOTHESES, NUMBERS
 
 HOUR_US = 3_600_000_000
 MAX_GAP_STEPS = 12
@@ -382,3 +384,82 @@ def test_an_anchor_moves_to_the_next_reading_at_which_a_replay_may_begin() -> No
         states, given.sensors, given.slots, given.timestamp_us, given.values, given.offsets, may_anchor[: len(given)]
     )
     assert replay_start(states[0], 1, ANCHOR_SPACING) == 100, "the previous anchor is used until the next one is set"
+
+
+# --- changes of unit --------------------------------------------------------------------------------------------------
+
+CHANGED = 500
+
+
+def two_sensors(factor: float = 1.0, offset: float = 0.0) -> Stream:
+    """A reading of each sensor every hour; from step ``CHANGED`` on, the first sensor's heat has another unit."""
+    steps = np.repeat(np.arange(700), 2)
+    random = np.random.default_rng(5)
+    values = np.sin(steps / 6 * 2 * np.pi)[:, None] * [1.0, 5.0] + random.normal(size=(len(steps), 2)) + [0.0, 30.0]
+    slots = np.tile([0, 1], 700)
+    changed = (steps >= CHANGED) & (slots == 0)
+    values[changed, 1] = values[changed, 1] * factor + offset
+    return Stream(("s0", "s1"), slots, steps * HOUR_US, values, 7 + np.arange(len(steps)))
+
+
+@pytest.mark.parametrize("stepper", ADAPTING[1:], ids=["light", "full"])
+@pytest.mark.parametrize(("factor", "offset"), [(1_000.0, 0.0), (0.001, 0.0), (1.0, 500.0)])
+def test_after_a_change_of_unit_forecasts_are_those_of_converted_readings(
+    stepper: Stepper, factor: float, offset: float
+) -> None:
+    readings = two_sensors(factor, offset)
+    found, states = in_one_go(stepper, readings)
+    mine = readings.slots == 0
+    followed = follow(
+        np.zeros((1, 2, NUMBERS)),
+        np.zeros((1, 2, HYPOTHESES), np.float32),
+        np.array([0, 700]),
+        np.zeros(700, bool),
+        readings.values[mine],
+    )
+    [at] = np.flatnonzero((followed.outcome == ACCEPTED).any(axis=1))
+    assert CHANGED < at < CHANGED + 48
+    assert states["units"][:, :, FACTOR].tolist() == [[0.0, factor], [0.0, 0.0]]
+    converted = readings.values.copy()
+    converted[mine] = followed.values
+    own, _ = in_one_go(stepper, replace(readings, values=converted))
+    heat = followed.factor[:, 1]
+    expected = own.quantiles[mine].copy()
+    expected[heat != 0.0] = expected[heat != 0.0] * factor + followed.offset[-1, 1]
+    np.testing.assert_array_equal(found.quantiles[mine], expected)
+    np.testing.assert_array_equal(found.quantiles[~mine], own.quantiles[~mine])
+    np.testing.assert_array_equal(found.scale[mine], own.scale[mine] * np.where(heat != 0.0, factor, 1.0)[:, None])
+
+
+@pytest.mark.parametrize("stepper", ADAPTING[1:], ids=["light", "full"])
+@settings(max_examples=6, deadline=None)
+@given(cuts=st.lists(st.integers(0, 1_400), max_size=6))
+def test_any_split_gives_the_same_bits_through_a_change_of_unit(stepper: Stepper, cuts: list[int]) -> None:
+    readings = two_sensors(1_000.0)
+    whole, expected = in_one_go(stepper, readings)
+    states = blank(stepper, 2)
+    bounds = [0, *sorted([*cuts, 2 * CHANGED + 5]), len(readings)]
+    parts = [advance(stepper, states, readings.select(slice(lo, hi))) for lo, hi in pairwise(bounds)]
+    assert_same_bits(parts, whole)
+    assert states.tobytes() == expected.tobytes()
+
+
+def test_without_a_change_of_unit_the_rule_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = two_sensors()
+    stepper = ADAPTING[1]
+    found, states = in_one_go(stepper, readings)
+    assert not states["unit_evidence"].any()
+    monkeypatch.setattr(Stepper, "_follow", lambda *_: None)
+    without, states_without = in_one_go(stepper, readings)
+    for field in ("quantiles", "scale", "weights", "steps"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(without, field))
+    assert not found.unit_outcome.any()
+    for name in set(states.dtype.names or ()) - {"units"}:
+        assert states[name].tobytes() == states_without[name].tobytes()
+
+
+def test_without_adaptation_and_calibration_values_are_taken_as_they_are() -> None:
+    readings = two_sensors(1_000.0)
+    _, states = in_one_go(STEPPER, readings)
+    assert "units" not in (states.dtype.names or ())
+    assert states["last"][0, 1] > 100.0
