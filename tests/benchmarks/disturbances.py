@@ -3,8 +3,8 @@
 Letters: S sensors, M moments, K targets, h horizon steps.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -25,23 +25,35 @@ GAPS: Final = (1, 3, 6, 12, 24, 48, 96, 168, 343)
 AFTER_GAP: Final = (1, 6, 24)
 
 
-def rescaled(case: Case, adaptation: Adaptation) -> Result:
-    """Errors after a change of unit of all values, by steps since the change."""
+@dataclass(frozen=True)
+class UnitChange:
+    """A change of unit: new = factor * old + offset + deviations * (the sensor's standard deviation)."""
+
+    factor: float = 1.0
+    offset: float = 0.0
+    deviations: float = 0.0
+
+
+NO_CHANGE: Final = "none"
+UNIT_CHANGES: Final = {
+    "times 1,000": UnitChange(1_000.0),
+    "divided by 1,000": UnitChange(0.001),
+    "plus 100 deviations": UnitChange(deviations=100.0),
+}
+
+
+def rescaled(case: Case, adaptation: Adaptation, changes: Mapping[str, UnitChange] = UNIT_CHANGES) -> Result:
+    """Errors after a change of unit of all values, and without a change, by steps since the change."""
     stepper = Stepper(case.forecaster, adaptation)
     moments = case.moments(MOMENTS, after=AFTER_CHANGE[-1])
     states = carried_at(case, adaptation, moments)
     unit = np.tile(case.scale[:, :1], (len(moments), 1))[:, :, None]  # (M·S, 1, 1)
-    changes = {
-        "none": (1.0, 0.0 * unit),
-        "times 1,000": (1_000.0, 0.0 * unit),
-        "divided by 1,000": (0.001, 0.0 * unit),
-        "plus 100 deviations": (1.0, 100.0 * unit),
-    }
     found = {}
-    for name, (factor, offset) in changes.items():
+    for name, change in {NO_CHANGE: UnitChange(), **changes}.items():
         names, times, values = side_by_side(case.panel, moments + 1, moments + 1 + AFTER_CHANGE[-1])
         walk = Walk(stepper, names, states.copy())
-        found[name] = stages(case, walk, moments + 1, times, values, AFTER_CHANGE, factor, offset)
+        offset = change.offset + change.deviations * unit
+        found[name] = stages(case, walk, moments + 1, times, values, AFTER_CHANGE, change.factor, offset)
     return {"steps": AFTER_CHANGE, "errors": found}
 
 

@@ -54,8 +54,8 @@ NOT_REACHED: Final = """\
 - Intervals from 192 steps on are too wide: at 720 they hold ten points too many readings. A label comes as many hours
   after its forecast as the horizon has, so the calibration of the test part comes mostly from the validation months. An
   autoregression with the same calibration is off by as much.
-- If a sensor's values are suddenly divided by 1,000, its forecasts do not recover within 1,008 steps. A sensor with a
-  new unit should get a new sensor id: it then starts from scratch at once.
+- Without adaptation and calibration, forecasts do not recover within 1,008 steps if a sensor's values are suddenly
+  divided by 1,000. With either of them, states follow such changes, but not every factor (`model/README.md`).
 - On NAB's one sensor, `light` is a little worse than `off`, because few labels must distinguish seven experts.
 - On single sensors with a few thousand readings whose newest part differs from the rest (taxi rides, road occupancy),
   intervals hold 7 to 12 points too few readings. If a server's load changes completely, an autoregression has better
