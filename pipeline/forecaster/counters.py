@@ -25,6 +25,8 @@ _BATCH_COUNTS: Final = (  # the counts of a batch that ``add`` sums up, in addit
     "late",
     "ignored_features",
     "forecasts",
+    "withheld_values",
+    "unit_changes",
     "transactions",
     "state_bytes",
 )
@@ -46,6 +48,8 @@ class Counters:
     dead_letters: Counter[str] = field(default_factory=Counter)  # reason -> dead letters
     implausible_times: dict[str, int] = field(default_factory=dict)  # sensor -> dead letters; the sensors with most
     forecasts: int = 0
+    withheld_values: int = 0  # values that counted as missing, because the sensor's unit may have changed
+    unit_changes: int = 0  # features of sensors that were found in another unit
     transactions: int = 0
     aborted: int = 0
     swaps: int = 0

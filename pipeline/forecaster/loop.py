@@ -28,6 +28,7 @@ from pipeline.forecaster.session import Session, StartOver
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.forecaster.stuck_detection import HealthMonitor
 from pipeline.forecaster.transaction import TransactionContent
+from pipeline.forecaster.unit_changes import log_unit_changes
 from pipeline.kafka.topics import check_topics, find_topic_id
 from pipeline.reading_times import TimeAlarms
 from pipeline.settings import Settings
@@ -249,6 +250,7 @@ class Loop:
         if batch.implausible:
             self._alarms.add(batch.implausible)
             self._counters.implausible_times = self._alarms.most()
+        log_unit_changes(batch.unit_changes)
         if self._swap_began is not None:
             self._counters.swap_pause_s = pause_s = now - self._swap_began
             self._swap_began = None

@@ -32,6 +32,12 @@ _COUNTERS: Final = (  # attribute of Counters, name without "_total", documentat
     ),
     ("ignored_features", "streamgru_ignored_features", "Values of features that the settings do not name."),
     ("forecasts", "streamgru_forecasts", "Forecasts that were committed."),
+    (
+        "withheld_values",
+        "streamgru_withheld_values",
+        "Values that counted as missing, because the sensor's unit may have changed.",
+    ),
+    ("unit_changes", "streamgru_unit_changes", "Features of sensors that were found in another unit."),
     ("transactions", "streamgru_transactions", "Transactions that were committed."),
     ("aborted", "streamgru_start_overs", "Times that all states were discarded, after an abort or a failed restore."),
     ("state_bytes", "streamgru_state_written_bytes", "Bytes of keys and values written to the changelog of states."),

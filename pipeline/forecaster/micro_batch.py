@@ -18,6 +18,7 @@ from kafka import TopicPartition
 from numpy.typing import NDArray
 
 from model.stepper import Forecasts
+from model.unit_kernel import HELD
 from pipeline.dead_letter_form import dead_letter
 from pipeline.flat_forecasts import FlatForecastEncoder
 from pipeline.forecaster.counters import Counters
@@ -26,6 +27,7 @@ from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.state_store import Rows, ServedModel, States, StepResult
 from pipeline.forecaster.transaction import Records
+from pipeline.forecaster.unit_changes import UnitChange, find_unit_changes
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import InputPosition, ModelId, Rejected
 from pipeline.reading_times import ImplausibleTime
@@ -50,6 +52,7 @@ class MicroBatch:
     step_s: float  # seconds of decoding, stepping and encoding; 0 if non_finite names a sensor
     implausible: Sequence[ImplausibleTime]  # readings that were rejected because of their times
     sent_ms: Sequence[NDArray[np.int64]]  # Kafka timestamps of accepted readings, except those from the reorder buffer
+    unit_changes: Sequence[UnitChange]
 
 
 class MicroBatchBuilder:
@@ -88,6 +91,7 @@ class MicroBatchBuilder:
         outgoing: list[Records] = []
         implausible: list[ImplausibleTime] = []
         sent_ms: list[NDArray[np.int64]] = []
+        unit_changes: list[UnitChange] = []
         features = len(self._settings.features)
         rules = self.serving.time_rules
         parts = [
@@ -118,9 +122,14 @@ class MicroBatchBuilder:
         if stepped is not None:
             if len(stepped.non_finite):
                 named = self.serving.table.sensors_by_partition(stepped.non_finite)
-                return MicroBatch(accepted, stepped, [], {}, {}, counts, named, offsets, needs_full_write, 0.0, [], [])
+                return MicroBatch(
+                    accepted, stepped, [], {}, {}, counts, named, offsets, needs_full_write, 0.0, [], [], []
+                )
             outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
+            counts.withheld_values = int(np.count_nonzero(stepped.forecasts.unit_outcome == HELD))
+            unit_changes = find_unit_changes(accepted, stepped.forecasts, self._settings.features)
+            counts.unit_changes = len(unit_changes)
         counts.transactions = 1
         outgoing += self._states(stepped, needs_full_write)
         first_buffered = {partition: int(waiting.offsets[0]) for partition, waiting in still_buffered.items()}
@@ -153,6 +162,7 @@ class MicroBatchBuilder:
             seconds,
             implausible,
             sent_ms,
+            unit_changes,
         )
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
