@@ -70,18 +70,27 @@ class _Layer(torch.autograd.Function):
         torch.mul(states[:-1] - new, z * (1.0 - z), out=factors[:, :, 1])
         torch.mul(of_new, r, out=factors[:, :, 2])
         inward = new.new_empty(T, B, 3, H)  # the gradient of the recurrent part first, then of the inputs' part
-        total = new.new_empty(T, B, 1, H)  # the gradient of each step's state
+        total = new.new_empty(T, B, H)  # the gradient of each step's state
         dh = new.new_zeros(B, H)
-        for step in range(T - 1, -1, -1):
-            here = total[step]
-            torch.add(dh, of_states[step], out=here[:, 0])
-            torch.mul(here, factors[step], out=inward[step])
-            torch.mul(here[:, 0], z[step], out=dh)
-            dh.addmm_(inward[step].view(B, 3 * H), weight)
+        steps = zip(
+            of_states.unbind(),
+            total.unbind(),
+            total[:, :, None].unbind(),
+            factors.unbind(),
+            inward.unbind(),
+            inward.view(T, B, 3 * H).unbind(),
+            z.unbind(),
+            strict=True,
+        )
+        for of_state, here, broadcast, factor, gates_gradient, flat, kept in reversed(list(steps)):
+            torch.add(dh, of_state, out=here)
+            torch.mul(broadcast, factor, out=gates_gradient)
+            torch.mul(here, kept, out=dh)
+            dh.addmm_(flat, weight)
         rows = inward.view(T * B, 3 * H)
         of_weight = rows.t() @ states[:-1].reshape(T * B, H)
         of_bias = rows.sum(0)
-        torch.mul(total[:, :, 0], of_new, out=inward[:, :, 2])
+        torch.mul(total, of_new, out=inward[:, :, 2])
         return inward.view(T, B, 3 * H), dh, of_weight, of_bias
 
 
