@@ -56,7 +56,7 @@ bench: setup ## Measure throughput, latency, takeover, restore and more, into te
 	$(BIN)/python -m tests.benchmarks
 
 quality: setup ## Back-test on Beijing and on DATA=ETTh1.csv, three seeds and ablations, for hours; resumes after a stop
-	$(BIN)/python -m tests.benchmarks.quality $(if $(DATA),--etth1 $(DATA)) $(if $(NAB),--nab $(NAB))
+	$(BIN)/python -m tests.benchmarks.quality $(if $(DATA),--etth1 $(DATA)) $(if $(NAB),--nab $(NAB)) $(if $(SERIES),--series $(SERIES))
 
 gpu: setup ## Train on a GPU, compare with a CPU, and time it, into tests/benchmarks/GPU.md
 	$(BIN)/python -m tests.benchmarks.gpu

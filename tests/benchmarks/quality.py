@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.settings.sections import ForecasterSettings
-from tests.benchmarks import ablation, carrying, quality_report, quality_results
+from tests.benchmarks import ablation, carrying, quality_report, quality_results, short_series
 from tests.benchmarks.quality_report import OTHER
 
 REPORT: Final = Path(__file__).with_name("QUALITY.md")
@@ -52,8 +52,14 @@ class Run:
         return ["streamgru", *chosen, "backtest", *arguments]
 
 
-def back_tests(etth1: Path | None, beijing: Path, nab: Path | None = None, others: Path | None = None) -> Iterator[Run]:
-    """The back-tests of these files and of ``OTHERS`` in the folder ``others``."""
+def back_tests(
+    etth1: Path | None,
+    beijing: Path,
+    nab: Path | None = None,
+    others: Path | None = None,
+    series: Path | None = None,
+) -> Iterator[Run]:
+    """The back-tests of these files, of ``OTHERS`` in the folder ``others``, and of ``series/real*/*.csv``."""
     if etth1 is not None:
         wide = ("--columns-as-sensors", "--timezone", "UTC", "--standardise")
         for horizon in (96, 192, 336, 720):
@@ -69,11 +75,16 @@ def back_tests(etth1: Path | None, beijing: Path, nab: Path | None = None, other
         for file, (horizon, arguments) in OTHERS.items():
             name = f"{OTHER}{Path(file).stem}-{horizon}"
             yield Run(name, others / file, (*arguments, "--timezone", "UTC", "--horizon", str(horizon)))
+    if series is not None:
+        for path in sorted(series.glob("real*/*.csv")):
+            for horizon in short_series.HORIZONS:
+                steps = ("--horizon", str(horizon), "--budget", str(short_series.BUDGET_S))
+                yield Run(f"{short_series.PREFIX}{path.stem}-{horizon}", path, ("--timezone", "UTC", *steps))
 
 
 def main() -> None:
     options = _options()
-    runs = list(back_tests(options.etth1, options.beijing, options.nab, options.others))
+    runs = list(back_tests(options.etth1, options.beijing, options.nab, options.others, options.series))
     more = ("--budget", str(options.budget)) if options.budget else ()
     # Results with a smaller budget go to a folder of their own, apart from those of the defaults.
     folder, report = options.runs, REPORT
@@ -110,6 +121,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--beijing", type=Path, default=BEIJING)
     parser.add_argument("--nab", type=Path, help="ambient_temperature_system_failure.csv of NAB")
     parser.add_argument("--others", type=Path, help=f"folder with {', '.join(OTHERS)}")
+    parser.add_argument(
+        "--series", type=Path, metavar="FOLDER", help="data folder of NAB: back-test FOLDER/real*/*.csv"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path(".streamgru/quality"), help="folder for results")
     parser.add_argument("--only", default="", help=f"run only names that contain this, e.g. beijing or {ablation.NAME}")

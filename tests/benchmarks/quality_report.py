@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from tests.benchmarks import ablation, carrying_report
+from tests.benchmarks import ablation, carrying_report, short_series
 from tests.benchmarks.markdown import mean, spread, table
 
 if TYPE_CHECKING:
@@ -95,10 +95,13 @@ def written(runs: Path, back_tests: Sequence["Run"], seeds: Sequence[int]) -> st
     parts += _in_units(results, "beijing-", (1, 24), "Beijing, 12 stations, the last fifth of four years")
     parts += _in_units(results, "nab-", (24,), NAB)
     parts += _others(results)
+    parts += short_series.section(results)
     parts += _intervals(results)
     parts += carrying_report.sections(runs, seeds)
     parts += _ablations(runs, seeds)
-    commands = "\n".join(shlex.join(_anywhere(run).command(seeds[0])) for run in back_tests)
+    series = [run for run in back_tests if run.name.startswith(short_series.PREFIX)]
+    listed = [run for run in back_tests if run not in series[len(short_series.HORIZONS) :]]  # one series for all
+    commands = "\n".join(shlex.join(_anywhere(run).command(seeds[0])) for run in listed)
     others = f" (and with `--seed` {', '.join(map(str, seeds[1:]))})" if seeds[1:] else ""
     parts += ["## Commands", f"`make quality` runs these commands{others}:", f"```\n{commands}\n```", _machine()]
     return "\n\n".join(parts) + "\n"
@@ -204,7 +207,7 @@ def _others(results: dict[str, list[Scores]]) -> list[str]:
 def _intervals(results: dict[str, list[Scores]]) -> list[str]:
     rows = []
     for run, done in results.items():
-        if run.startswith(OTHER):
+        if run.startswith((OTHER, short_series.PREFIX)):
             continue
         for name in _forecasts(done):
             if not name.startswith(MODEL) and name != ADAPTIVE:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 KEPT: Final = Path(__file__).with_name("quality")
 SCORES: Final = "scores.json"
-METRICS: Final = ("mse", "mae", "winkler")
+METRICS: Final = ("mse", "mae", "pinball", "winkler")
 METRICS_BY_TARGET: Final = ("mae", "crps")
 
 
@@ -44,7 +44,8 @@ def _needed(content: dict[str, Any]) -> dict[str, Any]:
         "training": {"seconds": content["training"]["seconds"]} if content["training"] else None,
         "scores": {
             name: {
-                "scaled": {metric: scores["scaled"][metric] for metric in METRICS},
+                "labels": scores.get("labels"),  # missing in results of an earlier release
+                "scaled": {metric: scores["scaled"].get(metric) for metric in METRICS},
                 "by_horizon": {target: means(metrics) for target, metrics in scores["by_horizon"].items()},
                 "intervals": scores["intervals"],
             }

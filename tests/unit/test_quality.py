@@ -71,6 +71,28 @@ def test_data_sets_not_used_for_choices_have_their_own_table(tmp_path: Path) -> 
     assert "| other-nyc_taxi" not in page
 
 
+def test_short_series_are_listed_worst_first_beside_the_best_baseline(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "realTweets"
+    folder.mkdir(parents=True)
+    for name in ("AAPL", "AMZN"):
+        (folder / f"{name}.csv").touch()
+    runs = list(back_tests(None, BEIJING, series=tmp_path / "data"))
+    names = ["series-AAPL-1", "series-AAPL-12", "series-AMZN-1", "series-AMZN-12"]
+    assert [run.name for run in runs][-4:] == names
+    results(tmp_path, names, (0,))
+    worse = tmp_path / "series-AMZN-1-seed0" / "scores.json"
+    content = json.loads(worse.read_text())
+    content["scores"]["streamgru"]["scaled"]["pinball"] *= 1.5
+    worse.write_text(json.dumps(content))
+    page = quality_report.written(tmp_path, runs, (0,))
+    assert "| series within 1.03 of the best baseline | 1 of 2 | 2 of 2 |" in page
+    rows = [line for line in page.splitlines() if line.startswith(("| AAPL", "| AMZN"))]
+    assert len(rows) == 4
+    assert rows[0].startswith("| AMZN | 1 | ")
+    assert "streamgru backtest AAPL.csv --timezone UTC --horizon 12 --budget 40" in page
+    assert "streamgru backtest AMZN.csv" not in page
+
+
 def test_the_page_is_the_same_from_kept_results(tmp_path: Path) -> None:
     runs, kept, elsewhere = tmp_path / "runs", tmp_path / "kept", tmp_path / "elsewhere"
     runs.mkdir()
