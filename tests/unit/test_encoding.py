@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import ModelConfig
-from model.experts import CORRECTED, HIDDEN, PLAIN
+from model.experts import experts_of
 from pipeline.errors import ModelUnusable
 from pipeline.event_headers import forecast_headers
 from pipeline.forecaster.encoding import ForecastEncoder, round_to_scale
@@ -29,7 +29,7 @@ from pipeline.messages import (
 from pipeline.settings import Settings
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-EXPERTS: dict[str, tuple[str, ...]] = {"off": (), "light": PLAIN + CORRECTED, "full": PLAIN + CORRECTED + HIDDEN}
+EXPERTS: dict[str, tuple[str, ...]] = {"off": (), "light": experts_of("light"), "full": experts_of("full")}
 FEATURES = ("PM2.5", 'odd "name" \\ é', "TEMP")
 
 
