@@ -1,6 +1,6 @@
 """The CloudEvents headers of a forecast's record: binary content mode of the Kafka binding, version 1.0.2.
 
-Changing anything here is a new version of the product. ``forecaster.encoding`` writes the same bytes for a whole
+Changing anything here is a new version of the product. ``forecast_encoding`` writes the same bytes for a whole
 micro-batch. Records of version 0.1.0 lack ``ce_dataschema`` and ``ce_subject``; no part of streamgru reads
 these headers.
 """

@@ -51,8 +51,8 @@ def forecast(
     transaction.
     """
     from pipeline.forecaster.champion import RegistryChampion
-    from pipeline.forecaster.instance import claim_instance
     from pipeline.forecaster.loop import Options, StreamForecaster
+    from pipeline.kafka.instance import claim_instance
 
     settings = context.settings
     claimed = claim_instance(settings, instance)

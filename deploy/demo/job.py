@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 import numpy as np
 from rich.console import Console
 
-from deploy.demo.children import Child, Children, cleared_folder, hold_home
+from deploy.child_processes import Child, Children, cleared_folder, hold_home
 from deploy.demo.data import SENSOR_COLUMN, Amounts, DemoData, prepare, read_bundled
 from deploy.demo.display import Display, Task
 from deploy.demo.live import (

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.demo.children import Child, Children
+from deploy.child_processes import Child, Children
 from deploy.live_forecasts import LiveForecast, StreamTail
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import ReadingTable

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.forecaster.encoding import WEIGHT_PARTS
+from pipeline.forecast_encoding import WEIGHT_PARTS
 from pipeline.messages import Forecast
 
 _NONE: Final = np.nan  # stands for a forecast without weights, which is correct without adaptation

@@ -14,7 +14,7 @@ from pipeline.audit.recompute import TOLERANCE, Stretches, recompute, relative_d
 from pipeline.audit.topic_logs import read_readings
 from pipeline.audit.verify import LoadModel
 from pipeline.errors import StreamgruError
-from pipeline.forecaster.encoding import round_to_scale
+from pipeline.forecast_encoding import round_to_scale
 from pipeline.kafka.topic_reader import read_topic
 from pipeline.messages import Forecast, decode_forecast, iso_timestamp, microseconds, quantile_key
 from pipeline.settings import Settings

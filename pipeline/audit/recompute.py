@@ -19,7 +19,7 @@ from pipeline.audit.delivery import ForecastLog
 from pipeline.audit.expert_weights import weights_agree
 from pipeline.audit.lineage import AcceptedLog, Lineage
 from pipeline.audit.state_audit import state_differences
-from pipeline.forecaster.encoding import round_to_scale
+from pipeline.forecast_encoding import round_to_scale
 from pipeline.settings import Settings
 
 Indexes = NDArray[np.int64]

@@ -23,8 +23,8 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.admin import AbortTransactionSpec, KafkaAdminClient, ProducerState
 
 from pipeline.errors import StreamgruError
-from pipeline.forecaster.instance import CLIENT_PREFIX
 from pipeline.kafka.clients import close_producer, make_admin, make_producer
+from pipeline.kafka.instance import CLIENT_PREFIX
 from pipeline.kafka.patches import add_to_transaction, producer_id
 from pipeline.settings import Settings
 

@@ -15,9 +15,7 @@ import torch
 from pipeline.errors import SchemaRegistryError
 from pipeline.forecaster.champion import ChampionSource, ChampionWatcher
 from pipeline.forecaster.counters import Reporter
-from pipeline.forecaster.group import is_member
 from pipeline.forecaster.health import Statistics, answering_probes
-from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.micro_batch import BatchSize, MicroBatch, MicroBatchBuilder
 from pipeline.forecaster.model_swap import ModelSwap
 from pipeline.forecaster.partitions import Polled, listed
@@ -29,6 +27,8 @@ from pipeline.forecaster.state_store import ServedModel
 from pipeline.forecaster.stuck_detection import HealthMonitor
 from pipeline.forecaster.transaction import TransactionContent
 from pipeline.forecaster.unit_changes import log_unit_changes
+from pipeline.kafka.instance import Instance
+from pipeline.kafka.rebalances import is_member
 from pipeline.kafka.topics import check_topics, find_topic_id
 from pipeline.reading_times import TimeAlarms
 from pipeline.settings import Settings

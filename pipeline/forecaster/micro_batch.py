@@ -21,8 +21,8 @@ from model.stepper import Forecasts
 from model.unit_kernel import HELD
 from pipeline.dead_letter_form import dead_letter
 from pipeline.flat_forecasts import FlatForecastEncoder
+from pipeline.forecast_encoding import ForecastEncoder, round_to_scale
 from pipeline.forecaster.counters import Counters
-from pipeline.forecaster.encoding import ForecastEncoder, round_to_scale
 from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.state_store import Rows, ServedModel, States, StepResult

@@ -116,7 +116,7 @@ class Partitions:
     """All partitions of one forecaster. The loop's thread calls every method.
 
     Args:
-        consumer: of the group; ``pipeline.forecaster.group`` pauses each partition on assignment.
+        consumer: of the group; ``pipeline.kafka.rebalances`` pauses each partition on assignment.
         topic: of the readings.
     """
 

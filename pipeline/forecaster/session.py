@@ -13,9 +13,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from pipeline.errors import BrokerUnreachable, OffsetsLost
-from pipeline.forecaster.group import GenerationTracker, RebalanceListener
 from pipeline.forecaster.hanging_transactions import resolve_hanging, was_committed
-from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.partitions import Partitions, Polled
 from pipeline.forecaster.positions import describe_lost_readings
 from pipeline.forecaster.restore import Restorer, RestoreReport
@@ -24,7 +22,9 @@ from pipeline.forecaster.stuck_detection import HealthMonitor, Heartbeat, Watchd
 from pipeline.forecaster.transaction import Committer, KafkaTransport, TransactionAborted, TransactionContent, Transport
 from pipeline.kafka.batch_consumer import fetch_late, read_fast
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translate_errors
+from pipeline.kafka.instance import Instance
 from pipeline.kafka.patches import next_offset, request_rejoin
+from pipeline.kafka.rebalances import GenerationTracker, RebalanceListener
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.forecaster")

@@ -24,12 +24,12 @@ import kafka.errors as client_errors
 from kafka import KafkaProducer, TopicPartition
 
 from pipeline.errors import Fenced, KafkaError
-from pipeline.forecaster.group import is_member
 from pipeline.forecaster.positions import Position
 from pipeline.forecaster.stuck_detection import Watchdog
 from pipeline.kafka.batch_producer import NO_HEADERS, BatchAppender, check_delivered
 from pipeline.kafka.clients import close_producer
 from pipeline.kafka.patches import abort_transaction
+from pipeline.kafka.rebalances import is_member
 
 logger = logging.getLogger("streamgru.transaction")
 

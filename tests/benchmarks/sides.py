@@ -15,12 +15,12 @@ from kafka.structs import OffsetAndMetadata
 
 from model.state import blank_states
 from model.stepper import Stepper
-from pipeline.forecaster.encoding import ForecastEncoder
-from pipeline.forecaster.instance import Instance
+from pipeline.forecast_encoding import ForecastEncoder
 from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.history.ingest import ingest
 from pipeline.kafka.batch_consumer import fetch_late
 from pipeline.kafka.clients import make_consumer, make_producer
+from pipeline.kafka.instance import Instance
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import ModelId
 from pipeline.settings import Settings

@@ -13,10 +13,10 @@ from typing import Any, Final
 import pipeline.forecaster.session
 from pipeline.errors import StreamgruError
 from pipeline.forecaster.champion import Candidate
-from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.forecaster.positions import Position
 from pipeline.forecaster.transaction import KafkaTransport
+from pipeline.kafka.instance import Instance
 from pipeline.settings import Settings
 from tests.chaos.gauge import KILL, Gauge
 from tests.chaos.guards import GUARDS

@@ -12,12 +12,12 @@ from kafka.structs import ConsumerGroupMetadata
 import pipeline.forecaster.restore
 import pipeline.forecaster.session
 import pipeline.forecaster.transaction
-from pipeline.forecaster.group import GenerationTracker
 from pipeline.forecaster.positions import CommittedPosition, Position, position_from_group
 from pipeline.forecaster.restore import Restorer, RestoreReport
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.forecaster.transaction import KafkaTransport
 from pipeline.kafka.clients import make_consumer
+from pipeline.kafka.rebalances import GenerationTracker
 
 _consumers: list[Any] = []  # consumers of the forecasters' group, newest last
 

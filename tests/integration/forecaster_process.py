@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import StreamgruError
-from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
+from pipeline.kafka.instance import Instance
 from pipeline.settings import Settings
 from tests.integration.stream_rig import FolderChampion
 

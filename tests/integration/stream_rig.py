@@ -25,14 +25,14 @@ from model.artefact import ArtefactError, load_artefact, save_artefact
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from pipeline.errors import ModelUnusable, RegistryUnreachable
+from pipeline.forecast_encoding import ForecastEncoder
 from pipeline.forecaster.champion import Candidate, settings_differences
-from pipeline.forecaster.encoding import ForecastEncoder
-from pipeline.forecaster.instance import Instance
 from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.forecaster.positions import POSITION_KEY
 from pipeline.forecaster.readings import Readings, decode_records
 from pipeline.forecaster.session import Session
 from pipeline.forecaster.state_store import ServedModel
+from pipeline.kafka.instance import Instance
 from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings

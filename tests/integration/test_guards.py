@@ -218,7 +218,7 @@ def test_a_forecaster_that_missed_a_generation_restores_its_states(impatient: Se
 def test_a_forecaster_that_missed_a_generation_repeats_forecasts_without_the_generation_check(
     impatient: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.forecaster.group.GenerationTracker.is_continuous", lambda self, group_metadata: True)
+    monkeypatch.setattr("pipeline.kafka.rebalances.GenerationTracker.is_continuous", lambda self, group_metadata: True)
     champion = FolderChampion(tmp_path / "models", impatient)
     champion.promote(1, small_forecaster(impatient))
     overtake(impatient, champion)

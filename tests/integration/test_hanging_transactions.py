@@ -7,8 +7,8 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 
 from pipeline.forecaster.hanging_transactions import abort_hanging_transactions, was_committed
-from pipeline.forecaster.instance import CLIENT_PREFIX
 from pipeline.kafka.clients import make_producer
+from pipeline.kafka.instance import CLIENT_PREFIX
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory

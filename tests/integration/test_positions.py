@@ -10,9 +10,9 @@ from kafka.producer.transaction_manager import TransactionalRequestResult, TxnOf
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 import pipeline.forecaster.partitions
-from pipeline.forecaster.instance import Instance
 from pipeline.kafka.clients import make_admin, make_producer
 from pipeline.kafka.group_positions import committed_offsets
+from pipeline.kafka.instance import Instance
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory

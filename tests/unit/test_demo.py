@@ -389,7 +389,7 @@ def test_the_picture_is_a_small_png(tmp_path: Path) -> None:
 PARENT = """
 import sys, time
 from pathlib import Path
-from deploy.demo.children import Children
+from deploy.child_processes import Children
 children = Children(Path(sys.argv[1]))
 print(children.start("waiting", "models").process.pid, flush=True)
 time.sleep(60)

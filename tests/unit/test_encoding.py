@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.experts import experts_of
 from pipeline.errors import ModelUnusable
 from pipeline.event_headers import forecast_headers
-from pipeline.forecaster.encoding import ForecastEncoder, round_to_scale
+from pipeline.forecast_encoding import ForecastEncoder, round_to_scale
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.forecaster.group import GenerationTracker, is_member
+from pipeline.kafka.rebalances import GenerationTracker, is_member
 
 
 def metadata(generation: int, member: str = "me") -> SimpleNamespace:

@@ -27,7 +27,7 @@ from pipeline.audit.state_audit import LastState
 from pipeline.audit.topic_logs import read_forecasts
 from pipeline.audit.verify import Evidence, audit_evidence
 from pipeline.errors import KafkaError, StreamgruError
-from pipeline.forecaster.encoding import WEIGHT_PARTS, round_to_scale
+from pipeline.forecast_encoding import WEIGHT_PARTS, round_to_scale
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.messages import Forecast, InputPosition, ModelId, StateAge, decode_state, quantile_key
