@@ -8,9 +8,9 @@ around it are a mixture, too: of the GRU's, resized and calibrated, and of the m
 
 Labels are delayed: a step of a forecast is scored when its value is read, and corrections learn from a forecast after
 all of its h steps have been read. Every ``stride``-th forecast is kept until then, so that at most ``PENDING`` are
-pending for any horizon. Corrections are learned at up to
-``LEARN_POINTS`` points of the horizon, and losses are kept at up to ``LOSS_POINTS``; other steps are interpolated.
-The state's size is therefore fixed; only its labels grow with the horizon (9 bytes per step and target).
+pending for any horizon. Corrections are learned at up to ``LEARN_POINTS`` points of the horizon, and losses are kept at
+up to ``LOSS_POINTS``; other steps are interpolated. The state's size is therefore fixed; only its labels grow with the
+horizon (9 bytes per step and target).
 
 A reset blanks the state. Each target has a grid of points in time, a cadence apart. A point without a value gets a
 replacement. If a point has several values, each gets a forecast, and only the first is learned from. ``model.kernel``

@@ -95,7 +95,7 @@ class AdaptationConfig:
     @property
     def remembered(self) -> int:
         """Last values that are carried: enough for the labels of a forecast, one season, and the autoregression."""
-        return max(self.horizon_steps, self.season_steps, AR_LAGS + 1)
+        return max(self.horizon_steps, self.season_steps, AR_LAGS + 2)
 
     @cached_property
     def stride(self) -> int:

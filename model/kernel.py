@@ -22,9 +22,9 @@ A step does this for each target (``_step``):
    point; it learns from the mixture's errors alone, so it holds where the GRU's intervals do not fit the sensor. The
    factor's logarithm, and the fixed distance's, rise when a label falls outside the quantile and fall when it lies
    inside; the two steps balance at the nominal coverage (adaptive conformal inference, Gibbs and Candès, 2021, as
-   quantile tracking: Angelopoulos, Candès and Tibshirani, 2023). The long-run coverage is the nominal one for any
-   sequence of labels, as long as factors stay off their bounds; labels close to a quantile count as outside in part
-   (``EDGE``). The published distance is the weighted mean of both. For each quantile level, a shape's weight falls
+   quantile tracking: Angelopoulos, Candès and Tibshirani, 2023). The long-run coverage of each shape is the nominal one
+   for any sequence of labels, as long as factors stay off their bounds; labels close to a quantile count as outside in
+   part (``EDGE``). The published distance is the weighted mean of both. For each quantile level, a shape's weight falls
    with its past quantile loss (weights by level: Berrisch and Ziel, "CRPS learning", 2023).
 5. *Keep*. Every ``stride``-th forecast is kept until its labels have come.
 
@@ -72,6 +72,7 @@ STORED_BOUND: Final = 1e6  # scales; largest number that a pending forecast keep
 AR_LAGS: Final = 24  # past changes that the next change is predicted from
 AR_STEPS: Final = 96  # steps that the autoregression is iterated; beyond them its forecast is flat
 AR_LABELS: Final = 20.0  # the learning rate begins at 1 / AR_LABELS and falls as 1 / labels
+AR_UNTRAINED: Final = 48  # labels before which the autoregression forecasts the last value
 AR_RATE: Final = 0.0005  # smallest learning rate: a memory of some 2,000 steps
 AR_ERROR_BOUND: Final = 5.0  # mean errors; a larger error is clipped
 AR_POWER_RATE: Final = 0.005  # update rate of the mean squares of the transformed changes
@@ -85,7 +86,7 @@ INDEPENDENT_PART: Final = 8.0
 MEMORY_LABELS: Final = 70.0  # independent labels that losses average over
 LEAST_LOSS: Final = 1e-30  # divisor if the best expert never erred; all other experts then get weight 0
 OUTLIER_LOSS: Final = 20.0  # mean losses of the best expert; a larger loss is clipped, so that no label decides
-OUTLIER_LABELS: Final = 10  # labels before the mean loss is used to recognise outliers
+OUTLIER_LABELS: Final = 10  # labels before the mean loss recognises outliers, and the fixed shape has weight
 
 # --- time
 PHASE_SHIFT: Final = 0.382  # fraction of a cadence; see `_phase`
@@ -102,7 +103,7 @@ FACTOR_STEP_LABELS: Final = 10.0  # in between, the step is this number divided 
 # DISTANCE_LABELS labels, then it falls as 1 / labels down to DISTANCE_RATE.
 DISTANCE_RATE: Final = 0.02
 DISTANCE_LABELS: Final = 20.0
-LEAST_DISTANCE: Final = 1e-9  # scales; a distance of 0 could not grow
+LEAST_DISTANCE: Final = 1e-3  # scales; a distance of 0 could not grow, and a tiny one grows too slowly
 LOGIT_BOUND: Final = 50.0  # largest |log odds| of the two shapes of intervals
 FACTOR_BOUND: Final = 5.0  # largest absolute log factor: factors stay between 1/148 and 148
 # Width of the edge around a quantile, in scales. Within the edge the count of a label rises gradually from inside to
@@ -120,7 +121,7 @@ class Sizes(NamedTuple):
     targets: int  # K
     horizon: int  # h
     season: int  # S
-    remembered: int  # last values carried: enough for the labels of a forecast, and for one season
+    remembered: int  # last values carried: enough for a forecast's labels, a season and the autoregression
     quantiles: int  # Q
     median: int  # its index among the quantiles
     experts: int  # E
@@ -497,7 +498,7 @@ def _score(
         shaped = abs(f4[at.pending_quantiles + (pending * Q + q) * L + m] * shrunk - median)
         place = at.distances + (k * Q + q) * L + m
         fixed = np.float64(f4[place])
-        for shape in range(2):
+        for shape in range(2 if count > 0 else 0):  # the first label gives the fixed distance
             excess = beyond - (fixed if shape else shaped)
             loss = max((1.0 - tail) * excess, -tail * excess)
             mean_place = at.shape_losses + ((k * 2 + shape) * Q + q) * L + m
@@ -511,7 +512,7 @@ def _score(
         else:
             edge = max(EDGE_PART * fixed, LEAST_EDGE)
             outside = min(max(0.5 + (beyond - fixed) / edge, 0.0), 1.0)
-            fixed *= 1.0 + rate * (outside - tail)
+            fixed *= math.exp(rate * (outside - tail))
         f4[place] = min(max(fixed, LEAST_DISTANCE), STORED_BOUND)
 
 
@@ -626,17 +627,19 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
 
 
 @_inner
-def _last_changes(size: Sizes, at: Places, record: Record, k: int, to: Scratch) -> None:
-    """Fill the first AR_LAGS of ``to.changes`` with the last changes, newest last, in scales."""
+def _last_changes(size: Sizes, at: Places, record: Record, k: int, before: int, to: Scratch) -> None:
+    """Fill the first AR_LAGS of ``to.changes`` with the changes ``before`` the last ones, newest last, in scales."""
     values = _row(record.f8, at.values, k, size.remembered)
-    unit, begin = _unit(at, record, k), size.remembered - AR_LAGS
+    unit, begin = _unit(at, record, k), size.remembered - AR_LAGS - before
     for i in range(AR_LAGS):
         to.changes[i] = _clip((values[begin + i] - values[begin + i - 1]) / unit, REGRESSOR_BOUND)
 
 
 @_inner
-def _learn_change(size: Sizes, at: Places, table: Tables, record: Record, k: int, value: float, to: Scratch) -> None:
-    """Let the autoregression learn from the change to ``value``, before the signals are stepped.
+def _learn_change(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
+    """Let the autoregression learn from the last change, in the scale after it.
+
+    In the scale before it, the first change of a sensor, or of one that has been constant, would be enormous.
 
     The weights belong to the cosine transform of the last changes, which hardly correlates. So each weight can be
     learned with a rate of its own, by the mean square of its regressor (transform-domain least mean squares: Narayan,
@@ -645,10 +648,10 @@ def _learn_change(size: Sizes, at: Places, table: Tables, record: Record, k: int
     f4, D = record.f4, AR_LAGS + 1
     weights, powers = _row(f4, at.ar_weights, k, D), _row(f4, at.ar_powers, k, D)
     labels = np.float64(record.i4[at.ar_labels + k])
-    last, unit = record.f8[at.values + (k + 1) * size.remembered - 1], _unit(at, record, k)
-    error = _clip((_clip(value, VALUE_BOUND) - last) / unit, STORED_BOUND)
+    newest = at.values + (k + 1) * size.remembered - 1
+    error = _clip((record.f8[newest] - record.f8[newest - 1]) / _unit(at, record, k), STORED_BOUND)
     x = to.transformed
-    _last_changes(size, at, record, k, to)
+    _last_changes(size, at, record, k, 1, to)
     for i in range(AR_LAGS):
         x[i] = 0.0
         for j in range(AR_LAGS):
@@ -679,7 +682,7 @@ def _learn_change(size: Sizes, at: Places, table: Tables, record: Record, k: int
 def _iterate_changes(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
     """Fill the rest of ``to.changes`` with the forecasts of the next changes: the autoregression, iterated."""
     weights = _row(record.f4, at.ar_weights, k, AR_LAGS + 1)
-    _last_changes(size, at, record, k, to)
+    _last_changes(size, at, record, k, 0, to)
     for j in range(AR_LAGS):
         to.ar_lags[j] = 0.0
         for i in range(AR_LAGS):
@@ -717,10 +720,12 @@ def _forecast_experts(
         to.experts[0, j] = last
         back = back + 1 if back + 1 < size.remembered else size.remembered - S
         to.experts[1, j] = values[back]
-    _iterate_changes(size, at, table, record, k, to)
+    trained = record.i4[at.ar_labels + k] >= AR_UNTRAINED
+    if trained:
+        _iterate_changes(size, at, table, record, k, to)
     moved = 0.0
     for j in range(h):
-        moved += to.changes[AR_LAGS + j] if j < AR_STEPS else 0.0
+        moved += to.changes[AR_LAGS + j] if trained and j < AR_STEPS else 0.0
         to.experts[size.experts - 1, j] = last + moved * unit
     expert = 3
     for group in range(size.groups):
@@ -754,6 +759,8 @@ def _weigh(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: S
         for e in range(E):
             excess = (record.f4[losses + e * L + m] - best) / max(best, LEAST_LOSS)
             logit = table.log_prior[e] - rate * excess
+            if labels == 0.0 and size.groups > 0 and e == E - 1:
+                logit = -np.inf  # the autoregression is iterated: where it has not been scored, it may be far off
             to.weights[e, m] = logit
             highest = max(highest, logit)
         total = 0.0
@@ -796,7 +803,7 @@ def _weigh_shapes(size: Sizes, at: Places, table: Tables, record: Record, k: int
             fixed = np.float64(f4[at.shape_losses + ((k * 2 + 1) * Q + q) * L + m])
             excess = (gru - fixed) / max(min(gru, fixed), LEAST_LOSS)
             share = 1.0 / (1.0 + math.exp(_clip(rate * excess, LOGIT_BOUND)))
-            to.shares[q, m] = share if size.calibrated and labels > 0.0 else 1.0
+            to.shares[q, m] = share if size.calibrated and labels >= OUTLIER_LABELS else 1.0
 
 
 @_inner
@@ -818,7 +825,9 @@ def _spread(
                 factor = to.factors[q, left] * (1.0 - share) + to.factors[q, right] * share
                 shaped = max(shaped, abs(model[q, j] - model[size.median, j]) * factor)
                 place = at.distances + (k * Q + q) * L
-                fixed = max(fixed, (f4[place + left] * (1.0 - share) + f4[place + right] * share) * unit)
+                # A point without a label has no distance yet.
+                far = f4[place + right] if f4[place + right] > 0.0 else f4[place + left]
+                fixed = max(fixed, (f4[place + left] * (1.0 - share) + far * share) * unit)
                 part = to.shares[q, left] * (1.0 - share) + to.shares[q, right] * share
                 reach = max(reach, part * shaped + (1.0 - part) * fixed)
                 to.reaches[q, j] = shaped
@@ -956,9 +965,9 @@ def _step(
         record.f8[newest] = y  # for this forecast; restored below
         _regressors(size, at, record, k, y, y - first, to.x)
     else:
-        if size.groups and math.isfinite(value) and record.i4[at.observed + k] > 0:
-            _learn_change(size, at, table, record, k, value, to)
         _observe(size, at, record, k, phase, value, to.x)
+        if size.groups and math.isfinite(value) and record.i4[at.observed + k] > 2:
+            _learn_change(size, at, table, record, k, to)
         _score_arrived(size, at, table, record, k)
         if issue >= 0 and issue % size.stride == 0:
             due_slot = (issue // size.stride) % size.slots

@@ -20,10 +20,10 @@ from the last value than past changes went, or it moves in much finer steps than
 land near the last one after its conversion. Values like past ones bring evidence against a change, and so do zeros if
 the past had zeros. Exact repetitions bring none, because a stuck sensor has not changed its unit.
 
-While some evidence lies above a limit, values are *withheld*: the state sees a missing value, and forecasts stay in
-the old unit. Then the rule accepts a map, or the evidence vanishes and values count again, or the rule gives up. After
-giving up it takes the values as they are and learns the sensor from scratch. Each false suspicion, and each change,
-raises the sensor's limits for some time.
+While some evidence lies above a limit, values are *withheld*: the state sees a missing value, and forecasts stay in the
+old unit. Then the rule accepts a map, or the evidence vanishes and values count again, or the rule gives up. After
+giving up it takes the values as they are, and learns what is usual for the sensor from scratch. Each false suspicion,
+and each change, raises the sensor's limits for some time.
 
 A sudden change of level by 20 spreads, with noise of the same size as before, counts as a shift. The forecasts then
 keep the daily pattern around the new level.
@@ -108,7 +108,8 @@ MOST_WITHHELD: Final = 64.0  # values withheld at most
 MOST_EVIDENCE: Final = 40.0
 DOUBT: Final = 0.5  # evidence lost by a value like past ones, at least
 # Each false suspicion raises WITHHOLD and ACCEPT by 1, and each change by CHANGE_WARY, at most by MOST_WARY: a sensor
-# that changes again and again has regimes instead of units.
+# that changes again and again has regimes instead of units. After two changes, shifts are not followed for some 1,200
+# readings, because SHIFT_START then lies below the limit.
 CHANGE_WARY: Final = 4.0
 MOST_WARY: Final = 10.0
 
@@ -299,6 +300,13 @@ def _end(row: Numbers, evidence: Numbers) -> None:
 
 
 @_inner
+def _is_home(row: Numbers, h: int) -> bool:
+    """Whether a conversion undoes the present map."""
+    undone = abs(row[FACTOR] * _FACTORS[h] - 1.0) < 1e-9
+    return bool(h > SHIFTED and row[FACTOR] != 0.0 and row[OFFSET] == 0.0 and undone)
+
+
+@_inner
 def _adopt(row: Numbers, h: int) -> None:
     """Join a hypothesis to the present map."""
     factor = 1.0 if row[FACTOR] == 0.0 else row[FACTOR]
@@ -325,9 +333,11 @@ def _step(row: Numbers, evidence: Numbers, value: float) -> int:
     best, most, second = -1, 0.0, 0.0
     for h in range(HYPOTHESES):
         weight = evidence[h] - _COSTS[h]
+        if _is_home(row, h):
+            continue  # the same map as HOME
         if weight > most:
             best, most, second = h, weight, most
-        elif weight > second:
+        elif weight > second and not (best == HOME and h == SHIFTED):  # a shift back leads home, too
             second = weight
     wary = 0.0 if best == HOME else row[WARY]
     if most < (RELEASE if withheld else WITHHOLD + wary):

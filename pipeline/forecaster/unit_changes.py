@@ -32,7 +32,8 @@ class UnitChange:
         if (self.factor, self.shift) == (1.0, 0.0):
             return f"{where} is back in the unit that the state was made in"
         return (
-            f"{where} has another unit: forecasts are {self.factor:g} times those in the old unit, plus {self.shift:g}"
+            f"{where} has another unit: forecasts are {self.factor:g} times those in the unit that the state was made "
+            f"in, plus {self.shift:g}"
         )
 
 

@@ -97,6 +97,8 @@ def main() -> None:
     failed = []
     for seed in options.seeds:
         for run in runs:
+            if run.name.startswith(short_series.PREFIX) and seed != options.seeds[0]:
+                continue  # one seed for the many short series
             out = folder / f"{run.name}-seed{seed}"
             if options.only in run.name and not options.report and not (out / "scores.json").exists():
                 command = run.command(seed, (*more, "--out", str(out)))

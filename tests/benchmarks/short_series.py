@@ -16,7 +16,7 @@ LARGEST: Final = 1.10  # ratio that every series must stay within
 MANY_LABELS: Final = 1_000  # test points from which the interval of a single series is judged
 INTRO: Final = """\
 Each file of NAB's folders `real*` is one sensor; they are server loads, prices of advertisements and counts of tweets,
-with spikes, changes of level and 1,238 to 15,902 readings. Columns show the pinball loss of all steps together as a
+with spikes, changes of level and 1,200 to 16,000 readings. Columns show the pinball loss of all steps together as a
 multiple of the best baseline's, and of the seasonal-naive forecast's. One seed, 40 s of training. Wanted, at both
 horizons: at most 1.03 times the best baseline on 90 % of the series, at most 1.10 on the worst, at most .90 of the
 seasonal naive on average; 80 % intervals within 5 points over all, and within 10 on each series with at least 1,000

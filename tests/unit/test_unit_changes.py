@@ -59,8 +59,8 @@ def test_a_change_is_found_with_its_reading_and_feature() -> None:
     found = find_unit_changes(accepted, forecasts_with(outcome, factor, offset), ["level", "other"])
     assert found == [UnitChange(3, 12, "b", "level", 1_000.0, 0.0), UnitChange(5, 8, "a", "other", 1.0, 0.0)]
     assert str(found[0]) == (
-        "partition 3, offset 12: level of sensor 'b' has another unit: forecasts are 1000 times those in the old unit, "
-        "plus 0"
+        "partition 3, offset 12: level of sensor 'b' has another unit: forecasts are 1000 times those in the unit "
+        "that the state was made in, plus 0"
     )
     assert str(found[1]) == (
         "partition 5, offset 8: other of sensor 'a' is back in the unit that the state was made in"
