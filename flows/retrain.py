@@ -26,7 +26,7 @@ from model.backtest import Predictor, Scores, model_predictor
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
-from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
+from model.training import DeviceError, EpochReport, TrainingOptions, TrainingResult, choose_device, train
 from pipeline.best_effort import best_effort
 from pipeline.errors import HistoryError, ModelUnusable, RegistryUnreachable, SettingsError
 from pipeline.evaluation.evaluate import Evaluation, Selection, evaluate, model_config, training_options, unseen_part
@@ -287,7 +287,12 @@ def _train(
 
     report_progress(Progress("training", 0.0, 1.0))
     with _explain_short_history(data.training_set, config.horizon_steps):
-        result = train(config, options, data.trained, data.split, initial=initial, report=report, checkpoint=checkpoint)
+        try:
+            result = train(
+                config, options, data.trained, data.split, initial=initial, report=report, checkpoint=checkpoint
+            )
+        except DeviceError as error:
+            raise SettingsError(f"training.device: {error}") from error
     report_progress(Progress("training", 1.0, 1.0, f"{len(result.epochs)} epochs on {result.device}"))
     return result
 

@@ -9,7 +9,7 @@ States of a follower::
     waiting --arguments--> training --end or error--> waiting
     waiting --dismissed--> ended
 
-If a process dies, ``torchrun`` ends the other processes of the training.
+If a process dies, ``torchrun`` ends the other processes on the same machine.
 """
 
 import os
@@ -24,7 +24,12 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# Followers wait for the leader's back-test and registration; ``torchrun`` ends them if the leader dies.
+
+class DeviceError(ValueError):
+    """The device of a training cannot be used, in this process or in another one of the training."""
+
+
+# Followers wait for the leader's back-test and registration. Sums over the GPUs have the shorter limit of PyTorch.
 _LONGEST_WAIT: Final = timedelta(days=7)
 
 
@@ -102,7 +107,7 @@ def join() -> Ranks:
     if not started_by_torchrun():
         return Ranks()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_LONGEST_WAIT)
+    dist.init_process_group(backend)
     return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=_LONGEST_WAIT))
 
 
@@ -117,15 +122,15 @@ def local_device(device: torch.device) -> torch.device:
     """The device of this process: GPUs of a machine go to its processes in order.
 
     Raises:
-        ValueError: the device names one GPU for all processes, or this machine has fewer GPUs than processes.
+        DeviceError: the device names one GPU for all processes, or this machine has fewer GPUs than processes.
     """
     if not started_by_torchrun() or device.type != "cuda":
         return device
     if device.index is not None:
-        raise ValueError(f"device {device} names one GPU, but torchrun started several processes; use cuda or auto")
+        raise DeviceError(f"device {device} names one GPU, but torchrun started several processes; use cuda or auto")
     number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= count:
-        raise ValueError(
+        raise DeviceError(
             f"torchrun started more than {count} processes on a machine with {count} GPUs; set --nproc-per-node {count}"
         )
     return torch.device("cuda", number)

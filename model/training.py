@@ -20,7 +20,7 @@ import torch
 from . import distributed
 from .checkpoint import Checkpoint, fingerprint
 from .config import ModelConfig
-from .distributed import Ranks
+from .distributed import DeviceError, Ranks
 from .forecaster import Forecaster
 from .inputs import fit_spread
 from .objective import fit_intervals
@@ -31,7 +31,16 @@ from .training_options import EpochReport, TrainingOptions
 
 logger = logging.getLogger("streamgru.training")
 
-__all__ = ["EpochReport", "TrainingOptions", "TrainingResult", "choose_device", "follow", "train"]
+__all__ = [
+    "DeviceError",
+    "EpochReport",
+    "TrainingOptions",
+    "TrainingResult",
+    "choose_device",
+    "follow",
+    "train",
+    "using_tf32",
+]
 
 
 @dataclass(frozen=True)
@@ -44,19 +53,25 @@ class TrainingResult:
     sensor_steps_per_s: float  # rate of the training, without validation
 
 
-def choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str, *, shared: bool = False) -> torch.device:
     """The device to train on; for ``auto`` it is CUDA if available, otherwise the CPU.
 
+    Args:
+        shared: whether other processes train on this machine's other GPUs; this process's GPU then becomes current.
+
     Raises:
-        ValueError: the device is not available.
+        DeviceError: the device is not available.
     """
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = torch.cuda.is_available()
     try:
-        device = torch.device(wanted)
-        torch.zeros(1, device=device)
+        device = torch.device(("cuda" if cuda else "cpu") if wanted == "auto" else wanted)
+        if shared and device.type == "cuda" and cuda:
+            device = distributed.local_device(device)
+            torch.cuda.set_device(device)  # before the first tensor, which would take memory of GPU 0
+        if wanted != "auto":
+            torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {wanted} cannot be used here ({error}); use cpu or auto") from error
+        raise DeviceError(f"device {wanted} cannot be used here ({error}); use cpu or auto") from error
     return device
 
 
@@ -84,8 +99,8 @@ def train(
     """A forecaster trained on the training part of ``split``, at its best epoch on the validation part.
 
     On a CPU, trainings with equal arguments and number of threads give equal bits, unless the budget ends them. If a
-    training with a ``checkpoint`` is killed, a call with equal arguments continues after its last epoch, to the same
-    weights. The caller deletes that file when the result is safe.
+    training with a ``checkpoint`` is killed, a call with equal arguments continues after its last epoch; on a CPU it
+    ends with the weights of a training that ran through. The caller deletes that file when the result is safe.
 
     In the leading process of several (``model.distributed``), the followers take their share of each update's lanes.
     Without dropout, the result is that of one process but for rounding.
@@ -98,6 +113,7 @@ def train(
     Raises:
         ValueError: the training or validation part has no labels (its targets are all missing, or constant), or
             ``initial`` has another shape.
+        DeviceError: the device cannot be used in one of the processes.
     """
     job = _Job(config, options, sequences, split, initial)
     if options.preset == "plain":  # the clock ends its epochs, and several processes share no clock
@@ -135,12 +151,12 @@ def _train(
     options = job.options
     cores = (os.cpu_count() or 1) // distributed.processes_on_this_machine()
     threads = options.threads or max(1, cores // 2)
-    device = ranks.together(lambda: _device(options, ranks))
+    device = _device(options, ranks)
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         using_threads(threads),
         _no_denormals(),
-        _tf32(),
+        using_tf32(),
     ):
         loop = ranks.together(lambda: _loop(job, ranks, device))
         file = None
@@ -161,8 +177,22 @@ def _train(
 
 
 def _device(options: TrainingOptions, ranks: Ranks) -> torch.device:
-    device = choose_device(options.device)
-    return distributed.local_device(device) if ranks.size > 1 else device
+    """The device of this process.
+
+    Raises:
+        DeviceError: in one of the processes it is not available, or is of another kind; all processes raise the error.
+    """
+    try:
+        device = ranks.together(lambda: choose_device(options.device, shared=ranks.size > 1))
+    except ValueError as error:
+        raise DeviceError(str(error)) from error
+    kinds = ranks.collect(device.type)
+    if len(set(kinds)) > 1:  # sums over the processes would wait for each other forever
+        found = ", ".join(f"{kind} in process {kinds.index(kind)}" for kind in dict.fromkeys(kinds))
+        raise DeviceError(
+            f"the processes of torchrun have different devices ({found}); use cpu, or only machines with a GPU"
+        )
+    return device
 
 
 def _loop(job: _Job, ranks: Ranks, device: torch.device) -> TrainingLoop:
@@ -186,7 +216,7 @@ def _loop(job: _Job, ranks: Ranks, device: torch.device) -> TrainingLoop:
 
 
 @contextmanager
-def _tf32() -> Iterator[None]:
+def using_tf32() -> Iterator[None]:
     """Let GPUs multiply float32 matrices in TF32: products of 10 bits, added up in float32. CPUs are not affected."""
     if not torch.cuda.is_available():
         yield

@@ -16,7 +16,7 @@ from deploy.context import Context
 from deploy.option_types import POSITIVE, FiniteRange, layout_options, training_options
 from deploy.terminal_text import say
 from pipeline.best_effort import best_effort
-from pipeline.errors import DataFileError, ModelUnusable
+from pipeline.errors import DataFileError, ModelUnusable, SettingsError
 
 if TYPE_CHECKING:
     from model.backtest import Predictor
@@ -335,8 +335,12 @@ def _create_folder(folder: Path) -> None:
 
 @contextmanager
 def _naming_source(source: str) -> Iterator[None]:
-    """Name the data in the message of a ValueError."""
+    """Name the data in the message of a ValueError, or the setting if the training's device cannot be used."""
+    from model.training import DeviceError
+
     try:
         yield
+    except DeviceError as error:
+        raise SettingsError(f"training.device: {error}") from error
     except ValueError as error:
         raise DataFileError(f"{source} cannot be back-tested on: {error}") from error

@@ -33,7 +33,7 @@ from model.device_data import DeviceData
 from model.forecaster import Forecaster
 from model.objective import forecasts_along, pinball_of
 from model.sequences import Sequences, Split, build_sequences
-from model.training import EpochReport, TrainingOptions, TrainingResult, train
+from model.training import EpochReport, TrainingOptions, TrainingResult, train, using_tf32
 from tests.benchmarks.markdown import table
 
 REPORT: Final = Path(__file__).with_name("GPU.md")
@@ -128,8 +128,8 @@ class Comparison:
         for device in (torch.device("cpu"), self._device):
             data = DeviceData(device)
             there = forecaster.to(device)
-            losses.append(pinball_of(there, lanes, data))
-            with torch.no_grad():
+            with using_tf32(), torch.no_grad():
+                losses.append(pinball_of(there, lanes, data))
                 predicted, _ = next(forecasts_along(there, lanes, data))
             forecasts.append(predicted.cpu())
         forecaster.to("cpu")

@@ -17,7 +17,7 @@ from model.backtest import Persistence
 from model.backtest import backtest as score
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split
-from pipeline.errors import DataFileError, HistoryError, ModelUnusable
+from pipeline.errors import DataFileError, HistoryError, ModelUnusable, SettingsError
 from pipeline.evaluation.evaluate import after_selection, model_config, split_by
 from pipeline.evaluation.report import read_trained_model
 from pipeline.messages import iso_timestamp
@@ -350,6 +350,17 @@ def test_a_file_with_too_few_readings_is_named_with_the_reason(settings: Setting
     result = CliRunner().invoke(backtest, [str(file)], obj=Context(lambda: settings))
     assert isinstance(result.exception, DataFileError)
     assert "short.csv cannot be back-tested on: 5 readings are too few to split" in str(result.exception)
+
+
+def test_an_unusable_device_is_an_error_of_the_settings_not_of_the_file(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "level.csv"
+    rows = (f"{np.datetime64('2024-01-01') + np.timedelta64(hour, 'h')}:00:00Z,{hour % 24}\n" for hour in range(600))
+    file.write_text("time,level\n" + "".join(rows))
+    training = settings.training.model_copy(update={"device": "cuda:99"})
+    alone = Context(lambda: settings.model_copy(update={"features": ("level",), "training": training}))
+    result = CliRunner().invoke(backtest, [str(file), "--out", str(tmp_path / "scores")], obj=alone)
+    assert isinstance(result.exception, SettingsError)
+    assert str(result.exception).startswith("training.device: device cuda:99 cannot be used here")
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_the_training(settings: Settings, tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from model import distributed
 from model.batches import LARGEST_LABEL, LanePool, chunks, evaluation_lanes, scaled_labels
 from model.config import ModelConfig
+from model.distributed import Ranks
 from model.forecaster import UNKNOWN_SENSOR, Forecaster
 from model.sequences import Sequences, Split, build_sequences
-from model.training import EpochReport, TrainingOptions, TrainingResult, choose_device, train
+from model.training import DeviceError, EpochReport, TrainingOptions, TrainingResult, choose_device, train
 
 HOUR_US = 3_600_000_000
 STEPS = 1_500
@@ -133,7 +136,7 @@ def test_a_checkpoint_keeps_the_names_that_weights_have_on_disk(tmp_path: Path) 
         assert not [name for name in content[part] if name.startswith(("gru.gru", "gru.fc"))]
 
 
-@pytest.mark.parametrize("damage", ["other data", "cut off", "no such folder"])
+@pytest.mark.parametrize("damage", ["other data", "cut off", "no format", "no such folder"])
 def test_an_unusable_checkpoint_is_ignored(damage: str, tmp_path: Path) -> None:
     options = replace(QUICK, device="cpu", epochs=1)
     checkpoint = tmp_path / "training.pt"
@@ -143,6 +146,10 @@ def test_an_unusable_checkpoint_is_ignored(damage: str, tmp_path: Path) -> None:
         data = sequences(sensors=2)
     elif damage == "cut off":
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    elif damage == "no format":
+        content = torch.load(checkpoint, weights_only=True)
+        del content["format"]
+        torch.save(content, checkpoint)
     else:
         (tmp_path / "file").touch()
         checkpoint = tmp_path / "file" / "training.pt"
@@ -287,6 +294,48 @@ def test_an_unavailable_device_is_refused() -> None:
         choose_device("cuda:99")
     with pytest.raises(ValueError, match="cannot be used here"):
         choose_device("abacus")
+
+
+def test_a_process_makes_its_own_gpu_current_before_it_takes_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    calls: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("current", device)))
+    monkeypatch.setattr(torch, "zeros", lambda size, device: calls.append(("memory", device)))
+    own = torch.device("cuda:1")
+    assert choose_device("cuda", shared=True) == own
+    assert calls == [("current", own), ("memory", own)]
+    assert choose_device("auto", shared=True) == own
+    with pytest.raises(DeviceError, match="names one GPU"):
+        choose_device("cuda:0", shared=True)
+
+
+class _OfTwo(Ranks):
+    """The first of two processes, the second of which has a GPU, or an error."""
+
+    def __init__(self, error: str | None = None) -> None:
+        super().__init__(rank=0, size=2)
+        self._error = error
+
+    def agree(self, value: Any) -> Any:
+        return value
+
+    def collect(self, value: Any) -> list[Any]:
+        return [value, self._error if value is None else "cuda"]
+
+
+def test_processes_with_different_kinds_of_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "join", _OfTwo)
+    with pytest.raises(DeviceError, match=r"different devices \(cpu in process 0, cuda in process 1\)"):
+        train(config(), replace(QUICK, device="cpu"), sequences(), SPLIT)
+
+
+def test_an_unusable_device_of_another_process_is_an_error_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "join", lambda: _OfTwo("set --nproc-per-node 1"))
+    with pytest.raises(DeviceError, match="set --nproc-per-node 1"):
+        train(config(), replace(QUICK, device="cpu"), sequences(), SPLIT)
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.8])
