@@ -231,7 +231,7 @@ class LanePool:
 
     @property
     def lanes(self) -> int:
-        """About the number of lanes in a pass."""
+        """About the number of lanes in a pass; too low if many stretches are shorter than a lane."""
         return len(self._cold_lanes) + self.steps // self._length
 
     def passes(self, batch: int, burn_in: int, unknown: float) -> Iterator[list[Lane]]:
@@ -309,8 +309,9 @@ def evaluation_lanes(
     """Lanes over the steps from ``start_us`` up to ``end_us``, each warmed up before its first label.
 
     A sensor without a target value in that time has no lane. If the lanes hold more than ``most_steps`` steps, some
-    sensors are left out. The lanes are cut into pieces; if these still hold more steps, pieces evenly spaced in time
-    remain.
+    sensors are left out. The lanes are cut into pieces, each with its own warm-up. If the lanes fit in ``most_steps``,
+    the pieces are long enough to fit too, so every step of the time has labels. Otherwise pieces evenly spaced in time
+    remain, the newest among them.
     """
     sequences = prepared.sequences
     rows = forecaster.sensor_rows(sequences.sensors)
@@ -334,13 +335,29 @@ def evaluation_lanes(
     # Pieces side by side take less time than one long lane after the other, in spite of their warm-ups.
     total = sum(lane.hi - lane.loss_from for lane in lanes)
     piece_steps = min(_LONGEST_PIECE, max(2 * run_up, _SHORTEST_PIECE, total // _PIECES))
-    pieces = [
-        replace(lane, lo=max(lane.lo, first - run_up), hi=min(first + piece_steps, lane.hi), loss_from=first)
+    pieces = _cut(lanes, piece_steps, run_up)
+    while _keep_every(lanes, most_steps) == 1 < _keep_every(pieces, most_steps):
+        piece_steps *= 2  # fewer warm-ups; uncut lanes fit
+        pieces = _cut(lanes, piece_steps, run_up)
+    every = _keep_every(pieces, most_steps)
+    if every == 1:
+        return pieces
+    # In order of time: every n-th piece in the order of sensors could be the oldest piece of each sensor.
+    by_time = sorted(pieces, key=lambda piece: int(sequences.timestamp_us[piece.loss_from]))
+    return by_time[::-every]
+
+
+def _cut(lanes: list[Lane], piece_steps: int, run_up: int) -> list[Lane]:
+    """The lanes in pieces of ``piece_steps`` and a warm-up; pieces without a target value are left out."""
+    return [
+        replace(lane, lo=max(lane.lo, first - run_up), hi=last, loss_from=first)
         for lane in lanes
         for first in range(lane.loss_from, lane.hi, piece_steps)
-        if not np.isnan(sequences.values[first : min(first + piece_steps, lane.hi), columns]).all()
+        for last in [min(first + piece_steps, lane.hi)]
+        if not np.isnan(
+            lane.prepared.sequences.values[first:last, list(lane.prepared.past.config.target_indices)]
+        ).all()
     ]
-    return pieces[:: _keep_every(pieces, most_steps)]
 
 
 def _keep_every(lanes: Iterable[Lane], most_steps: int) -> int:

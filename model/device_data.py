@@ -1,7 +1,7 @@
 """The prepared steps of data sets as tensors on the training's device, where chunks are gathered by index.
 
-Nothing here waits for the device: shapes and branches depend on the host's arrays alone. A data set too large for a
-GPU's memory stays on the host, and its chunks are copied through pinned memory.
+The host never waits for the device to gather a chunk: shapes and branches depend on the host's arrays alone. A data
+set too large for a GPU's memory stays on the host, and its chunks are copied through pinned memory.
 
 Letters: B lanes, T steps of a chunk, S steps of it with labels, N steps of a data set, D inputs of a step, F features,
 K targets, R lags, P profile slots, h horizon steps.
@@ -31,6 +31,10 @@ _MEMORY_PART: Final = 0.5
 # they are computed for each chunk.
 _MOST_KEPT_NUMBERS: Final = 50_000_000
 _PIECE_STEPS: Final = 4_096
+_LONGEST_AXIS_US: Final = 2**62  # of a search; times of readings and of labels beyond them fit in int64
+
+_YEAR_US: Final = 31_556_952_000_000
+_REGULAR: Final = -1  # the time of regular sensors' steps in a search
 
 Indexes = NDArray[np.int64]
 
@@ -117,7 +121,8 @@ class DataSet:
 
     def place(self, bounds: LaneBounds) -> list[Tensor]:
         """The bounds on the device that holds the data set, for ``gather``."""
-        return [_tensor(array, self._home) for array in (bounds.lo, bounds.hi, bounds.loss_from, bounds.label_end)]
+        arrays = (bounds.lo, bounds.hi, bounds.loss_from, bounds.label_end)
+        return [torch.from_numpy(array).to(self._home, non_blocking=True) for array in arrays]
 
     def gather(self, placed: list[Tensor], begin: int, T: int, scored: slice, *, regular: bool) -> Gathered:
         """The steps ``begin`` to ``begin + T`` of the lanes ``placed``, and the labels of the ``scored`` ones.
@@ -222,20 +227,30 @@ class DataSet:
 class _ReadingSearch:
     """The reading nearest in time to a step's labels, for sensors whose steps are not all a cadence apart.
 
-    The times of all sensors lie on one axis, far enough apart that no search leaves its sensor.
+    The times of these sensors lie on one axis, far enough apart that no search leaves its sensor. Steps of regular
+    sensors have no place on the axis: their labels are the next steps.
+
+    Raises:
+        OverflowError: the sensors' times take more than the axis has.
     """
 
     def __init__(
         self, sequences: Sequences, regular: NDArray[np.bool_], horizon_steps: int, home: torch.device
     ) -> None:
-        time = sequences.timestamp_us.copy()
+        time = np.full(len(sequences), _REGULAR, np.int64)
         gap = 2 * (horizon_steps + 1) * sequences.cadence_us
         end = 0
-        for first, last in zip(sequences.starts[:-1].tolist(), sequences.starts[1:].tolist(), strict=True):
-            if last > first:
-                time[first:last] += end - time[first]
-                end = int(time[last - 1]) + gap
-        readings = np.flatnonzero(sequences.observed)
+        for sensor in np.flatnonzero(~regular).tolist():
+            first, last = sequences.starts[sensor : sensor + 2].tolist()
+            since = sequences.timestamp_us[first:last] - sequences.timestamp_us[first]
+            if end + int(since[-1]) + gap > _LONGEST_AXIS_US:
+                raise OverflowError(
+                    "the histories of the sensors with irregular readings add up to more than "
+                    f"{_LONGEST_AXIS_US / _YEAR_US:,.0f} years; train on fewer sensors or on a shorter history"
+                )
+            time[first:last] = end + since
+            end += int(since[-1]) + gap
+        readings = np.flatnonzero(sequences.observed & (time != _REGULAR))
         self._cadence_us = sequences.cadence_us
         self._readings = _tensor(readings, home)
         self._reading_time = _tensor(time[readings], home)
@@ -246,14 +261,17 @@ class _ReadingSearch:
 
         It is the rule of ``Sequences.nearest_step``: at most half a cadence away; of two, the earlier one.
         """
-        wanted = self._time[step] + ahead * self._cadence_us
+        time = self._time[step]
+        wanted = time + ahead * self._cadence_us
         rank = torch.searchsorted(self._reading_time, wanted)
         left, right = (rank - 1).clamp_(min=0), rank.clamp(max=len(self._readings) - 1)
         distance_left = (wanted - self._reading_time[left]).abs_()
         distance_right = (self._reading_time[right] - wanted).abs_()
         nearest = self._readings[torch.where(distance_left <= distance_right, left, right)]
         # Both sides are doubled, because half of an odd cadence would be rounded.
-        return nearest, 2 * torch.minimum(distance_left, distance_right) <= self._cadence_us
+        near = 2 * torch.minimum(distance_left, distance_right) <= self._cadence_us
+        regular = time == _REGULAR
+        return torch.where(regular, step + ahead, nearest), near | regular
 
 
 def _regular_sensors(sequences: Sequences) -> NDArray[np.bool_]:

@@ -39,11 +39,11 @@ MOST_VALIDATION_STEPS: Final = 60_000  # per epoch: enough to choose the best on
 
 
 def lanes_on_gpus(batch_lanes: int, lanes: int, gpus: int) -> int:
-    """Lanes of an update on GPUs: those of a whole pass, but no more than GPUs can take in the time of a few.
+    """Lanes of an update on GPUs: about those of a pass, up to a number that hardly slows an update down.
 
     Args:
         batch_lanes: lanes of an update on a CPU, the fewest on GPUs too; the result is a multiple of it.
-        lanes: lanes of a pass, which grow with the fleet and its history.
+        lanes: ``LanePool.lanes``, which grows with the fleet and its history; too low for many short histories.
     """
     most = max(batch_lanes, MOST_LANES_PER_GPU * gpus)
     return max(1, min(lanes, most) // batch_lanes) * batch_lanes
@@ -110,9 +110,9 @@ class TrainingLoop:
     def train(
         self, report: Callable[[EpochReport], None] | None, checkpoint: Checkpoint | None = None
     ) -> list[EpochReport]:
-        """The reports of all epochs, until epochs, budget or patience (of which plain has no end) are used up.
+        """The reports of all epochs, until epochs, budget or patience are used up.
 
-        ``best`` is then the model of the best epoch.
+        The plain preset has unlimited patience. ``best`` is then the model of the best epoch.
         """
         options = self._options
         began = time.monotonic()
@@ -133,7 +133,7 @@ class TrainingLoop:
             self.seconds += time.monotonic() - started
             if self._ranks.rank == 0:
                 epoch = self._validated(len(reports) + 1, train_loss, began)
-                if epoch.validation_loss < min((each.validation_loss for each in reports), default=math.inf):
+                if epoch.validation_loss < min(_losses(reports), default=math.inf):
                     self.best.load_state_dict(self._averaged.state_dict())
                 reports.append(epoch)
                 if report is not None:
@@ -232,7 +232,7 @@ class TrainingLoop:
     def _epoch(self, planned_updates: int, deadline: float) -> float:
         """The mean loss of an epoch's updates; there is at least one, even past the deadline.
 
-        The device is not waited for before the end: losses are added up there.
+        The host waits for the device at the end only, because the device adds up the losses.
         """
         self._forecaster.train()
         total, counted = torch.zeros(2, device=self.device)
@@ -285,8 +285,13 @@ class TrainingLoop:
         torch._foreach_lerp_(means, weights, 1.0 - keep)
 
 
+def _losses(reports: list[EpochReport]) -> list[float]:
+    """The validation losses; infinite instead of NaN, because no loss is lower than NaN."""
+    return [math.inf if math.isnan(report.validation_loss) else report.validation_loss for report in reports]
+
+
 def _epochs_since_best(reports: list[EpochReport]) -> int:
     if not reports:
         return 0
-    losses = [report.validation_loss for report in reports]
+    losses = _losses(reports)
     return len(losses) - 1 - losses.index(min(losses))

@@ -108,6 +108,47 @@ def test_a_chunk_equals_the_prepared_arrays_bit_for_bit(
         assert chunk.labelled or not some_labels
 
 
+def regular_and_irregular() -> Sequences:
+    """Sensors a and c have a reading every minute, b has gaps and jitter."""
+    irregular = sequences(1, 0.3, 0.1, sensors=1)
+    irregular_us, steps = irregular.timestamp_us[irregular.observed], 90
+    times = [np.arange(steps) * MINUTE_US, irregular_us, np.arange(steps) * MINUTE_US + 7]
+    starts = np.cumsum([0, *map(len, times)])
+    return build_sequences(
+        ["a", "b", "c"],
+        starts,
+        np.concatenate(times),
+        np.random.default_rng(0).normal(size=(starts[-1], 2)),
+        np.arange(starts[-1]),
+        features=("heat", "load"),
+        cadence_us=MINUTE_US,
+        max_gap_steps=10,
+    )
+
+
+def test_regular_and_irregular_sensors_share_a_chunk() -> None:
+    data = regular_and_irregular()
+    prepared = Forecaster(config()).prepare(data)
+    spans = [data.span(sensor, None, None) for sensor in range(3)]
+    assert DeviceData(torch.device("cpu"))[prepared].regular.tolist() == [True, False, True]
+    chunk = next(chunks([Lane(prepared, lo, hi, 0, lo, 10**18) for lo, hi in spans], 200))
+    for row, (lo, hi) in enumerate(spans):
+        wanted = scaled_labels(prepared, lo, hi, 10**18)
+        np.testing.assert_array_equal(chunk.valid[row, : hi - lo].numpy() > 0, ~np.isnan(wanted))
+        np.testing.assert_array_equal(chunk.labels[row, : hi - lo], np.nan_to_num(wanted).astype(np.float32))
+
+
+def test_histories_too_long_for_a_search_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = regular_and_irregular()
+    irregular_us = int(np.ptp(data.timestamp_us[data.starts[1] : data.starts[2]]))
+    prepared = Forecaster(config()).prepare(data)
+    monkeypatch.setattr(device_data, "_LONGEST_AXIS_US", irregular_us + 12 * MINUTE_US)  # regular sensors take no place
+    assert DeviceData(torch.device("cpu"))[prepared] is not None
+    monkeypatch.setattr(device_data, "_LONGEST_AXIS_US", irregular_us)
+    with pytest.raises(OverflowError, match="train on fewer sensors or on a shorter history"):
+        DeviceData(torch.device("cpu"))[prepared]
+
+
 def test_a_chunk_whose_lanes_are_all_warming_up_is_known_to_have_no_labels() -> None:
     prepared = Forecaster(config()).prepare(sequences(0, 0.0, 0.0))
     lanes = [Lane(prepared, lo, lo + 60, 0, lo + 16, 10**18) for lo in (0, 120)]

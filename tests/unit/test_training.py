@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import distributed
+from model import distributed, training_loop
 from model.batches import LARGEST_LABEL, LanePool, chunks, evaluation_lanes, scaled_labels
 from model.config import ModelConfig
 from model.distributed import Ranks
@@ -196,6 +196,18 @@ def test_the_best_epoch_is_kept() -> None:
     assert len(reports) <= best + 2
     shorter = train(config(), replace(hot, epochs=6), sequences(), SPLIT)
     assert weights(shorter.forecaster) == weights(result.forecaster)
+
+
+def test_an_epoch_whose_loss_is_nan_does_not_keep_later_ones_from_being_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = replace(QUICK, epochs=5, device="cpu", patience_epochs=2)
+    losses = iter([math.nan, 3.0, 2.0, math.nan, 2.5])
+    monkeypatch.setattr(training_loop, "pinball_of", lambda *arguments: next(losses))
+    result = train(config(), options, sequences(), SPLIT)
+    assert len(result.epochs) == 5  # the third is the best; patience begins there
+    monkeypatch.setattr(training_loop, "pinball_of", lambda *arguments: 1.0 if len(seen) == 2 else 2.0)
+    seen: list[EpochReport] = []
+    third_is_best = train(config(), options, sequences(), SPLIT, report=seen.append)
+    assert weights(result.forecaster) == weights(third_is_best.forecaster)
 
 
 def test_the_budget_ends_training_at_an_epoch() -> None:
@@ -458,6 +470,42 @@ def test_validation_on_one_long_sensor_is_thinned_in_time() -> None:
         assert lane.loss_from - lane.lo == 48  # twice the warm-up steps
         assert np.isfinite(data.values[lane.loss_from : lane.hi, 0]).any()
     assert {lane.loss_from > 20_000 for lane in lanes} == {True, False}  # lanes lie on both sides of the gap
+
+
+def fleet(sensors: int, steps: int) -> Sequences:
+    return build_sequences(
+        [f"s{number}" for number in range(sensors)],
+        np.arange(sensors + 1) * steps,
+        np.tile(np.arange(steps) * HOUR_US, sensors),
+        np.random.default_rng(0).normal(size=(sensors * steps, 2)),
+        np.arange(sensors * steps),
+        features=("load", "heat"),
+        cadence_us=HOUR_US,
+        max_gap_steps=100,
+    )
+
+
+def test_validation_that_fits_scores_every_step_despite_its_warm_ups() -> None:
+    """A warm-up for each of the shortest pieces would take more steps than validation has."""
+    sensors, before, scored = 40, 400, 1_100
+    data = fleet(sensors, before + scored)
+    forecaster = Forecaster(config(warmup_steps=168))
+    end_us = (before + scored) * HOUR_US
+    lanes = evaluation_lanes(forecaster, forecaster.prepare(data), before * HOUR_US, end_us, 60_000)
+    assert sum(lane.hi - lane.lo for lane in lanes) <= 60_000
+    found = np.sort(np.concatenate([np.arange(lane.loss_from, lane.hi) for lane in lanes]))
+    wanted = [np.arange(start + before, start + before + scored) for start in data.starts[:-1]]
+    np.testing.assert_array_equal(found, np.concatenate(wanted))
+
+
+@pytest.mark.parametrize(("warmup_steps", "most_steps"), [(24, 1_000), (24, 1_900), (24, 2_900), (150, 2_660)])
+def test_thinned_validation_scores_the_oldest_and_the_newest_part(warmup_steps: int, most_steps: int) -> None:
+    data = fleet(4, 1_500)
+    forecaster = Forecaster(config(warmup_steps=warmup_steps))
+    lanes = evaluation_lanes(forecaster, forecaster.prepare(data), 400 * HOUR_US, 1_500 * HOUR_US, most_steps)
+    scored = {step % 1_500 for lane in lanes for step in (lane.loss_from, lane.hi - 1)}
+    assert max(scored) == 1_499
+    assert min(scored) < 400 + 1_100 // 2
 
 
 def test_labels_are_clipped_at_the_largest_allowed() -> None:
