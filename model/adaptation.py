@@ -168,7 +168,8 @@ def _kernel_arguments(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Pl
 def _loss_rates(config: AdaptationConfig) -> tuple[Floats, Floats]:
     """(L,) ``log_discounts`` and ``rates`` of the kernel's tables."""
     independent_steps = np.maximum((config.loss_points + 1) / kernel.INDEPENDENT_PART, 1.0)
-    log_discounts = config.stride * np.log1p(-1.0 / (kernel.MEMORY_LABELS * independent_steps))
+    memory_steps = kernel.MEMORY_LABELS * independent_steps**kernel.MEMORY_GROWTH
+    log_discounts = config.stride * np.log1p(-1.0 / memory_steps)
     labels = config.stride / -np.expm1(log_discounts) / independent_steps  # independent labels in a full memory
     return log_discounts, kernel.RATE * labels
 

@@ -83,7 +83,10 @@ RATE: Final = 0.1  # learning rate: factor of the losses in the weights' exponen
 # Forecasts issued close to each other share most of their labels, and so their errors. One in n / INDEPENDENT_PART of
 # the forecasts for n steps ahead counts as an independent label.
 INDEPENDENT_PART: Final = 8.0
-MEMORY_LABELS: Final = 70.0  # independent labels that losses average over
+MEMORY_LABELS: Final = 70.0  # independent labels that losses average over at the near steps
+# Power of the steps between two independent labels that this memory grows with, in steps. Far ahead a memory of few
+# labels could not tell the experts apart, and a changed sensor is followed slowly there in any case.
+MEMORY_GROWTH: Final = 1.4
 LEAST_LOSS: Final = 1e-30  # divisor if the best expert never erred; all other experts then get weight 0
 OUTLIER_LOSS: Final = 20.0  # mean losses of the best expert; a larger loss is clipped, so that no label decides
 OUTLIER_LABELS: Final = 10  # labels before the mean loss recognises outliers, and the fixed shape has weight
