@@ -16,6 +16,7 @@ from pipeline.unreadable_batch import DAMAGED, OVERSIZED, UnreadableBatch
 
 # Memory of a record's objects, or of a header's, in addition to its bytes: measured at 230 and 150 bytes.
 RECORD_BYTES: Final = 256
+LEAST_HEADER_BYTES: Final = 2  # of a header in a batch: the lengths of its name and of its value
 
 _RECORD_FORMAT: Final = 2  # the only record format of Kafka 4
 _OFFSET: Final = struct.Struct(">q")  # first field of a batch
@@ -230,6 +231,8 @@ def read_batch(batch: Any, limit_bytes: int) -> BatchContent:
 def _headers(data: bytes, position: int, left: int) -> tuple[Headers, int]:
     """The headers of a record, in at most ``left`` bytes of memory, and the position after them."""
     count, position = _varint(data, position)
+    if LEAST_HEADER_BYTES * count > len(data) - position:
+        raise CorruptRecordError("a record states more headers than its batch has bytes for")
     if RECORD_BYTES * count > left:
         raise TooLarge(RECORD_BYTES * count)
     headers: Headers = []

@@ -25,7 +25,7 @@ from pipeline.kafka.record_batch import (
 )
 from pipeline.messages import InputPosition, ReadingDecoder, Rejected
 from pipeline.unreadable_batch import DAMAGED, OVERSIZED, UnreadableBatch
-from tests.raw_batches import CODECS, GZIP, LZ4, NONE, SNAPPY, ZSTD, RawBatch, batch_of, bomb, compress, record
+from tests.raw_batches import CODECS, GZIP, LZ4, NONE, SNAPPY, ZSTD, RawBatch, batch_of, bomb, compress, record, varint
 
 LIMIT = 1 << 30
 
@@ -80,6 +80,14 @@ def test_a_damaged_batch_is_read_or_raises_only_corrupt_record_error(
         read_batch(DefaultRecordBatch(batch), LIMIT)
 
 
+def test_more_headers_than_bytes_are_damage_and_not_a_large_batch() -> None:
+    batch = encoded([(b"key", b"value", [("name", b"text")], 0)])
+    at = batch.index(b"value") + len(b"value")  # the number of headers
+    batch[at : at + 1] = bytes([0xFE])  # the first byte of a number of several
+    with pytest.raises(CorruptRecordError, match="more headers"):
+        read_batch(DefaultRecordBatch(batch), LIMIT)
+
+
 @pytest.mark.parametrize("cut", [1, 5])
 def test_a_batch_cut_short_is_damaged(cut: int) -> None:
     batch = encoded([(b"key", b"a longer value", [], 0)])
@@ -125,9 +133,9 @@ def test_a_snappy_block_that_claims_gigabytes_is_refused_before_it_takes_memory(
 def test_many_records_or_headers_of_no_bytes_count_as_memory() -> None:
     tiny = record(0, None, None)
     assert set_aside(RawBatch(tiny, 2_000_000), 100_000_000).reason == OVERSIZED
-    headers = bytearray(tiny[1:-1]) + b"\x80\x80\x80\x01" + b"\x00\x01" * 10
+    headers = tiny[1:-1] + varint(100_000) + b"\x00\x01" * 100_000
     with pytest.raises(TooLarge):
-        read_batch(DefaultRecordBatch(RawBatch(bytes([2 * len(headers)]) + headers, 1).encode()), 10_000 * RECORD_BYTES)
+        read_batch(DefaultRecordBatch(RawBatch(varint(len(headers)) + headers, 1).encode()), 10_000 * RECORD_BYTES)
 
 
 @pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD])
