@@ -117,8 +117,9 @@ class Stream:
 
     @property
     def said(self) -> list[str]:
-        """The log of each forecaster so far."""
-        return [(member.folder / "log").read_text() for member in self.fleet.members]
+        """The log of each forecaster so far; empty before its process opens it."""
+        logs = [member.folder / "log" for member in self.fleet.members]
+        return [log.read_text() if log.exists() else "" for log in logs]
 
     def have_logged_the_outage(self) -> bool:
         return all(
