@@ -52,7 +52,7 @@ REPORT: Final = "report.html"
 PICTURE: Final = "forecasts.png"
 FORECASTERS: Final = ("one", "two")
 READY_TIMEOUT_S: Final = 90.0
-PAGE_TIMEOUT_S: Final = 5.0  # the page starts while the forecasters warm up, and is up by then
+PAGE_TIMEOUT_S: Final = 20.0  # the page starts while the forecasters warm up, and is up by then on an idle machine
 STOP_TIMEOUT_S: Final = 60.0  # `streamgru forecast` takes 5 s if it has a core for itself
 # Shares of the settings' training budget. The second training has more readings and starts from the first weights.
 FIRST_BUDGET: Final = 0.2
