@@ -268,7 +268,8 @@ def test_new_partitions_and_new_topics_are_read_from_scratch(frail_settings: Set
             admin.create_partitions({topic: 2})
         write(topics.forecasts, forecast_of(settings, "added", 0, 1, 0), partition=1)
         wait_until(lambda: serve.json("/api/sensors")["total"] == 2, 40, "the new partition is read")
-        assert [data["reason"] for data in browser.named("reset")] == ["recreated", "recreated"]
+        both = ["recreated", "recreated"]
+        wait_until(lambda: [data["reason"] for data in browser.named("reset")] == both, 20, "both resets were told")
         assert serve.process.poll() is None
         assert "Traceback" not in serve.log
     admin.close()
