@@ -265,7 +265,7 @@ def scratch(size: Sizes, record_bytes: int) -> Scratch:
     )
 
 
-def _inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The function compiled for compiled callers alone; without Python wrappers it compiles much faster."""
     make: Any = cast(Any, numba.njit)(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
     return cast(Callable[Arguments, Result], make(function))
@@ -284,18 +284,18 @@ def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
-@_inner
+@inner
 def _row(numbers: Numbers, begin: int, row: int, width: int) -> Numbers:
     """A row of the field (rows, width) that begins at ``begin``."""
     return numbers[begin + row * width : begin + (row + 1) * width]
 
 
-@_inner
+@inner
 def _clip(value: float, bound: float) -> float:
     return min(max(value, -bound), bound)
 
 
-@_inner
+@inner
 def _shift(numbers: Numbers, newest: float) -> None:
     """Drop the first number, move the rest down, and put ``newest`` last."""
     for i in range(len(numbers) - 1):
@@ -303,21 +303,21 @@ def _shift(numbers: Numbers, newest: float) -> None:
     numbers[-1] = newest
 
 
-@_inner
+@inner
 def _copy(numbers: Numbers, to: Numbers) -> None:
     # An assignment of slices would allocate, because numba cannot know that the slices do not overlap.
     for i in range(len(numbers)):
         to[i] = numbers[i]
 
 
-@_inner
+@inner
 def _unit(at: Places, record: Record, k: int) -> float:
     """The scale, but at least the level's rounding error, so that a constant series has a unit."""
     floor = max(1e-9 * abs(record.f8[at.levels + 2 * k]), 1e-50)
     return float(max(record.f8[at.scale + k], floor))
 
 
-@_inner
+@inner
 def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value: float, x: Numbers) -> None:
     """Step a target's signals by one point, and fill ``x`` with the regressors, in scales.
 
@@ -377,7 +377,7 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
     _regressors(size, at, record, k, y, 0.0, x)
 
 
-@_inner
+@inner
 def _regressors(size: Sizes, at: Places, record: Record, k: int, y: float, moved: float, x: Numbers) -> None:
     """Fill ``x`` with the regressors, in scales, after a value ``y``; ``moved`` is its change from the last point."""
     f8 = record.f8
@@ -398,7 +398,7 @@ def _regressors(size: Sizes, at: Places, record: Record, k: int, y: float, moved
 # --- scoring and learning ---------------------------------------------------------------------------------------------
 
 
-@_inner
+@inner
 def _unit_growth(at: Places, record: Record, k: int, unit: float) -> float:
     """The unit of a pending forecast as a part of the larger of this unit and the current one.
 
@@ -408,7 +408,7 @@ def _unit_growth(at: Places, record: Record, k: int, unit: float) -> float:
     return unit / max(unit, _unit(at, record, k))
 
 
-@_inner
+@inner
 def _score_arrived(size: Sizes, at: Places, table: Tables, record: Record, k: int) -> None:
     """Score each loss point whose label is the newest value, by the forecast that was kept at that distance."""
     if record.u1[at.seen + (k + 1) * size.horizon - 1] == 0:
@@ -430,7 +430,7 @@ def _score_arrived(size: Sizes, at: Places, table: Tables, record: Record, k: in
         record.i4[at.labels + k * size.loss_points + m] = min(count, COUNT_BOUND - 1) + 1
 
 
-@_inner
+@inner
 def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, to: Scratch) -> None:
     """Let the corrections learn from a pending forecast whose labels are the last h values."""
     pending = slot * size.targets + k
@@ -454,7 +454,7 @@ def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: i
         record.i4[at.learned + k] = min(count, COUNT_BOUND - 1) + 1
 
 
-@_inner
+@inner
 def _score(
     size: Sizes,
     at: Places,
@@ -519,7 +519,7 @@ def _score(
         f4[place] = min(max(fixed, LEAST_DISTANCE), STORED_BOUND)
 
 
-@_inner
+@inner
 def _learn(
     size: Sizes,
     at: Places,
@@ -572,7 +572,7 @@ def _learn(
             f4[root + i * D + i] = math.sqrt(PRIOR_VARIANCE)
 
 
-@_inner
+@inner
 def _predict(f4: Numbers, weights: int, x: Numbers, D: int, P: int, to: Numbers) -> None:
     """Fill ``to`` with the correction at P points: regressors (D,) times weights (D, P)."""
     to[:P] = 0.0
@@ -582,7 +582,7 @@ def _predict(f4: Numbers, weights: int, x: Numbers, D: int, P: int, to: Numbers)
             to[p] += x[i] * row[p]
 
 
-@_inner
+@inner
 def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forgetting: float, to: Scratch) -> bool:
     """Update root and weights by ``to.past_x`` and ``to.errors``; return whether both stay within bounds.
 
@@ -629,7 +629,7 @@ def _update(f4: Numbers, root: int, weights: int, D: int, R: int, P: int, forget
     return within_bounds
 
 
-@_inner
+@inner
 def _last_changes(size: Sizes, at: Places, record: Record, k: int, before: int, to: Scratch) -> None:
     """Fill the first AR_LAGS of ``to.changes`` with the changes ``before`` the last ones, newest last, in scales."""
     values = _row(record.f8, at.values, k, size.remembered)
@@ -638,7 +638,7 @@ def _last_changes(size: Sizes, at: Places, record: Record, k: int, before: int, 
         to.changes[i] = _clip((values[begin + i] - values[begin + i - 1]) / unit, REGRESSOR_BOUND)
 
 
-@_inner
+@inner
 def _learn_change(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
     """Let the autoregression learn from the last change, in the scale after it.
 
@@ -681,7 +681,7 @@ def _learn_change(size: Sizes, at: Places, table: Tables, record: Record, k: int
     record.i4[at.ar_labels + k] = min(record.i4[at.ar_labels + k], COUNT_BOUND - 1) + 1
 
 
-@_inner
+@inner
 def _iterate_changes(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
     """Fill the rest of ``to.changes`` with the forecasts of the next changes: the autoregression, iterated."""
     weights = _row(record.f4, at.ar_weights, k, AR_LAGS + 1)
@@ -700,7 +700,7 @@ def _iterate_changes(size: Sizes, at: Places, table: Tables, record: Record, k: 
 # --- experts and their mixture ----------------------------------------------------------------------------------------
 
 
-@_inner
+@inner
 def _forecast_experts(
     size: Sizes, at: Places, table: Tables, record: Record, k: int, phase: int, gru: Numbers, to: Scratch
 ) -> None:
@@ -747,7 +747,7 @@ def _forecast_experts(
             expert += 1
 
 
-@_inner
+@inner
 def _weigh(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
     """Fill ``to.weights`` with the experts' weights at every loss point; they sum to 1."""
     E, L = size.experts, size.loss_points
@@ -774,7 +774,7 @@ def _weigh(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: S
             to.weights[e, m] /= total
 
 
-@_inner
+@inner
 def _mix(size: Sizes, table: Tables, to: Scratch) -> None:
     """Fill ``to.median`` with the weighted mean of the experts."""
     for j in range(size.horizon):
@@ -788,7 +788,7 @@ def _mix(size: Sizes, table: Tables, to: Scratch) -> None:
         to.median[j] = total
 
 
-@_inner
+@inner
 def _weigh_shapes(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
     """Fill ``to.factors`` of the GRU's quantiles, and ``to.shares``, the weights of its shape, at every loss point."""
     Q, L, f4 = size.quantiles, size.loss_points, record.f4
@@ -809,7 +809,7 @@ def _weigh_shapes(size: Sizes, at: Places, table: Tables, record: Record, k: int
             to.shares[q, m] = share if size.calibrated and labels >= OUTLIER_LABELS else 1.0
 
 
-@_inner
+@inner
 def _spread(
     size: Sizes, at: Places, table: Tables, record: Record, k: int, model: Numbers, to: Scratch, out: Numbers
 ) -> None:
@@ -838,14 +838,14 @@ def _spread(
                 q += side
 
 
-@_inner
+@inner
 def _relative(number: float, value: float, unit: float) -> float:
     """A number of a pending forecast: less ``value``, in ``unit``; 0 if non-finite."""
     difference = _clip((number - value) / unit, STORED_BOUND)
     return difference if math.isfinite(difference) else 0.0
 
 
-@_inner
+@inner
 def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: int, to: Scratch) -> None:
     """Keep a forecast in ``slot`` until its labels have come: less the current value, in the current unit."""
     f4, E, L, P, Q = record.f4, size.experts, size.loss_points, size.learn_points, size.quantiles
@@ -878,7 +878,7 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
-@_inner
+@inner
 def _points_to(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int) -> int:
     """Number of points from the last point of the target's grid to the point nearest to ``timestamp_us``; may be < 0.
 
@@ -891,7 +891,7 @@ def _points_to(size: Sizes, at: Places, record: Record, k: int, timestamp_us: in
     return int((since + (size.cadence_us - 1) // 2) // size.cadence_us)
 
 
-@_inner
+@inner
 def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int, arrives: bool) -> None:
     """Go to the grid's next point; move the grid towards ``timestamp_us`` if the reading ``arrives``.
 
@@ -912,7 +912,7 @@ def _move_on(size: Sizes, at: Places, record: Record, k: int, timestamp_us: int,
         record.u1[at.crowded + k] = 0
 
 
-@_inner
+@inner
 def _phase(size: Sizes, at: Places, record: Record, k: int) -> int:
     """The last point's phase in the season, by the clock, so that gaps and resets do not shift it.
 
@@ -923,7 +923,7 @@ def _phase(size: Sizes, at: Places, record: Record, k: int) -> int:
     return int((record.i8[at.point_us + k] + shift) // size.cadence_us % size.season)
 
 
-@_inner
+@inner
 def _project(size: Sizes, table: Tables, hidden: Numbers, to: Numbers) -> None:
     """Fill ``to`` with the projections of a hidden state."""
     for i in range(size.hidden_regressors):
@@ -933,7 +933,7 @@ def _project(size: Sizes, table: Tables, hidden: Numbers, to: Numbers) -> None:
         to[i] = total
 
 
-@_inner
+@inner
 def _step(
     size: Sizes,
     at: Places,

@@ -228,9 +228,10 @@ class _Rounds:
             found.append(quantiles)
         if self._adapting.active:
             adapted = self._adapt(values[:, targets], hidden, found)
+            wanted = [slice(self._first_requested(g), len(each)) for g, each in enumerate(adapted)]
             found = [
-                followed[g].in_present_unit(slice(first, len(each)), targets, each[first:])
-                for g, (first, each) in enumerate(zip(map(self._first_requested, range(self._G)), adapted, strict=True))
+                maps.in_present_unit(steps, targets, each[steps])
+                for maps, steps, each in zip(followed, wanted, adapted, strict=True)
             ]
         answers = []
         for g, (one, state, _) in enumerate(self._group):

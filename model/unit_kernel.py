@@ -22,8 +22,8 @@ the past had zeros. Exact repetitions bring none, because a stuck sensor has not
 
 While some evidence lies above a limit, values are *withheld*: the state sees a missing value, and forecasts stay in the
 old unit. Then the rule accepts a map, or the evidence vanishes and values count again, or the rule gives up. After
-giving up it takes the values as they are, and learns what is usual for the sensor from scratch. Each false suspicion,
-and each change, raises the sensor's limits for some time.
+giving up it takes the values as they are, and learns the sensor's statistics from scratch. Each false suspicion, and
+each change, raises the sensor's limits for some time.
 
 A sudden change of level by 20 spreads, with noise of the same size as before, counts as a shift. The forecasts then
 keep the daily pattern around the new level.
@@ -35,17 +35,13 @@ Letters: A sensors, M steps, F features.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernel import compiled
+from .kernel import compiled, inner
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 Numbers = NDArray[Any]
 
 # --- the numbers of a feature: float64, all 0 before the first value -------------------------------------------------
@@ -149,26 +145,20 @@ GAVE_UP: Final = 4
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-def _inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function compiled for compiled callers alone."""
-    make: Any = cast(Any, numba.njit)(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-    return cast(Callable[Arguments, Result], make(function))
-
-
-@_inner
+@inner
 def _cauchy(distance: float, width: float) -> float:
     """Density of Cauchy's distribution."""
     return width / (math.pi * (width * width + distance * distance))
 
 
-@_inner
+@inner
 def _student(distance: float, width: float) -> float:
     """Density of Student's distribution with three degrees of freedom."""
     z = 1.0 + distance * distance / (3.0 * width * width)
     return 2.0 / (math.pi * math.sqrt(3.0) * width * z * z)
 
 
-@_inner
+@inner
 def _ordinary(row: Numbers, value: float) -> float:
     """Density of a value if nothing has changed."""
     change, last = row[CHANGE], row[LAST]
@@ -182,7 +172,7 @@ def _ordinary(row: Numbers, value: float) -> float:
     )
 
 
-@_inner
+@inner
 def _learn(row: Numbers, value: float) -> None:
     """Update the statistics by a value in the own unit."""
     if row[COUNT] == 0.0:
@@ -211,14 +201,14 @@ def _learn(row: Numbers, value: float) -> None:
     row[LAST] = row[PREVIOUS] = value
 
 
-@_inner
+@inner
 def _own(row: Numbers, value: float) -> float:
     """A value in the own unit."""
     own = value if row[FACTOR] == 0.0 else (value - row[OFFSET]) / row[FACTOR]
     return float(min(max(own, -BOUND), BOUND))
 
 
-@_inner
+@inner
 def _weigh(row: Numbers, evidence: Numbers, value: float) -> None:
     """Update the evidence of all hypotheses by a value, in the unit of the present map."""
     width = row[HIGH] - row[LOW]
@@ -283,7 +273,7 @@ def _weigh(row: Numbers, evidence: Numbers, value: float) -> None:
         evidence[SHIFTED] = SHIFT_START
 
 
-@_inner
+@inner
 def _doubt_zero(row: Numbers, evidence: Numbers, own: float) -> None:
     """Lower all evidence by a zero that the past knows: the sensor may be off."""
     if row[LOW] <= own <= row[HIGH]:
@@ -291,7 +281,7 @@ def _doubt_zero(row: Numbers, evidence: Numbers, own: float) -> None:
             evidence[h] = max(0.0, evidence[h] - DOUBT)
 
 
-@_inner
+@inner
 def _end(row: Numbers, evidence: Numbers) -> None:
     """End a suspicion."""
     for h in range(HYPOTHESES):
@@ -299,14 +289,14 @@ def _end(row: Numbers, evidence: Numbers) -> None:
     row[WITHHELD] = row[FRESH] = row[REGIME] = row[SHIFT] = 0.0
 
 
-@_inner
+@inner
 def _is_home(row: Numbers, h: int) -> bool:
     """Whether a conversion undoes the present map."""
     undone = abs(row[FACTOR] * _FACTORS[h] - 1.0) < 1e-9
     return bool(h > SHIFTED and row[FACTOR] != 0.0 and row[OFFSET] == 0.0 and undone)
 
 
-@_inner
+@inner
 def _adopt(row: Numbers, h: int) -> None:
     """Join a hypothesis to the present map."""
     factor = 1.0 if row[FACTOR] == 0.0 else row[FACTOR]
@@ -318,7 +308,7 @@ def _adopt(row: Numbers, h: int) -> None:
         row[FACTOR], row[OFFSET] = factor * _FACTORS[h], _FACTORS[h] * row[OFFSET]
 
 
-@_inner
+@inner
 def _step(row: Numbers, evidence: Numbers, value: float) -> int:
     """Step a feature by a value that is not missing, in the sensor's unit; returns the outcome."""
     own = _own(row, value)
