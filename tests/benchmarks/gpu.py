@@ -35,6 +35,7 @@ from model.objective import forecasts_along, pinball_of
 from model.sequences import Sequences, Split, build_sequences
 from model.training import EpochReport, TrainingOptions, TrainingResult, train, using_tf32
 from tests.benchmarks.markdown import table
+from tests.benchmarks.page import Figure
 
 REPORT: Final = Path(__file__).with_name("GPU.md")
 HOUR_US: Final = 3_600_000_000
@@ -59,16 +60,6 @@ class Size:
 
 FULL: Final = Size(1_000, 2_000, TrainingOptions(epochs=4, threads=1))
 SMALL: Final = Size(4, 900, TrainingOptions(epochs=2, updates_per_epoch=4, batch_lanes=8, hidden_size=8, threads=1))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A row of the report."""
-
-    name: str
-    value: str
-    aim: str = "for the record"
-    met: bool = True
 
 
 def synthetic(size: Size) -> Sequences:
@@ -237,7 +228,7 @@ def machine(device: torch.device) -> str:
 
 def report(figures: list[Figure], size: Size, device: torch.device, seconds: float) -> str:
     """GPU.md."""
-    rows = [(row.name, row.value, row.aim, "yes" if row.met else "**no**") for row in figures]
+    rows = [(row.name, row.found, row.asked, "yes" if row.is_met else "**no**") for row in figures]
     options = size.options
     return f"""# Training on a GPU
 
@@ -272,10 +263,10 @@ def main() -> None:
     found = []
     for figure in Comparison(device, size).figures():
         found.append(figure)
-        print(f"{figure.name}: {figure.value} ({figure.aim}){'' if figure.met else ' NOT MET'}", flush=True)
+        print(f"{figure.name}: {figure.found} ({figure.asked}){'' if figure.is_met else ' NOT MET'}", flush=True)
     options.out.write_text(report(found, size, device, time.monotonic() - began), encoding="utf-8")
     print(f"written to {options.out}")
-    sys.exit(0 if all(figure.met for figure in found) else 1)
+    sys.exit(0 if all(figure.is_met for figure in found) else 1)
 
 
 if __name__ == "__main__":

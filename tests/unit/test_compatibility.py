@@ -193,10 +193,9 @@ def test_a_saved_model_equals_the_loaded_one(golden: Golden, tmp_path: Path) -> 
         assert torch.equal(ours[name], tensor), name
 
 
+@pytest.mark.parametrize("golden", [case for case in CASES if Golden.read(case).keeps_states], indirect=True)
 def test_the_model_continues_from_golden_states_with_equal_forecasts(golden: Golden) -> None:
     """States that adapt under another rule are rebuilt instead; the test on servers shows that."""
-    if not golden.keeps_states:
-        pytest.skip("this code rebuilds these states")
     settings = golden.settings()
     stepper = Stepper(load_artefact(golden.artefact), settings.adaptation)
     records = states_of(golden, "before")

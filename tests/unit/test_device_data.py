@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.device_data import DeviceData
 from model.forecaster import Forecaster
 from model.sequences import Sequences, build_sequences
+from tests.series import joined
 
 MINUTE_US = 60_000_000
 
@@ -35,7 +36,7 @@ def config(**changes: object) -> ModelConfig:
 def sequences(seed: int, jitter: float, gaps: float, sensors: int = 3, steps: int = 120) -> Sequences:
     """Sensors with jittered times, doubled readings, short and long gaps, missing values and a constant part."""
     random = np.random.default_rng(seed)
-    times, values, starts = [], [], [0]
+    times, values = [], []
     for _ in range(sensors):
         grid = np.cumsum(np.where(random.random(steps) < gaps, random.choice([2, 3, 40], size=steps), 1))
         moments = np.unique((grid + jitter * random.uniform(-1.0, 1.0, steps)) * MINUTE_US).astype(np.int64)
@@ -44,17 +45,7 @@ def sequences(seed: int, jitter: float, gaps: float, sensors: int = 3, steps: in
         both[:20, 1] = 5.0
         times.append(moments)
         values.append(both)
-        starts.append(starts[-1] + len(moments))
-    return build_sequences(
-        [f"s{sensor}" for sensor in range(sensors)],
-        np.array(starts),
-        np.concatenate(times),
-        np.concatenate(values),
-        np.arange(starts[-1]),
-        features=("heat", "load"),
-        cadence_us=MINUTE_US,
-        max_gap_steps=10,
-    )
+    return joined(times, values, ("heat", "load"), MINUTE_US, max_gap_steps=10)
 
 
 @settings(max_examples=30, deadline=None)
