@@ -11,12 +11,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pipeline.settings.sections import ForecasterSettings
-from tests.benchmarks import ablation, carrying, quality_report, quality_results, short_series
+from tests.benchmarks import ablation, carrying, gift_section, quality_report, quality_results, short_series
+from tests.benchmarks.gift_protocol import TERMS
 from tests.benchmarks.quality_report import OTHER
 
 REPORT: Final = Path(__file__).with_name("QUALITY.md")
@@ -52,6 +54,26 @@ class Run:
         return ["streamgru", *chosen, "backtest", *arguments]
 
 
+@dataclass(frozen=True)
+class Task:
+    """A command, and the file that it leaves."""
+
+    command: list[str]
+    result: Path
+    prints_result: bool = False  # whether the file holds the command's output
+
+    def run(self) -> bool:
+        """Run the command; return whether it succeeded."""
+        print(shlex.join(self.command), flush=True)
+        program = Path(sys.executable).with_name(self.command[0])
+        output = subprocess.PIPE if self.prints_result else None
+        done = subprocess.run([program, *self.command[1:]], stdout=output)
+        if done.returncode == 0 and self.prints_result:
+            self.result.parent.mkdir(parents=True, exist_ok=True)
+            self.result.write_bytes(done.stdout)
+        return done.returncode == 0
+
+
 def back_tests(
     etth1: Path | None,
     beijing: Path,
@@ -85,7 +107,6 @@ def back_tests(
 def main() -> None:
     options = _options()
     runs = list(back_tests(options.etth1, options.beijing, options.nab, options.others, options.series))
-    more = ("--budget", str(options.budget)) if options.budget else ()
     # Results with a smaller budget go to a folder of their own, apart from those of the defaults.
     folder, report = options.runs, REPORT
     if options.budget:
@@ -94,18 +115,12 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     else:
         quality_results.bring(folder)
-    failed = []
-    for seed in options.seeds:
-        for run in runs:
-            if run.name.startswith(short_series.PREFIX) and seed != options.seeds[0]:
-                continue  # one seed for the many short series
-            out = folder / f"{run.name}-seed{seed}"
-            if options.only in run.name and not options.report and not (out / "scores.json").exists():
-                command = run.command(seed, (*more, "--out", str(out)))
-                print(shlex.join(command), flush=True)
-                if subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]]).returncode:
-                    failed.append(out.name)
-        if options.etth1 is not None and options.only in ablation.NAME and not options.report:
+    tasks = [] if options.report else list(_tasks(options, runs, folder))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        outcomes = zip(tasks, pool.map(Task.run, tasks), strict=True)
+        failed = [task.result.parent.name for task, succeeded in outcomes if not succeeded]
+    if options.etth1 is not None and options.only in ablation.NAME and not options.report:
+        for seed in options.seeds:
             ablation.run_all(options.etth1, seed, folder, options.budget)
     if options.only in carrying.NAME and not options.report:
         carrying.run_all(runs, options.seeds, folder)
@@ -115,6 +130,23 @@ def main() -> None:
     print(f"the tables are in {os.path.relpath(report)}")
     if failed:
         sys.exit(f"back-tests failed: {', '.join(failed)}")
+
+
+def _tasks(options: argparse.Namespace, runs: list[Run], folder: Path) -> Iterator[Task]:
+    """The chosen commands that have no result yet: seed by seed, so that a stopped run has whole seeds."""
+    more = ("--budget", str(options.budget)) if options.budget else ()
+    for seed in options.seeds:
+        for run in runs:
+            if run.name.startswith(short_series.PREFIX) and seed != options.seeds[0]:
+                continue  # one seed for the many short series
+            out = folder / f"{run.name}-seed{seed}"
+            if options.only in run.name and not (out / quality_results.SCORES).exists():
+                yield Task(run.command(seed, (*more, "--out", str(out))), out / quality_results.SCORES)
+        for term in TERMS if options.etth1 is not None else ():
+            result = gift_section.result_path(folder, term, seed)
+            if options.only in gift_section.name(term) and not result.exists():
+                command = ["python", "-m", "tests.benchmarks.gift_protocol", str(options.etth1), term]
+                yield Task([*command, "--seed", str(seed), *more], result, prints_result=True)
 
 
 def _options() -> argparse.Namespace:
@@ -130,6 +162,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path(".streamgru/quality"), help="folder for results")
     parser.add_argument("--only", default="", help=f"run only names that contain this, e.g. beijing or {ablation.NAME}")
     parser.add_argument("--budget", type=float, help="train for at most SECONDS", metavar="SECONDS")
+    # A training takes half of the cores.
+    parser.add_argument("--jobs", type=int, default=2, help="commands that run side by side (default: 2)")
     parser.add_argument("--report", action="store_true", help="write the tables without running anything")
     return parser.parse_args()
 

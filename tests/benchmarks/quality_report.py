@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from tests.benchmarks import ablation, carrying_report, short_series
+from tests.benchmarks import ablation, carrying_report, gift_section, short_series
 from tests.benchmarks.markdown import mean, spread, table
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def written(runs: Path, back_tests: Sequence["Run"], seeds: Sequence[int]) -> st
     ]
     parts += _etth1(results, "etth1-", FROZEN, "ETTh1, 12/4/4 months, trained once", PUBLISHED)
     parts += _etth1(results, "etth1-stream-", STREAMED, "ETTh1 streaming, 4/1/15 months, trained once", "")
+    parts += gift_section.section(runs, seeds)
     parts += _in_units(results, "beijing-", (1, 24), "Beijing, 12 stations, the last fifth of four years")
     parts += _in_units(results, "nab-", (24,), NAB)
     parts += _others(results)

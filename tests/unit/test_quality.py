@@ -9,9 +9,9 @@ import numpy as np
 from model.backtest import SeasonalNaive, backtest, baselines
 from model.sequences import Split
 from pipeline.evaluation.report import scores_content
-from tests.benchmarks import ablation, quality_report, quality_results, short_series
+from tests.benchmarks import ablation, gift_section, quality_report, quality_results, short_series
 from tests.benchmarks.ablation import _without_calendar
-from tests.benchmarks.quality import BEIJING, back_tests
+from tests.benchmarks.quality import BEIJING, Task, back_tests
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 START_US = 400 * HOUR_US
@@ -136,3 +136,22 @@ def test_removing_the_calendar_keeps_steps_and_labels() -> None:
         )
     assert len(np.unique(stretched.timestamp_us % (7 * 24 * HOUR_US))) == 1
     assert config.cadence_us == stretched.cadence_us
+
+
+def test_ratios_of_gift_evals_protocol_are_means_over_seeds(tmp_path: Path) -> None:
+    for seed, error in enumerate((0.8, 0.82)):
+        path = gift_section.result_path(tmp_path, "short", seed)
+        path.parent.mkdir()
+        found = {"MASE": error, "naive MASE": 1.0, "CRPS": 0.3, "naive CRPS": 0.5, "seconds": 60}
+        path.write_text(json.dumps(found))
+    page = quality_report.written(tmp_path, RUNS, (0, 1, 2))
+    assert "| short | 48 | 0.810 ± 0.014 | 0.600 ± 0.000 | ≤ .84, aim .80 | 60 s | 2 |" in page
+    assert "| medium |" not in page
+
+
+def test_a_command_that_fails_leaves_no_result(tmp_path: Path) -> None:
+    result = tmp_path / "gift-short-seed0" / "gift.json"
+    assert not Task(["python", "-c", "print('half'); raise SystemExit(1)"], result, prints_result=True).run()
+    assert not result.exists()
+    assert Task(["python", "-c", "print('{}')"], result, prints_result=True).run()
+    assert result.read_text() == "{}\n"
