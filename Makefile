@@ -44,7 +44,7 @@ test: setup ## Run every check and every test
 	@$(BIN)/python -m tests.side_by_side "nice $(MAKE) --no-print-directory unit" "$(MAKE) --no-print-directory integration" # integration tests have deadlines
 
 unit: check ## Run every check and the tests that need no server
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile tests/unit tests/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/unit tests/fuzz # long files first, see tests/conftest.py
 
 integration: setup ## Run the tests against real servers
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=6 --dist=loadgroup --no-loadscope-reorder tests/chaos tests/integration # much of their time is waiting

@@ -18,6 +18,7 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.long(11)  # with the other tests of this file
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_a_second_of_fuzzing_finds_no_failure(name: str) -> None:
     cases, findings = fuzz(targets.TARGETS[name], SEED, 1.0)

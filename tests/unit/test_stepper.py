@@ -131,6 +131,7 @@ ADAPTING = [
 TWO_TARGETS = Stepper(untrained(targets=("load", "heat")), Adaptation("full"), tile=32)
 
 
+@pytest.mark.long(18)  # with the other tests of this file
 @pytest.mark.parametrize("stepper", [*ADAPTING, TWO_TARGETS], ids=["off", "light", "full", "two targets"])
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**16), sensors=st.integers(1, 20), cuts=st.lists(st.integers(0, 120), max_size=6))

@@ -103,6 +103,7 @@ class Killed(Exception):
     """Ends training as a kill of its process would."""
 
 
+@pytest.mark.long(25)  # with the other tests of this file
 @pytest.mark.parametrize("chosen", [QUICK, PLAIN], ids=["stateful", "plain"])
 def test_a_killed_training_resumes_to_the_same_weights(chosen: TrainingOptions, tmp_path: Path) -> None:
     options = replace(chosen, device="cpu")
