@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from . import least_squares
 from .baselines import mean_levels
+from .bounds import within_bounds
 from .config import ModelConfig
 from .kernel import REGRESSOR_BOUND, SCALE_RATE, VALUE_BOUND
 from .predictor import CarriedState, CarryingPredictor, Group
@@ -229,7 +230,7 @@ class _Rounds:
         start = np.where(known, self._filled[rows, rounds], self._level[:, None])
         unit = np.where(known, self._unit[rows, self._h :][:, rounds], 0.0)
         found = start[:, :, None, None] + unit[:, :, None, None] * offsets
-        return np.ascontiguousarray(found.swapaxes(0, 1))
+        return within_bounds(self._config.bounds, np.ascontiguousarray(found.swapaxes(0, 1)))
 
     def _store_states(self) -> None:
         learned = {name: getattr(self._learned, name) for name in ("root", "weights", "pending", "errors", "distances")}

@@ -9,6 +9,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .bounds import within_bounds
 from .config import ModelConfig
 from .sequences import Sequences
 
@@ -37,7 +38,7 @@ class NaiveForecast(ABC):
 
     The median is the rule's point. The other quantiles lie as far from it as the residuals' quantiles from their
     median, by sensor, target and horizon step; a sensor without residuals gets the mean over the other sensors.
-    Before ``fit`` all quantiles are the point, and NaN until the sensor has a value.
+    Before ``fit`` all quantiles are the point, and NaN until the sensor has a value. Bounds of the target are kept.
     """
 
     name: str
@@ -73,7 +74,7 @@ class NaiveForecast(ABC):
         points = self._points(sequences, lo, hi)
         points = np.where(np.isnan(points), self._level[:, None], points)
         offsets = self._offsets.get(sequences.sensors[sensor], self._unknown_offsets)
-        return points[:, :, None, :] + offsets
+        return within_bounds(self._config.bounds, points[:, :, None, :] + offsets)
 
     @abstractmethod
     def _points(self, sequences: Sequences, lo: int, hi: int) -> Floats:

@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from .bounds import Bounds
+
 Preset = Literal["stateful", "plain"]
 Level = Literal["off", "light", "full"]
 
@@ -66,6 +68,7 @@ class ModelConfig:
     lag_steps: int = 24  # largest number of past values of a target that are carried for the head's linear skip
     profile_slots: int = 24  # largest number of slots in a target's carried seasonal profile; 0 for no profile
     scale_seasons: int = 28  # seasons that a sensor's scale is averaged over; it moves more slowly than the level
+    bounds: tuple[Bounds, ...] = ()  # of each target; empty if no target has any
 
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) != len(self.features):
@@ -82,6 +85,8 @@ class ModelConfig:
             raise ValueError(f"preset must be 'stateful' or 'plain', not {self.preset!r}")
         if len(set(self.sensors)) != len(self.sensors):
             raise ValueError("sensors must name each sensor once")
+        if self.bounds and len(self.bounds) != len(self.targets):
+            raise ValueError(f"bounds must be those of all {len(self.targets)} targets, not of {len(self.bounds)}")
         from_zero = ("max_gap_steps", "embedding_size", "lag_steps", "profile_slots")
         from_one = ("cadence_us", "horizon_steps", "season_steps", "hidden_size", "num_layers", "warmup_steps")
         for name in (*from_zero, *from_one, "scale_seasons"):
@@ -111,7 +116,10 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The configuration as a JSON object."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        content = dataclasses.asdict(self)
+        if not self.bounds:
+            del content["bounds"]  # so that an older program can read it
+        return json.dumps(content, indent=2, ensure_ascii=False)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ModelConfig":
@@ -126,6 +134,8 @@ class ModelConfig:
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
         }
         try:
+            if "bounds" in tuples:
+                tuples["bounds"] = tuple(Bounds(**each) for each in tuples["bounds"])
             return cls(**tuples)
         except TypeError as error:
             raise ValueError(f"not a model configuration: {error}") from error

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .adaptation import Rounds, adapt
+from .bounds import within_bounds
 from .config import NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, States, adaptation_dtype
 from .forecaster import Forecaster
@@ -228,11 +229,10 @@ class _Rounds:
             found.append(quantiles)
         if self._adapting.active:
             adapted = self._adapt(values[:, targets], hidden, found)
-            wanted = [slice(self._first_requested(g), len(each)) for g, each in enumerate(adapted)]
-            found = [
-                maps.in_present_unit(steps, targets, each[steps])
-                for maps, steps, each in zip(followed, wanted, adapted, strict=True)
-            ]
+            found = [each[self._first_requested(g) :] for g, each in enumerate(adapted)]
+        found = [within_bounds(config.bounds, each) for each in found]
+        for g, maps in enumerate(followed):
+            found[g] = maps.in_present_unit(slice(self._first_requested(g), len(maps.values)), targets, found[g])
         answers = []
         for g, (one, state, _) in enumerate(self._group):
             start = state.next + self._first_requested(g) - one.lo

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .acceptance import bridge_gaps, timestamps_before
 from .adaptation import AdaptedForecasts, Rounds, adapt, compile_kernel
+from .bounds import limits, within_bounds
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig
 from .forecaster import Forecaster
@@ -41,6 +42,7 @@ class Forecasts:
     steps: Indexes  # (n,) steps of that state
     warm: NDArray[np.bool_]  # (n,) whether these reach the model's warm-up length
     weights: Floats  # (n, K, E) of the experts in the mixture; E is 0 if adaptation is off
+    limits: Floats  # (n, K, 2) least and largest possible value in the sensor's unit; (n, 0, 2) without bounds
     # By feature, of the state after the reading (`model.unit_change`); F is 0 without adaptation and calibration.
     unit_outcome: NDArray[np.int8]  # (n, F) `model.unit_kernel.COUNTED` to `GAVE_UP`
     unit_factor: Floats  # (n, F) 0 where there is no map
@@ -54,12 +56,16 @@ class Stepper:
         forecaster: on the CPU; its weights must not change afterwards.
         adaptation: of its forecasts.
         tile: rows of a matrix product, a multiple of 32. Results of different tiles differ in their last bits.
+        whole: whether forecasts of counts are rounded to whole numbers. Rounding turns a difference in the last bits
+            into one of 1, so a comparison does without.
 
     Raises:
         ValueError: ``tile`` is not a multiple of 32.
     """
 
-    def __init__(self, forecaster: Forecaster, adaptation: Adaptation = NO_ADAPTATION, tile: int = 128) -> None:
+    def __init__(
+        self, forecaster: Forecaster, adaptation: Adaptation = NO_ADAPTATION, tile: int = 128, *, whole: bool = True
+    ) -> None:
         self.forecaster = forecaster.eval()
         self.config = forecaster.config
         self.adaptation = adaptation
@@ -69,6 +75,7 @@ class Stepper:
             compile_kernel(self._adapting)
             compile_rule()
         self._tile = tile
+        self._whole = whole
         self._normaliser = forecaster.normaliser()
         self._embedding = forecaster.embedding.weight.detach()
         self._gru = TiledGRU(forecaster.gru.gru, tile)
@@ -123,8 +130,12 @@ class Stepper:
         if self.adaptation.active:
             adapted = self._adapt(rows, plan, seen, hidden.numpy(), at, quantiles)
             quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._expert_count]
+        quantiles = within_bounds(self.config.bounds, quantiles, whole=self._whole)
+        between = np.repeat(limits(self.config.bounds)[None], len(quantiles), axis=0)
         if followed is not None:
             quantiles = followed.in_present_unit(plan.step, targets, quantiles)
+            if between.size:
+                between = followed.in_present_unit(plan.step, targets, between)
             scale = followed.in_present_unit(plan.step, targets, scale, sizes=True)
         rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
         rows["steps"] = norm.steps
@@ -136,7 +147,7 @@ class Stepper:
         states[plan.slots] = rows
         steps = trace.steps[at]
         warm = steps >= self.config.warmup_steps
-        return Forecasts(quantiles, scale, origin, steps, warm, weights, *_unit_maps(followed, plan))
+        return Forecasts(quantiles, scale, origin, steps, warm, weights, between, *_unit_maps(followed, plan))
 
     def _no_forecasts(self) -> Forecasts:
         config = self.config
@@ -145,8 +156,10 @@ class Stepper:
         quantiles = np.empty((0, K, len(config.quantiles), config.horizon_steps))
         weights = np.empty((0, K, self._expert_count))
         maps = np.empty((0, config.feature_count if self.adaptation.active else 0))
+        between = np.empty((0, len(config.bounds), 2))
         warm = none.astype(bool)
-        return Forecasts(quantiles, np.empty((0, K)), none, none, warm, weights, maps.astype(np.int8), maps, maps)
+        flags = maps.astype(np.int8)
+        return Forecasts(quantiles, np.empty((0, K)), none, none, warm, weights, between, flags, maps, maps)
 
     @property
     def _expert_count(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
+from model.bounds import within_limits
 from model.config import ModelConfig
 from model.experts import AdaptationConfig
 from pipeline.errors import ModelUnusable
@@ -79,7 +80,7 @@ class ForecastEncoder:
         Raises:
             ModelUnusable: a rounded forecast is non-finite; names the first sensor and offset.
         """
-        rounded = round_to_scale(forecasts.quantiles, forecasts.scale)
+        rounded = round_to_scale(forecasts.quantiles, forecasts.scale, forecasts.limits)
         self._check_finite(rounded, sensor_ids, offsets)
         count, per_record = len(sensor_ids), len(self._separators)
         bodies = float_rows(rounded.reshape(-1, rounded.shape[-1]))
@@ -163,10 +164,11 @@ class ForecastEncoder:
         )
 
 
-def round_to_scale(quantiles: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def round_to_scale(quantiles: np.ndarray, scale: np.ndarray, limits: np.ndarray | None = None) -> np.ndarray:
     """Quantiles (n, K, Q, h), rounded to seven significant digits of their sensor's scale (n, K).
 
-    A scale of 50 leaves five decimals, a scale of 5e6 none. A zero or non-finite scale leaves them unrounded.
+    A scale of 50 leaves five decimals, a scale of 5e6 none. A zero or non-finite scale leaves them unrounded. Rounding
+    crosses none of the ``limits`` (n, K, 2) and leaves whole numbers between them; (n, 0, 2) stands for no limits.
     """
     known = np.isfinite(scale) & (scale > 0)
     leading = np.ceil(np.log10(scale, out=np.zeros_like(scale, dtype=np.float64), where=known))
@@ -174,7 +176,10 @@ def round_to_scale(quantiles: np.ndarray, scale: np.ndarray) -> np.ndarray:
     power = 10.0 ** np.abs(decimals)
     rounded = np.where(decimals >= 0, np.rint(quantiles * power) / power, np.rint(quantiles / power) * power)
     result: np.ndarray = np.where(known[:, :, None, None], rounded, quantiles) + 0.0  # -0.0 becomes 0.0
-    return result
+    if limits is None or not limits.size:
+        return result
+    whole = np.isfinite(limits).any(axis=2)[:, :, None, None] & (quantiles == np.rint(quantiles))  # perhaps a count
+    return within_limits(np.where(whole, quantiles, result), limits)
 
 
 class _Heads(dict[str, bytes]):

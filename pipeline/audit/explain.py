@@ -10,7 +10,7 @@ from model.experts import experts_of
 from pipeline.audit.delivery import ReadingLog
 from pipeline.audit.expert_weights import published_weights, weights_agree
 from pipeline.audit.lineage import AcceptedLog, accepted_log
-from pipeline.audit.recompute import TOLERANCE, Stretches, recompute, relative_differences
+from pipeline.audit.recompute import TOLERANCE, Stretches, half_counts, recompute, relative_differences
 from pipeline.audit.topic_logs import read_readings
 from pipeline.audit.verify import LoadModel
 from pipeline.errors import StreamgruError
@@ -111,12 +111,15 @@ def _explain(
             "these readings are missing. Retention may have deleted them"
         )
     stretch = Stretches(np.array([first]), np.array([last]))
-    *_, again = recompute(load(forecast.model.version), accepted, stretch, settings)
-    expected, scale, weights = again.forecasts.quantiles[-1:], again.forecasts.scale[-1:], again.forecasts.weights[-1:]
+    stepped = load(forecast.model.version)
+    *_, again = recompute(stepped, accepted, stretch, settings)
+    made = again.forecasts
+    expected, weights = round_to_scale(made.quantiles[-1:], made.scale[-1:], made.limits[-1:]), made.weights[-1:]
     levels = [quantile_key(level) for level in settings.quantiles]
     published = np.array([[forecast.quantiles[target][level] for level in levels] for target in settings.targets])
     named = published_weights(forecast, settings.targets, experts_of(settings.adaptation.level))
-    differences = relative_differences(published[None].astype(np.float32), expected, scale)
+    half = half_counts(stepped.config, made)[-1:]
+    differences = relative_differences(published[None].astype(np.float32), expected, made.scale[-1:], half)
     return Explanation(
         forecast=forecast,
         values=dict(zip(settings.features, accepted.values[last].tolist(), strict=True)),
@@ -124,7 +127,7 @@ def _explain(
         missing_steps=forecast.state.steps - (last - first + 1),
         begun_us=int(accepted.timestamp_us[first]),
         published=published,
-        recomputed=round_to_scale(expected, scale)[0],
+        recomputed=np.where((half[:, :, None, None] > 0.0) & (differences == 0.0), published, expected)[0],
         weights=weights[0],
         has_same_weights=bool(weights_agree(named[None], weights)[0]),
         difference=float(differences.max()),

@@ -12,6 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.bounds import counts
+from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.state import States, blank_states
 from model.stepper import Forecasts, Stepper
@@ -53,8 +55,11 @@ class RecomputedForecasts:
 def recompute(
     forecaster: Forecaster, accepted: AcceptedLog, stretches: Stretches, settings: Settings
 ) -> Iterator[RecomputedForecasts]:
-    """Step every stretch from a blank state, and yield the forecasts of each reading once, in order."""
-    stepper = Stepper(forecaster, settings.adaptation)
+    """Step every stretch from a blank state, and yield the forecasts of each reading once, in order.
+
+    Forecasts of counts are not rounded to whole numbers (``half_counts``).
+    """
+    stepper = Stepper(forecaster, settings.adaptation, whole=False)
     config = forecaster.config
     width = config.target_count * len(config.quantiles) * config.horizon_steps
     lengths = stretches.last - stretches.first + 1
@@ -137,7 +142,7 @@ def compare_with_readings(
         low, high = np.searchsorted(keys, wanted), np.searchsorted(keys, wanted, side="right")
         for nth in range(int((high - low).max(initial=0))):
             there = np.flatnonzero(low + nth < high)
-            _compare(outcome, forecasts, sorted_rows[(low + nth)[there]], done, there)
+            _compare(outcome, forecaster.config, forecasts, sorted_rows[(low + nth)[there]], done, there)
         for stretch, state in zip(done.ended.tolist(), done.states, strict=True):
             recorded = states.get(int(last[stretch]))
             if recorded is not None and recorded.first == first[stretch]:
@@ -149,15 +154,22 @@ def compare_with_readings(
 
 
 def _compare(
-    outcome: Comparison, forecasts: ForecastLog, rows: Indexes, done: RecomputedForecasts, there: Indexes
+    outcome: Comparison,
+    config: ModelConfig,
+    forecasts: ForecastLog,
+    rows: Indexes,
+    done: RecomputedForecasts,
+    there: Indexes,
 ) -> None:
     """Compare the forecasts at ``rows`` with the recomputed ones at ``there``."""
     assert forecasts.quantiles is not None
     assert forecasts.weights is not None
     assert forecasts.origin is not None
     assert forecasts.steps is not None
-    expected, scale = done.forecasts.quantiles[there], done.forecasts.scale[there]
-    differences = relative_differences(forecasts.quantiles[rows], expected, scale)
+    scale = done.forecasts.scale[there]
+    expected = round_to_scale(done.forecasts.quantiles[there], scale, done.forecasts.limits[there])
+    half = half_counts(config, done.forecasts)[there]
+    differences = relative_differences(forecasts.quantiles[rows], expected, scale, half)
     largest = differences.reshape(len(rows), -1).max(axis=1, initial=0.0)
     wrong = (
         (largest > TOLERANCE)
@@ -170,15 +182,31 @@ def _compare(
     outcome.largest_difference = max(outcome.largest_difference, float(largest.max(initial=0.0)))
 
 
+def half_counts(config: ModelConfig, made: Forecasts) -> NDArray[np.float64]:
+    """(n, K) half of 1 in the unit of each forecast of a count, otherwise 0.
+
+    A published count is a whole number. Its recomputed forecast is not rounded and lies within this distance: rounded,
+    a difference in the last bits could become one of 1.
+    """
+    half = np.zeros(made.scale.shape)
+    targets = counts(config.bounds)
+    half[:, targets] = 0.5
+    if targets and made.unit_factor.shape[1]:
+        factor = made.unit_factor[:, [config.target_indices[target] for target in targets]]
+        half[:, targets] *= np.where(factor == 0.0, 1.0, factor)
+    return half
+
+
 def relative_differences(
-    found: NDArray[np.float32], expected: NDArray[np.float64], scale: NDArray[np.float64]
+    found: NDArray[np.float32], expected: NDArray[np.float64], scale: NDArray[np.float64], half: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """(n, K, Q, h) distances of published quantiles from expected ones, as a fraction of the scale (n, K) or the value.
 
-    Expected quantiles are first rounded as for publication, so equal forecasts differ by 0.
+    The expected ones are rounded as for publication (``round_to_scale``), so equal forecasts differ by 0. Distances up
+    to ``half`` (n, K) of ``half_counts`` count as 0.
     """
-    published = round_to_scale(expected, scale).astype(np.float32).astype(np.float64)
-    apart = np.abs(found - published)
+    published = expected.astype(np.float32).astype(np.float64)
+    apart = np.maximum(np.abs(found - published) - half[:, :, None, None], 0.0)
     unit = np.maximum(np.abs(published), scale[:, :, None, None])
     differences: NDArray[np.float64] = np.divide(apart, unit, out=np.full_like(apart, np.inf), where=unit > 0)
     return np.where(apart == 0, 0.0, differences)

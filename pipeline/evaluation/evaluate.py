@@ -140,6 +140,7 @@ def model_config(settings: Settings) -> ModelConfig:
         quantiles=settings.quantiles,
         max_gap_steps=settings.max_gap_steps,
         season_steps=settings.season,
+        bounds=settings.target_bounds,
     )
 
 

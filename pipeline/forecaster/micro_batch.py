@@ -185,7 +185,7 @@ class MicroBatchBuilder:
         flat_topic = self._topics.flat_forecasts
         flat: list[bytes] = []
         if flat_topic is not None:
-            quantiles = round_to_scale(forecasts.quantiles, forecasts.scale)
+            quantiles = round_to_scale(forecasts.quantiles, forecasts.scale, forecasts.limits)
             flat = self._flat_encoder.encode(partitions, sensors, timestamp_us, offsets, quantiles)
         each = len(flat) // max(1, len(values))  # flat records of a forecast
         records = []

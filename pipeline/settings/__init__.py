@@ -22,10 +22,12 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from model.bounds import NO_BOUNDS, Bounds
 from model.config import MOST_FORECAST_NUMBERS, Adaptation
 from model.experts import RULE as ADAPTATION_RULE
 from model.reorder_buffer import GracePeriod
 from pipeline.errors import SettingsError
+from pipeline.settings.bounds import BoundsSettings
 from pipeline.settings.file import read_settings_file
 from pipeline.settings.readings import ReadingsSettings
 from pipeline.settings.report import describe_faults, describe_folder, describe_invalid, unknown_variable
@@ -121,6 +123,11 @@ class Settings(BaseSettings):
         "sensor's newest reading is this much later; 0 buffers no reading. A reading that is buffered when this "
         "setting changes, or that retention deletes before a restart, may get no forecast",
     )
+    bounds: dict[str, BoundsSettings] = Field(
+        default={},
+        examples=[{"temperature": {"minimum": -90}}],
+        description="target -> its bounds; a model applies those that it was trained with",
+    )
     history: Path | None = Field(default=None, description="the Delta table; by default HOME/history")
     model_name: ModelName = "streamgru"
     # Before the servers' addresses: their defaults are the local stack's.
@@ -167,6 +174,26 @@ class Settings(BaseSettings):
                 f"targets must be among the features, which lack {_some(unknown)}; the features are {_some(features)}"
             )
         return targets
+
+    @field_validator("bounds", mode="before")
+    @classmethod
+    def _check_quotes(cls, bounds: Any) -> Any:
+        for name, content in bounds.items() if isinstance(bounds, dict) else ():
+            for rest, inner in content.items() if isinstance(content, dict) else ():
+                if isinstance(inner, dict):  # TOML takes the dot of [bounds.PM2.5] for a table in a table
+                    raise ValueError(f'a name with a dot needs quotes: [bounds."{name}.{rest}"]')
+        return bounds
+
+    @field_validator("bounds")
+    @classmethod
+    def _check_bounds(cls, bounds: dict[str, BoundsSettings], info: ValidationInfo) -> dict[str, BoundsSettings]:
+        features = info.data.get("features", tuple(bounds))
+        if strangers := [name for name in bounds if name not in features]:
+            raise ValueError(
+                f"bounds must name targets, but the features lack {_some(strangers)}; the features are "
+                f"{_some(features)}"
+            )
+        return bounds  # those of a feature outside the targets have no effect, so that targets can be changed alone
 
     @field_validator("cadence_s")
     @classmethod
@@ -226,6 +253,12 @@ class Settings(BaseSettings):
     def adaptation(self) -> Adaptation:
         """How forecasts adapt, in the stream and in every back-test."""
         return Adaptation(self.forecaster.adaptation, self.forecaster.calibration)
+
+    @property
+    def target_bounds(self) -> tuple[Bounds, ...]:
+        """The bounds of each target, for a model that is trained now; empty if no target has any."""
+        found = tuple(self.bounds[name].in_model if name in self.bounds else NO_BOUNDS for name in self.targets)
+        return found if any(each.are_set for each in found) else ()
 
     @property
     def history_path(self) -> Path:

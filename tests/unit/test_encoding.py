@@ -43,6 +43,7 @@ class Forecasts:
     steps: np.ndarray
     warm: np.ndarray
     weights: np.ndarray
+    limits: np.ndarray
 
 
 def make_encoder(
@@ -71,6 +72,7 @@ def make_forecasts(rng: np.random.Generator, shape: tuple[int, int, int, int], e
         steps=rng.integers(1, 1 << 30, count),
         warm=rng.random(count) < 0.5,
         weights=rng.dirichlet(np.full(max(experts, 1), 0.3), (count, target_count))[:, :, :experts],
+        limits=np.empty((count, 0, 2)),
     )
 
 
