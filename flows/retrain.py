@@ -28,6 +28,7 @@ from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, split_by_time
 from model.training import DeviceError, EpochReport, TrainingOptions, TrainingResult, choose_device, train
 from pipeline.best_effort import best_effort
+from pipeline.bounds_remarks import bounds_remarks
 from pipeline.errors import HistoryError, ModelUnusable, RegistryUnreachable, SettingsError
 from pipeline.evaluation.evaluate import Evaluation, Selection, evaluate, model_config, training_options, unseen_part
 from pipeline.evaluation.gate import Decision, decide
@@ -174,6 +175,8 @@ def _read(settings: Settings, version: int | None) -> _Data:
     found = load_training(history, settings, version)
     if warning := cadence_warning(found.trained):
         get_run_logger().warning("%s", warning)
+    for remark in bounds_remarks(found.trained, settings):
+        get_run_logger().info("%s", remark)
     if found.late:
         get_run_logger().warning("%s", describe_late(found.late, settings.training.late))
     training_set = TrainingSet(
@@ -237,7 +240,7 @@ def _initial(
         get_run_logger().warning("no warm start; training starts from random weights: %s", why)
         return None
     wanted = replace(config, preset=options.preset, hidden_size=options.hidden_size)
-    if replace(champion.forecaster.config, sensors=()) != wanted:
+    if replace(champion.forecaster.config, sensors=(), bounds=config.bounds) != wanted:  # bounds shape no weight
         get_run_logger().warning(
             "no warm start: version %d, the champion, has another architecture; training starts from random weights",
             champion.version,
@@ -263,6 +266,7 @@ def _params(
         "quantiles": ", ".join(map(str, config.quantiles)),
         "season_steps": config.season_steps,
         "max_gap_steps": config.max_gap_steps,
+        "bounds": "; ".join(f"{name}: {each}" for name, each in zip(config.targets, config.bounds, strict=False)),
         "adaptation": adaptation.level,
         "calibration": adaptation.calibrated,
         "train_until": iso_timestamp(split.train_end_us),

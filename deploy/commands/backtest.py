@@ -138,6 +138,7 @@ def backtest(
     from deploy.literal_console import make_console
     from deploy.score_tables import interval_table, score_table, sensor_table
     from model.metrics import METRICS
+    from pipeline.bounds_remarks import bounds_remarks
     from pipeline.evaluation.evaluate import MODEL, evaluate, plain_predictor, retrained_predictor, split_by, train_on
     from pipeline.evaluation.report import TrainedModel, read_trained_model, write_report
     from pipeline.history.table import History
@@ -175,6 +176,8 @@ def backtest(
         sequences = load_sequences(History(settings.history_path, settings.features), settings)
     if warning := cadence_warning(sequences):
         say(f"warning: {warning}", err=True)
+    for remark in bounds_remarks(sequences, settings):
+        say(f"note: {remark}", err=True)
 
     def told(epoch: "EpochReport", of: str = "") -> None:
         with best_effort("the progress of the training", log):  # such as a closed pipe

@@ -1,0 +1,95 @@
+"""Remarks about bounds: readings that break them, bounds that the readings suggest, and models with other bounds."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+
+from model.bounds import NO_BOUNDS, Bounds, Floats
+from model.config import ModelConfig
+from model.sequences import Sequences
+from pipeline.settings import Settings
+from pipeline.text.plural import counted
+
+FEWEST_READINGS: Final = 1_000  # of a target; fewer suggest no bound
+# Largest values that are natural ends of a scale (a share, a percentage), if this share of the readings reaches them.
+_ENDS: Final = (1.0, 100.0)
+_REACHED_SHARE: Final = 0.001
+_MOST_REMARKS: Final = 5
+
+
+def bounds_remarks(sequences: Sequences, settings: Settings) -> list[str]:
+    """A sentence for each target whose readings break its bounds, or suggest bounds that it does not have.
+
+    There are at most five, and one more sentence with the number of the other targets.
+    """
+    targets = settings.targets
+    bounds = settings.target_bounds or (NO_BOUNDS,) * len(targets)
+    found = []
+    for target, column, each in zip(targets, sequences.columns(targets), bounds, strict=True):
+        values = sequences.values[:, column]
+        values = values[~np.isnan(values)]
+        found.append(_broken(target, values, each) if each.are_set else _suggestion(target, values))
+    remarks = [remark for remark in found if remark]
+    more = len(remarks) - _MOST_REMARKS
+    have = "has remarks about its" if more == 1 else "have remarks about their"
+    rest = [f"{counted(more, 'more target')} {have} bounds"] if more > 0 else []
+    return remarks[:_MOST_REMARKS] + rest
+
+
+def bounds_difference(config: ModelConfig, settings: Settings) -> str | None:
+    """A clause about a model with other bounds than the settings; None if they are the same."""
+    if config.bounds == settings.target_bounds:
+        return None
+    return (
+        f"was trained with {_described(config.targets, config.bounds)}, and its forecasts keep to that; the settings "
+        f"have {_described(settings.targets, settings.target_bounds)}, which `streamgru retrain` applies"
+    )
+
+
+def _broken(target: str, values: Floats, bounds: Bounds) -> str | None:
+    outside = (values < bounds.lowest) | (values > bounds.highest)
+    if bounds.count:
+        outside |= values != np.rint(values)
+    count = int(outside.sum())
+    if not count:
+        return None
+    return (
+        f"{target} breaks its bounds ({bounds}) in {count:,} of {counted(len(values), 'reading')}, for example with "
+        f"{values[outside][0]:g}; forecasts keep the bounds"
+    )
+
+
+def _suggestion(target: str, values: Floats) -> str | None:
+    """Bounds that the readings never broke, and that forecasts may break; None without any."""
+    # Farther than a standard deviation from 0, forecasts do not reach it.
+    if len(values) < FEWEST_READINGS or not 0.0 <= values.min() < values.std():
+        return None
+    never, settings = ["below 0"], ["minimum = 0"]
+    largest = float(values.max())
+    if largest in _ENDS and (values == largest).mean() >= _REACHED_SHARE:
+        never.append(f"above {largest:g}")
+        settings.append(f"maximum = {largest:g}")
+    remark = f"{target} is never {' or '.join(never)} in {counted(len(values), 'reading')}"
+    advice = f"if it cannot be, set {' and '.join(settings)} under [bounds.{_key(target)}]"
+    if largest > 1.0 and (values == np.rint(values)).all():
+        advice += ", and count = true if it counts things"
+    return f"{remark}; {advice}"
+
+
+def _key(name: str) -> str:
+    """The name as a key of a TOML table."""
+    bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    return name if bare else '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _described(targets: Sequence[str], bounds: Sequence[Bounds]) -> str:
+    return "; ".join(_each(targets, bounds)) or "no bounds"
+
+
+def _each(targets: Sequence[str], bounds: Sequence[Bounds]) -> Iterator[str]:
+    named = [(target, each) for target, each in zip(targets, bounds, strict=False) if each.are_set]
+    for target, each in named[:_MOST_REMARKS]:
+        yield f"bounds for {target} ({each})"
+    if len(named) > _MOST_REMARKS:
+        yield f"and {counted(len(named) - _MOST_REMARKS, 'more target')}"
