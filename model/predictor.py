@@ -9,6 +9,7 @@ Q quantiles, P profile slots, h horizon steps, L layers, H hidden, D inputs.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, Generic, TypeVar
@@ -34,6 +35,8 @@ from .unit_kernel import HYPOTHESES, NUMBERS
 # for a long past. Adaptation holds some seven arrays of that size.
 _ROUNDS: Final = 256
 _NUMBERS: Final = 4_000_000
+# Most sensors whose state near the first step asked for is kept: a bound on memory for any number of sensors.
+_KEPT_SENSORS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,15 @@ class CarryingPredictor(BatchPredictor, Generic[State]):
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
         self._carried: dict[str, State] = {}
+        self._kept: dict[str, State] = {}  # sensor -> state shortly before the first step ever asked for
 
     def forecasts_together(self, requests: Sequence[ForecastRequest]) -> list[Floats]:
         """(n, K, Q, h) for each request; the requests are of different sensors.
 
         Only the states of these sensors are kept: the evaluator goes through all stretches of a group of sensors before
-        it takes the next group. The state of any other sensor, or of one that is past ``lo``, is computed again from
-        its first step.
+        it takes the next group. A sensor without such a state, or whose state is past ``lo``, begins at its kept state:
+        the one shortly before the first step ever asked for. So later questions about the same part of the data do not
+        go through its past again. If the kept state is missing or past ``lo``, the sensor begins at its first step.
         """
         config = self._config
         shape = (config.target_count, len(config.quantiles), config.horizon_steps)
@@ -102,14 +107,24 @@ class CarryingPredictor(BatchPredictor, Generic[State]):
             if not len(order):
                 break
             group = [(requests[i], states[i], int(lengths[i])) for i in order]
+            for request, state, length in group:
+                self._keep(request, state, length)
             for i, (rows, quantiles) in zip(order, self._step_group(group), strict=True):
                 found[i][rows] = quantiles
         self._carried = {one.sensor: state for one, state in zip(requests, states, strict=True)}
         return found
 
     def _state(self, one: ForecastRequest) -> State:
-        carried = self._carried.get(one.sensor)
-        return carried if carried is not None and carried.next <= one.lo else self._blank_state()
+        carried, kept = self._carried.get(one.sensor), self._kept.get(one.sensor)
+        if carried is not None and carried.next <= one.lo:
+            return carried
+        return deepcopy(kept) if kept is not None and kept.next <= one.lo else self._blank_state()
+
+    def _keep(self, one: ForecastRequest, state: State, length: int) -> None:
+        """Keep the state if the next ``length`` steps reach the first step that is asked for, once per sensor."""
+        reaches = state.next <= one.lo < state.next + length
+        if reaches and one.sensor not in self._kept and len(self._kept) < _KEPT_SENSORS:
+            self._kept[one.sensor] = deepcopy(state)
 
     @abstractmethod
     def _blank_state(self) -> State:

@@ -56,19 +56,21 @@ def loss_of_restarts(
     start_us: int,
     scale: Floats,
     *,
+    carried: TogetherPredictor | None = None,
     beside: Sequence[TogetherPredictor] = (),
 ) -> LossByAge:
     """Losses of a model that is restarted ``RESTARTS`` times, evenly spaced from ``start_us`` on.
 
     Args:
         scale: (S, K) divisor of the losses.
+        carried: the model with carried states; by default one that begins at each sensor's first reading.
         beside: more predictors whose states are carried.
     """
     config = forecaster.config
     steps = max((int(sequences.timestamp_us.max(initial=start_us)) + 1 - start_us) // config.cadence_us, 1)
     restarts_us = [start_us + int(part) * config.cadence_us for part in np.arange(RESTARTS) * steps // RESTARTS]
     build = partial(model_predictor, forecaster, "model", adaptation)
-    return loss_by_age(build, [build(), *beside], sequences, config, restarts_us, scale)
+    return loss_by_age(build, [carried or build(), *beside], sequences, config, restarts_us, scale)
 
 
 def loss_by_age(
@@ -83,7 +85,8 @@ def loss_by_age(
 
     Args:
         build: builds a predictor with blank states, for each restart.
-        carried: predictors whose states are carried; they must not have forecast beyond the first restart.
+        carried: predictors whose states are carried. If their states are past the first restart, they begin again at
+            a kept state, or at the first reading.
         restarts_us: moments, ascending.
         scale: (S, K) divisor of the losses.
     """

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -198,7 +198,11 @@ def retrained_predictor(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of a back-test: ``scores`` by predictor, the model's under ``name``."""
+    """The result of a back-test: ``scores`` and ``predictors`` by predictor, the model's under ``name``.
+
+    The predictors hold states from near the start of the test part, so that plots of the test part need not step
+    through all earlier readings again.
+    """
 
     name: str
     forecaster: Forecaster
@@ -206,6 +210,7 @@ class Evaluation:
     split: Split
     scores: dict[str, Scores]
     adaptation: Adaptation
+    predictors: dict[str, Predictor] = field(default_factory=dict)
 
     @property
     def config(self) -> ModelConfig:
@@ -254,7 +259,8 @@ def evaluate(
     else:
         scale = seasonal_scale(sequences, config, until_us, robust=robust)
     scores = backtest(predictors, sequences, config, test_us, scale=scale)
-    return Evaluation(name, forecaster, sequences, split, scores, adaptation)
+    by_name = {predictor.name: predictor for predictor in predictors}
+    return Evaluation(name, forecaster, sequences, split, scores, adaptation, by_name)
 
 
 def standard_deviations(sequences: Sequences, config: ModelConfig, until_us: int) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from model.artefact import load_artefact, save_artefact
 from model.autoregression import Autoregression
-from model.backtest import SeasonalNaive, model_predictor
+from model.backtest import SeasonalNaive, TogetherPredictor, model_predictor
 from model.forecaster import Forecaster
 from model.metrics import METRICS, Metric, Scores, skill
 from model.sequences import Split
@@ -117,22 +117,29 @@ def write_plots(done: Evaluation, epochs: Sequence[EpochReport], folder: Path, *
             figure = draw()
             figure.savefig(folder / name, dpi=120)
             if previews:
+                figure.set_layout_engine("none")  # keep the layout, which takes half of the time
                 figure.savefig(folder / "previews" / name, dpi=_PREVIEW_PX / figure.get_figwidth())
 
 
 def plots(done: Evaluation, epochs: Sequence[EpochReport]) -> dict[str, Callable[[], Figure]]:
     """Functions that draw the plots of a back-test by file name, and of the training if its epochs are known."""
     config, sequences, test_us = done.config, done.sequences, done.split.validation_end_us
+    scored = done.predictors.get(done.name)
+    model = scored if isinstance(scored, TogetherPredictor) else None
 
     def forecasts() -> Figure:
-        fans = model_predictor(done.forecaster, done.name, done.adaptation)
+        fans = model or model_predictor(done.forecaster, done.name, done.adaptation)
         naive = SeasonalNaive(config).fit(sequences, test_us)
         return draw_forecasts(fans, sequences, config, done.model_scores, test_us, [naive])
 
     def state_age() -> Figure:
-        adaptive = Autoregression(config).fit(sequences, test_us)
+        adaptive = done.predictors.get(Autoregression.name)
+        if not isinstance(adaptive, Autoregression):
+            adaptive = Autoregression(config).fit(sequences, test_us)
         scale = done.model_scores.scale
-        by_age = loss_of_restarts(done.forecaster, done.adaptation, sequences, test_us, scale, beside=[adaptive])
+        by_age = loss_of_restarts(
+            done.forecaster, done.adaptation, sequences, test_us, scale, carried=model, beside=[adaptive]
+        )
         return draw_state_age(by_age, config.warmup_steps)
 
     figures: dict[str, Callable[[], Figure]] = {

@@ -1,6 +1,7 @@
 """A model's forecasts over a data set are the same for any stretches, equal the stream's, and are causal."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,35 @@ def test_a_predictor_keeps_the_states_of_the_last_requested_sensors_only(forecas
     predictor.forecasts(sequences, 1, *sequences.span(1))
     assert list(predictor._carried) == [sequences.sensors[1]]
     np.testing.assert_array_equal(predictor.forecasts(sequences, 0, *sequences.span(0)), first)
+
+
+def test_a_stretch_that_is_asked_for_again_begins_at_a_kept_state(
+    forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor_module, "_ROUNDS", 16)
+    monkeypatch.setattr(predictor_module, "_KEPT_SENSORS", 2)
+    sequences = with_resets(noisy_days(hours=150))
+    predictor = model_predictor(forecaster, adaptation=Adaptation("light", True))
+    ends = [sequences.span(sensor)[1] - int(sequences.starts[sensor]) for sensor in range(3)]
+    requests = [ForecastRequest(sequences.past(s, int(sequences.starts[s]) + ends[s]), 100) for s in range(3)]
+    first = predictor.forecasts_together(requests)
+    steps = count_steps(monkeypatch)
+    for again, found in zip(predictor.forecasts_together(requests), first, strict=True):
+        np.testing.assert_allclose(again, found, rtol=0, atol=1e-5)
+    assert sum(steps) == ends[0] - 96 + ends[1] - 96 + ends[2]  # the third sensor is one more than are kept
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the number of steps of each sensor whenever the network steps."""
+    steps: list[int] = []
+    step_group = predictor_module.ModelPredictor._step_group
+
+    def counted(self: predictor_module.ModelPredictor, group: Any) -> Any:
+        steps.extend(length for _, _, length in group)
+        return step_group(self, group)
+
+    monkeypatch.setattr(predictor_module.ModelPredictor, "_step_group", counted)
+    return steps
 
 
 def with_changed_units(sequences: Sequences) -> Sequences:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from model.autoregression import Autoregression
+from model.backtest import backtest, model_predictor
 from model.config import Adaptation
 from model.sequences import Split
 from model.state_age import loss_by_age, loss_of_restarts
@@ -53,3 +54,8 @@ def test_a_trained_model_is_restarted_within_the_test_part() -> None:
         37, abs=9
     )  # a quarter of the 150 hours, rounded to an edge of the age classes
     assert set(found.carried) == {"model"}
+    used = model_predictor(forecaster, "used", Adaptation("light", True))
+    backtest([used], sequences, CONFIG, 350 * HOUR_US)
+    again = loss_of_restarts(forecaster, Adaptation("light", True), sequences, 350 * HOUR_US, SCALE, carried=used)
+    np.testing.assert_allclose(again.carried["used"], found.carried["model"])
+    np.testing.assert_array_equal(again.restarted, found.restarted)
