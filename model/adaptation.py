@@ -1,10 +1,11 @@
 """Adaptation between retrainings: a mixture of experts per sensor and target, learned online.
 
-Level ``off`` has one expert, the GRU. The other levels have eight: persistence, seasonal naive, the GRU, four
-corrections, learned by recursive least squares, of persistence, of a slow and of a quick seasonal profile, and of the
-GRU, and an autoregression of the last changes. The corrections share one set of regressors, hence one covariance. Level
-``full`` adds two experts that also see the GRU's hidden state. The mixture's median replaces the GRU's. The quantiles
-around it are a mixture, too: of the GRU's, resized and calibrated, and of the mixture's own past errors.
+Level ``off`` has one expert, the GRU. The other levels have nine: persistence, seasonal naive, the GRU, the GRU shrunk
+towards a slow seasonal profile, four corrections, learned by recursive least squares, of persistence, of a slow and of
+a quick seasonal profile, and of the GRU, and an autoregression of the last changes. The corrections share one set of
+regressors, hence one covariance. Level ``full`` adds two experts that also see the GRU's hidden state. The mixture's
+median replaces the GRU's. The quantiles around it are a mixture, too: of the GRU's, resized and calibrated, and of the
+mixture's own past errors.
 
 Labels are delayed: a step of a forecast is scored when its value is read, and corrections learn from a forecast after
 all of its h steps have been read. Every ``stride``-th forecast is kept until then, so that at most ``PENDING`` are

@@ -21,7 +21,7 @@ States = NDArray[Any]
 
 # Version of the arithmetic; increase it when the same readings would give other states or forecasts. States of an
 # earlier version are then rebuilt, and its forecasts can be told apart.
-RULE: Final = 5
+RULE: Final = 6
 PENDING: Final = 8  # largest number of forecasts that await their labels
 LEARN_POINTS: Final = 8  # largest number; 24 forecast no better on ETTh1 and the Beijing set, for twice the bytes
 LOSS_POINTS: Final = 8  # largest number
@@ -31,6 +31,7 @@ HIDDEN_REGRESSORS: Final = 16  # projections of the last layer's hidden state; 3
 PLAIN: Final = ("persistence", "seasonal", "gru")
 CORRECTED: Final = ("persistence+", "profile+", "quick_profile+", "gru+")
 HIDDEN: Final = ("profile+hidden", "gru+hidden")
+SHRUNK: Final = ("shrunk_gru",)
 AUTOREGRESSION: Final = ("autoregression",)
 BASES: Final = ("persistence", "profile", "quick_profile", "gru")  # a correction is added to one of them
 # By group of corrections, the index in BASES for each correction: first the plain corrections, then those that also see
@@ -42,7 +43,7 @@ def experts_of(level: Level) -> tuple[str, ...]:
     """The names of a level's experts, in the order of the weights."""
     if level == "off":
         return ("gru",)
-    return PLAIN + CORRECTED + (HIDDEN if level == "full" else ()) + AUTOREGRESSION
+    return PLAIN + CORRECTED + (HIDDEN if level == "full" else ()) + SHRUNK + AUTOREGRESSION
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class AdaptationConfig:
 
     @cached_property
     def prior(self) -> Floats:
-        """(E,) weights before any label: half for the GRU, which alone is trained by then."""
-        known = {"gru": 0.5, "persistence": 0.05, "seasonal": 0.05}
+        """(E,) weights before any label: half for the GRU, shrunk or not, which alone is trained by then."""
+        known = {"gru": 0.2, "shrunk_gru": 0.3, "persistence": 0.05, "seasonal": 0.05}
         rest = len(self.experts) - len(known)
         prior = np.array([known.get(name, 0.4 / max(rest, 1)) for name in self.experts])
         return np.asarray(prior / prior.sum())

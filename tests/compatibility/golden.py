@@ -27,7 +27,7 @@ RULE: Final = 4  # model.experts.RULE of the earlier commit; states that adapt u
 # Names that the earlier commit wrote nowhere and ignores where it reads them.
 NEW_HEADERS: Final = ("ce_dataschema", "ce_subject")  # of forecasts
 NEW_STATE_FIELDS: Final = ("units", "unit_evidence")  # the maps of changed units; blank where nothing has changed
-NEW_EXPERTS: Final = ("autoregression",)  # in the weights of an adapted forecast
+NEW_EXPERTS: Final = ("shrunk_gru", "autoregression")  # in the weights of an adapted forecast
 NEW_POSITION_FIELDS: Final = ("time_rules",)  # the offsets from which the rules for implausible times hold
 
 

@@ -430,7 +430,7 @@ def test_every_reading_has_its_point_at_intervals_of_half_cadences() -> None:
 def test_a_change_of_the_record_layout_needs_a_new_rule_number() -> None:
     """A state of an older layout can have the length of a new one, and would be read as wrong numbers."""
     layout = hashlib.sha256(repr(config("full", targets=2).fields).encode()).hexdigest()[:12]
-    assert (RULE, layout) == (5, "47c2ef71c6c8")
+    assert (RULE, layout) == (6, "7e6daaed3b0e")
 
 
 def test_the_autoregression_learns_a_short_period_that_no_profile_has() -> None:
@@ -517,3 +517,15 @@ def test_a_state_learns_again_after_a_million_uninformative_steps() -> None:
         assert np.isfinite(got.states[field]).all(), field
     plain = np.abs(errors(values[T:], naive(values[T:], 1, 1), after - 2000)).mean()
     assert np.abs(errors(values[T:], got.quantiles[T:, :, :, 1], after - 2000)).mean() < 0.6 * plain
+
+
+def test_a_gru_that_follows_chance_is_shrunk_towards_the_profile() -> None:
+    T, horizon = 1_500, 24
+    rng = np.random.default_rng(9)
+    day = np.sin(np.arange(T + horizon) * 2.0 * np.pi / SEASON)
+    values = (day[:T] + rng.normal(0.0, 0.2, T))[:, None, None]
+    ahead = np.stack([day[1 + j : T + 1 + j] for j in range(horizon)], axis=-1) + rng.normal(0.0, 0.5, (T, 1))
+    quantiles = (ahead[:, None, :] + np.array([-1.0, 0.0, 1.0])[:, None])[:, None, None]
+    shape = config("light", horizon=horizon)
+    weights = run(shape, values, quantiles).weights[-1, 0, 0]
+    assert weights[shape.experts.index("shrunk_gru")] > 2.0 * weights[shape.experts.index("gru")]
