@@ -43,6 +43,12 @@ class RecordedForecasts:
     quantiles: NDArray[np.float32]  # (n + 1, K, Q, h); the last row is NaN
     row: NDArray[np.int64]  # (steps,) index of the forecast issued at the step; -1, the NaN row, without one
 
+    def span(self, sensor: int) -> tuple[int, int]:
+        """Bounds of the sensor's steps from its first forecast to its last: the history before has none."""
+        lo, hi = self.sequences.span(sensor)
+        issued = lo + np.flatnonzero(self.row[lo:hi] >= 0)
+        return (int(issued[0]), int(issued[-1]) + 1) if len(issued) else (lo, lo)
+
     def at(self, lo: int, hi: int) -> NDArray[np.float64]:
         """(hi-lo, K, Q, h), NaN for steps without a forecast."""
         return self.quantiles[self.row[lo:hi]].astype(np.float64)
@@ -102,7 +108,7 @@ def score(recorded: RecordedForecasts, settings: Settings) -> dict[str, Scores]:
     }
     ahead = np.arange(1, settings.horizon_steps + 1)
     for sensor in range(len(sequences.sensors)):
-        lo, hi = sequences.span(sensor)
+        lo, hi = recorded.span(sensor)
         forecasts = {FORECAST: recorded.at(lo, hi)}
         forecasts |= {baseline.name: baseline.forecasts(sequences, sensor, lo, hi) for baseline in baselines}
         labels = sequences.labels(lo, hi, ahead, sequences.columns(targets))
@@ -171,7 +177,7 @@ def _mean_absolute_errors(recorded: RecordedForecasts, settings: Settings) -> ND
     ahead = np.arange(1, settings.horizon_steps + 1)
     total, count = np.zeros((2, len(settings.targets), settings.horizon_steps))
     for sensor in range(len(sequences.sensors)):
-        lo, hi = sequences.span(sensor)
+        lo, hi = recorded.span(sensor)
         labels = sequences.labels(lo, hi, ahead, sequences.columns(settings.targets))
         errors = np.abs(labels - recorded.quantiles[recorded.row[lo:hi], :, median])
         total += np.nansum(errors, axis=0)

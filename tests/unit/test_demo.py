@@ -146,6 +146,15 @@ def test_errors_and_coverage_are_those_of_the_forecasts_on_the_topic() -> None:
     assert coverage_by_target(score(recorded(error=1.5), SETTINGS)[FORECAST]) == {"a": 0.0}
 
 
+def test_a_sensor_without_forecasts_is_not_scored() -> None:
+    every = recorded()
+    hidden = every.row.copy()
+    hidden[slice(*every.sequences.span(0))] = -1
+    scores = score(replace(every, row=hidden), SETTINGS)
+    assert not scores[FORECAST].count[0].any()
+    np.testing.assert_array_equal(scores[FORECAST].count[1], score(every, SETTINGS)[FORECAST].count[1])
+
+
 def test_baselines_are_scored_over_the_same_forecasts_and_labels() -> None:
     scores = score(recorded(), SETTINGS)
     assert set(scores) == {FORECAST, "persistence", "seasonal naive"}
