@@ -181,9 +181,8 @@ def test_a_phone_shows_list_and_sensor_one_after_the_other(live_page: Rig) -> No
 
 
 def test_a_page_with_a_token_asks_for_it(live_page: Rig) -> None:
-    settings = live_page.settings.model_copy(
-        update={"serve": live_page.settings.serve.model_copy(update={"token": TOKEN})}
-    )
+    with_token = live_page.settings.serve.model_copy(update={"token": TOKEN, "refresh_s": 0.0})  # asks no registry
+    settings = live_page.settings.model_copy(update={"serve": with_token})
     port = free_port()
     with ServeCommand(settings, port, settings.home) as server:
         server.wait_until_ready()
