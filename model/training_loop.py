@@ -24,6 +24,7 @@ from .distributed import Ranks
 from .forecaster import Forecaster
 from .inputs import PreparedSequences
 from .objective import pinball, pinball_of, squared_error
+from .optimisers import Adam, AdamW
 from .sequences import Split
 from .training_options import EpochReport, TrainingOptions
 
@@ -87,13 +88,13 @@ class TrainingLoop:
         )
         self._optimiser: torch.optim.Optimizer
         if self._plain:
-            self._optimiser = torch.optim.Adam(forecaster.parameters(), lr=PLAIN_LEARNING_RATE)
+            self._optimiser = Adam(forecaster.parameters(), lr=PLAIN_LEARNING_RATE)
             self._ends = self._window_ends()
             self._epoch_updates = -(-len(self._ends) // self._lanes)
         else:
             if not self._pool.has_labels(options.chunk_steps):
                 raise self._no_labels_error()
-            self._optimiser = torch.optim.AdamW(
+            self._optimiser = AdamW(
                 forecaster.parameters(), lr=self._learning_rate, weight_decay=options.weight_decay, fused=True
             )
             self._epoch_updates = options.updates_per_epoch

@@ -1,10 +1,12 @@
 """``torchrun -m tests.torchrun_training FOLDER``: a small training, whose losses and weights go to ``FOLDER``.
 
-Without ``torchrun`` it trains in one process. With ``--stop-after EPOCHS`` it raises an error after that epoch.
+The names of the modules that it imported go there, too. Without ``torchrun`` it trains in one process. With
+``--stop-after EPOCHS`` it raises an error after that epoch.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -45,6 +47,7 @@ def main() -> None:
     losses = [(epoch.train_loss, epoch.validation_loss) for epoch in result.epochs]
     (options.folder / "losses.json").write_text(json.dumps(losses))
     torch.save(result.forecaster.state_dict(), options.folder / "weights.pt")
+    (options.folder / "modules").write_text("\n".join(sys.modules))
 
 
 if __name__ == "__main__":
