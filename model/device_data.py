@@ -16,7 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .inputs import CALENDAR, LARGEST_INPUT, SMALLEST_SCALE, PreparedSequences, past_size, slots_around
+from .inputs import (
+    CALENDAR,
+    HALF_AGE,
+    LARGEST_INPUT,
+    LONGEST_ELAPSED,
+    SMALLEST_SCALE,
+    PreparedSequences,
+    past_size,
+    slots_around,
+)
 from .normaliser import profile_slots
 from .sequences import Sequences
 
@@ -92,7 +101,8 @@ class DataSet:
         self._prepared = prepared  # keeps the arrays alive whose memory the tensors share
         self._home, self._target = home, target
         self._config = past.config
-        self._of_values = _tensor(prepared.of_values, home)
+        self._scaled_inputs, self._age = _tensor(prepared.scaled, home), _tensor(prepared.age, home)
+        self._elapsed = _tensor(sequences.elapsed, home)
         self._time = _tensor(sequences.timestamp_us, home)
         self._calendar = [(_tensor(table.values, home), table) for table in CALENDAR]
         self._level, self._scale = _tensor(prepared.level, home), _tensor(prepared.scale, home)
@@ -108,16 +118,11 @@ class DataSet:
         slots, season = profile_slots(past.config), past.config.season_steps
         self._around = [_tensor(table, home) for table in slots_around(season, slots)] if slots else []
         self._kept_past, self._kept_labels = self._computed_once()
-        finite = np.zeros(len(sequences), bool)
-        for column in columns:
-            finite |= np.isfinite(sequences.values[:, column])
-        # (N+1,) number of steps with a value of a target before each step
-        self._value_count = np.zeros(len(sequences) + 1, np.int32)
-        np.cumsum(finite, out=self._value_count[1:])
+        self._value_count = _ValueCount(sequences.values, columns)
 
     def values_between(self, first: Indexes, end: Indexes) -> Indexes:
         """(...,) number of steps in [first, end) that have a value of a target; 0 for an empty range."""
-        return np.asarray(self._value_count[np.maximum(first, end)] - self._value_count[first], np.int64)
+        return self._value_count.before(np.maximum(first, end)) - self._value_count.before(first)
 
     def place(self, bounds: LaneBounds) -> list[Tensor]:
         """The bounds on the device that holds the data set, for ``gather``."""
@@ -150,7 +155,9 @@ class DataSet:
     def _inputs(self, step: Tensor) -> Tensor:
         """(..., D) the inputs of the steps."""
         time = self._time[step]
-        parts = [self._of_values[step]]
+        age = self._age[step].double()[..., None]
+        of_values = torch.cat([self._scaled_inputs[step], (age == 0).float(), (age / (age + HALF_AGE)).float()], dim=-1)
+        parts = [of_values.flatten(-2), self._elapsed[step].clamp_(max=LONGEST_ELAPSED)[..., None]]
         for values, table in self._calendar:
             within = (time - table.first_us) % table.period_us * len(values)
             parts.append(values[torch.div(within, table.period_us, rounding_mode="floor")])
@@ -224,6 +231,27 @@ class DataSet:
         return scaled.clamp_(-LARGEST_LABEL, LARGEST_LABEL).float()
 
 
+class _ValueCount:
+    """The number of steps before any step that have a value of a target, in about one byte for each step.
+
+    A step has its count within its block, and a block has the count before it ("rank": Jacobson, 1989).
+    """
+
+    def __init__(self, values: NDArray[np.float64], columns: list[int]) -> None:
+        N = len(values)
+        has_value = np.zeros((N // 256 + 1, 256), bool)  # with a place for the end of the last step
+        for column in columns:
+            has_value.reshape(-1)[:N] |= np.isfinite(values[:, column])
+        of_block = has_value.sum(axis=1)
+        self._before_block = np.cumsum(of_block) - of_block
+        within = np.cumsum(has_value, axis=1, dtype=np.uint8)  # 256 becomes 0, and 255 again in the next line
+        self._within_block = np.subtract(within, has_value, out=within, dtype=np.uint8).reshape(-1)
+
+    def before(self, step: Indexes) -> Indexes:
+        """(...,) for steps 0 to N."""
+        return np.asarray(self._before_block[step // 256] + self._within_block[step], np.int64)
+
+
 class _ReadingSearch:
     """The reading nearest in time to a step's labels, for sensors whose steps are not all a cadence apart.
 
@@ -288,9 +316,10 @@ def _reciprocal(scale: Tensor) -> Tensor:
 
 
 def _bytes(prepared: PreparedSequences) -> int:
-    past = prepared.past
-    arrays = (prepared.of_values, prepared.level, prepared.scale, past.last, past.shape, past.steps, past.begin)
-    return sum(array.nbytes for array in arrays) + 3 * prepared.sequences.values.nbytes  # values, and times of a search
+    past, sequences = prepared.past, prepared.sequences
+    of_inputs = (prepared.scaled, prepared.age, sequences.elapsed, past.last, past.shape, past.steps, past.begin)
+    arrays = (*of_inputs, prepared.level, prepared.scale)
+    return sum(array.nbytes for array in arrays) + 3 * sequences.values.nbytes  # values, and times of a search
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:

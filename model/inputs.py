@@ -8,7 +8,7 @@ Letters: M, N or n steps, F features, K targets, R lags, P slots of the seasonal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,11 @@ Indexes = NDArray[np.int64]
 # Per feature: last value, quarter-season level and seven-season level (all less the season's level, in scales), size of
 # the changes (in scales), whether the step has a value, and the steps since the last value.
 INPUTS_PER_FEATURE: Final = 6
+_SCALED_INPUTS: Final = 4  # the first of them
+HALF_AGE: Final = 4.0  # steps since the last value whose input is 0.5
 # Scales that inputs are clipped to; training seldom shows the network a larger one.
 LARGEST_INPUT: Final = 32.0
+LONGEST_ELAPSED: Final = 8.0  # cadences since the step before, as an input
 # Smallest scale that is divided by; a smaller one counts as 0.
 SMALLEST_SCALE: Final = 1e-150
 
@@ -74,23 +77,36 @@ def past_size(config: ModelConfig) -> int:
 
 def step_inputs(trace: NormaliserTrace, timestamp_us: Indexes, elapsed: NDArray[np.float32]) -> NDArray[np.float32]:
     """(M, D) inputs from the normaliser's trace, each step's time, and the cadences since the step before."""
-    M, F = trace.last.shape
-    x = np.empty((M, _input_size(F)), np.float32)
-    per_feature = x[:, : F * INPUTS_PER_FEATURE].reshape(M, F, INPUTS_PER_FEATURE)
+    return np.concatenate([value_inputs(trace), elapsed_inputs(elapsed), calendar_inputs(timestamp_us)], axis=1)
+
+
+def value_inputs(trace: NormaliserTrace) -> NDArray[np.float32]:
+    """(M, F·6) the first inputs of a step: those of its values."""
+    inputs = np.concatenate([scaled_inputs(trace), age_inputs(trace.age)], axis=2)
+    return inputs.reshape(len(inputs), -1)
+
+
+def scaled_inputs(trace: NormaliserTrace) -> NDArray[np.float32]:
+    """(M, F, 4) the inputs in scales of each feature."""
+    scaled = np.empty((*trace.last.shape, _SCALED_INPUTS), np.float32)
     level = trace.levels[:, :, 1]
     unit = _reciprocal(trace.scale)
     with np.errstate(over="ignore"):  # numbers too large for float32 are clipped next
-        per_feature[:, :, 0] = (trace.last - level) * unit
-        per_feature[:, :, 1] = (trace.levels[:, :, 0] - level) * unit
-        per_feature[:, :, 2] = (trace.levels[:, :, 2] - level) * unit
-        per_feature[:, :, 3] = np.sqrt(trace.change) * unit
-    _clip(per_feature[:, :, :4])
-    per_feature[:, :, 4] = (trace.age == 0.0) & (trace.count > 0.0)
-    per_feature[:, :, 5] = trace.age / (trace.age + 4.0)
-    rest = F * INPUTS_PER_FEATURE
-    x[:, rest] = np.minimum(elapsed, 8.0)
-    x[:, rest + 1 :] = calendar_inputs(timestamp_us)
-    return x
+        scaled[:, :, 0] = (trace.last - level) * unit
+        scaled[:, :, 1] = (trace.levels[:, :, 0] - level) * unit
+        scaled[:, :, 2] = (trace.levels[:, :, 2] - level) * unit
+        scaled[:, :, 3] = np.sqrt(trace.change) * unit
+    return _clip(scaled)
+
+
+def age_inputs(age: NDArray[Any]) -> NDArray[np.float32]:
+    """(M, F, 2) the inputs of each feature that its steps since the last value (M, F) give."""
+    return np.stack([age == 0, age / (age + HALF_AGE)], axis=2, dtype=np.float32, casting="same_kind")
+
+
+def elapsed_inputs(elapsed: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(M, 1) the input between those of the values and the calendar's: the cadences since the step before."""
+    return np.minimum(elapsed, LONGEST_ELAPSED)[:, None]
 
 
 def calendar_inputs(timestamp_us: Indexes) -> NDArray[np.float32]:
@@ -173,17 +189,24 @@ def slots_around(season: int, slots: int) -> tuple[Indexes, Indexes]:
     return around, -(-(around + 1) * season // slots) - 1
 
 
-def first_values(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> Indexes:
-    """(N, K): for each step, the step at which its state got the target's first value.
+def marks_of_begins(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(N, K): whether a state begins at the step, or gets its first value of the target there.
 
-    Until that value, and if it came before these arrays, it is the first step of the state in these arrays.
+    The last mark up to a step is ``Past.begin``. Until a state's first value, and if that value came before these
+    arrays, it is the first step of the state in these arrays.
 
     Args:
         count: (N, K) values of each target in the state so far; seen: (N, K) whether the step has a value.
         fresh: (N,) whether the step is the first step of its state in these arrays.
     """
-    marks = fresh[:, None] | (seen & (count == 1.0))
-    return np.maximum.accumulate(np.where(marks, np.arange(len(count))[:, None], 0), axis=0)
+    return np.asarray(fresh[:, None] | (seen & (count == 1.0)))
+
+
+def last_marks(marks: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """(N, K): the last step up to each step that is marked, with 4 bytes if they suffice; 0 before the first mark."""
+    indexes = np.arange(len(marks), dtype=np.int32 if len(marks) < 2**31 else np.int64)
+    found = indexes[:, None] * marks
+    return np.asarray(np.maximum.accumulate(found, axis=0, out=found))
 
 
 @dataclass(frozen=True)
@@ -191,7 +214,9 @@ class PreparedSequences:
     """The inputs of the network and its loss for a data set, step by step in the order of ``sequences``."""
 
     sequences: Sequences  # values in the states' own units (``model.unit_change``)
-    of_values: NDArray[np.float32]  # (N, D-6) the inputs except the calendar's, which would be half of the memory
+    # Inputs are kept if their sources take more memory or more time.
+    scaled: NDArray[np.float32]  # (N, F, 4) of ``scaled_inputs``
+    age: NDArray[np.int32]  # (N, F) steps since the last value
     level: Floats  # (N, K)
     scale: Floats  # (N, K)
     past: Past
@@ -199,7 +224,9 @@ class PreparedSequences:
     @property
     def x(self) -> NDArray[np.float32]:
         """(N, D) the inputs of all steps, in new memory."""
-        return np.concatenate([self.of_values, calendar_inputs(self.sequences.timestamp_us)], axis=1)
+        of_values = np.concatenate([self.scaled, age_inputs(self.age)], axis=2).reshape(len(self.age), -1)
+        of_elapsed = elapsed_inputs(self.sequences.elapsed)
+        return np.concatenate([of_values, of_elapsed, calendar_inputs(self.sequences.timestamp_us)], axis=1)
 
     def past_inputs(self, index: Indexes) -> NDArray[np.float32]:
         """(n, K·(R+P)) of the steps ``index``."""
@@ -222,30 +249,27 @@ def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepar
     own = in_own_units(sequences.starts, sequences.reset, sequences.values)
     if own is not sequences.values:
         sequences = replace(sequences, values=own)
-    N, K = len(sequences), config.target_count
+    N, F, K = len(sequences), config.feature_count, config.target_count
     targets = list(config.target_indices)
-    of_values = np.empty((N, input_size(config) - _CALENDAR_INPUTS), np.float32)
-    numbers = {name: np.empty((N, K)) for name in ("last", "shape", "level", "scale", "count")}
+    scaled, age = np.empty((N, F, _SCALED_INPUTS), np.float32), np.empty((N, F), np.int32)
+    numbers = {name: np.empty((N, K)) for name in ("last", "shape", "level", "scale")}
     steps = np.empty(N, np.int32)
+    begins = np.empty((N, K), bool)
     normaliser = Normaliser(config, spread)
     lengths = np.diff(sequences.starts)
     order = np.argsort(-lengths, kind="stable")
     norm = NormaliserState.blank(config, len(order))
     for sizes, index in _blocks(sequences.starts[:-1][order], lengths[order]):
         trace = normaliser.step(norm, sequences.values[index], sizes, sequences.reset[index])
-        x = step_inputs(trace, sequences.timestamp_us[index], sequences.elapsed[index])
-        of_values[index] = x[:, :-_CALENDAR_INPUTS]
+        scaled[index], age[index] = scaled_inputs(trace), trace.age
         steps[index] = trace.steps
         numbers["last"][index] = trace.last[:, targets]
-        numbers["count"][index] = trace.count[:, targets]
         numbers["level"][index] = trace.levels[:, targets, 1]
         numbers["scale"][index] = trace.scale[:, targets]
         numbers["shape"][index] = trace.shape
-    seen = ~np.isnan(sequences.values[:, targets])
-    begin = first_values(numbers.pop("count"), seen, steps == 1)
-    narrow = begin.astype(np.int32) if N < 2**31 else begin
-    past = Past(config, numbers["last"], numbers["shape"], steps, steps, narrow)
-    return PreparedSequences(sequences, of_values, numbers["level"], numbers["scale"], past)
+        begins[index] = marks_of_begins(trace.count[:, targets], trace.age[:, targets] == 0.0, trace.steps == 1)
+    past = Past(config, numbers["last"], numbers["shape"], steps, steps, last_marks(begins))
+    return PreparedSequences(sequences, scaled, age, numbers["level"], numbers["scale"], past)
 
 
 def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Indexes]]:

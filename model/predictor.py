@@ -24,7 +24,7 @@ from .bounds import within_bounds
 from .config import NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, States, adaptation_dtype
 from .forecaster import Forecaster
-from .inputs import Past, step_inputs
+from .inputs import Past, marks_of_begins, step_inputs
 from .normaliser import Floats, NormaliserState, NormaliserTrace
 from .sequences import Sequences
 from .tiled_gru import using_threads
@@ -331,7 +331,7 @@ class _Rounds:
         steps = self._spread(trace.steps)
         place = np.array([self._place(g) for g in range(self._G)])
         index = place + np.arange(self._T)[:, None]
-        began = self._spread((trace.steps == 1)[:, None] | (seen & (trace.count[:, targets] == 1.0)))
+        began = self._spread(marks_of_begins(trace.count[:, targets], seen, trace.steps == 1))
         begin = np.where(began, index[:, :, None], 0)
         begin[0] = np.maximum(begin[0], place[:, None] - np.array([state.begin for _, state, _ in self._group]))
         begin = np.maximum.accumulate(begin, axis=0)

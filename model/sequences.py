@@ -29,7 +29,7 @@ class Sequences:
     elapsed: NDArray[np.float32]  # (N,) cadences since the step before; 0 at a reset
     reset: NDArray[np.bool_]  # (N,) whether the state is reset before the step: a sensor's first, or after a long gap
     observed: NDArray[np.bool_]  # (N,) True for an accepted reading, False for a step inserted at a skipped point
-    offset: NDArray[np.int64]  # (N,) of the reading in its partition; -1 for an inserted step
+    offset: NDArray[np.integer]  # (N,) of the reading in its partition, int32 if all fit; -1 for an inserted step
     features: tuple[str, ...]
     cadence_us: int
 
@@ -181,7 +181,7 @@ def build_sequences(
 ) -> Sequences:
     """The steps of n accepted readings, with missing steps between them by the gap rule.
 
-    If no step is missing, the result shares the arrays given.
+    If no step is missing, the result shares the arrays given, except the offsets.
 
     Args:
         sensors: S ids; sensor i's readings are ``starts[i]`` up to ``starts[i + 1]``, timestamps strictly ascending.
@@ -201,11 +201,16 @@ def build_sequences(
         elapsed=gaps.elapsed,
         reset=gaps.reset,
         observed=np.ones(len(timestamp_us), bool),
-        offset=offset,
+        offset=_narrow(offset),
         features=tuple(features),
         cadence_us=cadence_us,
     )
     return _insert_missing(steps, gaps.missing, inserted) if inserted else steps
+
+
+def _narrow(offset: NDArray[np.int64]) -> NDArray[np.integer]:
+    """The offsets with 4 bytes each if all of them fit."""
+    return offset.astype(np.int32) if not len(offset) or offset.max() < 2**31 else offset
 
 
 def _insert_missing(readings: Sequences, missing: NDArray[np.int64], inserted: int) -> Sequences:
@@ -218,7 +223,7 @@ def _insert_missing(readings: Sequences, missing: NDArray[np.int64], inserted: i
     values = np.full((count, len(readings.features)), np.nan)
     elapsed = np.ones(count, np.float32)
     reset = np.zeros(count, bool)
-    offset = np.full(count, -1, np.int64)
+    offset = np.full(count, -1, readings.offset.dtype)
     values[place], elapsed[place], reset[place] = readings.values, readings.elapsed, readings.reset
     offset[place] = readings.offset
     # The sum gives the times: an inserted step adds a cadence, a reading adds the remainder of its gap.

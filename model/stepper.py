@@ -23,7 +23,7 @@ from .bounds import limits, within_bounds
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig
 from .forecaster import Forecaster
-from .inputs import Past, first_values, step_inputs
+from .inputs import Past, last_marks, marks_of_begins, step_inputs
 from .normaliser import NORMALISER_FIELDS, Floats, NormaliserState, NormaliserTrace
 from .state import NO_OFFSET, States, state_dtype
 from .tiled_gru import TiledGRU, TiledLinear, padded, using_threads
@@ -233,7 +233,7 @@ class Stepper:
         steps[place] = trace.steps[plan.turn]
         run = steps.copy()
         run[place] = np.minimum(trace.steps[plan.turn], plan.number + 1)
-        return Past(config, last, shape, steps, run, first_values(count, there, fresh)), place
+        return Past(config, last, shape, steps, run, last_marks(marks_of_begins(count, there, fresh))), place
 
     def _quantiles(
         self, hidden: Tensor, x: NDArray[np.float32], around: NDArray[np.float32], level: Floats, scale: Floats

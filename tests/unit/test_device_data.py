@@ -1,5 +1,6 @@
 """Chunks gathered on a device contain the numbers of the prepared arrays, for regular and irregular readings."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import device_data
+from model import device_data, inputs
 from model.batches import Lane, chunks, scaled_labels
 from model.config import ModelConfig
 from model.device_data import DeviceData
@@ -168,5 +169,27 @@ def test_lanes_of_two_data_sets_share_a_chunk() -> None:
 def test_tensors_on_a_cpu_share_the_memory_of_the_prepared_arrays() -> None:
     prepared = Forecaster(config()).prepare(sequences(0, 0.0, 0.0))
     tensors = DeviceData(torch.device("cpu"))[prepared]
-    assert tensors._of_values.data_ptr() == prepared.of_values.ctypes.data
+    assert tensors._scaled_inputs.data_ptr() == prepared.scaled.ctypes.data
     assert tensors._level.data_ptr() == prepared.level.ctypes.data
+
+
+def test_memory_of_the_data_stays_in_proportion_to_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one feature, 10 million steps take 0.7 GB beside their readings, 0.75 GB at the peak."""
+    monkeypatch.setattr(inputs, "_BLOCK_STEPS", 1_024)
+    monkeypatch.setattr(device_data, "_MOST_KEPT_NUMBERS", 0)
+    sensors, steps = 50, 2_000
+    times = [np.arange(steps) * MINUTE_US] * sensors
+    values = [np.random.default_rng(sensor).normal(size=(steps, 1)) for sensor in range(sensors)]
+    data = joined(times, values, ("load",), MINUTE_US, max_gap_steps=10)
+    forecaster = Forecaster(config(features=("load",)))
+    tracemalloc.start()
+    try:
+        prepared = forecaster.prepare(data)
+        tensors = DeviceData(torch.device("cpu"))[prepared]
+        kept, peak = (size / len(data) for size in tracemalloc.get_traced_memory())
+    finally:
+        tracemalloc.stop()
+    assert tensors.regular.all()
+    assert data.offset.dtype == np.int32
+    assert kept < 72
+    assert peak < 80
