@@ -7,6 +7,7 @@ Letters: B lanes, T steps of a chunk, S steps of it with labels, N steps of a da
 K targets, R lags, P profile slots, h horizon steps.
 """
 
+import itertools
 import warnings
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,8 +42,6 @@ _MEMORY_PART: Final = 0.5
 _MOST_KEPT_NUMBERS: Final = 50_000_000
 _PIECE_STEPS: Final = 4_096
 _LONGEST_AXIS_US: Final = 2**62  # of a search; times of readings and of labels beyond them fit in int64
-
-_YEAR_US: Final = 31_556_952_000_000
 _REGULAR: Final = -1  # the time of regular sensors' steps in a search
 
 Indexes = NDArray[np.int64]
@@ -255,11 +254,9 @@ class _ValueCount:
 class _ReadingSearch:
     """The reading nearest in time to a step's labels, for sensors whose steps are not all a cadence apart.
 
-    The times of these sensors lie on one axis, far enough apart that no search leaves its sensor. Steps of regular
-    sensors have no place on the axis: their labels are the next steps.
-
-    Raises:
-        OverflowError: the sensors' times take more than the axis has.
+    The times of these sensors lie on one axis, far enough apart that no search leaves its sensor. If an axis is full,
+    the next sensors lie on another one. Steps of regular sensors have no place on an axis: their labels are the next
+    steps.
     """
 
     def __init__(
@@ -268,17 +265,19 @@ class _ReadingSearch:
         time = np.full(len(sequences), _REGULAR, np.int64)
         gap = 2 * (horizon_steps + 1) * sequences.cadence_us
         end = 0
+        first_steps = [0]  # of the axes
         for sensor in np.flatnonzero(~regular).tolist():
             first, last = sequences.starts[sensor : sensor + 2].tolist()
             since = sequences.timestamp_us[first:last] - sequences.timestamp_us[first]
-            if end + int(since[-1]) + gap > _LONGEST_AXIS_US:
-                raise OverflowError(
-                    "the histories of the sensors with irregular readings add up to more than "
-                    f"{_LONGEST_AXIS_US / _YEAR_US:,.0f} years; train on fewer sensors or on a shorter history"
-                )
+            taken = int(since[-1]) + gap
+            if end and end + taken > _LONGEST_AXIS_US:
+                first_steps.append(first)
+                end = 0
             time[first:last] = end + since
-            end += int(since[-1]) + gap
+            end += taken
         readings = np.flatnonzero(sequences.observed & (time != _REGULAR))
+        bounds = [*np.searchsorted(readings, first_steps).tolist(), len(readings)]
+        self._axes = list(zip(first_steps, itertools.pairwise(bounds), strict=True))
         self._cadence_us = sequences.cadence_us
         self._readings = _tensor(readings, home)
         self._reading_time = _tensor(time[readings], home)
@@ -291,8 +290,7 @@ class _ReadingSearch:
         """
         time = self._time[step]
         wanted = time + ahead * self._cadence_us
-        rank = torch.searchsorted(self._reading_time, wanted)
-        left, right = (rank - 1).clamp_(min=0), rank.clamp(max=len(self._readings) - 1)
+        left, right = self._around(step, wanted)
         distance_left = (wanted - self._reading_time[left]).abs_()
         distance_right = (self._reading_time[right] - wanted).abs_()
         nearest = self._readings[torch.where(distance_left <= distance_right, left, right)]
@@ -300,6 +298,16 @@ class _ReadingSearch:
         near = 2 * torch.minimum(distance_left, distance_right) <= self._cadence_us
         regular = time == _REGULAR
         return torch.where(regular, step + ahead, nearest), near | regular
+
+    def _around(self, step: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The readings before and after the times ``wanted`` on the axis of each step, as places in ``_readings``."""
+        left = right = torch.zeros_like(wanted)
+        for first_step, (first, end) in self._axes:
+            rank = torch.searchsorted(self._reading_time[first:end], wanted)
+            here = step >= first_step
+            left = torch.where(here, first + (rank - 1).clamp_(min=0), left)
+            right = torch.where(here, first + rank.clamp(max=end - first - 1), right)
+        return left, right
 
 
 def _regular_sensors(sequences: Sequences) -> NDArray[np.bool_]:

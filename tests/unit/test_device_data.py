@@ -58,9 +58,17 @@ def sequences(seed: int, jitter: float, gaps: float, sensors: int = 3, steps: in
     slots=st.sampled_from([0, 3]),
     stride=st.integers(1, 4),
     kept_numbers=st.sampled_from([0, 10**6]),
+    axis_us=st.sampled_from([1, 150 * MINUTE_US, 2**62]),
 )
 def test_a_chunk_equals_the_prepared_arrays_bit_for_bit(
-    seed: int, jitter: float, gaps: float, targets: tuple[str, ...], slots: int, stride: int, kept_numbers: int
+    seed: int,
+    jitter: float,
+    gaps: float,
+    targets: tuple[str, ...],
+    slots: int,
+    stride: int,
+    kept_numbers: int,
+    axis_us: int,
 ) -> None:
     data = sequences(seed, jitter, gaps)
     chosen = config(targets=targets, profile_slots=slots)
@@ -75,6 +83,7 @@ def test_a_chunk_equals_the_prepared_arrays_bit_for_bit(
         ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_data, "_MOST_KEPT_NUMBERS", kept_numbers)
+        patch.setattr(device_data, "_LONGEST_AXIS_US", axis_us)
         found = list(chunks(lanes, 16, stride))
     x = prepared.x
     for number, chunk in enumerate(found):
@@ -130,15 +139,22 @@ def test_regular_and_irregular_sensors_share_a_chunk() -> None:
         np.testing.assert_array_equal(chunk.labels[row, : hi - lo], np.nan_to_num(wanted).astype(np.float32))
 
 
-def test_histories_too_long_for_a_search_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = regular_and_irregular()
-    irregular_us = int(np.ptp(data.timestamp_us[data.starts[1] : data.starts[2]]))
-    prepared = Forecaster(config()).prepare(data)
-    monkeypatch.setattr(device_data, "_LONGEST_AXIS_US", irregular_us + 12 * MINUTE_US)  # regular sensors take no place
-    assert DeviceData(torch.device("cpu"))[prepared] is not None
-    monkeypatch.setattr(device_data, "_LONGEST_AXIS_US", irregular_us)
-    with pytest.raises(OverflowError, match="train on fewer sensors or on a shorter history"):
-        DeviceData(torch.device("cpu"))[prepared]
+def test_histories_longer_than_an_axis_of_the_search_have_all_their_labels() -> None:
+    """Twenty sensors with 9,000 years each: together more than 2**62 microseconds."""
+    century_us = 100 * 365 * 86_400_000_000
+    random = np.random.default_rng(0)
+    times = [np.cumsum(random.integers(80, 120, 90)) * (century_us // 100) for _ in range(20)]
+    values = [random.normal(size=(90, 2)) for _ in times]
+    data = joined(times, values, ("heat", "load"), century_us, max_gap_steps=10)
+    assert sum(int(np.ptp(each)) for each in times) > device_data._LONGEST_AXIS_US
+    prepared = Forecaster(config(cadence_us=century_us)).prepare(data)
+    spans = [data.span(sensor, None, None) for sensor in range(20)]
+    chunk = next(chunks([Lane(prepared, lo, hi, 0, lo, 2**62) for lo, hi in spans], 200))
+    for row, (lo, hi) in enumerate(spans):
+        wanted = scaled_labels(prepared, lo, hi, 2**62)
+        assert np.isfinite(wanted).any()
+        np.testing.assert_array_equal(chunk.valid[row, : hi - lo].numpy() > 0, ~np.isnan(wanted))
+        np.testing.assert_array_equal(chunk.labels[row, : hi - lo], np.nan_to_num(wanted).astype(np.float32))
 
 
 def test_a_chunk_whose_lanes_are_all_warming_up_is_known_to_have_no_labels() -> None:
