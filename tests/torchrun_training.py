@@ -1,7 +1,7 @@
 """``torchrun -m tests.torchrun_training FOLDER``: a small training, whose losses and weights go to ``FOLDER``.
 
-The names of the modules that it imported go there, too. Without ``torchrun`` it trains in one process. With
-``--stop-after EPOCHS`` it raises an error after that epoch.
+The names of the modules that it imported go there, too. With ``--stopped OTHER`` another training follows, which has
+its checkpoint in ``OTHER`` and is ended by an error after its first epoch.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from model.training import EpochReport, TrainingOptions, follow, train
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 SPLIT = Split(300 * HOUR_US, 400 * HOUR_US)
+CHECKPOINT = "checkpoint.pt"
 # Dropout differs between the processes of a training and the only process of another one.
 OPTIONS = TrainingOptions(
     hidden_size=8, epochs=3, updates_per_epoch=12, batch_lanes=7, chunk_steps=24, dropout=0.0, device="cpu", threads=1
@@ -26,28 +27,31 @@ OPTIONS = TrainingOptions(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--stop-after", type=int, default=10**9)
+    parser.add_argument("--stopped", type=Path, help="folder of a training that stops in its second epoch")
     parser.add_argument("--too-short", action="store_true", help="train on data without a validation part first")
     options = parser.parse_args()
     if distributed.follows():
         follow()
         return
 
-    def stop(epoch: EpochReport) -> None:
-        if epoch.epoch > options.stop_after:
-            raise KeyboardInterrupt
-
     if options.too_short:
         try:
             train(CONFIG, OPTIONS, noisy_days(), Split(400 * HOUR_US, 400 * HOUR_US))
         except ValueError as error:
             (options.folder / "refusal").write_text(str(error))
-    result = train(CONFIG, OPTIONS, noisy_days(), SPLIT, report=stop, checkpoint=options.folder / "checkpoint.pt")
-    distributed.dismiss()
+    result = train(CONFIG, OPTIONS, noisy_days(), SPLIT, checkpoint=options.folder / CHECKPOINT)
     losses = [(epoch.train_loss, epoch.validation_loss) for epoch in result.epochs]
     (options.folder / "losses.json").write_text(json.dumps(losses))
     torch.save(result.forecaster.state_dict(), options.folder / "weights.pt")
     (options.folder / "modules").write_text("\n".join(sys.modules))
+    if options.stopped:
+        train(CONFIG, OPTIONS, noisy_days(), SPLIT, report=_stop, checkpoint=options.stopped / CHECKPOINT)
+    distributed.dismiss()
+
+
+def _stop(epoch: EpochReport) -> None:
+    if epoch.epoch > 1:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

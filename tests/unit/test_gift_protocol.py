@@ -1,13 +1,13 @@
 """The benchmark has the windows and scores of GIFT-Eval's protocol, and runs on a small file."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.benchmarks import gift_protocol
 from tests.benchmarks.gift_protocol import LEVELS, Score, seasonal_naive, window_starts
 
 
@@ -39,7 +39,9 @@ def test_the_naive_forecast_repeats_the_last_season_and_has_the_scores_of_the_pr
     assert score.crps == pytest.approx(60 * 3.0 / labels.sum())
 
 
-def test_the_program_prints_scores_of_a_trained_model(tmp_path: Path) -> None:
+def test_the_program_prints_scores_of_a_trained_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     hours = np.datetime64("2020-01-01T00", "h") + np.arange(400)
     day = 10.0 + np.sin(np.arange(400) * 2.0 * np.pi / 24.0) + np.arange(400) / 100.0
     rows = [
@@ -47,16 +49,9 @@ def test_the_program_prints_scores_of_a_trained_model(tmp_path: Path) -> None:
     ]
     path = tmp_path / "hours.csv"
     path.write_text("\n".join(["date,a,b", *rows]) + "\n", encoding="utf-8")
-    command = [sys.executable, "-m", "tests.benchmarks.gift_protocol", str(path), "short"]
-    done = subprocess.run(
-        [*command, "--budget", "2", "--hidden", "8"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    monkeypatch.setattr(sys, "argv", ["gift_protocol", str(path), "short", "--budget", "0.1", "--hidden", "8"])
+    gift_protocol.main()
+    found = json.loads(capsys.readouterr().out)
     assert (found["file"], found["term"], found["windows"]) == ("hours.csv", "short", 1)
     assert found["MASE by sensor"].keys() == {"a", "b"}
     assert all(np.isfinite(found[name]) for name in ("MASE", "CRPS", "naive MASE", "naive CRPS"))

@@ -7,39 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.benchmarks import gpu
 from tests.documents import ROOT
 
 # The only packages of a machine that is lent for the benchmark, beside the standard library.
 ALLOWED = {"torch", "numpy", "numba"}
-
-
-def run(*arguments: str, program: str = "") -> "subprocess.CompletedProcess[str]":
-    start = ["-c", program] if program else ["-m", "tests.benchmarks.gpu"]
-    return subprocess.run(
-        [sys.executable, *start, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def test_all_steps_run_on_a_cpu_and_write_the_page(tmp_path: Path) -> None:
-    page = tmp_path / "GPU.md"
-    done = run("--device", "cpu", "--small", "--out", str(page))
-    assert done.returncode == 0, done.stdout + done.stderr
-    text = page.read_text(encoding="utf-8")
-    assert "| loss of equal weights, GPU against CPU: relative difference | 0.0e+00 | ≤ 2e-03 | yes |" in text
-    assert "| epochs trained after the restart | 2 | 2 | yes |" in text
-    assert "**no**" not in text
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_the_command_says_so() -> None:
-    done = run()
-    assert done.returncode == 2
-    assert "PyTorch finds no CUDA device" in done.stderr
-
-
-def test_the_command_imports_nothing_but_torch_numpy_and_numba() -> None:
-    """A finder refuses other packages of the environment, unless one of the three asks for them."""
-    program = f"""
+# A finder refuses other packages of the environment, unless one of the three asks for them.
+PROGRAM = f"""
 import sys
 from importlib.metadata import packages_distributions, requires
 import re
@@ -64,7 +38,26 @@ class Refusal:
             raise ModuleNotFoundError(name)
         return None
 sys.meta_path.insert(0, Refusal())
-import tests.benchmarks.gpu
+from tests.benchmarks.gpu import main
+main()
 """
-    done = run(program=program)
-    assert done.returncode == 0, done.stderr
+
+
+def test_all_steps_run_on_a_cpu_with_torch_numpy_and_numba_alone_and_write_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "GPU.md"
+    command = [sys.executable, "-c", PROGRAM, "--device", "cpu", "--small", "--out", str(page)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert "| loss of equal weights, GPU against CPU: relative difference | 0.0e+00 | ≤ 2e-03 | yes |" in text
+    assert "| epochs trained after the restart | 2 | 2 | yes |" in text
+    assert "**no**" not in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2
+    assert "PyTorch finds no CUDA device" in capsys.readouterr().err
