@@ -25,7 +25,9 @@ from model.artefact import save_artefact
 from model.backtest import Predictor, Scores, model_predictor
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
+from model.scale_choice import scaled_config
 from model.sequences import Sequences, Split, split_by_time
+from model.target_scale import same_shape
 from model.training import DeviceError, EpochReport, TrainingOptions, TrainingResult, choose_device, train
 from pipeline.best_effort import best_effort
 from pipeline.bounds_remarks import bounds_remarks
@@ -103,6 +105,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     data = run_as_task("read the history", lambda: _unseen(_read(settings, history_version), champion))
     config = model_config(settings)
     initial = _initial(settings.training, config, options, champion, data.unfair)
+    config = run_as_task("choose scales", lambda: scaled_config(config, options, data.trained, data.split, initial))
     tags = {"settings": settings.fingerprint, "champion": str(champion.version) if champion else "none"}
     with training_run(settings, f"retrain on history {data.training_set.version}", tags) as run:
         run.log_training_set(data.training_set)
@@ -240,7 +243,7 @@ def _initial(
         get_run_logger().warning("no warm start; training starts from random weights: %s", why)
         return None
     wanted = replace(config, preset=options.preset, hidden_size=options.hidden_size)
-    if replace(champion.forecaster.config, sensors=(), bounds=config.bounds) != wanted:  # bounds shape no weight
+    if not same_shape(champion.forecaster.config, wanted):
         get_run_logger().warning(
             "no warm start: version %d, the champion, has another architecture; training starts from random weights",
             champion.version,
@@ -267,6 +270,7 @@ def _params(
         "season_steps": config.season_steps,
         "max_gap_steps": config.max_gap_steps,
         "bounds": "; ".join(f"{name}: {each}" for name, each in zip(config.targets, config.bounds, strict=False)),
+        "by_roots": ", ".join(config.targets_by_roots),
         "adaptation": adaptation.level,
         "calibration": adaptation.calibrated,
         "train_until": iso_timestamp(split.train_end_us),

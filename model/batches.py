@@ -226,7 +226,9 @@ class LanePool:
             index.append(np.arange(first, min(first + self._length, hi)))
             starts.append(starts[-1] + len(index[-1]))
         names = tuple(str(number) for number in range(len(starts) - 1))
-        prepared = forecaster.prepare(sequences.select(np.concatenate(index), np.array(starts, np.int64), names))
+        cold = sequences.select(np.concatenate(index), np.array(starts, np.int64), names)
+        by_roots = bool(forecaster.config.targets_by_roots)  # otherwise roots would be taken of roots
+        prepared = forecaster.prepare(cold, on_model_scale=by_roots)
         return [Lane(prepared, lo, hi, UNKNOWN_SENSOR, lo, self._until_us) for lo, hi in itertools.pairwise(starts)]
 
     @property

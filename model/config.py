@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -69,6 +70,7 @@ class ModelConfig:
     profile_slots: int = 24  # largest number of slots in a target's carried seasonal profile; 0 for no profile
     scale_seasons: int = 28  # seasons that a sensor's scale is averaged over; it moves more slowly than the level
     bounds: tuple[Bounds, ...] = ()  # of each target; empty if no target has any
+    roots: tuple[bool, ...] = ()  # whether each target is modelled by roots (``model.target_scale``); empty if none is
 
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) != len(self.features):
@@ -87,6 +89,13 @@ class ModelConfig:
             raise ValueError("sensors must name each sensor once")
         if self.bounds and len(self.bounds) != len(self.targets):
             raise ValueError(f"bounds must be those of all {len(self.targets)} targets, not of {len(self.bounds)}")
+        if self.roots and len(self.roots) != len(self.targets):
+            raise ValueError(f"roots must be those of all {len(self.targets)} targets, not of {len(self.roots)}")
+        for target, is_root in zip(self.targets, self.roots, strict=False):
+            if type(is_root) is not bool:
+                raise ValueError(f"roots must be true or false for each target, not {is_root!r}")
+            if is_root and (not self.bounds or math.isinf(self.bounds[self.targets.index(target)].lowest)):
+                raise ValueError(f"{target} needs a minimum to be modelled by roots")
         from_zero = ("max_gap_steps", "embedding_size", "lag_steps", "profile_slots")
         from_one = ("cadence_us", "horizon_steps", "season_steps", "hidden_size", "num_layers", "warmup_steps")
         for name in (*from_zero, *from_one, "scale_seasons"):
@@ -110,6 +119,11 @@ class ModelConfig:
         return tuple(self.features.index(target) for target in self.targets)
 
     @property
+    def targets_by_roots(self) -> tuple[str, ...]:
+        """The targets that are modelled by roots."""
+        return tuple(target for target, is_root in zip(self.targets, self.roots, strict=False) if is_root)
+
+    @property
     def median_index(self) -> int:
         """The index of the median among the quantiles."""
         return self.quantiles.index(0.5)
@@ -117,8 +131,9 @@ class ModelConfig:
     def to_json(self) -> str:
         """The configuration as a JSON object."""
         content = dataclasses.asdict(self)
-        if not self.bounds:
-            del content["bounds"]  # so that an older program can read it
+        for name in ("bounds", "roots"):
+            if not content[name]:
+                del content[name]  # so that an older program can read it
         return json.dumps(content, indent=2, ensure_ascii=False)
 
     @classmethod

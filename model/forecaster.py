@@ -114,9 +114,9 @@ class Forecaster(nn.Module):
         """(F,) ratio of each feature's scale to its changes, for the normaliser."""
         return np.asarray(self.scale_spread.cpu().numpy())
 
-    def prepare(self, sequences: Sequences) -> PreparedSequences:
-        """The inputs of every step of a data set, for ``unroll``."""
-        return prepare(self.config, self.spread, sequences)
+    def prepare(self, sequences: Sequences, *, on_model_scale: bool = False) -> PreparedSequences:
+        """The inputs of every step of a data set, for ``unroll``; the arguments are those of ``inputs.prepare``."""
+        return prepare(self.config, self.spread, sequences, on_model_scale=on_model_scale)
 
     def sensor_rows(self, sensors: Sequence[str]) -> NDArray[np.int64]:
         """(B,) row of each sensor in the embedding; ``UNKNOWN_SENSOR`` for a sensor that training did not see."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .config import ModelConfig
 from .normaliser import Floats, Normaliser, NormaliserState, NormaliserTrace, profile_slots
 from .sequences import Sequences
+from .target_scale import to_model_scale
 from .unit_change import in_own_units
 
 Indexes = NDArray[np.int64]
@@ -213,7 +214,7 @@ def last_marks(marks: NDArray[np.bool_]) -> NDArray[np.integer]:
 class PreparedSequences:
     """The inputs of the network and its loss for a data set, step by step in the order of ``sequences``."""
 
-    sequences: Sequences  # values in the states' own units (``model.unit_change``)
+    sequences: Sequences  # values in the states' own units (``model.unit_change``), on the model's scale
     # Inputs are kept if their sources take more memory or more time.
     scaled: NDArray[np.float32]  # (N, F, 4) of ``scaled_inputs``
     age: NDArray[np.int32]  # (N, F) steps since the last value
@@ -237,7 +238,9 @@ class PreparedSequences:
 _BLOCK_STEPS: Final = 65_536
 
 
-def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> PreparedSequences:
+def prepare(
+    config: ModelConfig, spread: Floats, sequences: Sequences, *, on_model_scale: bool = False
+) -> PreparedSequences:
     """The inputs of every step; each sensor begins with a blank state.
 
     The time taken grows with the longest sensor's steps more than with the number of sensors. Memory besides the result
@@ -245,8 +248,11 @@ def prepare(config: ModelConfig, spread: Floats, sequences: Sequences) -> Prepar
 
     Args:
         spread: (F,) of ``fit_spread``.
+        on_model_scale: whether the values are those of other ``PreparedSequences``: in own units, on the model's scale.
     """
-    own = in_own_units(sequences.starts, sequences.reset, sequences.values)
+    own = sequences.values
+    if not on_model_scale:
+        own = to_model_scale(config, in_own_units(sequences.starts, sequences.reset, sequences.values))
     if own is not sequences.values:
         sequences = replace(sequences, values=own)
     N, F, K = len(sequences), config.feature_count, config.target_count
@@ -295,6 +301,7 @@ _MOST_SPREAD: Final = 4.0  # bound of an unusual ratio, as a multiple of that se
 
 def fit_spread(config: ModelConfig, sequences: Sequences, until_us: int) -> Floats:
     """(F,) usual ratio of each feature's scale to its changes, before ``until_us``; 1 if unknown."""
+    sequences = replace(sequences, values=to_model_scale(config, sequences.values))
     spans = [sequences.span(sensor, None, until_us) for sensor in range(len(sequences.sensors))]
     longest = min(2 * config.scale_seasons * config.season_steps, _SPREAD_STEPS)
     spans = sorted(((max(lo, hi - longest), hi) for lo, hi in spans if hi > lo), key=lambda span: span[0] - span[1])

@@ -27,6 +27,7 @@ from .forecaster import Forecaster
 from .inputs import Past, marks_of_begins, step_inputs
 from .normaliser import Floats, NormaliserState, NormaliserTrace
 from .sequences import Sequences
+from .target_scale import from_model_scale, to_model_scale
 from .tiled_gru import using_threads
 from .unit_change import Followed, follow
 from .unit_kernel import HYPOTHESES, NUMBERS
@@ -217,6 +218,7 @@ class _Rounds:
         before = norm.profile.copy()
         followed = [self._follow(g) for g in range(self._G)] if self._adapting.active else []
         values = self._join([each.values for each in followed]) if followed else self._gather("values")
+        values = to_model_scale(config, values)
         trace = self._forecaster.normaliser().step(
             norm, values, self._has_step.sum(axis=1).tolist(), self._gather("reset")
         )
@@ -245,7 +247,7 @@ class _Rounds:
         if self._adapting.active:
             adapted = self._adapt(values[:, targets], hidden, found)
             found = [each[self._first_requested(g) :] for g, each in enumerate(adapted)]
-        found = [within_bounds(config.bounds, each) for each in found]
+        found = [within_bounds(config.bounds, from_model_scale(config, each)) for each in found]
         for g, maps in enumerate(followed):
             found[g] = maps.in_present_unit(slice(self._first_requested(g), len(maps.values)), targets, found[g])
         answers = []

@@ -23,7 +23,8 @@ def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
     """The record of one sensor: little-endian and packed, so its bytes mean the same on every machine.
 
     With active adaptation the record ends in the maps of changed units (``model.unit_change``) and adaptation's own
-    record (``model.experts.adaptation_dtype``). All other values are in the state's own units.
+    record (``model.experts.adaptation_dtype``). All other values are in the state's own units, and on the model's scale
+    (``model.target_scale``).
     """
     norm = NormaliserState.blank(config, 0).arrays()
     adapting: list[Any] = []

@@ -26,6 +26,7 @@ from .forecaster import Forecaster
 from .inputs import Past, last_marks, marks_of_begins, step_inputs
 from .normaliser import NORMALISER_FIELDS, Floats, NormaliserState, NormaliserTrace
 from .state import NO_OFFSET, States, state_dtype
+from .target_scale import from_model_scale, scale_in_unit, to_model_scale
 from .tiled_gru import TiledGRU, TiledLinear, padded, using_threads
 from .unit_change import Followed, compile_rule, follow
 
@@ -117,6 +118,7 @@ class Stepper:
         followed = self._follow(rows, plan, seen) if self.adaptation.active else None
         if followed is not None:
             seen = followed.values
+        seen = to_model_scale(self.config, seen)
         trace = self._normaliser.step(norm, seen[plan.rounds], plan.sizes, plan.reset[plan.rounds])
         x = step_inputs(trace, plan.timestamp_us[plan.rounds], plan.elapsed[plan.rounds])
         hidden = self._step_network(x, rows, [sensors[slot] for slot in plan.slots.tolist()], plan)
@@ -130,6 +132,8 @@ class Stepper:
         if self.adaptation.active:
             adapted = self._adapt(rows, plan, seen, hidden.numpy(), at, quantiles)
             quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._expert_count]
+        scale = scale_in_unit(self.config, level, scale)
+        quantiles = from_model_scale(self.config, quantiles)
         quantiles = within_bounds(self.config.bounds, quantiles, whole=self._whole)
         between = np.repeat(limits(self.config.bounds)[None], len(quantiles), axis=0)
         if followed is not None:

@@ -15,6 +15,7 @@ from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.metrics import Scores
 from model.retraining import RetrainedPredictor, retrain_every
+from model.scale_choice import scaled_config
 from model.sequences import Sequences, Split, split_by_time
 from model.training import EpochReport, TrainingOptions, TrainingResult, train
 from pipeline.messages import iso_timestamp
@@ -169,7 +170,8 @@ def train_on(
         ValueError: a part has too few readings, or no target can be learned.
     """
     seen = sequences.slice_time(None, split.validation_end_us)
-    config, options = model_config(settings), training_options(settings.training)
+    options = training_options(settings.training)
+    config = scaled_config(model_config(settings), options, seen, split)
     return train(config, options, seen, split, report=report, checkpoint=checkpoint)
 
 
