@@ -24,6 +24,7 @@ from flows.promote import promote
 from flows.retrain import retrain
 from flows.retrain_report import RetrainReport
 from model.artefact import save_artefact
+from model.bounds import Bounds
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from pipeline.errors import Busy, HistoryError, ModelMissing, RegistryUnreachable, SettingsError
@@ -76,8 +77,8 @@ def settings(mlflow_server: Settings, fresh_settings: SettingsFactory, use: Use)
     return chosen
 
 
-def fill_history(settings: Settings, hours: int, first_hour: int = 0) -> None:
-    """Append a daily cycle around a drifting level, for which both naive forecasts are poor."""
+def fill_history(settings: Settings, hours: int, first_hour: int = 0, *, skewed: bool = False) -> None:
+    """Append a daily cycle around a drifting level, for which both naive forecasts are poor; or its exponential."""
     random = np.random.default_rng(first_hour)
     history = History(settings.history_path, settings.features)
     history.create()
@@ -85,12 +86,13 @@ def fill_history(settings: Settings, hours: int, first_hour: int = 0) -> None:
     frames = []
     for sensor in range(SENSORS):
         level = np.cumsum(random.normal(0, 0.4, hours))
+        cycle = level + 3 * np.sin(2 * np.pi * hour / 24 + sensor) + random.normal(0, 0.1, hours)
         frames.append(
             pl.DataFrame(
                 {
                     "sensor_id": [f"s{sensor}"] * hours,
                     "timestamp": hour * HOUR_US,
-                    "a": level + 3 * np.sin(2 * np.pi * hour / 24 + sensor) + random.normal(0, 0.1, hours),
+                    "a": np.exp(cycle / 3) if skewed else cycle,
                     "b": random.normal(size=hours),
                     "partition": np.zeros(hours, np.int32),
                     "offset": hour * SENSORS + sensor,
@@ -231,6 +233,31 @@ def test_a_challenger_that_is_not_better_by_the_margin_stays_challenger(settings
     assert "pinball.champion" in newest.metrics
     run = mlflow_run(settings, report)
     assert (run.data.params["warm_start_from"], run.data.params["seed"]) == ("1", "3")
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them(
+    mlflow_server: Settings, fresh_settings: SettingsFactory, use: Use
+) -> None:
+    chosen = fresh_settings(
+        features=["a", "b"],
+        targets=["a"],
+        horizon_steps=6,
+        bounds={"a": {"minimum": 0}},
+        training={"hidden_size": 8, "epochs": 1, "budget_s": 20, "test_fraction": 0.2},
+    )
+    use(chosen)
+    fill_history(chosen, 900, skewed=True)
+    first = retrain()
+    forecaster = Registry(chosen).load(first.version, chosen.home / "models")
+    assert forecaster.config.roots == (True,)
+    assert forecaster.config.bounds == (Bounds(minimum=0.0),)
+    assert mlflow_run(chosen, first).data.params["by_roots"] == "a"
+    Registry(chosen).set_alias(CHAMPION, first.version)
+    fill_history(chosen, 300, 900, skewed=True)
+    second = retrain(warm_start=True)
+    assert mlflow_run(chosen, second).data.params["warm_start_from"] == str(first.version)
+    assert Registry(chosen).load(second.version, chosen.home / "models").config.roots == (True,)
 
 
 @pytest.mark.usefixtures("no_plots")
