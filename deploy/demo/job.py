@@ -7,9 +7,10 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -270,8 +271,10 @@ class Demo:
         settings = self._settings
         with self._step("Audit the topics, and recompute the forecasts with the evaluator") as task:
             task("reading the topics")
-            readings = read_readings(settings)
-            forecasts = read_forecasts(settings, numbers=True)
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a thread would share this process's core
+                reading = pool.submit(read_forecasts, settings, numbers=True)
+                readings = read_readings(settings)
+                forecasts = reading.result()
             counts = count_deliveries(readings, forecasts, starts)
             task("recomputing the forecasts with the evaluator")
             recorded = lay_out(readings, forecasts, settings)
