@@ -58,7 +58,7 @@ STOP_TIMEOUT_S: Final = 60.0  # `streamgru forecast` takes 5 s if it has a core 
 # Shares of the settings' training budget. The second training has more readings and starts from the first weights.
 FIRST_BUDGET: Final = 0.2
 SECOND_BUDGET: Final = 0.35
-SLOWED: Final = 1.3  # factor of the second training's time, because it shares two cores with the stream
+SLOWED: Final = 1.5  # factor of the second training's time, because it shares two cores with the stream
 FASTEST_READINGS_PER_S: Final = 2_000.0
 TRACED_SEASONS: Final = 10
 PICTURED_AT: Final = 0.7  # quantile of the live time: autumn, when both targets change much
