@@ -1,7 +1,7 @@
 """Bounds of a target: no published quantile leaves them.
 
-Bounds hold in a state's own unit (``model.unit_change``). After a change of unit they are converted like the forecasts.
-They change nothing in a state, and they reject no reading.
+Bounds are in a state's own unit; ``model.published_unit`` converts them after a change of unit. They change nothing in
+a state, and they reject no reading.
 
 Letters: n forecasts, K targets, Q quantiles, h horizon steps.
 """
@@ -79,27 +79,33 @@ def limits(bounds: Sequence[Bounds]) -> Floats:
     return np.array([(each.lowest, each.highest) for each in bounds], np.float64).reshape(-1, 2)
 
 
-def within_bounds(bounds: Sequence[Bounds], quantiles: Floats, *, whole: bool = True) -> Floats:
-    """Quantiles (n, K, Q, h), moved to the nearest possible value; they stay in order, and NaN stays NaN.
+def within_bounds(bounds: Sequence[Bounds], quantiles: Floats) -> Floats:
+    """Quantiles (n, K, Q, h) in the unit of the bounds, moved to the nearest possible value; they stay in order.
 
-    Without bounds the result is ``quantiles`` itself. An infinite quantile becomes NaN: it is the model's fault, which
-    a bound must not hide.
+    Without bounds the result is ``quantiles`` itself.
 
     Args:
         bounds: K, or none.
-        whole: whether the quantiles of counts are rounded to whole numbers.
     """
-    if not bounds:
+    return within_limits(whole_counts(bounds, quantiles), limits(bounds)) if bounds else quantiles
+
+
+def whole_counts(bounds: Sequence[Bounds], quantiles: Floats) -> Floats:
+    """Quantiles (n, K, Q, h), those of counts rounded to whole numbers; without counts ``quantiles`` itself."""
+    targets = counts(bounds)
+    if not targets:
         return quantiles
-    kept = within_limits(quantiles, limits(bounds))
-    if whole:
-        kept[:, counts(bounds)] = np.rint(kept[:, counts(bounds)])
-    kept[~np.isfinite(quantiles)] = np.nan
-    return kept + 0.0  # -0.0 becomes 0.0
+    rounded = quantiles.copy()
+    rounded[:, targets] = np.rint(rounded[:, targets])
+    return rounded
 
 
 def within_limits(quantiles: Floats, between: Floats) -> Floats:
-    """Quantiles (n, K, Q, h), clipped to limits (K, 2) or (n, K, 2), in new memory."""
+    """Quantiles (n, K, Q, h), clipped to limits (K, 2) or (n, K, 2), in new memory; NaN stays NaN.
+
+    An infinite quantile becomes NaN: it is the model's fault, which a bound must not hide.
+    """
     low, high = between[..., 0, None, None], between[..., 1, None, None]
-    clipped: Floats = np.clip(quantiles, low, high)
-    return clipped
+    kept: Floats = np.clip(quantiles, low, high) + 0.0  # -0.0 becomes 0.0
+    kept[~np.isfinite(quantiles)] = np.nan
+    return kept

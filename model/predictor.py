@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .adaptation import Rounds, adapt
-from .bounds import within_bounds
 from .config import NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, States, adaptation_dtype
 from .forecaster import Forecaster
 from .inputs import Past, marks_of_begins, step_inputs
 from .normaliser import Floats, NormaliserState, NormaliserTrace
+from .published_unit import to_published_unit
 from .sequences import Sequences
-from .target_scale import from_model_scale, to_model_scale
+from .target_scale import to_model_scale
 from .tiled_gru import using_threads
 from .unit_change import Followed, follow
 from .unit_kernel import HYPOTHESES, NUMBERS
@@ -247,9 +247,9 @@ class _Rounds:
         if self._adapting.active:
             adapted = self._adapt(values[:, targets], hidden, found)
             found = [each[self._first_requested(g) :] for g, each in enumerate(adapted)]
-        found = [within_bounds(config.bounds, from_model_scale(config, each)) for each in found]
-        for g, maps in enumerate(followed):
-            found[g] = maps.in_present_unit(slice(self._first_requested(g), len(maps.values)), targets, found[g])
+        for g, quantiles in enumerate(found):
+            asked = slice(self._first_requested(g), self._group[g][2])
+            found[g], _ = to_published_unit(config, quantiles, followed[g] if followed else None, asked)
         answers = []
         for g, (one, state, _) in enumerate(self._group):
             start = state.next + self._first_requested(g) - one.lo

@@ -66,6 +66,9 @@ def scaled_config(
     Each choice is logged. The plain preset has no other scale than the values.
     """
     if initial is not None:
+        for target, each in zip(config.targets, config.bounds, strict=False):
+            if np.isfinite(each.lowest):
+                logger.info("%s keeps the scale of the model whose weights training begins with", target)
         return replace(config, roots=initial.config.roots)
     if options.preset == "plain":
         return config
@@ -79,6 +82,8 @@ def choose_scale(config: ModelConfig, sequences: Sequences, split: Split) -> tup
     """The configuration with the scale of each target, and a choice for each target with a minimum."""
     bounded = [target for target, each in zip(config.targets, config.bounds, strict=False) if np.isfinite(each.lowest)]
     choices = []
+    if len(bounded) > _TARGETS:
+        logger.info("modelled by their values, since %d targets have been tried: %s", _TARGETS, bounded[_TARGETS:])
     for target in bounded[:_TARGETS]:
         choice = _choice(config, target, sequences, split)
         if choice is not None:
@@ -99,7 +104,8 @@ def _choice(config: ModelConfig, target: str, sequences: Sequences, split: Split
         rivals = [_OnScale(scaled, name).fit(data, split.train_end_us) for name, scaled in scales.items()]
         usual = seasonal_scale(data, one, split.train_end_us, robust=True)
         scores = backtest(rivals, data, one, split.train_end_us, scale=usual)
-    except ValueError:  # such as a validation part that is shorter than the horizon
+    except ValueError as error:  # such as a validation part that is shorter than the horizon
+        logger.info("%s is modelled by its values: %s", target, error)
         return None
     losses = {name: score.mean("pinball") for name, score in scores.items()}
     return Choice(target, **losses) if np.isfinite(list(losses.values())).all() else None

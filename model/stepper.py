@@ -19,14 +19,14 @@ from torch import Tensor
 
 from .acceptance import bridge_gaps, timestamps_before
 from .adaptation import AdaptedForecasts, Rounds, adapt, compile_kernel
-from .bounds import limits, within_bounds
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig
 from .forecaster import Forecaster
 from .inputs import Past, last_marks, marks_of_begins, step_inputs
 from .normaliser import NORMALISER_FIELDS, Floats, NormaliserState, NormaliserTrace
+from .published_unit import to_published_unit
 from .state import NO_OFFSET, States, state_dtype
-from .target_scale import from_model_scale, scale_in_unit, to_model_scale
+from .target_scale import scale_in_unit, to_model_scale
 from .tiled_gru import TiledGRU, TiledLinear, padded, using_threads
 from .unit_change import Followed, compile_rule, follow
 
@@ -133,13 +133,8 @@ class Stepper:
             adapted = self._adapt(rows, plan, seen, hidden.numpy(), at, quantiles)
             quantiles, weights = adapted.quantiles, adapted.weights[:, :, : self._expert_count]
         scale = scale_in_unit(self.config, level, scale)
-        quantiles = from_model_scale(self.config, quantiles)
-        quantiles = within_bounds(self.config.bounds, quantiles, whole=self._whole)
-        between = np.repeat(limits(self.config.bounds)[None], len(quantiles), axis=0)
+        quantiles, between = to_published_unit(self.config, quantiles, followed, plan.step, whole=self._whole)
         if followed is not None:
-            quantiles = followed.in_present_unit(plan.step, targets, quantiles)
-            if between.size:
-                between = followed.in_present_unit(plan.step, targets, between)
             scale = followed.in_present_unit(plan.step, targets, scale, sizes=True)
         rows["lags"] = past.lags(place[plan.starts + plan.lengths - 1])
         rows["steps"] = norm.steps

@@ -48,6 +48,8 @@ def same_shape(trained: ModelConfig, wanted: ModelConfig) -> bool:
 
     They depend on the scale of each target and on the minimum that roots are taken from, not on other bounds.
     """
+    if trained.targets != wanted.targets:
+        return False
     bounds = dict(zip(wanted.targets, wanted.bounds, strict=False))
     minima = {target: each.lowest for target, each in zip(trained.targets, trained.bounds, strict=False)}
     return replace(trained, sensors=(), bounds=wanted.bounds, roots=()) == wanted and all(

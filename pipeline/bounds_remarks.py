@@ -8,6 +8,7 @@ import numpy as np
 from model.bounds import NO_BOUNDS, Bounds, Floats
 from model.config import ModelConfig
 from model.sequences import Sequences
+from model.unit_change import in_own_units
 from pipeline.settings import Settings
 from pipeline.text.plural import counted
 
@@ -25,9 +26,10 @@ def bounds_remarks(sequences: Sequences, settings: Settings) -> list[str]:
     """
     targets = settings.targets
     bounds = settings.target_bounds or (NO_BOUNDS,) * len(targets)
+    own = in_own_units(sequences.starts, sequences.reset, sequences.values)  # the units of the bounds
     found = []
     for target, column, each in zip(targets, sequences.columns(targets), bounds, strict=True):
-        values = sequences.values[:, column]
+        values = own[:, column]
         values = values[~np.isnan(values)]
         found.append(_broken(target, values, each) if each.are_set else _suggestion(target, values))
     remarks = [remark for remark in found if remark]
@@ -42,8 +44,8 @@ def bounds_difference(config: ModelConfig, settings: Settings) -> str | None:
     if config.bounds == settings.target_bounds:
         return None
     return (
-        f"was trained with {_described(config.targets, config.bounds)}, and its forecasts keep to that; the settings "
-        f"have {_described(settings.targets, settings.target_bounds)}, which `streamgru retrain` applies"
+        f"was trained with {_described(config.targets, config.bounds)}, which its forecasts have too. The settings "
+        f"have {_described(settings.targets, settings.target_bounds)}; `streamgru retrain` trains a version with them"
     )
 
 

@@ -179,7 +179,8 @@ def round_to_scale(quantiles: np.ndarray, scale: np.ndarray, limits: np.ndarray 
     if limits is None or not limits.size:
         return result
     whole = np.isfinite(limits).any(axis=2)[:, :, None, None] & (quantiles == np.rint(quantiles))  # perhaps a count
-    return within_limits(np.where(whole, quantiles, result), limits)
+    kept = within_limits(np.where(whole, quantiles, result), limits)
+    return np.maximum.accumulate(kept, axis=2)  # a whole number may have been rounded past by its neighbour
 
 
 class _Heads(dict[str, bytes]):

@@ -203,10 +203,11 @@ def relative_differences(
     """(n, K, Q, h) distances of published quantiles from expected ones, as a fraction of the scale (n, K) or the value.
 
     The expected ones are rounded as for publication (``round_to_scale``), so equal forecasts differ by 0. Distances up
-    to ``half`` (n, K) of ``half_counts`` count as 0.
+    to ``half`` (n, K) of ``half_counts`` count as 0; in the state's own unit, those of whole numbers alone.
     """
+    broken = (half == 0.5)[:, :, None, None] & (found != np.rint(found))
     published = expected.astype(np.float32).astype(np.float64)
-    apart = np.maximum(np.abs(found - published) - half[:, :, None, None], 0.0)
+    apart = np.maximum(np.abs(found - published) - np.where(broken, 0.0, half[:, :, None, None]), 0.0)
     unit = np.maximum(np.abs(published), scale[:, :, None, None])
     differences: NDArray[np.float64] = np.divide(apart, unit, out=np.full_like(apart, np.inf), where=unit > 0)
     return np.where(apart == 0, 0.0, differences)

@@ -199,13 +199,33 @@ def test_bounds_change_their_unit_with_the_sensor(bounds: Bounds, factor: float,
     first = read < hi
     mapped = first & (made.unit_factor[:, 0] != 0.0)
     assert mapped.any()
-    low, high = bounds.lowest * factor + offset, bounds.highest * factor + offset
+    low, high = bounds.lowest * factor + min(offset, 0.0), bounds.highest * factor + max(offset, 0.0)
     published = round_to_scale(made.quantiles, made.scale, made.limits)
     for quantiles in (made.quantiles, published, batched(with_bounds(bounds), sequences, adaptation)[read]):
         assert_possible(quantiles[~mapped], bounds)
         assert quantiles[mapped].min() >= low
         assert quantiles[mapped].max() <= high
         assert (np.diff(quantiles, axis=2) >= 0.0).all()
+
+
+def test_bounds_do_not_hold_back_values_that_jump_and_return_slowly() -> None:
+    """A jump of the values looks like another zero point; the true bounds must not move with it."""
+    sequences = noisy_days()
+    lo, hi = sequences.span(0)
+    half = (lo + hi) // 2
+    values = sequences.values.copy()
+    values[half:hi, 0] += np.minimum(300.0, np.linspace(450.0, 0.0, hi - half))
+    sequences = replace(sequences, values=values)
+    bounds = Bounds(minimum=-1.0, maximum=320.0)
+    made, _, read = stepped(with_bounds(bounds), sequences, Adaptation("light", True))
+    free, _, _ = stepped(with_bounds(NO_BOUNDS), sequences, Adaptation("light", True))
+    mapped = (read < hi) & (made.unit_factor[:, 0] != 0.0)
+    assert mapped.any()
+    assert made.limits[mapped, 0, 0].max() <= -1.0
+    assert made.limits[mapped, 0, 1].min() >= 320.0
+    assert_possible(made.quantiles[read < hi], Bounds(minimum=-1.0))
+    inside = (free.quantiles >= -1.0) & (free.quantiles <= 320.0)
+    np.testing.assert_array_equal(made.quantiles[inside], free.quantiles[inside])
 
 
 def test_readings_outside_the_bounds_are_accepted_and_step_the_state() -> None:

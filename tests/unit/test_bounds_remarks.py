@@ -73,11 +73,11 @@ def test_a_model_with_other_bounds_than_the_settings_is_noticed() -> None:
     config = ModelConfig(("f0",), ("f0",), HOUR_US, 3)
     assert bounds_difference(config, settings_for(1)) is None
     assert bounds_difference(config, settings_for(1, f0={"minimum": 0})) == (
-        "was trained with no bounds, and its forecasts keep to that; the settings have bounds for f0 (minimum 0), "
-        "which `streamgru retrain` applies"
+        "was trained with no bounds, which its forecasts have too. The settings have bounds for f0 (minimum 0); "
+        "`streamgru retrain` trains a version with them"
     )
     bounded = replace(config, bounds=(Bounds(0, 3, True),))
     assert bounds_difference(bounded, settings_for(1)) == (
-        "was trained with bounds for f0 (minimum 0, maximum 3, a count), and its forecasts keep to that; the settings "
-        "have no bounds, which `streamgru retrain` applies"
+        "was trained with bounds for f0 (minimum 0, maximum 3, a count), which its forecasts have too. The settings "
+        "have no bounds; `streamgru retrain` trains a version with them"
     )
