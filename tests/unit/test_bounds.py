@@ -7,26 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.artefact import CONFIG_FILE, ArtefactError, load_artefact, save_artefact
 from model.autoregression import Autoregression
-from model.backtest import model_predictor
 from model.baselines import Persistence, SeasonalNaive
 from model.bounds import NO_BOUNDS, Bounds, limits, within_bounds
 from model.config import Adaptation
 from model.forecaster import Forecaster
-from model.sequences import Sequences
-from model.state import States, blank_states
-from model.stepper import Forecasts, Stepper
 from model.unit_kernel import FACTOR, OFFSET
 from pipeline.audit.recompute import TOLERANCE, half_counts, relative_differences
 from pipeline.errors import SettingsError
 from pipeline.evaluation.evaluate import model_config
 from pipeline.forecast_encoding import round_to_scale
 from pipeline.settings import load_settings
+from tests.random_models import batched, random_forecaster, stepped
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 ADAPTATIONS = [Adaptation(), Adaptation("off", True), Adaptation("light", True), Adaptation("full", True)]
@@ -34,40 +30,7 @@ BOUNDS = [Bounds(minimum=0.0), Bounds(-0.3, 0.7), Bounds(maximum=0.2), Bounds(co
 
 
 def with_bounds(*bounds: Bounds) -> Forecaster:
-    """A model with random weights, whose quantiles leave any bounds."""
-    torch.manual_seed(0)
-    made = Forecaster(replace(CONFIG, hidden_size=8, sensors=("s0", "s2"), lag_steps=5, bounds=bounds))
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.copy_(torch.randn_like(weight) * 0.3)
-    return made.eval()
-
-
-def stepped(
-    forecaster: Forecaster, sequences: Sequences, adaptation: Adaptation, *, whole: bool = True
-) -> tuple[Forecasts, States, np.ndarray]:
-    """Forecasts in order of time, the last states, and the step of each forecast."""
-    read = np.flatnonzero(sequences.observed)
-    slots = np.searchsorted(sequences.starts, read, side="right") - 1
-    order = np.argsort(sequences.timestamp_us[read], kind="stable")
-    read, slots = read[order], slots[order]
-    states = blank_states(forecaster.config, len(sequences.sensors), adaptation)
-    stepper = Stepper(forecaster, adaptation, tile=32, whole=whole)
-    made = stepper.step(
-        states,
-        sequences.sensors,
-        slots,
-        sequences.timestamp_us[read],
-        sequences.values[read],
-        sequences.offset[read],
-    )
-    return made, states, read
-
-
-def batched(forecaster: Forecaster, sequences: Sequences, adaptation: Adaptation) -> np.ndarray:
-    predictor = model_predictor(forecaster, adaptation=adaptation)
-    spans = [(sensor, *sequences.span(sensor)) for sensor in range(len(sequences.sensors))]
-    return np.concatenate([predictor.forecasts(sequences, *span) for span in spans])
+    return random_forecaster(replace(CONFIG, bounds=bounds))
 
 
 def assert_possible(quantiles: np.ndarray, bounds: Bounds) -> None:

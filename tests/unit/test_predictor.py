@@ -13,9 +13,8 @@ from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.predictor import ForecastRequest
 from model.sequences import Sequences
-from model.state import blank_states
-from model.stepper import Stepper
 from model.unit_kernel import FACTOR
+from tests.random_models import batched, random_forecaster, stepped
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 TEST_START_US = 400 * HOUR_US
@@ -24,14 +23,7 @@ ADAPTATIONS = [Adaptation(), Adaptation("light", True), Adaptation("full")]
 
 @pytest.fixture(scope="module")
 def forecaster() -> Forecaster:
-    """A forecaster with random weights, so large that every input changes the forecasts."""
-    torch.manual_seed(0)
-    config = replace(CONFIG, hidden_size=8, sensors=("s0", "s2"), lag_steps=5)
-    made = Forecaster(config)
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.copy_(torch.randn_like(weight) * 0.3)
-    return made.eval()
+    return random_forecaster(CONFIG)
 
 
 def with_resets(sequences: Sequences) -> Sequences:
@@ -152,27 +144,13 @@ def test_forecasts_over_a_data_set_equal_those_of_the_stream(
     forecaster: Forecaster, adaptation: Adaptation, changed: bool
 ) -> None:
     sequences = with_changed_units(noisy_days()) if changed else noisy_days()
-    config = forecaster.config
-    read = np.flatnonzero(sequences.observed)
-    slots = np.searchsorted(sequences.starts, read, side="right") - 1
-    order = np.argsort(sequences.timestamp_us[read], kind="stable")
-    read, slots = read[order], slots[order]
-    states = blank_states(config, 3, adaptation)
-    streamed = Stepper(forecaster, adaptation, tile=32).step(
-        states,
-        sequences.sensors,
-        slots,
-        sequences.timestamp_us[read],
-        sequences.values[read],
-        sequences.offset[read],
-    )
+    streamed, states, read = stepped(forecaster, sequences, adaptation)
     if changed and adaptation.active:
         assert states["units"][0, :, FACTOR].tolist() == [1_000.0, 1.0]
-    predictor = model_predictor(forecaster, adaptation=adaptation)
-    batched = np.concatenate([predictor.forecasts(sequences, s, *sequences.span(s)) for s in range(3)])[read]
+    found = batched(forecaster, sequences, adaptation)[read]
     # numbers count as equal if they differ by at most 1e-5 of the scale, or of the value if that is larger
-    tolerance = 1e-5 * np.maximum(streamed.scale[:, :, None, None], np.abs(batched))
-    assert (np.abs(streamed.quantiles - batched) <= tolerance).all()
+    tolerance = 1e-5 * np.maximum(streamed.scale[:, :, None, None], np.abs(found))
+    assert (np.abs(streamed.quantiles - found) <= tolerance).all()
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda adaptation: adaptation.level)

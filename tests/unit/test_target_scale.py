@@ -15,8 +15,9 @@ from model.sequences import Sequences, Split
 from model.target_scale import from_model_scale, scale_in_unit, to_model_scale
 from model.training import TrainingOptions, train
 from model.unit_kernel import FACTOR
+from tests.random_models import batched, stepped
 from tests.series import CONFIG, HOUR_US, noisy_days
-from tests.unit.test_bounds import ADAPTATIONS, batched, stepped
+from tests.unit.test_bounds import ADAPTATIONS
 
 MINIMUM = 2.0
 BOUNDED = replace(CONFIG, hidden_size=8, sensors=("s0", "s2"), lag_steps=5, bounds=(Bounds(minimum=MINIMUM),))
