@@ -42,7 +42,7 @@ def classify(
     first[1:] = codes[1:] != codes[:-1]
     # A sensor's last accepted timestamp is also its latest: compare each reading with the running maximum.
     before = np.empty_like(moments)
-    before[1:] = _running_maximum(np.cumsum(first) - 1, moments)[:-1]
+    before[1:] = running_maximum(np.cumsum(first) - 1, moments)[:-1]
     before[first] = NEVER_US
     if last_us is not None:
         np.maximum(before, last_us[codes], out=before)
@@ -59,7 +59,7 @@ def accepted_mask(
     return accepted
 
 
-def _running_maximum(groups: NDArray[np.intp], moments: NDArray[np.int64]) -> NDArray[np.int64]:
+def running_maximum(groups: NDArray[np.intp], moments: NDArray[np.int64]) -> NDArray[np.int64]:
     """(n,) the largest of ``moments`` so far within each group; ``groups`` ascend from 0 without holes."""
     lowest = moments.min()
     span = int(moments.max()) - int(lowest) + 1

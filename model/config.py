@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from .bounds import Bounds
+from .known_ahead import CalendarCovariate, OutlookConfig, calendar_from_json, outlook_from_json
 
 Preset = Literal["stateful", "plain"]
 Level = Literal["off", "light", "full"]
@@ -71,6 +72,8 @@ class ModelConfig:
     scale_seasons: int = 28  # seasons that a sensor's scale is averaged over; it moves more slowly than the level
     bounds: tuple[Bounds, ...] = ()  # of each target; empty if no target has any
     roots: tuple[bool, ...] = ()  # whether each target is modelled by roots (``model.target_scale``); empty if none is
+    calendar: tuple[CalendarCovariate, ...] = ()  # covariates known ahead that are functions of time
+    outlook: OutlookConfig | None = None  # covariates known ahead that come in messages; None without any
 
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) != len(self.features):
@@ -96,6 +99,8 @@ class ModelConfig:
                 raise ValueError(f"roots must be true or false for each target, not {is_root!r}")
             if is_root and (not self.bounds or math.isinf(self.bounds[self.targets.index(target)].lowest)):
                 raise ValueError(f"{target} needs a minimum to be modelled by roots")
+        if len({each.name for each in self.calendar}) != len(self.calendar):
+            raise ValueError("calendar must name each covariate once")
         from_zero = ("max_gap_steps", "embedding_size", "lag_steps", "profile_slots")
         from_one = ("cadence_us", "horizon_steps", "season_steps", "hidden_size", "num_layers", "warmup_steps")
         for name in (*from_zero, *from_one, "scale_seasons"):
@@ -124,6 +129,11 @@ class ModelConfig:
         return tuple(target for target, is_root in zip(self.targets, self.roots, strict=False) if is_root)
 
     @property
+    def knows_ahead(self) -> bool:
+        """Whether the network has covariates known ahead."""
+        return bool(self.calendar) or self.outlook is not None
+
+    @property
     def median_index(self) -> int:
         """The index of the median among the quantiles."""
         return self.quantiles.index(0.5)
@@ -131,7 +141,7 @@ class ModelConfig:
     def to_json(self) -> str:
         """The configuration as a JSON object."""
         content = dataclasses.asdict(self)
-        for name in ("bounds", "roots"):
+        for name in ("bounds", "roots", "calendar", "outlook"):
             if not content[name]:
                 del content[name]  # so that an older program can read it
         return json.dumps(content, indent=2, ensure_ascii=False)
@@ -151,6 +161,10 @@ class ModelConfig:
         try:
             if "bounds" in tuples:
                 tuples["bounds"] = tuple(Bounds(**each) for each in tuples["bounds"])
+            if "calendar" in tuples:
+                tuples["calendar"] = calendar_from_json(tuples["calendar"])
+            if "outlook" in tuples:
+                tuples["outlook"] = outlook_from_json(tuples["outlook"])
             return cls(**tuples)
-        except TypeError as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a model configuration: {error}") from error

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .acceptance import NEVER_US, bridge_gaps
+from .outlooks import NO_OUTLOOK, AsOf, Outlooks
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Sequences:
     offset: NDArray[np.integer]  # (N,) of the reading in its partition, int32 if all fit; -1 for an inserted step
     features: tuple[str, ...]
     cadence_us: int
+    outlooks: Outlooks | None = None  # of all sensors; None if the model uses no outlooks
+    outlook: NDArray[np.int32] | None = None  # (N,) each step's outlook in ``outlooks``; ``NO_OUTLOOK`` for none
 
     def __len__(self) -> int:
         """N: the steps of all sensors."""
@@ -76,7 +79,22 @@ class Sequences:
         firsts = starts[:-1][np.diff(starts) > 0]
         chosen.elapsed[firsts] = 0.0
         chosen.reset[firsts] = True
+        if chosen.outlook is not None:
+            # A state that begins here has not seen the outlook that came before its first reading.
+            before = np.repeat(chosen.outlook[firsts], np.diff(starts)[np.diff(starts) > 0])
+            chosen.outlook[chosen.outlook == before] = NO_OUTLOOK
         return chosen
+
+    def with_outlooks(self, outlooks: Outlooks, seen: AsOf) -> "Sequences":
+        """The same steps with the outlook of each.
+
+        Args:
+            seen: by accepted reading, in the order of the steps. A step inserted before a reading has its outlook.
+        """
+        following: NDArray[np.int64] = (
+            np.cumsum(self.observed) - self.observed
+        )  # the reading of each step: its own, or the next one
+        return replace(self, outlooks=outlooks, outlook=seen.row[following])
 
     def past(self, sensor: int, hi: int) -> "Sequences":
         """The steps of one sensor before ``hi``: views, no copies."""
@@ -85,6 +103,8 @@ class Sequences:
 
     def _indexed(self, index: Any, starts: NDArray[np.int64], sensors: tuple[str, ...]) -> "Sequences":
         arrays: dict[str, Any] = {name: getattr(self, name)[index] for name in _BY_STEP}
+        if self.outlook is not None:
+            arrays["outlook"] = self.outlook[index]
         return replace(self, sensors=sensors, starts=starts, **arrays)
 
     def nearest_step(self, lo: int, hi: int, shifts: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:

@@ -1,0 +1,177 @@
+"""Outlooks: values of covariates for times ahead, as they were known when a forecast was made.
+
+An accepted outlook lies on a grid of cells, a cadence apart, from its smallest time on. A step sees the newest accepted
+outlook of its sensor whose record came before the record that made its reading accepted. All rules go by the order of
+records within a partition, so the stream, the history and the audit agree.
+
+Letters: n readings, m outlooks, S sensors, C covariates of outlooks, h horizon steps.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .acceptance import NEVER_US, running_maximum
+from .config import ModelConfig
+from .known_ahead import OutlookConfig
+
+Indexes = NDArray[np.int64]
+
+NO_OUTLOOK: Final = -1  # the row of a step whose sensor has no outlook
+NO_ISSUE_US: Final = NEVER_US  # the time of issue that stands for "no outlook"
+
+ACCEPTED: Final = 0
+OUTDATED: Final = 1  # issued no later than the outlook accepted before: a duplicate or a late outlook
+WITHOUT_STATE: Final = 2  # its sensor had no reading yet
+
+
+@dataclass(frozen=True)
+class Outlooks:
+    """m outlooks on their grids. An outlook of a group lies here once, and its sensors' steps point to it."""
+
+    issued_us: Indexes  # (m,)
+    first_us: Indexes  # (m,) time of the first cell
+    values: NDArray[np.float32]  # (m, steps, C), NaN where missing
+
+    def __len__(self) -> int:
+        """m: the number of outlooks."""
+        return len(self.issued_us)
+
+    @classmethod
+    def none(cls, config: OutlookConfig) -> "Outlooks":
+        """No outlooks."""
+        no_time = np.empty(0, np.int64)
+        return cls(no_time, no_time, np.empty((0, config.steps, config.covariate_count), np.float32))
+
+    def followed_by(self, later: "Outlooks") -> "Outlooks":
+        """These outlooks, then the ``later`` ones."""
+        return Outlooks(
+            np.concatenate([self.issued_us, later.issued_us]),
+            np.concatenate([self.first_us, later.first_us]),
+            np.concatenate([self.values, later.values]),
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values of one outlook on its cells."""
+
+    first_us: int  # time of the first cell
+    values: NDArray[np.float32]  # (steps, C), NaN where missing
+    dropped: int  # entries beyond the last cell
+
+
+def lay_on_grid(config: OutlookConfig, cadence_us: int, timestamp_us: Indexes, values: NDArray[np.floating]) -> Grid:
+    """The entries of an outlook on its cells. Each lies in the nearest cell; of several, the last one given stays.
+
+    Args:
+        timestamp_us: (n,) at least one time, in any order.
+        values: (n, C), NaN where missing.
+    """
+    first_us = int(timestamp_us.min())
+    cell = _nearest_cell(timestamp_us - first_us, cadence_us)
+    kept = np.flatnonzero(cell < config.steps)
+    cells = np.full((config.steps, config.covariate_count), np.nan, np.float32)
+    # One entry after the other would be slow; of repeated indexes, numpy assigns the last.
+    cells[cell[kept]] = values[kept]
+    return Grid(first_us, cells, len(cell) - len(kept))
+
+
+def ahead_block(
+    config: ModelConfig, outlooks: Outlooks, row: NDArray[np.integer], timestamp_us: Indexes
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """(n, h+1, C) values of outlooks at steps, from each step's own time on, and (n,) cadences since their issue.
+
+    Values are NaN where missing, outside the grid, and without an outlook; the age is then infinite. An outlook issued
+    later than its step has the age 0.
+
+    Args:
+        config: with outlooks.
+        row: (n,) the outlook of each step; ``NO_OUTLOOK`` for none.
+        timestamp_us: (n,) of the steps.
+    """
+    steps = outlooks.values.shape[1]
+    there = (row >= 0) & (len(outlooks) > 0)
+    if not len(outlooks):
+        shape = (len(row), config.horizon_steps + 1, outlooks.values.shape[2])
+        return np.full(shape, np.nan, np.float32), np.full(len(row), np.inf)
+    row = np.where(there, row, 0)
+    there &= outlooks.issued_us[row] != NO_ISSUE_US
+    since = np.where(there, timestamp_us - np.where(there, outlooks.first_us[row], 0), 0)
+    cell = _nearest_cell(since, config.cadence_us)[:, None] + np.arange(config.horizon_steps + 1)
+    inside = (cell >= 0) & (cell < steps) & there[:, None]
+    values = outlooks.values[row[:, None], np.where(inside, cell, 0)]
+    values[~inside] = np.nan
+    age_us = np.where(there, timestamp_us - np.where(there, outlooks.issued_us[row], 0), 0)
+    return values, np.where(there, np.maximum(age_us, 0) / config.cadence_us, np.inf)
+
+
+def _nearest_cell(since_us: Indexes, cadence_us: int) -> Indexes:
+    """(...,) the cell nearest to each time since the first cell; half a cadence belongs to the later cell."""
+    cell: Indexes = (2 * since_us + cadence_us) // (2 * cadence_us)
+    return cell
+
+
+@dataclass(frozen=True)
+class Records:
+    """Readings or outlooks in their partitions' order."""
+
+    sensor: NDArray[np.integer]  # (n,) below S
+    position: Indexes  # (n,) ascends with the offset; for a reading that of the record that made it accepted
+
+
+@dataclass(frozen=True)
+class AsOf:
+    """Which outlook each reading's step sees."""
+
+    row: NDArray[np.int32]  # (n,) index among the outlooks, or ``NO_OUTLOOK``
+    verdict: NDArray[np.int8]  # (m,) ``ACCEPTED``, ``OUTDATED`` or ``WITHOUT_STATE``
+    last: NDArray[np.int32]  # (S,) the outlook that each sensor's state carries after all records
+
+
+def as_of(
+    readings: Records,
+    reset: NDArray[np.bool_],
+    outlooks: Records,
+    issued_us: Indexes,
+    exists: NDArray[np.bool_],
+) -> AsOf:
+    """The newest accepted outlook before each accepted reading.
+
+    An outlook is accepted if its sensor's state exists and if it was issued later than the outlook carried by the
+    state. A reset clears the state's outlook.
+
+    Args:
+        readings: n accepted readings. Those of one sensor with equal positions are in the order of their steps.
+        reset: (n,) whether the state is reset before the reading; a sensor's first reading is a reset.
+        outlooks: m outlooks, an entry for each sensor of a group. A state's own outlook may be given as an entry before
+            all other positions.
+        issued_us: (m,) of the outlooks; ``NO_ISSUE_US`` is never accepted.
+        exists: (S,) whether the sensor's state exists before these records.
+    """
+    n, m, S = len(readings.sensor), len(outlooks.sensor), len(exists)
+    # A beginning for each sensor, then outlooks and readings in order. No outlook has the position of a reading.
+    sensor = np.concatenate([np.arange(S), outlooks.sensor, readings.sensor])
+    position = np.concatenate([np.full(S, np.iinfo(np.int64).min), outlooks.position, readings.position])
+    order = np.lexsort((np.arange(len(sensor)), position, sensor))
+    issue = np.concatenate([np.full(S, NO_ISSUE_US), issued_us, np.full(n, NO_ISSUE_US)])[order]
+    begins = np.concatenate([np.ones(S, bool), np.zeros(m, bool), reset])[order]
+    has_state = np.concatenate([exists, np.zeros(m, bool), np.ones(n, bool)])[order]
+    stretch = np.cumsum(begins) - 1  # between resets
+    has_state = has_state[np.flatnonzero(begins)][stretch]
+    newest = running_maximum(stretch, issue) if len(issue) else issue
+    newer = np.ones(len(issue), bool)
+    newer[1:] = (stretch[1:] != stretch[:-1]) | (newest[1:] > newest[:-1])
+    accepted = newer & has_state & (issue != NO_ISSUE_US)
+    marks = np.where(accepted | begins, np.arange(len(order)), 0)
+    at = np.maximum.accumulate(marks) if len(marks) else marks
+    row = np.where(accepted, order - S, NO_OUTLOOK)[at]
+    unsorted = np.empty(len(order), np.int32)
+    unsorted[order] = row
+    last = np.full(S, NO_OUTLOOK, np.int32)
+    last[sensor[order]] = row  # of a sensor's records, numpy assigns the last
+    verdict = np.empty(len(order), np.int8)
+    verdict[order] = np.where(accepted, ACCEPTED, np.where(has_state, OUTDATED, WITHOUT_STATE))
+    return AsOf(unsorted[S + m :], verdict[S : S + m], last)
