@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from . import least_squares
 from .baselines import mean_levels
 from .bounds import within_bounds
+from .carrying_predictor import CarriedState, CarryingPredictor, Group
 from .config import ModelConfig
 from .kernel import REGRESSOR_BOUND, SCALE_RATE, VALUE_BOUND
-from .predictor import CarriedState, CarryingPredictor, Group
 from .sequences import Sequences
 
 Floats = NDArray[np.float64]

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from .autoregression import Autoregression
 from .baselines import Persistence, SeasonalNaive, is_constant, seasonal_scale
+from .carrying_predictor import ForecastRequest
 from .config import ModelConfig
 from .metrics import Metric, Scores
-from .predictor import ForecastRequest, model_predictor
+from .predictor import model_predictor
 from .sequences import Sequences
 
 __all__ = [

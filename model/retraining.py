@@ -12,10 +12,11 @@ from functools import partial
 
 import numpy as np
 
+from .carrying_predictor import BatchPredictor, ForecastRequest
 from .config import Adaptation
 from .forecaster import Forecaster
 from .normaliser import Floats
-from .predictor import BatchPredictor, ForecastRequest, model_predictor
+from .predictor import model_predictor
 from .sequences import Sequences, Split
 from .training import EpochReport, TrainingOptions, train
 

@@ -14,9 +14,9 @@ import numpy as np
 from .autoregression import Autoregression
 from .backtest import backtest, seasonal_scale
 from .bounds import Floats, within_bounds
+from .carrying_predictor import BatchPredictor, ForecastRequest
 from .config import ModelConfig
 from .forecaster import Forecaster
-from .predictor import BatchPredictor, ForecastRequest
 from .sequences import Sequences, Split
 from .target_scale import from_model_scale, to_model_scale
 from .training_options import TrainingOptions

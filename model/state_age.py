@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backtest import TogetherPredictor
+from .carrying_predictor import ForecastRequest
 from .config import Adaptation, ModelConfig
 from .forecaster import Forecaster
 from .metrics import quantile_losses
-from .predictor import ForecastRequest, model_predictor
+from .predictor import model_predictor
 from .sequences import Sequences
 
 Floats = NDArray[np.float64]

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .acceptance import bridge_gaps, timestamps_before
 from .adaptation import AdaptedForecasts, Rounds, adapt, compile_kernel
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig
@@ -26,6 +25,7 @@ from .inputs import Past, last_marks, marks_of_begins, step_inputs
 from .normaliser import NORMALISER_FIELDS, Floats, NormaliserState, NormaliserTrace
 from .published_unit import to_published_unit
 from .state import NO_OFFSET, States, state_dtype
+from .step_plan import StepPlan
 from .target_scale import scale_in_unit, to_model_scale
 from .tiled_gru import TiledGRU, TiledLinear, padded, using_threads
 from .unit_change import Followed, compile_rule, follow
@@ -110,7 +110,7 @@ class Stepper:
         """
         if not len(slots):
             return self._no_forecasts()
-        plan = _StepPlan.build(states, slots, timestamp_us, self.config.cadence_us, self.config.max_gap_steps)
+        plan = StepPlan.build(states, slots, timestamp_us, self.config.cadence_us, self.config.max_gap_steps)
         rows = states[plan.slots]
         norm = NormaliserState(rows["steps"].copy(), **{name: rows[name].copy() for name in NORMALISER_FIELDS})
         profile = norm.profile.copy()
@@ -165,7 +165,7 @@ class Stepper:
         """E: the experts in the mixture, 0 if adaptation is off."""
         return 0 if self.adaptation.level == "off" else len(self._adapting.experts)
 
-    def _follow(self, rows: States, plan: "_StepPlan", seen: Floats) -> Followed:
+    def _follow(self, rows: States, plan: "StepPlan", seen: Floats) -> Followed:
         """The steps' values in the states' own units. Steps the units in ``rows``."""
         units, evidence = rows["units"].copy(), rows["unit_evidence"].copy()
         followed = follow(units, evidence, np.append(plan.starts, len(seen)), plan.reset, seen)
@@ -173,7 +173,7 @@ class Stepper:
         return followed
 
     def _adapt(
-        self, rows: States, plan: "_StepPlan", seen: Floats, hidden: NDArray[np.float32], at: Indexes, quantiles: Floats
+        self, rows: States, plan: "StepPlan", seen: Floats, hidden: NDArray[np.float32], at: Indexes, quantiles: Floats
     ) -> AdaptedForecasts:
         """The forecasts, adapted. Steps the adaptation states in ``rows``."""
         config = self.config
@@ -193,7 +193,7 @@ class Stepper:
         rows["adaptation"] = block
         return adapted
 
-    def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: "_StepPlan") -> Tensor:
+    def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: "StepPlan") -> Tensor:
         """(M or more, H) after each step, round by round. Steps the hidden states in ``rows``."""
         M, D = x.shape
         known = self._embedding[torch.from_numpy(self.forecaster.sensor_rows(sensors))]
@@ -211,7 +211,7 @@ class Stepper:
         rows["hidden"] = states[:, :A].numpy().transpose(1, 0, 2)
         return hidden
 
-    def _past(self, rows: States, seen: Floats, trace: NormaliserTrace, plan: "_StepPlan") -> tuple[Past, Indexes]:
+    def _past(self, rows: States, seen: Floats, trace: NormaliserTrace, plan: "StepPlan") -> tuple[Past, Indexes]:
         """The targets' past, sensor by sensor (R carried lags, then new steps); and (M,) the steps' indexes."""
         config = self.config
         R, K = config.lag_steps, config.target_count
@@ -251,76 +251,7 @@ class Stepper:
         return forecasts
 
 
-@dataclass(frozen=True)
-class _StepPlan:
-    """The M steps to take, sensor by sensor, the sensors with most steps first."""
-
-    slots: Indexes  # (A,) index in ``states`` of each sensor with readings
-    starts: Indexes  # (A,) first step of each sensor
-    lengths: Indexes  # (A,) steps of each sensor
-    sensor: Indexes  # (M,) the step's sensor, as an index in ``slots``
-    number: Indexes  # (M,) new steps that the sensor takes before this one
-    timestamp_us: Indexes  # (M,)
-    elapsed: NDArray[np.float32]  # (M,)
-    reset: NDArray[np.bool_]  # (M,)
-    sizes: list[int]  # sensors in each round
-    rounds: Indexes  # (M,) the steps, round by round
-    turn: Indexes  # (M,) the index of each step in ``rounds``
-    order: Indexes  # (n,) the readings, sensor by sensor like the steps
-    step: Indexes  # (n,) the step of each reading, in the order of the readings
-
-    @classmethod
-    def build(
-        cls, states: States, slots: Indexes, timestamp_us: Indexes, cadence_us: int, max_gap_steps: int
-    ) -> "_StepPlan":
-        """The steps of accepted readings, and of the skipped cadence points before them."""
-        active, sensor = np.unique(slots, return_inverse=True)
-        previous_us = timestamps_before(sensor, timestamp_us, states["last_us"][active])
-        gaps = bridge_gaps(timestamp_us, previous_us, cadence_us, max_gap_steps)
-        lengths = np.bincount(sensor, weights=gaps.missing + 1).astype(np.int64)
-        longest_first = np.argsort(-lengths, kind="stable")
-        rank = np.empty_like(longest_first)
-        rank[longest_first] = np.arange(len(active))
-        lengths = lengths[longest_first]
-        starts = np.cumsum(lengths) - lengths
-        order = np.argsort(rank[sensor], kind="stable")
-        missing = gaps.missing[order]
-        place = np.cumsum(missing + 1) - 1  # the index of each reading's step
-        owner = np.repeat(order, missing + 1)  # the reading of each step; for a missing step the next reading
-        back = np.repeat(place, missing + 1) - np.arange(len(owner))  # number of steps from each step to that reading
-        skipped_us = previous_us[owner] + (gaps.missing[owner] - back + 1) * cadence_us
-        step = np.empty_like(place)
-        step[order] = place
-        whose = np.repeat(np.arange(len(active)), lengths)
-        number = np.arange(len(owner)) - starts[whose]
-        sizes = len(active) - np.searchsorted(lengths[::-1], np.arange(lengths[0]), side="right")
-        turn = (np.cumsum(sizes) - sizes)[number] + whose
-        rounds = np.empty_like(turn)
-        rounds[turn] = np.arange(len(turn))
-        return cls(
-            slots=active[longest_first],
-            starts=starts,
-            lengths=lengths,
-            sensor=whose,
-            number=number,
-            timestamp_us=np.where(back == 0, timestamp_us[owner], skipped_us),
-            elapsed=np.where(back == 0, gaps.elapsed[owner], np.float32(1.0)),
-            reset=gaps.reset[owner] & (back == 0),
-            sizes=sizes.tolist(),
-            rounds=rounds,
-            turn=turn,
-            order=order,
-            step=step,
-        )
-
-    def spread(self, values: Floats) -> Floats:
-        """(M, F) the readings' values (n, F) by step; NaN in a missing step."""
-        out = np.full((len(self.turn), values.shape[1]), np.nan)
-        out[self.step] = values
-        return out
-
-
-def _unit_maps(followed: Followed | None, plan: _StepPlan) -> tuple[NDArray[np.int8], Floats, Floats]:
+def _unit_maps(followed: Followed | None, plan: StepPlan) -> tuple[NDArray[np.int8], Floats, Floats]:
     """The ``unit_`` fields of the forecasts."""
     if followed is None:
         none = np.empty((len(plan.step), 0))
@@ -330,7 +261,7 @@ def _unit_maps(followed: Followed | None, plan: _StepPlan) -> tuple[NDArray[np.i
 
 def _store_origin_and_anchors(
     rows: States,
-    plan: _StepPlan,
+    plan: StepPlan,
     timestamp_us: Indexes,
     offsets: Indexes,
     may_anchor: NDArray[np.bool_] | None,

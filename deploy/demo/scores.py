@@ -16,9 +16,9 @@ from deploy.demo.data import LiveReadings
 from model.acceptance import ACCEPTED
 from model.backtest import model_predictor
 from model.baselines import Persistence, SeasonalNaive
+from model.carrying_predictor import ForecastRequest
 from model.forecaster import Forecaster
 from model.metrics import Scores
-from model.predictor import ForecastRequest
 from model.sequences import Sequences, build_sequences
 from pipeline.audit.delivery import ForecastLog, ReadingLog
 from pipeline.evaluation.evaluate import model_config

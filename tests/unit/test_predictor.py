@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from model import carrying_predictor
 from model import predictor as predictor_module
 from model.backtest import Predictor, assert_causal, backtest, model_predictor
+from model.carrying_predictor import ForecastRequest
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
-from model.predictor import ForecastRequest
 from model.sequences import Sequences
 from model.unit_kernel import FACTOR
 from tests.random_models import batched, random_forecaster, stepped
@@ -104,7 +105,7 @@ def test_a_stretch_that_is_asked_for_again_begins_at_a_kept_state(
     forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictor_module, "_ROUNDS", 16)
-    monkeypatch.setattr(predictor_module, "_KEPT_SENSORS", 2)
+    monkeypatch.setattr(carrying_predictor, "_KEPT_SENSORS", 2)
     sequences = with_resets(noisy_days(hours=150))
     predictor = model_predictor(forecaster, adaptation=Adaptation("light", True))
     ends = [sequences.span(sensor)[1] - int(sequences.starts[sensor]) for sensor in range(3)]
