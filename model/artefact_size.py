@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
+from .ahead_inputs import AHEAD_WIDTH, ahead_size
 from .config import (
     BYTES_PER_NUMBER,
     MOST_FORECAST_NUMBERS,
@@ -31,7 +32,10 @@ def weight_bytes(config: ModelConfig) -> int:
     head = outputs * (hidden + 1)
     skip = outputs * (inputs + past_size(config)) if config.preset == "stateful" else 0
     embedding = (len(config.sensors) + 1) * config.embedding_size
-    return _FLOAT32_BYTES * (first_layer + other_layers + head + skip + embedding) + 8 * config.feature_count
+    ahead = AHEAD_WIDTH * (hidden + ahead_size(config) + 1 + outputs) if config.knows_ahead else 0
+    standard = 2 * config.outlook.covariate_count if config.outlook is not None else 0
+    float32 = first_layer + other_layers + head + skip + embedding + ahead
+    return _FLOAT32_BYTES * float32 + 8 * (config.feature_count + standard)
 
 
 def output_count(config: ModelConfig) -> int:

@@ -241,4 +241,10 @@ def _with_another_future(sequences: Sequences, cut_us: int, seed: int) -> Sequen
     noise[~sequences.observed[future]] = np.nan
     values = sequences.values.copy()
     values[future] = noise
-    return replace(sequences, values=values)
+    outlooks = sequences.outlooks
+    if outlooks is not None and sequences.outlook is not None:
+        later = np.setdiff1d(np.arange(len(outlooks)), sequences.outlook[~future])
+        cells = outlooks.values.copy()
+        cells[later] = random.normal(0.0, 100.0, cells[later].shape)
+        outlooks = replace(outlooks, values=cells)
+    return replace(sequences, values=values, outlooks=outlooks)

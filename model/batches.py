@@ -1,7 +1,7 @@
 """Batches for training: lanes of contiguous time, walked in chunks, with labels at every step.
 
 Letters: B lanes, T steps of a chunk, S steps of it with labels, D inputs of a step, K targets, R lags, P profile slots,
-h horizon steps.
+h horizon steps, A inputs known ahead.
 """
 
 import itertools
@@ -54,6 +54,7 @@ class Chunk:
     valid: Tensor  # (B, S, K, h) float: 1 for a label, 0 for none
     steps: int  # number of steps in all lanes, without padding
     labelled: bool  # False only if no label is valid; known without waiting for the device
+    ahead: Tensor | None = None  # (B, S, A) inputs known ahead; None if the model has none
 
 
 def chunk_count(lanes: list[Lane], steps: int) -> int:
@@ -105,6 +106,7 @@ def chunks(
             whole.valid,
             sum(group.steps(begin, T) for group in everyone),
             any(group.labelled(begin, T) for group in everyone),
+            whole.ahead,
         )
 
 
@@ -117,7 +119,9 @@ def _by_data_set(lanes: list[Lane]) -> list[list[Lane]]:
 
 def _joined(parts: list[Gathered]) -> Gathered:
     fields = ("x", "past", "labels", "valid")
-    return Gathered(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+    x, past, labels, valid = (torch.cat([getattr(part, name) for part in parts]) for name in fields)
+    ahead = [part.ahead for part in parts if part.ahead is not None]
+    return Gathered(x, past, labels, valid, torch.cat(ahead) if ahead else None)
 
 
 class _Group:

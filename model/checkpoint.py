@@ -26,6 +26,10 @@ def fingerprint(sequences: Sequences, initial: Forecaster | None, *settings: str
     digest = hashlib.blake2b(digest_size=16)
     for array in (sequences.starts, sequences.timestamp_us, sequences.values, sequences.reset):
         digest.update(np.ascontiguousarray(array).data)  # `tobytes` would copy it
+    if sequences.outlooks is not None and sequences.outlook is not None:
+        known = sequences.outlooks
+        for each in (sequences.outlook, known.issued_us, known.first_us, known.values):
+            digest.update(np.ascontiguousarray(each).data)
     for weights in initial.state_dict().values() if initial else ():
         digest.update(weights.cpu().numpy().tobytes())
     digest.update("\0".join([*sequences.sensors, *settings]).encode())

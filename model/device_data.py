@@ -4,12 +4,12 @@ The host never waits for the device to gather a chunk: shapes and branches depen
 set too large for a GPU's memory stays on the host, and its chunks are copied through pinned memory.
 
 Letters: B lanes, T steps of a chunk, S steps of it with labels, N steps of a data set, D inputs of a step, F features,
-K targets, R lags, P profile slots, h horizon steps.
+K targets, R lags, P profile slots, h horizon steps, A inputs known ahead.
 """
 
 import itertools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .ahead_inputs import AheadInputs, OutlookTensors
 from .inputs import (
     CALENDAR,
     HALF_AGE,
@@ -65,6 +66,7 @@ class Gathered:
     past: Tensor  # (B, T, K·(R+P))
     labels: Tensor  # (B, S, K, h) less the level, in scales; 0 if there is no label
     valid: Tensor  # (B, S, K, h) float: 1 for a label, 0 for none
+    ahead: Tensor | None = None  # (B, S, A); None if the model knows nothing ahead
 
 
 class DeviceData:
@@ -116,6 +118,10 @@ class DataSet:
         )
         slots, season = profile_slots(past.config), past.config.season_steps
         self._around = [_tensor(table, home) for table in slots_around(season, slots)] if slots else []
+        config = past.config
+        self._known_ahead = AheadInputs(config, prepared.standard, home) if config.knows_ahead else None
+        self._outlooks = OutlookTensors.of(sequences.outlooks, home) if sequences.outlooks is not None else None
+        self._outlook = _tensor(sequences.outlook, home) if sequences.outlook is not None else None
         self._kept_past, self._kept_labels = self._computed_once()
         self._value_count = _ValueCount(sequences.values, columns)
 
@@ -143,7 +149,10 @@ class DataSet:
         past.masked_fill_(~there[..., None], 0.0)
         with_loss = (there & (index >= loss_from))[:, scored]
         labels, valid = self._labels(step[:, scored], with_loss, label_end[..., None], regular)
-        return Gathered(*map(self._moved, (x, past, labels, valid)))
+        found = Gathered(*map(self._moved, (x, past, labels, valid)))
+        if self._known_ahead is None:
+            return found
+        return replace(found, ahead=self._moved(self._ahead(self._known_ahead, step[:, scored])))
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """The tensor on the training's device; copies to a GPU overlap with its work."""
@@ -161,6 +170,11 @@ class DataSet:
             within = (time - table.first_us) % table.period_us * len(values)
             parts.append(values[torch.div(within, table.period_us, rounding_mode="floor")])
         return torch.cat(parts, dim=-1)
+
+    def _ahead(self, known_ahead: AheadInputs, step: Tensor) -> Tensor:
+        """(..., A) the inputs known ahead of the steps."""
+        row = self._outlook[step] if self._outlook is not None else None
+        return known_ahead(self._time[step], self._outlooks, row)
 
     def _computed_once(self) -> tuple[Tensor | None, Tensor | None]:
         """(N, K·(R+P)) of ``_past`` and (N, K, h) of ``_scaled`` for all steps; None if they take much memory."""
@@ -327,7 +341,9 @@ def _bytes(prepared: PreparedSequences) -> int:
     past, sequences = prepared.past, prepared.sequences
     of_inputs = (prepared.scaled, prepared.age, sequences.elapsed, past.last, past.shape, past.steps, past.begin)
     arrays = (*of_inputs, prepared.level, prepared.scale)
-    return sum(array.nbytes for array in arrays) + 3 * sequences.values.nbytes  # values, and times of a search
+    outlooks = sequences.outlooks.values.nbytes if sequences.outlooks is not None else 0
+    # Values, and times of a search.
+    return sum(array.nbytes for array in arrays) + 3 * sequences.values.nbytes + outlooks
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:

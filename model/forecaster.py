@@ -4,7 +4,7 @@ A forecast is ``level + scale * head``, in the sensor's own unit. ``head`` is th
 the step's inputs and recent past, so the GRU itself need not learn persistence and seasonal repetition.
 
 Letters: B sensors, T steps, S scored steps, D inputs of a step, F features, K targets, R lags, P profile slots,
-Q quantiles, h horizon steps, L layers, H hidden.
+Q quantiles, h horizon steps, L layers, H hidden, A inputs known ahead, C covariates of outlooks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .ahead_inputs import AheadInputs, AheadTerm, fit_standard
 from .config import ModelConfig
 from .gru import GRUModel
 from .inputs import INPUTS_PER_FEATURE, PreparedSequences, input_size, past_size, prepare
@@ -33,6 +34,7 @@ class Forecaster(nn.Module):
     """A model's weights, and the network that applies them. The caller carries the state."""
 
     scale_spread: Tensor
+    outlook_standard: Tensor  # only with outlooks
 
     def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -49,10 +51,15 @@ class Forecaster(nn.Module):
             if config.preset == "stateful"
             else None
         )
+        if config.outlook is not None:  # (2, C) mean and standard deviation of each covariate
+            blank = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(1, config.outlook.covariate_count)
+            self.register_buffer("outlook_standard", blank)
         # Ratio of a feature's scale to its changes; float64, because the normaliser's states depend on it.
         self.register_buffer("scale_spread", torch.ones(config.feature_count, dtype=torch.float64))
         self._rows = {sensor: row for row, sensor in enumerate(config.sensors, start=1)}
         self._begin_at_persistence()
+        # Made last, so that the random weights above are those of a model without covariates.
+        self.ahead = AheadTerm(config, config.hidden_size, outputs) if config.knows_ahead else None
 
     def _begin_at_persistence(self) -> None:
         """Set the initial weights: the median fades from the last value to the level, and intervals are wide."""
@@ -75,7 +82,8 @@ class Forecaster(nn.Module):
     def adopt(self, initial: "Forecaster") -> None:
         """Copy the weights of a model of the same shape.
 
-        Sensors are matched by name. The embedding of a new sensor begins with the unknown sensor's.
+        Sensors are matched by name. The embedding of a new sensor begins with the unknown sensor's. The term of the
+        inputs known ahead begins at zero if ``initial`` has other covariates.
 
         Raises:
             ValueError: a tensor has another shape in ``initial``, or is missing there; the message names it.
@@ -83,6 +91,9 @@ class Forecaster(nn.Module):
         mine, theirs = self.state_dict(), initial.state_dict()
         rows = initial.sensor_rows(self.config.sensors)
         theirs["embedding.weight"] = theirs["embedding.weight"][[UNKNOWN_SENSOR, *rows.tolist()]]
+        if _covariates(self.config) != _covariates(initial.config):
+            theirs = {name: tensor for name, tensor in theirs.items() if not _is_ahead(name)}
+            theirs |= {name: tensor for name, tensor in mine.items() if _is_ahead(name)}
         differing = sorted(
             name
             for name in mine.keys() | theirs.keys()
@@ -114,9 +125,27 @@ class Forecaster(nn.Module):
         """(F,) ratio of each feature's scale to its changes, for the normaliser."""
         return np.asarray(self.scale_spread.cpu().numpy())
 
+    @property
+    def standard(self) -> Floats:
+        """(2, C) mean and standard deviation of the outlooks' covariates; C is 0 without outlooks."""
+        if self.config.outlook is None:
+            return np.empty((2, 0))
+        return np.asarray(self.outlook_standard.cpu().numpy())
+
+    def fit_outlooks(self, sequences: Sequences, until_us: int) -> None:
+        """Set ``standard`` by the outlooks of the steps before ``until_us``."""
+        if self.config.outlook is not None:
+            self.outlook_standard.copy_(torch.from_numpy(fit_standard(self.config.outlook, sequences, until_us)))
+
+    def ahead_inputs(self) -> AheadInputs | None:
+        """Gathers the inputs known ahead, on the device of the weights; None if the model has none."""
+        if self.ahead is None:
+            return None
+        return AheadInputs(self.config, self.standard, self.scale_spread.device)
+
     def prepare(self, sequences: Sequences, *, on_model_scale: bool = False) -> PreparedSequences:
         """The inputs of every step of a data set, for ``unroll``; the arguments are those of ``inputs.prepare``."""
-        return prepare(self.config, self.spread, sequences, on_model_scale=on_model_scale)
+        return prepare(self.config, self.spread, sequences, self.standard, on_model_scale=on_model_scale)
 
     def sensor_rows(self, sensors: Sequence[str]) -> NDArray[np.int64]:
         """(B,) row of each sensor in the embedding; ``UNKNOWN_SENSOR`` for a sensor that training did not see."""
@@ -124,7 +153,13 @@ class Forecaster(nn.Module):
         return np.array([rows.get(sensor, UNKNOWN_SENSOR) for sensor in sensors], np.int64)
 
     def unroll(
-        self, x: Tensor, past: Tensor, rows: Tensor, h: Tensor, scored: slice = slice(None)
+        self,
+        x: Tensor,
+        past: Tensor,
+        rows: Tensor,
+        h: Tensor,
+        scored: slice = slice(None),
+        ahead: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Quantiles (B, S, K, Q, h) after the ``scored`` steps, and the state (L, B, H) after all T steps.
 
@@ -135,16 +170,23 @@ class Forecaster(nn.Module):
             rows: (B,) of ``sensor_rows``.
             h: (L, B, H) the state before the steps; zeros for a blank one.
             scored: S of the T steps.
+            ahead: (B, S, A) inputs known ahead after the scored steps; None if the model has none.
         """
-        raw, h = self.unroll_raw(x, past, rows, h, scored)
+        raw, h = self.unroll_raw(x, past, rows, h, scored, ahead)
         return self.uncrossed(raw), h
 
     def unroll_raw(
-        self, x: Tensor, past: Tensor, rows: Tensor, h: Tensor, scored: slice = slice(None)
+        self,
+        x: Tensor,
+        past: Tensor,
+        rows: Tensor,
+        h: Tensor,
+        scored: slice = slice(None),
+        ahead: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Raw outputs (B, S, K·Q·h) in place of the quantiles of ``unroll``, and the state after all T steps."""
         hidden, h = self.gru.unroll(self._with_sensor(x, rows), h)
-        return self.raw(hidden[:, scored], x[:, scored], past[:, scored]), h
+        return self.raw(hidden[:, scored], x[:, scored], past[:, scored], ahead), h
 
     def advance(self, x: Tensor, rows: Tensor, h: Tensor) -> Tensor:
         """The state (L, B, H) after all T steps; the arguments are those of ``unroll``."""
@@ -156,15 +198,19 @@ class Forecaster(nn.Module):
         known = self.embedding(rows)[:, None].expand(-1, x.shape[1], -1)
         return torch.cat([x, known], dim=2)
 
-    def quantiles(self, hidden: Tensor, x: Tensor, past: Tensor) -> Tensor:
+    def quantiles(self, hidden: Tensor, x: Tensor, past: Tensor, ahead: Tensor | None = None) -> Tensor:
         """(..., K, Q, h) from the last layer's hidden states (..., H) and the steps' inputs; they never cross."""
-        return self.uncrossed(self.raw(hidden, x, past))
+        return self.uncrossed(self.raw(hidden, x, past, ahead))
 
-    def raw(self, hidden: Tensor, x: Tensor, past: Tensor) -> Tensor:
+    def raw(self, hidden: Tensor, x: Tensor, past: Tensor, ahead: Tensor | None = None) -> Tensor:
         """(..., K·Q·h) raw outputs from the last layer's hidden states (..., H) and the steps' inputs."""
-        raw = self.gru.predict(self.dropout(hidden))
+        hidden = self.dropout(hidden)
+        raw = self.gru.predict(hidden)
         if self.skip is not None:
             raw = raw + self.skip(torch.cat([x, past], dim=-1))
+        if self.ahead is not None:
+            assert ahead is not None, "the inputs known ahead are missing"
+            raw = raw + self.ahead(hidden, ahead)
         return raw
 
     def uncrossed(self, raw: Tensor) -> Tensor:
@@ -182,6 +228,16 @@ class Forecaster(nn.Module):
         for level in range(median - 1, -1, -1):
             in_order.insert(0, in_order[0] - distance[..., level, :])
         return torch.stack(in_order, dim=-2)
+
+
+def _covariates(config: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The covariates known ahead that the weights belong to."""
+    return tuple(each.name for each in config.calendar), config.outlook.covariates if config.outlook else ()
+
+
+def _is_ahead(name: str) -> bool:
+    """Whether a tensor belongs to the inputs known ahead."""
+    return name.startswith("ahead.") or name == "outlook_standard"
 
 
 def _name_on_disk(name: str) -> str:

@@ -221,6 +221,7 @@ class PreparedSequences:
     level: Floats  # (N, K)
     scale: Floats  # (N, K)
     past: Past
+    standard: Floats  # (2, C) mean and standard deviation of the outlooks' covariates; C is 0 without outlooks
 
     @property
     def x(self) -> NDArray[np.float32]:
@@ -239,7 +240,7 @@ _BLOCK_STEPS: Final = 65_536
 
 
 def prepare(
-    config: ModelConfig, spread: Floats, sequences: Sequences, *, on_model_scale: bool = False
+    config: ModelConfig, spread: Floats, sequences: Sequences, standard: Floats, *, on_model_scale: bool = False
 ) -> PreparedSequences:
     """The inputs of every step; each sensor begins with a blank state.
 
@@ -248,6 +249,7 @@ def prepare(
 
     Args:
         spread: (F,) of ``fit_spread``.
+        standard: (2, C) of ``ahead_inputs.fit_standard``.
         on_model_scale: whether the values are those of other ``PreparedSequences``: in own units, on the model's scale.
     """
     own = sequences.values
@@ -275,7 +277,7 @@ def prepare(
         numbers["shape"][index] = trace.shape
         begins[index] = marks_of_begins(trace.count[:, targets], trace.age[:, targets] == 0.0, trace.steps == 1)
     past = Past(config, numbers["last"], numbers["shape"], steps, steps, last_marks(begins))
-    return PreparedSequences(sequences, scaled, age, numbers["level"], numbers["scale"], past)
+    return PreparedSequences(sequences, scaled, age, numbers["level"], numbers["scale"], past, standard)
 
 
 def _blocks(starts: Indexes, lengths: Indexes) -> Iterator[tuple[list[int], Indexes]]:

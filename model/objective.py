@@ -118,7 +118,7 @@ def forecasts_along(
             if not chunk.labelled:
                 hidden = forecaster.advance(chunk.x, chunk.rows, hidden)
                 continue
-            predicted, hidden = forecaster.unroll(chunk.x, chunk.past, chunk.rows, hidden, chunk.scored)
+            predicted, hidden = forecaster.unroll(chunk.x, chunk.past, chunk.rows, hidden, chunk.scored, chunk.ahead)
             yield predicted, chunk
 
 
@@ -146,4 +146,6 @@ def fit_intervals(forecaster: Forecaster, lanes: list[Lane], data: DeviceData) -
     bias = torch.from_numpy(np.log(np.expm1(np.nan_to_num(distance, nan=1.0)))).float()
     outer = torch.arange(Q) != m
     forecaster.gru.fc.weight.view(K, Q, h, -1)[:, outer] = 0.0
+    if forecaster.ahead is not None:
+        forecaster.ahead.give_out.weight.view(K, Q, h, -1)[:, outer] = 0.0
     forecaster.gru.fc.bias.view(K, Q, h)[:, outer] = bias[:, outer].to(data.device)

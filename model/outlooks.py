@@ -8,13 +8,12 @@ Letters: n readings, m outlooks, S sensors, C covariates of outlooks, h horizon 
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .acceptance import NEVER_US, running_maximum
-from .config import ModelConfig
 from .known_ahead import OutlookConfig
 
 Indexes = NDArray[np.int64]
@@ -77,35 +76,6 @@ def lay_on_grid(config: OutlookConfig, cadence_us: int, timestamp_us: Indexes, v
     # One entry after the other would be slow; of repeated indexes, numpy assigns the last.
     cells[cell[kept]] = values[kept]
     return Grid(first_us, cells, len(cell) - len(kept))
-
-
-def ahead_block(
-    config: ModelConfig, outlooks: Outlooks, row: NDArray[np.integer], timestamp_us: Indexes
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """(n, h+1, C) values of outlooks at steps, from each step's own time on, and (n,) cadences since their issue.
-
-    Values are NaN where missing, outside the grid, and without an outlook; the age is then infinite. An outlook issued
-    later than its step has the age 0.
-
-    Args:
-        config: with outlooks.
-        row: (n,) the outlook of each step; ``NO_OUTLOOK`` for none.
-        timestamp_us: (n,) of the steps.
-    """
-    steps = outlooks.values.shape[1]
-    there = (row >= 0) & (len(outlooks) > 0)
-    if not len(outlooks):
-        shape = (len(row), config.horizon_steps + 1, outlooks.values.shape[2])
-        return np.full(shape, np.nan, np.float32), np.full(len(row), np.inf)
-    row = np.where(there, row, 0)
-    there &= outlooks.issued_us[row] != NO_ISSUE_US
-    since = np.where(there, timestamp_us - np.where(there, outlooks.first_us[row], 0), 0)
-    cell = _nearest_cell(since, config.cadence_us)[:, None] + np.arange(config.horizon_steps + 1)
-    inside = (cell >= 0) & (cell < steps) & there[:, None]
-    values = outlooks.values[row[:, None], np.where(inside, cell, 0)]
-    values[~inside] = np.nan
-    age_us = np.where(there, timestamp_us - np.where(there, outlooks.issued_us[row], 0), 0)
-    return values, np.where(there, np.maximum(age_us, 0) / config.cadence_us, np.inf)
 
 
 def _nearest_cell(since_us: Indexes, cadence_us: int) -> Indexes:
@@ -175,3 +145,72 @@ def as_of(
     verdict = np.empty(len(order), np.int8)
     verdict[order] = np.where(accepted, ACCEPTED, np.where(has_state, OUTDATED, WITHOUT_STATE))
     return AsOf(unsorted[S + m :], verdict[S : S + m], last)
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Outlooks that come to sensors between their readings, for ``stepper.Stepper.step``."""
+
+    slots: Indexes  # (m,) index of the sensor's state; an outlook of a group has an entry for each sensor
+    position: Indexes  # (m,) offset of the outlook's record
+    row: Indexes  # (m,) index in ``outlooks``
+    outlooks: Outlooks
+    known_at: Indexes  # (n,) offset of the record that made each reading accepted
+
+
+@dataclass(frozen=True)
+class StepOutlooks:
+    """The outlooks that readings see, and those that states carry afterwards."""
+
+    outlooks: Outlooks
+    row: NDArray[np.int32]  # (n,) of each reading; ``NO_OUTLOOK`` for none
+    verdict: NDArray[np.int8]  # (m,) of the arrivals
+    slots: Indexes  # (a,) the states with a reading or an arrival
+    last: NDArray[np.int32]  # (a,) the outlook that each of them carries afterwards; ``NO_OUTLOOK`` for none
+
+    @property
+    def issued_us(self) -> Indexes:
+        """(n,) time of issue of the outlook that each reading sees; ``NO_ISSUE_US`` for none."""
+        return np.where(self.row >= 0, np.append(self.outlooks.issued_us, NO_ISSUE_US)[self.row], NO_ISSUE_US)
+
+
+def step_outlooks(
+    states: NDArray[Any], slots: Indexes, reset: NDArray[np.bool_], offsets: Indexes, arrivals: Arrivals | None
+) -> StepOutlooks:
+    """The outlooks of n readings from the states' own and the arriving ones; the states stay as they are.
+
+    Args:
+        states: (B,) records of ``state.state_dtype``.
+        slots, offsets: (n,) of the readings; reset: (n,) whether the state is reset before each.
+    """
+    arrived_slots = arrivals.slots if arrivals is not None else np.empty(0, np.int64)
+    every, sensor = np.unique(np.concatenate([slots, arrived_slots]), return_inverse=True)
+    n, count = len(slots), len(every)
+    own = states[every]
+    outlooks = Outlooks(own["outlook_issued_us"], own["outlook_first_us"], own["outlook"])
+    entry = np.arange(count)  # the row of each entry: a state's own outlook comes before all arrivals
+    position = np.full(count, -1)
+    if arrivals is not None:
+        outlooks = outlooks.followed_by(arrivals.outlooks)
+        entry = np.concatenate([entry, count + arrivals.row])
+        position = np.concatenate([position, arrivals.position])
+    found = as_of(
+        Records(sensor[:n], arrivals.known_at if arrivals is not None else offsets),
+        reset,
+        Records(np.concatenate([np.arange(count), sensor[n:]]), position),
+        outlooks.issued_us[entry],
+        own["last_us"] != NEVER_US,
+    )
+    row, last = (np.where(each >= 0, entry[each], NO_OUTLOOK).astype(np.int32) for each in (found.row, found.last))
+    return StepOutlooks(outlooks, row, found.verdict[count:], every, last)
+
+
+def store_outlooks(states: NDArray[Any], seen: StepOutlooks) -> None:
+    """Put the outlooks that the states carry after ``step_outlooks`` into the states."""
+    has_one = seen.last >= 0
+    row = np.where(has_one, seen.last, 0)
+    states["outlook_issued_us"][seen.slots] = np.where(has_one, seen.outlooks.issued_us[row], NO_ISSUE_US)
+    states["outlook_first_us"][seen.slots] = np.where(has_one, seen.outlooks.first_us[row], 0)
+    cells = seen.outlooks.values[row]
+    cells[~has_one] = 0.0  # as in a blank state
+    states["outlook"][seen.slots] = cells

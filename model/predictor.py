@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .adaptation import Rounds, adapt
+from .ahead_inputs import AheadInputs
 from .carrying_predictor import CarriedState, CarryingPredictor, Group
 from .config import NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, States, adaptation_dtype
@@ -55,6 +56,7 @@ class ModelPredictor(CarryingPredictor[_SensorState]):
         self.name = name
         self._adapting = AdaptationConfig.of(forecaster.config, adaptation)
         self._forecaster = forecaster.eval()
+        self._known_ahead = forecaster.ahead_inputs()
 
     def _blank_state(self) -> _SensorState:
         F, K = self._config.feature_count, self._config.target_count
@@ -76,7 +78,7 @@ class ModelPredictor(CarryingPredictor[_SensorState]):
     @torch.inference_mode()
     @using_threads(1)  # a step's products are small: a second thread gains nothing, and crawls on a busy core
     def _step_group(self, group: Group[_SensorState]) -> list[tuple[slice, Floats]]:
-        return _Rounds(self._forecaster, self._adapting, group).forecasts()
+        return _Rounds(self._forecaster, self._adapting, self._known_ahead, group).forecasts()
 
 
 def model_predictor(
@@ -97,8 +99,15 @@ def _context(config: ModelConfig) -> int:
 class _Rounds:
     """The next steps of several sensors, longest first; round r takes each sensor's r-th."""
 
-    def __init__(self, forecaster: Forecaster, adapting: AdaptationConfig, group: Group[_SensorState]) -> None:
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        adapting: AdaptationConfig,
+        known_ahead: AheadInputs | None,
+        group: Group[_SensorState],
+    ) -> None:
         self._forecaster = forecaster
+        self._known_ahead = known_ahead
         self._adapting = adapting
         self._group = group
         self._lengths = np.array([length for _, _, length in group])
@@ -134,7 +143,10 @@ class _Rounds:
                 np.broadcast_to(before[g], (len(index), *before.shape[1:])),
             )
             raw = self._forecaster.quantiles(
-                hidden[g, first:length], self._tensor(x[first:length, g]), self._tensor(around)
+                hidden[g, first:length],
+                self._tensor(x[first:length, g]),
+                self._tensor(around),
+                self._ahead(g, first, length),
             )
             quantiles = raw.cpu().numpy().astype(np.float64)
             quantiles *= scale[first:length, g, :, None, None]
@@ -152,6 +164,16 @@ class _Rounds:
             answers.append((slice(start, start + len(found[g])), found[g]))
         self._store_states(norm, past, h)
         return answers
+
+    def _ahead(self, g: int, first: int, end: int) -> Tensor | None:
+        """(end-first, A) the inputs known ahead of some of the sensor's rounds; None if the model has none."""
+        if self._known_ahead is None:
+            return None
+        one, state, _ = self._group[g]
+        here = slice(state.next + first, state.next + end)
+        steps = one.steps
+        row = steps.outlook[here] if steps.outlook is not None else None
+        return self._known_ahead.of_arrays(steps.timestamp_us[here], steps.outlooks, row)
 
     def _follow(self, g: int) -> Followed:
         """The sensor's values in its state's own units. Steps the state's units."""

@@ -12,6 +12,7 @@ from .acceptance import NEVER_US
 from .config import ANCHORS, NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, adaptation_dtype
 from .normaliser import NORMALISER_FIELDS, NormaliserState
+from .outlooks import NO_ISSUE_US
 from .unit_change import unit_fields
 
 States = NDArray[Any]  # records of ``state_dtype``
@@ -24,13 +25,20 @@ def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
 
     With active adaptation the record ends in the maps of changed units (``model.unit_change``) and adaptation's own
     record (``model.experts.adaptation_dtype``). All other values are in the state's own units, and on the model's scale
-    (``model.target_scale``).
+    (``model.target_scale``). With outlooks the record holds the newest one, in its own unit (``model.outlooks``).
     """
     norm = NormaliserState.blank(config, 0).arrays()
     adapting: list[Any] = []
     if adaptation.active:
         record = adaptation_dtype(AdaptationConfig.of(config, adaptation))
         adapting = [*unit_fields(config.feature_count), ("adaptation", record)]
+    outlook: list[Any] = []
+    if config.outlook is not None:
+        outlook = [
+            ("outlook_issued_us", "<i8"),  # ``NO_ISSUE_US`` without an outlook
+            ("outlook_first_us", "<i8"),  # time of the first cell
+            ("outlook", "<f4", (config.outlook.steps, config.outlook.covariate_count)),  # NaN where missing
+        ]
     return np.dtype(
         [
             ("last_us", "<i8"),  # timestamp of the last reading stepped in; ``NEVER_US`` in a blank state
@@ -44,6 +52,7 @@ def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
             ("hidden", "<f4", (config.num_layers, config.hidden_size)),
             *((name, "<f8", norm[name].shape[1:]) for name in NORMALISER_FIELDS),
             ("lags", "<f8", (config.target_count, config.lag_steps)),  # the targets' last values, newest first
+            *outlook,
             *adapting,
         ]
     )
@@ -55,6 +64,8 @@ def blank_states(config: ModelConfig, rows: int, adaptation: Adaptation = NO_ADA
     states["last_us"] = NEVER_US
     for name in ("origin", "offset", "anchors"):
         states[name] = NO_OFFSET
+    if config.outlook is not None:
+        states["outlook_issued_us"] = NO_ISSUE_US
     return states
 
 

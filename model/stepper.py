@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .adaptation import AdaptedForecasts, Rounds, adapt, compile_kernel
+from .ahead_inputs import AheadTerm
 from .config import NO_ADAPTATION, Adaptation
 from .experts import AdaptationConfig
 from .forecaster import Forecaster
 from .inputs import Past, last_marks, marks_of_begins, step_inputs
 from .normaliser import NORMALISER_FIELDS, Floats, NormaliserState, NormaliserTrace
+from .outlooks import NO_ISSUE_US, Arrivals, StepOutlooks, step_outlooks, store_outlooks
 from .published_unit import to_published_unit
 from .state import NO_OFFSET, States, state_dtype
 from .step_plan import StepPlan
@@ -48,6 +50,8 @@ class Forecasts:
     unit_outcome: NDArray[np.int8]  # (n, F) `model.unit_kernel.COUNTED` to `GAVE_UP`
     unit_factor: Floats  # (n, F) 0 where there is no map
     unit_offset: Floats  # (n, F)
+    outlook_issued_us: Indexes  # (n,) of the outlook behind each forecast; ``outlooks.NO_ISSUE_US`` for none
+    outlook_verdict: NDArray[np.int8]  # (m,) ``outlooks.ACCEPTED``, ``OUTDATED`` or ``WITHOUT_STATE``, by arrival
 
 
 class Stepper:
@@ -85,6 +89,8 @@ class Stepper:
         weight = head.weight if skip is None else torch.cat([head.weight, skip.weight], dim=1)
         self._head = TiledLinear(weight, head.bias, tile)
         self._outputs = head.out_features
+        self._known_ahead = forecaster.ahead_inputs()
+        self._ahead = _TiledAhead(forecaster.ahead, tile) if forecaster.ahead is not None else None
 
     @torch.inference_mode()
     @using_threads(1)
@@ -97,6 +103,7 @@ class Stepper:
         values: Floats,
         offsets: Indexes,
         may_anchor: NDArray[np.bool_] | None = None,
+        arrivals: Arrivals | None = None,
     ) -> Forecasts:
         """Forecasts after each of n accepted readings. Steps ``states`` in place.
 
@@ -107,10 +114,12 @@ class Stepper:
             timestamp_us: (n,); values: (n, F), NaN where missing; offsets: (n,).
             may_anchor: (n,) whether a rebuild may begin with each reading (``model.reorder_buffer``); by default with
                 any.
+            arrivals: outlooks that come between the readings, for a model with outlooks.
         """
         if not len(slots):
-            return self._no_forecasts()
+            return self._no_forecasts(states, arrivals)
         plan = StepPlan.build(states, slots, timestamp_us, self.config.cadence_us, self.config.max_gap_steps)
+        known = self._outlooks(states, slots, plan.reset[plan.step], offsets, arrivals)
         rows = states[plan.slots]
         norm = NormaliserState(rows["steps"].copy(), **{name: rows[name].copy() for name in NORMALISER_FIELDS})
         profile = norm.profile.copy()
@@ -127,7 +136,10 @@ class Stepper:
         targets = list(self.config.target_indices)
         level, scale = trace.levels[at][:, targets, 1], trace.scale[at][:, targets]
         around = past.inputs(place[plan.step], level, scale, profile[plan.sensor[plan.step]])
-        quantiles = self._quantiles(hidden[torch.from_numpy(at)], x[at], around, level, scale)
+        forecasts = self._quantiles(
+            hidden[torch.from_numpy(at)], x[at], around, self._ahead_inputs(timestamp_us, known)
+        )
+        quantiles: Floats = level[:, :, None, None] + scale[:, :, None, None] * forecasts
         weights = np.empty((*quantiles.shape[:2], 0))
         if self.adaptation.active:
             adapted = self._adapt(rows, plan, seen, hidden.numpy(), at, quantiles)
@@ -146,9 +158,36 @@ class Stepper:
         states[plan.slots] = rows
         steps = trace.steps[at]
         warm = steps >= self.config.warmup_steps
-        return Forecasts(quantiles, scale, origin, steps, warm, weights, between, *_unit_maps(followed, plan))
+        if known is not None:
+            store_outlooks(states, known)
+        maps = _unit_maps(followed, plan)
+        return Forecasts(
+            quantiles, scale, origin, steps, warm, weights, between, *maps, *_by_outlook(known, len(slots))
+        )
 
-    def _no_forecasts(self) -> Forecasts:
+    def _outlooks(
+        self,
+        states: States,
+        slots: Indexes,
+        reset: NDArray[np.bool_],
+        offsets: Indexes,
+        arrivals: Arrivals | None,
+    ) -> StepOutlooks | None:
+        """The outlooks of the readings; None if the model has none."""
+        if self.config.outlook is None:
+            return None
+        return step_outlooks(states, slots, reset, offsets, arrivals)
+
+    def _ahead_inputs(self, timestamp_us: Indexes, known: StepOutlooks | None) -> Tensor | None:
+        """(n, A) the inputs known ahead of the readings; None if the model has none."""
+        if self._known_ahead is None:
+            return None
+        return self._known_ahead.of_arrays(
+            timestamp_us, known.outlooks if known else None, known.row if known else None
+        )
+
+    def _no_forecasts(self, states: States, arrivals: Arrivals | None) -> Forecasts:
+        """The answer to no readings. Arriving outlooks are put into the states."""
         config = self.config
         K = config.target_count
         none = np.empty(0, np.int64)
@@ -158,7 +197,12 @@ class Stepper:
         between = np.empty((0, len(config.bounds), 2))
         warm = none.astype(bool)
         flags = maps.astype(np.int8)
-        return Forecasts(quantiles, np.empty((0, K)), none, none, warm, weights, between, flags, maps, maps)
+        known = self._outlooks(states, none, warm, none, arrivals)
+        if known is not None:
+            store_outlooks(states, known)
+        of_outlooks = _by_outlook(known, 0)
+        scale = np.empty((0, K))
+        return Forecasts(quantiles, scale, none, none, warm, weights, between, flags, maps, maps, *of_outlooks)
 
     @property
     def _expert_count(self) -> int:
@@ -235,9 +279,9 @@ class Stepper:
         return Past(config, last, shape, steps, run, last_marks(marks_of_begins(count, there, fresh))), place
 
     def _quantiles(
-        self, hidden: Tensor, x: NDArray[np.float32], around: NDArray[np.float32], level: Floats, scale: Floats
-    ) -> Floats:
-        """(n, K, Q, h) before adaptation, in the sensor's unit."""
+        self, hidden: Tensor, x: NDArray[np.float32], around: NDArray[np.float32], ahead: Tensor | None
+    ) -> NDArray[np.float32]:
+        """(n, K, Q, h) less the level, in scales, before adaptation."""
         n = len(hidden)
         parts = (
             [hidden, torch.from_numpy(x), torch.from_numpy(around)] if self.forecaster.skip is not None else [hidden]
@@ -246,9 +290,30 @@ class Stepper:
         torch.cat(parts, dim=1, out=given[:n])
         raw = torch.empty(len(given), self._head.width)
         self._head(given, raw)
-        quantiles = self.forecaster.uncrossed(raw[:, : self._outputs])[:n].numpy()
-        forecasts: Floats = level[:, :, None, None] + scale[:, :, None, None] * quantiles
-        return forecasts
+        if self._ahead is not None:
+            assert ahead is not None, "the inputs known ahead are missing"
+            raw += self._ahead(torch.cat([hidden, ahead], dim=1), len(raw))
+        quantiles: NDArray[np.float32] = self.forecaster.uncrossed(raw[:, : self._outputs])[:n].numpy()
+        return quantiles
+
+
+class _TiledAhead:
+    """The term of the inputs known ahead (``ahead_inputs.AheadTerm``), in tiles."""
+
+    def __init__(self, term: AheadTerm, tile: int) -> None:
+        into, out = term.take_in, term.give_out
+        self._take_in = TiledLinear(into.weight, into.bias, tile)
+        self._give_out = TiledLinear(out.weight, out.weight.new_zeros(len(out.weight)), tile)
+
+    def __call__(self, given: Tensor, rows: int) -> Tensor:
+        """(rows, width of the head) from (n, H+A); ``rows`` are whole tiles."""
+        whole = torch.zeros(rows, given.shape[1])
+        whole[: len(given)] = given
+        between = torch.empty(rows, self._take_in.width)
+        self._take_in(whole, between)
+        out = torch.empty(rows, self._give_out.width)
+        self._give_out(between.relu_(), out)
+        return out
 
 
 def _unit_maps(followed: Followed | None, plan: StepPlan) -> tuple[NDArray[np.int8], Floats, Floats]:
@@ -257,6 +322,13 @@ def _unit_maps(followed: Followed | None, plan: StepPlan) -> tuple[NDArray[np.in
         none = np.empty((len(plan.step), 0))
         return none.astype(np.int8), none, none
     return followed.outcome[plan.step], followed.factor[plan.step], followed.offset[plan.step]
+
+
+def _by_outlook(known: StepOutlooks | None, n: int) -> tuple[Indexes, NDArray[np.int8]]:
+    """The ``outlook_`` fields of the forecasts."""
+    if known is None:
+        return np.full(n, NO_ISSUE_US), np.empty(0, np.int8)
+    return known.issued_us, known.verdict
 
 
 def _store_origin_and_anchors(

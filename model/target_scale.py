@@ -46,13 +46,17 @@ def from_model_scale(config: ModelConfig, numbers: Floats) -> Floats:
 def same_shape(trained: ModelConfig, wanted: ModelConfig) -> bool:
     """Whether the weights of a trained model suit ``wanted``, for which no scale is chosen yet.
 
-    They depend on the scale of each target and on the minimum that roots are taken from, not on other bounds.
+    They depend on the scale of each target and on the minimum that roots are taken from, not on other bounds. A warm
+    start with other covariates known ahead begins their term at zero (``Forecaster.adopt``).
     """
     if trained.targets != wanted.targets:
         return False
     bounds = dict(zip(wanted.targets, wanted.bounds, strict=False))
     minima = {target: each.lowest for target, each in zip(trained.targets, trained.bounds, strict=False)}
-    return replace(trained, sensors=(), bounds=wanted.bounds, roots=()) == wanted and all(
+    alike = replace(
+        trained, sensors=(), roots=(), bounds=wanted.bounds, calendar=wanted.calendar, outlook=wanted.outlook
+    )
+    return alike == wanted and all(
         target in bounds and bounds[target].lowest == minima[target] for target in trained.targets_by_roots
     )
 

@@ -206,6 +206,7 @@ def _loop(job: _Job, ranks: Ranks, device: torch.device) -> TrainingLoop:
     config = replace(job.config, preset=options.preset, hidden_size=options.hidden_size, sensors=known)
     torch.manual_seed(options.seed)
     forecaster = Forecaster(config, dropout=options.dropout if options.preset == "stateful" else 0.0)
+    forecaster.fit_outlooks(sequences, split.train_end_us)
     if job.initial is None:
         forecaster.scale_spread.copy_(torch.from_numpy(fit_spread(config, sequences, split.train_end_us)))
     else:

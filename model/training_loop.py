@@ -258,7 +258,7 @@ class TrainingLoop:
     def _update(self, chunk: Chunk, progress: float) -> tuple[Tensor, Tensor]:
         """Update the weights by a chunk's loss; return the loss and the number of labels, on the device."""
         forecaster = self._forecaster
-        raw, hidden = forecaster.unroll_raw(chunk.x, chunk.past, chunk.rows, self._hidden, chunk.scored)
+        raw, hidden = forecaster.unroll_raw(chunk.x, chunk.past, chunk.rows, self._hidden, chunk.scored, chunk.ahead)
         self._hidden = hidden.detach()
         labels = chunk.valid.sum()
         self._ranks.add_up([labels])

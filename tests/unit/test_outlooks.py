@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.ahead_inputs import AheadInputs, fit_standard
 from model.config import ModelConfig
 from model.known_ahead import CalendarCovariate, OutlookConfig
 from model.outlooks import (
@@ -20,7 +22,6 @@ from model.outlooks import (
     AsOf,
     Outlooks,
     Records,
-    ahead_block,
     as_of,
     lay_on_grid,
 )
@@ -59,25 +60,42 @@ def test_entries_beyond_the_last_cell_are_dropped_and_counted() -> None:
 def test_a_step_sees_the_cells_from_its_own_time_on() -> None:
     config = replace(CONFIG, outlook=WEATHER, horizon_steps=2)
     cells = np.arange(8, dtype=np.float32).reshape(1, 4, 2)
-    outlooks = Outlooks(hours(9), hours(10), cells)
+    cells[0, 3, 1] = NAN
+    standard = np.array([[0.0, 1.0], [1.0, 2.0]])
     times = hours(8, 9, 10, 11.4, 12, 13, 14, 10)
-    row = np.array([0, 0, 0, 0, 0, 0, 0, NO_OUTLOOK])
-    values, age = ahead_block(config, outlooks, row, times)
-    first = values[:, :, 0]
-    expected = [[NAN, NAN, 0], [NAN, 0, 2], [0, 2, 4], [2, 4, 6], [4, 6, NAN], [6, NAN, NAN], [NAN] * 3, [NAN] * 3]
-    np.testing.assert_array_equal(first, np.array(expected, np.float32))
-    np.testing.assert_allclose(age, [0, 0, 1, 2.4, 3, 4, 5, np.inf])
-    assert values.dtype == np.float32
+    row = np.array([0, 0, 0, 0, 0, 0, 0, NO_OUTLOOK], np.int32)
+    inputs = AheadInputs(config, standard, torch.device("cpu"))
+    found = inputs.of_arrays(times, Outlooks(hours(9), hours(10), cells), row).numpy()
+    values, masks, age = found[:, :6].reshape(8, 3, 2), found[:, 6:12].reshape(8, 3, 2), found[:, 12]
+    first = [[0, 0, 0], [0, 0, 2], [0, 2, 4], [2, 4, 6], [4, 6, 0], [6, 0, 0], [0, 0, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(values[:, :, 0], first)
+    seen = [[0, 0, 1], [0, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(masks[:, :, 0], seen)
+    np.testing.assert_array_equal(values[2, :, 1], [0, 1, 2])
+    np.testing.assert_array_equal(masks[3, :, 1], [1, 1, 0])  # the missing value
+    np.testing.assert_allclose(age, [0, 0, 1 / 3, 2.4 / 4.4, 3 / 5, 4 / 6, 5 / 7, 1], rtol=1e-6)
 
 
 def test_a_state_without_an_outlook_sees_none() -> None:
     config = replace(CONFIG, outlook=WEATHER)
-    blank = Outlooks(np.array([NO_ISSUE_US]), np.zeros(1, np.int64), np.zeros((1, 4, 2), np.float32))
-    for outlooks in (blank, Outlooks.none(WEATHER)):
-        values, age = ahead_block(config, outlooks, np.array([0]), hours(1))
-        assert values.shape == (1, config.horizon_steps + 1, 2)
-        assert np.isnan(values).all()
-        assert age.tolist() == [np.inf]
+    inputs = AheadInputs(config, np.array([[0.0, 0.0], [1.0, 1.0]]), torch.device("cpu"))
+    blank = Outlooks(np.array([NO_ISSUE_US]), np.zeros(1, np.int64), np.ones((1, 4, 2), np.float32))
+    for outlooks in (blank, Outlooks.none(WEATHER), None):
+        row = np.zeros(1, np.int32) if outlooks is blank else np.full(1, NO_OUTLOOK, np.int32)
+        found = inputs.of_arrays(hours(0), outlooks, row)
+        assert found.tolist() == [[0.0] * (4 * (config.horizon_steps + 1)) + [1.0]]
+
+
+def test_values_are_standardised_by_the_outlooks_of_the_training_part() -> None:
+    sequences = joined([hours(0, 1, 2, 3)], [np.ones((4, 2))], CONFIG.features, HOUR_US, max_gap_steps=24)
+    cells = np.full((3, 4, 2), NAN, np.float32)
+    cells[:, :2, 0] = [[1, 3], [5, 7], [99, 99]]
+    cells[:, 0, 1] = 4.0
+    seen = AsOf(np.array([-1, 0, 1, 2], np.int32), np.zeros(3, np.int8), np.array([2], np.int32))
+    known = sequences.with_outlooks(Outlooks(hours(0, 1, 2), hours(1, 2, 3), cells), seen)
+    standard = fit_standard(WEATHER, known, 3 * HOUR_US)
+    np.testing.assert_allclose(standard, [[4.0, 4.0], [np.std([1, 3, 5, 7]), 1.0]])
+    np.testing.assert_array_equal(fit_standard(WEATHER, sequences, 3 * HOUR_US), [[0, 0], [1, 1]])
 
 
 # --- which outlook a step sees ----------------------------------------------------------------------------------------
