@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Adaptation, Level, ModelConfig
-from .kernel import AR_LAGS
 
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
@@ -26,6 +25,9 @@ PENDING: Final = 8  # largest number of forecasts that await their labels
 LEARN_POINTS: Final = 8  # largest number; 24 forecast no better on ETTh1 and the Beijing set, for twice the bytes
 LOSS_POINTS: Final = 8  # largest number
 REGRESSORS: Final = 10
+# Past changes that the autoregression sees. ``kernel.py`` has this constant and the previous one too: an import of the
+# kernel would load numba, and every command reads the settings, which need ``RULE``.
+AR_LAGS: Final = 24
 HIDDEN_REGRESSORS: Final = 16  # projections of the last layer's hidden state; 32 forecast no better
 
 PLAIN: Final = ("persistence", "seasonal", "gru")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from model import experts, kernel
 from model.adaptation import Rounds, adapt
 from model.config import Level
 from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, RULE, AdaptationConfig, States, adaptation_dtype
@@ -272,6 +273,11 @@ def test_adaptation_learns_a_series_after_a_constant_part_of_any_length(constant
     forecasts = run(config(horizon=1), values).quantiles[:, :, :, 1]
     plain = np.abs(errors(values, naive(values, 1, 1), len(values) - 500)).mean()
     assert np.abs(errors(values, forecasts, len(values) - 500)).mean() < 0.6 * plain
+
+
+def test_the_record_has_the_sizes_that_the_kernel_computes_with() -> None:
+    assert experts.REGRESSORS == kernel.REGRESSORS
+    assert experts.AR_LAGS == kernel.AR_LAGS
 
 
 @pytest.mark.parametrize("horizon", [1, 24, 96, 720])

@@ -19,7 +19,7 @@ from pipeline.errors import Fenced, SettingsError
 from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings
 
-SLOW_IMPORTS = ("torch", "mlflow", "prefect", "polars", "deltalake", "kafka", "pydantic")
+SLOW_IMPORTS = ("torch", "mlflow", "prefect", "polars", "deltalake", "kafka", "numba", "pydantic")
 
 
 def run(*arguments: str) -> int:
@@ -65,7 +65,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[Context]:
     return seen
 
 
-def test_help_imports_no_slow_module() -> None:
+def test_help_and_the_settings_import_no_slow_module() -> None:
     code = f"""
 import sys
 from deploy.cli import main
@@ -74,6 +74,9 @@ try:
 except SystemExit as stopped:
     assert stopped.code == 0
 slow = [name for name in {SLOW_IMPORTS!r} if name in sys.modules]
+assert not slow, slow
+import pipeline.settings
+slow = [name for name in {SLOW_IMPORTS!r} if name in sys.modules and name != "pydantic"]
 assert not slow, slow
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
