@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deploy.context import Context
+from deploy.loading import loading
 from deploy.option_types import POSITIVE, FiniteRange, layout_options, training_options
 from deploy.terminal_text import say
 from pipeline.best_effort import best_effort
@@ -135,16 +136,24 @@ def backtest(
     Baselines are scored on the same values: persistence, the seasonal-naive forecast, and an autoregression over 24
     steps that recursive least squares update with every reading. Features, targets and season come from the settings.
     """
-    from deploy.literal_console import make_console
-    from deploy.score_tables import interval_table, score_table, sensor_table
-    from model.metrics import METRICS
-    from pipeline.bounds_remarks import bounds_remarks
-    from pipeline.evaluation.evaluate import MODEL, evaluate, plain_predictor, retrained_predictor, split_by, train_on
-    from pipeline.evaluation.report import TrainedModel, read_trained_model, write_report
-    from pipeline.history.table import History
-    from pipeline.messages import iso_timestamp
-    from pipeline.registry.versions import VALIDATE_UNTIL, Registry
-    from pipeline.windows import cadence_warning, load_sequences
+    with loading():
+        from deploy.literal_console import make_console
+        from deploy.score_tables import interval_table, score_table, sensor_table
+        from model.metrics import METRICS
+        from pipeline.bounds_remarks import bounds_remarks
+        from pipeline.evaluation.evaluate import (
+            MODEL,
+            evaluate,
+            plain_predictor,
+            retrained_predictor,
+            split_by,
+            train_on,
+        )
+        from pipeline.evaluation.report import TrainedModel, read_trained_model, write_report
+        from pipeline.history.table import History
+        from pipeline.messages import iso_timestamp
+        from pipeline.registry.versions import VALIDATE_UNTIL, Registry
+        from pipeline.windows import cadence_warning, load_sequences
 
     console = make_console(width=None if sys.stdout.isatty() else WIDTH)
     wanted = _on_demand(metrics)

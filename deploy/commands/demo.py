@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploy.context import Context
+from deploy.loading import loading
 from deploy.option_types import FiniteRange
 from deploy.terminal_text import say
 from pipeline.text.plural import counted
@@ -58,9 +59,10 @@ def demo(
     the folder `demo` under STREAMGRU_HOME; the next demo deletes them. The exit code is 1 if a forecast is missing,
     appears twice, or differs from the evaluator's.
     """
-    from deploy.demo.data import Amounts
-    from deploy.demo.job import DemoOptions, run_demo
-    from deploy.literal_console import make_console
+    with loading():
+        from deploy.demo.data import Amounts
+        from deploy.demo.job import DemoOptions, run_demo
+        from deploy.literal_console import make_console
 
     console = make_console()
     settings = _demo_settings()

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeE
 
 from deploy.context import Context
 from deploy.literal_console import TaskText, make_console
+from deploy.loading import loading
 from deploy.option_types import health_port_option, training_options
 from deploy.terminal_text import say
 from flows.orchestrator import connect, run_once
@@ -35,7 +36,8 @@ def ingest(context: Context, accept_loss: bool) -> None:
     it was killed.
     """
     connect(context.settings, console=context.verbose)
-    from flows.ingest import ingest as flow
+    with loading():
+        from flows.ingest import ingest as flow
 
     say(str(run_once(lambda: _with_bar(lambda: flow(accept_loss=accept_loss)), context.settings)))
 
@@ -54,7 +56,8 @@ def ingest(context: Context, accept_loss: bool) -> None:
 def retrain(context: Context, /, **options: Any) -> None:
     """Train a challenger on the history, back-test it, register it, and let the gate decide whether it is champion."""
     connect(context.settings, console=context.verbose)
-    from flows.retrain import retrain as flow
+    with loading():
+        from flows.retrain import retrain as flow
 
     say(str(run_once(lambda: _with_bar(lambda: flow(**options)), context.settings)))
 
@@ -74,8 +77,9 @@ def schedule(context: Context, health_port: int | None) -> None:
     """
     settings = context.settings
     connect(settings, console=True)
-    from flows.schedule_health import answering_probes
-    from flows.schedules import scheduled_deployments, serve
+    with loading():
+        from flows.schedule_health import answering_probes
+        from flows.schedules import scheduled_deployments, serve
 
     scheduled_deployments(settings)  # fails for an invalid schedule before anything is printed
     for name in ("ingest", "retrain", "monitor"):

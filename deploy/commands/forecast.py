@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from deploy.context import Context
+from deploy.loading import loading
 from deploy.option_types import FiniteRange, health_port_option
 
 
@@ -50,9 +51,10 @@ def forecast(
     alias `champion`, and a new champion within seconds. After a crash a forecaster continues at the last committed
     transaction.
     """
-    from pipeline.forecaster.champion import RegistryChampion
-    from pipeline.forecaster.loop import Options, StreamForecaster
-    from pipeline.kafka.instance import claim_instance
+    with loading():
+        from pipeline.forecaster.champion import RegistryChampion
+        from pipeline.forecaster.loop import Options, StreamForecaster
+        from pipeline.kafka.instance import claim_instance
 
     settings = context.settings
     claimed = claim_instance(settings, instance)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from deploy.loading import loading
 from deploy.terminal_text import say, say_lines
 from pipeline.text.json_text import json_text
 from pipeline.text.plural import counted
@@ -58,7 +59,8 @@ def verify(ctx: click.Context, since: int | None, until: int | None, as_json: bo
     settings. If retention deleted readings or forecasts, it begins where both are left. Without --until it ends at the
     offsets that the forecasters have committed.
     """
-    from pipeline.audit.verify import verify as audit
+    with loading():
+        from pipeline.audit.verify import verify as audit
 
     settings = ctx.obj.settings
     verdict = audit(settings, _loader(settings), _span(settings, since, until))
@@ -151,7 +153,8 @@ def explain(ctx: click.Context, sensor: str, timestamp: int) -> None:
     TIMESTAMP is the time of the reading: ISO 8601 with a zone, or epoch milliseconds. The exit code is 1 if the
     recomputed forecast differs, or if it cannot be recomputed because it was made under other settings.
     """
-    from pipeline.audit.explain import explain as take_apart
+    with loading():
+        from pipeline.audit.explain import explain as take_apart
 
     settings = ctx.obj.settings
     explanations = take_apart(settings, _loader(settings), sensor, timestamp)

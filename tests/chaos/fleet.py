@@ -70,7 +70,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.chaos.forecaster_main", "tests.compiled_core"])
+        self._context.set_forkserver_preload(["tests.compiled_core", "tests.chaos.forecaster_main"])
         self.members = []
         for name in self.names:
             folder = self.folder / name

@@ -387,7 +387,7 @@ def stopped(settings: Settings) -> Iterator[None]:
 
 # Forks of a process that has imported all modules and has no threads: a new interpreter takes seconds to start.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.integration.forecaster_process", "tests.compiled_core"])
+_PROCESSES.set_forkserver_preload(["tests.compiled_core", "tests.integration.forecaster_process"])
 
 
 class ForecasterProcess:
