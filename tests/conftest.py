@@ -1,11 +1,12 @@
 """One Kafka, one MLflow and one Prefect per test run, each started only if a collected test needs it."""
 
+import gc
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
@@ -100,6 +101,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Pass the settings of the servers to a new worker of pytest-xdist."""
     node.workerinput["servers"] = node.config.stash[SERVERS].description
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Pause the garbage collector while the test modules and all that they import are loaded.
+
+    These are 700,000 objects, none of which is garbage. The collector would visit them again and again, which takes a
+    fifth of the time, and once more in every full collection during the tests.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
