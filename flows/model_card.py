@@ -159,12 +159,14 @@ def _summary(facts: CardFacts, lister: _Lister) -> str:
     span = f"{_duration(cadence_s)} to {last}" if config.horizon_steps > 1 else last
     bounds = [f"{name}: {each}" for name, each in zip(config.targets, config.bounds, strict=False) if each.are_set]
     within = f" No forecast leaves these bounds: {lister.list(bounds)}." if bounds else ""
+    calendar = lister.list([each.name for each in config.calendar])
+    ahead_of = f" It knows these days ahead: {calendar}." if config.calendar else ""
     verdict, _, reason = facts.decision.reason.partition(": ")
     return (
         f"Forecasts **{lister.list(config.targets)}** of a sensor {ahead} ahead ({span}), as quantiles "
         f"{', '.join(map(str, config.quantiles))}. It steps once for each reading of {lister.list(config.features)}, "
-        f"about every {_duration(cadence_s)}.{within}\n\n**{mlflow_markdown(verdict).capitalize()}** by the gate: "
-        f"{mlflow_markdown(reason)}."
+        f"about every {_duration(cadence_s)}.{within}{ahead_of}\n\n**{mlflow_markdown(verdict).capitalize()}** "
+        f"by the gate: {mlflow_markdown(reason)}."
     )
 
 

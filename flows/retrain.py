@@ -31,6 +31,7 @@ from model.target_scale import same_shape
 from model.training import DeviceError, EpochReport, TrainingOptions, TrainingResult, choose_device, train
 from pipeline.best_effort import best_effort
 from pipeline.bounds_remarks import bounds_remarks
+from pipeline.calendar_remarks import calendar_remarks
 from pipeline.errors import HistoryError, ModelUnusable, RegistryUnreachable, SettingsError
 from pipeline.evaluation.evaluate import Evaluation, Selection, evaluate, model_config, training_options, unseen_part
 from pipeline.evaluation.gate import Decision, decide
@@ -178,7 +179,7 @@ def _read(settings: Settings, version: int | None) -> _Data:
     found = load_training(history, settings, version)
     if warning := cadence_warning(found.trained):
         get_run_logger().warning("%s", warning)
-    for remark in bounds_remarks(found.trained, settings):
+    for remark in bounds_remarks(found.trained, settings) + calendar_remarks(found.trained, settings):
         get_run_logger().info("%s", remark)
     if found.late:
         get_run_logger().warning("%s", describe_late(found.late, settings.training.late))
@@ -270,6 +271,7 @@ def _params(
         "season_steps": config.season_steps,
         "max_gap_steps": config.max_gap_steps,
         "bounds": "; ".join(f"{name}: {each}" for name, each in zip(config.targets, config.bounds, strict=False)),
+        "calendar": ", ".join(each.name for each in config.calendar),
         "by_roots": ", ".join(config.targets_by_roots),
         "adaptation": adaptation.level,
         "calibration": adaptation.calibrated,

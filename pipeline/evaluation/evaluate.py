@@ -142,6 +142,7 @@ def model_config(settings: Settings) -> ModelConfig:
         max_gap_steps=settings.max_gap_steps,
         season_steps=settings.season,
         bounds=settings.target_bounds,
+        calendar=settings.calendar_covariates,
     )
 
 

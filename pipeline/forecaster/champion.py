@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from model.artefact import ArtefactError, load_artefact
 from model.forecaster import Forecaster
 from pipeline.bounds_remarks import bounds_difference
+from pipeline.calendar_remarks import calendar_difference
 from pipeline.errors import ModelMissing, ModelUnusable, RegistryError
 from pipeline.registry.versions import CHAMPION, Registry, settings_differences
 from pipeline.settings import Settings
@@ -88,7 +89,7 @@ class RegistryChampion:
         """The model of a version, from the local copy if there is one."""
         copy = self._registry.load_copy(version, self._folder)
         self._copies[version] = copy.folder
-        self._compare_bounds(version, copy.forecaster)
+        self._compare_with_settings(version, copy.forecaster)
         return copy.forecaster
 
     def last_served(self) -> Candidate | None:
@@ -109,13 +110,14 @@ class RegistryChampion:
             )
             return None
         self._copies[version] = copy
-        self._compare_bounds(version, forecaster)
+        self._compare_with_settings(version, forecaster)
         return Candidate(version, forecaster)
 
-    def _compare_bounds(self, version: int, forecaster: Forecaster) -> None:
-        """Log a difference to the settings: the bounds in force are the model's."""
-        if difference := bounds_difference(forecaster.config, self._settings):
-            logger.warning("version %d %s", version, difference)
+    def _compare_with_settings(self, version: int, forecaster: Forecaster) -> None:
+        """Log differences to the settings: the bounds and the calendar in force are the model's."""
+        for compare in (bounds_difference, calendar_difference):
+            if difference := compare(forecaster.config, self._settings):
+                logger.warning("version %d %s", version, difference)
 
     def save_last_served(self, version: int) -> None:
         """Record the version in a file, atomically: a restart serves it before MLflow has answered."""

@@ -25,9 +25,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from model.bounds import NO_BOUNDS, Bounds
 from model.config import MOST_FORECAST_NUMBERS, Adaptation
 from model.experts import RULE as ADAPTATION_RULE
+from model.known_ahead import CalendarCovariate
 from model.reorder_buffer import GracePeriod
 from pipeline.errors import SettingsError
 from pipeline.settings.bounds import BoundsSettings
+from pipeline.settings.calendar import CalendarSettings
 from pipeline.settings.file import read_settings_file
 from pipeline.settings.readings import ReadingsSettings
 from pipeline.settings.report import describe_faults, describe_folder, describe_invalid, unknown_variable
@@ -128,6 +130,7 @@ class Settings(BaseSettings):
         examples=[{"temperature": {"minimum": -90}}],
         description="target -> its bounds; a model applies those that it was trained with",
     )
+    calendar: CalendarSettings = CalendarSettings()
     history: Path | None = Field(default=None, description="the Delta table; by default HOME/history")
     model_name: ModelName = "streamgru"
     # Before the servers' addresses: their defaults are the local stack's.
@@ -259,6 +262,11 @@ class Settings(BaseSettings):
         """The bounds of each target, for a model that is trained now; empty if no target has any."""
         found = tuple(self.bounds[name].in_model if name in self.bounds else NO_BOUNDS for name in self.targets)
         return found if any(each.are_set for each in found) else ()
+
+    @property
+    def calendar_covariates(self) -> tuple[CalendarCovariate, ...]:
+        """The days that are known ahead, for a model that is trained now."""
+        return self.calendar.in_model
 
     @property
     def history_path(self) -> Path:
