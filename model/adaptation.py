@@ -10,8 +10,8 @@ mixture's own past errors.
 Labels are delayed: a step of a forecast is scored when its value is read, and corrections learn from a forecast after
 all of its h steps have been read. Every ``stride``-th forecast is kept until then, so that at most ``PENDING`` are
 pending for any horizon. Corrections are learned at up to ``LEARN_POINTS`` points of the horizon, and losses are kept at
-up to ``LOSS_POINTS``; other steps are interpolated. The state's size is therefore fixed; only its labels grow with the
-horizon (9 bytes per step and target).
+up to twice ``LOSS_POINTS``; other steps are interpolated. The state's size is therefore bounded; only its labels grow
+with the horizon (9 bytes per step and target).
 
 A reset blanks the state. Each target has a grid of points in time, a cadence apart. A point without a value gets a
 replacement. If a point has several values, each gets a forecast, and only the first is learned from. ``model.kernel``
@@ -135,6 +135,7 @@ def _kernel_arguments(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Pl
         quick_rate=min(kernel.LEVEL_RATE_BOUND, 4.0 / season),
         season_rate=min(kernel.LEVEL_RATE_BOUND, 1.0 / season),
         forgetting=(1.0 - 1.0 / learnt_steps) ** config.stride,
+        recent_rate=config.recent_rate,
     )
     begins, place = {}, 0
     for name, kind, shape in config.fields:
@@ -150,6 +151,7 @@ def _kernel_arguments(config: AdaptationConfig) -> tuple[kernel.Sizes, kernel.Pl
     learn_left, learn_share = _interpolation(config.learn_points, config.horizon_steps)
     tables = kernel.Tables(
         levels=np.array(config.levels),
+        mirrors=_mirrors(config.levels),
         log_prior=np.log(config.prior),
         projection=config.projection,
         loss_points=config.loss_points,
@@ -173,6 +175,12 @@ def _loss_rates(config: AdaptationConfig) -> tuple[Floats, Floats]:
     log_discounts = config.stride * np.log1p(-1.0 / memory_steps)
     labels = config.stride / -np.expm1(log_discounts) / independent_steps  # independent labels in a full memory
     return log_discounts, kernel.RATE * labels
+
+
+def _mirrors(levels: tuple[float, ...]) -> Indexes:
+    """(Q,) ``mirrors`` of the kernel's tables."""
+    mirrored = ([p for p in range(len(levels)) if math.isclose(levels[p], 1.0 - level)] for level in levels)
+    return np.array([found[0] if found else q for q, found in enumerate(mirrored)], np.int64)
 
 
 def _cosines() -> Floats:

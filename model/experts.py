@@ -7,6 +7,7 @@ P learning points, L loss points, S steps of a season, A pending forecasts.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -20,14 +21,21 @@ States = NDArray[Any]
 
 # Version of the arithmetic; increase it when the same readings would give other states or forecasts. States of an
 # earlier version are then rebuilt, and its forecasts can be told apart.
-RULE: Final = 6
+RULE: Final = 7
 PENDING: Final = 8  # largest number of forecasts that await their labels
 LEARN_POINTS: Final = 8  # largest number; 24 forecast no better on ETTh1 and the Beijing set, for twice the bytes
-LOSS_POINTS: Final = 8  # largest number
+LOSS_POINTS: Final = 8  # largest number, before longer gaps are divided
+LOSS_GAP: Final = 150  # largest number of steps between two loss points, or LOSS_POINTS-th part of the horizon
 REGRESSORS: Final = 10
-# Past changes that the autoregression sees. ``kernel.py`` has this constant and the previous one too: an import of the
-# kernel would load numba, and every command reads the settings, which need ``RULE``.
+# Past changes that the autoregression sees. ``kernel.py`` has this constant, the previous and the next one too: an
+# import of the kernel would load numba, and every command reads the settings, which need ``RULE``.
 AR_LAGS: Final = 24
+ERROR_RATE: Final = 0.01  # update rate of the usual mean |error|: it averages over some 100 labels
+# The recent mean |error| averages over RECENT_STEPS steps, but over RECENT_LABELS labels at least and 1 / ERROR_RATE at
+# most, so it is the usual one up to a horizon of some 40 steps. Both numbers were chosen by the coverage in the
+# validation parts of ETTh1 at 192, 336 and 720 steps.
+RECENT_STEPS: Final = 504.0
+RECENT_LABELS: Final = 6.0
 HIDDEN_REGRESSORS: Final = 16  # projections of the last layer's hidden state; 32 forecast no better
 
 PLAIN: Final = ("persistence", "seasonal", "gru")
@@ -125,7 +133,17 @@ class AdaptationConfig:
         h = self.horizon_steps
         if h <= LOSS_POINTS:
             return np.arange(h, dtype=np.int64)
-        return np.unique(np.rint(h ** np.linspace(0.0, 1.0, LOSS_POINTS)).astype(np.int64) - 1)
+        points = np.unique(np.rint(h ** np.linspace(0.0, 1.0, LOSS_POINTS)).astype(np.int64) - 1)
+        gap = max(LOSS_GAP, -(-h // LOSS_POINTS))
+        parts = [np.linspace(a, b, -(-(b - a) // gap), endpoint=False) for a, b in pairwise(points.tolist())]
+        return np.asarray(np.rint(np.concatenate([*parts, points[-1:]])), np.int64)
+
+    @property
+    def recent_rate(self) -> float:
+        """Update rate, per label, of the recent mean |error|; ``ERROR_RATE`` if it is not kept."""
+        if not self.calibrated:
+            return ERROR_RATE
+        return min(max(ERROR_RATE, self.stride / RECENT_STEPS), 1.0 / RECENT_LABELS)
 
     @property
     def median(self) -> int:
@@ -179,6 +197,8 @@ class AdaptationConfig:
             ("pending_experts", "<f4", (A, K, E, L)),
             ("pending_quantiles", "<f4", (A, K, Q, L)),
         ]
+        if self.recent_rate > ERROR_RATE:
+            fields.append(("recent_errors", "<f4", (K, L)))  # recent mean |error| of the mixture
         if self.groups:
             fields.append(("ar_weights", "<f4", (K, AR_LAGS + 1)))  # of the transformed changes, and of a constant
             fields.append(("ar_powers", "<f4", (K, AR_LAGS + 1)))  # running mean squares of these regressors

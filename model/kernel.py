@@ -26,8 +26,11 @@ A step does this for each target (``_step``):
    inside; the two steps balance at the nominal coverage (adaptive conformal inference, Gibbs and Candès, 2021, as
    quantile tracking: Angelopoulos, Candès and Tibshirani, 2023). The long-run coverage of each shape is the nominal one
    for any sequence of labels, as long as factors stay off their bounds; labels close to a quantile count as outside in
-   part (``EDGE``). The published distance is the weighted mean of both. For each quantile level, a shape's weight falls
-   with its past quantile loss (weights by level: Berrisch and Ziel, "CRPS learning", 2023).
+   part (``EDGE``). Both shapes are multiplied by the mixture's recent mean error over its usual one: far ahead labels
+   are few, and the mean of all recent errors shows a rough or calm month sooner than the few labels outside a quantile
+   (errors over their running scale, as in locally weighted conformal prediction: Lei et al., 2018). The published
+   distance is the weighted mean of both. For each quantile level, a shape's weight falls with its past quantile loss
+   (weights by level: Berrisch and Ziel, "CRPS learning", 2023).
 5. *Keep*. Every ``stride``-th forecast is kept until its labels have come.
 
 A step is a point of the target's own grid of cadences (``_points_to``), so n steps are n cadences, regardless of when
@@ -103,8 +106,11 @@ GRID_POINTS: Final = 100  # number of points over which the values' mean distanc
 
 # --- quantiles: FACTOR_STEP was chosen among 0.003-0.03 on validation parts
 SPREAD_PRIOR: Final = 10.0  # labels that the prior counts as; the prior ratio of the mixture's to the GRU's errors is 1
+RECENT_ERROR: Final = 5.0  # usual mean errors; a larger error counts as this in the recent mean
+RECENT_BOUND: Final = 100.0  # largest multiple of the usual mean error, and largest part of it
 # Change of a log factor per label outside its quantile. It is large at first, to correct a wrong spread, then small,
-# because each change adds noise (Angelopoulos, Barber and Bates, 2024), and never zero, because spreads drift.
+# because each change adds noise (Angelopoulos, Barber and Bates, 2024), and never zero, because spreads drift. Where
+# the recent mean error follows the drift, all steps are multiplied by ERROR_RATE over the recent mean's rate.
 FACTOR_STEP: Final = 0.01  # the smallest step, times the root of the stride
 FIRST_FACTOR_STEP: Final = 0.05  # the largest step
 FACTOR_STEP_LABELS: Final = 10.0  # in between, the step is this number divided by the number of labels so far
@@ -146,6 +152,7 @@ class Sizes(NamedTuple):
     quick_rate: float  # update rate of the level over a quarter of a season
     season_rate: float  # update rate of the level over a season
     forgetting: float  # per label, of corrections
+    recent_rate: float  # update rate of the recent mean |error|
 
 
 class Places(NamedTuple):
@@ -165,6 +172,7 @@ class Places(NamedTuple):
     pending_unit: int
     losses: int  # float32
     spreads: int
+    recent_errors: int
     factors: int
     distances: int
     shape_losses: int
@@ -194,6 +202,7 @@ class Tables(NamedTuple):
     """Constant arrays."""
 
     levels: Numbers  # (Q,) quantile levels
+    mirrors: Numbers  # (Q,) int64: the index of the level as far from 1 as this one is from 0, or its own index
     log_prior: Numbers  # (E,) of the weights before any label
     projection: Numbers  # (H, hidden regressors)
     loss_points: Numbers  # (L,) int64: horizon steps, from 0
@@ -228,6 +237,8 @@ class Scratch(NamedTuple):
     correction: Numbers  # (P,)
     weights: Numbers  # (E, L)
     factors: Numbers  # (Q, L)
+    recent: Numbers  # (L,) the mixture's recent mean error as a multiple of its usual one
+    excess: Numbers  # (2, Q) how far a label's share outside each quantile exceeds the nominal one, by shape
     shares: Numbers  # (Q, L) of the shape that the GRU gives
     reaches: Numbers  # (Q, h) distances of the GRU's quantiles, calibrated
     changes: Numbers  # (AR_LAGS + AR_STEPS,) last changes, in scales, then the autoregression's forecasts of changes
@@ -255,6 +266,8 @@ def scratch(size: Sizes, record_bytes: int) -> Scratch:
         correction=np.empty(P),
         weights=np.empty((E, L)),
         factors=np.empty((Q, L)),
+        recent=np.empty(L),
+        excess=np.empty((2, Q)),
         shares=np.empty((Q, L)),
         reaches=np.zeros((Q, h)),
         changes=np.empty(AR_LAGS + AR_STEPS),
@@ -415,7 +428,7 @@ def _unit_growth(at: Places, record: Record, k: int, unit: float) -> float:
 
 
 @inner
-def _score_arrived(size: Sizes, at: Places, table: Tables, record: Record, k: int) -> None:
+def _score_arrived(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
     """Score each loss point whose label is the newest value, by the forecast that was kept at that distance."""
     if record.u1[at.seen + (k + 1) * size.horizon - 1] == 0:
         return
@@ -428,11 +441,11 @@ def _score_arrived(size: Sizes, at: Places, table: Tables, record: Record, k: in
         pending = ((issue // size.stride) % size.slots) * size.targets + k
         unit = record.f8[at.pending_unit + pending]
         if record.i8[at.pending_step + pending] != issue + 1 or unit == 0.0:
-            continue  # not kept, or from before the target's first value, when it had no unit
+            continue  # not kept, or from before the target's second value, when it had no unit
         shrunk = _unit_growth(at, record, k, unit)
         label = _clip((newest - record.f8[at.pending_value + pending]) / unit, STORED_BOUND) * shrunk
         count: Any = np.int64(record.i4[at.labels + k * size.loss_points + m])
-        _score(size, at, table, record, k, m, pending, label, count, shrunk)
+        _score(size, at, table, record, k, m, pending, label, count, shrunk, to)
         record.i4[at.labels + k * size.loss_points + m] = min(count, COUNT_BOUND - 1) + 1
 
 
@@ -442,7 +455,7 @@ def _learn_from_due(size: Sizes, at: Places, table: Tables, record: Record, k: i
     pending = slot * size.targets + k
     unit = record.f8[at.pending_unit + pending]
     if unit == 0.0:
-        return  # a forecast from before the target's first value has no unit
+        return  # a forecast from before the target's second value has no unit
     shrunk = _unit_growth(at, record, k, unit)
     value = record.f8[at.pending_value + pending]
     values = at.values + (k + 1) * size.remembered - size.horizon
@@ -472,6 +485,7 @@ def _score(
     label: float,
     count: Any,
     shrunk: float,
+    to: Scratch,
 ) -> None:
     """Update the experts' losses, the mean errors and the quantiles of a loss point by its label number ``count``."""
     f4, E, L, Q = record.f4, size.experts, size.loss_points, size.quantiles
@@ -491,37 +505,85 @@ def _score(
         mean = np.float64(f4[losses + e * L])
         f4[losses + e * L] = mean + loss_rate * (loss - mean)
     median = f4[at.pending_quantiles + (pending * Q + size.median) * L + m] * shrunk
+    if size.calibrated:
+        _calibrate(size, at, table, record, k, m, pending, label, count, shrunk, loss_rate, to)
     model = f4[experts + size.gru * L] * shrunk
     spreads, error_rate = at.spreads + k * 2 * L + m, max(ERROR_RATE, 1.0 / (count + 1.0))
+    if size.recent_rate > ERROR_RATE:
+        usual, place = np.float64(f4[spreads]), at.recent_errors + k * L + m
+        counted = abs(label - median)
+        if count >= OUTLIER_LABELS and usual > 0.0:
+            counted = min(counted, RECENT_ERROR * usual)
+        f4[place] += max(size.recent_rate, 1.0 / (count + 1.0)) * (counted - f4[place])
     f4[spreads] += error_rate * (abs(label - median) - f4[spreads])
     f4[spreads + L] += error_rate * (abs(label - model) - f4[spreads + L])
-    if not size.calibrated:
-        return
-    step = max(FACTOR_STEP * math.sqrt(size.stride), min(FIRST_FACTOR_STEP, FACTOR_STEP_LABELS / (count + 1.0)))
-    rate = min(max(DISTANCE_LABELS / (count + 1.0), DISTANCE_RATE * math.sqrt(size.stride)), 1.0)
+
+
+@inner
+def _recent(size: Sizes, at: Places, record: Record, k: int, m: int) -> float:
+    """The mixture's recent mean error at a loss point, as a multiple of its usual one; 1 before any label."""
+    if size.recent_rate <= ERROR_RATE:
+        return 1.0
+    usual = np.float64(record.f4[at.spreads + k * 2 * size.loss_points + m])
+    recent = np.float64(record.f4[at.recent_errors + k * size.loss_points + m])
+    return min(max(recent / usual, 1.0 / RECENT_BOUND), RECENT_BOUND) if usual > 0.0 else 1.0
+
+
+@inner
+def _calibrate(
+    size: Sizes,
+    at: Places,
+    table: Tables,
+    record: Record,
+    k: int,
+    m: int,
+    pending: int,
+    label: float,
+    count: Any,
+    shrunk: float,
+    loss_rate: float,
+    to: Scratch,
+) -> None:
+    """Update the quantiles of a loss point by its label number ``count``."""
+    f4, L, Q = record.f4, size.loss_points, size.quantiles
+    recent = _recent(size, at, record, k, m)
+    median = f4[at.pending_quantiles + (pending * Q + size.median) * L + m] * shrunk
     for q in range(Q):
         if q == size.median:
             continue
         tail = min(table.levels[q], 1.0 - table.levels[q])
         beyond = (label - median) * (1.0 if q > size.median else -1.0)
         shaped = abs(f4[at.pending_quantiles + (pending * Q + q) * L + m] * shrunk - median)
-        place = at.distances + (k * Q + q) * L + m
-        fixed = np.float64(f4[place])
+        fixed = np.float64(f4[at.distances + (k * Q + q) * L + m]) * recent
         for shape in range(2 if count > 0 else 0):  # the first label gives the fixed distance
             excess = beyond - (fixed if shape else shaped)
             loss = max((1.0 - tail) * excess, -tail * excess)
             mean_place = at.shape_losses + ((k * 2 + shape) * Q + q) * L + m
             f4[mean_place] += loss_rate * (loss - f4[mean_place])
         edge = max(min(EDGE, EDGE_PART * shaped), LEAST_EDGE)
-        outside = min(max(0.5 + (beyond - shaped) / edge, 0.0), 1.0)
+        to.excess[0, q] = min(max(0.5 + (beyond - shaped) / edge, 0.0), 1.0) - tail
+        edge = max(EDGE_PART * fixed, LEAST_EDGE)
+        to.excess[1, q] = min(max(0.5 + (beyond - fixed) / edge, 0.0), 1.0) - tail
+    # The recent mean error follows the drift, so the steps are smaller by `part`. Only this part of a step is the
+    # quantile's own, and the rest is the mean of both sides: few labels tell the width of an interval, but not that of
+    # either side.
+    part = ERROR_RATE / size.recent_rate
+    step = FACTOR_STEP * math.sqrt(size.stride)
+    step = max(step * part, min(FIRST_FACTOR_STEP, FACTOR_STEP_LABELS * part / (count + 1.0)))
+    rate = min(max(DISTANCE_LABELS / (count + 1.0), DISTANCE_RATE * math.sqrt(size.stride) * part), 1.0)
+    for q in range(Q):
+        if q == size.median:
+            continue
+        mirror = table.mirrors[q]
+        both = 0.5 * (to.excess[0, q] + to.excess[0, mirror])
         factor = at.factors + (k * Q + q) * L + m
-        f4[factor] = _clip(f4[factor] + step * (outside - tail), FACTOR_BOUND)
+        f4[factor] = _clip(f4[factor] + step * (part * to.excess[0, q] + (1.0 - part) * both), FACTOR_BOUND)
+        place = at.distances + (k * Q + q) * L + m
         if count == 0:
-            fixed = abs(beyond)
+            fixed = abs(label - median)
         else:
-            edge = max(EDGE_PART * fixed, LEAST_EDGE)
-            outside = min(max(0.5 + (beyond - fixed) / edge, 0.0), 1.0)
-            fixed *= math.exp(rate * (outside - tail))
+            both = 0.5 * (to.excess[1, q] + to.excess[1, mirror])
+            fixed = f4[place] * math.exp(rate * (part * to.excess[1, q] + (1.0 - part) * both))
         f4[place] = min(max(fixed, LEAST_DISTANCE), STORED_BOUND)
 
 
@@ -798,7 +860,7 @@ def _mix(size: Sizes, table: Tables, to: Scratch) -> None:
 
 @inner
 def _weigh_shapes(size: Sizes, at: Places, table: Tables, record: Record, k: int, to: Scratch) -> None:
-    """Fill ``to.factors`` of the GRU's quantiles, and ``to.shares``, the weights of its shape, at every loss point."""
+    """Fill ``to.factors`` of the GRU's quantiles, ``to.shares``, the weights of its shape, and ``to.recent``."""
     Q, L, f4 = size.quantiles, size.loss_points, record.f4
     for m in range(L):
         labels = np.float64(record.i4[at.labels + k * L + m])
@@ -806,7 +868,8 @@ def _weigh_shapes(size: Sizes, at: Places, table: Tables, record: Record, k: int
         weight = known / (known + SPREAD_PRIOR)
         ours, models = f4[at.spreads + k * 2 * L + m], f4[at.spreads + (k * 2 + 1) * L + m]
         ratio = ours / models if models > 0.0 else 1.0
-        ratio = 1.0 + weight * (min(max(ratio, 1e-2), 1e2) - 1.0)
+        to.recent[m] = _recent(size, at, record, k, m)
+        ratio = (1.0 + weight * (min(max(ratio, 1e-2), 1e2) - 1.0)) * to.recent[m]
         rate = -table.rates[m] * math.expm1(table.log_discounts[m] * labels)
         for q in range(Q):
             to.factors[q, m] = math.exp(np.float64(f4[at.factors + (k * Q + q) * L + m])) * ratio
@@ -837,8 +900,9 @@ def _spread(
                 shaped = max(shaped, abs(model[q, j] - model[size.median, j]) * factor)
                 place = at.distances + (k * Q + q) * L
                 # A point without a label has no distance yet.
-                far = f4[place + right] if f4[place + right] > 0.0 else f4[place + left]
-                fixed = max(fixed, (f4[place + left] * (1.0 - share) + far * share) * unit)
+                near = f4[place + left] * to.recent[left]
+                far = f4[place + right] * to.recent[right] if f4[place + right] > 0.0 else near
+                fixed = max(fixed, (near * (1.0 - share) + far * share) * unit)
                 part = to.shares[q, left] * (1.0 - share) + to.shares[q, right] * share
                 reach = max(reach, part * shaped + (1.0 - part) * fixed)
                 to.reaches[q, j] = shaped
@@ -860,8 +924,8 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
     pending = slot * size.targets + k
     value, unit = record.f8[at.values + (k + 1) * size.remembered - 1], _unit(at, record, k)
     record.f8[at.pending_value + pending] = value
-    # Unit 0 marks a forecast before the target's first value: it is not scored.
-    record.f8[at.pending_unit + pending] = unit if record.i4[at.observed + k] > 0 else 0.0
+    # Unit 0 marks a forecast before the target's second value: a unit is a mean change. It is not scored.
+    record.f8[at.pending_unit + pending] = unit if record.i4[at.observed + k] > 1 else 0.0
     for m in range(L):
         j = table.loss_points[m]
         for e in range(E):
@@ -979,7 +1043,7 @@ def _step(
         _observe(size, at, record, k, phase, value, to.x)
         if size.groups and math.isfinite(value) and record.i4[at.observed + k] > 2:
             _learn_change(size, at, table, record, k, to)
-        _score_arrived(size, at, table, record, k)
+        _score_arrived(size, at, table, record, k, to)
         if issue >= 0 and issue % size.stride == 0:
             due_slot = (issue // size.stride) % size.slots
             if i8[at.pending_step + due_slot * size.targets + k] == issue + 1:

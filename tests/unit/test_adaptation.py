@@ -152,8 +152,9 @@ def test_a_forecast_does_not_depend_on_later_readings(level: Level) -> None:
 @pytest.mark.parametrize("horizon", [1, 3, 20])
 def test_corrections_learn_from_a_forecast_when_its_last_label_has_arrived(horizon: int) -> None:
     shape = config("full", horizon=horizon)
-    values = random_walk(horizon + 1, 3)
-    early, late = run(shape, values[:horizon]).states, run(shape, values).states
+    first = shape.stride  # the first reading has no change, and so no unit: its forecast is not scored
+    values = random_walk(first + horizon + 1, 3)
+    early, late = run(shape, values[:-1]).states, run(shape, values).states
     assert (early["learned"] == 0).all()
     assert (early["plain_weights"] == 0.0).all()
     assert (late["learned"] == 1).all()
@@ -162,10 +163,10 @@ def test_corrections_learn_from_a_forecast_when_its_last_label_has_arrived(horiz
 @pytest.mark.parametrize("horizon", [1, 3, 20])
 def test_each_step_of_a_forecast_is_scored_when_its_label_arrives(horizon: int) -> None:
     shape = config("full", horizon=horizon)
-    values = random_walk(horizon + 1, 3)
-    for readings in range(1, horizon + 2):
+    values = random_walk(shape.stride + horizon + 1, 3)
+    for readings in range(1, len(values) + 1):
         states = run(shape, values[:readings]).states
-        kept = np.arange(0, readings, shape.stride)  # the readings whose forecasts are kept
+        kept = np.arange(shape.stride, readings, shape.stride)  # the readings whose forecasts are kept and scored
         arrived = [(kept + 1 + step < readings).sum() for step in shape.loss_points]
         np.testing.assert_array_equal(states["labels"], np.broadcast_to(arrived, states["labels"].shape))
         assert ((states["losses"].max(axis=2) > 0.0) == (states["labels"] > 0)).all()
@@ -207,8 +208,9 @@ def test_a_missing_step_issues_no_forecast_and_gives_no_label() -> None:
     got = run(config(horizon=1), values, quantiles)
     assert np.isnan(got.quantiles[20]).all()
     assert np.isfinite(got.quantiles[21:]).all()
-    # Of 40 forecasts one was not issued, one has no label (step 20), and the label of the last is still to come.
-    assert got.states["labels"].item() == 37
+    # Of 40 forecasts the first has no unit, one was not issued, one has no label (step 20), and the last one's is still
+    # to come.
+    assert got.states["labels"].item() == 36
 
 
 def test_the_models_forecast_is_unchanged_until_a_target_has_a_value() -> None:
@@ -217,6 +219,30 @@ def test_the_models_forecast_is_unchanged_until_a_target_has_a_value() -> None:
     got = run(config(), values)
     np.testing.assert_array_equal(got.quantiles[:10, 1], gru_like(values, 3)[:10, 1])
     assert got.states["steps"].tolist() == [[30], [20]]
+
+
+def test_intervals_far_ahead_soon_follow_a_calm_month() -> None:
+    """The changes between readings stay as they were, so the unit of the errors does not tell of the calm."""
+    horizon, calm, T = 192, 4_000, 6_000
+    rng = np.random.default_rng(3)
+    levels = rng.standard_normal((T // 40, 4, 1)).repeat(40, axis=0)
+    levels[calm:] *= 0.25
+    values = levels + 0.3 * rng.standard_normal((T, 4, 1))
+    got = run(config("off", horizon=horizon), values)
+    issued = range(calm + 500, T - horizon, 7)
+    labels = np.stack([values[t + 1 : t + 1 + horizon] for t in issued])[:, :, :, 0]  # (n, h, B)
+    low, high = (got.quantiles[list(issued), :, 0, q].transpose(0, 2, 1) for q in (0, 2))
+    assert ((labels >= low) & (labels <= high)).mean() == pytest.approx(0.8, abs=0.1)
+
+
+def test_each_side_of_an_interval_far_ahead_is_calibrated() -> None:
+    values = np.random.default_rng(4).exponential(1.0, (8_000, 4, 1)) - np.log(2.0)
+    got = run(config("off", horizon=96), values)
+    last = slice(6_000, 7_900)
+    labels = np.stack([values[t + 1 : t + 97] for t in range(last.start, last.stop)])[:, :, :, 0]
+    for q, level in ((0, 0.1), (2, 0.9)):
+        below = labels < got.quantiles[last, :, 0, q].transpose(0, 2, 1)
+        assert below.mean() == pytest.approx(level, abs=0.04)
 
 
 def test_level_off_only_calibrates_the_spread() -> None:
@@ -278,15 +304,16 @@ def test_adaptation_learns_a_series_after_a_constant_part_of_any_length(constant
 def test_the_record_has_the_sizes_that_the_kernel_computes_with() -> None:
     assert experts.REGRESSORS == kernel.REGRESSORS
     assert experts.AR_LAGS == kernel.AR_LAGS
+    assert experts.ERROR_RATE == kernel.ERROR_RATE
 
 
-@pytest.mark.parametrize("horizon", [1, 24, 96, 720])
+@pytest.mark.parametrize("horizon", [1, 24, 96, 720, 20_000])
 def test_the_state_is_bounded_for_any_horizon(horizon: int) -> None:
     for level in ("light", "full"):
         shape = config(level, horizon=horizon)  # type: ignore[arg-type]
         assert shape.slots <= PENDING
         assert len(shape.learn_points) <= LEARN_POINTS
-        assert len(shape.loss_points) <= LOSS_POINTS
+        assert len(shape.loss_points) <= 2 * LOSS_POINTS
         assert shape.loss_points[0] == 0
         assert shape.loss_points[-1] == horizon - 1
         assert adaptation_dtype(shape).itemsize < 25_000 + 9 * horizon
@@ -435,8 +462,9 @@ def test_every_reading_has_its_point_at_intervals_of_half_cadences() -> None:
 
 def test_a_change_of_the_record_layout_needs_a_new_rule_number() -> None:
     """A state of an older layout can have the length of a new one, and would be read as wrong numbers."""
-    layout = hashlib.sha256(repr(config("full", targets=2).fields).encode()).hexdigest()[:12]
-    assert (RULE, layout) == (6, "7e6daaed3b0e")
+    shapes = (config("full", targets=2), config("full", targets=2, horizon=336))
+    layouts = [hashlib.sha256(repr(shape.fields).encode()).hexdigest()[:12] for shape in shapes]
+    assert (RULE, layouts) == (7, ["7e6daaed3b0e", "d99508d838dd"])
 
 
 def test_the_autoregression_learns_a_short_period_that_no_profile_has() -> None:
