@@ -28,7 +28,7 @@ class MLflowServer(Service):
         database = self.data / "mlflow.db"
         _check_data(self.name, database)
         command = (
-            *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(self.port)),
+            *(sys.executable, "-m", "deploy.mlflow_process", "server", "--host", HOST, "--port", str(self.port)),
             *("--backend-store-uri", f"sqlite:///{database}"),
             *("--serve-artifacts", "--artifacts-destination", str(self.data / "artifacts")),
             # Each worker loads the whole server, which takes 15 s of a core; one is enough for a machine's users.
@@ -64,7 +64,17 @@ class PrefectServer(Service):
         copy_empty_database(
             self.settings.stack.cache_path, database, lambda: report(self.name, "preparing its database (once)")
         )
-        command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(self.port))
+        command = (
+            sys.executable,
+            "-m",
+            "deploy.prefect_process",
+            "server",
+            "start",
+            "--host",
+            HOST,
+            "--port",
+            str(self.port),
+        )
         environment = COMMON_ENVIRONMENT | {
             "PREFECT_HOME": str(self.data),
             # Prefect's pages look for the API at this address, too.

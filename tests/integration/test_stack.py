@@ -95,6 +95,7 @@ def test_the_commands_up_status_and_down_leave_no_process_running(own_settings: 
     assert [line.split()[:3] for line in out.splitlines()[1:]] == [
         [name, "up", address] for name, address in zip(("kafka", "mlflow", "prefect"), addresses, strict=True)
     ]
+    assert len(using(own_settings.home)) == 3, "each server is one process"
 
     code, out, err = finish(streamgru(own_settings, "down"))
     assert (code, err) == (0, "")
