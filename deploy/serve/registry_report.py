@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from deploy.loading import loading
 from deploy.serve import answers
 from pipeline.errors import StreamgruError
 from pipeline.settings import Settings, load_settings
@@ -137,7 +138,9 @@ def _overdue(settings: Settings) -> list[str]:
 def main() -> None:
     """Print the report of the settings in the environment as one line of JSON."""
     os.nice(_NICE)
-    sys.stdout.buffer.write(msgspec.json.encode(report(load_settings())) + b"\n")
+    with loading():  # the packages of MLflow and Prefect
+        found = report(load_settings())
+    sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from model.artefact import CONFIG_FILE
 from model.config import Adaptation
 from model.feature_columns import input_column
 from pipeline.errors import RegistryError
@@ -108,6 +107,8 @@ class TrainingRun:
         ):
             import mlflow
             from mlflow.models import Model
+
+            from model.artefact import CONFIG_FILE  # imports torch, which the monitor does without
 
             bundle = bundle_artefact(artefact, Path(folder) / ARTEFACT, self.adaptation)
             config = json.loads((bundle / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -39,3 +39,16 @@ except ImportError:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_monitor_and_the_page_read_the_registry_without_loading_pytorch() -> None:
+    program = """
+import sys
+import pipeline.history.table
+import pipeline.registry.training_run
+import pipeline.registry.versions
+
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
