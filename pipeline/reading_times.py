@@ -12,17 +12,19 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.dead_letter_form import IMPLAUSIBLE
 from pipeline.messages import LATEST_TIMESTAMP_US, Rejected, iso_timestamp, microseconds
 from pipeline.settings import Settings
 from pipeline.time_units import guess_cause
+
+if TYPE_CHECKING:
+    import polars as pl
 
 logger = logging.getLogger("streamgru.reading_times")
 
@@ -80,15 +82,17 @@ def find_implausible(
     return implausible
 
 
-def implausible_rows(rules_of: Mapping[int, TimeRules]) -> pl.Expr:
+def implausible_rows(rules_of: Mapping[int, TimeRules]) -> "pl.Expr":
     """``find_implausible`` for frames with the history's columns; a row without a record timestamp is plausible.
 
     The history has no record timestamps of the readings that were ingested before the rule.
     """
+    import polars as pl  # only here: forecasters and most commands do without
+
     timestamp_us = pl.col("timestamp").cast(pl.Datetime("us", "UTC")).to_physical()
     sent_us = pl.col(RECORD_TIMESTAMP).cast(pl.Datetime("us", "UTC")).to_physical()
 
-    def by_partition(values: Mapping[int, int]) -> pl.Expr:
+    def by_partition(values: Mapping[int, int]) -> "pl.Expr":
         return pl.col("partition").replace_strict(values, default=None, return_dtype=pl.Int64)
 
     implausible = pl.lit(False)
