@@ -161,11 +161,13 @@ def _summary(facts: CardFacts, lister: _Lister) -> str:
     within = f" No forecast leaves these bounds: {lister.list(bounds)}." if bounds else ""
     calendar = lister.list([each.name for each in config.calendar])
     ahead_of = f" It knows these days ahead: {calendar}." if config.calendar else ""
+    attributes = lister.list([each.name for each in config.attributes])
+    known = f" It knows these attributes of sensors: {attributes}." if config.attributes else ""
     verdict, _, reason = facts.decision.reason.partition(": ")
     return (
         f"Forecasts **{lister.list(config.targets)}** of a sensor {ahead} ahead ({span}), as quantiles "
         f"{', '.join(map(str, config.quantiles))}. It steps once for each reading of {lister.list(config.features)}, "
-        f"about every {_duration(cadence_s)}.{within}{ahead_of}\n\n**{mlflow_markdown(verdict).capitalize()}** "
+        f"about every {_duration(cadence_s)}.{within}{ahead_of}{known}\n\n**{mlflow_markdown(verdict).capitalize()}** "
         f"by the gate: {mlflow_markdown(reason)}."
     )
 

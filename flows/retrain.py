@@ -29,6 +29,7 @@ from model.scale_choice import scaled_config
 from model.sequences import Sequences, Split, split_by_time
 from model.target_scale import same_shape
 from model.training import DeviceError, EpochReport, TrainingOptions, TrainingResult, choose_device, train
+from pipeline.attribute_remarks import attribute_remarks
 from pipeline.best_effort import best_effort
 from pipeline.bounds_remarks import bounds_remarks
 from pipeline.calendar_remarks import calendar_remarks
@@ -179,7 +180,8 @@ def _read(settings: Settings, version: int | None) -> _Data:
     found = load_training(history, settings, version)
     if warning := cadence_warning(found.trained):
         get_run_logger().warning("%s", warning)
-    for remark in bounds_remarks(found.trained, settings) + calendar_remarks(found.trained, settings):
+    remarks = bounds_remarks(found.trained, settings) + calendar_remarks(found.trained, settings)
+    for remark in remarks + attribute_remarks(found.trained.sensors, settings):
         get_run_logger().info("%s", remark)
     if found.late:
         get_run_logger().warning("%s", describe_late(found.late, settings.training.late))
@@ -272,6 +274,7 @@ def _params(
         "max_gap_steps": config.max_gap_steps,
         "bounds": "; ".join(f"{name}: {each}" for name, each in zip(config.targets, config.bounds, strict=False)),
         "calendar": ", ".join(each.name for each in config.calendar),
+        "attributes": ", ".join(each.name for each in config.attributes),
         "by_roots": ", ".join(config.targets_by_roots),
         "adaptation": adaptation.level,
         "calibration": adaptation.calibrated,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from .ahead_inputs import AHEAD_WIDTH, ahead_size
+from .attributes import attribute_values
 from .config import (
     BYTES_PER_NUMBER,
     MOST_FORECAST_NUMBERS,
@@ -31,7 +32,7 @@ def weight_bytes(config: ModelConfig) -> int:
     other_layers = (config.num_layers - 1) * _GATES * hidden * (2 * hidden + 2)
     head = outputs * (hidden + 1)
     skip = outputs * (inputs + past_size(config)) if config.preset == "stateful" else 0
-    embedding = (len(config.sensors) + 1) * config.embedding_size
+    embedding = (len(config.sensors) + 1 + len(attribute_values(config.attributes))) * config.embedding_size
     ahead = AHEAD_WIDTH * (hidden + ahead_size(config) + 1 + outputs) if config.knows_ahead else 0
     standard = 2 * config.outlook.covariate_count if config.outlook is not None else 0
     float32 = first_layer + other_layers + head + skip + embedding + ahead

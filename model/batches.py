@@ -1,7 +1,7 @@
 """Batches for training: lanes of contiguous time, walked in chunks, with labels at every step.
 
-Letters: B lanes, T steps of a chunk, S steps of it with labels, D inputs of a step, K targets, R lags, P profile slots,
-h horizon steps, A inputs known ahead.
+Letters: B lanes, V attributes, T steps of a chunk, S steps of it with labels, D inputs of a step, K targets, R lags,
+P profile slots, h horizon steps, A inputs known ahead.
 """
 
 import itertools
@@ -15,8 +15,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .attributes import UNKNOWN_SENSOR
 from .device_data import LARGEST_LABEL, DataSet, DeviceData, Gathered, LaneBounds
-from .forecaster import UNKNOWN_SENSOR, Forecaster
+from .forecaster import Forecaster
 from .inputs import SMALLEST_SCALE, PreparedSequences
 from .sequences import Sequences
 
@@ -28,6 +29,11 @@ _LONGEST_PIECE: Final = 2_048
 _PIECES: Final = 64
 # Share of the steps in cold-start lanes (see ``LanePool``).
 _COLD_START_PART: Final = 0.1
+# An attribute says something about the first days of a sensor alone, and the network learns it from many of them. So
+# with attributes, cold-start lanes last two seasons, and have as many steps as the other lanes, up to a number that
+# takes little memory.
+_FIRST_SEASONS: Final = 2
+_MOST_FIRST_STEPS: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Lane:
     prepared: PreparedSequences
     lo: int
     hi: int
-    row: int  # row of the sensor in the embedding
+    rows: tuple[int, ...]  # of ``Forecaster.sensor_rows``
     loss_from: int  # the first step with labels; steps before it only warm the state
     until_us: int  # labels at this time or later are not used
 
@@ -48,7 +54,7 @@ class Chunk:
 
     x: Tensor  # (B, T, D)
     past: Tensor  # (B, T, K·(R+P))
-    rows: Tensor  # (B,)
+    rows: Tensor  # (B, 1+V)
     scored: slice  # the S steps with labels
     labels: Tensor  # (B, S, K, h) less the level, in scales; 0 if there is no label
     valid: Tensor  # (B, S, K, h) float: 1 for a label, 0 for none
@@ -90,7 +96,7 @@ def chunks(
     if size > 1:
         own = lanes[rank::size] or [replace(lanes[0], hi=lanes[0].lo, loss_from=lanes[0].lo)]
         groups = [_Group(data[found[0].prepared], found) for found in _by_data_set(own)]
-    rows = data.move([lane.row for group in groups for lane in group.lanes])
+    rows = data.move([lane.rows for group in groups for lane in group.lanes])
     longest = max(lane.hi - lane.lo for lane in lanes)
     for begin in range(first * steps, longest, steps):
         T = min(steps, longest - begin)
@@ -199,7 +205,8 @@ class LanePool:
     """The training part of a data set in lanes, cut at other offsets in every pass.
 
     A tenth of the steps are in *cold-start* lanes: stretches of an unknown sensor, with a blank state and normaliser.
-    From them the model learns to serve new sensors and reset states.
+    From them the model learns to serve new sensors and reset states. If sensors have attributes, half of the steps are
+    in such lanes, which are shorter. Half of their sensors have their attributes, and half have none.
     """
 
     def __init__(
@@ -209,36 +216,51 @@ class LanePool:
         self._prepared = prepared
         self._until_us = train_end_us
         self._rows = forecaster.sensor_rows(prepared.sequences.sensors)
+        self._unknown = forecaster.unknown_rows
         # Lanes end at resets, because no state is carried across one.
         spans = [prepared.sequences.stretches(sensor, train_end_us) for sensor in range(len(self._rows))]
         self._spans = list(itertools.chain.from_iterable(spans))
-        self._span_rows = np.repeat(self._rows, [len(stretches) for stretches in spans])
+        self._span_rows = np.repeat(self._rows, [len(stretches) for stretches in spans], axis=0)
         self.longest = max((hi - lo for lo, hi in self._spans), default=0)
         self.steps = sum(hi - lo for lo, hi in self._spans)
-        self._length = LANE_STEPS
+        self._length = self._cold_length = LANE_STEPS
+        self._cold_steps = round(_COLD_START_PART * self.steps)
+        if forecaster.config.attributes:
+            self._cold_length = min(_FIRST_SEASONS * max(forecaster.config.season_steps, 24), LANE_STEPS)
+            self._cold_steps = min(self.steps, _MOST_FIRST_STEPS)
         self._cold_lanes = self._cold_start_lanes(forecaster)
 
     def _cold_start_lanes(self, forecaster: Forecaster) -> list[Lane]:
         sequences = self._prepared.sequences
         spans = [(lo, hi) for lo, hi in self._spans if hi - lo > 1]
-        wanted = max(1, round(_COLD_START_PART * self.steps / self._length)) if spans else 0
+        wanted = max(1, round(self._cold_steps / self._cold_length)) if spans else 0
         weights = np.array([hi - lo for lo, hi in spans], np.float64)
-        index, starts = [np.empty(0, np.int64)], [0]
+        index, starts, rows = [np.empty(0, np.int64)], [0], []
         for chosen in self._rng.choice(len(spans), size=wanted, p=weights / weights.sum()) if wanted else []:
             lo, hi = spans[chosen]
-            first = int(self._rng.integers(lo, max(lo + 1, hi - self._length)))
-            index.append(np.arange(first, min(first + self._length, hi)))
+            first = int(self._rng.integers(lo, max(lo + 1, hi - self._cold_length)))
+            index.append(np.arange(first, min(first + self._cold_length, hi)))
             starts.append(starts[-1] + len(index[-1]))
+            rows.append(self._as_unknown(self._rows[np.searchsorted(sequences.starts, lo, side="right") - 1]))
         names = tuple(str(number) for number in range(len(starts) - 1))
         cold = sequences.select(np.concatenate(index), np.array(starts, np.int64), names)
         by_roots = bool(forecaster.config.targets_by_roots)  # otherwise roots would be taken of roots
         prepared = forecaster.prepare(cold, on_model_scale=by_roots)
-        return [Lane(prepared, lo, hi, UNKNOWN_SENSOR, lo, self._until_us) for lo, hi in itertools.pairwise(starts)]
+        return [
+            Lane(prepared, lo, hi, row, lo, self._until_us)
+            for (lo, hi), row in zip(itertools.pairwise(starts), rows, strict=True)
+        ]
+
+    def _as_unknown(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
+        """The rows of a sensor as if training did not see it, half of the time without its attributes."""
+        if len(rows) > 1 and self._rng.random() < 0.5:
+            return self._unknown
+        return UNKNOWN_SENSOR, *rows[1:].tolist()
 
     @property
     def lanes(self) -> int:
         """About the number of lanes in a pass; too low if many stretches are shorter than a lane."""
-        return len(self._cold_lanes) + self.steps // self._length
+        return len(self._cold_lanes) * self._cold_length // self._length + self.steps // self._length
 
     def passes(self, batch: int, burn_in: int, unknown: float) -> Iterator[list[Lane]]:
         """An endless stream of groups of at most ``batch`` lanes; each pass has other cuts and another order.
@@ -250,19 +272,24 @@ class LanePool:
         """
         while True:
             lanes = list(self._cold_lanes)
-            for (lo, hi), row in zip(self._spans, self._span_rows, strict=True):
+            for (lo, hi), own in zip(self._spans, self._span_rows, strict=True):
                 cuts = np.arange(lo - int(self._rng.integers(self._length)), hi, self._length)
                 warming = _warm_up_steps(lo, hi, burn_in)
                 for cut in cuts:
                     first, last = max(lo, int(cut)), min(hi, int(cut) + self._length)
                     if last - first > warming:
-                        sensor_row = UNKNOWN_SENSOR if self._rng.random() < unknown else int(row)
-                        lanes.append(Lane(self._prepared, first, last, sensor_row, first + warming, self._until_us))
-            # Full lanes and shorter ones form separate groups, so that few steps are padding. Groups come at random.
-            order = sorted(self._rng.permutation(len(lanes)), key=lambda at: lanes[at].hi - lanes[at].lo < self._length)
+                        rows = self._as_unknown(own) if self._rng.random() < unknown else tuple(own.tolist())
+                        lanes.append(Lane(self._prepared, first, last, rows, first + warming, self._until_us))
+            # Lanes of a group are about equally long, so that few steps are padding. Groups come at random.
+            order = sorted(self._rng.permutation(len(lanes)), key=lambda at: self._group_of(lanes[at]))
             groups = np.array_split(order, -(-len(order) // batch))
             for at in self._rng.permutation(len(groups)):
                 yield [lanes[lane] for lane in groups[at]]
+
+    def _group_of(self, lane: Lane) -> tuple[bool, bool]:
+        """Lanes come together with lanes of their kind: first days, full lanes, or shorter ones."""
+        first_days = self._cold_length < self._length and lane.prepared is not self._prepared
+        return first_days, lane.hi - lane.lo < self._length
 
     def windows(self, ends: NDArray[np.int64], batch: int, steps: int) -> Iterator[list[Lane]]:
         """An endless stream of groups of at most ``batch`` windows; each pass has another order.
@@ -275,7 +302,7 @@ class LanePool:
             for first in range(0, len(ends), batch):
                 chosen = order[first : first + batch]
                 yield [
-                    Lane(self._prepared, end - steps + 1, end + 1, row, end, self._until_us)
+                    Lane(self._prepared, end - steps + 1, end + 1, tuple(row), end, self._until_us)
                     for end, row in zip(ends[chosen].tolist(), rows[chosen].tolist(), strict=True)
                 ]
 
@@ -330,7 +357,7 @@ def evaluation_lanes(
             continue
         begin = max(int(sequences.starts[sensor]), lo - run_up)
         lanes = [
-            Lane(prepared, max(first, begin), last, int(row), max(first, lo), end_us)
+            Lane(prepared, max(first, begin), last, tuple(row.tolist()), max(first, lo), end_us)
             for first, last in sequences.stretches(sensor, end_us)
             if last > lo
         ]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from .attributes import Attribute
 from .bounds import Bounds
 from .known_ahead import CalendarCovariate, OutlookConfig, calendar_from_json, outlook_from_json
 
@@ -74,6 +75,7 @@ class ModelConfig:
     roots: tuple[bool, ...] = ()  # whether each target is modelled by roots (``model.target_scale``); empty if none is
     calendar: tuple[CalendarCovariate, ...] = ()  # covariates known ahead that are functions of time
     outlook: OutlookConfig | None = None  # covariates known ahead that come in messages; None without any
+    attributes: tuple[Attribute, ...] = ()  # of sensors; empty if the settings give none
 
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) != len(self.features):
@@ -101,6 +103,10 @@ class ModelConfig:
                 raise ValueError(f"{target} needs a minimum to be modelled by roots")
         if len({each.name for each in self.calendar}) != len(self.calendar):
             raise ValueError("calendar must name each covariate once")
+        if len({each.name for each in self.attributes}) != len(self.attributes):
+            raise ValueError("attributes must name each attribute once")
+        if self.attributes and not self.embedding_size:
+            raise ValueError("attributes need an embedding_size of at least 1")
         from_zero = ("max_gap_steps", "embedding_size", "lag_steps", "profile_slots")
         from_one = ("cadence_us", "horizon_steps", "season_steps", "hidden_size", "num_layers", "warmup_steps")
         for name in (*from_zero, *from_one, "scale_seasons"):
@@ -141,7 +147,7 @@ class ModelConfig:
     def to_json(self) -> str:
         """The configuration as a JSON object."""
         content = dataclasses.asdict(self)
-        for name in ("bounds", "roots", "calendar", "outlook"):
+        for name in ("bounds", "roots", "calendar", "outlook", "attributes"):
             if not content[name]:
                 del content[name]  # so that an older program can read it
         return json.dumps(content, indent=2, ensure_ascii=False)
@@ -165,6 +171,8 @@ class ModelConfig:
                 tuples["calendar"] = calendar_from_json(tuples["calendar"])
             if "outlook" in tuples:
                 tuples["outlook"] = outlook_from_json(tuples["outlook"])
+            if "attributes" in tuples:
+                tuples["attributes"] = tuple(map(Attribute.from_dict, tuples["attributes"]))
             return cls(**tuples)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a model configuration: {error}") from error

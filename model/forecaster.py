@@ -3,8 +3,9 @@
 A forecast is ``level + scale * head``, in the sensor's own unit. ``head`` is the core's output plus a linear skip from
 the step's inputs and recent past, so the GRU itself need not learn persistence and seasonal repetition.
 
-Letters: B sensors, T steps, S scored steps, D inputs of a step, F features, K targets, R lags, P profile slots,
-Q quantiles, h horizon steps, L layers, H hidden, A inputs known ahead, C covariates of outlooks.
+Letters: B sensors, V attributes, E numbers of a sensor's vector, T steps, S scored steps, D inputs of a step,
+F features, K targets, R lags, P profile slots, Q quantiles, h horizon steps, L layers, H hidden, A inputs known ahead,
+C covariates of outlooks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .ahead_inputs import AheadInputs, AheadTerm, fit_standard
+from .attributes import SensorRows, attribute_values
 from .config import ModelConfig
 from .gru import GRUModel
 from .inputs import INPUTS_PER_FEATURE, PreparedSequences, input_size, past_size, prepare
 from .normaliser import Floats, Normaliser
 from .sequences import Sequences
-
-UNKNOWN_SENSOR: Final = 0  # row of the embedding for sensors that training did not see
 
 # Prefix in memory -> prefix on disk. Artefacts and checkpoints keep the names of format 1, so that an older program can
 # read them.
@@ -41,6 +41,12 @@ class Forecaster(nn.Module):
         self.config = config
         outputs = config.target_count * len(config.quantiles) * config.horizon_steps
         self.embedding = nn.Embedding(len(config.sensors) + 1, config.embedding_size)
+        # A vector for each value of each attribute, which is added to those of its sensors.
+        self.attributes = (
+            nn.Parameter(torch.empty(len(attribute_values(config.attributes)), config.embedding_size))
+            if config.attributes
+            else None
+        )
         self.gru = GRUModel(
             input_size(config) + config.embedding_size, config.hidden_size, outputs, config.num_layers, dropout=dropout
         )
@@ -56,7 +62,7 @@ class Forecaster(nn.Module):
             self.register_buffer("outlook_standard", blank)
         # Ratio of a feature's scale to its changes; float64, because the normaliser's states depend on it.
         self.register_buffer("scale_spread", torch.ones(config.feature_count, dtype=torch.float64))
-        self._rows = {sensor: row for row, sensor in enumerate(config.sensors, start=1)}
+        self._rows = SensorRows(config.sensors, config.attributes)
         self._begin_at_persistence()
         # Made last, so that the random weights above are those of a model without covariates.
         self.ahead = AheadTerm(config, config.hidden_size, outputs) if config.knows_ahead else None
@@ -66,6 +72,10 @@ class Forecaster(nn.Module):
         config = self.config
         if config.embedding_size:
             nn.init.normal_(self.embedding.weight, std=0.1)
+        if self.attributes is not None:
+            # As large as the other inputs of a step. Smaller vectors are hardly learned: the patterns of two values may
+            # be opposite, and then neither alone says anything.
+            nn.init.normal_(self.attributes)
         with torch.no_grad():
             self.gru.fc.weight.mul_(0.1)
             bias = torch.full((config.target_count, len(config.quantiles), config.horizon_steps), -0.5)
@@ -89,8 +99,8 @@ class Forecaster(nn.Module):
             ValueError: a tensor has another shape in ``initial``, or is missing there; the message names it.
         """
         mine, theirs = self.state_dict(), initial.state_dict()
-        rows = initial.sensor_rows(self.config.sensors)
-        theirs["embedding.weight"] = theirs["embedding.weight"][[UNKNOWN_SENSOR, *rows.tolist()]]
+        theirs.pop("attributes", None)
+        theirs |= self._adopted_vectors(initial)
         if _covariates(self.config) != _covariates(initial.config):
             theirs = {name: tensor for name, tensor in theirs.items() if not _is_ahead(name)}
             theirs |= {name: tensor for name, tensor in mine.items() if _is_ahead(name)}
@@ -102,6 +112,25 @@ class Forecaster(nn.Module):
         if differing:
             raise ValueError(f"the model to begin from has another shape; these weights differ: {', '.join(differing)}")
         self.load_state_dict(theirs)
+
+    @torch.no_grad()
+    def _adopted_vectors(self, initial: "Forecaster") -> dict[str, Tensor]:
+        """The tables of vectors, with which every sensor has the vector that it has in ``initial``.
+
+        A new value of an attribute begins with the vector of sensors without a value, and a new attribute at zero.
+        """
+        sensors = self.config.sensors
+        whole = initial.sensor_vectors(_with_unknown(initial, sensors))
+        if self.attributes is None:
+            return {"embedding.weight": whole}
+        known = {label: row for row, label in enumerate(attribute_values(initial.config.attributes))}
+        values = torch.zeros(len(self.attributes), whole.shape[1])
+        for row, (name, value) in enumerate(attribute_values(self.config.attributes)):
+            place = known.get((name, value), known.get((name, None)))
+            if initial.attributes is not None and place is not None:
+                values[row] = initial.attributes[place]
+        own = whole - values[_with_unknown(self, sensors)[:, 1:]].sum(dim=1)
+        return {"embedding.weight": own, "attributes": values}
 
     def stored_weights(self) -> dict[str, Tensor]:
         """The ``state_dict`` under the names that artefacts and checkpoints use."""
@@ -148,9 +177,23 @@ class Forecaster(nn.Module):
         return prepare(self.config, self.spread, sequences, self.standard, on_model_scale=on_model_scale)
 
     def sensor_rows(self, sensors: Sequence[str]) -> NDArray[np.int64]:
-        """(B,) row of each sensor in the embedding; ``UNKNOWN_SENSOR`` for a sensor that training did not see."""
-        rows = self._rows
-        return np.array([rows.get(sensor, UNKNOWN_SENSOR) for sensor in sensors], np.int64)
+        """(B, 1+V) rows for ``sensor_vectors``: each sensor's own, and of its value of each attribute.
+
+        A sensor that training did not see has row 0 (``attributes.UNKNOWN_SENSOR``) as its own.
+        """
+        return self._rows.of(sensors)
+
+    @property
+    def unknown_rows(self) -> tuple[int, ...]:
+        """The rows (1+V) of a sensor that training did not see, without attributes."""
+        return self._rows.unknown
+
+    def sensor_vectors(self, rows: Tensor) -> Tensor:
+        """(B, E) the vector of each sensor, from rows (B, 1+V)."""
+        vectors: Tensor = self.embedding(rows[:, 0])
+        if self.attributes is None:
+            return vectors
+        return vectors + self.attributes[rows[:, 1:]].sum(dim=1)
 
     def unroll(
         self,
@@ -167,7 +210,7 @@ class Forecaster(nn.Module):
 
         Args:
             x: (B, T, D) of ``prepare``; past: (B, T, K·(R+P)) of ``prepare``.
-            rows: (B,) of ``sensor_rows``.
+            rows: (B, 1+V) of ``sensor_rows``.
             h: (L, B, H) the state before the steps; zeros for a blank one.
             scored: S of the T steps.
             ahead: (B, S, A) inputs known ahead after the scored steps; None if the model has none.
@@ -195,7 +238,7 @@ class Forecaster(nn.Module):
 
     def _with_sensor(self, x: Tensor, rows: Tensor) -> Tensor:
         """The core's inputs: those of each step, and the vector of its sensor."""
-        known = self.embedding(rows)[:, None].expand(-1, x.shape[1], -1)
+        known = self.sensor_vectors(rows)[:, None].expand(-1, x.shape[1], -1)
         return torch.cat([x, known], dim=2)
 
     def quantiles(self, hidden: Tensor, x: Tensor, past: Tensor, ahead: Tensor | None = None) -> Tensor:
@@ -233,6 +276,11 @@ class Forecaster(nn.Module):
 def _covariates(config: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The covariates known ahead that the weights belong to."""
     return tuple(each.name for each in config.calendar), config.outlook.covariates if config.outlook else ()
+
+
+def _with_unknown(forecaster: Forecaster, sensors: Sequence[str]) -> Tensor:
+    """(1+B, 1+V) the rows of an unknown sensor without attributes, and of these sensors."""
+    return torch.from_numpy(np.vstack([forecaster.unknown_rows, forecaster.sensor_rows(sensors)]))
 
 
 def _is_ahead(name: str) -> bool:

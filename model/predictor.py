@@ -279,7 +279,7 @@ class _Rounds:
         gru = self._forecaster.gru
         rows = torch.from_numpy(self._forecaster.sensor_rows([one.sensor for one, _, _ in self._group]))
         h = torch.stack([state.hidden for _, state, _ in self._group], dim=1)
-        known = self._forecaster.embedding(rows.to(h.device))[:, None].expand(-1, self._T, -1)
+        known = self._forecaster.sensor_vectors(rows.to(h.device))[:, None].expand(-1, self._T, -1)
         inputs = torch.cat([self._tensor(x.swapaxes(0, 1)), known], dim=2)
         hidden = h.new_zeros(self._G, self._T, h.shape[2])
         # Between these rounds no sensor ends and no state is reset, so that one pass steps all active sensors.

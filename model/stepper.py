@@ -82,7 +82,6 @@ class Stepper:
         self._tile = tile
         self._whole = whole
         self._normaliser = forecaster.normaliser()
-        self._embedding = forecaster.embedding.weight.detach()
         self._gru = TiledGRU(forecaster.gru.gru, tile)
         head = forecaster.gru.fc
         skip = forecaster.skip
@@ -240,7 +239,7 @@ class Stepper:
     def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: "StepPlan") -> Tensor:
         """(M or more, H) after each step, round by round. Steps the hidden states in ``rows``."""
         M, D = x.shape
-        known = self._embedding[torch.from_numpy(self.forecaster.sensor_rows(sensors))]
+        known = self.forecaster.sensor_vectors(torch.from_numpy(self.forecaster.sensor_rows(sensors)))
         inputs = torch.zeros(padded(M, self._tile), D + known.shape[1])
         inputs[:M, :D] = torch.from_numpy(x)
         position = 0

@@ -47,14 +47,21 @@ def same_shape(trained: ModelConfig, wanted: ModelConfig) -> bool:
     """Whether the weights of a trained model suit ``wanted``, for which no scale is chosen yet.
 
     They depend on the scale of each target and on the minimum that roots are taken from, not on other bounds. A warm
-    start with other covariates known ahead begins their term at zero (``Forecaster.adopt``).
+    start with other covariates known ahead begins their term at zero, and one with other attributes begins their new
+    values alike (``Forecaster.adopt``).
     """
     if trained.targets != wanted.targets:
         return False
     bounds = dict(zip(wanted.targets, wanted.bounds, strict=False))
     minima = {target: each.lowest for target, each in zip(trained.targets, trained.bounds, strict=False)}
     alike = replace(
-        trained, sensors=(), roots=(), bounds=wanted.bounds, calendar=wanted.calendar, outlook=wanted.outlook
+        trained,
+        sensors=(),
+        roots=(),
+        bounds=wanted.bounds,
+        calendar=wanted.calendar,
+        outlook=wanted.outlook,
+        attributes=wanted.attributes,
     )
     return alike == wanted and all(
         target in bounds and bounds[target].lowest == minima[target] for target in trained.targets_by_roots

@@ -143,6 +143,7 @@ def model_config(settings: Settings) -> ModelConfig:
         season_steps=settings.season,
         bounds=settings.target_bounds,
         calendar=settings.calendar_covariates,
+        attributes=settings.sensor_attributes,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from model.artefact import ArtefactError, load_artefact
 from model.forecaster import Forecaster
+from pipeline.attribute_remarks import attributes_difference
 from pipeline.bounds_remarks import bounds_difference
 from pipeline.calendar_remarks import calendar_difference
 from pipeline.errors import ModelMissing, ModelUnusable, RegistryError
@@ -114,8 +115,8 @@ class RegistryChampion:
         return Candidate(version, forecaster)
 
     def _compare_with_settings(self, version: int, forecaster: Forecaster) -> None:
-        """Log differences to the settings: the bounds and the calendar in force are the model's."""
-        for compare in (bounds_difference, calendar_difference):
+        """Log differences to the settings: the bounds, days and attributes in force are the model's."""
+        for compare in (bounds_difference, calendar_difference, attributes_difference):
             if difference := compare(forecaster.config, self._settings):
                 logger.warning("version %d %s", version, difference)
 

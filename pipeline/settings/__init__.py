@@ -22,6 +22,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from model.attributes import Attribute
 from model.bounds import NO_BOUNDS, Bounds
 from model.config import MOST_FORECAST_NUMBERS, Adaptation
 from model.experts import RULE as ADAPTATION_RULE
@@ -131,6 +132,12 @@ class Settings(BaseSettings):
         description="target -> its bounds; a model applies those that it was trained with",
     )
     calendar: CalendarSettings = CalendarSettings()
+    attributes: dict[str, dict[str, str]] = Field(
+        default={},
+        examples=[{"site": {"dongsi": "urban", "roof-*": "roof"}}],
+        description="attribute -> sensor id, or a pattern with * and ?, -> value; a model keeps those that it was "
+        "trained with",
+    )
     history: Path | None = Field(default=None, description="the Delta table; by default HOME/history")
     model_name: ModelName = "streamgru"
     # Before the servers' addresses: their defaults are the local stack's.
@@ -198,6 +205,22 @@ class Settings(BaseSettings):
             )
         return bounds  # those of a feature outside the targets have no effect, so that targets can be changed alone
 
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _check_quotes_of_sensors(cls, attributes: Any) -> Any:
+        for name, content in attributes.items() if isinstance(attributes, dict) else ():
+            for sensor, inner in content.items() if isinstance(content, dict) else ():
+                if isinstance(inner, dict):  # TOML takes the dot of a sensor id for a table in a table
+                    raise ValueError(f'under [attributes.{name}], a sensor id with a dot needs quotes: "{sensor}.…"')
+        return attributes
+
+    @field_validator("attributes")
+    @classmethod
+    def _check_attributes(cls, attributes: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        if empty := [name for name, by_pattern in attributes.items() if not by_pattern]:
+            raise ValueError(f"the attribute {empty[0]} names no sensor; give one a value, or remove the attribute")
+        return attributes
+
     @field_validator("cadence_s")
     @classmethod
     def _check_cadence(cls, cadence_s: float) -> float:
@@ -262,6 +285,11 @@ class Settings(BaseSettings):
         """The bounds of each target, for a model that is trained now; empty if no target has any."""
         found = tuple(self.bounds[name].in_model if name in self.bounds else NO_BOUNDS for name in self.targets)
         return found if any(each.are_set for each in found) else ()
+
+    @property
+    def sensor_attributes(self) -> tuple[Attribute, ...]:
+        """The attributes of sensors, for a model that is trained now."""
+        return tuple(Attribute(name, tuple(by_pattern.items())) for name, by_pattern in self.attributes.items())
 
     @property
     def calendar_covariates(self) -> tuple[CalendarCovariate, ...]:

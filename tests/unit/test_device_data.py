@@ -78,8 +78,8 @@ def test_a_chunk_equals_the_prepared_arrays_bit_for_bit(
     for sensor in range(3):
         lo, hi = data.span(sensor, None, until_us)
         lanes += [
-            Lane(prepared, lo, hi, sensor, lo + 7, until_us),
-            Lane(prepared, lo + 9, hi - 30, 0, lo + 9, until_us),
+            Lane(prepared, lo, hi, (sensor,), lo + 7, until_us),
+            Lane(prepared, lo + 9, hi - 30, (0,), lo + 9, until_us),
         ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_data, "_MOST_KEPT_NUMBERS", kept_numbers)
@@ -132,7 +132,7 @@ def test_regular_and_irregular_sensors_share_a_chunk() -> None:
     prepared = Forecaster(config()).prepare(data)
     spans = [data.span(sensor, None, None) for sensor in range(3)]
     assert DeviceData(torch.device("cpu"))[prepared].regular.tolist() == [True, False, True]
-    chunk = next(chunks([Lane(prepared, lo, hi, 0, lo, 10**18) for lo, hi in spans], 200))
+    chunk = next(chunks([Lane(prepared, lo, hi, (0,), lo, 10**18) for lo, hi in spans], 200))
     for row, (lo, hi) in enumerate(spans):
         wanted = scaled_labels(prepared, lo, hi, 10**18)
         np.testing.assert_array_equal(chunk.valid[row, : hi - lo].numpy() > 0, ~np.isnan(wanted))
@@ -149,7 +149,7 @@ def test_histories_longer_than_an_axis_of_the_search_have_all_their_labels() -> 
     assert sum(int(np.ptp(each)) for each in times) > device_data._LONGEST_AXIS_US
     prepared = Forecaster(config(cadence_us=century_us)).prepare(data)
     spans = [data.span(sensor, None, None) for sensor in range(20)]
-    chunk = next(chunks([Lane(prepared, lo, hi, 0, lo, 2**62) for lo, hi in spans], 200))
+    chunk = next(chunks([Lane(prepared, lo, hi, (0,), lo, 2**62) for lo, hi in spans], 200))
     for row, (lo, hi) in enumerate(spans):
         wanted = scaled_labels(prepared, lo, hi, 2**62)
         assert np.isfinite(wanted).any()
@@ -159,7 +159,7 @@ def test_histories_longer_than_an_axis_of_the_search_have_all_their_labels() -> 
 
 def test_a_chunk_whose_lanes_are_all_warming_up_is_known_to_have_no_labels() -> None:
     prepared = Forecaster(config()).prepare(sequences(0, 0.0, 0.0))
-    lanes = [Lane(prepared, lo, lo + 60, 0, lo + 16, 10**18) for lo in (0, 120)]
+    lanes = [Lane(prepared, lo, lo + 60, (0,), lo + 16, 10**18) for lo in (0, 120)]
     assert [chunk.labelled for chunk in chunks(lanes, 16)] == [False, True, True, True]
 
 
@@ -169,15 +169,19 @@ def test_a_chunk_before_missing_values_is_known_to_have_no_labels(missing: slice
     values = data.values.copy()
     values[missing, 1] = np.nan
     prepared = Forecaster(config()).prepare(replace(data, values=values))
-    found = [chunk.labelled for chunk in chunks([Lane(prepared, 20, 100, 0, 20, 10**18)], 20)]
+    found = [chunk.labelled for chunk in chunks([Lane(prepared, 20, 100, (0,), 20, 10**18)], 20)]
     assert found == [missing.start > 0, False, False, False]
 
 
 def test_lanes_of_two_data_sets_share_a_chunk() -> None:
     first, second = (Forecaster(config()).prepare(sequences(seed, 0.0, 0.0)) for seed in (0, 1))
-    lanes = [Lane(second, 10, 40, 1, 10, 10**18), Lane(first, 20, 60, 2, 20, 10**18), Lane(second, 0, 40, 3, 0, 10**18)]
+    lanes = [
+        Lane(second, 10, 40, (1,), 10, 10**18),
+        Lane(first, 20, 60, (2,), 20, 10**18),
+        Lane(second, 0, 40, (3,), 0, 10**18),
+    ]
     chunk = next(chunks(lanes, 16, data=DeviceData(torch.device("cpu"))))
-    assert chunk.rows.tolist() == [1, 3, 2]  # lanes of one data set lie side by side
+    assert chunk.rows.tolist() == [[1], [3], [2]]  # lanes of one data set lie side by side
     for row, (prepared, lo) in enumerate([(second, 10), (second, 0), (first, 20)]):
         np.testing.assert_array_equal(chunk.x[row], prepared.x[lo : lo + 16])
 

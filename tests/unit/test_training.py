@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from model import distributed, training_loop
+from model.attributes import UNKNOWN_SENSOR
 from model.batches import LARGEST_LABEL, LanePool, chunks, evaluation_lanes, scaled_labels
 from model.config import ModelConfig
 from model.distributed import Ranks
-from model.forecaster import UNKNOWN_SENSOR, Forecaster
+from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, build_sequences
 from model.training import DeviceError, EpochReport, TrainingOptions, TrainingResult, choose_device, train
 
@@ -244,7 +245,7 @@ def test_the_plain_preset_learns_and_has_intervals_from_its_residuals() -> None:
     lo, hi = data.span(0, SPLIT.train_end_us, SPLIT.validation_end_us)
     with torch.no_grad():
         past = torch.from_numpy(prepared.past_inputs(np.arange(lo, hi)))[None]
-        rows = torch.tensor([1])
+        rows = torch.tensor([[1]])
         hidden = result.forecaster.gru.zeros(1)
         predicted, _ = result.forecaster.unroll(torch.from_numpy(prepared.x[lo:hi])[None], past, rows, hidden)
     labels = scaled_labels(prepared, lo, hi, SPLIT.validation_end_us)
@@ -276,7 +277,7 @@ def test_an_epoch_of_the_plain_preset_takes_every_labelled_window_once() -> None
     for _ in range(2):
         windows = [lane for _ in range(-(-len(ends) // 64)) for lane in next(groups)]
         assert sorted(lane.loss_from for lane in windows) == ends.tolist()
-        assert all(lane.hi - lane.lo == 24 and lane.loss_from == lane.hi - 1 and lane.row == 1 for lane in windows)
+        assert all(lane.hi - lane.lo == 24 and lane.loss_from == lane.hi - 1 and lane.rows == (1,) for lane in windows)
 
 
 def test_the_budget_ends_a_long_epoch_of_the_plain_preset() -> None:
@@ -399,8 +400,8 @@ def test_some_lanes_start_cold_and_some_hide_their_sensor() -> None:
     lanes = [lane for _ in range(20) for lane in next(groups)]
     cold = [lane for lane in lanes if lane.prepared is not prepared]
     assert cold
-    assert all(lane.prepared.past.steps[lane.lo] == 1 and lane.row == 0 for lane in cold)
-    assert {lane.row for lane in lanes if lane.prepared is prepared} == {0, 1, 2, 3}
+    assert all(lane.prepared.past.steps[lane.lo] == 1 and lane.rows == (0,) for lane in cold)
+    assert {lane.rows for lane in lanes if lane.prepared is prepared} == {(0,), (1,), (2,), (3,)}
 
 
 def paused(sequences: Sequences) -> Sequences:
@@ -545,4 +546,4 @@ def test_a_sensor_without_training_readings_is_served_as_unknown() -> None:
     )
     trained = train(config(), replace(QUICK, epochs=1, updates_per_epoch=2), both, SPLIT).forecaster
     assert trained.config.sensors == data.sensors
-    assert trained.sensor_rows(["s0", "late"]).tolist() == [1, UNKNOWN_SENSOR]
+    assert trained.sensor_rows(["s0", "late"]).tolist() == [[1], [UNKNOWN_SENSOR]]
