@@ -66,7 +66,7 @@ class Gathered:
     past: Tensor  # (B, T, K·(R+P))
     labels: Tensor  # (B, S, K, h) less the level, in scales; 0 if there is no label
     valid: Tensor  # (B, S, K, h) float: 1 for a label, 0 for none
-    ahead: Tensor | None = None  # (B, S, A); None if the model knows nothing ahead
+    ahead: Tensor | None = None  # (B, S, A), not 0 in padding; None if the model knows nothing ahead
 
 
 class DeviceData:

@@ -24,6 +24,7 @@ from model.acceptance import ACCEPTED, DUPLICATE
 from model.artefact import ArtefactError, load_artefact, save_artefact
 from model.config import ModelConfig
 from model.forecaster import Forecaster
+from model.known_ahead import CalendarCovariate
 from pipeline.errors import ModelUnusable, RegistryUnreachable
 from pipeline.forecast_encoding import ForecastEncoder
 from pipeline.forecaster.champion import Candidate, settings_differences
@@ -45,7 +46,9 @@ START_US = 1_700_000_000_000_000 // HOUR_US * HOUR_US
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def small_forecaster(settings: Settings, seed: int = 0, hidden_size: int = 8) -> Forecaster:
+def small_forecaster(
+    settings: Settings, seed: int = 0, hidden_size: int = 8, calendar: tuple[CalendarCovariate, ...] = ()
+) -> Forecaster:
     """A model with random weights that fits the settings."""
     torch.manual_seed(seed)
     config = ModelConfig(
@@ -57,6 +60,7 @@ def small_forecaster(settings: Settings, seed: int = 0, hidden_size: int = 8) ->
         max_gap_steps=settings.max_gap_steps,
         hidden_size=hidden_size,
         warmup_steps=10,
+        calendar=calendar,
     )
     forecaster = Forecaster(config)
     with torch.no_grad():

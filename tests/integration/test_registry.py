@@ -24,6 +24,7 @@ from deploy.context import Context
 from model.artefact import load_artefact, save_artefact
 from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
+from model.known_ahead import CalendarCovariate
 from model.state import blank_states
 from model.stepper import Stepper
 from pipeline.errors import ModelMissing, ModelUnusable, RegistryError, RegistryUnreachable
@@ -50,7 +51,7 @@ def settings(mlflow_server: Settings, fresh_settings: SettingsFactory) -> Settin
 
 
 def artefact(settings: Settings, tmp_path: Path, seed: int = 0, **changes: object) -> Path:
-    """The artefact of an untrained forecaster; ``changes`` go into its configuration."""
+    """The artefact of an untrained forecaster; ``changes`` go into its configuration. Its calendar has an effect."""
     config = ModelConfig(
         features=settings.features,
         targets=settings.targets,
@@ -64,7 +65,10 @@ def artefact(settings: Settings, tmp_path: Path, seed: int = 0, **changes: objec
     )
     torch.manual_seed(seed)
     folder = tmp_path / f"artefact-{seed}-{len(list(tmp_path.iterdir()))}"
-    save_artefact(Forecaster(replace(config, **changes)), folder)  # type: ignore[arg-type]
+    forecaster = Forecaster(replace(config, **changes))  # type: ignore[arg-type]
+    if forecaster.ahead is not None:
+        torch.nn.init.normal_(forecaster.ahead.give_out.weight)
+    save_artefact(forecaster, folder)
     return folder
 
 
@@ -528,7 +532,7 @@ def stepped(folder: Path, frame: pd.DataFrame, adaptation: Adaptation) -> dict[s
 
 
 def test_a_user_of_mlflow_can_forecast_with_the_pyfunc(settings: Settings, tmp_path: Path) -> None:
-    folder = artefact(settings, tmp_path)
+    folder = artefact(settings, tmp_path, calendar=(CalendarCovariate("day off", (18 * 3_600, 21 * 3_600)),))
     version = registered(settings, folder)
     Registry(settings).set_alias(CHAMPION, version)
     decoy = tmp_path / "elsewhere"
@@ -545,7 +549,11 @@ def test_a_user_of_mlflow_can_forecast_with_the_pyfunc(settings: Settings, tmp_p
         ],
         cwd=decoy,
         env={
-            **{name: value for name, value in os.environ.items() if not name.startswith(("STREAMGRU_", "MLFLOW_"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("STREAMGRU_", "MLFLOW_", "PYTHONPATH"))
+            },
             "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -36,6 +36,7 @@ from pipeline.registry.promotion_log import events
 from pipeline.registry.training_run import training_run
 from pipeline.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipeline.settings import Settings
+from pipeline.settings.calendar import CalendarSettings
 from pipeline.settings.sections import MonitorSettings
 from tests.conftest import SettingsFactory
 from tests.environment import environment
@@ -236,7 +237,7 @@ def test_a_challenger_that_is_not_better_by_the_margin_stays_challenger(settings
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them(
+def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them_and_adds_a_calendar(
     mlflow_server: Settings, fresh_settings: SettingsFactory, use: Use
 ) -> None:
     chosen = fresh_settings(
@@ -255,9 +256,14 @@ def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them(
     assert mlflow_run(chosen, first).data.params["by_roots"] == "a"
     Registry(chosen).set_alias(CHAMPION, first.version)
     fill_history(chosen, 300, 900, skewed=True)
+    days = CalendarSettings(timezone="UTC", days={"fair": ("1970-01-10", "1970-01-20/1970-01-22")})
+    use(chosen.model_copy(update={"calendar": days}))
     second = retrain(warm_start=True)
-    assert mlflow_run(chosen, second).data.params["warm_start_from"] == str(first.version)
-    assert Registry(chosen).load(second.version, chosen.home / "models").config.roots == (True,)
+    params = mlflow_run(chosen, second).data.params
+    assert (params["warm_start_from"], params["calendar"]) == (str(first.version), "fair")
+    config = Registry(chosen).load(second.version, chosen.home / "models").config
+    assert config.roots == (True,)
+    assert config.calendar == days.in_model
 
 
 @pytest.mark.usefixtures("no_plots")

@@ -17,6 +17,7 @@ from kafka.structs import OffsetAndMetadata
 from deploy.commands.verify import explain as explain_command
 from deploy.commands.verify import verify as verify_command
 from deploy.context import Context
+from model.known_ahead import CalendarCovariate
 from model.state import blank_states, state_dtype
 from pipeline.audit.explain import explain
 from pipeline.audit.verify import Span, verify
@@ -62,14 +63,16 @@ def settings(broker: Settings, fresh_settings: SettingsFactory) -> Settings:
 
 @pytest.fixture
 def forecast_stream(settings: Settings, champion: FolderChampion) -> Settings:
-    """A stream with gaps, duplicates, late readings, invalid records and a model swap."""
+    """A stream with gaps, duplicates, late readings, invalid records, and a swap to a model with a calendar."""
+    start_s = START_US // 1_000_000
+    day = CalendarCovariate("day off", (start_s + 60 * 3_600, start_s + 95 * 3_600))
     messages = [*rounds(settings, SENSORS, range(40)), *rounds(settings, SENSORS, range(42, 50))]
     messages += [*messages[100:104], Message(b"sensor-0", b"rubbish", 0), Message(None, b"{}", 1)]
     later = [*rounds(settings, SENSORS, range(50, 70)), *rounds(settings, SENSORS, range(90, 100))]
     publish(settings, messages)
     with running(settings, champion) as forecaster:
         wait_until(lambda: forecaster.counters.readings == len(messages), 30, "the first readings were processed")
-        champion.promote(2, small_forecaster(settings, seed=2))
+        champion.promote(2, small_forecaster(settings, seed=2, calendar=(day,)))
         wait_until(lambda: forecaster.counters.model_version == 2, 30, "version 2 serves")
         publish(settings, later)
         wait_until(
