@@ -24,6 +24,7 @@ from flows.promote import promote
 from flows.retrain import retrain
 from flows.retrain_report import RetrainReport
 from model.artefact import save_artefact
+from model.attributes import Attribute
 from model.bounds import Bounds
 from model.config import ModelConfig
 from model.forecaster import Forecaster
@@ -237,7 +238,7 @@ def test_a_challenger_that_is_not_better_by_the_margin_stays_challenger(settings
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them_and_adds_a_calendar(
+def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them_and_adds_days_and_attributes(
     mlflow_server: Settings, fresh_settings: SettingsFactory, use: Use
 ) -> None:
     chosen = fresh_settings(
@@ -257,13 +258,16 @@ def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them_and_ad
     Registry(chosen).set_alias(CHAMPION, first.version)
     fill_history(chosen, 300, 900, skewed=True)
     days = CalendarSettings(timezone="UTC", days={"fair": ("1970-01-10", "1970-01-20/1970-01-22")})
-    use(chosen.model_copy(update={"calendar": days}))
+    attributes = {"kind": {"s0": "old", "*": "new"}}
+    use(chosen.model_copy(update={"calendar": days, "attributes": attributes}))
     second = retrain(warm_start=True)
     params = mlflow_run(chosen, second).data.params
     assert (params["warm_start_from"], params["calendar"]) == (str(first.version), "fair")
+    assert params["attributes"] == "kind"
     config = Registry(chosen).load(second.version, chosen.home / "models").config
     assert config.roots == (True,)
     assert config.calendar == days.in_model
+    assert config.attributes == (Attribute("kind", (("s0", "old"), ("*", "new"))),)
 
 
 @pytest.mark.usefixtures("no_plots")
