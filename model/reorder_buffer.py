@@ -44,6 +44,9 @@ class GracePeriod:
     cadence_us: int
     wait_us: int
     offsets: int = MAX_BUFFERED_OFFSETS
+    # Whether outlooks come between the readings. A state counts them from the record on that made its first reading
+    # accepted, so a rebuild may then begin only with a reading that did not wait.
+    has_outlooks: bool = False
 
     @property
     def is_on(self) -> bool:
@@ -61,6 +64,9 @@ class ReleasedReading(NamedTuple):
     name: int  # the caller's name of the reading, see ``ReorderBuffer.add``
     timestamp_us: int
     may_anchor: bool  # whether a rebuild may begin with it: all readings stepped after it have higher offsets
+    # Offset of the record that released it; its own if it did not wait. It does not depend on where the stream is cut:
+    # a reading that is released for its age has the offset at which it reached that age.
+    as_of: int
 
 
 class _BufferedReading(NamedTuple):
@@ -100,21 +106,30 @@ class ReorderBuffer:
         released = self.release(offset)
         verdict = self._insert(_BufferedReading(timestamp_us, offset, name))
         if verdict == BUFFERED:
-            released += self.release(offset)
+            released += self._release(offset, offset)
         return verdict, released
 
     def release(self, offset: int) -> list[ReleasedReading]:
         """The readings released as of an offset, in order of time."""
+        return self._release(offset, 0)
+
+    def _release(self, offset: int, as_of: int) -> list[ReleasedReading]:
+        """``release``; ``as_of`` is the offset of a reading that just came, 0 for none."""
         buffered, by_offset = self._buffered, self._by_offset
         released: list[ReleasedReading] = []
         for first in buffered:
-            if not (self._is_next(first) or self._is_overdue(first, offset)):
-                break
+            if not self._is_next(first):
+                if self._is_too_old(offset):
+                    as_of = max(as_of, by_offset[0].offset + self._grace.offsets)
+                elif not self._is_far_behind(first):
+                    break
+            as_of = max(as_of, first.offset)
             self._last_us = first.timestamp_us
             while by_offset and by_offset[0].timestamp_us <= self._last_us:  # drop the released readings
                 by_offset.popleft()
             may_anchor = not by_offset or by_offset[0].offset > first.offset
-            released.append(ReleasedReading(first.name, first.timestamp_us, may_anchor))
+            may_anchor &= not self._grace.has_outlooks or as_of == first.offset
+            released.append(ReleasedReading(first.name, first.timestamp_us, may_anchor, as_of))
         del buffered[: len(released)]
         return released
 
@@ -137,12 +152,13 @@ class ReorderBuffer:
     def _is_next(self, reading: _BufferedReading) -> bool:
         return self._last_us == NEVER_US or not self._grace.leaves_gap(reading.timestamp_us - self._last_us)
 
-    def _is_overdue(self, first: _BufferedReading, offset: int) -> bool:
-        """Whether ``first``, the earliest buffered reading, has waited long enough."""
-        return (
-            self._buffered[-1].timestamp_us - first.timestamp_us >= self._grace.wait_us
-            or offset - self._by_offset[0].offset >= self._grace.offsets
-        )
+    def _is_far_behind(self, first: _BufferedReading) -> bool:
+        """Whether ``first``, the earliest buffered reading, has waited until its sensor's readings are much later."""
+        return self._buffered[-1].timestamp_us - first.timestamp_us >= self._grace.wait_us
+
+    def _is_too_old(self, offset: int) -> bool:
+        """Whether the partition is far past the first of the buffered readings."""
+        return offset - self._by_offset[0].offset >= self._grace.offsets
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,7 @@ class Reordering:
     verdicts: NDArray[np.int8]  # (n,) ``ACCEPTED``, ``DUPLICATE``, ``LATE`` or ``BUFFERED``
     order: NDArray[np.intp]  # (m,) indexes of the accepted readings as they are stepped: each sensor's in order of time
     may_anchor: NDArray[np.bool_]  # (m,) see ``ReleasedReading``
+    as_of: NDArray[np.int64]  # (m,) see ``ReleasedReading``
 
 
 def reorder(
@@ -178,7 +195,7 @@ def reorder(
     codes, moments = sensor_codes[accepted], timestamp_us[accepted]
     disordered = np.unique(codes[_leave_gaps(moments, timestamps_before(codes, moments, last_us), grace.cadence_us)])
     if not len(disordered):  # without a gap no reading waits, and the rule is that of ``classify``
-        return Reordering(verdicts, accepted, np.ones(len(accepted), bool))
+        return Reordering(verdicts, accepted, np.ones(len(accepted), bool), offsets[accepted])
     slow = np.flatnonzero(np.isin(sensor_codes, disordered))
     buffers = {
         code: ReorderBuffer(grace, NEVER_US if last_us is None else int(last_us[code])) for code in disordered.tolist()
@@ -200,10 +217,12 @@ def reorder(
     turn = np.concatenate([quick, np.fromiter((place for place, _ in releases), np.intp, len(releases))])
     by_turn = np.argsort(turn, kind="stable")
     may_anchor = np.fromiter((one.may_anchor for _, one in releases), bool, len(releases))
+    as_of = np.fromiter((one.as_of for _, one in releases), np.int64, len(releases))
     return Reordering(
         verdicts,
         np.concatenate([quick, names])[by_turn],
         np.concatenate([np.ones(len(quick), bool), may_anchor])[by_turn],
+        np.concatenate([offsets[quick], as_of])[by_turn],
     )
 
 

@@ -99,7 +99,7 @@ def test_any_micro_batches_give_the_same_result_without_classifying_idle_sensors
     last_us = np.full(SENSORS, NEVER_US)
     buffered = np.empty(0, np.intp)
     verdicts = np.full(len(stream), -1, np.int8)
-    order, may_anchor = [], []
+    order, may_anchor, as_of = [], [], []
     bounds = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
     for low, high in pairwise(bounds):
         new, now = np.arange(low, high), int(offsets[high - 1]) + 1
@@ -116,6 +116,7 @@ def test_any_micro_batches_give_the_same_result_without_classifying_idle_sensors
         np.maximum.at(last_us, codes[stepped], moments[stepped])
         order += stepped.tolist()
         may_anchor += part.may_anchor.tolist()
+        as_of += part.as_of.tolist()
         buffered = np.sort(np.concatenate([idle, rows[part.verdicts == BUFFERED]]))
     assert verdicts.tolist() == whole.verdicts.tolist()
     for sensor in range(SENSORS):
@@ -124,6 +125,10 @@ def test_any_micro_batches_give_the_same_result_without_classifying_idle_sensors
     assert dict(zip(order, may_anchor, strict=True)) == dict(
         zip(whole.order.tolist(), whole.may_anchor.tolist(), strict=True)
     )
+    assert dict(zip(order, as_of, strict=True)) == dict(zip(whole.order.tolist(), whole.as_of.tolist(), strict=True))
+    assert (whole.as_of >= offsets[whole.order]).all(), "no reading is released before it comes"
+    for sensor in range(SENSORS):
+        assert (np.diff(whole.as_of[codes[whole.order] == sensor]) >= 0).all(), "steps follow the order of releases"
 
 
 @settings(deadline=None)
