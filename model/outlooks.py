@@ -167,6 +167,7 @@ class StepOutlooks:
     verdict: NDArray[np.int8]  # (m,) of the arrivals
     slots: Indexes  # (a,) the states with a reading or an arrival
     last: NDArray[np.int32]  # (a,) the outlook that each of them carries afterwards; ``NO_OUTLOOK`` for none
+    counts_from: Indexes  # (a,) lowest offset of an outlook that may still count for each of them
 
     @property
     def issued_us(self) -> Indexes:
@@ -179,6 +180,8 @@ def step_outlooks(
 ) -> StepOutlooks:
     """The outlooks of n readings from the states' own and the arriving ones; the states stay as they are.
 
+    An arriving outlook that the state has counted already is outdated, so a replay of records changes nothing.
+
     Args:
         states: (B,) records of ``state.state_dtype``.
         slots, offsets: (n,) of the readings; reset: (n,) whether the state is reset before each.
@@ -189,26 +192,36 @@ def step_outlooks(
     own = states[every]
     outlooks = Outlooks(own["outlook_issued_us"], own["outlook_first_us"], own["outlook"])
     entry = np.arange(count)  # the row of each entry: a state's own outlook comes before all arrivals
-    position = np.full(count, -1)
+    offset = np.full(count, -1)
+    known_at = offsets
+    is_counted = np.zeros(count, bool)
     if arrivals is not None:
         outlooks = outlooks.followed_by(arrivals.outlooks)
         entry = np.concatenate([entry, count + arrivals.row])
-        position = np.concatenate([position, arrivals.position])
+        offset = np.concatenate([offset, arrivals.position])
+        known_at = arrivals.known_at
+        is_counted = np.append(is_counted, arrivals.position < own["outlook_from"][sensor[n:]])
+    # A reading that waited may be released at the offset of an outlook, and does not see it.
     found = as_of(
-        Records(sensor[:n], arrivals.known_at if arrivals is not None else offsets),
+        Records(sensor[:n], 2 * known_at),
         reset,
-        Records(np.concatenate([np.arange(count), sensor[n:]]), position),
-        outlooks.issued_us[entry],
+        Records(np.concatenate([np.arange(count), sensor[n:]]), 2 * offset + 1),
+        np.where(is_counted, NO_ISSUE_US, outlooks.issued_us[entry]),
         own["last_us"] != NEVER_US,
     )
+    counts_from = own["outlook_from"].copy()
+    np.maximum.at(counts_from, sensor[:n][reset], known_at[reset])
+    is_new = found.last >= count
+    counts_from[is_new] = offset[found.last[is_new]] + 1
     row, last = (np.where(each >= 0, entry[each], NO_OUTLOOK).astype(np.int32) for each in (found.row, found.last))
-    return StepOutlooks(outlooks, row, found.verdict[count:], every, last)
+    return StepOutlooks(outlooks, row, found.verdict[count:], every, last, counts_from)
 
 
 def store_outlooks(states: NDArray[Any], seen: StepOutlooks) -> None:
     """Put the outlooks that the states carry after ``step_outlooks`` into the states."""
     has_one = seen.last >= 0
     row = np.where(has_one, seen.last, 0)
+    states["outlook_from"][seen.slots] = seen.counts_from
     states["outlook_issued_us"][seen.slots] = np.where(has_one, seen.outlooks.issued_us[row], NO_ISSUE_US)
     states["outlook_first_us"][seen.slots] = np.where(has_one, seen.outlooks.first_us[row], 0)
     cells = seen.outlooks.values[row]

@@ -35,6 +35,9 @@ def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> 
     outlook: list[Any] = []
     if config.outlook is not None:
         outlook = [
+            # Lowest offset of an outlook that may still count: behind the carried one, or behind the record that made
+            # the first reading accepted. So an outlook that is read again changes nothing. 0 in a blank state.
+            ("outlook_from", "<i8"),
             ("outlook_issued_us", "<i8"),  # ``NO_ISSUE_US`` without an outlook
             ("outlook_first_us", "<i8"),  # time of the first cell
             ("outlook", "<f4", (config.outlook.steps, config.outlook.covariate_count)),  # NaN where missing

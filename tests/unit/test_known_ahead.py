@@ -50,6 +50,9 @@ BOTH = replace(CALENDAR, outlook=WEATHER)
 ADAPTATIONS = [Adaptation(), Adaptation("light", True)]
 
 
+APART = 16  # positions from one reading to the next
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set, and the outlooks that come between its readings."""
@@ -57,6 +60,7 @@ class Data:
     sequences: Sequences
     sensor: np.ndarray  # (m,) of each outlook
     after: np.ndarray  # (m,) offset of the reading that the outlook follows
+    position: np.ndarray  # (m,) between those of the readings, which are their offsets times ``APART``
     row: np.ndarray  # (m,)
     outlooks: Outlooks
 
@@ -92,19 +96,19 @@ def weather_data(hours: int = 260, seed: int = 3) -> Data:
     after = np.concatenate([sequences.offset[chosen], sequences.offset[theirs]]).astype(np.int64)
     row = np.concatenate([np.arange(len(chosen)), twice])
     slots = np.searchsorted(sequences.starts, read, side="right") - 1
-    # Positions are offsets, doubled: between two of them there is one for an outlook.
     order = np.argsort(after, kind="stable")
     whose, after, row = whose[order], after[order], row[order]
-    position = 2 * after + 1
+    # Outlooks that follow the same reading have different positions, as records have different offsets.
+    position = APART * after + 1 + np.arange(len(after)) - np.searchsorted(after, after)
     found = as_of(
-        Records(slots, 2 * sequences.offset[read].astype(np.int64)),
+        Records(slots, APART * sequences.offset[read].astype(np.int64)),
         sequences.reset[read],
         Records(whose, position),
         issued_us[row],
         np.zeros(3, bool),
     )
     seen = AsOf(np.where(found.row >= 0, row[found.row], -1).astype(np.int32), found.verdict, found.last)
-    return Data(sequences.with_outlooks(outlooks, seen), whose, after, row, outlooks)
+    return Data(sequences.with_outlooks(outlooks, seen), whose, after, position, row, outlooks)
 
 
 DATA = weather_data()
@@ -134,10 +138,10 @@ def streamed(
         came = np.array([at for _, kind, at in events[begin:end] if kind == 1], int)
         arrivals = Arrivals(
             data.sensor[came],
-            2 * data.after[came] + 1,
+            data.position[came],
             data.row[came],
             data.outlooks,
-            2 * steps.offset[here].astype(np.int64),
+            APART * steps.offset[here].astype(np.int64),
         )
         made.append(
             stepper.step(
@@ -240,6 +244,43 @@ def test_an_outlook_without_readings_is_stored_and_a_reset_clears_it() -> None:
     made = stepper.step(states, ["s0"], zero, zero + 99 * HOUR_US, np.ones((1, 2)), zero + 3)
     assert made.outlook_issued_us.tolist() == [NO_ISSUE_US]
     assert states["outlook_issued_us"].tolist() == [NO_ISSUE_US]
+
+
+def test_records_that_are_read_again_count_no_outlook_twice() -> None:
+    """After a restore the forecaster may read records that a state contains already."""
+    stepper = Stepper(random_model(OUTLOOKS), tile=32)
+    states = blank_states(stepper.config, 1)
+    none, zero = np.empty(0, np.int64), np.zeros(1, np.int64)
+
+    def read(offset: int, hour: int) -> None:
+        stepper.step(states, ["s0"], zero, zero + hour * HOUR_US, np.ones((1, 2)), zero + offset)
+
+    def come(offset: int, hour: int) -> int:
+        outlook = Outlooks(zero + hour * HOUR_US, zero + hour * HOUR_US, np.ones((1, 8, 2), np.float32))
+        came = Arrivals(zero, zero + offset, zero, outlook, none)
+        return int(stepper.step(states, ["s0"], none, none, np.empty((0, 2)), none, arrivals=came).outlook_verdict[0])
+
+    read(0, 0)
+    assert states["outlook_from"].tolist() == [0]
+    assert come(1, 1) == ACCEPTED
+    assert states["outlook_from"].tolist() == [2]
+    assert come(1, 1) == OUTDATED
+    read(2, 200)  # after a reset
+    assert (states["outlook_from"].tolist(), states["outlook_issued_us"].tolist()) == ([2], [NO_ISSUE_US])
+    assert come(1, 1) == OUTDATED
+    assert states["outlook_issued_us"].tolist() == [NO_ISSUE_US]
+    assert come(3, 1) == ACCEPTED
+
+
+def test_a_reading_does_not_see_the_outlook_at_whose_offset_it_was_released() -> None:
+    stepper = Stepper(random_model(OUTLOOKS), tile=32)
+    states = blank_states(stepper.config, 1)
+    zero = np.zeros(2, np.int64)
+    outlook = Outlooks(zero[:1], zero[:1], np.ones((1, 8, 2), np.float32))
+    came = Arrivals(zero[:1], zero[:1] + 9, zero[:1], outlook, np.array([0, 9]))
+    made = stepper.step(states, ["s0"], zero, np.array([0, HOUR_US]), np.ones((2, 2)), np.array([0, 1]), arrivals=came)
+    assert made.outlook_issued_us.tolist() == [NO_ISSUE_US] * 2
+    assert states["outlook_issued_us"].tolist() == [0]
 
 
 # --- never before it is known -----------------------------------------------------------------------------------------
