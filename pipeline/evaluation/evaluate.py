@@ -144,6 +144,7 @@ def model_config(settings: Settings) -> ModelConfig:
         bounds=settings.target_bounds,
         calendar=settings.calendar_covariates,
         attributes=settings.sensor_attributes,
+        outlook=settings.outlook_config,
     )
 
 

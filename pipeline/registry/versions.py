@@ -314,10 +314,11 @@ def settings_differences(config: "ModelConfig", settings: Settings) -> list[str]
     from model.artefact import config_differences
     from model.artefact_size import size_faults
 
-    too_large = [
+    faults = [
         f"with these settings the model is too large: {fault}" for fault in size_faults(config, settings.adaptation)
     ]
-    return too_large + config_differences(
+    faults += _outlook_differences(config, settings)
+    return faults + config_differences(
         config,
         features=settings.features,
         targets=settings.targets,
@@ -326,6 +327,14 @@ def settings_differences(config: "ModelConfig", settings: Settings) -> list[str]
         quantiles=settings.quantiles,
         max_gap_steps=settings.max_gap_steps,
     )
+
+
+def _outlook_differences(config: "ModelConfig", settings: Settings) -> list[str]:
+    """A model with outlooks needs their covariates in the settings; a model without any ignores the settings'."""
+    if config.outlook is None or config.outlook.covariates == settings.outlooks.covariates:
+        return []
+    made, said = (", ".join(names) or "none" for names in (config.outlook.covariates, settings.outlooks.covariates))
+    return [f"the model was made for the outlook covariates {made}, and outlooks.covariates says {said}"]
 
 
 def _intact_copy(folder: Path) -> LocalCopy | None:

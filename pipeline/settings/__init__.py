@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from unicodedata import category
@@ -26,12 +27,13 @@ from model.attributes import Attribute
 from model.bounds import NO_BOUNDS, Bounds
 from model.config import MOST_FORECAST_NUMBERS, Adaptation
 from model.experts import RULE as ADAPTATION_RULE
-from model.known_ahead import CalendarCovariate
+from model.known_ahead import CalendarCovariate, OutlookConfig
 from model.reorder_buffer import GracePeriod
 from pipeline.errors import SettingsError
 from pipeline.settings.bounds import BoundsSettings
 from pipeline.settings.calendar import CalendarSettings
-from pipeline.settings.file import read_settings_file
+from pipeline.settings.file import file_on, read_settings_file
+from pipeline.settings.outlooks import OutlookSettings
 from pipeline.settings.readings import ReadingsSettings
 from pipeline.settings.report import describe_faults, describe_folder, describe_invalid, unknown_variable
 from pipeline.settings.sections import (
@@ -146,6 +148,7 @@ class Settings(BaseSettings):
     prefect_api_url: str = Field(default_factory=lambda earlier: f"http://127.0.0.1:{_stack(earlier).prefect_port}/api")
     kafka: KafkaSettings = KafkaSettings()
     readings: ReadingsSettings = ReadingsSettings()
+    outlooks: OutlookSettings = OutlookSettings()
     times: TimeSettings = TimeSettings()
     forecaster: ForecasterSettings = ForecasterSettings()
     training: TrainingSettings = TrainingSettings()
@@ -265,7 +268,8 @@ class Settings(BaseSettings):
     @property
     def grace(self) -> GracePeriod:
         """How long the reorder buffer waits for a gap to be filled: the same in the stream, training and the audit."""
-        return GracePeriod(self.cadence_us, round(self.grace_steps * self.cadence_us))
+        wait_us = round(self.grace_steps * self.cadence_us)
+        return GracePeriod(self.cadence_us, wait_us, has_outlooks=self.outlooks.are_on)
 
     @property
     def season(self) -> int:
@@ -274,6 +278,11 @@ class Settings(BaseSettings):
             return self.season_steps
         day = round(SECONDS_PER_DAY / self.cadence_s)
         return day if 1 < day <= MOST_SEASON_STEPS else 1
+
+    @property
+    def outlook_config(self) -> OutlookConfig | None:
+        """The outlooks that a model trained now uses; None without any."""
+        return self.outlooks.in_model(self.horizon_steps) if self.outlooks.are_on else None
 
     @property
     def adaptation(self) -> Adaptation:
@@ -326,6 +335,8 @@ class Settings(BaseSettings):
             shaping["grace_us"] = self.grace.wait_us
         if self.readings.is_mapped:
             shaping["readings"] = self.readings.shaping
+        if self.outlook_config is not None:
+            shaping["outlooks"] = astuple(self.outlook_config)
         if self.times.all_readings:  # otherwise the limits change no earlier verdict, so that the states stay valid
             shaping["times"] = (self.times.max_ahead_s, self.times.earliest.isoformat())
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
@@ -381,7 +392,7 @@ def load_settings(path: Path | None = None) -> Settings:
         # The cause would show all values of a section, with its password, in a traceback.
         raise SettingsError(describe_invalid(error, Settings, variables, file)) from None
     for setting, folder in settings.folders.items():
-        if (obstacle := _file_on(folder)) is not None:
+        if (obstacle := file_on(folder)) is not None:
             variables = read_variables(os.environ, Settings)
             raise SettingsError(describe_folder(setting, folder, obstacle, variables, file))
     return settings
@@ -405,16 +416,3 @@ def with_serve(settings: Settings, **options: Any) -> Settings:
 def unknown_variables() -> list[str]:
     """A sentence for each variable of the environment that begins with ``STREAMGRU_`` and names no setting."""
     return [unknown_variable(name, Settings) for name in read_variables(os.environ, Settings).unknown]
-
-
-def _file_on(folder: Path) -> Path | None:
-    """The file that stands where a folder, or a folder above it, should be; None without a file."""
-    for path in (folder, *folder.parents):
-        try:
-            if path.is_dir():
-                return None
-            if path.exists():
-                return path
-        except (OSError, ValueError):  # not readable: the command that writes there says so
-            return None
-    return None

@@ -98,3 +98,16 @@ def _has(content: Any, setting: tuple[str, ...]) -> bool:
             return False
         content = content[key]
     return True
+
+
+def file_on(folder: Path) -> Path | None:
+    """The file that stands where a folder, or a folder above it, should be; None without a file."""
+    for path in (folder, *folder.parents):
+        try:
+            if path.is_dir():
+                return None
+            if path.exists():
+                return path
+        except (OSError, ValueError):  # not readable: the command that writes there says so
+            return None
+    return None

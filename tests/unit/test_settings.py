@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 import deploy
 from model.config import ANCHORS, Adaptation
+from model.known_ahead import OutlookConfig
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings, load_settings
 
@@ -88,6 +89,12 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
         ("[training]\nseed = 9223372036854775808", "training.seed: Input should be less than or equal to 92233720"),
         ("[schedules.ingest]\ninterval_s = inf", "schedules.ingest.interval_s: Input should be a finite number"),
         ("cadence_s = inf", "cadence_s: Input should be a finite number"),
+        ("[outlooks]\nsteps = 3", "outlooks: name the covariates of the outlooks, or leave out steps and groups"),
+        ('[outlooks]\ncovariates = ["a", "a"]', "outlooks: covariates: 'a' is repeated"),
+        ('[outlooks]\ncovariates = ["a"]\n[outlooks.groups]\nb = []', "outlooks: group 'b' names no sensor"),
+        ('[outlooks]\ncovariates = ["a"]\n[outlooks.groups]\nb = ["c", "c"]', "group 'b': 'c' is repeated"),
+        ('[outlooks]\ncovariates = [""]', "a name cannot be empty or contain control characters: ''"),
+        ("[outlooks]\ncovariates = ['a']\nsteps = 0", "outlooks.steps: Input should be greater than or equal to 1"),
         ('[training]\npreset = "deep"', "training.preset: Input should be 'stateful' or 'plain'"),
     ],
 )
@@ -135,10 +142,34 @@ def test_the_season_is_a_day_unless_set(cadence_s: float, season_steps: int | No
         {"grace_steps": 1.5},
         {"forecaster": {"adaptation": "off"}},
         {"forecaster": {"calibration": False}},
+        {"outlooks": {"covariates": ["TEMP"]}},
     ],
 )
 def test_the_fingerprint_changes_with_each_setting_that_shapes_a_forecast(changed: dict[str, Any]) -> None:
     assert Settings(**changed).fingerprint != Settings().fingerprint
+
+
+def test_the_fingerprint_changes_with_covariates_kept_steps_and_members_of_a_group() -> None:
+    groups = {"city": ["roof", "harbour"]}
+    made: list[dict[str, Any]] = [
+        {"covariates": ["TEMP"]},
+        {"covariates": ["TEMP", "WSPM"]},
+        {"covariates": ["WSPM", "TEMP"]},
+        {"covariates": ["TEMP"], "steps": 9},
+        {"covariates": ["TEMP"], "groups": groups},
+        {"covariates": ["TEMP"], "groups": {"city": ["roof"]}},
+    ]
+    prints = [Settings(outlooks=each).fingerprint for each in made]
+    assert len(set(prints)) == len(made)
+    assert Settings(outlooks={"covariates": ["TEMP"], "steps": 48}).fingerprint == prints[0], "twice the horizon"
+    swapped = {"covariates": ["TEMP"], "groups": {"city": ["harbour", "roof"]}}
+    assert Settings(outlooks=swapped).fingerprint == prints[4]
+
+
+def test_outlooks_of_the_settings_become_those_of_a_model() -> None:
+    assert Settings().outlook_config is None
+    made = Settings(horizon_steps=7, outlooks={"covariates": ["TEMP"], "groups": {"b": ["y", "x"], "a": ["z"]}})
+    assert made.outlook_config == OutlookConfig(("TEMP",), 14, (("a", ("z",)), ("b", ("x", "y"))))
 
 
 def test_the_fingerprint_without_grace_equals_that_of_versions_without_the_setting(
