@@ -24,6 +24,7 @@ from pipeline.messages import (
     ReadingMessage,
     quantile_key,
 )
+from pipeline.outlook_messages import OutlookMessage
 from pipeline.settings import Settings
 
 ASYNCAPI_VERSION: Final = "3.1.0"
@@ -31,6 +32,7 @@ KAFKA_BINDING_VERSION: Final = "0.5.0"
 
 _Json = dict[str, Any]
 _TYPES: Final = (ReadingMessage, ReadingHeaders, Forecast, ForecastHeaders, DeadLetterHeaders, PositionRecord)
+_OUTLOOK_TYPES: Final = (OutlookMessage,)
 _BYTES: Final = {"type": "string", "format": "binary"}
 _MEDIA_TYPES: Final = {  # by `readings.format`
     "json": "application/json",
@@ -120,6 +122,9 @@ def _channels(settings: Settings) -> _Json:
         "x-cadence-s": settings.cadence_s,
     }
     of_readings = ["foreignReading", "reading"] if readings.is_mapped else ["reading"]
+    if settings.outlooks.are_on:
+        of_readings.append("outlook")
+        features |= {"x-covariates": list(settings.outlooks.covariates)}
     by_topic: dict[str | None, tuple[str, list[str], _Json]] = {
         topics.readings: ("readings", of_readings, features),
         topics.forecasts: ("forecasts", ["forecast"], horizon),
@@ -215,8 +220,15 @@ def _messages(settings: Settings) -> _Json:
     }
     if settings.kafka.topics.flat_forecasts is not None:
         messages["flatForecast"] = _message("The forecast of one step", "FlatForecast", _SENSOR_KEY)
+    if settings.outlooks.are_on:
+        messages["outlook"] = _message(
+            "Values of covariates for times ahead, as they were known at the time of issue",
+            "OutlookMessage",
+            {**_SENSOR_KEY, "description": "the sensor id, or the name of the group, in UTF-8"},
+        )
     if readings.is_mapped:
-        messages["reading"]["headers"] = _schema("OwnFormHeaders")
+        for own in messages.keys() & {"reading", "outlook"}:
+            messages[own]["headers"] = _schema("OwnFormHeaders")
         messages["foreignReading"] = {
             **_message(
                 "A message of another system, which the settings map to a reading",
@@ -246,7 +258,8 @@ def _message(
 
 def _schemas(settings: Settings) -> _Json:
     """The schemas by name; those of the message types are the ones that ``messages.json_schemas`` gives."""
-    _, made = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
+    types = (*_TYPES, *_OUTLOOK_TYPES) if settings.outlooks.are_on else _TYPES
+    _, made = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas: _Json = msgspec.json.decode(msgspec.json.encode(made))  # JSON alone: a default may be a tuple
     reasons = list(REASONS)
     schemas["DeadLetterHeaders"]["properties"]["streamgru-reason"]["enum"] = reasons

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from pipeline.messages import Headers, InputPosition, ReadingDecoder, Rejected
+from pipeline.outlook_messages import BAD_OUTLOOK
 from pipeline.sensor_limit import TOO_MANY_SENSORS
 from pipeline.unreadable_batch import BATCH_REASONS, UnreadableBatch
 
 IMPLAUSIBLE: Final = "implausible-time"  # the reason of ``pipeline.reading_times``
-REASONS: Final = (*ReadingDecoder.REASONS, TOO_MANY_SENSORS, IMPLAUSIBLE)
+REASONS: Final = (*ReadingDecoder.REASONS, TOO_MANY_SENSORS, IMPLAUSIBLE, BAD_OUTLOOK)
 BATCH_LAST_OFFSET: Final = "streamgru-last-offset"
 BATCH_RECORDS: Final = "streamgru-records"
 _MOST_DETAIL_BYTES: Final = 500

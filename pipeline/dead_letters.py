@@ -16,8 +16,9 @@ from pipeline.kafka.batch_producer import BatchAppender, check_delivered, encode
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translate_errors
 from pipeline.kafka.topic_reader import read_topic, topic_ends, topic_starts
 from pipeline.messages import Rejected
+from pipeline.outlook_messages import OutlookDecoder, make_outlook_decoder
 from pipeline.reading_times import find_implausible_now
-from pipeline.readings_format.decoder import make_decoder
+from pipeline.readings_format.decoder import RecordDecoder, make_decoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
 from pipeline.settings import Settings
 
@@ -68,7 +69,7 @@ class Republication:
 def republish_letters(
     settings: Settings, letters: Callable[[], Iterable[DeadLetter]], *, publish: bool = True
 ) -> Republication:
-    """Publish originals on the readings topic again, if they are readings under the present settings.
+    """Publish originals on the readings topic again, if they are readings or outlooks under the present settings.
 
     Each original goes to its old partition, with its own key, value and headers. A second run is harmless: its readings
     count as late or as duplicates. Letters are published in transactions, see ``transactions_of``; after a crash run it
@@ -108,7 +109,7 @@ def transactions_of(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]
 
 def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republication) -> Iterator[DeadLetter]:
     """The letters to republish. Counts each letter in ``outcome``, republished or not."""
-    decoder = make_decoder(settings)
+    decoder, outlook_decoder = make_decoder(settings), make_outlook_decoder(settings)
     for letter in letters:
         if letter.topic != settings.kafka.topics.readings:
             outcome.foreign += 1
@@ -126,15 +127,31 @@ def _due(settings: Settings, letters: Iterable[DeadLetter], outcome: Republicati
             if settings.readings.time == "@record_timestamp":
                 # A published record gets a timestamp of its own, so it would become another reading.
                 raise Rejected("its time was the timestamp of the original record")
-            reading = decoder.decode(letter.key, letter.value, letter.headers)
+            timestamp_us = _time_of(decoder, outlook_decoder, letter)
         except Rejected as rejected:
             outcome.still_rejected[rejected.reason] += 1
             continue
-        if len(find_implausible_now(np.array([reading.timestamp_us]), settings)[0]):
+        if len(find_implausible_now(np.array([timestamp_us]), settings)[0]):
             outcome.still_rejected[IMPLAUSIBLE] += 1
         else:
             outcome.published += 1
             yield letter
+
+
+def _time_of(decoder: RecordDecoder, outlook_decoder: OutlookDecoder | None, letter: DeadLetter) -> int:
+    """The time of the reading in a letter, or the time of issue of the outlook in it.
+
+    Raises:
+        Rejected: it is still neither of the two.
+    """
+    try:
+        return decoder.decode(letter.key, letter.value, letter.headers).timestamp_us
+    except Rejected as rejected:
+        if outlook_decoder is not None:
+            outlook = outlook_decoder.decode(letter.key, letter.value, letter.headers, rejected)
+            if outlook is not None:
+                return outlook.issued_us
+        raise
 
 
 def _is_limit_raised(settings: Settings, letter: DeadLetter) -> bool:

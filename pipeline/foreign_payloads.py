@@ -69,6 +69,10 @@ _SYSTEMS: Final[Sequence[tuple[frozenset[str], str]]] = (
         frozenset({"specversion", "type", "source"}),
         f'a CloudEvent in structured mode: {_MAP} (fields such as "data.temperature", time = "time")',
     ),
+    (
+        frozenset({"issued_at", "outlook"}),
+        "an outlook, and the settings name no covariates: name them under [outlooks]",
+    ),
     (frozenset({"records"}), "a request body of Kafka's REST proxy: send it to the proxy, not to the topic"),
     (frozenset({"resourceMetrics"}), f"OpenTelemetry metrics: {_SPLIT}"),
     (frozenset({"Messages"}), f'an OPC UA PubSub message: {_MAP} (fields such as "Messages.0.Payload.Temp.Value")'),

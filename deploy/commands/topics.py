@@ -10,7 +10,8 @@ from deploy.literal_console import make_console
 from deploy.terminal_text import say, say_lines
 from pipeline.asyncapi import asyncapi_document
 from pipeline.kafka.topics import TopicStatus, ensure_topics, topic_statuses
-from pipeline.messages import SCHEMA_URIS, json_schemas
+from pipeline.messages import SCHEMA_URIS
+from pipeline.outlook_messages import OUTLOOK_SCHEMA_URI, all_json_schemas
 
 
 @click.group()
@@ -46,18 +47,18 @@ def show(context: Context) -> None:
 
 
 @click.command()
-@click.argument("message", type=click.Choice(["reading", "forecast"]), required=False)
+@click.argument("message", type=click.Choice(["reading", "forecast", "outlook"]), required=False)
 @click.option(
     "--asyncapi", is_flag=True, help="Print an AsyncAPI document of all topics, with the names in the settings."
 )
 @click.pass_obj
 def schema(context: Context, message: str | None, asyncapi: bool) -> None:
-    """Print the JSON Schema of readings and forecasts, or of one of them."""
+    """Print the JSON Schema of readings, forecasts and outlooks, or of one of them."""
     if asyncapi and message is not None:
         raise click.UsageError(f"--asyncapi describes all topics; leave out {message!r}")
-    schemas = asyncapi_document(context.settings) if asyncapi else json_schemas()
+    schemas = asyncapi_document(context.settings) if asyncapi else all_json_schemas()
     if message is not None:
-        head = {"$schema": schemas["$schema"], "$id": SCHEMA_URIS[message]}
+        head = {"$schema": schemas["$schema"], "$id": {**SCHEMA_URIS, "outlook": OUTLOOK_SCHEMA_URI}[message]}
         schemas = {**head, **schemas[message], "$defs": schemas["$defs"]}
     say_lines(json.dumps(schemas, indent=2, ensure_ascii=False))
 

@@ -49,7 +49,15 @@ SECRET = Settings(
     },
 )
 CERTIFICATE = Settings(kafka={"security_protocol": "SSL", "ssl_certfile": "client.pem"})
-ALL = {"defaults": DEFAULTS, "flat": FLAT, "text": TEXT, "secret": SECRET, "certificate": CERTIFICATE}
+OUTLOOKS = Settings(outlooks={"covariates": ["TEMP"], "groups": {"city": ["roof"]}}, readings=TEXT.readings)
+ALL = {
+    "defaults": DEFAULTS,
+    "flat": FLAT,
+    "text": TEXT,
+    "secret": SECRET,
+    "certificate": CERTIFICATE,
+    "outlooks": OUTLOOKS,
+}
 
 
 def resolved(node: Any, document: dict[str, Any]) -> Any:
@@ -160,6 +168,17 @@ def test_messages_of_other_systems_are_described_beside_published_readings() -> 
     assert document["components"]["messages"]["foreignReading"]["contentType"] == "text/plain"
     own = resolved(document["components"]["messages"]["reading"]["headers"], document)
     assert own["required"] == ["streamgru-form"]
+
+
+def test_outlooks_are_described_if_the_settings_name_covariates() -> None:
+    document = asyncapi_document(OUTLOOKS)
+    channel = document["channels"]["readings"]
+    assert list(channel["messages"]) == ["foreignReading", "reading", "outlook"]
+    assert channel["x-covariates"] == ["TEMP"]
+    described = resolved(document["components"]["messages"]["outlook"], document)
+    assert described["payload"]["required"] == ["issued_at", "outlook"]
+    assert described["headers"]["required"] == ["streamgru-form"]
+    assert "outlook" not in asyncapi_document(DEFAULTS)["components"]["messages"]
 
 
 def test_the_command_prints_the_document_of_the_settings() -> None:

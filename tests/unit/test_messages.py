@@ -38,6 +38,7 @@ from pipeline.messages import (
     microseconds,
     quantile_key,
 )
+from pipeline.outlook_messages import OUTLOOK_SCHEMA_URI, all_json_schemas
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
@@ -367,7 +368,8 @@ def test_the_schema_command_prints_all_schemas_or_one() -> None:
         assert result.exit_code == 0, result.output
         return msgspec.json.decode(result.output)
 
-    assert printed() == json_schemas()
+    assert printed() == all_json_schemas()
+    assert printed("outlook")["$id"] == OUTLOOK_SCHEMA_URI
     assert printed("reading")["$ref"] == json_schemas()["reading"]["$ref"]
     assert printed("forecast")["$id"] == dict(forecast_headers(a_forecast()))["ce_dataschema"].decode()
     assert CliRunner().invoke(schema, ["letters"]).exit_code == 2
