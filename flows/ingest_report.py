@@ -16,8 +16,9 @@ def ingest_page(done: IngestReport, history_version: int) -> str:
     topic = markdown(done.topic)
     history = f"The history is at version {history_version}."
     if done.total_offsets:
+        outlooks = f" and {counted(done.outlooks, 'outlook')}" if done.outlooks else ""
         paragraphs = [
-            f"## {counted(done.readings, 'reading')} from topic {topic}",
+            f"## {counted(done.readings, 'reading')}{outlooks} from topic {topic}",
             (
                 f"{counted(done.total_offsets, 'offset')} in {done.seconds:.1f} s, {counted(done.commits, 'commit')}. "
                 f"{history}"

@@ -20,6 +20,7 @@ from model.sequences import Sequences, build_sequences
 from pipeline.errors import HistoryError
 from pipeline.files.reading_table import ReadingTable
 from pipeline.history.columns import column_of
+from pipeline.history.outlook_join import HistoryOutlooks, StepPositions, join_outlooks, without_outlooks
 from pipeline.history.table import History
 from pipeline.reading_times import implausible_rows
 from pipeline.settings import Settings
@@ -66,20 +67,24 @@ def load_training(history: History, settings: Settings, version: int | None = No
             f"the history table {history.path} has no feature {', '.join(missing)} (its features: "
             f"{', '.join(found) or 'none'}); ingest readings with it first, or remove it from the settings"
         )
-    readings = history.scan(version)
+    readings, outlook_rows = history.scan(version), history.scan_outlooks(version)
     if history.has_record_timestamps(version):
         rules_of = history.time_rules(settings.kafka.topics.readings, version)
-        readings = readings.filter(~implausible_rows(rules_of))
+        readings, outlook_rows = (each.filter(~implausible_rows(rules_of)) for each in (readings, outlook_rows))
     late: Counter[str] = Counter()
     features, grace, max_gap_steps = settings.features, settings.grace, settings.max_gap_steps
+    config = settings.outlook_config
     with history.reading(version):
+        outlooks = None if config is None else HistoryOutlooks(outlook_rows.collect(), config)
         if settings.forecaster.max_sensors_per_partition is not None:
             readings = _within_sensor_limit(readings, settings.forecaster.max_sensors_per_partition)
-        stream = sequences_from_readings(readings, features, grace=grace, max_gap_steps=max_gap_steps, late=late)
+        stream = sequences_from_readings(
+            readings, features, grace=grace, max_gap_steps=max_gap_steps, late=late, outlooks=outlooks
+        )
         trained = stream
         if late and settings.training.late == "train":
             trained = sequences_from_readings(
-                readings, features, grace=grace, max_gap_steps=max_gap_steps, by_time=True
+                readings, features, grace=grace, max_gap_steps=max_gap_steps, by_time=True, outlooks=outlooks
             )
     if not len(stream):
         raise HistoryError(f"the history table {history.path} holds no readings yet; run `streamgru ingest`")
@@ -119,7 +124,9 @@ def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
     sensors = pl.Series("sensor_id", table.sensors, pl.String).gather(pl.Series(table.sensor_codes))
     frame = pl.DataFrame([sensors, pl.Series("timestamp", table.timestamp_us), *map(pl.Series, names, values)])
     sequences = sequences_from_readings(frame.lazy(), names, grace=settings.grace, max_gap_steps=settings.max_gap_steps)
-    return replace(sequences, features=settings.features)
+    sequences = replace(sequences, features=settings.features)
+    config = settings.outlook_config
+    return sequences if config is None else without_outlooks(sequences, config)
 
 
 def usual_interval_us(table: ReadingTable) -> int | None:
@@ -158,6 +165,7 @@ def sequences_from_readings(
     max_gap_steps: int,
     by_time: bool = False,
     late: Counter[str] | None = None,
+    outlooks: HistoryOutlooks | None = None,
 ) -> Sequences:
     """The steps for readings in a frame with the history's columns (``column_of``), in any order of rows.
 
@@ -169,6 +177,7 @@ def sequences_from_readings(
         by_time: step all readings of a sensor in order of time, without the rules of acceptance. Of readings with the
             same time, the first in offset order is stepped.
         late: counts the late readings of each sensor.
+        outlooks: joined to the steps, for a model with outlooks.
     """
     readings = readings.select(
         pl.col("sensor_id"),
@@ -183,21 +192,24 @@ def sequences_from_readings(
     codes = sensor_codes[order]
     timestamp_us = timestamp_us[order]
     accepted: NDArray[Any]  # a mask or indices of rows: the readings to step, by sensor
+    released: NDArray[np.int64] | None = None  # offsets of the records that made them accepted; None: their own
     if by_time:
         accepted = _time_order(codes, timestamp_us)
     elif grace.is_on:
         reordering = reorder(codes, timestamp_us, _column(readings, pl.col("offset"), np.int64)[order], grace)
-        accepted, verdicts = reordering.order, reordering.verdicts
+        accepted, verdicts, released = reordering.order, reordering.verdicts, reordering.as_of
     else:
         verdicts = classify(codes, timestamp_us)
         accepted = verdicts == ACCEPTED
     if late is not None and not by_time:
         counts = np.bincount(codes[verdicts == LATE], minlength=len(ids))
         late.update({sensor: count for sensor, count in zip(ids.to_list(), counts.tolist(), strict=True) if count})
-    starts = np.searchsorted(codes[accepted], np.arange(len(ids) + 1)).astype(np.int64)
+    codes = codes[accepted]
+    starts = np.searchsorted(codes, np.arange(len(ids) + 1)).astype(np.int64)
     order = order[accepted]
     timestamp_us = timestamp_us[accepted]
-    del sensor_codes, codes, accepted
+    del sensor_codes, accepted
+    offsets = _column(readings, pl.col("offset"), np.int64)[order]
 
     # The layout comes first and has no features, so that each value is copied only once, to its step.
     layout = build_sequences(
@@ -205,12 +217,16 @@ def sequences_from_readings(
         starts,
         timestamp_us,
         np.empty((len(order), 0)),
-        _column(readings, pl.col("offset"), np.int64)[order],
+        offsets,
         features=(),
         cadence_us=grace.cadence_us,
         max_gap_steps=max_gap_steps,
     )
-    del timestamp_us, starts
+    if outlooks is not None:
+        partition = _column(readings, pl.col("partition"), np.int32)[order]
+        positions = StepPositions(codes, partition, offsets if released is None else released)
+        layout = join_outlooks(layout, positions.in_order() if by_time else positions, outlooks)
+    del timestamp_us, starts, codes, offsets, released
     values = np.full((len(layout), len(features)), np.nan)
     place = np.flatnonzero(layout.observed)
     for number, name in enumerate(features):

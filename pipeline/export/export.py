@@ -20,6 +20,7 @@ from pipeline.errors import ExportError
 from pipeline.export.forecast_rows import ForecastChunk
 from pipeline.export.stores import DeltaStore, ExportStore, ParquetStore
 from pipeline.file_lock import hold_lock
+from pipeline.history.outlook_rows import only_readings
 from pipeline.history.reading_chunk import ReadingChunk
 from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer
@@ -175,7 +176,7 @@ class _Run:
         )
 
     def _append(self, next_offsets: dict[int, int]) -> None:
-        frame = self._chunk.take()
+        frame = only_readings(self._chunk.take())
         self._store.append(frame, next_offsets, self._bounds.topic, self._bounds.topic_id)
         self._rows += len(frame)
 

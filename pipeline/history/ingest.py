@@ -20,6 +20,7 @@ from kafka import KafkaConsumer
 from pipeline.best_effort import until_it_fails
 from pipeline.errors import HistoryError
 from pipeline.file_lock import hold_lock
+from pipeline.history.outlook_rows import only_readings
 from pipeline.history.reading_chunk import ReadingChunk
 from pipeline.history.table import History
 from pipeline.history.unused import LATE_REMEDY, UnusedReadings, describe_sensors
@@ -44,10 +45,11 @@ class IngestReport:
     done_offsets: int
     total_offsets: int
     readings: int = 0
+    outlooks: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)  # reason -> records
     late: Mapping[str, int] = field(default_factory=dict)  # sensor -> late readings, which are not trained on
     implausible: Mapping[str, int] = field(default_factory=dict)  # sensor -> readings with an implausible time
-    ignored_values: int = 0  # values of features that the settings do not name
+    ignored_values: int = 0  # values of features and covariates that the settings do not name
     lost_offsets: int = 0  # offsets that retention deleted before they were read
     commits: int = 0
     seconds: float = 0.0
@@ -55,7 +57,9 @@ class IngestReport:
 
     def __str__(self) -> str:
         if self.total_offsets:
-            text = f"{counted(self.readings, 'reading')} from topic {self.topic} in {self.seconds:.1f} s, "
+            text = counted(self.readings, "reading")
+            text += f" and {counted(self.outlooks, 'outlook')}" if self.outlooks else ""
+            text += f" from topic {self.topic} in {self.seconds:.1f} s, "
             text += counted(self.commits, "commit")
         else:
             text = f"nothing new on topic {self.topic}"
@@ -157,6 +161,7 @@ class _Run:
             done_offsets=self._reader.done_offsets,
             total_offsets=bounds.total,
             readings=self._appended,
+            outlooks=self._chunk.outlooks,
             rejected=dict(self._chunk.left_out),
             late=dict(self._unused.late),
             implausible=dict(self._unused.implausible),
@@ -170,7 +175,7 @@ class _Run:
     def _append(self, next_offsets: dict[int, int]) -> None:
         bounds = self._bounds
         frame = self._chunk.take()
-        self._unused.add(frame)
+        self._unused.add(only_readings(frame))
         self._appended += self._history.append(frame, next_offsets, bounds.topic, bounds.topic_id, self._time_rules)
 
     def _send_report(self) -> None:

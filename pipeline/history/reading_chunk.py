@@ -8,7 +8,9 @@ import numpy as np
 import polars as pl
 
 from pipeline.history.columns import column_of
+from pipeline.history.outlook_rows import outlook_rows
 from pipeline.messages import Rejected
+from pipeline.outlook_messages import Outlook, make_outlook_decoder
 from pipeline.reading_times import RECORD_TIMESTAMP, sent_us
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
@@ -17,22 +19,25 @@ from pipeline.settings import Settings
 class ReadingChunk:
     """Decodes records of the readings topic into the columns of the history table, one commit after another.
 
-    Over all commits, ``left_out`` counts malformed records by reason, and ``ignored_values`` the values of features
-    that the settings do not name.
+    Over all commits, ``left_out`` counts malformed records by reason, ``outlooks`` the records with outlooks, and
+    ``ignored_values`` the values of features and covariates that the settings do not name.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._features = settings.features
         self._decoder = make_decoder(settings)
+        self._outlook_decoder = make_outlook_decoder(settings)
+        self._covariates = settings.outlooks.covariates
         self.left_out: Counter[str] = Counter()
+        self.outlooks = 0
         self.ignored_values = 0
         self._clear()
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._offsets) + len(self._outlooks)
 
     def add(self, partition: int, records: Sequence[Any]) -> int:
-        """Decode a partition's next records, and return the number of readings in the chunk."""
+        """Decode a partition's next records, and return the number of readings and outlooks in the chunk."""
         decode = self._decoder.decode
         sensor_ids, timestamps, values, offsets = self._sensor_ids, self._timestamps, self._values, self._offsets
         sent, before = self._sent_ms, len(offsets)
@@ -40,7 +45,7 @@ class ReadingChunk:
             try:
                 reading = decode(record.key, record.value, record.headers, record.timestamp)
             except Rejected as rejected:
-                self.left_out[rejected.reason] += rejected.records
+                self._add_outlook(partition, record, rejected)
                 continue
             sensor_ids.append(reading.sensor_id)
             timestamps.append(reading.timestamp_us)
@@ -50,6 +55,22 @@ class ReadingChunk:
             self.ignored_values += reading.ignored
         self._partitions.append((partition, len(offsets) - before))
         return len(self)
+
+    def _add_outlook(self, partition: int, record: Any, rejected: Rejected) -> None:
+        """Add the outlook in a record that is not a reading, or count the record as malformed."""
+        outlook = None
+        if self._outlook_decoder is not None:
+            try:
+                outlook = self._outlook_decoder.decode(record.key, record.value, record.headers, rejected)
+            except Rejected as invalid:
+                rejected = invalid
+        if outlook is None:
+            self.left_out[rejected.reason] += rejected.records
+            return
+        self._outlooks.append((partition, record.offset, outlook))
+        self._outlooks_sent_ms.append(record.timestamp)
+        self.outlooks += 1
+        self.ignored_values += outlook.ignored
 
     def take(self) -> pl.DataFrame:
         """The columns of the history table, null where missing; the chunk is empty afterwards."""
@@ -64,8 +85,13 @@ class ReadingChunk:
             "offset": pl.Series(self._offsets, dtype=pl.Int64),
             RECORD_TIMESTAMP: pl.Series(sent_us(np.asarray(self._sent_ms, np.int64))).cast(pl.Datetime("us", "UTC")),
         }
+        frame = pl.DataFrame(columns, nan_to_null=True)
+        if self._outlooks:
+            outlooks_sent_us = sent_us(np.array(self._outlooks_sent_ms, np.int64)).tolist()
+            rows = outlook_rows(self._outlooks, self._covariates, outlooks_sent_us)
+            frame = pl.concat([frame, rows], how="diagonal")
         self._clear()
-        return pl.DataFrame(columns, nan_to_null=True)
+        return frame
 
     def _clear(self) -> None:
         self._sensor_ids: list[str] = []
@@ -74,3 +100,5 @@ class ReadingChunk:
         self._offsets: list[int] = []
         self._sent_ms: list[int] = []  # timestamps of the records
         self._partitions: list[tuple[int, int]] = []  # (partition, number of consecutive readings)
+        self._outlooks: list[tuple[int, int, Outlook]] = []  # partition, offset, outlook
+        self._outlooks_sent_ms: list[int] = []

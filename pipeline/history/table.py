@@ -3,7 +3,8 @@
 Columns: ``sensor_id``, ``timestamp`` (UTC, microseconds), one float per feature (null where missing), ``partition``,
 ``offset``, and the record's Kafka timestamp (``RECORD_TIMESTAMP``). ``pipeline.history.columns`` names the column of a
 feature. Readings that were ingested by a release without record timestamps have null in that column. Duplicates, late
-readings and implausible times are in the table too; ``pipeline.windows`` leaves them out.
+readings and implausible times are in the table too; ``pipeline.windows`` leaves them out. Outlooks are rows of their
+own, see ``outlook_rows``.
 
 A commit holds readings and offsets, so that after a crash the table has both or neither; ``delta_offsets`` says where
 the offsets are, and ``time_rule_marks`` where the time rules are. A table holds one topic, because partition and offset
@@ -31,6 +32,7 @@ from pipeline.errors import HistoryError
 from pipeline.history.columns import ADDED_LATER, AFTER_FEATURES, BEFORE_FEATURES, column_of, feature_of, is_internal
 from pipeline.history.delta_offsets import is_of_another_topic, offset_marks, stored_offsets
 from pipeline.history.durable import commit_path, describe_torn_files, sync_versions
+from pipeline.history.outlook_rows import OUTLOOK_COLUMNS, OUTLOOK_TIMES, only_readings
 from pipeline.history.time_rule_marks import changed_marks, read_marks
 from pipeline.reading_times import RECORD_TIMESTAMP, TimeRules
 
@@ -148,13 +150,14 @@ class History:
         topic_id: str | None = None,
         time_rules: Mapping[int, TimeRules] = MappingProxyType({}),
     ) -> int:
-        """Append readings and the next offsets in one commit, and return the number of readings.
+        """Append readings, outlooks and the next offsets in one commit, and return the number of readings.
 
-        Readings below the stored offsets are skipped, so that appending a range again changes nothing.
+        Rows below the stored offsets are skipped, so that appending a range again changes nothing.
 
         Args:
             frame: the table's columns, with the names of ``column_of``; times as UTC datetimes or integer microseconds;
-                NaN is missing. Without ``RECORD_TIMESTAMP`` the record timestamps are unknown.
+                NaN is missing. Without ``RECORD_TIMESTAMP`` the record timestamps are unknown. The columns of outlooks
+                may be absent.
             next_offsets: by partition; above the offsets of all its readings.
             topic: the topic of the offsets.
             topic_id: the brokers' id of the topic, for ``is_of_another_topic``.
@@ -193,7 +196,7 @@ class History:
                 commit_properties=CommitProperties(app_transactions=marks),
             )
         self._sync(base, table.version())
-        return len(fresh)
+        return len(only_readings(fresh))
 
     def scan(self, version: int | None = None) -> pl.LazyFrame:
         """All columns of all readings at a version (by default the newest), lazily, in any order of files.
@@ -201,6 +204,19 @@ class History:
         A feature that was added after a reading is null in it. Collect the frame inside ``reading``, which converts
         polars' errors about missing or damaged files.
         """
+        return only_readings(self._scan_all(version))
+
+    def scan_outlooks(self, version: int | None = None) -> pl.LazyFrame:
+        """``scan`` for outlooks: the columns of ``outlook_rows``; no rows if the table never had one."""
+        rows = self._scan_all(version)
+        columns = ["sensor_id", "timestamp", "partition", "offset", RECORD_TIMESTAMP, *OUTLOOK_COLUMNS]
+        missing = [name for name in columns if name not in rows.collect_schema().names()]
+        rows = rows.with_columns(
+            pl.lit(None, OUTLOOK_COLUMNS.get(name, pl.Datetime("us", "UTC"))).alias(name) for name in missing
+        )
+        return rows.filter(pl.col(OUTLOOK_TIMES).is_not_null()).select(columns)
+
+    def _scan_all(self, version: int | None) -> pl.LazyFrame:
         table = self._open(version)
         with self._translate_errors("read"):
             schema = pl.Schema(table.schema())
@@ -307,6 +323,7 @@ class History:
             pl.col("partition").cast(pl.Int32),
             pl.col("offset").cast(pl.Int64),
             pl.col(RECORD_TIMESTAMP).cast(pl.Datetime("us", "UTC")),
+            *(pl.col(name).cast(kind) for name, kind in OUTLOOK_COLUMNS.items() if name in frame.columns),
         )
 
     @contextmanager

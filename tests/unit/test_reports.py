@@ -207,6 +207,7 @@ def test_an_ingest_page_shows_a_loss_without_new_readings_and_at_most_50_rows() 
     assert "sensor-49" in page
     assert "sensor-50" not in page
     assert "Rows that are not shown: 10." in page
+    assert ingest_page(IngestReport("readings", 9, 9, 6, 3), 4).startswith("## 6 readings and 3 outlooks from topic")
 
 
 def test_a_plot_that_fails_leaves_the_scores_the_model_and_the_other_plots(
