@@ -23,6 +23,9 @@ _BATCH_COUNTS: Final = (  # the counts of a batch that ``add`` sums up, in addit
     "accepted",
     "duplicates",
     "late",
+    "outlooks",
+    "late_outlooks",
+    "unused_outlooks",
     "ignored_features",
     "forecasts",
     "withheld_values",
@@ -36,7 +39,7 @@ _BATCH_COUNTS: Final = (  # the counts of a batch that ``add`` sums up, in addit
 class Counters:
     """Counts of committed work since the start, except ``aborted``, and ``held``, which is the present number."""
 
-    readings: int = 0  # records of the readings topic: accepted, duplicate, late or rejected
+    readings: int = 0  # records of the readings topic without outlooks: accepted, duplicate, late or rejected
     accepted: int = 0
     duplicates: int = 0
     late: int = 0
@@ -44,7 +47,10 @@ class Counters:
     # Offsets from the first buffered reading on that retention had deleted at a restore. Of the buffered readings, at
     # least one and at most this number got no forecast.
     held_lost: int = 0
-    ignored_features: int = 0  # features in readings that the settings do not name
+    outlooks: int = 0  # records with outlooks that the state of at least one sensor accepted
+    late_outlooks: int = 0  # records with outlooks that were issued no later than those that their sensors had
+    unused_outlooks: int = 0  # records with outlooks whose sensors have no state on the partition
+    ignored_features: int = 0  # features in readings, and covariates in outlooks, that the settings do not name
     dead_letters: Counter[str] = field(default_factory=Counter)  # reason -> dead letters
     implausible_times: dict[str, int] = field(default_factory=dict)  # sensor -> dead letters; the sensors with most
     forecasts: int = 0

@@ -30,6 +30,13 @@ _COUNTERS: Final = (  # attribute of Counters, name without "_total", documentat
         "streamgru_lost_buffered_readings",
         "Upper bound of the buffered readings that retention deleted before a restart.",
     ),
+    ("outlooks", "streamgru_accepted_outlooks", "Records with outlooks that a sensor's state accepted."),
+    ("late_outlooks", "streamgru_late_outlooks", "Records with outlooks no newer than those of their sensors."),
+    (
+        "unused_outlooks",
+        "streamgru_unused_outlooks",
+        "Records with outlooks whose sensors have no state on their partition.",
+    ),
     ("ignored_features", "streamgru_ignored_features", "Values of features that the settings do not name."),
     ("forecasts", "streamgru_forecasts", "Forecasts that were committed."),
     (

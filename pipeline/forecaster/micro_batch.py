@@ -8,7 +8,7 @@ and the same readings are polled again.
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import Any, Final
@@ -25,11 +25,13 @@ from pipeline.forecast_encoding import ForecastEncoder, round_to_scale
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
 from pipeline.forecaster.readings import Readings, Record, decode_records
-from pipeline.forecaster.state_store import Rows, ServedModel, States, StepResult
+from pipeline.forecaster.state_store import ServedModel, StepResult
+from pipeline.forecaster.state_table import Rows, States
 from pipeline.forecaster.transaction import Records
 from pipeline.forecaster.unit_changes import UnitChange, find_unit_changes
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import InputPosition, ModelId, Rejected
+from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.reading_times import ImplausibleTime
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_detail
@@ -40,8 +42,9 @@ from pipeline.settings import Settings
 class MicroBatch:
     """The content of one transaction, and the state of the forecaster once it is committed."""
 
-    accepted: Sequence[Readings]  # one per partition that has any, in the order in which they were stepped
-    stepped: StepResult | None  # None: no reading was accepted
+    # One per partition that has any reading or outlook, in the order in which they were stepped.
+    accepted: Sequence[Readings]
+    stepped: StepResult | None  # None: no reading was accepted, and no outlook came
     records: Sequence[Records]
     positions: Mapping[int, Position]  # partition -> position after the batch, if polled or fully written
     buffered: Mapping[int, Readings]  # partition -> reorder buffer after the batch, unless empty
@@ -68,6 +71,7 @@ class MicroBatchBuilder:
         self._settings = settings
         self._topics = settings.kafka.topics
         self._decoder = make_decoder(settings)
+        self._outlook_decoder = make_outlook_decoder(settings)
         model = ModelId(settings.model_name, serving.version)
         self._encoder = ForecastEncoder(settings, model, serving.config)
         self._flat_encoder = FlatForecastEncoder(settings, model, serving.config.targets, serving.config.quantiles)
@@ -95,19 +99,22 @@ class MicroBatchBuilder:
         features = len(self._settings.features)
         rules = self.serving.time_rules
         parts = [
-            decode_records(self._decoder, features, at.partition, records, rules.get(at.partition, ()))
+            decode_records(
+                self._decoder, features, at.partition, records, rules.get(at.partition, ()), self._outlook_decoder
+            )
             for at, records in polled.items()
         ]
         offsets = {where.partition: records[-1].next_offset for where, records in polled.items()}
         classifications = self.serving.classify_all([decoded.readings for decoded in parts], buffered, offsets)
         still_buffered = {partition: waiting for partition, waiting in buffered.items() if partition not in offsets}
         for (where, records), decoded, classified in zip(polled.items(), parts, classifications, strict=True):
-            if len(classified.accepted):
+            if len(classified.accepted) or classified.accepted.outlooks:
                 accepted.append(classified.accepted)
+            if len(classified.accepted):
                 sent_ms.append(_sent_ms(records, classified.accepted.offsets))
             if classified.buffered is not None:
                 still_buffered[where.partition] = classified.buffered
-            counts.readings += len(records)
+            counts.readings += len(records) - len(decoded.readings.outlooks)
             counts.accepted += len(classified.accepted)
             counts.duplicates += classified.duplicates
             counts.late += classified.late
@@ -125,8 +132,10 @@ class MicroBatchBuilder:
                 return MicroBatch(
                     accepted, stepped, [], {}, {}, counts, named, offsets, needs_full_write, 0.0, [], [], []
                 )
-            outgoing += self._forecasts(accepted, stepped.forecasts)
+            if counts.accepted:
+                outgoing += self._forecasts(accepted, stepped.forecasts)
             counts.forecasts = counts.accepted
+            counts.outlooks, counts.late_outlooks, counts.unused_outlooks = astuple(stepped.outlooks)
             counts.withheld_values = int(np.count_nonzero(stepped.forecasts.unit_outcome == HELD))
             unit_changes = find_unit_changes(accepted, stepped.forecasts, self._settings.features)
             counts.unit_changes = len(unit_changes)
@@ -190,6 +199,8 @@ class MicroBatchBuilder:
         each = len(flat) // max(1, len(values))  # flat records of a forecast
         records = []
         for part, end in zip(accepted, accumulate(map(len, accepted)), strict=True):
+            if not len(part):
+                continue  # outlooks alone
             start = end - len(part)
             mine = slice(start, end)
             records.append(Records(self._topics.forecasts, part.partition, part.keys, values[mine], headers[mine]))

@@ -4,7 +4,7 @@ The columns keep the order of offsets. Records that do not decode are returned s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import Reading, Rejected
+from pipeline.outlook_messages import Outlook, OutlookDecoder
 from pipeline.reading_times import ImplausibleTime, TimeRules, find_implausible, reject_implausible
 from pipeline.readings_format.decoder import RecordDecoder
 
@@ -20,6 +21,14 @@ Record = FetchedRecord
 TRACEPARENT: Final = "traceparent"
 # W3C's header has 55 bytes, and later versions may be longer. A header beyond this limit is not passed on.
 LONGEST_TRACEPARENT_BYTES: Final = 256
+
+
+@dataclass(frozen=True)
+class ReceivedOutlook:
+    """An outlook in a record."""
+
+    offset: int
+    outlook: Outlook
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,10 @@ class Readings:
     traceparents: list[bytes | None] | None = None  # None if no reading has one
     # (n,) of accepted readings, see ``model.reorder_buffer.ReleasedReading``; None: each may
     may_anchor: NDArray[np.bool_] | None = None
+    # (n,) of accepted readings, see ``model.reorder_buffer.ReleasedReading``; None: their own offsets
+    as_of: NDArray[np.int64] | None = None
+    # In the same records as the readings, by ascending offset. Selections of the readings have none.
+    outlooks: tuple[ReceivedOutlook, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -86,19 +99,28 @@ class DecodedRecords:
 
     readings: Readings
     rejected: list[tuple[Record, Rejected]]  # in offset order
-    ignored_features: int  # values of features that the settings do not name
-    implausible_times: list[ImplausibleTime]  # the rejected readings whose time is implausible
+    ignored_features: int  # values of features or covariates that the settings do not name
+    implausible_times: list[ImplausibleTime]  # the rejected readings and outlooks whose time is implausible
 
 
 def decode_records(
-    decoder: RecordDecoder, features: int, partition: int, records: Sequence[Record], time_rules: TimeRules = ()
+    decoder: RecordDecoder,
+    features: int,
+    partition: int,
+    records: Sequence[Record],
+    time_rules: TimeRules = (),
+    outlook_decoder: OutlookDecoder | None = None,
 ) -> DecodedRecords:
     """Split records of one partition into readings, with ``features`` values each, and rejected records.
 
-    A reading whose time is implausible by ``time_rules`` is rejected too.
+    A reading or outlook whose time is implausible by ``time_rules`` is rejected too.
+
+    Args:
+        outlook_decoder: decodes records that are not readings; None if there are no outlooks.
     """
     decode = decoder.decode
     rejected: list[tuple[Record, Rejected]] = []
+    outlooks: list[tuple[Record, Outlook]] = []
     found: list[Reading]
     try:
         found = [decode(record.key, record.value, record.headers, record.timestamp) for record in records]
@@ -109,7 +131,11 @@ def decode_records(
             try:
                 found.append(decode(record.key, record.value, record.headers, record.timestamp))
             except Rejected as reason:
-                rejected.append((record, reason))
+                outlook, why = _outlook(outlook_decoder, record, reason)
+                if outlook is None:
+                    rejected.append((record, why))
+                else:
+                    outlooks.append((record, outlook))
             else:
                 good.append(record)
     count = len(found)
@@ -128,7 +154,49 @@ def decode_records(
     implausible: list[ImplausibleTime] = []
     if time_rules:
         readings, implausible = _reject_implausible(readings, good, time_rules, rejected)
-    return DecodedRecords(readings, rejected, sum(reading.ignored for reading in found), implausible)
+    ignored = sum(reading.ignored for reading in found)
+    if outlooks:
+        kept = _plausible_outlooks(partition, outlooks, time_rules, rejected, implausible)
+        readings = replace(readings, outlooks=kept)
+        ignored += sum(outlook.ignored for _, outlook in outlooks)
+    return DecodedRecords(readings, rejected, ignored, implausible)
+
+
+def _outlook(decoder: OutlookDecoder | None, record: Record, reason: Rejected) -> tuple[Outlook | None, Rejected]:
+    """The outlook in a record that is not a reading, or None and the reason of the record's rejection."""
+    if decoder is None:
+        return None, reason
+    try:
+        return decoder.decode(record.key, record.value, record.headers, reason), reason
+    except Rejected as invalid:
+        return None, invalid
+
+
+def _plausible_outlooks(
+    partition: int,
+    outlooks: Sequence[tuple[Record, Outlook]],
+    rules: TimeRules,
+    rejected: list[tuple[Record, Rejected]],
+    implausible: list[ImplausibleTime],
+) -> tuple[ReceivedOutlook, ...]:
+    """The outlooks with plausible times of issue. The other ones are added to the lists, as readings are.
+
+    An outlook that was issued in the future would make all later ones outdated.
+    """
+    sent_ms, offsets = (np.array([getattr(record, name) for record, _ in outlooks]) for name in ("timestamp", "offset"))
+    issued_us = np.array([outlook.issued_us for _, outlook in outlooks])
+    is_implausible = find_implausible(issued_us, sent_ms, offsets, rules).tolist()
+    kept = []
+    for (record, outlook), is_bad in zip(outlooks, is_implausible, strict=True):
+        if is_bad:
+            reason = reject_implausible(outlook.issued_us, record.timestamp, record.offset, rules)
+            rejected.append((record, reason))
+            implausible.append(ImplausibleTime(outlook.name, partition, record.offset, reason.detail))
+        else:
+            kept.append(ReceivedOutlook(record.offset, outlook))
+    if len(kept) < len(outlooks):
+        rejected.sort(key=lambda one: one[0].offset)
+    return tuple(kept)
 
 
 def _reject_implausible(

@@ -24,6 +24,7 @@ from model.reorder_buffer import ReorderBuffer
 from model.state import replay_start
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.state_store import ServedModel
+from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
@@ -107,6 +108,7 @@ class StateRebuilder:
         self._serving = serving
         self._alive = alive
         self._decoder = make_decoder(settings)
+        self._outlook_decoder = make_outlook_decoder(settings)
 
     def rebuild(
         self,
@@ -182,7 +184,7 @@ class StateRebuilder:
             if not self._alive(partition):
                 break
             due = self._decode(partition, run, first)
-            if len(due):
+            if len(due) or due.outlooks:
                 classified = self._serving.classify(due, buffered)
                 buffered = classified.buffered
                 self._serving.replay([classified.accepted])
@@ -228,15 +230,26 @@ class StateRebuilder:
     def _decode(
         self, partition: int, records: Sequence[Record], first: Mapping[bytes | None, int] | None = None
     ) -> Readings:
-        """The readings in the records; with ``first`` only those from their sensor's offset in it on."""
+        """The readings and outlooks in the records; with ``first`` only readings from their sensor's offset in it on.
+
+        Outlooks need no such limit: one that comes before the first reading of a state does not count.
+        """
+        outlooks = self._outlook_decoder
         if first is not None and self._decoder.is_keyed_by_sensor:  # skipped records need not be decoded
-            records = [record for record in records if first.get(record.key, record.offset + 1) <= record.offset]
-        rules = self._serving.time_rules.get(partition, ())
-        readings = decode_records(self._decoder, len(self._settings.features), partition, records, rules).readings
-        if first is None or self._decoder.is_keyed_by_sensor or not len(readings):
-            return readings
-        places = zip(readings.keys, readings.offsets.tolist(), strict=True)
-        return readings.take(np.array([first.get(key, offset + 1) <= offset for key, offset in places]))
+            groups = frozenset[bytes]() if outlooks is None else outlooks.group_keys
+            records = [
+                record
+                for record in records
+                if first.get(record.key, record.offset + 1) <= record.offset or record.key in groups
+            ]
+        rules, features = self._serving.time_rules.get(partition, ()), len(self._settings.features)
+        found = decode_records(self._decoder, features, partition, records, rules, outlooks).readings
+        if first is None or not len(found) or (self._decoder.is_keyed_by_sensor and outlooks is None):
+            return found
+        # A sensor may have the name of a group.
+        places = zip(found.keys, found.offsets.tolist(), strict=True)
+        kept = found.take(np.array([first.get(key, offset + 1) <= offset for key, offset in places]))
+        return replace(kept, outlooks=found.outlooks)
 
     def _admit_older(
         self, partition: int, start: int, end: int, admitted: set[str], limit: int

@@ -6,6 +6,7 @@ from itertools import compress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.state import non_finite
 from pipeline.errors import StateError
@@ -13,6 +14,7 @@ from pipeline.forecaster.positions import POSITION_KEY, PartitionLog, Position, 
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.rebuild import SensorAnchors, anchors_of_state, anchors_of_states
 from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.state_table import States
 from pipeline.messages import decode_state
 from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings
@@ -24,8 +26,8 @@ logger = logging.getLogger("streamgru.restore")
 class StateRecords:
     """Loads usable states into the state table, and collects the anchors of unusable ones.
 
-    A state is ahead if its last reading is not before the partition's floor (``PartitionLog.floor``). It waits until
-    ``load_up_to`` gives the position.
+    A state is ahead if its last reading or outlook is not before the partition's floor (``PartitionLog.floor``). It
+    waits until ``load_up_to`` gives the position.
 
     Args:
         logs: partition -> log.
@@ -125,7 +127,7 @@ class StateRecords:
         table = self.serving.table
         places, packed = self.serving.tag.unpack_rows(values, table.dtype.itemsize)
         states = np.frombuffer(packed, table.dtype)
-        good = states["offset"] < self._reached[partition]
+        good = ~_are_ahead(states, self._reached[partition])
         bad = non_finite(states)
         for place in compress(places, bad.tolist()):
             logger.error("the state of sensor %s, partition %d, is non-finite", sensors[place], partition)
@@ -151,8 +153,18 @@ class StateRecords:
             logger.error("the state of sensor %s, partition %d, does not have the model's size", sensor, partition)
         if tag.settings != self.serving.tag.settings or len(row) < self._prefix.itemsize:
             return None
-        state = np.frombuffer(row[: self._prefix.itemsize], self._prefix, 1)[0]
-        if int(state["offset"]) >= self._reached[partition]:
+        is_whole = tag == self.serving.tag and len(row) == self.serving.table.dtype.itemsize
+        dtype = self.serving.table.dtype if is_whole else self._prefix
+        states = np.frombuffer(row[: dtype.itemsize], dtype, 1)
+        if _are_ahead(states, self._reached[partition])[0]:
             self._ahead[partition][sensor] = value
             return None
-        return anchors_of_state(state, self._settings)
+        return anchors_of_state(states[0], self._settings)
+
+
+def _are_ahead(states: States, reached: int) -> NDArray[np.bool_]:
+    """(B,) whether a state holds a reading or an outlook at ``reached`` or later."""
+    ahead: NDArray[np.bool_] = states["offset"] >= reached
+    if "outlook_from" in (states.dtype.names or ()):
+        ahead = ahead | (states["outlook_from"] > reached)
+    return ahead

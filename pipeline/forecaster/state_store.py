@@ -1,160 +1,34 @@
-"""The state store: the committed states of all sensors in memory, and the model version that steps them.
+"""The state store: the states of all sensors (``state_table``) with the model version that steps them.
 
-``StateTable`` is one structured array with a row per sensor. It holds committed states only: a step works on copies
-(``gather``), and the loop writes these back (``scatter``) after the commit. ``ServedModel`` joins the table with a
-model version: it classifies readings and steps them. The durable copy is the changelog, see ``restore``.
+``ServedModel`` classifies readings and steps them with their outlooks. The durable copy is the changelog, see
+``restore``.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.acceptance import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify
 from model.forecaster import Forecaster
+from model.outlooks import ACCEPTED as OUTLOOK_ACCEPTED
+from model.outlooks import Arrivals
 from model.reorder_buffer import BUFFERED, can_release, reorder
 from model.state import blank_states, non_finite
 from model.stepper import Forecasts, Stepper
 from pipeline.flat_forecasts import CONNECT_RECORD_BYTES, FLAT_RECORD_BYTES
+from pipeline.forecaster.outlook_arrivals import OutlookCounts, RowOutlooks
 from pipeline.forecaster.readings import Readings
+from pipeline.forecaster.state_table import Rows, States, StateTable
 from pipeline.messages import StateTag
 from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.state_store")
-
-States = NDArray[np.void]  # (B,) states of model.state.state_dtype
-Rows = NDArray[np.intp]
-
-_SMALLEST_CAPACITY: Final = 64
-# Capacity factor. Small steps waste little memory, and Linux grows a large array by remapping its pages, not by a copy.
-_GROWTH: Final = 1.0625
-
-
-class StateTable:
-    """States by partition and sensor.
-
-    A sensor id in two partitions is two sensors. ``rows`` gives an unknown sensor a blank row. Not thread-safe.
-
-    Args:
-        blank: (1,) the state of a sensor without readings; its dtype is the table's.
-    """
-
-    def __init__(self, blank: States) -> None:
-        self._blank = blank.copy()
-        self._states = np.empty(0, blank.dtype)
-        self._sensors: list[str] = []  # sensor of each row; a free row keeps its old one
-        self._partitions = np.empty(0, np.int32)  # partition of each row
-        self._index: dict[int, dict[str, int]] = {}
-        self._free: list[int] = []
-
-    def __len__(self) -> int:
-        return sum(len(index) for index in self._index.values())
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of a state."""
-        return self._states.dtype
-
-    @property
-    def partitions(self) -> frozenset[int]:
-        """The partitions in the table, including those without a sensor."""
-        return frozenset(self._index)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the array of states."""
-        return self._states.nbytes + self._partitions.nbytes
-
-    def add_partition(self, partition: int) -> None:
-        """Add an empty partition; states that the table had for it are deleted."""
-        self.drop_partition(partition)
-        self._index[partition] = {}
-
-    def drop_partition(self, partition: int) -> None:
-        """Delete a partition; its rows become free."""
-        self._free += self._index.pop(partition, {}).values()
-
-    def rows(self, partition: int, sensors: Sequence[str]) -> Rows:
-        """(n,) the row of each sensor; sensors may repeat, unknown ones get blank rows."""
-        index = self._index[partition]
-        try:
-            return np.fromiter(map(index.__getitem__, sensors), np.intp, len(sensors))
-        except KeyError:
-            self._allocate(partition, [sensor for sensor in dict.fromkeys(sensors) if sensor not in index])
-        return np.fromiter(map(index.__getitem__, sensors), np.intp, len(sensors))
-
-    def unknown(self, partition: int, sensors: Iterable[str]) -> list[str]:
-        """The sensors without a row, in order and each once."""
-        index = self._index[partition]
-        return list(dict.fromkeys(sensor for sensor in sensors if sensor not in index))
-
-    def count(self, partition: int) -> int:
-        """The number of sensors of a partition."""
-        return len(self._index[partition])
-
-    def partition_rows(self, partition: int) -> tuple[list[str], Rows]:
-        """All sensors of a partition and their rows."""
-        index = self._index[partition]
-        return list(index), np.fromiter(index.values(), np.intp, len(index))
-
-    def sensors_at(self, rows: Iterable[int]) -> list[str]:
-        """The sensor of each row."""
-        return [self._sensors[row] for row in rows]
-
-    def partitions_at(self, rows: Rows) -> NDArray[np.int32]:
-        """The partition of each row."""
-        return self._partitions[rows]
-
-    def sensors_by_partition(self, rows: Rows) -> dict[int, list[str]]:
-        """The sensors at ``rows``, by partition."""
-        found: dict[int, list[str]] = {}
-        for partition, sensor in zip(self.partitions_at(rows).tolist(), self.sensors_at(rows.tolist()), strict=True):
-            found.setdefault(partition, []).append(sensor)
-        return found
-
-    def field(self, name: str, rows: Rows) -> NDArray[Any]:
-        """One field of the states at ``rows``."""
-        return self._states[name][rows]
-
-    def gather(self, rows: Rows) -> States:
-        """A copy of the states at ``rows``."""
-        return self._states[rows]
-
-    def scatter(self, rows: Rows, states: States) -> None:
-        """Write states to ``rows``, which are distinct."""
-        self._states[rows] = states
-
-    def blank(self, count: int) -> States:
-        """(count,) states of sensors without readings."""
-        return np.repeat(self._blank, count)
-
-    def _allocate(self, partition: int, sensors: Sequence[str]) -> None:
-        if len(sensors) > len(self._free):
-            self._grow(len(sensors) - len(self._free))
-        rows = [self._free.pop() for _ in sensors]
-        self._states[rows] = self._blank
-        self._partitions[rows] = partition
-        for row, sensor in zip(rows, sensors, strict=True):
-            self._sensors[row] = sensor
-        self._index[partition].update(zip(sensors, rows, strict=True))
-
-    def _grow(self, by: int) -> None:
-        before = len(self._states)
-        capacity = max(_SMALLEST_CAPACITY, int(before * _GROWTH), before + by)
-        # refcheck=False is safe: every method returns copies, so nothing refers to the old memory.
-        self._states.resize(capacity, refcheck=False)
-        self._partitions.resize(capacity, refcheck=False)
-        self._sensors += [""] * (capacity - before)
-        self._free += range(capacity - 1, before - 1, -1)  # pop() hands out the lowest row first
-
-
-# --- the states with their model version ------------------------------------------------------------------------------
-
 
 NUMBER_BYTES: Final = 12  # bytes of a quantile and its comma in a forecast's JSON
 
@@ -163,7 +37,7 @@ NUMBER_BYTES: Final = 12  # bytes of a quantile and its comma in a forecast's JS
 class Classification:
     """The outcome of the acceptance rules for readings of one partition."""
 
-    accepted: Readings  # in the order of their steps
+    accepted: Readings  # in the order of their steps, with the outlooks of the new readings' records
     buffered: Readings | None  # the reorder buffer afterwards, in offset order; None if empty
     duplicates: int
     late: int
@@ -174,10 +48,11 @@ class Classification:
 class StepResult:
     """The states after some accepted readings, not yet in the table, and their forecasts."""
 
-    rows: Rows  # (B,) distinct rows of the table
+    rows: Rows  # (B,) distinct rows of the table, of sensors with an accepted reading or outlook
     states: States  # (B,) after the readings
     forecasts: Forecasts  # n, in the order of the readings
     non_finite: Rows  # the rows with a non-finite state or forecast, which must not be committed
+    outlooks: OutlookCounts = field(default_factory=OutlookCounts)
 
 
 class ServedModel:
@@ -222,10 +97,15 @@ class ServedModel:
     ) -> list[Classification]:
         """``classify`` for several distinct partitions in one call, which is several times as fast."""
         if self._max_sensors is None:
-            return self._classify_admitted(parts, buffered, ends)
-        split = [self._split_by_limit(part, self._max_sensors) for part in parts]
-        classified = self._classify_admitted([admitted for admitted, _ in split], buffered, ends)
-        return [replace(each, refused=refused) for each, (_, refused) in zip(classified, split, strict=True)]
+            found = self._classify_admitted(parts, buffered, ends)
+        else:
+            split = [self._split_by_limit(part, self._max_sensors) for part in parts]
+            found = self._classify_admitted([admitted for admitted, _ in split], buffered, ends)
+            found = [replace(each, refused=refused) for each, (_, refused) in zip(found, split, strict=True)]
+        for place, part in enumerate(parts):
+            if part.outlooks:
+                found[place] = replace(found[place], accepted=replace(found[place].accepted, outlooks=part.outlooks))
+        return found
 
     def only_known(self, readings: Readings) -> Readings:
         """The readings of sensors that have a state; with a limit of sensors, the other readings were refused."""
@@ -290,7 +170,8 @@ class ServedModel:
         reordering = reorder(codes, readings.timestamp_us, readings.offsets, self._grace, last_us, end)
         waiting = readings.pick(np.flatnonzero(reordering.verdicts == BUFFERED))
         still = waiting if still is None else still.merged_with(waiting)
-        accepted = replace(readings.pick(reordering.order), may_anchor=reordering.may_anchor)
+        accepted = readings.pick(reordering.order)
+        accepted = replace(accepted, may_anchor=reordering.may_anchor, as_of=reordering.as_of)
         return _classification(accepted, still if len(still) else None, reordering.verdicts)
 
     def _can_release(self, buffered: Readings, new: Readings, end: int | None) -> NDArray[np.bool_]:
@@ -305,29 +186,44 @@ class ServedModel:
         return moving[codes]
 
     def step(self, accepted: Sequence[Readings]) -> StepResult:
-        """Step accepted readings of distinct partitions into copies of their sensors' states.
+        """Step accepted readings of distinct partitions, and outlooks, into copies of their sensors' states.
 
         Readings of a sensor come in the order of time. The order of sensors does not change the result.
         """
         table = self.table
         rows = np.concatenate([table.rows(part.partition, part.sensors) for part in accepted])
-        distinct, slots = np.unique(rows, return_inverse=True)
+        timestamp_us = np.concatenate([part.timestamp_us for part in accepted])
+        came = None if self.config.outlook is None else RowOutlooks.of(self.config, table, accepted)
+        touched = rows if came is None else np.concatenate([rows, came.rows])
+        distinct, slots = np.unique(touched, return_inverse=True)
+        slots, addressed = np.split(slots.astype(np.int64, copy=False), [len(rows)])
         states = table.gather(distinct)
         # A reset state has no previous reading, hence no gap before this one; its row keeps `last_us` for classify.
         states["last_us"][states["accepted"] == 0] = NEVER_US
+        arrivals = None
+        if came is not None:
+            known_at = np.concatenate([part.offsets if part.as_of is None else part.as_of for part in accepted])
+            arrivals = Arrivals(addressed, came.offset, came.which, came.outlooks, known_at)
         forecasts = self._stepper.step(
             states,
             table.sensors_at(distinct.tolist()),
-            slots.astype(np.int64, copy=False),
-            np.concatenate([part.timestamp_us for part in accepted]),
+            slots,
+            timestamp_us,
             np.concatenate([part.values for part in accepted]),
             np.concatenate([part.offsets for part in accepted]),
             _may_anchor(accepted),
+            arrivals=arrivals,
         )
         bad = non_finite(states)
-        broken = ~np.isfinite(forecasts.quantiles).reshape(len(slots), -1).all(axis=1)
+        broken = ~np.isfinite(forecasts.quantiles).all(axis=(1, 2, 3))
         bad[slots[broken]] = True
-        return StepResult(distinct, states, forecasts, distinct[bad])
+        counts = OutlookCounts(unused=sum(len(part.outlooks) for part in accepted))
+        if came is not None:
+            counts = came.count(forecasts.outlook_verdict)
+            accepting = addressed[forecasts.outlook_verdict == OUTLOOK_ACCEPTED]
+            changed = np.isin(np.arange(len(distinct)), np.concatenate([slots, accepting]))
+            distinct, states, bad = distinct[changed], states[changed], bad[changed]
+        return StepResult(distinct, states, forecasts, distinct[bad], counts)
 
     def reset(self, partition: int, sensors: Sequence[str]) -> None:
         """Reset the states of sensors to blank; readings up to a sensor's last timestamp remain late or duplicates."""
@@ -338,7 +234,7 @@ class ServedModel:
 
     def replay(self, accepted: Sequence[Readings]) -> None:
         """Step accepted readings straight into the table, without their forecasts; non-finite states are reset."""
-        present = [part for part in accepted if len(part)]
+        present = [part for part in accepted if len(part) or part.outlooks]
         if present:
             stepped = self.step(present)
             self.table.scatter(stepped.rows, stepped.states)
@@ -358,6 +254,7 @@ def _classification(accepted: Readings, buffered: Readings | None, verdicts: NDA
 
 
 def _may_anchor(accepted: Sequence[Readings]) -> NDArray[np.bool_] | None:
-    parts = [part.may_anchor for part in accepted if part.may_anchor is not None]
-    assert len(parts) in (0, len(accepted)), "the reorder buffer is on for all partitions or for none"
+    stepped = [part for part in accepted if len(part)]
+    parts = [part.may_anchor for part in stepped if part.may_anchor is not None]
+    assert len(parts) in (0, len(stepped)), "the reorder buffer is on for all partitions or for none"
     return np.concatenate(parts) if parts else None

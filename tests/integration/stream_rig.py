@@ -35,6 +35,7 @@ from pipeline.forecaster.session import Session
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.kafka.instance import Instance
 from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
+from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 from tests.waiting import wait_until
@@ -61,6 +62,7 @@ def small_forecaster(
         hidden_size=hidden_size,
         warmup_steps=10,
         calendar=calendar,
+        outlook=settings.outlook_config,
     )
     forecaster = Forecaster(config)
     with torch.no_grad():
@@ -276,15 +278,17 @@ def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int 
     """The forecasts of an offline pass over the readings topic, one reading at a time."""
     serving = ServedModel(version, forecaster, settings)
     encoder = ForecastEncoder(settings, ModelId(settings.model_name, version), forecaster.config)
-    decoder = make_decoder(settings)
+    decoder, outlook_decoder = make_decoder(settings), make_outlook_decoder(settings)
     for partition in range(settings.kafka.partitions):
         serving.table.add_partition(partition)
     expected = []
     buffered: dict[int, Readings | None] = {}
     for record in read_all(settings, settings.kafka.topics.readings):
-        one = decode_records(decoder, len(settings.features), record.partition, [record])
+        one = decode_records(decoder, len(settings.features), record.partition, [record], (), outlook_decoder)
         classified = serving.classify(one.readings, buffered.get(record.partition))
         buffered[record.partition] = classified.buffered
+        if classified.accepted.outlooks:
+            serving.replay([classified.accepted])
         for place in range(len(classified.accepted)):
             accepted = replace(classified.accepted, may_anchor=None).pick(np.array([place]))
             stepped = serving.step([accepted])

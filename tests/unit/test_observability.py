@@ -148,6 +148,7 @@ def test_each_asked_for_statistic_is_on_the_dashboard() -> None:
         "streamgru_last_restore_seconds",
         "streamgru_rebuilt_sensors_total",
         "streamgru_restored_sensors_total",
+        "streamgru_unused_outlooks_total",
         "streamgru_withheld_values_total",
     }
     of_the_page = {name for name in ours if name.startswith("streamgru_serve_")}  # the live page shows these itself
