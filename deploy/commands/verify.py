@@ -114,6 +114,7 @@ def _print(verdict: "AuditResult", settings: "Settings") -> None:
         "rejected records not audited, because retention deleted dead letters": verdict.letters_out_of_reach,
         "readings that decode now, rejected because they have dead letters": verdict.rejected_then,
         "later readings, not audited": verdict.waiting,
+        "outlooks, which have no forecasts of their own": verdict.outlooks,
     }.items():
         if count:
             say(f"{note}: {count:,}")
@@ -183,6 +184,15 @@ def _print_explanation(settings: "Settings", explanation: "Explanation") -> None
         f"{forecast.state.origin}): {explanation.accepted:,} readings, {explanation.missing_steps:,} missing steps; "
         f"{'warm' if forecast.state.warm else 'not warm yet'}"
     )
+    if explanation.has_outlooks:
+        outlook = explanation.outlook
+        about = (
+            "none"
+            if outlook is None
+            else f"of {outlook.name}, issued at {iso_timestamp(outlook.issued_us)} ({outlook.age_steps:g} cadences "
+            f"before the reading), offset {outlook.offset}"
+        )
+        say(f"outlook    {about}")
     for target, weights in (forecast.weights or {}).items():
         say(f"weights    of {target}: {_shares(weights)}")
     if not explanation.has_same_weights:

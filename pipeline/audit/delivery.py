@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model.acceptance import ACCEPTED, DUPLICATE, LATE, classify
 from model.reorder_buffer import BUFFERED, GracePeriod, reorder
+from pipeline.audit.outlook_log import LoggedOutlook
 from pipeline.kafka.topic_reader import Offsets
 
 REJECTED: Final = 4  # a verdict in addition to ``BUFFERED`` and those of ``model.acceptance``
@@ -50,6 +51,7 @@ class ReadingLog(_TopicLog):
     reasons: dict[str, int] = field(default_factory=dict)  # rejected readings by reason
     records: NDArray[np.int64] | None = None  # readings in a row: above 1 for an unreadable batch; None: 1 in each
     implausible: dict[str, int] = field(default_factory=dict)  # sensor -> readings with implausible times, the most
+    outlooks: tuple[LoggedOutlook, ...] = ()  # records that are not readings; no rows
 
     def count(self, mask: NDArray[np.bool_]) -> int:
         """The number of readings in the rows where ``mask`` is true."""

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.experts import experts_of
+from model.outlooks import NO_ISSUE_US
 from pipeline.audit.delivery import ReadingLog
 from pipeline.audit.expert_weights import published_weights, weights_agree
 from pipeline.audit.lineage import AcceptedLog, accepted_log
@@ -23,6 +24,16 @@ logger = logging.getLogger("streamgru.explain")
 
 
 @dataclass(frozen=True)
+class ExplainedOutlook:
+    """The outlook that a forecast was made with."""
+
+    name: str  # of the sensor or group
+    offset: int  # of its record, in the partition of the reading
+    issued_us: int
+    age_steps: float  # cadences from its issue to the reading
+
+
+@dataclass(frozen=True)
 class Explanation:
     """A forecast with the reading and the state that it was made from."""
 
@@ -36,6 +47,8 @@ class Explanation:
     weights: NDArray[np.float64]  # (K, E) recomputed weights of the experts; E is 0 without adaptation
     has_same_weights: bool  # whether published and recomputed weights agree
     difference: float  # largest one of all quantiles: a fraction of the sensor's scale, or of the value if larger
+    has_outlooks: bool = False  # whether the model uses outlooks
+    outlook: ExplainedOutlook | None = None  # None: the sensor had no outlook then
 
     @property
     def is_equal(self) -> bool:
@@ -131,4 +144,20 @@ def _explain(
         weights=weights[0],
         has_same_weights=bool(weights_agree(named[None], weights)[0]),
         difference=float(differences.max()),
+        has_outlooks=stepped.config.outlook is not None,
+        outlook=_outlook(accepted, first, last, int(made.outlook_issued_us[-1]), settings.cadence_us),
     )
+
+
+def _outlook(accepted: AcceptedLog, first: int, last: int, issued_us: int, cadence_us: int) -> ExplainedOutlook | None:
+    """The outlook with this time of issue that a state had at its last reading."""
+    if issued_us == NO_ISSUE_US:
+        return None
+    found = accepted.outlooks
+    entries = found.between(int(accepted.stream[last]), int(accepted.offset[first]), int(accepted.released[last]))
+    for offset, which in zip(found.offset[entries].tolist(), found.which[entries].tolist(), strict=True):
+        outlook = found.outlooks[which]
+        if outlook.issued_us == issued_us:
+            age = (int(accepted.timestamp_us[last]) - issued_us) / cadence_us
+            return ExplainedOutlook(outlook.name, offset, issued_us, age)
+    return None

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.acceptance import ACCEPTED, NEVER_US, bridge_gaps
-from model.reorder_buffer import BUFFERED
+from model.reorder_buffer import BUFFERED, reorder
 from pipeline.audit.delivery import ForecastLog, ReadingLog, find_rows
+from pipeline.audit.outlook_log import StreamOutlooks
 from pipeline.settings import Settings
 
 Mask = NDArray[np.bool_]
@@ -35,6 +36,8 @@ class AcceptedLog:
     timestamp_us: Indexes  # (n,)
     values: NDArray[np.float64]  # (n, F)
     state_start: Indexes  # (n,) place of the first reading after the latest reset, at or before this reading
+    released: Indexes  # (n,) offset of the record that made the reading accepted; the reading's own without outlooks
+    outlooks: StreamOutlooks
 
     def __len__(self) -> int:
         return len(self.row)
@@ -62,17 +65,37 @@ def accepted_log(readings: ReadingLog, settings: Settings) -> AcceptedLog:
     previous_us = np.full(len(row), NEVER_US)
     previous_us[1:] = np.where(fresh[1:], NEVER_US, timestamp_us[:-1])
     gaps = bridge_gaps(timestamp_us, previous_us, settings.cadence_us, settings.max_gap_steps)
+    released = _released(readings, settings)
+    may_anchor = _may_anchor(readings, row)
+    if settings.grace.has_outlooks:
+        may_anchor &= released[row] == readings.offset[row]
+    streams = tuple((int(partition[start]), readings.sensors[sensor[start]]) for start in starts)
     return AcceptedLog(
-        streams=tuple((int(partition[start]), readings.sensors[sensor[start]]) for start in starts),
+        streams=streams,
         starts=np.append(starts, len(row)),
         row=row,
         stream=np.cumsum(fresh) - 1,
         offset=readings.offset[row],
-        may_anchor=_may_anchor(readings, row),
+        may_anchor=may_anchor,
         timestamp_us=timestamp_us,
         values=readings.values[row],
         state_start=np.maximum.accumulate(np.where(gaps.reset, np.arange(len(row)), 0)) if len(row) else row,
+        released=released[row],
+        outlooks=StreamOutlooks.of(readings.outlooks, streams),
     )
+
+
+def _released(readings: ReadingLog, settings: Settings) -> Indexes:
+    """By row of the log, the offset of the record that made the reading accepted."""
+    released = readings.offset.copy()
+    if settings.grace.is_on and settings.grace.has_outlooks:
+        for partition in np.unique(readings.partition).tolist():
+            rows = np.flatnonzero((readings.sensor >= 0) & (readings.partition == partition))
+            sensor, timestamp_us, offset = readings.sensor[rows], readings.timestamp_us[rows], readings.offset[rows]
+            end = int(readings.offset[readings.partition == partition].max()) + 1 + settings.grace.offsets
+            found = reorder(sensor, timestamp_us, offset, settings.grace, end=end)
+            released[rows[found.order]] = found.as_of
+    return released
 
 
 def _may_anchor(readings: ReadingLog, row: Indexes) -> NDArray[np.bool_]:

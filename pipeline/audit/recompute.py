@@ -20,6 +20,7 @@ from model.stepper import Forecasts, Stepper
 from pipeline.audit.delivery import ForecastLog
 from pipeline.audit.expert_weights import weights_agree
 from pipeline.audit.lineage import AcceptedLog, Lineage
+from pipeline.audit.outlook_log import ArrivalSource
 from pipeline.audit.state_audit import state_differences
 from pipeline.forecast_encoding import round_to_scale
 from pipeline.settings import Settings
@@ -36,6 +37,8 @@ class Stretches:
 
     first: Indexes  # (m,) place of the state's origin
     last: Indexes  # (m,) place of the last reading, included
+    # (m,) offset up to which outlooks come, beyond those that the last reading sees; None: no more.
+    until: Indexes | None = None
 
     def __len__(self) -> int:
         return len(self.first)
@@ -61,6 +64,10 @@ def recompute(
     """
     stepper = Stepper(forecaster, settings.adaptation, whole=False)
     config = forecaster.config
+    source = None if config.outlook is None else ArrivalSource(config, accepted.outlooks)
+    until = accepted.released[stretches.last]
+    if stretches.until is not None:
+        until = np.maximum(until, stretches.until)
     width = config.target_count * len(config.quantiles) * config.horizon_steps
     lengths = stretches.last - stretches.first + 1
     longest_first = np.argsort(-lengths, kind="stable")  # stretches of about the same length form a group
@@ -68,12 +75,23 @@ def recompute(
         group = longest_first[begin : begin + _SIDE_BY_SIDE]
         states = blank_states(config, len(group), settings.adaptation)
         sensors = [accepted.streams[stream][1] for stream in accepted.stream[stretches.first[group]].tolist()]
+        streams = accepted.stream[stretches.first[group]]
+        seen_to = accepted.released[stretches.first[group]]  # offset up to which outlooks have come to each stretch
         at_once = max(1, _NUMBERS_AT_ONCE // (width * len(group)))
         for done in range(0, int(lengths[group].max()), at_once):
             count = np.clip(lengths[group] - done, 0, at_once)
             slots = np.repeat(np.arange(len(group)), count)
             within = np.arange(len(slots)) - np.repeat(np.cumsum(count) - count, count)
             place = stretches.first[group][slots] + done + within
+            ended = np.flatnonzero((count > 0) & (lengths[group] <= done + at_once))
+            arrivals = None
+            if source is not None:
+                known_at = accepted.released[place]
+                end = seen_to.copy()
+                np.maximum.at(end, slots, known_at)
+                end[ended] = until[group][ended]
+                arrivals = source.arrivals(streams, seen_to, end, known_at)
+                seen_to = end
             forecasts = stepper.step(
                 states,
                 sensors,
@@ -82,8 +100,8 @@ def recompute(
                 accepted.values[place],
                 accepted.offset[place],
                 accepted.may_anchor[place],
+                arrivals=arrivals,
             )
-            ended = np.flatnonzero((count > 0) & (lengths[group] <= done + at_once))
             yield RecomputedForecasts(group[slots], place, forecasts, group[ended], states[ended])
 
 
@@ -101,6 +119,7 @@ class RecordedState:
     first: int
     last: int
     row: np.void
+    until: int = 0  # offset up to which the state has its outlooks
 
 
 @dataclass
@@ -133,11 +152,12 @@ def compare_with_readings(
     first, stretch_of = np.unique(np.append(lineage.origin[rows], ends_of_states[:, 0]), return_inverse=True)
     last = np.zeros(len(first), np.int64)
     np.maximum.at(last, stretch_of, np.append(lineage.place[rows], ends_of_states[:, 1]))
+    until = np.array([0 if (state := states.get(place)) is None else state.until for place in last.tolist()], np.int64)
     # The forecasts sorted by stretch and place, so that binary search finds all forecasts of a recomputed place.
     keys = stretch_of[: len(rows)] * len(accepted) + lineage.place[rows]
     order = np.argsort(keys, kind="stable")
     keys, sorted_rows = keys[order], rows[order]
-    for done in recompute(forecaster, accepted, Stretches(first, last), settings):
+    for done in recompute(forecaster, accepted, Stretches(first, last, until), settings):
         wanted = done.stretch * len(accepted) + done.place
         low, high = np.searchsorted(keys, wanted), np.searchsorted(keys, wanted, side="right")
         for nth in range(int((high - low).max(initial=0))):

@@ -7,6 +7,7 @@ Readings are decoded and classified by the rules of the stream (``make_decoder``
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 from model.experts import experts_of
 from pipeline.audit.delivery import REJECTED, ForecastLog, ReadingLog, classify_log
 from pipeline.audit.expert_weights import published_weights
+from pipeline.audit.outlook_log import LoggedOutlook, are_implausible, outlook_in
 from pipeline.dead_letter_form import IMPLAUSIBLE
 from pipeline.errors import KafkaError
 from pipeline.kafka.time_rule_log import read_time_rules
 from pipeline.kafka.topic_reader import Offsets, read_topic
 from pipeline.messages import Rejected, decode_forecast, microseconds, quantile_key
+from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.reading_times import NAMED_SENSORS, TimeRules, find_implausible
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
@@ -30,27 +33,38 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
     Raises:
         KafkaError: no broker answers, the topic is missing, or the records stop coming.
     """
-    decoder = make_decoder(settings)
+    decoder, outlook_decoder = make_decoder(settings), make_outlook_decoder(settings)
     rules_of = read_time_rules(settings)
     sensors: dict[str, int] = {}
     reasons: dict[str, int] = {}
     columns: list[tuple[int, ...]] = []  # partition, offset, sensor, timestamp_us, sent_ms, records
     values: list[tuple[float, ...]] = []
+    outlooks: list[LoggedOutlook] = []
+    missing = (np.nan,) * len(settings.features)
     for record in read_topic(settings, settings.kafka.topics.readings, {}, ends):
         try:
             reading = decoder.decode(record.key, record.value, record.headers, record.timestamp)
         except Rejected as rejected:
-            reasons[rejected.reason] = reasons.get(rejected.reason, 0) + rejected.records
-            columns.append((record.partition, record.offset, -1, 0, record.timestamp, rejected.records))
-            values.append((np.nan,) * len(settings.features))
+            found = outlook_in(outlook_decoder, record, rejected)
+            if isinstance(found, LoggedOutlook):
+                outlooks.append(found)
+                continue
+            reasons[found.reason] = reasons.get(found.reason, 0) + found.records
+            columns.append((record.partition, record.offset, -1, 0, record.timestamp, found.records))
+            values.append(missing)
         else:
             code = sensors.setdefault(reading.sensor_id, len(sensors))
             columns.append((record.partition, record.offset, code, reading.timestamp_us, record.timestamp, 1))
             values.append(reading.values)
+    bad_outlooks = are_implausible(outlooks, rules_of)
+    for each in compress(outlooks, bad_outlooks):
+        columns.append((each.partition, each.offset, -1, 0, each.sent_ms, 1))
+        values.append(missing)
     table, order = _in_order(columns, 6)
     implausible = _find_implausible(table, rules_of)
     names = tuple(sensors)
     counts = Counter(names[code] for code in table[implausible, 2].tolist())
+    counts.update(each.outlook.name for each in compress(outlooks, bad_outlooks))
     if counts:
         reasons[IMPLAUSIBLE] = counts.total()
     table[implausible, 2] = -1
@@ -69,6 +83,7 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
         reasons,
         records,
         dict(counts.most_common(NAMED_SENSORS)),
+        tuple(each for each, is_bad in zip(outlooks, bad_outlooks, strict=True) if not is_bad),
     )
     limits = ends if ends is not None else {number: last + 1 for number, last in table[:, :2].tolist()}
     return replace(log, verdict=classify_log(log, settings.grace, limits))

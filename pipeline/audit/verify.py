@@ -87,6 +87,7 @@ class AuditResult:
     begun_anew: int = 0  # forecasts whose state begins later than the rules allow
     rebuilt: int = 0  # states rebuilt from the readings without a change of the model version
     out_of_reach: int = 0  # forecasts not recomputed, because the first readings of their states were deleted
+    outlooks: int = 0  # records with outlooks on the audited part of the topic
     readings_out_of_reach: int = 0  # readings not audited: their forecasts were deleted, or readings before them
     forecasts_out_of_reach: int = 0  # forecasts not audited: their readings were deleted, or forecasts before them
     letters_out_of_reach: int = 0  # rejected records whose dead letters may have been deleted
@@ -210,6 +211,9 @@ def audit_evidence(evidence: Evidence, settings: Settings, load: LoadModel) -> A
     verdict = AuditResult(
         count_deliveries(due, issued, starts, hidden),
         waiting=len(readings) - len(due),
+        outlooks=sum(
+            starts.get(each.partition, 0) <= each.offset < ends.get(each.partition, 0) for each in readings.outlooks
+        ),
         rejected_then=rejected_then,
         reasons=readings.reasons,
         implausible_times=readings.implausible,
@@ -311,6 +315,7 @@ class _StateCheck:
     def __init__(self, verdict: AuditResult, evidence: Evidence, due: ReadingLog, accepted: AcceptedLog) -> None:
         self._verdict = verdict
         self._accepted = accepted
+        self._ends = evidence.ends
         self._by_offset = np.lexsort((accepted.offset, accepted.stream))  # places by offset within each stream
         self._offsets = accepted.offset[self._by_offset]
         self._starts = log_starts(evidence.readings, max(evidence.ends, default=0))
@@ -353,7 +358,11 @@ class _StateCheck:
                 continue
             first = self._place(stream, int(row["origin"]))
             if first is not None:
-                recorded[last] = RecordedState(first, last, row)
+                # The changelog was read after the committed offset, so the state has all outlooks before it.
+                until = self._ends.get(self._accepted.streams[stream][0], 0)
+                if "outlook_from" in (dtype.names or ()):
+                    until = max(until, int(row["outlook_from"]))
+                recorded[last] = RecordedState(first, last, row, until)
             elif row["origin"] >= self._starts[self._accepted.streams[stream][0]]:
                 self.report_fault(stream, f"its first reading, offset {row['origin']}, is not one that was accepted")
         return recorded
