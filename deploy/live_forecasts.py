@@ -70,6 +70,7 @@ class StreamTail(AbstractContextManager["StreamTail"]):
         # An argument that is not UTF-8 stands for its bytes, which are the id of no sensor.
         self._wanted = frozenset(sensor.encode(errors="surrogateescape") for sensor in sensors)
         self._decoder = make_decoder(settings)
+        self._groups = frozenset(name.encode() for name in settings.outlooks.groups)  # keys of outlooks
         self._pending: OrderedDict[tuple[int, int], _PendingReading] = OrderedDict()
         self._consumer = read_fast(make_consumer(settings), settings.kafka)
         try:
@@ -108,13 +109,14 @@ class StreamTail(AbstractContextManager["StreamTail"]):
         ]
 
     def _add_reading(self, partition: int, record: FetchedRecord) -> None:
-        if self._decoder.is_keyed_by_sensor and not self._is_wanted(record.key):
+        is_keyed = self._decoder.is_keyed_by_sensor and record.key not in self._groups
+        if is_keyed and not self._is_wanted(record.key):
             return
         try:
             reading = self._decoder.decode(record.key, record.value, record.headers, record.timestamp)
         except Rejected:
-            return  # the forecaster writes a dead letter
-        if not self._decoder.is_keyed_by_sensor and not self._is_wanted(reading.sensor_id.encode()):
+            return  # an outlook, or the forecaster writes a dead letter
+        if not is_keyed and not self._is_wanted(reading.sensor_id.encode()):
             return
         self.readings += 1
         self._pending[partition, record.offset] = _PendingReading(reading.values, record.timestamp)

@@ -1,6 +1,7 @@
 """``streamgru publish``: publish files as readings."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -16,6 +17,7 @@ from deploy.processes import terminated_like_interrupted
 from deploy.terminal_text import say
 from pipeline.errors import DataFileError, KafkaError
 from pipeline.files.file_layout import FileLayout, Order
+from pipeline.files.outlook_table import OutlookRecord, no_readings, read_outlooks
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.iso_times import iso_microseconds_in_zone
@@ -51,6 +53,20 @@ _ROW = re.compile(r"[0-9]{1,18}")
 )
 @click.option("--until", metavar="TIME", help="Publish only readings before this time.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Publish at most N readings.")
+@click.option(
+    "--issued-column",
+    metavar="NAME",
+    help="Column of the times of issue, in files of outlooks. Without --outlooks, the FILEs hold outlooks.",
+)
+@click.option(
+    "--outlooks",
+    "outlook_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file of outlooks to publish between the readings of the FILEs, each before the first reading with its "
+    "time of issue or a later time. --time-column and --sensor-column count for both.",
+)
 @click.pass_obj
 def publish(
     context: Context,
@@ -61,31 +77,74 @@ def publish(
     begin: str | None,
     until: str | None,
     limit: int | None,
+    issued_column: str | None,
+    outlook_files: tuple[Path, ...],
     **columns: Any,
 ) -> None:
-    """Publish CSV or Parquet files as readings.
+    """Publish CSV or Parquet files as readings, or as outlooks.
 
     Columns that the settings name as features are published; other columns are ignored. --from and --until take times
     such as 2013-03-01 or 2013-03-01T14:00:00Z; without a zone they are in --timezone, or in UTC. If the command is
     interrupted, it prints how to continue.
+
+    A row of a file of outlooks has the time of issue, the time ahead, and the covariates that the settings name. The
+    name in --sensor-column is a sensor, or a group of the settings, whose outlooks go to every partition.
     """
     settings = context.settings
+    outlooks: tuple[OutlookRecord, ...] = ()
+    if outlook_files or issued_column is not None:
+        asked = FileLayout.of(settings.files, **columns, issued_column=issued_column or "issued_at")
+        found = read_outlooks(outlook_files or files, asked, settings)
+        _say_notes(found.notes)
+        _check_issued(found.records, settings)
+        outlooks = found.records
+    if issued_column is not None and not outlook_files:
+        if speed is not None or begin is not None or until is not None or limit is not None or order != "event":
+            raise click.UsageError(
+                "outlooks alone are published whole, in the order of their issue; leave out --speed, "
+                "--order, --from, --until and --limit, or give the outlooks by --outlooks and the readings as FILEs"
+            )
+        _publish(settings, no_readings(settings), (0, 0), outlooks)
+        names, topic = ", ".join(found.names), settings.kafka.topics.readings
+        say(f"{counted(len(outlooks), 'outlook')} of {names} published to {topic}")
+        return
+    if outlooks and order != "event":
+        raise click.UsageError("--outlooks needs --order event")
     layout = FileLayout.of(settings.files, **columns, order=order)
     if order == "file" and (until is not None or (begin is not None and not begin.isdigit())):
         raise click.UsageError("--from and --until accept times only with --order event; with --order file, give a row")
     table = read_readings(files, layout, settings.features, settings.kafka.max_reading_bytes)
-    for note in table.notes:
-        say(f"note: {note}", err=True)
+    _say_notes(table.notes)
     start, stop = _rows(table, layout.timezone, begin, until, limit)
     if start >= stop:
         raise click.UsageError(f"nothing to publish: no readings {_span(table, begin, until)}")
 
     _check_times(table, start, stop, settings)
+    count = _publish(settings, table, (start, stop), outlooks, speed=speed, limit=limit)
+    beside = f" and {counted(count, 'outlook')}" if outlooks else ""
+    topic = settings.kafka.topics.readings
+    say(f"{counted(stop - start, 'reading')} of {counted(len(table.sensors), 'sensor')}{beside} published to {topic}")
+
+
+def _publish(
+    settings: Settings,
+    table: ReadingTable,
+    rows: tuple[int, int],
+    outlooks: Sequence[OutlookRecord],
+    *,
+    speed: float | None = None,
+    limit: int | None = None,
+) -> int:
+    """Publish rows of the table with the outlooks between them, and return the number of outlooks.
+
+    If it is interrupted, it says how to continue, and ends the command.
+    """
+    start, stop = rows
     topic = settings.kafka.topics.readings
     with make_admin(settings) as admin:
         partition_count(admin, topic)  # fails at once for a missing topic; a producer would wait for it
     producer = make_producer(settings, linger_ms=5)
-    publication = Publication(settings, producer, table, start, stop)
+    publication = Publication(settings, producer, table, start, stop, outlooks)
     try:
         with terminated_like_interrupted(), _progress_bar() as progress:
             task = progress.add_task(f"publishing to {topic}", total=stop - start)
@@ -98,7 +157,22 @@ def publish(
         raise type(error)(f"{error}\n{_resume_hint(publication, start, stop, limit)}") from error
     finally:
         close_producer(producer, SETTLE_S)
-    say(f"{counted(stop - start, 'reading')} of {counted(len(table.sensors), 'sensor')} published to {topic}")
+    return publication.published_outlooks
+
+
+def _say_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"note: {note}", err=True)
+
+
+def _check_issued(outlooks: Sequence[OutlookRecord], settings: Settings) -> None:
+    """Refuse outlooks that would become dead letters because of their times of issue."""
+    places, first = find_implausible_now(np.array([each.issued_us for each in outlooks], np.int64), settings)
+    if len(places):
+        raise DataFileError(
+            f"nothing was published: {len(places):,} of {len(outlooks):,} outlooks have implausible times of issue: "
+            f"{first}. If the times are right, change that setting for this command and for the forecasters"
+        )
 
 
 def _check_times(table: ReadingTable, start: int, stop: int, settings: Settings) -> None:

@@ -42,6 +42,7 @@ class FileLayout:
     comment: str | None = None  # lines that begin with it are ignored; empty for no comments
     header: bool | None = None  # whether the first line names the columns
     column_names: tuple[str, ...] = ()  # of a file without a header
+    issued_column: str | None = None  # times of issue, in a file of outlooks; the times then repeat
     order: Order = "event"
 
     @classmethod

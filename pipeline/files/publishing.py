@@ -1,6 +1,9 @@
 """Publishes a table of readings to the readings topic, as fast as possible or at a multiple of real time.
 
-A sensor's readings stay in the table's order, on the partition that Java clients and kafka-python choose for its key.
+Outlooks may come with the readings. Each is published before the first reading with its time of issue or a later time,
+a group's outlook on every partition. A sensor's readings stay in the table's order, on the partition that Java clients
+and kafka-python choose for its key.
+
 Delivery is idempotent but not transactional. If an interrupted publication continues at ``Publication.acknowledged``,
 it repeats at most the readings that were in flight. The stream drops these: they count as late, or as duplicates if
 no later reading of their sensor came first.
@@ -8,7 +11,7 @@ no later reading of their sensor came first.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +19,7 @@ from kafka import KafkaProducer
 from kafka.partitioner.default import murmur2
 from numpy.typing import NDArray
 
+from pipeline.files.outlook_table import OutlookRecord
 from pipeline.files.reading_encoder import ReadingEncoder
 from pipeline.files.reading_table import ReadingTable
 from pipeline.kafka.batch_producer import NO_HEADERS, BatchAppender, encode_headers
@@ -36,10 +40,21 @@ Report = Callable[[int], None]
 
 
 class Publication:
-    """Publishes the rows [start, stop) of a table. All rows before ``acknowledged`` are on the topic."""
+    """Publishes the rows [start, stop) of a table. All rows before ``acknowledged`` are on the topic.
+
+    Args:
+        outlooks: in the order of their issue. Those that belong to rows before ``start`` or from ``stop`` on are left
+            out; ``published_outlooks`` counts the other ones.
+    """
 
     def __init__(
-        self, settings: Settings, producer: KafkaProducer, table: ReadingTable, start: int = 0, stop: int | None = None
+        self,
+        settings: Settings,
+        producer: KafkaProducer,
+        table: ReadingTable,
+        start: int = 0,
+        stop: int | None = None,
+        outlooks: Sequence[OutlookRecord] = (),
     ) -> None:
         self._settings = settings
         self._producer = producer
@@ -53,6 +68,11 @@ class Publication:
         self._next = min(start, self._stop)
         self._in_flight: deque[tuple[int, list[Any]]] = deque()
         self.acknowledged = self._next
+        rows = np.searchsorted(table.timestamp_us, [each.issued_us for each in outlooks]).tolist()
+        due = zip(rows, outlooks, strict=True)
+        is_last = self._stop == len(table)
+        self._outlooks = deque(one for one in due if start <= one[0] and (is_last or one[0] < self._stop))
+        self.published_outlooks = len(self._outlooks)
 
     def run(self, speed: float | None = None, report: Report | None = None) -> None:
         """Publish all rows, and return when all are acknowledged.
@@ -65,16 +85,17 @@ class Publication:
             KafkaError: a broker refused a reading, or no broker answers.
         """
         with translate_errors(f"publishing to topic {self._topic}", self._settings):
-            partitions = self._partition_of_sensor()
+            partitions = np.array([self._partition_of(name.encode()) for name in self._table.sensors])
             due = _due_times(self._table.timestamp_us[self._next : self._stop], speed)
             first, started = self._next, time.monotonic()
-            while self._next < self._stop:
-                ready = self._stop
+            while self._next < self._stop or self._outlooks:
+                self._publish_outlooks()
+                ready = self._stop if not self._outlooks else min(self._stop, self._outlooks[0][0])
                 if due is not None:
-                    ready = first + int(np.searchsorted(due, time.monotonic() - started, side="right"))
+                    ready = min(ready, first + int(np.searchsorted(due, time.monotonic() - started, side="right")))
                 if ready > self._next:
                     self._publish(self._next, min(ready, self._next + CHUNK_ROWS), partitions)
-                else:
+                elif self._next < self._stop:
                     time.sleep(PACE_INTERVAL_S)
                 self._collect(MOST_ROWS_IN_FLIGHT)
                 if report is not None:
@@ -90,10 +111,20 @@ class Publication:
             self._collect(MOST_ROWS_IN_FLIGHT)
             time.sleep(PACE_INTERVAL_S)
 
-    def _partition_of_sensor(self) -> NDArray[np.int64]:
-        """The partition that Kafka's default partitioner gives each sensor's key, by sensor code."""
-        count = len(self._producer.partitions_for(self._topic))
-        return np.array([(murmur2(name.encode()) & 0x7FFFFFFF) % count for name in self._table.sensors])
+    def _partition_of(self, key: bytes) -> int:
+        """The partition that Kafka's default partitioner gives a key."""
+        return int((murmur2(key) & 0x7FFFFFFF) % len(self._producer.partitions_for(self._topic)))
+
+    def _publish_outlooks(self) -> None:
+        """Publish the outlooks that come before the next row."""
+        futures = []
+        while self._outlooks and self._outlooks[0][0] <= self._next:
+            _, record = self._outlooks.popleft()
+            every = sorted(self._producer.partitions_for(self._topic))
+            for partition in every if record.is_group else [self._partition_of(record.key)]:
+                futures += self._appender.append(self._topic, partition, [record.key], [record.value], self._headers)
+        if futures:
+            self._in_flight.append((self._next, futures))
 
     def _publish(self, start: int, stop: int, partitions: NDArray[np.int64]) -> None:
         of_row = partitions[self._table.sensor_codes[start:stop]]

@@ -26,6 +26,7 @@ from pipeline.files.sources import Source, find_sources
 # Columns of the frame of all files; the values of feature 0 are in the column "value 0". A feature may have any name.
 _SENSOR: Final = "sensor"
 _TIME: Final = "time"
+_ISSUED: Final = "issued"
 _FILE: Final = "file"
 _PLACE: Final = "place"
 _CHECKED_ROWS: Final = 8_192  # encoded at once
@@ -44,6 +45,7 @@ class ReadingTable:
 
     ``sensor_codes`` (n,) index ``sensors``; ``values`` has one float array (n,) per feature, NaN where missing;
     ``notes`` are sentences for the user about ignored rows and columns. ``origin`` names the file and line of a row.
+    In a table of outlooks each row is an entry of the outlook issued at ``issued_us`` (n,).
     """
 
     sensors: tuple[str, ...]
@@ -52,6 +54,7 @@ class ReadingTable:
     values: dict[str, NDArray[np.floating]]
     notes: tuple[str, ...]
     origin: Callable[[int], str] | None = None
+    issued_us: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.timestamp_us)
@@ -61,6 +64,8 @@ def read_readings(
     paths: Sequence[Path], layout: FileLayout, features: Sequence[str], max_reading_bytes: int | None = None
 ) -> ReadingTable:
     """All readings of the files, sorted by time across sensors (``order="event"``) or in the files' order.
+
+    With ``layout.issued_column`` the rows are entries of outlooks, sorted by their time of issue.
 
     Paths may be patterns, zip archives and folders of Parquet files. Readings of the same time stay in the files'
     order. Rows without any of the features are left out. The decoder of the stream accepts every reading, and a record
@@ -96,10 +101,10 @@ def read_readings(
         notes.append(f"{frame.height - kept.height:,} rows without a value of any feature are left out")
     if not layout.columns_as_sensors:
         notes += [note for name, feature in columns.items() if (note := extreme_note(feature, kept[name]))]
-    if len(sources) > 1:
+    if len(sources) > 1 and layout.issued_column is None:
         _note_repeated_over_files(kept, sources, notes)
     if layout.order == "event":
-        kept = kept.sort(_TIME, maintain_order=True)
+        kept = kept.sort(_TIME if layout.issued_column is None else _ISSUED, maintain_order=True)
     ids = kept[_SENSOR].unique(maintain_order=True)
     codes = kept[_SENSOR].replace_strict(ids, pl.arange(len(ids), eager=True), return_dtype=pl.Int64)
     notes = [*guess_notes([source.name for source in sources], guesses), *notes]
@@ -111,6 +116,7 @@ def read_readings(
         values={feature: kept[name].fill_null(float("nan")).to_numpy() for name, feature in columns.items()},
         notes=tuple(dict.fromkeys(notes)),  # several files may give the same note
         origin=lambda row: _where(places, row, sources),
+        issued_us=kept[_ISSUED].to_numpy() if _ISSUED in kept.columns else None,
     )
     if max_reading_bytes is not None:
         _check_sizes(found, max_reading_bytes)
@@ -130,31 +136,23 @@ class _FileReader:
     def read(self, name: str) -> pl.DataFrame:
         """Columns of sensor, time (microseconds UTC), place, and one per feature that the file has."""
         table, frame = self.table, self.table.frame
+        issued_column = self._issued_column()
         time_columns = self._time_columns()
         sensors = self._sensors(name)
-        path = Path(table.source.name)
-        times = read_times(
-            frame,
-            time_columns,
-            path,
-            self.layout.timezone,
-            sensors,
-            time_format=self.layout.time_format,
-            repeated_hour=self.layout.repeated_hour,
-            place=table.where,
-            guesses=self.guesses,
-            notes=self.notes,
-        )
+        times = self._times(time_columns, sensors)
         if self.layout.columns_as_sensors:
             return self._columns_as_sensors(time_columns, times)
         found = {i: column for i, name in enumerate(self.features) if (column := table.column(name)) is not None}
-        found = {i: column for i, column in found.items() if column not in time_columns}
+        found = {i: column for i, column in found.items() if column not in (*time_columns, issued_column)}
         if not found:
-            raise DataFileError(
-                f"{table.source.name} has none of the features in the settings ({', '.join(self.features)}); its "
-                f"columns are: {', '.join(frame.columns)}. Set features and targets to columns of the file"
+            what, remedy = (
+                ("features", "features and targets") if issued_column is None else ("covariates", "outlooks.covariates")
             )
-        taken = {*time_columns, *found.values(), self._sensor_column}
+            raise DataFileError(
+                f"{table.source.name} has none of the {what} in the settings ({', '.join(self.features)}); its "
+                f"columns are: {', '.join(frame.columns)}. Set {remedy} to columns of the file"
+            )
+        taken = {*time_columns, *found.values(), self._sensor_column, issued_column}
         if ignored := [column for column in frame.columns if column not in taken]:
             self.notes.append(f"ignored columns: {', '.join(ignored)}")
         columns = self._numbers(list(found.values()))
@@ -166,8 +164,38 @@ class _FileReader:
                 *(series.alias(_value(i)) for i, series in zip(found, columns, strict=True)),
             ]
         )
+        if issued_column is not None:
+            return readings.with_columns(self._times((issued_column,), sensors).alias(_ISSUED))
         self._note_repeated(readings, time_columns)
         return readings
+
+    def _times(self, columns: tuple[str, ...], sensors: pl.Series) -> pl.Series:
+        """Microseconds UTC of each row."""
+        layout = self.layout
+        return read_times(
+            self.table.frame,
+            columns,
+            Path(self.table.source.name),
+            layout.timezone,
+            sensors,
+            time_format=layout.time_format,
+            repeated_hour=layout.repeated_hour,
+            place=self.table.where,
+            guesses=self.guesses,
+            notes=self.notes,
+        )
+
+    def _issued_column(self) -> str | None:
+        """The column of the times of issue."""
+        given = self.layout.issued_column
+        if given is None:
+            return None
+        column = self.table.column(given)
+        if column is None:
+            raise DataFileError(
+                f"{self.table.source.name} has no column {given!r}; it has: {', '.join(self.table.frame.columns)}"
+            )
+        return column
 
     @property
     def _sensor_column(self) -> str | None:

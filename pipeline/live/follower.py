@@ -264,7 +264,7 @@ class Follower:
             try:
                 reading = self._decoder.decode(record.key, record.value, record.headers, record.timestamp)
             except Rejected:
-                continue  # the forecaster writes a dead letter
+                continue  # an outlook, or the forecaster writes a dead letter
             self._view.add_reading(partition, record.offset, record.timestamp, reading.values)
 
     def _take_forecasts(self, partition: int, records: Sequence[Any]) -> None:

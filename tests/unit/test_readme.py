@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -28,6 +29,7 @@ from pipeline.messages import (
     StateAge,
     decode_forecast,
 )
+from pipeline.outlook_messages import OutlookDecoder
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings, load_settings
 from pipeline.settings.sections import TopicNames
 from pipeline.settings.variables import read_variables
@@ -298,6 +300,12 @@ def test_example_messages_decode(document: Document) -> None:
             assert {len(values) for levels in forecast.quantiles.values() for values in levels.values()} == {2}
         elif "forecast_for" in content:
             assert list(content) == list(flat_columns((0.1, 0.5, 0.9)))
+        elif "outlook" in content:
+            decoder = OutlookDecoder(("TEMP", "WSPM"), {"beijing": ("dongsi", "tiantan")})
+            key = content.get("sensor_id", content.get("group")).encode()
+            outlook = decoder.decode(key, block.encode(), (), Rejected("malformed"))
+            assert outlook is not None
+            assert outlook.values[0, 0] == np.float32(3.1)
         elif "connector.class" not in content:
             reading = ReadingDecoder(tuple(content["values"])).decode(content["sensor_id"].encode(), block.encode())
             assert (reading.sensor_id, reading.values[0]) == ("roof", 11.5)
@@ -338,7 +346,8 @@ def test_dead_letter_reasons_and_headers_are_those_of_the_code() -> None:
 def test_fields_and_headers_of_forecasts_are_those_of_the_code() -> None:
     fields = first_column(pipeline_readme(), "### forecasts")
     assert set(fields) == set(Forecast.__struct_fields__) - {"sensor_id", "cadence_s"}
-    example = decode_forecast(pipeline_readme().blocks("json")[1].encode())
+    (block,) = (block for block in pipeline_readme().blocks("json") if "quantiles" in block)
+    example = decode_forecast(block.encode())
     assert isinstance(example.model, ModelId)
     assert isinstance(example.state, StateAge)
     code = set(pipeline_readme().inline_code())
