@@ -12,6 +12,7 @@ from model.normaliser import MAX_DISTANCE_SCALES, Normaliser, NormaliserState, N
 from model.sequences import Sequences, build_sequences
 
 HOUR_US = 3_600_000_000
+NO_OUTLOOKS = np.empty((2, 0))
 
 
 def config(**changes: object) -> ModelConfig:
@@ -64,7 +65,7 @@ def stepped(shape: ModelConfig, values: NDArray[np.float64]) -> NormaliserTrace:
 def test_a_batch_gives_the_bits_of_single_steps(seed: int, lengths: list[int], slots: int, season: int) -> None:
     shape = config(profile_slots=slots, season_steps=season)
     sensors = [walk(seed + number, length, missing=0.2) for number, length in enumerate(lengths)]
-    together = prepare(shape, np.array([2.0, 3.0]), sequences(*sensors, shape=shape))
+    together = prepare(shape, np.array([2.0, 3.0]), sequences(*sensors, shape=shape), NO_OUTLOOKS)
     normaliser = Normaliser(shape, np.array([2.0, 3.0]))
     for number, values in enumerate(sensors):
         norm = NormaliserState.blank(shape, 1)
@@ -90,7 +91,7 @@ def test_lags_and_profile_equal_ring_buffers_filled_step_by_step(
 ) -> None:
     shape = config(profile_slots=slots, season_steps=season, lag_steps=lags)
     values = walk(seed, steps, missing=0.2)
-    past = prepare(shape, np.ones(2), sequences(values, shape=shape))
+    past = prepare(shape, np.ones(2), sequences(values, shape=shape), NO_OUTLOOKS)
     norm = NormaliserState.blank(shape, 1)
     normaliser = Normaliser(shape, np.ones(2))
     P = profile_slots(shape)
@@ -118,7 +119,7 @@ def test_no_step_depends_on_later_readings(seed: int, at: int) -> None:
     values = walk(seed, 40, missing=0.1)
     changed = values.copy()
     changed[at + 1 :] = 1e6
-    one, other = (prepare(shape, np.ones(2), sequences(each, shape=shape)) for each in (values, changed))
+    one, other = (prepare(shape, np.ones(2), sequences(each, shape=shape), NO_OUTLOOKS) for each in (values, changed))
     np.testing.assert_array_equal(one.x[: at + 1], other.x[: at + 1])
     index = np.arange(at + 1)
     np.testing.assert_array_equal(one.past_inputs(index), other.past_inputs(index))
@@ -134,8 +135,8 @@ def test_a_change_of_unit_only_changes_level_and_scale(seed: int, factor: float,
     shape = config()
     values = walk(seed, 80, missing=0.1)
     values[0] = 0.5  # without a first value the level would be 0 in every unit
-    plain = prepare(shape, np.ones(2), sequences(values, shape=shape))
-    other = prepare(shape, np.ones(2), sequences(values * factor + shift * factor, shape=shape))
+    plain = prepare(shape, np.ones(2), sequences(values, shape=shape), NO_OUTLOOKS)
+    other = prepare(shape, np.ones(2), sequences(values * factor + shift * factor, shape=shape), NO_OUTLOOKS)
     np.testing.assert_allclose(other.x, plain.x, atol=1e-4)
     np.testing.assert_allclose(other.scale, plain.scale * factor, rtol=1e-8)
     np.testing.assert_allclose(other.level, (plain.level + shift) * factor, atol=1e-8 * factor * (1 + abs(shift)))
@@ -149,7 +150,7 @@ def test_the_first_levels_are_plain_means() -> None:
 
 def test_a_constant_sensor_has_scale_zero_and_inputs_of_zero() -> None:
     shape = config()
-    prepared = prepare(shape, np.ones(2), sequences(np.full((500, 2), 0.1), shape=shape))
+    prepared = prepare(shape, np.ones(2), sequences(np.full((500, 2), 0.1), shape=shape), NO_OUTLOOKS)
     assert (prepared.scale == 0.0).all()
     assert (prepared.level == 0.1).all()
     assert np.isfinite(prepared.x).all()
@@ -238,7 +239,7 @@ def test_the_spread_of_a_feature_without_changes_or_readings_is_one() -> None:
 
 def test_inputs_have_the_declared_size() -> None:
     shape = config()
-    assert prepare(shape, np.ones(2), sequences(walk(1, 5), shape=shape)).x.shape == (5, input_size(shape))
+    assert prepare(shape, np.ones(2), sequences(walk(1, 5), shape=shape), NO_OUTLOOKS).x.shape == (5, input_size(shape))
 
 
 def test_training_sees_values_in_one_unit() -> None:
@@ -246,7 +247,7 @@ def test_training_sees_values_in_one_unit() -> None:
     values = walk(3, 600) + 50.0
     changed = values.copy()
     changed[400:, 0] *= 1_000.0
-    prepared = prepare(config(), np.ones(2), sequences(changed, shape=config()))
+    prepared = prepare(config(), np.ones(2), sequences(changed, shape=config()), NO_OUTLOOKS)
     own = prepared.sequences.values
     np.testing.assert_array_equal(own[:400], values[:400])
     np.testing.assert_array_equal(own[:, 1], values[:, 1])
