@@ -20,6 +20,7 @@ from .baselines import Persistence, SeasonalNaive, is_constant, seasonal_scale
 from .carrying_predictor import ForecastRequest
 from .config import ModelConfig
 from .metrics import Metric, Scores
+from .outlooks import NO_OUTLOOK
 from .predictor import model_predictor
 from .sequences import Sequences
 
@@ -205,6 +206,9 @@ def assert_causal(
 ) -> None:
     """Check that other values from each cut on change no forecast before it.
 
+    Outlooks that were issued at the cut or later change too, whichever steps see them. So the steps' own outlooks are
+    checked: a step must not see an outlook that was issued after its own time.
+
     Args:
         build: builds and fits the predictor from a data set; fitting may use the steps before the earliest cut.
         cuts_us: moments, best in the middle of stretches.
@@ -219,20 +223,24 @@ def assert_causal(
         truth, fake = build(sequences), build(changed)
         for sensor, name in enumerate(sequences.sensors):
             lo, hi = sequences.span(sensor)
-            before = slice(0, sequences.span(sensor, None, cut_us)[1] - lo)
+            # No forecast is issued at an inserted step; it sees the outlook of the reading after it.
+            before = np.flatnonzero(sequences.observed[lo : sequences.span(sensor, None, cut_us)[1]])
             one = _Stretch(sensor, lo, hi)
             expected, found = (ask(p, _requests(s, [one]))[0][before] for p, s in ((truth, sequences), (fake, changed)))
             differs = ~np.isclose(found, expected, rtol=0.0, atol=tolerance * scale[sensor].max(), equal_nan=True)
             if differs.any():
-                step = lo + int(np.flatnonzero(differs.any(axis=(1, 2, 3)))[0])
+                step = lo + int(before[differs.any(axis=(1, 2, 3))][0])
                 raise Leak(
                     f"{truth.name}: the forecast for sensor {name} issued at {sequences.timestamp_us[step]} µs depends "
-                    f"on readings at {cut_us} µs or later"
+                    f"on readings or outlooks at {cut_us} µs or later"
                 )
 
 
 def _with_another_future(sequences: Sequences, cut_us: int, seed: int) -> Sequences:
-    """The same data set, with other values and other missing values from the cut on."""
+    """The same data set, with other values and other missing values from the cut on.
+
+    Outlooks that were issued from the cut on, or that no earlier reading sees, have other values.
+    """
     random = np.random.default_rng(seed)
     future = sequences.timestamp_us >= cut_us
     size = 1.0 + np.nan_to_num(np.nanmax(np.abs(sequences.values), axis=0, initial=0.0))
@@ -243,7 +251,10 @@ def _with_another_future(sequences: Sequences, cut_us: int, seed: int) -> Sequen
     values[future] = noise
     outlooks = sequences.outlooks
     if outlooks is not None and sequences.outlook is not None:
-        later = np.setdiff1d(np.arange(len(outlooks)), sequences.outlook[~future])
+        later = np.ones(len(outlooks), bool)
+        seen = sequences.outlook[~future & sequences.observed]
+        later[seen[seen != NO_OUTLOOK]] = False
+        later |= outlooks.issued_us >= cut_us
         cells = outlooks.values.copy()
         cells[later] = random.normal(0.0, 100.0, cells[later].shape)
         outlooks = replace(outlooks, values=cells)

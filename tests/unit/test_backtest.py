@@ -173,7 +173,7 @@ def normalised_by_all(sequences: Sequences) -> PointForecast:
     ids=["label released early", "window looking ahead", "normaliser fitted on test", "intervals fitted on test"],
 )
 def test_a_planted_leak_is_found(build: Callable[[Sequences], PointForecast]) -> None:
-    with pytest.raises(Leak, match="depends on readings at"):
+    with pytest.raises(Leak, match="depends on readings or outlooks at"):
         assert_causal(build, noisy_days(), CONFIG, CUTS_US)
 
 

@@ -333,6 +333,25 @@ def test_a_predictor_that_sees_an_outlook_too_early_is_caught() -> None:
         assert_causal(build, one, OUTLOOKS, cuts_us)
 
 
+def test_a_step_whose_outlook_was_issued_after_it_is_caught() -> None:
+    """The leak is in the data, not in the predictor: a record of an outlook at an earlier offset than it had."""
+    forecaster = random_model(OUTLOOKS)
+    one = DATA.sequences.past(0, DATA.sequences.span(0)[1])
+    assert one.outlook is not None
+    came = np.flatnonzero(np.diff(one.outlook) > 0) + 1
+    step = int(came[len(came) // 2])
+    row = int(one.outlook[step])
+    outlooks = replace(DATA.outlooks, issued_us=DATA.outlooks.issued_us.copy())
+    outlooks.issued_us[row] = one.timestamp_us[step]
+    cuts_us = [int(one.timestamp_us[step])]
+    honest = replace(one, outlooks=outlooks)
+    assert_causal(lambda _: model_predictor(forecaster), honest, OUTLOOKS, cuts_us)
+    moved = one.outlook.copy()
+    moved[step - 1] = row
+    with pytest.raises(Leak, match=f"issued at {one.timestamp_us[step - 1]} µs depends on readings or outlooks"):
+        assert_causal(lambda _: model_predictor(forecaster), replace(honest, outlook=moved), OUTLOOKS, cuts_us)
+
+
 # --- weights, artefacts, warm starts ----------------------------------------------------------------------------------
 
 
