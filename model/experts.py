@@ -31,9 +31,10 @@ REGRESSORS: Final = 10
 # import of the kernel would load numba, and every command reads the settings, which need ``RULE``.
 AR_LAGS: Final = 24
 ERROR_RATE: Final = 0.01  # update rate of the usual mean |error|: it averages over some 100 labels
-# The recent mean |error| averages over RECENT_STEPS steps, but over RECENT_LABELS labels at least and 1 / ERROR_RATE at
-# most, so it is the usual one up to a horizon of some 40 steps. Both numbers were chosen by the coverage in the
-# validation parts of ETTh1 at 192, 336 and 720 steps.
+# Beyond a horizon of RECENT_HORIZON steps a recent mean |error| is kept. It averages over RECENT_STEPS steps, but over
+# RECENT_LABELS labels at least and 1 / ERROR_RATE at most. Nearer labels come often enough that the usual mean follows
+# as soon. The last two numbers were chosen by the coverage in the validation parts of ETTh1 at 192, 336 and 720 steps.
+RECENT_HORIZON: Final = 40
 RECENT_STEPS: Final = 504.0
 RECENT_LABELS: Final = 6.0
 HIDDEN_REGRESSORS: Final = 16  # projections of the last layer's hidden state; 32 forecast no better
@@ -141,7 +142,7 @@ class AdaptationConfig:
     @property
     def recent_rate(self) -> float:
         """Update rate, per label, of the recent mean |error|; ``ERROR_RATE`` if it is not kept."""
-        if not self.calibrated:
+        if not self.calibrated or self.horizon_steps <= RECENT_HORIZON:
             return ERROR_RATE
         return min(max(ERROR_RATE, self.stride / RECENT_STEPS), 1.0 / RECENT_LABELS)
 
@@ -189,6 +190,15 @@ class AdaptationConfig:
             ("profiles", "<f8", (K, 2, S)),  # a slow and a quick running mean by phase of the season
             ("pending_value", "<f8", (A, K)),
             ("pending_unit", "<f8", (A, K)),
+        ]
+        if self.recent_rate > ERROR_RATE:
+            fields += [
+                ("robust_scale", "<f8", (K,)),  # running mean |change| in which an outlier counts little
+                ("recent_errors", "<f8", (K, L)),  # recent mean |error| of the mixture, in robust scales
+                ("usual_errors", "<f8", (K, L)),  # the same over 1 / ERROR_RATE labels
+                ("pending_scale", "<f8", (A, K)),  # the robust scale when the forecast was issued
+            ]
+        fields += [
             ("losses", "<f4", (K, E, L)),  # discounted means of the experts' losses
             ("spreads", "<f4", (K, 2, L)),  # running mean |error| of the mixture and of the GRU
             ("factors", "<f4", (K, Q, L)),  # logarithms of the calibration's factors
@@ -198,7 +208,7 @@ class AdaptationConfig:
             ("pending_quantiles", "<f4", (A, K, Q, L)),
         ]
         if self.recent_rate > ERROR_RATE:
-            fields.append(("recent_errors", "<f4", (K, L)))  # recent mean |error| of the mixture
+            fields.append(("pending_recent", "<f4", (A, K, L)))  # recent mean |error| over the usual one, when issued
         if self.groups:
             fields.append(("ar_weights", "<f4", (K, AR_LAGS + 1)))  # of the transformed changes, and of a constant
             fields.append(("ar_powers", "<f4", (K, AR_LAGS + 1)))  # running mean squares of these regressors

