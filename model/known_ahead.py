@@ -6,12 +6,12 @@ far as the newest outlook of the sensor tells it (``model.outlooks``).
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_CHANGES = 200_000  # of one calendar covariate, a bound on the size of a model's configuration
+MOST_CHANGES: Final = 200_000  # of one calendar covariate, a bound on the size of a model's configuration
 
 
 @dataclass(frozen=True)

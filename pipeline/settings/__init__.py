@@ -33,6 +33,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.bounds import BoundsSettings
 from pipeline.settings.calendar import CalendarSettings
 from pipeline.settings.file import file_on, read_settings_file
+from pipeline.settings.names import check_names
 from pipeline.settings.outlooks import OutlookSettings
 from pipeline.settings.readings import ReadingsSettings
 from pipeline.settings.report import describe_faults, describe_folder, describe_invalid, unknown_variable
@@ -220,6 +221,7 @@ class Settings(BaseSettings):
     @field_validator("attributes")
     @classmethod
     def _check_attributes(cls, attributes: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        check_names("an attribute", attributes)
         if empty := [name for name, by_pattern in attributes.items() if not by_pattern]:
             raise ValueError(f"the attribute {empty[0]} names no sensor; give one a value, or remove the attribute")
         return attributes

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model.known_ahead import CalendarCovariate
+from pipeline.settings.names import check_names
 from pipeline.settings.zone import ZoneName
 
 # Years whose public holidays a model carries: from the earliest reading that is accepted by default.
@@ -17,6 +18,7 @@ LAST_YEAR: Final = 2060
 HOLIDAY: Final = "holiday"
 WORKED_WEEKEND: Final = "worked_weekend"
 _MOST_DAYS: Final = 40_000  # of one covariate: a century
+_MOST_SHOWN: Final = 20  # parts of a country in a message
 
 
 class CalendarSettings(BaseModel):
@@ -61,9 +63,8 @@ class CalendarSettings(BaseModel):
     @field_validator("days")
     @classmethod
     def _are_days(cls, days: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        check_names("a list of days", days)
         for name, listed in days.items():
-            if not name.isprintable() or not 0 < len(name) <= 100:
-                raise ValueError(f"the name of a list of days has 1 to 100 printable characters: {name[:120]!r}")
             if len(_parsed(listed)) > _MOST_DAYS:
                 raise ValueError(f"{name} has more than {_MOST_DAYS:,} days")
         return days
@@ -74,6 +75,7 @@ class CalendarSettings(BaseModel):
             raise ValueError("set timezone: a day begins at midnight there, for example in Europe/Berlin")
         if self.country is not None and (taken := {HOLIDAY, WORKED_WEEKEND} & self.days.keys()):
             raise ValueError(f"{min(taken)} is the name for days of the country; give the list another name")
+        _ = self.in_model  # raises ValueError if a model refuses the days
         return self
 
     @property
@@ -128,21 +130,34 @@ def _holidays(country: str, years: range) -> Any:
         ValueError: the country or its part is unknown.
     """
     import holidays  # takes 0.2 s, and few settings name a country
+    from holidays.registry import EntityLoader
 
-    code, _, part = country.partition("-")
+    unknown = f"the holidays of {country[:20]!r} are not known; "
+    code, dash, part = country.partition("-")
+    # The package takes any name of its own modules and classes for a country.
+    if code not in EntityLoader.get_country_codes():
+        raise ValueError(f"{unknown}write the code of a country in ISO 3166 such as DE, or DE-BY for a part of it")
     try:
+        if dash and not part:
+            raise NotImplementedError
         return holidays.country_holidays(code, subdiv=part or None, years=years)
-    except (NotImplementedError, AttributeError, KeyError):
-        raise ValueError(
-            f"the holidays of {country[:20]!r} are not known; use a code of ISO 3166 such as DE, or DE-BY for a part"
-        ) from None
+    except NotImplementedError:
+        parts = [f"{code}-{each}" for each in getattr(holidays, code).subdivisions]
+        some = ", ".join(parts[:_MOST_SHOWN]) + (", …" if len(parts) > _MOST_SHOWN else "")
+        listed = f", or for a part of it {some}" if parts else ""
+        raise ValueError(f"{unknown}write {code} for the whole country{listed}") from None
 
 
 def _changes(days: Iterable[date], zone: ZoneInfo) -> tuple[int, ...]:
-    """Unix times at which days begin and end in a zone; days in a row have one beginning and one end."""
+    """Unix times at which days begin and end in a zone; days in a row have one beginning and one end.
+
+    A zone that crosses the date line skips a day, which has no time: 30 December 2011 in Samoa.
+    """
     changes: list[int] = []
     for day in sorted(set(days)):
         begin, end = (_midnight(each, zone) for each in (day, day + timedelta(days=1)))
+        if begin == end:
+            continue
         if changes and changes[-1] == begin:
             changes[-1] = end
         else:

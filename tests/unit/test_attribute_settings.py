@@ -37,6 +37,8 @@ def test_a_variable_gives_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[attributes.site]\n", "the attribute site names no sensor"),
         ('[attributes.site]\na.b = "urban"\n', r"a sensor id with a dot needs quotes"),
         ("[attributes.site]\na = 3\n", "attributes"),
+        ('[attributes.""]\na = "urban"\n', "the name of an attribute has 1 to 100 printable characters: ''"),
+        ('[attributes."s\\n"]\na = "urban"\n', "1 to 100 printable characters"),
         ('[attributes]\nsite = "urban"\n', "attributes"),
     ],
 )

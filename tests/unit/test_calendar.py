@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ def test_public_holidays_of_a_country_and_of_its_parts() -> None:
     assert [values_at(covariates[0], epiphany) for covariates in found] == [[0], [1]]
 
 
+@pytest.mark.parametrize(
+    ("zone", "skipped"),
+    [("Pacific/Apia", "2011-12-30"), ("Pacific/Kiritimati", "1994-12-31"), ("Pacific/Kwajalein", "1993-08-21")],
+)
+def test_a_day_that_its_zone_skipped_has_no_time(zone: str, skipped: str) -> None:
+    day = date.fromisoformat(skipped)
+    before, after = day - timedelta(days=1), day + timedelta(days=1)
+    lists = {
+        "skipped": [skipped],
+        "span": [f"{before}/{after}"],
+        "around": [str(before), str(after)],
+    }
+    around, alone, span = model_config(settings_for(timezone=zone, days=lists)).calendar
+    assert alone.changes_s == ()
+    assert span.changes_s == around.changes_s
+    begin, end = span.changes_s
+    assert end - begin == 2 * 86_400
+
+
 def test_dates_of_toml_need_no_quotes(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text('[calendar]\ntimezone = "UTC"\n[calendar.days]\nfair = [2016-04-14, "2016-04-15"]\n')
@@ -82,8 +102,14 @@ def test_days_come_from_variables_too(monkeypatch: pytest.MonkeyPatch) -> None:
         ('country = "CN"', "set timezone"),
         ('days = { fair = ["2016-04-14"] }', "set timezone"),
         ('timezone = "Shanghai"', "not a time zone"),
-        ('timezone = "UTC"\ncountry = "XX"', "the holidays of 'XX' are not known; use a code of ISO 3166"),
-        ('timezone = "UTC"\ncountry = "DE-XX"', "the holidays of 'DE-XX' are not known"),
+        ('timezone = "UTC"\ncountry = "XX"', "the holidays of 'XX' are not known; write the code of a country"),
+        ('timezone = "UTC"\ncountry = "constants"', "write the code of a country in ISO 3166 such as DE"),
+        ('timezone = "UTC"\ncountry = "__class__"', "the holidays of '__class__' are not known"),
+        ('timezone = "UTC"\ncountry = "HolidayBase"', "the holidays of 'HolidayBase' are not known"),
+        ('timezone = "UTC"\ncountry = ""', "the holidays of '' are not known"),
+        ('timezone = "UTC"\ncountry = "DE-XX"', "write DE for the whole country, or for a part of it DE-BB, DE-BE, "),
+        ('timezone = "UTC"\ncountry = "DE-"', "the holidays of 'DE-' are not known; write DE for the whole country"),
+        ('timezone = "UTC"\ncountry = "LU-XX"', "write LU for the whole country"),
         ('timezone = "UTC"\ndays = { fair = ["14.04.2016"] }', "neither a date such as 2016-04-14"),
         ('timezone = "UTC"\ndays = { fair = ["2016-04-14/2016-04-10"] }', "must ascend"),
         ('timezone = "UTC"\ndays = { fair = ["1016-04-14"] }', "between the years 1900 and 2200"),
