@@ -6,9 +6,11 @@ vector, which is added to the sensor's own (``model.forecaster``).
 Letters: B sensors, V attributes.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -40,9 +42,22 @@ class Attribute:
 
     def value_of(self, sensor: str) -> str | None:
         """The sensor's value: by its id, otherwise by the first pattern that fits; None without one."""
-        exact = dict(self.by_pattern).get(sensor)
-        fitting = (value for pattern, value in self.by_pattern if fnmatchcase(sensor, pattern))
+        exact = self._by_id.get(sensor)
+        fitting = (value for pattern, value in self._patterns if pattern.match(sensor))
         return next(fitting, None) if exact is None else exact
+
+    @cached_property
+    def _by_id(self) -> dict[str, str]:
+        return dict(self.by_pattern)
+
+    @cached_property
+    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
+        """The patterns, with their values. Only * and ? have a meaning: a bracket stands for itself."""
+        return [
+            (re.compile(translate(pattern.replace("[", "[[]"))), value)
+            for pattern, value in self.by_pattern
+            if "*" in pattern or "?" in pattern
+        ]
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Attribute":

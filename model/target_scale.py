@@ -50,7 +50,7 @@ def same_shape(trained: ModelConfig, wanted: ModelConfig) -> bool:
     start with other covariates known ahead begins their term at zero, and one with other attributes begins their new
     values alike (``Forecaster.adopt``).
     """
-    if trained.targets != wanted.targets:
+    if trained.targets != wanted.targets or trained.embedding_size != wanted.embedding_size:
         return False
     bounds = dict(zip(wanted.targets, wanted.bounds, strict=False))
     minima = {target: each.lowest for target, each in zip(trained.targets, trained.bounds, strict=False)}

@@ -40,6 +40,22 @@ def test_an_id_counts_even_if_an_earlier_pattern_fits() -> None:
     assert Attribute("site", (("*", "rural"), ("[a]", "urban"))).value_of("[a]") == "urban"
 
 
+def test_a_bracket_in_a_pattern_stands_for_itself() -> None:
+    plants = Attribute("plant", (("plant[3]-*", "third"), ("[!a]?", "odd")))
+    found = {name: plants.value_of(name) for name in ("plant[3]-a", "plant3-a", "[!a]b", "bc")}
+    assert found == {"plant[3]-a": "third", "plant3-a": None, "[!a]b": "odd", "bc": None}
+
+
+def test_an_unknown_sensor_is_matched_with_patterns_alone() -> None:
+    pairs = [(f"s{number}", "named") for number in range(5_000)] + [("new-*", "new")]
+    large = Attribute("site", tuple(pairs))
+    assert large.value_of("s4999") == "named"
+    assert large == replace(large)
+    assert [large.value_of(name) for name in ("new-1", "old-1")] == ["new", None]
+    assert len(large._patterns) == 1
+    assert large._patterns is large._patterns  # compiled once: the stream waits for this
+
+
 def test_each_sensor_has_a_row_of_its_own_and_one_for_each_attribute() -> None:
     assert attribute_values((SITE, TYPE)) == [
         ("site", None),
@@ -148,6 +164,7 @@ def test_a_warm_start_adopts_the_vectors_of_values_by_name() -> None:
     age, site = Attribute("age", (("s1", "old"),)), Attribute("site", (("a", "harbour"), ("s1", "rural")))
     wanted = replace(trained.config, sensors=(), attributes=(age, site))
     assert same_shape(trained.config, wanted)
+    assert not same_shape(replace(trained.config, attributes=(), embedding_size=0), wanted)
     heir = Forecaster(replace(wanted, sensors=("s2", "s5")))
     heir.adopt(trained)
     assert heir.attributes is not None
