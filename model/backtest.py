@@ -223,7 +223,7 @@ def assert_causal(
         truth, fake = build(sequences), build(changed)
         for sensor, name in enumerate(sequences.sensors):
             lo, hi = sequences.span(sensor)
-            # No forecast is issued at an inserted step; it sees the outlook of the reading after it.
+            # No forecast is issued at an inserted step; it may see an outlook whose record came after it.
             before = np.flatnonzero(sequences.observed[lo : sequences.span(sensor, None, cut_us)[1]])
             one = _Stretch(sensor, lo, hi)
             expected, found = (ask(p, _requests(s, [one]))[0][before] for p, s in ((truth, sequences), (fake, changed)))

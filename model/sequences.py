@@ -89,12 +89,17 @@ class Sequences:
         """The same steps with the outlook of each.
 
         Args:
-            seen: by accepted reading, in the order of the steps. A step inserted before a reading has its outlook.
+            seen: by accepted reading, in the order of the steps. A step inserted before a reading has its outlook, or
+                none if that was issued after the step.
         """
         following: NDArray[np.int64] = (
             np.cumsum(self.observed) - self.observed
         )  # the reading of each step: its own, or the next one
-        return replace(self, outlooks=outlooks, outlook=seen.row[following])
+        row = seen.row[following]
+        inserted = np.flatnonzero(~self.observed & (row != NO_OUTLOOK))
+        later = outlooks.issued_us[row[inserted]] > self.timestamp_us[inserted]
+        row[inserted[later]] = NO_OUTLOOK
+        return replace(self, outlooks=outlooks, outlook=row)
 
     def past(self, sensor: int, hi: int) -> "Sequences":
         """The steps of one sensor before ``hi``: views, no copies."""

@@ -182,6 +182,16 @@ def test_inserted_steps_have_the_outlook_of_their_reading_and_a_later_beginning_
     assert past.outlook.tolist() == [-1, 0, 0, 0, 0]
 
 
+def test_an_inserted_step_has_no_outlook_that_was_issued_after_it() -> None:
+    sequences = joined([hours(0, 4)], [np.ones((2, 2))], CONFIG.features, HOUR_US, max_gap_steps=24)
+    seen = AsOf(np.array([-1, 0], np.int32), np.zeros(1, np.int8), np.zeros(1, np.int32))
+    for issued, expected in ((2, [-1, -1, 0, 0, 0]), (2.5, [-1, -1, -1, 0, 0]), (9, [-1, -1, -1, -1, 0])):
+        outlooks = Outlooks(hours(issued), hours(3), np.zeros((1, 4, 2), np.float32))
+        known = sequences.with_outlooks(outlooks, seen)
+        assert known.outlook is not None
+        assert known.outlook.tolist() == expected
+
+
 # --- the configuration ------------------------------------------------------------------------------------------------
 
 NEW_YEAR = CalendarCovariate("holiday", (1_483_228_800, 1_483_315_200, 1_514_764_800, 1_514_851_200))
