@@ -224,7 +224,7 @@ class LanePool:
         self.longest = max((hi - lo for lo, hi in self._spans), default=0)
         self.steps = sum(hi - lo for lo, hi in self._spans)
         self._length = self._cold_length = LANE_STEPS
-        self._cold_steps = round(_COLD_START_PART * self.steps)
+        self._cold_steps = _COLD_START_PART * self.steps  # only the number of lanes is rounded
         if forecaster.config.attributes:
             self._cold_length = min(_FIRST_SEASONS * max(forecaster.config.season_steps, 24), LANE_STEPS)
             self._cold_steps = min(self.steps, _MOST_FIRST_STEPS)

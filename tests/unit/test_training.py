@@ -43,15 +43,15 @@ def config(**changes: object) -> ModelConfig:
     return ModelConfig(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def sequences(sensors: int = 3, keep: float = 1.0) -> Sequences:
+def sequences(sensors: int = 3, keep: float = 1.0, steps: int = STEPS) -> Sequences:
     """Loads that follow the heat two steps before: neither persistence nor a season forecasts them."""
     rng = np.random.default_rng(0)
     names = [f"s{number}" for number in range(sensors)]
     moments, values, lengths = [], [], []
     for number in range(sensors):
-        heat = rng.normal(size=STEPS)
-        load = 100 * number + 10 * (np.roll(heat, 2) + 0.1 * rng.normal(size=STEPS))
-        kept = rng.random(STEPS) < keep
+        heat = rng.normal(size=steps)
+        load = 100 * number + 10 * (np.roll(heat, 2) + 0.1 * rng.normal(size=steps))
+        kept = rng.random(steps) < keep
         kept[[0, -1]] = True
         moments.append(np.flatnonzero(kept) * HOUR_US)
         values.append(np.stack([load, heat], axis=1)[kept])
@@ -389,6 +389,16 @@ def test_a_stride_scores_fewer_steps_and_carries_the_same_state(keep: float) -> 
             full, h_all = forecaster.unroll(every.x, every.past, every.rows, h_all)
         torch.testing.assert_close(some, full[:, few.scored])
         assert torch.equal(h, h_all)
+
+
+def test_the_cold_start_lanes_are_the_nearest_number_to_a_tenth_of_the_steps() -> None:
+    data = sequences(sensors=2, steps=8_638)
+    forecaster = Forecaster(replace(config(), sensors=data.sensors))
+    pool = LanePool(forecaster, forecaster.prepare(data), 2**62, np.random.default_rng(0))
+    assert pool.steps == 17_276
+    lanes = next(pool.passes(100, 24, 0.0))
+    # A tenth of the steps is 1.4997 lanes. Rounded first, it would be 1.5 lanes, and then 2.
+    assert len([lane for lane in lanes if lane.prepared.sequences is not data]) == 1
 
 
 def test_some_lanes_start_cold_and_some_hide_their_sensor() -> None:
