@@ -11,7 +11,8 @@ def loading() -> Iterator[None]:
 
     PyTorch, MLflow and Prefect create half a million objects that live as long as the process. The collector would
     visit all of them several times during the imports, which takes a third of their time, and again in every full
-    collection later, which stops all threads for a third of a second. After the block it leaves them out.
+    collection later, which stops all threads for a third of a second. After the block, the collector
+    leaves these objects out.
     """
     if gc.get_freeze_count() or not gc.isenabled():
         yield

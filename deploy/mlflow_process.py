@@ -28,6 +28,6 @@ if __name__ == "__main__":
         import mlflow.server.fastapi_app
         from mlflow.cli import cli
 
-    # An MLflow without this function starts its second process, as always.
+    # A version of MLflow without this function ignores the assignment and starts uvicorn in a second process.
     mlflow.server._exec_cmd = serve
     cli()

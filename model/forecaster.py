@@ -64,7 +64,7 @@ class Forecaster(nn.Module):
         self.register_buffer("scale_spread", torch.ones(config.feature_count, dtype=torch.float64))
         self._rows = SensorRows(config.sensors, config.attributes)
         self._begin_at_persistence()
-        # Made last, so that the random weights above are those of a model without covariates.
+        # This term is created last, so that the random weights above are those of a model without covariates.
         self.ahead = AheadTerm(config, config.hidden_size, outputs) if config.knows_ahead else None
 
     def _begin_at_persistence(self) -> None:

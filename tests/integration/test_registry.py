@@ -357,9 +357,9 @@ def test_resolving_an_alias_writes_nothing_to_the_servers_log(settings: Settings
 def test_a_recreated_model_with_the_same_version_number_is_an_error(
     settings: Settings, mlflow_server: Settings, tmp_path: Path
 ) -> None:
+    """A model that is deleted and recreated counts its versions from 1 again."""
     import mlflow  # only here: five of six processes run no such test
 
-    """A model that is deleted and recreated counts its versions from 1 again."""
     chosen = settings.model_copy(update={"home": tmp_path / "home"})
     promote(settings, registered(settings, artefact(settings, tmp_path)))
     first = RegistryChampion(chosen)

@@ -44,6 +44,8 @@ except ImportError:
 def test_the_monitor_and_the_page_read_the_registry_without_loading_pytorch() -> None:
     program = """
 import sys
+import deploy.serve.registry_report
+import flows.monitor
 import pipeline.history.table
 import pipeline.registry.training_run
 import pipeline.registry.versions
