@@ -11,15 +11,12 @@ both.
 import hashlib
 import json
 import os
-import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Any, Final, Self
 from unicodedata import category
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -33,7 +30,7 @@ from pipeline.errors import SettingsError
 from pipeline.settings.bounds import BoundsSettings
 from pipeline.settings.calendar import CalendarSettings
 from pipeline.settings.file import file_on, read_settings_file
-from pipeline.settings.names import check_names
+from pipeline.settings.names import ModelName, check_names, first_repeated, listed
 from pipeline.settings.outlooks import OutlookSettings
 from pipeline.settings.readings import ReadingsSettings
 from pipeline.settings.report import describe_faults, describe_folder, describe_invalid, unknown_variable
@@ -67,28 +64,6 @@ def _stack(validated: dict[str, Any]) -> StackSettings:
     """The validated stack settings; the defaults if they were invalid, which validation reports by itself."""
     stack: StackSettings = validated.get("stack", StackSettings())
     return stack
-
-
-def _check_model_name(name: str) -> str:
-    """The name of a registered model, an experiment, a folder and a deployment."""
-    if not name.strip() or len(name) > 200 or name in (".", "..") or re.search(r"[/\\:\x00-\x1f\x7f]", name):
-        raise ValueError(
-            "model_name has 1 to 200 characters, without slashes, colons and control characters, and is not . or .."
-        )
-    return name
-
-
-ModelName = Annotated[str, AfterValidator(_check_model_name)]
-
-
-def _first_repeated(names: tuple[str, ...]) -> str | None:
-    return next((name for name, count in Counter(names).items() if count > 1), None)
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names of a list, with the number of the other names."""
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return ", ".join(name if name.isprintable() else repr(name) for name in names[:5]) + more
 
 
 class Settings(BaseSettings):
@@ -170,7 +145,7 @@ class Settings(BaseSettings):
     @field_validator("features")
     @classmethod
     def _check_features(cls, features: tuple[str, ...]) -> tuple[str, ...]:
-        if repeated := _first_repeated(features):
+        if repeated := first_repeated(features):
             raise ValueError(f"features must differ from each other; {repeated!r} is repeated")
         # Delta Lake's writer crashes the process at some control characters.
         if unusable := [name for name in features if any(category(letter) in ("Cc", "Cs") for letter in name)]:
@@ -180,12 +155,12 @@ class Settings(BaseSettings):
     @field_validator("targets")
     @classmethod
     def _check_targets(cls, targets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if repeated := _first_repeated(targets):
+        if repeated := first_repeated(targets):
             raise ValueError(f"targets must differ from each other; {repeated!r} is repeated")
         features = info.data.get("features", targets)  # absent if invalid, which validation reports by itself
         if unknown := [target for target in targets if target not in features]:
             raise ValueError(
-                f"targets must be among the features, which lack {_some(unknown)}; the features are {_some(features)}"
+                f"targets must be among the features, which lack {listed(unknown)}; the features are {listed(features)}"
             )
         return targets
 
@@ -204,8 +179,8 @@ class Settings(BaseSettings):
         features = info.data.get("features", tuple(bounds))
         if strangers := [name for name in bounds if name not in features]:
             raise ValueError(
-                f"bounds must name targets, but the features lack {_some(strangers)}; the features are "
-                f"{_some(features)}"
+                f"bounds must name targets, but the features lack {listed(strangers)}; the features are "
+                f"{listed(features)}"
             )
         return bounds  # those of a feature outside the targets have no effect, so that targets can be changed alone
 
@@ -239,7 +214,7 @@ class Settings(BaseSettings):
         features = info.data.get("features", tuple(readings.fields))
         if strangers := [name for name in readings.fields if name not in features]:
             raise ValueError(
-                f"fields must name features, which lack {_some(strangers)}; the features are {_some(features)}"
+                f"fields must name features, which lack {listed(strangers)}; the features are {listed(features)}"
             )
         return readings
 
