@@ -2,7 +2,7 @@
 
 An outlook tells values of covariates for times ahead, as they were known when it was issued. It is a record on the
 partition of its sensors, so the order of offsets says what was known when. A record is an outlook only if it is not a
-reading, so outlooks cost the decoding of readings nothing.
+reading, so outlooks do not slow the decoding of readings down.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """Explains one forecast: its reading, the state that it was made from, and the same forecast recomputed."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from model.outlooks import NO_ISSUE_US
 from pipeline.audit.delivery import ReadingLog
 from pipeline.audit.expert_weights import published_weights, weights_agree
 from pipeline.audit.lineage import AcceptedLog, accepted_log
+from pipeline.audit.outlook_log import of_sensor
 from pipeline.audit.recompute import TOLERANCE, Stretches, half_counts, recompute, relative_differences
 from pipeline.audit.topic_logs import read_readings
 from pipeline.audit.verify import LoadModel
@@ -66,7 +67,8 @@ def explain(settings: Settings, load: LoadModel, sensor: str, timestamp_us: int)
     """
     forecasts = _forecasts(settings, sensor, timestamp_us)
     readings = read_readings(settings)
-    accepted = accepted_log(readings, settings)
+    of_ours = replace(readings, outlooks=of_sensor(readings.outlooks, sensor))
+    accepted = accepted_log(of_ours, settings)
     return [_explain(settings, load, readings, accepted, forecast) for forecast in forecasts]
 
 

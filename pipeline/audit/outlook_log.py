@@ -4,7 +4,7 @@ Letters: m entries, one for each stream (a sensor in a partition) that an outloo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,28 +50,47 @@ def are_implausible(outlooks: Sequence[LoggedOutlook], rules_of: Mapping[int, Ti
     return found
 
 
+def of_sensor(outlooks: Sequence[LoggedOutlook], sensor: str) -> tuple[LoggedOutlook, ...]:
+    """The outlooks of a sensor and of its groups, for this sensor alone."""
+    is_for: dict[tuple[bool, str], bool] = {}
+    found = []
+    for each in outlooks:
+        key = (each.outlook.is_group, each.outlook.name)
+        if key not in is_for:
+            is_for[key] = sensor in each.outlook.sensors
+        if is_for[key]:
+            found.append(replace(each, outlook=replace(each.outlook, sensors=(sensor,))))
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class StreamOutlooks:
     """The outlooks by stream, in offset order."""
 
     outlooks: tuple[Outlook, ...]
     offset: Indexes  # (m,)
-    which: Indexes  # (m,) index in ``outlooks``
+    which: NDArray[np.int32]  # (m,) index in ``outlooks``
     starts: Indexes  # (streams + 1,) stream s has the entries [starts[s], starts[s + 1])
 
     @classmethod
     def of(cls, outlooks: Sequence[LoggedOutlook], streams: Sequence[tuple[int, str]]) -> "StreamOutlooks":
         """The outlooks of the streams, each a partition and a sensor."""
         numbers = {stream: number for number, stream in enumerate(streams)}
-        entries = [
-            (number, each.offset, which)
-            for which, each in enumerate(outlooks)
-            for sensor in each.outlook.sensors
-            if (number := numbers.get((each.partition, sensor))) is not None
-        ]
-        stream, offset, which = np.array(sorted(entries), np.int64).reshape(-1, 3).T
-        starts = np.searchsorted(stream, np.arange(len(streams) + 1))
-        return cls(tuple(each.outlook for each in outlooks), offset, which, starts)
+        offsets = np.array([each.offset for each in outlooks], np.int64)
+        in_order = np.argsort(offsets, kind="stable").tolist()
+        found: dict[tuple[int, bool, str], NDArray[np.int32]] = {}  # streams by partition and sensor or group
+        parts = [np.empty(0, np.int32)]
+        for each in (outlooks[which] for which in in_order):
+            key = (each.partition, each.outlook.is_group, each.outlook.name)
+            if key not in found:
+                places = ((each.partition, sensor) for sensor in each.outlook.sensors)
+                found[key] = np.array([numbers[place] for place in places if place in numbers], np.int32)
+            parts.append(found[key])
+        stream = np.concatenate(parts)
+        which = np.repeat(np.array(in_order, np.int32), list(map(len, parts[1:])))
+        which = which[np.argsort(stream, kind="stable")]  # of a stream's entries, the offsets ascend already
+        starts = np.append(0, np.cumsum(np.bincount(stream, minlength=len(streams))))
+        return cls(tuple(each.outlook for each in outlooks), offsets[which], which, starts)
 
     def between(self, stream: int, first: int, end: int) -> slice:
         """The entries of a stream with offsets from ``first`` up to but not including ``end``."""

@@ -121,23 +121,19 @@ def decode_records(
     decode = decoder.decode
     rejected: list[tuple[Record, Rejected]] = []
     outlooks: list[tuple[Record, Outlook]] = []
-    found: list[Reading]
-    try:
-        found = [decode(record.key, record.value, record.headers, record.timestamp) for record in records]
-        good = records
-    except Rejected:
-        found, good = [], []
-        for record in records:
-            try:
-                found.append(decode(record.key, record.value, record.headers, record.timestamp))
-            except Rejected as reason:
-                outlook, why = _outlook(outlook_decoder, record, reason)
-                if outlook is None:
-                    rejected.append((record, why))
-                else:
-                    outlooks.append((record, outlook))
+    found: list[Reading] = []
+    others: set[int] = set()  # places of the records that are not readings
+    for place, record in enumerate(records):
+        try:
+            found.append(decode(record.key, record.value, record.headers, record.timestamp))
+        except Rejected as reason:
+            others.add(place)
+            outlook, why = _outlook(outlook_decoder, record, reason)
+            if outlook is None:
+                rejected.append((record, why))
             else:
-                good.append(record)
+                outlooks.append((record, outlook))
+    good = [record for place, record in enumerate(records) if place not in others] if others else records
     count = len(found)
     keys = (
         [record.key for record in good] if decoder.is_keyed_by_sensor else [each.sensor_id.encode() for each in found]

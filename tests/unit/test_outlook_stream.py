@@ -15,7 +15,7 @@ from kafka import TopicPartition
 from model.outlooks import NO_ISSUE_US
 from pipeline.audit.explain import ExplainedOutlook, _outlook
 from pipeline.audit.lineage import accepted_log
-from pipeline.audit.outlook_log import LoggedOutlook, are_implausible
+from pipeline.audit.outlook_log import LoggedOutlook, StreamOutlooks, are_implausible, of_sensor
 from pipeline.audit.verify import audit_evidence
 from pipeline.forecaster.micro_batch import MicroBatchBuilder
 from pipeline.forecaster.positions import PartitionLog, Position
@@ -23,7 +23,7 @@ from pipeline.forecaster.readings import decode_records
 from pipeline.forecaster.state_records import StateRecords
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.kafka.record_batch import FetchedRecord
-from pipeline.messages import ReadingDecoder, decode_forecast
+from pipeline.messages import Reading, ReadingDecoder, decode_forecast
 from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.reading_times import time_rules_from
 from pipeline.registry.versions import settings_differences
@@ -237,6 +237,19 @@ def test_an_invalid_outlook_becomes_a_dead_letter() -> None:
     assert stream.letters == [bad.value]
 
 
+def test_outlooks_do_not_decode_readings_again() -> None:
+    records = Topic.of([Event("s0", 0, False), Event("s0", 1, False), Event("s0", 1, True), Event("s0", 2, False)])
+    decoded: list[int] = []
+
+    class Counting(ReadingDecoder):
+        def decode(self, key: Any, value: Any, headers: Any = (), timestamp: int = 0) -> Reading:
+            decoded.append(len(decoded))
+            return super().decode(key, value, headers, timestamp)
+
+    found = decode_records(Counting(PLAIN.features), 1, 0, records.records[0], (), make_outlook_decoder(PLAIN))
+    assert (len(decoded), found.readings.offsets.tolist()) == (4, [0, 1, 3])
+
+
 def test_an_outlook_that_was_issued_in_the_future_is_rejected_like_a_reading() -> None:
     """It would make all outlooks after it outdated."""
     topic = Topic.of([Event("s0", 0, False), Event("s0", 20, True), Event("city", 30, True), Event("s0", 1, True)])
@@ -278,6 +291,29 @@ def test_explain_names_the_outlook_behind_a_forecast() -> None:
     found = _outlook(accepted, 0, 1, START_US + HOUR_US, PLAIN.cadence_us)
     assert found == ExplainedOutlook("city", 1, START_US + HOUR_US, 2.0)
     assert _outlook(accepted, 0, 0, NO_ISSUE_US, PLAIN.cadence_us) is None
+    readings = evidence(stream).readings
+    alone = accepted_log(replace(readings, outlooks=of_sensor(readings.outlooks, "s0")), PLAIN)
+    assert _outlook(alone, 0, 1, START_US + HOUR_US, PLAIN.cadence_us) == found
+    assert of_sensor(readings.outlooks, "s1") == ()
+
+
+@given(events, st.randoms())
+def test_the_audit_has_the_outlooks_of_each_sensor_in_the_order_of_offsets(
+    made: list[Event], chance: random.Random
+) -> None:
+    logged = []
+    for partition, records in Topic.of(made).records.items():
+        outlooks = decode_records(ReadingDecoder(("value",)), 1, partition, records, (), make_outlook_decoder(PLAIN))
+        logged += [LoggedOutlook(partition, one.offset, 0, one.outlook) for one in outlooks.readings.outlooks]
+    chance.shuffle(logged)
+    streams = [(1, "s2"), (0, "s1"), (0, "s0")]
+    found = StreamOutlooks.of(logged, streams)
+    for number, (partition, sensor) in enumerate(streams):
+        mine = slice(found.starts[number], found.starts[number + 1])
+        given_here = [each for each in logged if each.partition == partition and sensor in each.outlook.sensors]
+        expected = sorted(given_here, key=lambda each: each.offset)
+        assert found.offset[mine].tolist() == [each.offset for each in expected]
+        assert [logged[which] for which in found.which[mine]] == expected
 
 
 def test_outlooks_do_not_depend_on_the_place_of_a_sensor(tmp_path: Path) -> None:
