@@ -15,6 +15,7 @@ import torch
 from pipeline.errors import SchemaRegistryError
 from pipeline.forecaster.champion import ChampionSource, ChampionWatcher
 from pipeline.forecaster.counters import Reporter
+from pipeline.forecaster.group_limit import GroupLimit
 from pipeline.forecaster.health import Statistics, answering_probes
 from pipeline.forecaster.micro_batch import BatchSize, MicroBatch, MicroBatchBuilder
 from pipeline.forecaster.model_swap import ModelSwap
@@ -120,6 +121,7 @@ class Loop:
         self._timings = statistics.timings
         self._quarantine = Quarantine(session.settings.model_name, source)
         self._batch_size = BatchSize(forecaster.max_batch_readings, forecaster.poll_interval_s)
+        self._group_limit = GroupLimit(session.settings)
         self._alarms = TimeAlarms()
         self._swap_began: float | None = None  # monotonic time; None after the new model's first commit
         self._batch_builder = self._serve(serving)
@@ -152,7 +154,8 @@ class Loop:
         # 2. Apply rebalances. Then select the records of partitions that have a position. Step 3 may give further
         #    partitions a position, but their records from this poll do not begin at that position.
         self._apply_rebalances(group_metadata)
-        polled = self._partitions.select(polled)
+        polled, later = self._group_limit.cut(self._partitions.select(polled), self.serving.table)
+        self._partitions.read_again(later)
 
         # 3. Restore a slice of the partitions that were assigned.
         restored = self.session.restore(self.serving)
@@ -230,10 +233,10 @@ class Loop:
         try:
             self.session.commit(TransactionContent(batch.records, batch.positions, group_metadata))
         except StartOver:
-            self._batch_size.failed(batch.counts.readings, batch.step_s)
+            self._batch_size.failed(batch.record_count, batch.step_s, batch.outlook_states)
             raise
         self._timings.add_batch(batch.step_s, time.monotonic() - began, batch.sent_ms, time.time())
-        self._batch_size.committed(batch.counts.readings, batch.step_s)
+        self._batch_size.committed(batch.record_count, batch.step_s, batch.outlook_states)
 
     def _apply(self, batch: MicroBatch) -> None:
         if batch.stepped is not None:

@@ -1,9 +1,9 @@
 """Micro-batches: turns the records of one poll into the content of one transaction.
 
 ``MicroBatchBuilder`` decodes, classifies and steps the records. It sends nothing and leaves the state store unchanged.
-``BatchSize`` limits the readings of a poll, by the time and the bytes that earlier batches took. An oversized batch
+``BatchSize`` limits the records of a poll, by the time and the bytes that earlier batches took. An oversized batch
 would never be committed: its forecaster is dropped from the group at the poll interval, or its transaction times out,
-and the same readings are polled again.
+and the same records are polled again.
 """
 
 import time
@@ -23,6 +23,7 @@ from pipeline.dead_letter_form import dead_letter
 from pipeline.flat_forecasts import FlatForecastEncoder
 from pipeline.forecast_encoding import ForecastEncoder, round_to_scale
 from pipeline.forecaster.counters import Counters
+from pipeline.forecaster.group_limit import MAX_TRANSACTION_BYTES
 from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.state_store import ServedModel, StepResult
@@ -56,6 +57,17 @@ class MicroBatch:
     implausible: Sequence[ImplausibleTime]  # readings that were rejected because of their times
     sent_ms: Sequence[NDArray[np.int64]]  # Kafka timestamps of accepted readings, except those from the reorder buffer
     unit_changes: Sequence[UnitChange]
+
+    @property
+    def record_count(self) -> int:
+        """The number of polled records."""
+        counts = self.counts
+        return counts.readings + counts.outlooks + counts.late_outlooks + counts.unused_outlooks
+
+    @property
+    def outlook_states(self) -> int:
+        """The number of states that change by outlooks alone."""
+        return 0 if self.stepped is None else self.stepped.outlook_states
 
 
 class MicroBatchBuilder:
@@ -275,20 +287,23 @@ def _sent_ms(records: Sequence[Record], accepted_offsets: NDArray[np.int64]) -> 
     return found[np.isin([record.offset for record in records], accepted_offsets)]
 
 
-# --- how many readings ------------------------------------------------------------------------------------------------
+# --- how many records -------------------------------------------------------------------------------------------------
 
 
 FIRST_BATCH_READINGS: Final = 1_000  # readings of the first batch, before any was timed
 SMALLEST_BATCH_READINGS: Final = 50
 BUDGET_S: Final = 2.0  # seconds to build a batch
-MAX_TRANSACTION_BYTES: Final = 64_000_000  # states and forecasts; a broker accepts them within one or two seconds
 SMALL_TRANSACTION_BYTES: Final = 4_000_000  # a transaction up to this size does not fail because of its size
 _SHARE_OF_POLL_INTERVAL: Final = 0.1  # fraction of the poll interval that a batch may take
 _REGROWTH: Final = 1.02  # the limit after a failed transaction grows by this factor with each full batch committed
 
 
 class BatchSize:
-    """The number of readings to poll next, adapted to how long batches take and whether their transactions fail.
+    """The number of records to poll next, adapted to how long batches take and whether their transactions fail.
+
+    A record is a reading or an outlook. The outlook of a group changes the states of many sensors, and each of these
+    states counts like one more record. Such a batch says less about the number of records that fits, so the number
+    shrinks by a factor from batch to batch.
 
     Args:
         most: upper limit, in readings.
@@ -309,26 +324,32 @@ class BatchSize:
         self._limit_after_failure = self._most
         self._set(self.readings)
 
-    def committed(self, readings: int, seconds: float) -> None:
-        """Adapt to a committed batch: shrink if it took too long, double if it was full and fast."""
-        is_full = readings >= self.readings
+    def committed(self, records: int, seconds: float, outlook_states: int = 0) -> None:
+        """Adapt to a committed batch: shrink if it took too long, double if it was full and fast.
+
+        Args:
+            outlook_states: states that changed by outlooks alone.
+        """
+        is_full = records >= self.readings
         if is_full:
             self._limit_after_failure = min(self._most, self._limit_after_failure * _REGROWTH)
-        if not self._keep_to_budget(readings, seconds) and is_full and seconds < self._budget_s / 2:
+        if not self._keep_to_budget(records + outlook_states, seconds) and is_full and seconds < self._budget_s / 2:
             self._set(2 * self.readings)
 
-    def failed(self, readings: int, seconds: float) -> None:
+    def failed(self, records: int, seconds: float, outlook_states: int = 0) -> None:
         """Adapt to a batch whose transaction failed: halve the next one if the size may be the reason."""
-        if readings * self._bytes_per_reading > SMALL_TRANSACTION_BYTES:
-            self._limit_after_failure = max(SMALLEST_BATCH_READINGS, min(self._limit_after_failure, readings / 2))
-        self._keep_to_budget(readings, seconds)
+        work = records + outlook_states
+        if work * self._bytes_per_reading > SMALL_TRANSACTION_BYTES:
+            halved = min(work, self.readings) / 2
+            self._limit_after_failure = max(SMALLEST_BATCH_READINGS, min(self._limit_after_failure, halved))
+        self._keep_to_budget(work, seconds)
         self._set(self.readings)
 
-    def _keep_to_budget(self, readings: int, seconds: float) -> bool:
-        """Shrink the next batch if this batch, with readings, took too long; return whether it took too long."""
-        if seconds <= self._budget_s or not readings:
+    def _keep_to_budget(self, work: int, seconds: float) -> bool:
+        """Shrink the next batch if this batch, with some records and states, took too long; return whether it did."""
+        if seconds <= self._budget_s or not work:
             return False
-        self._set(int(readings * self._budget_s / seconds))
+        self._set(int(min(work, self.readings) * self._budget_s / seconds))
         return True
 
     def _set(self, readings: int) -> None:

@@ -174,6 +174,12 @@ class Partitions:
             found[number] = max(position, next_offset(self._consumer, self._where(number)) or 0)
         return found
 
+    def read_again(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Poll the records from these offsets on once more."""
+        for where, offset in offsets.items():
+            with suppress(*_NOT_ASSIGNED):  # the next turn gets the revocation as an event
+                self._consumer.seek(where, offset)
+
     # --- events -------------------------------------------------------------------------------------------------------
 
     def assign(self, numbers: Iterable[int], serving: ServedModel) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from model.acceptance import NEVER_US
 from model.reorder_buffer import ReorderBuffer
 from model.state import replay_start
+from pipeline.forecaster.group_limit import GroupLimit
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.outlook_messages import make_outlook_decoder
@@ -109,6 +110,7 @@ class StateRebuilder:
         self._alive = alive
         self._decoder = make_decoder(settings)
         self._outlook_decoder = make_outlook_decoder(settings)
+        self._group_limit = GroupLimit(settings)
 
     def rebuild(
         self,
@@ -181,15 +183,16 @@ class StateRebuilder:
         stepped = 0
         buffered: Readings | None = None
         for run in read_range(self._reader, self._topic, partition, start, end):
-            if not self._alive(partition):
-                break
-            due = self._decode(partition, run, first)
-            if len(due) or due.outlooks:
-                classified = self._serving.classify(due, buffered)
-                buffered = classified.buffered
-                self._serving.replay([classified.accepted])
-                stepped += len(classified.accepted)
-            yield
+            for piece in self._group_limit.pieces(run, self._serving.table.count(partition)):
+                if not self._alive(partition):
+                    return stepped
+                due = self._decode(partition, piece, first)
+                if len(due) or due.outlooks:
+                    classified = self._serving.classify(due, buffered)
+                    buffered = classified.buffered
+                    self._serving.replay([classified.accepted])
+                    stepped += len(classified.accepted)
+                yield
         # A buffered reading is released if enough offsets lie between it and the end.
         if buffered is not None and self._alive(partition):
             classified = self._serving.classify(buffered, end=end)

@@ -53,6 +53,7 @@ class StepResult:
     forecasts: Forecasts  # n, in the order of the readings
     non_finite: Rows  # the rows with a non-finite state or forecast, which must not be committed
     outlooks: OutlookCounts = field(default_factory=OutlookCounts)
+    outlook_states: int = 0  # rows of sensors without an accepted reading: an outlook alone changed the state
 
 
 class ServedModel:
@@ -217,13 +218,17 @@ class ServedModel:
         bad = non_finite(states)
         broken = ~np.isfinite(forecasts.quantiles).all(axis=(1, 2, 3))
         bad[slots[broken]] = True
+        outlook_states = 0
         counts = OutlookCounts(unused=sum(len(part.outlooks) for part in accepted))
         if came is not None:
             counts = came.count(forecasts.outlook_verdict)
-            accepting = addressed[forecasts.outlook_verdict == OUTLOOK_ACCEPTED]
-            changed = np.isin(np.arange(len(distinct)), np.concatenate([slots, accepting]))
+            has_reading = np.zeros(len(distinct), bool)
+            has_reading[slots] = True
+            changed = has_reading.copy()
+            changed[addressed[forecasts.outlook_verdict == OUTLOOK_ACCEPTED]] = True
+            outlook_states = int(np.count_nonzero(changed & ~has_reading))
             distinct, states, bad = distinct[changed], states[changed], bad[changed]
-        return StepResult(distinct, states, forecasts, distinct[bad], counts)
+        return StepResult(distinct, states, forecasts, distinct[bad], counts, outlook_states)
 
     def reset(self, partition: int, sensors: Sequence[str]) -> None:
         """Reset the states of sensors to blank; readings up to a sensor's last timestamp remain late or duplicates."""

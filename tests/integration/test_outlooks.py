@@ -1,6 +1,7 @@
 """Outlooks on a real broker: files, forecasters that are killed, the audit, and the history agree about them."""
 
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.audit.verify import verify
 from pipeline.dead_letters import read_letters, republish_letters
 from pipeline.errors import DataFileError
 from pipeline.export.export import export
+from pipeline.forecaster.group_limit import GroupLimit
 from pipeline.history.ingest import ingest
 from pipeline.history.table import History
 from pipeline.kafka.topics import ensure_topics
@@ -88,6 +90,23 @@ def interleaved(settings: Settings, steps: range) -> list[Message]:
 
 def invoke(settings: Settings, command: Any, *arguments: object) -> Result:
     return CliRunner().invoke(command, [str(each) for each in arguments], obj=Context(lambda: settings))
+
+
+def test_a_backlog_of_outlooks_is_forecast_in_small_transactions(
+    settings: Settings, champion: FolderChampion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(settings, [*interleaved(settings, range(40)), *outlook(settings, "city", 40)])
+    for place in ("loop", "rebuild"):
+        limit = partial(GroupLimit, most_entries=4, most_bytes=1)
+        monkeypatch.setattr(f"pipeline.forecaster.{place}.GroupLimit", limit)
+    with running(settings, champion) as forecaster:
+        found = wait_for_forecasts(settings, 40 * len(SENSORS))
+        assert_same(found, expected_forecasts(settings, small_forecaster(settings)))
+        wait_until(lambda: forecaster.counters.outlooks + forecaster.counters.unused_outlooks > 12, 10, "all outlooks")
+        assert forecaster.counters.aborted == 0
+        assert forecaster.counters.transactions > 12
+    verdict = verify(settings, champion.load)
+    assert verdict.faults == {}, verdict.examples
 
 
 @pytest.mark.long(15)

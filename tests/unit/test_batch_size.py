@@ -1,9 +1,9 @@
 """The size of a batch follows the time and bytes of the batches before it."""
 
+from pipeline.forecaster.group_limit import MAX_TRANSACTION_BYTES
 from pipeline.forecaster.micro_batch import (
     BUDGET_S,
     FIRST_BATCH_READINGS,
-    MAX_TRANSACTION_BYTES,
     SMALL_TRANSACTION_BYTES,
     SMALLEST_BATCH_READINGS,
     BatchSize,
@@ -106,4 +106,24 @@ def test_a_batch_that_took_too_long_and_failed_is_followed_by_one_that_fits() ->
 def test_a_transaction_without_readings_does_not_change_the_size() -> None:
     size = BatchSize(20_000, 60.0)
     size.committed(0, 10 * BUDGET_S)
+    assert size.readings == FIRST_BATCH_READINGS
+
+
+def test_slow_or_failed_batches_of_outlooks_shrink_batches() -> None:
+    """One outlook of a group changes 10,000 states."""
+    for name in ("committed", "failed"):
+        size = BatchSize(20_000, 60.0)
+        size.set_bytes_per_reading(3_000)
+        getattr(size, name)(1, 2 * BUDGET_S, 10_000)
+        assert size.readings == FIRST_BATCH_READINGS // 2
+    failing = BatchSize(20_000, 60.0)
+    failing.set_bytes_per_reading(7_568)
+    for _ in range(10):
+        failing.failed(1, 0.1, 10_000)
+    assert failing.readings == SMALLEST_BATCH_READINGS
+
+
+def test_states_changed_by_outlooks_do_not_make_a_batch_full() -> None:
+    size = BatchSize(20_000, 60.0)
+    size.committed(1, 0.1, 10_000)
     assert size.readings == FIRST_BATCH_READINGS

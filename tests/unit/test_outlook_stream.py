@@ -1,7 +1,9 @@
 """Outlooks in the stream: each forecast sees the newest one before its record, through crashes, rebuilds and swaps."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from pipeline.audit.explain import ExplainedOutlook, _outlook
 from pipeline.audit.lineage import accepted_log
 from pipeline.audit.outlook_log import LoggedOutlook, StreamOutlooks, are_implausible, of_sensor
 from pipeline.audit.verify import audit_evidence
+from pipeline.forecaster.group_limit import GroupLimit
 from pipeline.forecaster.micro_batch import MicroBatchBuilder
 from pipeline.forecaster.positions import PartitionLog, Position
-from pipeline.forecaster.readings import decode_records
+from pipeline.forecaster.readings import Readings, decode_records
 from pipeline.forecaster.state_records import StateRecords
 from pipeline.forecaster.state_store import ServedModel
 from pipeline.kafka.record_batch import FetchedRecord
@@ -141,6 +144,35 @@ def test_the_audit_recomputes_all_forecasts_and_states_through_model_swaps(seed:
     assert verdict.outlooks == sum(b'"outlook"' in (record.value or b"") for record in records)
 
 
+@pytest.mark.parametrize("made", [PLAIN, WAITING], ids=["at once", "with a grace period"])
+def test_a_rebuild_in_small_steps_gives_the_same_states(made: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = busy(0, 60)
+    whole, pieces = (Stream(records, made, MODELS) for _ in range(2))
+    for stream in (whole, pieces):
+        stream.take(len(records))
+    steps: list[int] = []
+    replay = ServedModel.replay
+
+    def counting(self: ServedModel, accepted: Sequence[Readings]) -> None:
+        steps.append(sum(outlook.outlook.is_group for part in accepted for outlook in part.outlooks))
+        replay(self, accepted)
+
+    monkeypatch.setattr(ServedModel, "replay", counting)
+    whole.lose_changelog()
+    assert max(steps) > 1
+    steps.clear()
+    monkeypatch.setattr("pipeline.forecaster.rebuild.GroupLimit", partial(GroupLimit, most_entries=1))
+    pieces.lose_changelog()
+    assert max(steps) == 1
+    assert states_of(pieces) == states_of(whole)
+
+
+def states_of(stream: Stream) -> dict[str, bytes]:
+    sensors, rows = stream.serving.table.partition_rows(0)
+    states = stream.serving.table.gather(rows)
+    return {sensor: state.tobytes() for sensor, state in zip(sensors, states, strict=True)}
+
+
 def test_the_audit_finds_a_forecast_made_with_a_later_outlook() -> None:
     """A planted leak: the forecaster had the outlook of offset 2 already at the reading before it."""
     honest = Topic.of([Event("s0", 0, False), Event("s0", 1, False), Event("s0", 1, True), Event("s0", 2, False)])
@@ -193,6 +225,7 @@ def test_a_batch_of_outlooks_alone_writes_the_states_that_accept_them() -> None:
     assert (counts.readings, counts.outlooks, counts.late_outlooks, counts.unused_outlooks) == (0, 2, 1, 1)
     assert batch.stepped.states["outlook_from"].tolist() == [5]
     assert batch.positions == {0: Position(5)}
+    assert (batch.record_count, batch.outlook_states) == (4, 1)
 
 
 @pytest.mark.parametrize("made", [PLAIN, WAITING], ids=["at once", "with a grace period"])
