@@ -9,6 +9,7 @@ import click
 
 from pipeline.settings.sections import LARGEST_SEED
 
+ISSUED_COLUMN: Final = "issued_at"  # the default of `--issued-column`
 SEED: Final = click.IntRange(0, LARGEST_SEED)
 
 Command = Callable[..., Any]
@@ -45,6 +46,12 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 def _split_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
     return () if value is None else tuple(name.strip() for name in value.split(","))
 
+
+issued_column_option = click.option(
+    "--issued-column",
+    metavar="NAME",
+    help=f"Column of the times of issue, in files of outlooks; by default {ISSUED_COLUMN}.",
+)
 
 # Options for the layout of files, for the arguments of ``FileLayout.of``: None or empty if they are not given.
 layout_options = _options(

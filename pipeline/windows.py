@@ -18,10 +18,14 @@ from model.acceptance import ACCEPTED, LATE, classify
 from model.reorder_buffer import GracePeriod, reorder
 from model.sequences import Sequences, build_sequences
 from pipeline.errors import HistoryError
+from pipeline.files.outlook_table import OutlookRecord, rows_behind
 from pipeline.files.reading_table import ReadingTable
 from pipeline.history.columns import column_of
-from pipeline.history.outlook_join import HistoryOutlooks, StepPositions, join_outlooks, without_outlooks
+from pipeline.history.outlook_join import HistoryOutlooks, StepPositions, join_outlooks
+from pipeline.history.outlook_rows import outlook_rows
 from pipeline.history.table import History
+from pipeline.messages import OWN_FORM_HEADER, Rejected
+from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.reading_times import implausible_rows
 from pipeline.settings import Settings
 
@@ -112,10 +116,13 @@ def _within_sensor_limit(readings: pl.LazyFrame, limit: int) -> pl.LazyFrame:
     return readings
 
 
-def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
-    """The steps that the stream would take if these readings were published in their order.
+def sequences_from_table(table: ReadingTable, settings: Settings, outlooks: Sequence[OutlookRecord] = ()) -> Sequences:
+    """The steps that the stream would take if these readings and outlooks were published together.
 
     A feature of the settings that the table lacks is missing in every step.
+
+    Args:
+        outlooks: in the order of their issue. With any, the readings are in the order of their times.
     """
     # A feature may have any name, also "offset" or "timestamp": within the frame it has a number.
     names = [f"value {i}" for i in range(len(settings.features))]
@@ -123,10 +130,32 @@ def sequences_from_table(table: ReadingTable, settings: Settings) -> Sequences:
     values = [table.values.get(feature, missing) for feature in settings.features]
     sensors = pl.Series("sensor_id", table.sensors, pl.String).gather(pl.Series(table.sensor_codes))
     frame = pl.DataFrame([sensors, pl.Series("timestamp", table.timestamp_us), *map(pl.Series, names, values)])
-    sequences = sequences_from_readings(frame.lazy(), names, grace=settings.grace, max_gap_steps=settings.max_gap_steps)
-    sequences = replace(sequences, features=settings.features)
-    config = settings.outlook_config
-    return sequences if config is None else without_outlooks(sequences, config)
+    sequences = sequences_from_readings(
+        frame.lazy(),
+        names,
+        grace=settings.grace,
+        max_gap_steps=settings.max_gap_steps,
+        outlooks=_outlooks_between(table, outlooks, settings),
+    )
+    return replace(sequences, features=settings.features)
+
+
+def _outlooks_between(
+    table: ReadingTable, outlooks: Sequence[OutlookRecord], settings: Settings
+) -> HistoryOutlooks | None:
+    """The outlooks as rows of a history whose only partition has the readings of the table; None without the section.
+
+    The offset of an outlook is that of the reading before it, which it follows.
+    """
+    config, decoder = settings.outlook_config, make_outlook_decoder(settings)
+    if config is None or decoder is None:
+        return None
+    found = []
+    for row, record in zip(rows_behind(table, outlooks).tolist(), outlooks, strict=True):
+        outlook = decoder.decode(record.key, record.value, [OWN_FORM_HEADER], Rejected("malformed", ""))
+        assert outlook is not None
+        found.append((0, row - 1, outlook))
+    return HistoryOutlooks(outlook_rows(found, config.covariates, [record.issued_us for record in outlooks]), config)
 
 
 def usual_interval_us(table: ReadingTable) -> int | None:

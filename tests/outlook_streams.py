@@ -45,6 +45,14 @@ events = st.lists(
 )
 
 
+def outlook_of(event: Event) -> tuple[bytes, bytes]:
+    """Key and value of the record of an outlook."""
+    time_us = START_US + event.hour * HOUR_US
+    ahead_us = time_us + np.arange(1, 5) * HOUR_US
+    values = {"TEMP": event.hour + np.arange(4) / 10, "WSPM": np.array([np.nan, 1.0, np.nan, 2.0])}
+    return encode_outlook(event.name, time_us, ahead_us, values, is_group=event.name == GROUP)
+
+
 @dataclass(frozen=True)
 class Stream:
     """The records of each partition, in offset order."""
@@ -60,9 +68,7 @@ class Stream:
             if not event.is_outlook:
                 made._add(PARTITION_OF[event.name], *encode_reading(event.name, time_us, {"value": float(event.hour)}))
                 continue
-            ahead_us = time_us + np.arange(1, 5) * HOUR_US
-            values = {"TEMP": event.hour + np.arange(4) / 10, "WSPM": np.array([np.nan, 1.0, np.nan, 2.0])}
-            key, value = encode_outlook(event.name, time_us, ahead_us, values, is_group=event.name == GROUP)
+            key, value = outlook_of(event)
             for partition in (0, 1) if event.name == GROUP else (PARTITION_OF[event.name],):
                 made._add(partition, key, value)
         return made

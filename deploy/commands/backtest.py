@@ -14,7 +14,14 @@ import click
 
 from deploy.context import Context
 from deploy.loading import loading
-from deploy.option_types import POSITIVE, FiniteRange, layout_options, training_options
+from deploy.option_types import (
+    ISSUED_COLUMN,
+    POSITIVE,
+    FiniteRange,
+    issued_column_option,
+    layout_options,
+    training_options,
+)
 from deploy.terminal_text import say
 from pipeline.best_effort import best_effort
 from pipeline.errors import DataFileError, ModelUnusable, SettingsError
@@ -27,6 +34,8 @@ if TYPE_CHECKING:
     from model.sequences import Sequences, Split
     from model.training import EpochReport
     from pipeline.evaluation.report import TrainedModel
+    from pipeline.files.outlook_table import OutlookRecord
+    from pipeline.files.reading_table import ReadingTable
     from pipeline.settings import Settings
 
 log = logging.getLogger("streamgru.backtest")
@@ -39,6 +48,15 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
 @click.command()
 @click.argument("data", nargs=-1, type=click.Path(path_type=Path), metavar="[DATA]...")
 @layout_options
+@click.option(
+    "--outlooks",
+    "outlook_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file of outlooks that came between the readings of DATA, in the order of `streamgru publish --outlooks`.",
+)
+@issued_column_option
 @click.option(
     "--cadence",
     "cadence_s",
@@ -112,6 +130,8 @@ def backtest(
     context: Context,
     /,
     data: tuple[Path, ...],
+    outlook_files: tuple[Path, ...],
+    issued_column: str | None,
     cadence_s: float | None,
     horizon_steps: int | None,
     split: str,
@@ -155,12 +175,16 @@ def backtest(
         from pipeline.history.table import History
         from pipeline.messages import iso_timestamp
         from pipeline.registry.versions import VALIDATE_UNTIL, Registry
-        from pipeline.windows import cadence_warning, load_sequences
+        from pipeline.windows import cadence_warning, load_sequences, sequences_from_table
 
     console = make_console(width=None if sys.stdout.isatty() else WIDTH)
     wanted = _on_demand(metrics)
     if version is not None and report is not None:
         raise click.UsageError("--version and --model each name the model to score: give one of them")
+    if issued_column is not None and not outlook_files:
+        raise click.UsageError("--issued-column is a column of the files of --outlooks: give these too")
+    if outlook_files and not data:
+        raise click.UsageError("--outlooks needs DATA: the history has outlooks of its own")
     training = {key: others.pop(key) for key in ("preset", "budget_s", "epochs", "seed")}
     steps = {"cadence_s": cadence_s, "horizon_steps": horizon_steps}
     adapting = {"adaptation": levels[0] if levels else None, "calibration": calibration}
@@ -182,7 +206,8 @@ def backtest(
         raise click.UsageError(f"the model's own results are in {folder}; give another folder with --out")
     checkpoint = folder / "training.pt"
     if data:
-        settings, sequences = _from_files(settings, data, others, keeps_cadence=version is not None)
+        settings, table = _from_files(settings, data, others, keeps_cadence=version is not None)
+        sequences = sequences_from_table(table, settings, _outlooks(settings, outlook_files, issued_column, others))
     else:
         sequences = load_sequences(History(settings.history_path, settings.features), settings)
     if warning := cadence_warning(sequences):
@@ -231,7 +256,14 @@ def backtest(
         )
     unit = "standard deviation" if standardise else "mean seasonal difference"
     more: list[Metric] = [name for name in METRICS if name in wanted]
-    made_with = {"data": source, "split": split, "version": version, **training, "retrain_every": retrain_every}
+    made_with = {
+        "data": source,
+        "outlooks": [str(path) for path in outlook_files],
+        "split": split,
+        "version": version,
+        **training,
+        "retrain_every": retrain_every,
+    }
     # The files come before the tables, so that a failure to print loses no result.
     write_report(done, trained, folder, made_with | {"standardise": standardise})
     checkpoint.unlink(missing_ok=True)  # the report holds the result
@@ -268,11 +300,11 @@ def _on_demand(metrics: str) -> set[str]:
 
 def _from_files(
     settings: "Settings", files: tuple[Path, ...], layout: dict[str, Any], *, keeps_cadence: bool
-) -> tuple["Settings", "Sequences"]:
-    """The steps in the files, and the settings, with the files' cadence if it was not set."""
+) -> tuple["Settings", "ReadingTable"]:
+    """The settings, with the files' cadence if it was not set, and the readings in the files."""
     from pipeline.files.file_layout import FileLayout
     from pipeline.files.reading_table import read_readings
-    from pipeline.windows import sequences_from_table, usual_interval_us
+    from pipeline.windows import usual_interval_us
 
     table = read_readings(
         files, FileLayout.of(settings.files, **layout), settings.features, settings.kafka.max_reading_bytes
@@ -295,7 +327,25 @@ def _from_files(
             f"{settings.season} steps; set it with --cadence, or cadence_s in the settings",
             err=True,
         )
-    return settings, sequences_from_table(table, settings)
+    return settings, table
+
+
+def _outlooks(
+    settings: "Settings", files: tuple[Path, ...], issued_column: str | None, layout: dict[str, Any]
+) -> tuple["OutlookRecord", ...]:
+    """The outlooks in the files, with a note if the settings name outlooks and there are no files."""
+    from pipeline.files.file_layout import FileLayout
+    from pipeline.files.outlook_table import read_outlooks
+
+    if not files:
+        if settings.outlooks.are_on:
+            say("note: without --outlooks the model is scored as if no outlook had come", err=True)
+        return ()
+    asked = FileLayout.of(settings.files, **layout, issued_column=issued_column or ISSUED_COLUMN)
+    found = read_outlooks(files, asked, settings)
+    for note in found.notes:
+        say(f"note: {note}", err=True)
+    return found.records
 
 
 def _with_steps_of(forecaster: "Forecaster", settings: "Settings", asked: dict[str, Any], folder: Path) -> "Settings":

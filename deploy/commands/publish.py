@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from deploy.context import Context
 from deploy.literal_console import TaskText, make_console
-from deploy.option_types import POSITIVE, layout_options
+from deploy.option_types import ISSUED_COLUMN, POSITIVE, layout_options
 from deploy.processes import terminated_like_interrupted
 from deploy.terminal_text import say
 from pipeline.errors import DataFileError, KafkaError
@@ -56,7 +56,8 @@ _ROW = re.compile(r"[0-9]{1,18}")
 @click.option(
     "--issued-column",
     metavar="NAME",
-    help="Column of the times of issue, in files of outlooks. Without --outlooks, the FILEs hold outlooks.",
+    help=f"Column of the times of issue, in files of outlooks; by default {ISSUED_COLUMN}. Given without --outlooks, "
+    "it says that the FILEs hold outlooks.",
 )
 @click.option(
     "--outlooks",
@@ -93,7 +94,7 @@ def publish(
     settings = context.settings
     outlooks: tuple[OutlookRecord, ...] = ()
     if outlook_files or issued_column is not None:
-        asked = FileLayout.of(settings.files, **columns, issued_column=issued_column or "issued_at")
+        asked = FileLayout.of(settings.files, **columns, issued_column=issued_column or ISSUED_COLUMN)
         found = read_outlooks(outlook_files or files, asked, settings)
         _say_notes(found.notes)
         _check_issued(found.records, settings)

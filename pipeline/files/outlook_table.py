@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import DataFileError
 from pipeline.files.file_layout import FileLayout
@@ -12,6 +13,8 @@ from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.messages import iso_timestamp
 from pipeline.outlook_messages import MOST_ENTRIES, encode_outlook
 from pipeline.settings import Settings
+
+Indexes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ def read_outlooks(paths: Sequence[Path], layout: FileLayout, settings: Settings)
     cuts = np.flatnonzero((np.diff(issued_us) != 0) | (np.diff(codes) != 0)) + 1
     records = [_record(table, rows, settings) for rows in np.split(order, cuts) if len(rows)]
     return OutlookTable(tuple(records), table.sensors, table.notes)
+
+
+def rows_behind(table: ReadingTable, outlooks: Sequence[OutlookRecord]) -> Indexes:
+    """(m,) the row before which each outlook comes: the first one with its time of issue or a later time.
+
+    Args:
+        table: readings in the order of their times.
+    """
+    rows: Indexes = np.searchsorted(table.timestamp_us, np.array([each.issued_us for each in outlooks], np.int64))
+    return rows
 
 
 def _record(table: ReadingTable, rows: np.ndarray, settings: Settings) -> OutlookRecord:

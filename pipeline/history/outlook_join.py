@@ -59,7 +59,7 @@ class StepPositions:
 class HistoryOutlooks:
     """The outlooks of a history."""
 
-    rows: pl.DataFrame  # of ``History.scan_outlooks``
+    rows: pl.DataFrame  # of ``History.scan_outlooks``, or from files
     config: OutlookConfig  # the present covariates; other covariates in the rows are left out
 
 
@@ -90,12 +90,6 @@ def join_outlooks(sequences: Sequences, positions: StepPositions, found: History
     seen = as_of(readings, reset, entries, outlooks.issued_us[chosen], np.zeros(len(streams), bool))
     row_of = np.append(chosen, NO_OUTLOOK).astype(np.int32)  # of an entry; ``NO_OUTLOOK`` is the last place
     return sequences.with_outlooks(outlooks, replace(seen, row=row_of[seen.row]))
-
-
-def without_outlooks(sequences: Sequences, config: OutlookConfig) -> Sequences:
-    """The sequences for a model with outlooks, with no outlook at any step."""
-    none = np.full(len(sequences), NO_OUTLOOK, np.int32)
-    return replace(sequences, outlooks=Outlooks.none(config), outlook=none)
 
 
 def _lay_all(rows: pl.DataFrame, config: OutlookConfig, cadence_us: int) -> Outlooks:

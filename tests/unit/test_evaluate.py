@@ -22,6 +22,7 @@ from pipeline.evaluation.evaluate import after_selection, model_config, split_by
 from pipeline.evaluation.report import read_trained_model
 from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings
+from pipeline.settings.outlooks import OutlookSettings
 from tests.series import HOUR_US, noisy_days
 
 
@@ -213,6 +214,39 @@ def test_the_cadence_comes_from_the_file_unless_it_is_set(settings: Settings, ha
     assert json.loads((out / "scores.json").read_text())["model"]["cadence_us"] == HOUR_US
     assert "but the cadence is 3600 s" in told
     assert "the test part begins there" not in told
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_outlooks_of_files_come_between_the_readings(settings: Settings, half_hourly: Path) -> None:
+    named = OutlookSettings(covariates=("level",))
+    chosen = settings.model_copy(update={"features": ("level",), "outlooks": named})
+    outlooks = half_hourly.with_name("outlooks.csv")
+    start, half_hour = np.datetime64("2024-01-01"), np.timedelta64(30, "m")
+    rows = [
+        f"{start + issued * half_hour}:00Z,{start + time * half_hour}:00Z,taxi,{time % 48}\n"
+        for issued in range(0, 600, 4)
+        for time in range(issued, issued + 8)
+    ]
+    outlooks.write_text("made,time,sensor,level\n" + "".join(rows))
+    told, _ = run_on(half_hourly, chosen)
+    assert "note: without --outlooks the model is scored as if no outlook had come" in told
+    folder = settings.home / "backtests" / "taxi-4"
+    without = json.loads((folder / "scores.json").read_text())
+    out = settings.home / "again"
+    layout = ("--time-column", "time", "--sensor-column", "sensor")
+    with_sensor = half_hourly.with_name("taxi2.csv")
+    lines = half_hourly.read_text().splitlines()
+    with_sensor.write_text("\n".join([f"{lines[0]},sensor", *(f"{line},taxi" for line in lines[1:])]))
+    given = ("--outlooks", str(outlooks), "--issued-column", "made", "--out", str(out), *layout)
+    told, _ = run_on(with_sensor, chosen, *given)
+    assert "without --outlooks" not in told
+    report = json.loads((out / "scores.json").read_text())
+    assert report["outlooks"] == [str(outlooks)]
+    assert report["scores"]["persistence"] == without["scores"]["persistence"]
+    assert report["scores"]["streamgru"]["scaled"] != without["scores"]["streamgru"]["scaled"]
+    alone = Context(lambda: chosen)
+    for command in (["--outlooks", str(outlooks)], [str(half_hourly), "--issued-column", "made"]):
+        assert CliRunner().invoke(backtest, command, obj=alone).exit_code == 2
 
 
 def test_a_file_whose_features_are_all_empty_is_named_with_the_settings_to_change(

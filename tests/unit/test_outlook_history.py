@@ -7,19 +7,21 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model.outlooks import NO_OUTLOOK
 from model.sequences import Sequences
+from pipeline.files.outlook_table import OutlookRecord
+from pipeline.files.reading_table import ReadingTable
 from pipeline.history.outlook_join import StepPositions
 from pipeline.history.reading_chunk import ReadingChunk
 from pipeline.history.table import History
 from pipeline.settings import Settings
 from pipeline.settings.outlooks import OutlookSettings
 from pipeline.settings.sections import TrainingSettings
-from pipeline.windows import load_sequences, load_training
-from tests.outlook_streams import HOUR_US, SETTINGS, START_US, Event, Stream, events, seen_by_hand
+from pipeline.windows import load_sequences, load_training, sequences_from_table
+from tests.outlook_streams import GROUP, HOUR_US, SETTINGS, START_US, Event, Stream, events, outlook_of, seen_by_hand
 
 TOPIC = "readings"
 
@@ -189,3 +191,32 @@ def test_a_moved_sensor_sees_the_outlooks_of_its_present_partition(tmp_path: Pat
         ("s0", 3): None,
         ("s0", 4): 3,
     }
+
+
+@given(events)
+@settings(deadline=None, max_examples=30)
+@example([Event("city", 2, True), Event("s0", 1, False), Event("s0", 2, False), Event("s1", 2, False)])
+def test_outlooks_of_files_are_seen_as_if_they_were_published_between_the_readings(made: list[Event]) -> None:
+    """`publish --outlooks` sends an outlook before the first reading with its time of issue or a later time."""
+    made = sorted(dict.fromkeys(made), key=lambda event: (event.hour, not event.is_outlook, event.name))
+    readings = [event for event in made if not event.is_outlook]
+    if not readings:
+        return
+    sensors = tuple(dict.fromkeys(event.name for event in readings))
+    table = ReadingTable(
+        sensors,
+        np.array([sensors.index(event.name) for event in readings]),
+        np.array([START_US + event.hour * HOUR_US for event in readings]),
+        {"value": np.zeros(len(readings))},
+        (),
+    )
+    outlooks = [
+        OutlookRecord(START_US + event.hour * HOUR_US, event.name == GROUP, *outlook_of(event))
+        for event in made
+        if event.is_outlook
+    ]
+    for grace_steps in (0, 2):
+        chosen = SETTINGS.model_copy(update={"grace_steps": grace_steps})
+        with TemporaryDirectory() as folder:
+            published = load_sequences(stored(Path(folder), Stream.of(made), chosen), chosen)
+        assert issue_hours(sequences_from_table(table, chosen, outlooks)) == issue_hours(published)
