@@ -30,12 +30,17 @@ def calendar_difference(config: ModelConfig, settings: Settings) -> str | None:
     wanted = settings.calendar_covariates
     if config.calendar == wanted:
         return None
-    ours, theirs = _names(config.calendar), _names(wanted)
-    difference = (
-        f"{ours}, and the settings have {theirs}" if ours != theirs else f"other days of {ours} than the settings"
-    )
-    return f"was trained with {difference}; `streamgru retrain` trains a version with the days of the settings"
+    ours, theirs = _by_name(config.calendar), _by_name(wanted)
+    parts = {
+        "with {}, which the settings do not have": sorted(ours.keys() - theirs.keys()),
+        "without {}": sorted(theirs.keys() - ours.keys()),
+        "with other days of {} than the settings": sorted(
+            name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]
+        ),
+    }
+    difference = " and ".join(part.format(", ".join(names)) for part, names in parts.items() if names)
+    return f"was trained {difference}; `streamgru retrain` trains a version with the days of the settings"
 
 
-def _names(calendar: Sequence[CalendarCovariate]) -> str:
-    return ", ".join(each.name for each in calendar) or "no calendar covariates"
+def _by_name(calendar: Sequence[CalendarCovariate]) -> dict[str, CalendarCovariate]:
+    return {each.name: each for each in calendar}

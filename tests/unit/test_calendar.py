@@ -153,11 +153,23 @@ def test_a_model_with_other_days_than_the_settings_is_pointed_out() -> None:
     config = model_config(fair)
     end = "; `streamgru retrain` trains a version with the days of the settings"
     assert calendar_difference(config, fair) is None
-    assert calendar_difference(config, Settings()) == (
-        f"was trained with fair, and the settings have no calendar covariates{end}"
-    )
+    assert calendar_difference(config, Settings()) == (f"was trained with fair, which the settings do not have{end}")
     later = settings_for(timezone="UTC", days={"fair": ["2017-04-14"]})
     assert calendar_difference(config, later) == f"was trained with other days of fair than the settings{end}"
+    also = settings_for(timezone="UTC", days={"fair": ["2017-04-14"], "strike": ["2016-05-02"]})
+    assert calendar_difference(config, also) == (
+        f"was trained without strike and with other days of fair than the settings{end}"
+    )
+
+
+def test_only_the_list_of_days_that_changed_is_pointed_out() -> None:
+    days = {"fair": ["2016-04-14"]}
+    config = model_config(settings_for(timezone="UTC", country="DE", days=days))
+    elsewhere = calendar_difference(config, settings_for(timezone="UTC", country="DE-BY", days=days))
+    assert elsewhere is not None
+    assert "other days of holiday than" in elsewhere
+    moved = settings_for(timezone="UTC", country="DE", days={"fair": ["2016-04-15"]})
+    assert "other days of fair than" in (calendar_difference(config, moved) or "")
 
 
 # --- the loss on days off ---------------------------------------------------------------------------------------------
