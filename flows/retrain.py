@@ -40,6 +40,7 @@ from pipeline.evaluation.report import write_plots
 from pipeline.file_lock import hold_lock
 from pipeline.history.table import History
 from pipeline.messages import iso_timestamp
+from pipeline.outlook_remarks import outlook_remarks
 from pipeline.registry.input_example import input_example
 from pipeline.registry.promotion_log import GATE, Mover, record_move
 from pipeline.registry.training_run import TrainingRun, training_run
@@ -181,7 +182,7 @@ def _read(settings: Settings, version: int | None) -> _Data:
     if warning := cadence_warning(found.trained):
         get_run_logger().warning("%s", warning)
     remarks = bounds_remarks(found.trained, settings) + calendar_remarks(found.trained, settings)
-    for remark in remarks + attribute_remarks(found.trained.sensors, settings):
+    for remark in remarks + outlook_remarks(settings) + attribute_remarks(found.trained.sensors, settings):
         get_run_logger().info("%s", remark)
     if found.late:
         get_run_logger().warning("%s", describe_late(found.late, settings.training.late))

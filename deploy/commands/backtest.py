@@ -174,6 +174,7 @@ def backtest(
         from pipeline.evaluation.report import TrainedModel, read_trained_model, write_report
         from pipeline.history.table import History
         from pipeline.messages import iso_timestamp
+        from pipeline.outlook_remarks import outlook_remarks
         from pipeline.registry.versions import VALIDATE_UNTIL, Registry
         from pipeline.windows import cadence_warning, load_sequences, sequences_from_table
 
@@ -213,7 +214,7 @@ def backtest(
     if warning := cadence_warning(sequences):
         say(f"warning: {warning}", err=True)
     remarks = bounds_remarks(sequences, settings) + calendar_remarks(sequences, settings)
-    for remark in remarks + attribute_remarks(sequences.sensors, settings):
+    for remark in remarks + outlook_remarks(settings) + attribute_remarks(sequences.sensors, settings):
         say(f"note: {remark}", err=True)
 
     def told(epoch: "EpochReport", of: str = "") -> None:

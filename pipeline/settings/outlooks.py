@@ -45,6 +45,9 @@ class OutlookSettings(BaseModel):
                 raise ValueError(f"{what}: {repeated!r} is repeated")
             if not names and what != "covariates":
                 raise ValueError(f"{what} names no sensor")
+        for name, sensors in self.groups.items():
+            if taken := next((sensor for sensor in sensors if sensor in self.groups), None):
+                raise ValueError(f"group {name!r}: its sensor {taken!r} is also the name of a group; rename the group")
         for name in (*self.covariates, *self.groups, *(sensor for each in self.groups.values() for sensor in each)):
             if not name or any(category(letter) in ("Cc", "Cs") for letter in name):
                 raise ValueError(f"a name cannot be empty or contain control characters: {name!r}")

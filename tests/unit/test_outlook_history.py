@@ -17,6 +17,7 @@ from pipeline.files.reading_table import ReadingTable
 from pipeline.history.outlook_join import StepPositions
 from pipeline.history.reading_chunk import ReadingChunk
 from pipeline.history.table import History
+from pipeline.outlook_remarks import outlook_remarks
 from pipeline.settings import Settings
 from pipeline.settings.outlooks import OutlookSettings
 from pipeline.settings.sections import TrainingSettings
@@ -220,3 +221,11 @@ def test_outlooks_of_files_are_seen_as_if_they_were_published_between_the_readin
         with TemporaryDirectory() as folder:
             published = load_sequences(stored(Path(folder), Stream.of(made), chosen), chosen)
         assert issue_hours(sequences_from_table(table, chosen, outlooks)) == issue_hours(published)
+
+
+def test_outlooks_that_end_before_the_forecast_are_pointed_out() -> None:
+    assert outlook_remarks(Settings()) == []
+    assert outlook_remarks(SETTINGS) == []
+    (remark,) = outlook_remarks(SETTINGS.model_copy(update={"horizon_steps": 12}))
+    assert "outlooks.steps keeps 4 cadences of an outlook" in remark
+    assert "set it to horizon_steps (12) or more" in remark

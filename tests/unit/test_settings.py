@@ -93,6 +93,10 @@ def test_a_named_file_outranks_the_one_in_the_environment(tmp_path: Path, monkey
         ('[outlooks]\ncovariates = ["a", "a"]', "outlooks: covariates: 'a' is repeated"),
         ('[outlooks]\ncovariates = ["a"]\n[outlooks.groups]\nb = []', "outlooks: group 'b' names no sensor"),
         ('[outlooks]\ncovariates = ["a"]\n[outlooks.groups]\nb = ["c", "c"]', "group 'b': 'c' is repeated"),
+        (
+            '[outlooks]\ncovariates = ["a"]\n[outlooks.groups]\nb = ["c"]\nd = ["b"]',
+            "outlooks: group 'd': its sensor 'b' is also the name of a group; rename the group",
+        ),
         ('[outlooks]\ncovariates = [""]', "a name cannot be empty or contain control characters: ''"),
         ("[outlooks]\ncovariates = ['a']\nsteps = 0", "outlooks.steps: Input should be greater than or equal to 1"),
         ('[training]\npreset = "deep"', "training.preset: Input should be 'stateful' or 'plain'"),
