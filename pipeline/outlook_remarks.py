@@ -11,7 +11,8 @@ def outlook_remarks(settings: Settings) -> list[str]:
         return []
     kept = counted(config.steps, "cadence")
     lost = (
-        f"outlooks.steps keeps {kept} of an outlook from its first time on and drops its later values, so the last steps "
-        f"of a forecast see no covariate; set it to horizon_steps ({horizon_steps:,}) or more if outlooks are that long"
+        f"outlooks.steps keeps {kept} of an outlook from its first time on and drops its later values, so the last "
+        "steps of a forecast see no covariate; "
+        f"set it to horizon_steps ({horizon_steps:,}) or more if outlooks are as long"
     )
     return [lost]
