@@ -230,11 +230,15 @@ def _span(table: ReadingTable, begin: str | None, until: str | None) -> str:
 
 
 def _resume_hint(publication: Publication, start: int, stop: int, limit: int | None) -> str:
+    if start == stop:
+        return "to continue, repeat the command; outlooks that are published already then count as late"
     done = publication.acknowledged
-    rest = "" if limit is None else f" --limit {stop - done}"
+    # Without a reading the command would refuse to send the outlooks after the last one.
+    again = min(done, stop - 1) if publication.published_outlooks else done
+    rest = "" if limit is None else f" --limit {stop - again}"
     return (
         f"{done - start:,} of {stop - start:,} readings are published for certain. To continue, give the same command "
-        f"and --from {done}{rest}"
+        f"and --from {again}{rest}"
     )
 
 

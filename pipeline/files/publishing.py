@@ -12,11 +12,12 @@ no later reading of their sensor came first.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from kafka import KafkaProducer
 from kafka.partitioner.default import murmur2
+from kafka.producer.future import FutureRecordMetadata
 from numpy.typing import NDArray
 
 from pipeline.files.outlook_table import OutlookRecord
@@ -29,14 +30,22 @@ from pipeline.settings import Settings
 
 # Rows encoded and appended at once: many enough to share the cost of a call, few enough for a smooth progress bar.
 CHUNK_ROWS: Final = 8_192
-# Rows sent but not acknowledged, some 50 MB; kafka-python itself has no limit.
-MOST_ROWS_IN_FLIGHT: Final = 200_000
+# Keys and values sent but not acknowledged, some 200,000 readings or 20,000 outlooks; kafka-python itself has no limit.
+MOST_BYTES_IN_FLIGHT: Final = 30_000_000
 # The longest wait for an acknowledgement; the client fails a batch earlier.
 ACKNOWLEDGE_TIMEOUT_S: Final = 150.0
 # Sleep while no reading is due; a reading is sent at most this much late.
 PACE_INTERVAL_S: Final = 0.05
 
 Report = Callable[[int], None]
+
+
+class _InFlight(NamedTuple):
+    """Records that were sent together, to one partition."""
+
+    stop: int  # the rows before it are on the topic when these futures and all earlier ones are done
+    size: int  # bytes of keys and values
+    futures: Sequence[FutureRecordMetadata]
 
 
 class Publication:
@@ -66,7 +75,8 @@ class Publication:
         # Records of other forms surround these if the settings map the topic.
         self._headers = encode_headers([OWN_FORM_HEADER]) if settings.readings.is_mapped else NO_HEADERS
         self._next = min(start, self._stop)
-        self._in_flight: deque[tuple[int, list[Any]]] = deque()
+        self._in_flight: deque[_InFlight] = deque()
+        self._bytes_in_flight = 0
         self.acknowledged = self._next
         rows = np.searchsorted(table.timestamp_us, [each.issued_us for each in outlooks]).tolist()
         due = zip(rows, outlooks, strict=True)
@@ -75,14 +85,14 @@ class Publication:
         self.published_outlooks = len(self._outlooks)
 
     def run(self, speed: float | None = None, report: Report | None = None) -> None:
-        """Publish all rows, and return when all are acknowledged.
+        """Publish all rows and outlooks, and return when all are acknowledged.
 
         Args:
             speed: multiple of real time; None publishes as fast as possible.
             report: called with ``acknowledged`` after every chunk or pause.
 
         Raises:
-            KafkaError: a broker refused a reading, or no broker answers.
+            KafkaError: a broker refused a record, or no broker answers.
         """
         with translate_errors(f"publishing to topic {self._topic}", self._settings):
             partitions = np.array([self._partition_of(name.encode()) for name in self._table.sensors])
@@ -97,7 +107,7 @@ class Publication:
                     self._publish(self._next, min(ready, self._next + CHUNK_ROWS), partitions)
                 elif self._next < self._stop:
                     time.sleep(PACE_INTERVAL_S)
-                self._collect(MOST_ROWS_IN_FLIGHT)
+                self._collect(MOST_BYTES_IN_FLIGHT)
                 if report is not None:
                     report(self.acknowledged)
             self._collect(0)
@@ -105,10 +115,10 @@ class Publication:
                 report(self.acknowledged)
 
     def wait_for_acks(self, timeout_s: float) -> None:
-        """After an interruption: wait for acknowledgements of the rows in flight, to repeat as few as possible."""
+        """After an interruption: wait for acknowledgements of the records in flight, to repeat as few as possible."""
         deadline = time.monotonic() + timeout_s
         while self._in_flight and time.monotonic() < deadline:
-            self._collect(MOST_ROWS_IN_FLIGHT)
+            self._collect(MOST_BYTES_IN_FLIGHT)
             time.sleep(PACE_INTERVAL_S)
 
     def _partition_of(self, key: bytes) -> int:
@@ -117,36 +127,39 @@ class Publication:
 
     def _publish_outlooks(self) -> None:
         """Publish the outlooks that come before the next row."""
-        futures = []
         while self._outlooks and self._outlooks[0][0] <= self._next:
             _, record = self._outlooks.popleft()
             every = sorted(self._producer.partitions_for(self._topic))
             for partition in every if record.is_group else [self._partition_of(record.key)]:
-                futures += self._appender.append(self._topic, partition, [record.key], [record.value], self._headers)
-        if futures:
-            self._in_flight.append((self._next, futures))
+                self._send(partition, [record.key], [record.value], self._next)
+            self._collect(MOST_BYTES_IN_FLIGHT)
 
     def _publish(self, start: int, stop: int, partitions: NDArray[np.int64]) -> None:
         of_row = partitions[self._table.sensor_codes[start:stop]]
-        futures = []
         for partition in np.unique(of_row).tolist():
             rows = start + np.flatnonzero(of_row == partition)
-            keys, values = self._encoder.encode(rows)
-            futures += self._appender.append(self._topic, partition, keys, values, self._headers)
-        self._in_flight.append((stop, futures))
+            self._send(partition, *self._encoder.encode(rows), start)
+        self._in_flight.append(_InFlight(stop, 0, ()))  # no record: the rows count once those before it are done
         self._next = stop
 
-    def _collect(self, most_rows: int) -> None:
-        """Update ``acknowledged``; wait until at most ``most_rows`` rows are in flight."""
+    def _send(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes], done: int) -> None:
+        """Send records to a partition. The rows before ``done`` were sent earlier."""
+        futures = self._appender.append(self._topic, partition, keys, values, self._headers)
+        size = sum(map(len, keys)) + sum(map(len, values))
+        self._in_flight.append(_InFlight(done, size, futures))
+        self._bytes_in_flight += size
+
+    def _collect(self, most_bytes: int) -> None:
+        """Update ``acknowledged``; wait until at most ``most_bytes`` are in flight."""
         while self._in_flight:
-            stop, futures = self._in_flight[0]
-            waiting = self._next - self.acknowledged > most_rows
-            if not waiting and not all(future.is_done for future in futures):
+            stop, size, futures = self._in_flight[0]
+            if self._bytes_in_flight <= most_bytes and not all(future.is_done for future in futures):
                 return
             for future in futures:
                 future.get(timeout=ACKNOWLEDGE_TIMEOUT_S)
             self.acknowledged = stop
             self._in_flight.popleft()
+            self._bytes_in_flight -= size
 
 
 def _due_times(timestamp_us: NDArray[np.int64], speed: float | None) -> NDArray[np.float64] | None:
