@@ -38,6 +38,8 @@ from pipeline.reading_times import RECORD_TIMESTAMP, TimeRules
 
 log = logging.getLogger("streamgru.history")
 
+# A key in the metadata of commits without readings.
+NO_READINGS: Final = "streamgru:no_readings"
 # Every append adds a file, and a scan opens all files. If one tier has more files than this, they are merged.
 FRAGMENTED_FILES: Final = 64
 # Target bytes of merged files by tier. With tiers a reading is rewritten only a few times; older versions keep the
@@ -123,7 +125,7 @@ class History:
     def appended_at(self, back_to_s: float) -> datetime | None:
         """The time of the last commit with readings; None if no commit has readings.
 
-        Commits with only offsets do not count: if every record is malformed, no reading arrives. The search reads the
+        Commits of offsets or outlooks alone do not count: they come while all sensors are silent. The search reads the
         log back to ``back_to_s`` (Unix time). Without readings after that, the result may be the time of an older
         commit without readings.
         """
@@ -133,7 +135,8 @@ class History:
             with self._translate_errors("read"):
                 commits = table.history(count)
             for commit in commits:
-                if commit["operation"] == "WRITE" and commit.get("operationMetrics", {}).get("num_added_rows"):
+                added = commit.get("operationMetrics", {}).get("num_added_rows")
+                if commit["operation"] == "WRITE" and added and NO_READINGS not in commit:
                     return _commit_time(commit)
             if len(commits) < count:
                 return None
@@ -184,6 +187,7 @@ class History:
             return 0
         marks = offset_marks(topic, stored, ahead, topic_id)
         marks += changed_marks(topic, read_marks(table, topic, len(time_rules)), time_rules)
+        readings = len(only_readings(fresh))
         with self._translate_errors("appended to"):
             # No retry after a conflict: the offsets were read from the version in `table`, and Delta refuses the commit
             # if a later version has the same application transactions.
@@ -193,10 +197,12 @@ class History:
                 mode="append",
                 schema_mode="merge",
                 writer_properties=WriterProperties(compression="ZSTD", compression_level=3),
-                commit_properties=CommitProperties(app_transactions=marks),
+                commit_properties=CommitProperties(
+                    app_transactions=marks, custom_metadata=None if readings else {NO_READINGS: "true"}
+                ),
             )
         self._sync(base, table.version())
-        return len(only_readings(fresh))
+        return readings
 
     def scan(self, version: int | None = None) -> pl.LazyFrame:
         """All columns of all readings at a version (by default the newest), lazily, in any order of files.

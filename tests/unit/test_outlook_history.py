@@ -108,6 +108,19 @@ def test_an_outlook_appended_again_is_skipped_and_counts_as_no_reading(tmp_path:
     assert len(history.scan_outlooks().collect()) == 6
 
 
+def test_the_time_of_the_last_readings_ignores_commits_of_outlooks_alone(tmp_path: Path) -> None:
+    stream = Stream.of(EXAMPLE)
+    history = stored(tmp_path, stream)
+    came = history.appended_at(0.0)
+    chunk = ReadingChunk(SETTINGS)
+    chunk.add(0, [stream.records[0][0]._replace(offset=100)])
+    assert chunk.outlooks == 1
+    assert history.append(chunk.take(), {0: 101}, TOPIC) == 0
+    assert len(history.scan_outlooks().collect()) == 6
+    assert came is not None
+    assert history.appended_at(0.0) == came
+
+
 def test_a_table_without_outlooks_has_none(tmp_path: Path) -> None:
     history = stored(tmp_path, Stream.of([event for event in EXAMPLE if not event.is_outlook]))
     assert not any("outlook" in name for name in pl.Schema(history._open().schema()).names())
