@@ -1,6 +1,7 @@
 """The properties of a file that the reader recognised by itself, and the options that state them."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,8 +23,14 @@ class Guesses:
 
     @property
     def command(self) -> str:
-        """The options as a user types them."""
-        return " ".join(option if value is None else f"{option} {shlex.quote(value)}" for option, value in self.options)
+        """The options as a user types them. An option with two values is left out, because it holds for all columns."""
+        unique = dict.fromkeys(self.options)
+        count = Counter(option for option, _ in unique)
+        return " ".join(
+            option if value is None else f"{option} {shlex.quote(value)}"
+            for option, value in unique
+            if count[option] == 1
+        )
 
 
 def guess_notes(names: Sequence[str], guesses: Sequence[Guesses]) -> list[str]:
@@ -37,5 +44,6 @@ def guess_notes(names: Sequence[str], guesses: Sequence[Guesses]) -> list[str]:
         if sentences:
             some = ", ".join(files[:_MOST_NAMES])
             some = some if len(files) <= _MOST_NAMES else f"{some} and {len(files) - _MOST_NAMES} more files"
-            found.append(f"guessed for {some}: {sentences}; options that say the same{alone}: {command}")
+            same = f"options that say the same{alone}: {command}" if command else "no option says the same"
+            found.append(f"guessed for {some}: {sentences}; {same}")
     return found

@@ -12,6 +12,7 @@ import pytest
 import deploy
 from pipeline.errors import DataFileError
 from pipeline.files.file_layout import FileLayout
+from pipeline.files.guesses import Guesses, guess_notes
 from pipeline.files.reading_encoder import ReadingEncoder
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.messages import ReadingDecoder, iso_timestamp
@@ -279,3 +280,15 @@ def test_rows_are_encoded_as_readings_that_the_stream_decodes() -> None:
     np.testing.assert_array_equal(
         [reading.values for reading in decoded], [[0.1, np.nan], [np.nan, -0.1], [1e20, 1e-7]]
     )
+
+
+def test_an_option_is_not_proposed_if_two_columns_need_different_values() -> None:
+    differ, same = Guesses(), Guesses()
+    for guesses, issued in ((differ, "epoch_s"), (same, "epoch_ms")):
+        guesses.add("time counts milliseconds since 1970", "--time-format", "epoch_ms")
+        guesses.add("issued_at has numbers", "--time-format", issued)
+    assert differ.command == ""
+    assert same.command == "--time-format epoch_ms"
+    assert guess_notes(["a.csv"], [differ])[0].endswith("issued_at has numbers; no option says the same")
+    differ.add("the decimal sign is a comma", "--decimal", ",")
+    assert guess_notes(["a.csv"], [differ])[0].endswith("options that say the same: --decimal ,")
