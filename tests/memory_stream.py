@@ -17,7 +17,7 @@ from pipeline.forecaster.micro_batch import MicroBatchBuilder
 from pipeline.forecaster.positions import CommittedPosition, Position
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.rebuild import RebuildReport, StateRebuilder, anchors_of_states
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.outlook_messages import make_outlook_decoder

@@ -13,7 +13,7 @@ from typing import Final
 from kafka import TopicPartition
 
 from pipeline.forecaster.readings import Record
-from pipeline.forecaster.state_table import StateTable
+from pipeline.forecaster.states.table import StateTable
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.group_limit")

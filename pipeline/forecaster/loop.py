@@ -24,7 +24,7 @@ from pipeline.forecaster.positions import position_owner
 from pipeline.forecaster.quarantine import Quarantine
 from pipeline.forecaster.session import Options as Options  # part of this module's interface
 from pipeline.forecaster.session import Session, StartOver
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.forecaster.stuck_detection import HealthMonitor
 from pipeline.forecaster.transaction import TransactionContent
 from pipeline.forecaster.unit_changes import log_unit_changes

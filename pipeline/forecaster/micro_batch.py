@@ -26,8 +26,8 @@ from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.group_limit import MAX_TRANSACTION_BYTES
 from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
 from pipeline.forecaster.readings import Readings, Record, decode_records
-from pipeline.forecaster.state_store import ServedModel, StepResult
-from pipeline.forecaster.state_table import Rows, States
+from pipeline.forecaster.states.store import ServedModel, StepResult
+from pipeline.forecaster.states.table import Rows, States
 from pipeline.forecaster.transaction import Records
 from pipeline.forecaster.unit_changes import UnitChange, find_unit_changes
 from pipeline.kafka.batch_producer import encode_headers

@@ -25,7 +25,7 @@ from pipeline.errors import StreamgruError
 from pipeline.forecaster.champion import Candidate, ChampionWatcher
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.rebuild import RebuildReport, SensorAnchors, StateRebuilder, anchors_of_states
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.batch_consumer import read_fast
 from pipeline.kafka.clients import make_consumer
 from pipeline.reading_times import TimeRules

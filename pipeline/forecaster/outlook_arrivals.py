@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from model.config import ModelConfig
 from model.outlooks import ACCEPTED, OUTDATED, Outlooks, lay_on_grid
 from pipeline.forecaster.readings import Readings
-from pipeline.forecaster.state_table import Rows, StateTable
+from pipeline.forecaster.states.table import Rows, StateTable
 from pipeline.outlook_messages import Outlook
 
 Indexes = NDArray[np.int64]

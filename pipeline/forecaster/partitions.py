@@ -52,8 +52,8 @@ from kafka import KafkaConsumer, TopicPartition
 from pipeline.forecaster.positions import CommittedPosition, Position
 from pipeline.forecaster.readings import Readings, Record
 from pipeline.forecaster.restore import Restorer, RestoreReport
-from pipeline.forecaster.state_store import ServedModel
-from pipeline.forecaster.state_table import StateTable
+from pipeline.forecaster.states.store import ServedModel
+from pipeline.forecaster.states.table import StateTable
 from pipeline.kafka.patches import next_offset
 
 logger = logging.getLogger("streamgru.partitions")

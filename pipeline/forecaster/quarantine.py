@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import ModelUnusable
 from pipeline.forecaster.champion import ChampionSource
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.text.visible_text import visible
 
 logger = logging.getLogger("streamgru.forecaster")

@@ -24,7 +24,7 @@ from model.reorder_buffer import ReorderBuffer
 from model.state import replay_start
 from pipeline.forecaster.group_limit import GroupLimit
 from pipeline.forecaster.readings import Readings, Record, decode_records
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings

@@ -34,8 +34,8 @@ from pipeline.forecaster.positions import (
 )
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.rebuild import POLL_MS, RebuildReport, SensorAnchors, StateRebuilder
-from pipeline.forecaster.state_records import StateRecords
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.records import StateRecords
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.reading_times import time_rules_from
 from pipeline.settings import Settings
 

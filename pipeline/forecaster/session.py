@@ -17,7 +17,7 @@ from pipeline.forecaster.hanging_transactions import resolve_hanging, was_commit
 from pipeline.forecaster.partitions import Partitions, Polled
 from pipeline.forecaster.positions import describe_lost_readings
 from pipeline.forecaster.restore import Restorer, RestoreReport
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.forecaster.stuck_detection import HealthMonitor, Heartbeat, Watchdog
 from pipeline.forecaster.transaction import Committer, KafkaTransport, TransactionAborted, TransactionContent, Transport
 from pipeline.kafka.batch_consumer import fetch_late, read_fast

@@ -14,7 +14,7 @@ from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from model.state import blank_states
-from pipeline.forecaster.state_table import States
+from pipeline.forecaster.states.table import States
 from pipeline.kafka.batch_producer import BatchAppender, check_delivered
 from pipeline.kafka.clients import make_consumer, make_producer
 from pipeline.kafka.topics import ensure_topics

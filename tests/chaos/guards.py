@@ -14,7 +14,7 @@ import pipeline.forecaster.session
 import pipeline.forecaster.transaction
 from pipeline.forecaster.positions import CommittedPosition, Position, position_from_group
 from pipeline.forecaster.restore import Restorer, RestoreReport
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.forecaster.transaction import KafkaTransport
 from pipeline.kafka.clients import make_consumer
 from pipeline.kafka.rebalances import GenerationTracker

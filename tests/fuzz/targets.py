@@ -12,8 +12,8 @@ from pipeline.dead_letter_form import dead_letter
 from pipeline.errors import StateError
 from pipeline.forecaster.positions import CommittedPosition, PartitionLog, Position
 from pipeline.forecaster.readings import decode_records
-from pipeline.forecaster.state_records import StateRecords
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.records import StateRecords
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,

@@ -32,7 +32,7 @@ from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.forecaster.positions import POSITION_KEY
 from pipeline.forecaster.readings import Readings, decode_records
 from pipeline.forecaster.session import Session
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.instance import Instance
 from pipeline.messages import Forecast, ModelId, ReadingDecoder, Rejected, decode_forecast, encode_reading
 from pipeline.outlook_messages import make_outlook_decoder

@@ -13,7 +13,7 @@ import pytest
 
 from model.forecaster import Forecaster
 from pipeline.forecaster.readings import decode_records
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import Forecast, ReadingDecoder, StateTag, decode_state
 from pipeline.settings import Settings

@@ -14,7 +14,7 @@ from model.reorder_buffer import MAX_BUFFERED_OFFSETS
 from pipeline.audit.verify import AuditResult, Span, verify
 from pipeline.forecaster.positions import CommittedPosition, Position
 from pipeline.forecaster.readings import decode_records
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.clients import make_admin
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import Forecast, ReadingDecoder

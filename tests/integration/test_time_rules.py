@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from deploy.commands.publish import publish
 from deploy.context import Context
 from pipeline.forecaster.counters import Counters
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import Forecast, decode_state
 from pipeline.settings import Settings

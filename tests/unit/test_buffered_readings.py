@@ -9,11 +9,11 @@ import pytest
 
 from model.reorder_buffer import MAX_BUFFERED_OFFSETS, reorder
 from pipeline.audit.verify import audit_evidence
-from pipeline.forecaster import state_store
 from pipeline.forecaster.positions import Position
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.rebuild import SensorAnchors
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states import store
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings
@@ -97,7 +97,7 @@ def test_buffered_readings_of_sensors_without_a_new_reading_are_not_classified_a
         handed.append(offsets.tolist())
         return reorder(codes, timestamp_us, offsets, *rest)
 
-    monkeypatch.setattr(state_store, "reorder", counting)
+    monkeypatch.setattr(store, "reorder", counting)
     serving = ServedModel(1, MODELS[1], SETTINGS)
     serving.table.add_partition(0)
     names = [f"s{number}" for number in range(1_000)]

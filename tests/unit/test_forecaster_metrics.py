@@ -21,7 +21,7 @@ from pipeline.forecaster.counters import Counters, Reporter
 from pipeline.forecaster.health import Statistics, answers, health_report, probe_paths
 from pipeline.forecaster.metrics import Timings
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchBuilder
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.forecaster.stuck_detection import ForecasterState, HealthMonitor, Heartbeat
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import encode_reading

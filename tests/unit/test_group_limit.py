@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kafka import TopicPartition
 
 from pipeline.forecaster.group_limit import GroupLimit, _Polled
-from pipeline.forecaster.state_table import StateTable
+from pipeline.forecaster.states.table import StateTable
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.settings import Settings
 from tests.outlook_streams import MEMBERS, PARTITION_OF, SETTINGS, Event, events

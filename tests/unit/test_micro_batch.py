@@ -6,7 +6,7 @@ from kafka import TopicPartition
 
 from pipeline.forecaster.micro_batch import MicroBatch, MicroBatchBuilder
 from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings

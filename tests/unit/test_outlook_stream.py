@@ -23,8 +23,8 @@ from pipeline.forecaster.group_limit import GroupLimit
 from pipeline.forecaster.micro_batch import MicroBatchBuilder
 from pipeline.forecaster.positions import PartitionLog, Position
 from pipeline.forecaster.readings import Readings, decode_records
-from pipeline.forecaster.state_records import StateRecords
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.records import StateRecords
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import Reading, ReadingDecoder, decode_forecast
 from pipeline.outlook_messages import make_outlook_decoder

@@ -29,7 +29,7 @@ from pipeline.forecaster.partitions import (
 from pipeline.forecaster.positions import CommittedPosition, Position
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.restore import RestoreReport
-from pipeline.forecaster.state_table import StateTable
+from pipeline.forecaster.states.table import StateTable
 
 NUMBERS: Final = range(4)
 

@@ -15,7 +15,7 @@ from pipeline.audit.scope import set_aside_by_limit
 from pipeline.dead_letters import DeadLetter, Republication, _due
 from pipeline.forecaster.micro_batch import MicroBatchBuilder
 from pipeline.forecaster.readings import Readings
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.history.table import History
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import encode_reading

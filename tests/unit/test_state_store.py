@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.forecaster.state_table import StateTable
+from pipeline.forecaster.states.table import StateTable
 
 DTYPE = np.dtype([("last_us", "<i8"), ("hidden", "<f4", (2,))])
 BLANK = np.array([(-1, (0.0, 0.0))], DTYPE)

@@ -14,7 +14,7 @@ from model.stepper import Forecasts, Stepper
 from model.unit_kernel import ACCEPTED
 from pipeline.forecaster.micro_batch import MicroBatchBuilder
 from pipeline.forecaster.readings import Readings
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.forecaster.unit_changes import UnitChange, find_unit_changes, log_unit_changes
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import encode_reading

@@ -29,7 +29,7 @@ from pipeline.audit.verify import Evidence, audit_evidence
 from pipeline.errors import KafkaError, StreamgruError
 from pipeline.forecast_encoding import WEIGHT_PARTS, round_to_scale
 from pipeline.forecaster.readings import Readings
-from pipeline.forecaster.state_store import ServedModel
+from pipeline.forecaster.states.store import ServedModel
 from pipeline.messages import Forecast, InputPosition, ModelId, StateAge, decode_state, quantile_key
 from pipeline.settings import Settings
 from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster

@@ -13,8 +13,8 @@ from pipeline.errors import StateError
 from pipeline.forecaster.positions import POSITION_KEY, PartitionLog, Position, PositionRecord
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.rebuild import SensorAnchors, anchors_of_state, anchors_of_states
-from pipeline.forecaster.state_store import ServedModel
-from pipeline.forecaster.state_table import States
+from pipeline.forecaster.states.store import ServedModel
+from pipeline.forecaster.states.table import States
 from pipeline.messages import decode_state
 from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings

@@ -1,4 +1,4 @@
-"""The state store: the states of all sensors (``state_table``) with the model version that steps them.
+"""The state store: the states of all sensors (``table``) with the model version that steps them.
 
 ``ServedModel`` classifies readings and steps them with their outlooks. The durable copy is the changelog, see
 ``restore``.
@@ -23,7 +23,7 @@ from model.stepper import Forecasts, Stepper
 from pipeline.flat_forecasts import CONNECT_RECORD_BYTES, FLAT_RECORD_BYTES
 from pipeline.forecaster.outlook_arrivals import OutlookCounts, RowOutlooks
 from pipeline.forecaster.readings import Readings
-from pipeline.forecaster.state_table import Rows, States, StateTable
+from pipeline.forecaster.states.table import Rows, States, StateTable
 from pipeline.messages import StateTag
 from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings
