@@ -17,7 +17,7 @@ from deploy.processes import terminated_like_interrupted
 from deploy.terminal_text import say
 from pipeline.errors import DataFileError, KafkaError
 from pipeline.files.file_layout import FileLayout, Order
-from pipeline.files.outlook_table import OutlookRecord, no_readings, read_outlooks
+from pipeline.files.outlook_table import OutlookRecord, OutlookTable, no_readings, read_outlooks
 from pipeline.files.publishing import Publication
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.iso_times import iso_microseconds_in_zone
@@ -25,6 +25,7 @@ from pipeline.kafka.clients import close_producer, make_admin, make_producer, pa
 from pipeline.messages import iso_timestamp
 from pipeline.reading_times import find_implausible_now
 from pipeline.settings import Settings
+from pipeline.settings.names import listed
 from pipeline.text.plural import counted
 
 SETTLE_S = 2.0  # time that an interrupted command waits for records in flight
@@ -92,13 +93,13 @@ def publish(
     name in --sensor-column is a sensor, or a group of the settings, whose outlooks go to every partition.
     """
     settings = context.settings
-    outlooks: tuple[OutlookRecord, ...] = ()
+    found = OutlookTable((), (), (), ())
     if outlook_files or issued_column is not None:
         asked = FileLayout.of(settings.files, **columns, issued_column=issued_column or ISSUED_COLUMN)
         found = read_outlooks(outlook_files or files, asked, settings)
         _say_notes(found.notes)
         _check_issued(found.records, settings)
-        outlooks = found.records
+    outlooks = found.records
     if issued_column is not None and not outlook_files:
         if speed is not None or begin is not None or until is not None or limit is not None or order != "event":
             raise click.UsageError(
@@ -106,8 +107,7 @@ def publish(
                 "--order, --from, --until and --limit, or give the outlooks by --outlooks and the readings as FILEs"
             )
         _publish(settings, no_readings(settings), (0, 0), outlooks)
-        names, topic = ", ".join(found.names), settings.kafka.topics.readings
-        say(f"{counted(len(outlooks), 'outlook')} of {names} published to {topic}")
+        say(f"{counted(len(outlooks), 'outlook')} published to {settings.kafka.topics.readings}: {_receivers(found)}")
         return
     if outlooks and order != "event":
         raise click.UsageError("--outlooks needs --order event")
@@ -121,6 +121,12 @@ def publish(
         raise click.UsageError(f"nothing to publish: no readings {_span(table, begin, until)}")
 
     _check_times(table, start, stop, settings)
+    if outlooks and (strangers := [name for name in found.sensors if name not in table.sensors]):
+        say(
+            f"warning: the files have outlooks of {listed(strangers)}: neither a group in the settings nor a sensor in "
+            "the readings has this name, so they are published as outlooks of sensors",
+            err=True,
+        )
     count = _publish(settings, table, (start, stop), outlooks, speed=speed, limit=limit)
     beside = f" and {counted(count, 'outlook')}" if outlooks else ""
     topic = settings.kafka.topics.readings
@@ -147,7 +153,7 @@ def _publish(
     producer = make_producer(settings, linger_ms=5)
     publication = Publication(settings, producer, table, start, stop, outlooks)
     try:
-        with terminated_like_interrupted(), _progress_bar() as progress:
+        with terminated_like_interrupted(), _progress_bar(is_shown=start < stop) as progress:
             task = progress.add_task(f"publishing to {topic}", total=stop - start)
             publication.run(speed, lambda row: progress.update(task, completed=row - start))
     except KeyboardInterrupt:
@@ -159,6 +165,12 @@ def _publish(
     finally:
         close_producer(producer, SETTLE_S)
     return publication.published_outlooks
+
+
+def _receivers(table: OutlookTable) -> str:
+    """The names that outlooks are for, so that a misspelt group shows up among the sensors."""
+    parts = {"sensors": table.sensors, "groups": table.groups}
+    return "; ".join(f"as {kind} {listed(names)}" for kind, names in parts.items() if names)
 
 
 def _say_notes(notes: Sequence[str]) -> None:
@@ -242,7 +254,8 @@ def _resume_hint(publication: Publication, start: int, stop: int, limit: int | N
     )
 
 
-def _progress_bar() -> Progress:
+def _progress_bar(*, is_shown: bool) -> Progress:
+    """The progress in readings; not shown for outlooks alone."""
     return Progress(
         TaskText("{task.description}"),
         BarColumn(),
@@ -250,4 +263,5 @@ def _progress_bar() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=make_console(stderr=True),
+        disable=not is_shown,
     )

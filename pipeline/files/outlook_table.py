@@ -32,7 +32,8 @@ class OutlookTable:
     """Outlooks in the order of their issue; ``notes`` are sentences for the user."""
 
     records: tuple[OutlookRecord, ...]
-    names: tuple[str, ...]  # of the sensors and groups
+    sensors: tuple[str, ...]
+    groups: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -60,7 +61,9 @@ def read_outlooks(paths: Sequence[Path], layout: FileLayout, settings: Settings)
     issued_us, codes = table.issued_us[order], table.sensor_codes[order]
     cuts = np.flatnonzero((np.diff(issued_us) != 0) | (np.diff(codes) != 0)) + 1
     records = [_record(table, rows, settings) for rows in np.split(order, cuts) if len(rows)]
-    return OutlookTable(tuple(records), table.sensors, table.notes)
+    groups = tuple(name for name in table.sensors if name in settings.outlooks.groups)
+    sensors = tuple(name for name in table.sensors if name not in groups)
+    return OutlookTable(tuple(records), sensors, groups, table.notes)
 
 
 def rows_behind(table: ReadingTable, outlooks: Sequence[OutlookRecord]) -> Indexes:

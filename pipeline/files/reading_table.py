@@ -193,7 +193,8 @@ class _FileReader:
         column = self.table.column(given)
         if column is None:
             raise DataFileError(
-                f"{self.table.source.name} has no column {given!r}; it has: {', '.join(self.table.frame.columns)}"
+                f"{self.table.source.name} has no column {given!r} of times of issue; it has: "
+                f"{', '.join(self.table.frame.columns)}. Name the column with --issued-column"
             )
         return column
 

@@ -143,7 +143,9 @@ def test_kills_and_a_swap_between_outlooks_change_no_forecast_and_the_audit_find
     monkeypatch.setattr("deploy.commands.verify._loader", lambda settings: champion.load)
     last = invoke(settings, explain_command, SENSORS[0], iso_timestamp(START_US + 74 * HOUR_US))
     issued = iso_timestamp(START_US + 69 * HOUR_US)
-    assert f"outlook    of city, issued at {issued} (5 cadences before the reading)" in last.output, last.output
+    assert f"outlook    of city, issued at {issued} (5 cadences before the time of the reading)" in last.output, (
+        last.output
+    )
     assert f"outlooks, which have no forecasts of their own: {len(sent)}" in invoke(settings, verify_command).output
 
     report = ingest(settings)
@@ -235,7 +237,9 @@ def test_outlooks_alone_are_published_in_the_order_of_their_issue(settings: Sett
     _, outlooks = write_files(tmp_path)
     done = invoke(settings, publish_command, outlooks, *COLUMNS, "--issued-column", "issued_at")
     assert done.exit_code == 0, done.output
-    assert "6 outlooks of city, sensor-1 published" in done.output
+    assert "6 outlooks published to" in done.output
+    assert f"as sensors {SENSORS[1]}; as groups city" in done.output
+    assert "0/0" not in done.output, "the bar counts readings"
     for records in published(settings).values():
         assert [time for name, time in records if name == "city"] == ["00!", "03!", "06!"]
     refused = invoke(settings, publish_command, outlooks, *COLUMNS, "--issued-column", "issued_at", "--limit", 3)
@@ -253,7 +257,8 @@ def test_a_part_of_the_readings_comes_with_the_outlooks_of_its_time(settings: Se
     ("change", "expected"),
     [
         ({"TEMP,WSPM": "temp,wind"}, "has none of the covariates in the settings (TEMP, WSPM)"),
-        ({"issued_at": "made_at"}, "has no column 'issued_at'"),
+        ({"issued_at": "made_at"}, "has no column 'issued_at' of times of issue"),
+        ({"issued_at": "made_at"}, "Name the column with --issued-column"),
         ({"2024-03-01T06": "2099-03-01T06"}, "outlooks have implausible times of issue"),
     ],
 )
