@@ -14,6 +14,11 @@ from pipeline.foreign_payloads import (
 )
 
 
+def describe_outlook_key(key: bytes | None, name: str, *, is_group: bool) -> str:
+    """How the key of an outlook differs from the name of its sensor or group, and what to do."""
+    return _describe(key, name, f"the {'name of the group' if is_group else 'sensor id'} {quote(name)}", "")
+
+
 def describe_key(key: bytes | None, sensor_id: str | None) -> str:
     """How a record's key differs from the sensor id, and what to do. Ids are compared byte for byte.
 
@@ -21,11 +26,21 @@ def describe_key(key: bytes | None, sensor_id: str | None) -> str:
         sensor_id: the id in the value; None if the key itself has to name the sensor.
     """
     wanted = f"the sensor id {quote(sensor_id)}" if sensor_id is not None else "a sensor id"
+    return _describe(key, sensor_id, wanted, ", or name the sensor's field with readings.sensor")
+
+
+def _describe(key: bytes | None, sensor_id: str | None, wanted: str, mapping: str) -> str:
+    """How a key differs from an id.
+
+    Args:
+        wanted: the id in words.
+        mapping: the end of the remedy, if the settings can name another field; otherwise empty.
+    """
     if key is None:
-        return f"the key is null: set it to {wanted}, or name the sensor's field with readings.sensor"
+        return f"the key is null: set it to {wanted}{mapping}"
     if not key:
-        return f"the key is empty: set it to {wanted}, or name the sensor's field with readings.sensor"
-    advice = "let the producer send the id as UTF-8 text, or name the sensor's field with readings.sensor"
+        return f"the key is empty: set it to {wanted}{mapping}"
+    advice = f"let the producer send {'the id' if mapping else 'it'} as UTF-8 text{mapping}"
     binary = _describe_binary_key(key)
     if binary is not None:
         return f"the key is {binary}, not {wanted}: {advice}"
@@ -43,9 +58,10 @@ def describe_key(key: bytes | None, sensor_id: str | None) -> str:
         if text.casefold() == sensor_id.casefold():
             return f"the key {quote(text)} and {wanted} differ in upper and lower case: send the same in both"
     if text[:1] in "{[" and (_json_string(text) is not None or is_json_object(text)):
+        example = ', for example readings.sensor = "@key.id"' if mapping else ""
         return (
-            f'the key is JSON, it begins with {quote(text)}: {advice}, for example readings.sensor = "@key.id" '
-            "(in Kafka Connect: key.converter = StringConverter)"
+            f"the key is JSON, it begins with {quote(text)}: {advice}{example} (in Kafka Connect: key.converter = "
+            "StringConverter)"
         )
     return f"the key {quote(text)} is not {wanted}: {advice}"
 

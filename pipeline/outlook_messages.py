@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.foreign_keys import describe_key
-from pipeline.foreign_payloads import describe_number, describe_time, describe_value, quote
+from pipeline.foreign_keys import describe_outlook_key
+from pipeline.foreign_payloads import describe_number, describe_time, quote
 from pipeline.iso_times import iso_microseconds
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
@@ -36,7 +36,6 @@ from pipeline.time_units import describe_outside
 BAD_OUTLOOK: Final = "bad-outlook"
 OUTLOOK_SCHEMA_URI: Final = "urn:streamgru:schema:outlook:1"
 MOST_ENTRIES: Final = 100_000  # times of one outlook; a state keeps far fewer
-_FIELDS: Final = ("sensor_id", "issued_at", "outlook")
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)] | int
 Time = TypeVar("Time")
@@ -180,7 +179,7 @@ class OutlookDecoder:
         try:
             return self._decode_loosely(value)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise Rejected("malformed", describe_value(value, str(error), _FIELDS)) from None
+            raise Rejected("malformed", _describe_form(value, str(error))) from None
 
     def _addressed(self, key: bytes | None, message: _RawMessage[Any]) -> tuple[str, tuple[str, ...]]:
         """The name of the sensor or group, and the sensors."""
@@ -194,7 +193,7 @@ class OutlookDecoder:
         except UnicodeError:
             raise Rejected("malformed", "the name of the sensor or group is not valid text") from None
         if not expected or key != expected:
-            raise Rejected("bad-key", describe_key(key, name))
+            raise Rejected("bad-key", describe_outlook_key(key, name, is_group=isinstance(group, str)))
         if len(expected) > LONGEST_SENSOR_ID_BYTES:
             raise Rejected("bad-key", f"the name is longer than {LONGEST_SENSOR_ID_BYTES} bytes")
         if not isinstance(group, str):
@@ -244,6 +243,29 @@ def _time_us(time: datetime | str | int) -> int:
     if not EARLIEST_TIMESTAMP_US <= timestamp_us < LATEST_TIMESTAMP_US:
         raise Rejected("bad-timestamp", describe_outside(timestamp_us))
     return timestamp_us
+
+
+def _describe_form(value: bytes, error: str) -> str:
+    """Why an object with the field ``outlook`` has not the form of ``OutlookMessage``.
+
+    Args:
+        error: the decoder's words, which end with the path of the field.
+    """
+    try:
+        content = msgspec.json.decode(value)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return f"the outlook cannot be decoded: {error}"
+    if "issued_at" not in content:
+        return (
+            "the record has an outlook and no field issued_at: add the time at which the outlook was made, in ISO 8601 "
+            "with a zone or in epoch milliseconds"
+        )
+    outlook = content["outlook"]
+    if not isinstance(outlook, dict) or not {"timestamps", "values"} <= outlook.keys():
+        return "the field outlook is an object with the fields timestamps and values; at least one of them is missing"
+    what, _, path = error.partition(" - at ")
+    field = path.strip("`").removeprefix("$.")
+    return f"the outlook's field {field} has another type: {what}" if field else f"the outlook has another form: {what}"
 
 
 def _describe_strangers(covariates: Sequence[str], found: Sequence[str]) -> str:

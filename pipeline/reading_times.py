@@ -124,8 +124,10 @@ def sent_us(sent_ms: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.clip(sent_ms, -1, _LATEST_SENT_MS) * 1_000
 
 
-def reject_implausible(timestamp_us: int, sent_ms: int, offset: int, rules: TimeRules) -> Rejected:
-    """The rejection of a reading whose time is implausible."""
+def reject_implausible(
+    timestamp_us: int, sent_ms: int, offset: int, rules: TimeRules, *, is_outlook: bool = False
+) -> Rejected:
+    """The rejection of a reading, or of an outlook, whose time is implausible."""
     rule = next(rule for rule in reversed(rules) if rule.from_offset <= offset)
     if timestamp_us < rule.earliest_us:
         detail = f"the time {iso_timestamp(timestamp_us)} is before {iso_timestamp(rule.earliest_us)} (times.earliest)"
@@ -136,16 +138,18 @@ def reject_implausible(timestamp_us: int, sent_ms: int, offset: int, rules: Time
             f"{iso_timestamp(sent_ms * 1_000)}; at most {_duration(rule.max_ahead_us / 1e6)} is allowed "
             "(times.max_ahead_s)"
         )
-    return Rejected(IMPLAUSIBLE, f"{detail}; {guess_cause(timestamp_us, sent_ms)}")
+    clock = "the clock of the outlook's producer" if is_outlook else "the clock of the sensor"
+    return Rejected(IMPLAUSIBLE, f"{detail}; {guess_cause(timestamp_us, sent_ms, clock)}")
 
 
 class ImplausibleTime(NamedTuple):
-    """A reading that was rejected because of its time."""
+    """A reading or an outlook that was rejected because of its time."""
 
-    sensor: str
+    sensor: str  # or the group of an outlook
     partition: int
     offset: int
     detail: str
+    is_outlook: bool = False
 
 
 class TimeAlarms:
@@ -188,12 +192,15 @@ class TimeAlarms:
         self._warned_s[reading.sensor] = now
         self._warnings.append(now)
         logger.warning(
-            "sensor %s, partition %d, offset %d: %s. The reading is a dead letter; %d of this sensor so far",
+            "%s %s, partition %d, offset %d: %s. The %s is a dead letter; %d of this %s so far",
+            "outlook of" if reading.is_outlook else "sensor",
             reading.sensor,
             reading.partition,
             reading.offset,
             reading.detail,
+            "outlook" if reading.is_outlook else "reading",
             self._counts[reading.sensor],
+            "name" if reading.is_outlook else "sensor",
         )
 
 

@@ -23,12 +23,13 @@ _USUAL_US: Final = tuple((datetime(year, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSE
 _LARGEST_US: Final = 10**24  # larger numbers are times in no unit
 
 
-def guess_cause(timestamp_us: int, sent_ms: int = 0) -> str:
+def guess_cause(timestamp_us: int, sent_ms: int = 0, clock: str = "the clock of the sensor") -> str:
     """The likely cause of an implausible time, with the remedy.
 
     Args:
         timestamp_us: the time, of any size.
         sent_ms: timestamp of the record; 0 or less if it is unknown.
+        clock: the clock that the time comes from, in words.
     """
     possible: list[tuple[float, str]] = []
     for unit, meant_us in _meanings(timestamp_us):
@@ -41,8 +42,8 @@ def guess_cause(timestamp_us: int, sent_ms: int = 0) -> str:
     if possible:
         return min(possible, key=lambda guess: guess[0])[1]
     if sent_ms > 0 and timestamp_us > sent_ms * 1_000:
-        return "the clock of the sensor may be wrong"
-    return "the clock of the sensor may not be set"
+        return f"{clock} may be wrong"
+    return f"{clock} may not be set"
 
 
 def describe_outside(timestamp_us: int) -> str:

@@ -20,7 +20,7 @@ from pipeline.text.visible_text import visible, visible_bytes
 
 _VALUE_WIDTH = 60
 _FILE_WIDTH = 300
-_NO_LETTERS = "the topic of dead letters is empty: every record so far was a reading"
+_NO_LETTERS = "the topic of dead letters is empty: every record so far was a reading or an outlook"
 
 
 def position_of(text: str) -> tuple[int, int]:

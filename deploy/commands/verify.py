@@ -186,12 +186,13 @@ def _print_explanation(settings: "Settings", explanation: "Explanation") -> None
     )
     if explanation.has_outlooks:
         outlook = explanation.outlook
-        about = (
-            "none"
-            if outlook is None
-            else f"of {outlook.name}, issued at {iso_timestamp(outlook.issued_us)} ({outlook.age_steps:g} cadences "
-            f"before the reading), offset {outlook.offset}"
-        )
+        about = "none"
+        if outlook is not None:
+            order = "before" if outlook.age_steps >= 0 else "after"
+            about = (
+                f"of {outlook.name}, issued at {iso_timestamp(outlook.issued_us)} ({abs(outlook.age_steps):g} cadences "
+                f"{order} the time of the reading), offset {outlook.offset}"
+            )
         say(f"outlook    {about}")
     for target, weights in (forecast.weights or {}).items():
         say(f"weights    of {target}: {_shares(weights)}")

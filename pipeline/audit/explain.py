@@ -31,7 +31,7 @@ class ExplainedOutlook:
     name: str  # of the sensor or group
     offset: int  # of its record, in the partition of the reading
     issued_us: int
-    age_steps: float  # cadences from its issue to the reading
+    age_steps: float  # cadences from its issue to the time of the reading; negative if it was issued after that time
 
 
 @dataclass(frozen=True)

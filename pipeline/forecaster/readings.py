@@ -185,9 +185,9 @@ def _plausible_outlooks(
     kept = []
     for (record, outlook), is_bad in zip(outlooks, is_implausible, strict=True):
         if is_bad:
-            reason = reject_implausible(outlook.issued_us, record.timestamp, record.offset, rules)
+            reason = reject_implausible(outlook.issued_us, record.timestamp, record.offset, rules, is_outlook=True)
             rejected.append((record, reason))
-            implausible.append(ImplausibleTime(outlook.name, partition, record.offset, reason.detail))
+            implausible.append(ImplausibleTime(outlook.name, partition, record.offset, reason.detail, is_outlook=True))
         else:
             kept.append(ReceivedOutlook(record.offset, outlook))
     if len(kept) < len(outlooks):

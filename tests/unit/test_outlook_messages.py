@@ -79,7 +79,24 @@ def test_an_outlook_of_a_group_is_for_its_sensors() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        (b"roof", outlook_json(outlook=[1]), "malformed: "),
+        (b"roof", outlook_json(outlook=[1]), "malformed: the field outlook is an object with the fields timestamps"),
+        (
+            b"roof",
+            outlook_json(outlook={"timestamps": [0]}),
+            "malformed: the field outlook is an object with the fields",
+        ),
+        (
+            b"roof",
+            outlook_json(outlook={"timestamps": 1, "values": {}}),
+            "malformed: the outlook's field outlook.timest",
+        ),
+        (b"roof", outlook_json(issued_at=...), "malformed: the record has an outlook and no field issued_at: add"),
+        (b"roof", outlook_json(issued_at=1.5), "malformed: the outlook's field issued_at has another type: Expected"),
+        (
+            b"sea",
+            outlook_json(sensor_id=..., group="city"),
+            "bad-key: the key 'sea' is not the name of the group 'city': let the producer send it as UTF-8 text",
+        ),
         (b"roof", outlook_json(sensor_id=...), "malformed: an outlook has either the field sensor_id or the field"),
         (b"roof", outlook_json(group="city"), "malformed: an outlook has either the field sensor_id or the field"),
         (b"roof", outlook_json(issued_at="yesterday"), "malformed: the timestamp is 'yesterday'"),

@@ -290,7 +290,9 @@ def test_an_outlook_that_was_issued_in_the_future_is_rejected_like_a_reading() -
     decoder, outlooks = ReadingDecoder(PLAIN.features), make_outlook_decoder(PLAIN)
     decoded = decode_records(decoder, 1, 0, topic.records[0], rules, outlooks)
     assert [(record.offset, reason.reason) for record, reason in decoded.rejected] == [(2, "implausible-time")]
-    assert [(each.sensor, each.offset) for each in decoded.implausible_times] == [("city", 2)]
+    (alarm,) = decoded.implausible_times
+    assert (alarm.sensor, alarm.offset, alarm.is_outlook) == ("city", 2, True)
+    assert "the clock of the outlook's producer may be wrong" in alarm.detail
     assert [each.offset for each in decoded.readings.outlooks] == [1, 3]
     assert len(decoded.readings) == 1
     found = [LoggedOutlook(0, each.offset, START_US // 1_000, each.outlook) for each in decoded.readings.outlooks]
