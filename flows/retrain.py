@@ -16,6 +16,7 @@ from typing import Annotated, Final
 from prefect import flow, get_run_logger
 from pydantic import Field
 
+from flows.data_remarks import log_data_remarks
 from flows.model_card import CARD_FILE, PLOTS, CardFacts, model_card
 from flows.progress import Progress, report_progress
 from flows.retrain_report import RetrainReport, describe_late, epoch_curves, horizon_curves, publish, summarise
@@ -29,10 +30,7 @@ from model.scale_choice import scaled_config
 from model.sequences import Sequences, Split, split_by_time
 from model.target_scale import same_shape
 from model.training import DeviceError, EpochReport, TrainingOptions, TrainingResult, choose_device, train
-from pipeline.attribute_remarks import attribute_remarks
 from pipeline.best_effort import best_effort
-from pipeline.bounds_remarks import bounds_remarks
-from pipeline.calendar_remarks import calendar_remarks
 from pipeline.errors import HistoryError, ModelUnusable, RegistryUnreachable, SettingsError
 from pipeline.evaluation.evaluate import Evaluation, Selection, evaluate, model_config, training_options, unseen_part
 from pipeline.evaluation.gate import Decision, decide
@@ -40,7 +38,6 @@ from pipeline.evaluation.report import write_plots
 from pipeline.file_lock import hold_lock
 from pipeline.history.table import History
 from pipeline.messages import iso_timestamp
-from pipeline.outlook_remarks import outlook_remarks
 from pipeline.registry.input_example import input_example
 from pipeline.registry.promotion_log import GATE, Mover, record_move
 from pipeline.registry.training_run import TrainingRun, training_run
@@ -49,7 +46,7 @@ from pipeline.registry.versions import CHALLENGER, CHAMPION, VALIDATE_UNTIL, Reg
 from pipeline.settings import Settings
 from pipeline.settings.sections import LARGEST_SEED, TrainingSettings
 from pipeline.text.plural import counted
-from pipeline.windows import cadence_warning, load_training
+from pipeline.windows import load_training
 
 log = logging.getLogger("streamgru.retrain")
 
@@ -97,6 +94,7 @@ class _Data:
     trained: Sequences  # for training, see ``pipeline.windows.TrainingReadings``
     split: Split
     late: Mapping[str, int]  # sensor -> late readings
+    tags: Mapping[str, str]  # of the version that is trained on them
     unfair: str = ""  # why a comparison with the champion is not fair
 
 
@@ -105,7 +103,7 @@ def _retrain(settings: Settings, history_version: int | None) -> RetrainReport:
     # The registry is needed before the training, so that an unreachable one does not waste a training.
     champion = _champion(registry, settings)
     options = _options(settings.training)
-    data = run_as_task("read the history", lambda: _unseen(_read(settings, history_version), champion))
+    data = run_as_task("read the history", lambda: _unseen(_read(settings, registry, history_version), champion))
     config = model_config(settings)
     initial = _initial(settings.training, config, options, champion, data.unfair)
     config = run_as_task("choose scales", lambda: scaled_config(config, options, data.trained, data.split, initial))
@@ -174,16 +172,12 @@ def _options(training: TrainingSettings) -> TrainingOptions:
     return options
 
 
-def _read(settings: Settings, version: int | None) -> _Data:
+def _read(settings: Settings, registry: Registry, version: int | None) -> _Data:
     history = History(settings.history_path, settings.features)
     version = history.version if version is None else version
     topic = settings.kafka.topics.readings
     found = load_training(history, settings, version)
-    if warning := cadence_warning(found.trained):
-        get_run_logger().warning("%s", warning)
-    remarks = bounds_remarks(found.trained, settings) + calendar_remarks(found.trained, settings)
-    for remark in remarks + outlook_remarks(settings) + attribute_remarks(found.trained.sensors, settings):
-        get_run_logger().info("%s", remark)
+    tags = {"history.version": str(version), **log_data_remarks(found.trained, settings, registry)}
     if found.late:
         get_run_logger().warning("%s", describe_late(found.late, settings.training.late))
     training_set = TrainingSet(
@@ -196,7 +190,7 @@ def _read(settings: Settings, version: int | None) -> _Data:
     )
     with _explain_short_history(training_set, settings.horizon_steps):
         split = split_by_time(found.trained, settings.training.validation_fraction, settings.training.test_fraction)
-    return _Data(training_set, found.stream, found.trained, split, found.late)
+    return _Data(training_set, found.stream, found.trained, split, found.late, tags)
 
 
 def _unseen(data: _Data, champion: _Champion | None) -> _Data:
@@ -368,10 +362,7 @@ def _describe(registry: Registry, version: int, run: TrainingRun, facts: CardFac
 def _register(
     registry: Registry, run: TrainingRun, forecaster: Forecaster, summary: Mapping[str, float], data: _Data
 ) -> int:
-    tags = {
-        "history.version": str(data.training_set.version),
-        VALIDATE_UNTIL: iso_timestamp(data.split.validation_end_us),
-    }
+    tags = {**data.tags, VALIDATE_UNTIL: iso_timestamp(data.split.validation_end_us)}
     with tempfile.TemporaryDirectory(prefix="streamgru-") as folder:
         save_artefact(forecaster, Path(folder) / "artefact")
         example = None

@@ -161,7 +161,7 @@ def backtest(
         from deploy.score_tables import interval_table, score_table, sensor_table
         from model.metrics import METRICS
         from pipeline.attribute_remarks import attribute_remarks
-        from pipeline.bounds_remarks import bounds_remarks
+        from pipeline.bounds_remarks import bounds_findings, bounds_remarks
         from pipeline.calendar_remarks import calendar_remarks
         from pipeline.evaluation.evaluate import (
             MODEL,
@@ -213,7 +213,7 @@ def backtest(
         sequences = load_sequences(History(settings.history_path, settings.features), settings)
     if warning := cadence_warning(sequences):
         say(f"warning: {warning}", err=True)
-    remarks = bounds_remarks(sequences, settings) + calendar_remarks(sequences, settings)
+    remarks = bounds_remarks(bounds_findings(sequences, settings)) + calendar_remarks(sequences, settings)
     for remark in remarks + outlook_remarks(settings) + attribute_remarks(sequences.sensors, settings):
         say(f"note: {remark}", err=True)
 

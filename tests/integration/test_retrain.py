@@ -1,6 +1,7 @@
 """The retrain, promote and monitor flows, against a real Prefect and a real MLflow."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -77,6 +78,20 @@ def settings(mlflow_server: Settings, fresh_settings: SettingsFactory, use: Use)
     )
     use(chosen)
     return chosen
+
+
+@pytest.fixture
+def flow_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """The log of flows and their tasks, which Prefect keeps from the root logger."""
+    logger = logging.getLogger("prefect")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def remarks_in(flow_log: pytest.LogCaptureFixture) -> set[str]:
+    """The remarks about broken bounds; each names the number of readings of its retraining."""
+    return {message for message in flow_log.messages if "breaks its bounds" in message}
 
 
 def fill_history(settings: Settings, hours: int, first_hour: int = 0, *, skewed: bool = False) -> None:
@@ -238,14 +253,14 @@ def test_a_challenger_that_is_not_better_by_the_margin_stays_challenger(settings
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them_and_adds_days_and_attributes(
-    mlflow_server: Settings, fresh_settings: SettingsFactory, use: Use
+def test_a_warm_start_keeps_roots_adds_days_and_attributes_and_repeats_no_remark_about_bounds(
+    mlflow_server: Settings, fresh_settings: SettingsFactory, use: Use, flow_log: pytest.LogCaptureFixture
 ) -> None:
     chosen = fresh_settings(
         features=["a", "b"],
         targets=["a"],
         horizon_steps=6,
-        bounds={"a": {"minimum": 0}},
+        bounds={"a": {"minimum": 0, "maximum": 2_000}},
         training={"hidden_size": 8, "epochs": 1, "budget_s": 20, "test_fraction": 0.2},
     )
     use(chosen)
@@ -253,8 +268,10 @@ def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them_and_ad
     first = retrain()
     forecaster = Registry(chosen).load(first.version, chosen.home / "models")
     assert forecaster.config.roots == (True,)
-    assert forecaster.config.bounds == (Bounds(minimum=0.0),)
+    assert forecaster.config.bounds == (Bounds(minimum=0.0, maximum=2_000.0),)
     assert mlflow_run(chosen, first).data.params["by_roots"] == "a"
+    (remark,) = remarks_in(flow_log)
+    assert remark.startswith("a breaks its bounds (minimum 0, maximum 2000) in ")
     Registry(chosen).set_alias(CHAMPION, first.version)
     fill_history(chosen, 300, 900, skewed=True)
     days = CalendarSettings(timezone="UTC", days={"fair": ("1970-01-10", "1970-01-20/1970-01-22")})
@@ -268,6 +285,8 @@ def test_a_skewed_target_is_modelled_by_roots_and_a_warm_start_keeps_them_and_ad
     assert config.roots == (True,)
     assert config.calendar == days.in_model
     assert config.attributes == (Attribute("kind", (("s0", "old"), ("*", "new"))),)
+    assert remarks_in(flow_log) == {remark}  # the newer readings keep the bounds
+    assert len({Registry(chosen).version(each.version).tags["bounds_facts"] for each in (first, second)}) == 1
 
 
 @pytest.mark.usefixtures("no_plots")
