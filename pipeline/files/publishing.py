@@ -20,7 +20,7 @@ from kafka.partitioner.default import murmur2
 from kafka.producer.future import FutureRecordMetadata
 from numpy.typing import NDArray
 
-from pipeline.files.outlook_table import OutlookRecord
+from pipeline.files.outlook_table import OutlookRecord, rows_behind
 from pipeline.files.reading_encoder import ReadingEncoder
 from pipeline.files.reading_table import ReadingTable
 from pipeline.kafka.batch_producer import NO_HEADERS, BatchAppender, encode_headers
@@ -78,7 +78,7 @@ class Publication:
         self._in_flight: deque[_InFlight] = deque()
         self._bytes_in_flight = 0
         self.acknowledged = self._next
-        rows = np.searchsorted(table.timestamp_us, [each.issued_us for each in outlooks]).tolist()
+        rows = rows_behind(table, outlooks).tolist()
         due = zip(rows, outlooks, strict=True)
         is_last = self._stop == len(table)
         self._outlooks = deque(one for one in due if start <= one[0] and (is_last or one[0] < self._stop))

@@ -218,6 +218,7 @@ def test_outlooks_from_files_come_before_the_readings_from_their_time_of_issue_o
     done = invoke(settings, publish_command, readings, *COLUMNS, "--outlooks", outlooks)
     assert done.exit_code == 0, done.output
     assert "20 readings of 2 sensors and 6 outlooks published" in done.output
+    assert "warning" not in done.output
     found = published(settings)
     for records in found.values():
         issues = [time for name, time in records if name == "city"]
@@ -244,6 +245,13 @@ def test_outlooks_alone_are_published_in_the_order_of_their_issue(settings: Sett
         assert [time for name, time in records if name == "city"] == ["00!", "03!", "06!"]
     refused = invoke(settings, publish_command, outlooks, *COLUMNS, "--issued-column", "issued_at", "--limit", 3)
     assert refused.exit_code == 2
+
+
+def test_a_misspelt_group_is_pointed_out(settings: Settings, tmp_path: Path) -> None:
+    readings, outlooks = write_files(tmp_path)
+    outlooks.write_text(outlooks.read_text(encoding="utf-8").replace("city", "ctiy"), encoding="utf-8")
+    done = invoke(settings, publish_command, readings, *COLUMNS, "--outlooks", outlooks)
+    assert "warning: the files have outlooks of ctiy: neither a group" in done.output, done.output
 
 
 def test_a_part_of_the_readings_comes_with_the_outlooks_of_its_time(settings: Settings, tmp_path: Path) -> None:
