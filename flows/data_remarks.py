@@ -6,11 +6,11 @@ from typing import Final
 from prefect import get_run_logger
 
 from model.sequences import Sequences
-from pipeline.attribute_remarks import attribute_remarks
-from pipeline.bounds_remarks import bounds_findings, bounds_remarks, facts_as_text
-from pipeline.calendar_remarks import calendar_remarks
-from pipeline.outlook_remarks import outlook_remarks
 from pipeline.registry.versions import CHALLENGER, Registry
+from pipeline.remarks.attributes import attribute_remarks
+from pipeline.remarks.bounds import bounds_findings, bounds_remarks, facts_as_text
+from pipeline.remarks.calendar import calendar_remarks
+from pipeline.remarks.outlooks import outlook_remarks
 from pipeline.settings import Settings
 from pipeline.windows import cadence_warning
 

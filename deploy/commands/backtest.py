@@ -160,9 +160,6 @@ def backtest(
         from deploy.literal_console import make_console
         from deploy.score_tables import interval_table, score_table, sensor_table
         from model.metrics import METRICS
-        from pipeline.attribute_remarks import attribute_remarks
-        from pipeline.bounds_remarks import bounds_findings, bounds_remarks
-        from pipeline.calendar_remarks import calendar_remarks
         from pipeline.evaluation.evaluate import (
             MODEL,
             evaluate,
@@ -174,8 +171,11 @@ def backtest(
         from pipeline.evaluation.report import TrainedModel, read_trained_model, write_report
         from pipeline.history.table import History
         from pipeline.messages import iso_timestamp
-        from pipeline.outlook_remarks import outlook_remarks
         from pipeline.registry.versions import VALIDATE_UNTIL, Registry
+        from pipeline.remarks.attributes import attribute_remarks
+        from pipeline.remarks.bounds import bounds_findings, bounds_remarks
+        from pipeline.remarks.calendar import calendar_remarks
+        from pipeline.remarks.outlooks import outlook_remarks
         from pipeline.windows import cadence_warning, load_sequences, sequences_from_table
 
     console = make_console(width=None if sys.stdout.isatty() else WIDTH)

@@ -16,11 +16,11 @@ from typing import Final, Protocol
 
 from model.artefact import ArtefactError, load_artefact
 from model.forecaster import Forecaster
-from pipeline.attribute_remarks import attributes_difference
-from pipeline.bounds_remarks import bounds_difference
-from pipeline.calendar_remarks import calendar_difference
 from pipeline.errors import ModelMissing, ModelUnusable, RegistryError
 from pipeline.registry.versions import CHAMPION, Registry, settings_differences
+from pipeline.remarks.attributes import attributes_difference
+from pipeline.remarks.bounds import bounds_difference
+from pipeline.remarks.calendar import calendar_difference
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.champion")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from model.attributes import Attribute
-from pipeline.attribute_remarks import attribute_remarks, attributes_difference
 from pipeline.errors import SettingsError
 from pipeline.evaluation.evaluate import model_config
+from pipeline.remarks.attributes import attribute_remarks, attributes_difference
 from pipeline.settings import Settings, load_settings
 
 SITES = Settings(attributes={"site": {"a": "urban", "b-*": "rural"}})

@@ -10,7 +10,7 @@ import pytest
 from model.bounds import Bounds
 from model.config import ModelConfig
 from model.sequences import Sequences
-from pipeline.bounds_remarks import bounds_difference, bounds_findings, bounds_remarks, facts_as_text
+from pipeline.remarks.bounds import bounds_difference, bounds_findings, bounds_remarks, facts_as_text
 from pipeline.settings import Settings
 from tests.series import HOUR_US, joined
 

@@ -15,9 +15,9 @@ from model.known_ahead import CalendarCovariate
 from model.sequences import Sequences, split_by_time
 from model.training import train
 from model.training_options import TrainingOptions
-from pipeline.calendar_remarks import calendar_difference, calendar_remarks
 from pipeline.errors import SettingsError
 from pipeline.evaluation.evaluate import model_config
+from pipeline.remarks.calendar import calendar_difference, calendar_remarks
 from pipeline.settings import Settings, load_settings
 from tests.series import joined
 

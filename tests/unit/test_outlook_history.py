@@ -17,7 +17,7 @@ from pipeline.files.reading_table import ReadingTable
 from pipeline.history.outlook_join import StepPositions
 from pipeline.history.reading_chunk import ReadingChunk
 from pipeline.history.table import History
-from pipeline.outlook_remarks import outlook_remarks
+from pipeline.remarks.outlooks import outlook_remarks
 from pipeline.settings import Settings
 from pipeline.settings.outlooks import OutlookSettings
 from pipeline.settings.sections import TrainingSettings
