@@ -158,7 +158,9 @@ def _champion(registry: Registry, settings: Settings) -> _Champion | None:
         forecaster = registry.load(version, settings.home / "models")
         return _Champion(version, forecaster, selected_until=registry.version(version).tags.get(VALIDATE_UNTIL))
     except ModelUnusable as error:
-        get_run_logger().warning("the champion is ignored in this retraining: %s", error)
+        get_run_logger().warning(
+            "champion version %d is unusable, so the new version is not compared with it: %s", version, error
+        )
         return _Champion(version, None, str(error))
 
 

@@ -75,7 +75,7 @@ class OutlookTensors:
 
 
 class AheadInputs:
-    """Gathers the inputs known ahead of a model on one device.
+    """Builds the inputs of a model that are known ahead (calendar, outlooks), on one device.
 
     Args:
         config: with covariates known ahead.

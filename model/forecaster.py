@@ -237,7 +237,7 @@ class Forecaster(nn.Module):
         return h
 
     def _with_sensor(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The core's inputs: those of each step, and the vector of its sensor."""
+        """The GRU's inputs: the inputs of each step, followed by the vector of the sensor."""
         known = self.sensor_vectors(rows)[:, None].expand(-1, x.shape[1], -1)
         return torch.cat([x, known], dim=2)
 

@@ -121,8 +121,8 @@ ROBUST_PART: Final = 0.01
 FACTOR_STEP: Final = 0.01  # the smallest step, times the root of the stride
 FIRST_FACTOR_STEP: Final = 0.05  # the largest step
 FACTOR_STEP_LABELS: Final = 10.0  # in between, the step is this number divided by the number of labels so far
-# Relative change of a fixed distance per label outside its quantile, times the root of the stride; 1 for the first
-# DISTANCE_LABELS labels, then it falls as 1 / labels down to DISTANCE_RATE.
+# Step of a fixed distance's logarithm per label outside its quantile: 1 for the first DISTANCE_LABELS labels, then
+# DISTANCE_LABELS / labels, but at least DISTANCE_RATE times the root of the stride.
 DISTANCE_RATE: Final = 0.02
 DISTANCE_LABELS: Final = 20.0
 LEAST_DISTANCE: Final = 1e-3  # scales; a distance of 0 could not grow, and a tiny one grows too slowly

@@ -24,7 +24,7 @@ from .unit_change import in_own_units
 
 logger = logging.getLogger("streamgru.training")
 
-MARGIN: Final = 0.01  # share of the loss by which roots must be better
+MARGIN: Final = 0.01  # least relative gain in pinball loss for which square roots are chosen
 # Bounds on the time: targets with a minimum that are tried, sensors of each, steps of a sensor that are scored, and
 # steps before them that the autoregression learns from.
 _TARGETS: Final = 16

@@ -84,7 +84,7 @@ def non_finite(states: States) -> NDArray[np.bool_]:
 
 
 def replay_start(state: Any, steps: int, spacing: int) -> int:
-    """The offset to rebuild a state from with some ``steps`` accepted readings; -1 for a blank state.
+    """The offset at which a replay of about ``steps`` accepted readings begins; -1 for a blank state.
 
     It is the newest anchor that is far enough back, otherwise the oldest. The anchor's reading was accepted into this
     state, so a rebuild that begins there accepts the same readings. It reads at most ``spacing`` readings too many, and

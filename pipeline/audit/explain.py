@@ -108,7 +108,10 @@ def _of_present_settings(settings: Settings, found: list[Forecast], timestamp_us
             "that the forecasters had then"
         )
     if others:
-        logger.warning("another forecast of this reading was made under other settings: %s", ", ".join(others))
+        logger.warning(
+            "another forecast of this reading is not explained, because its settings have another fingerprint: %s",
+            ", ".join(others),
+        )
     return ours
 
 

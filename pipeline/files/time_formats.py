@@ -59,7 +59,7 @@ _YEARS: Final = ("year", "short_year", "iso_week")
 
 @dataclass(frozen=True)
 class Form:
-    """A form of times. A cell fits if it matches, and if its groups in ``constants`` have these numbers."""
+    """A form of times. A cell fits if it matches and each group named in ``constants`` equals its number there."""
 
     pattern: Pattern
     constants: dict[str, int] = field(default_factory=dict)

@@ -48,7 +48,7 @@ class Counters:
     # least one and at most this number got no forecast.
     held_lost: int = 0
     outlooks: int = 0  # records with outlooks that the state of at least one sensor accepted
-    late_outlooks: int = 0  # records with outlooks that were issued no later than those that their sensors had
+    late_outlooks: int = 0  # records with outlooks no newer than the current outlooks of their sensors
     unused_outlooks: int = 0  # records with outlooks whose sensors have no state on the partition
     ignored_features: int = 0  # features in readings, and covariates in outlooks, that the settings do not name
     dead_letters: Counter[str] = field(default_factory=Counter)  # reason -> dead letters

@@ -244,7 +244,7 @@ class HealthMonitor:
             except (KafkaError, client_errors.KafkaError) as error:
                 self._update(None, str(error))
             except Exception as error:  # without this thread a stuck forecaster would count as healthy for ever
-                logger.debug("a health check failed", exc_info=error)
+                logger.debug("the check for a stuck forecaster failed", exc_info=error)
                 # {} instead of None, which would mean that no broker answers: this time must count.
                 self._update({}, f"the health check failed with {type(error).__name__}: {error}")
             if self.failure is None:

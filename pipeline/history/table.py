@@ -180,7 +180,9 @@ class History:
         bounds = pl.col("partition").replace_strict(dict(next_offsets), default=None, return_dtype=pl.Int64)
         beyond = fresh.filter(bounds.is_null() | (pl.col("offset") >= bounds))
         if len(beyond):
-            raise ValueError(f"{len(beyond)} readings lie at or beyond the next offsets {dict(next_offsets)}")
+            raise ValueError(
+                f"{len(beyond)} readings are not below the next offsets of their partitions, {dict(next_offsets)}"
+            )
         floor = pl.col("partition").replace_strict(stored, default=0, return_dtype=pl.Int64)
         fresh = fresh.filter(pl.col("offset") >= floor)
         if not ahead:

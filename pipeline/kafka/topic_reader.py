@@ -46,7 +46,7 @@ def topic_ends(settings: Settings, topic: str) -> dict[int, int]:
 
 
 def topic_starts(settings: Settings, topic: str) -> dict[int, int]:
-    """The first offset of each partition that is not deleted yet.
+    """The first retained offset of each partition.
 
     Raises:
         KafkaError: no broker answers, or the topic does not exist.

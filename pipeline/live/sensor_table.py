@@ -19,7 +19,7 @@ class SensorIds:
     """A copy of all ids, each followed by ``_END``; the id of a row begins at ``starts[row]``."""
 
     ids: bytes
-    starts: NDArray[np.uint32]  # one more than rows
+    starts: NDArray[np.uint32]  # (rows + 1,) offset in bytes of each id in ``ids``, and the end
 
     def search(self, text: bytes) -> NDArray[np.int64]:
         """The rows whose ids contain the text, in ascending order; ASCII letters match in either case."""

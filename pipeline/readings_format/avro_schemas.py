@@ -86,7 +86,10 @@ class _Cost(NamedTuple):
 
 
 class _Planner:
-    """Finds the cost of types, each named type once: a schema of a few kB can name a type any number of times."""
+    """Finds the most values that a type can hold per byte, once for each named type.
+
+    A schema of a few kB can name a type any number of times.
+    """
 
     def __init__(self, named: Mapping[str, Any]) -> None:
         self._named = named

@@ -234,7 +234,7 @@ class Registry:
             return client.get_model_version(self._name, str(version))
 
     def _check_files(self, version: int) -> str:
-        """The URI of a version's forecaster, whose files MLflow lists.
+        """Check that MLflow lists the files of a version's forecaster; return their URI.
 
         MLflow reports a file that it failed to transfer only in text. So missing files are looked up first, and an
         error after that counts as temporary: it must not make a good version unusable.

@@ -74,8 +74,8 @@ All models have the same settings and are scored on the same labels; the newest 
 itself* is the newest outlook's value as the forecast of a station, so its error contains the station's distance from
 the mean. All figures are in the target's unit. Seeds: {seeds}."""
 CHECKED: Final = """\
-The same run checked two things with the models of the column *with outlooks*. Other values in all outlooks from the
-middle of the test part on, and as many outlooks more, change no byte of the forecasts and scores before it. And
+The same run checked two things with the models of the column *with outlooks*. If all outlooks from the
+middle of the test part on are changed, and as many are added, no byte of an earlier forecast or score changes. And
 `assert_causal`, which finds forecasts that depend on the future, accepts the outlooks, and catches the same outlooks if
 they come six hours before their time."""
 

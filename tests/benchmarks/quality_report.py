@@ -54,7 +54,7 @@ differ by the first forecast of a sensor, which is no longer scored."""
 NOT_REACHED: Final = """\
 - At 720 steps the 80 % intervals of the worst sensor of ETTh1 hold 10 points too many readings, and over all sensors 2
   to 4 points, depending on the seed. The months of the test part are calmer than those of the validation part, where
-  intervals hold a point too few. A label comes as many hours after its forecast as the horizon has.
+  intervals hold a point too few. A label arrives 720 hours after its forecast.
 - By GIFT-Eval's protocol at 48 steps, the MASE is .85 times the seasonal-naive forecast's; wanted was .84. To go on
   training on the newest tenth of the readings, which only choose the epoch, does not help: on windows before the test
   part the MASE ratio is .902 and .903 after 2 and 5 more epochs, and .899 without them (one seed).
