@@ -161,7 +161,7 @@ def test_states_are_rebuilt_if_a_batch_of_the_changelog_is_damaged(
     sender.good()
     with running(settings, champion):
         wait_for_forecasts(settings, 3)
-    (segment,) = broker.home.rglob(f"{settings.kafka.topics.state}-0/*.log")
+    (segment,) = broker.home.glob(f"kafka/data/{settings.kafka.topics.state}-0/*.log")
     with segment.open("r+b") as log:
         log.seek(100)  # within the first batch
         byte = log.read(1)[0]
@@ -182,7 +182,7 @@ def test_a_batch_that_is_damaged_on_the_brokers_disk_is_set_aside(
     sender = Sender(settings)
     for codec in (GZIP, NONE, GZIP):
         sender.good(codec)
-    (segment,) = broker.home.rglob(f"{settings.kafka.topics.readings}-0/*.log")
+    (segment,) = broker.home.glob(f"kafka/data/{settings.kafka.topics.readings}-0/*.log")
     with segment.open("r+b") as log:
         log.seek(log.read().index(b'{"sensor_id"'))  # in the batch that is not compressed
         log.write(b"?")
@@ -210,7 +210,7 @@ def test_a_damaged_batch_that_fills_a_fetch_hides_no_reading_and_is_set_aside_on
     sender.harmful(batch_of(NONE, [(key, padded), (key, padded), (key, padded + b" " * missing)]), DAMAGED)
     for _ in range(3):
         sender.good()
-    (segment,) = broker.home.rglob(f"{settings.kafka.topics.readings}-0/*.log")
+    (segment,) = broker.home.glob(f"kafka/data/{settings.kafka.topics.readings}-0/*.log")
     with segment.open("r+b") as log:
         log.seek(log.read().index(struct.pack(">qi", 3, size - 12)) + 23)  # the last offset, counted from the first
         log.write(struct.pack(">i", stated))
@@ -230,7 +230,7 @@ def test_a_damaged_length_in_the_log_ends_forecaster_and_audit_with_its_place_an
     sender = Sender(settings)
     for _ in range(3):
         sender.good()
-    (segment,) = broker.home.rglob(f"{settings.kafka.topics.readings}-0/*.log")
+    (segment,) = broker.home.glob(f"kafka/data/{settings.kafka.topics.readings}-0/*.log")
     with segment.open("r+b") as log:
         (size,) = struct.unpack(">i", log.read(12)[8:])
         log.seek(12 + size + 8)  # in the second batch
