@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .known_ahead import OutlookConfig
 from .normaliser import Floats
-from .outlooks import NO_ISSUE_US, NO_OUTLOOK, Outlooks
+from .outlooks import NO_ISSUE_US, NO_OUTLOOK, Outlooks, nearest_cell
 from .sequences import Sequences
 
 AHEAD_WIDTH: Final = 64  # hidden numbers of the term that the inputs known ahead add to the raw outputs
@@ -122,9 +122,7 @@ class AheadInputs:
         there = there & (issued_us != NO_ISSUE_US)
         since_us = torch.where(there, timestamp_us - outlooks.first_us[row], 0)
         cadence_us = self._config.cadence_us
-        # The nearest cell; half a cadence belongs to the later one, as in ``outlooks.lay_on_grid``.
-        nearest = torch.div(2 * since_us + cadence_us, 2 * cadence_us, rounding_mode="floor")
-        cell = nearest[..., None] + self._points
+        cell = nearest_cell(since_us, cadence_us)[..., None] + self._points
         inside = (cell >= 0) & (cell < outlooks.steps) & there[..., None]
         values = outlooks.values[torch.where(inside, row[..., None] * outlooks.steps + cell, 0)]
         seen = inside[..., None] & ~values.isnan()

@@ -8,7 +8,7 @@ Letters: n readings, m outlooks, S sensors, C covariates of outlooks, h horizon 
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 from .acceptance import NEVER_US, running_maximum
 from .known_ahead import OutlookConfig
 
+if TYPE_CHECKING:  # PyTorch takes seconds to load, and commands without a model do without it
+    from torch import Tensor
+
 Indexes = NDArray[np.int64]
+Times = TypeVar("Times", Indexes, "Tensor")  # microseconds, as an array or on a device
 
 NO_OUTLOOK: Final = -1  # the row of a step whose sensor has no outlook
 NO_ISSUE_US: Final = NEVER_US  # the time of issue that stands for "no outlook"
@@ -70,7 +74,7 @@ def lay_on_grid(config: OutlookConfig, cadence_us: int, timestamp_us: Indexes, v
         values: (n, C), NaN where missing.
     """
     first_us = int(timestamp_us.min())
-    cell = _nearest_cell(timestamp_us - first_us, cadence_us)
+    cell = nearest_cell(timestamp_us - first_us, cadence_us)
     kept = np.flatnonzero(cell < config.steps)
     cells = np.full((config.steps, config.covariate_count), np.nan, np.float32)
     # One entry after the other would be slow; of repeated indexes, numpy assigns the last.
@@ -78,9 +82,9 @@ def lay_on_grid(config: OutlookConfig, cadence_us: int, timestamp_us: Indexes, v
     return Grid(first_us, cells, len(cell) - len(kept))
 
 
-def _nearest_cell(since_us: Indexes, cadence_us: int) -> Indexes:
+def nearest_cell(since_us: Times, cadence_us: int) -> Times:
     """(...,) the cell nearest to each time since the first cell; half a cadence belongs to the later cell."""
-    cell: Indexes = (2 * since_us + cadence_us) // (2 * cadence_us)
+    cell: Times = (2 * since_us + cadence_us) // (2 * cadence_us)
     return cell
 
 

@@ -92,10 +92,8 @@ class Sequences:
             seen: by accepted reading, in the order of the steps. A step inserted before a reading has its outlook, or
                 none if that was issued after the step.
         """
-        following: NDArray[np.int64] = (
-            np.cumsum(self.observed) - self.observed
-        )  # the reading of each step: its own, or the next one
-        row = seen.row[following]
+        reading: NDArray[np.int64] = np.cumsum(self.observed) - self.observed  # of each step: its own, or the next one
+        row = seen.row[reading]
         inserted = np.flatnonzero(~self.observed & (row != NO_OUTLOOK))
         later = outlooks.issued_us[row[inserted]] > self.timestamp_us[inserted]
         row[inserted[later]] = NO_OUTLOOK

@@ -208,7 +208,7 @@ class Stepper:
         """E: the experts in the mixture, 0 if adaptation is off."""
         return 0 if self.adaptation.level == "off" else len(self._adapting.experts)
 
-    def _follow(self, rows: States, plan: "StepPlan", seen: Floats) -> Followed:
+    def _follow(self, rows: States, plan: StepPlan, seen: Floats) -> Followed:
         """The steps' values in the states' own units. Steps the units in ``rows``."""
         units, evidence = rows["units"].copy(), rows["unit_evidence"].copy()
         followed = follow(units, evidence, np.append(plan.starts, len(seen)), plan.reset, seen)
@@ -216,7 +216,7 @@ class Stepper:
         return followed
 
     def _adapt(
-        self, rows: States, plan: "StepPlan", seen: Floats, hidden: NDArray[np.float32], at: Indexes, quantiles: Floats
+        self, rows: States, plan: StepPlan, seen: Floats, hidden: NDArray[np.float32], at: Indexes, quantiles: Floats
     ) -> AdaptedForecasts:
         """The forecasts, adapted. Steps the adaptation states in ``rows``."""
         config = self.config
@@ -236,7 +236,7 @@ class Stepper:
         rows["adaptation"] = block
         return adapted
 
-    def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: "StepPlan") -> Tensor:
+    def _step_network(self, x: NDArray[np.float32], rows: States, sensors: Sequence[str], plan: StepPlan) -> Tensor:
         """(M or more, H) after each step, round by round. Steps the hidden states in ``rows``."""
         M, D = x.shape
         known = self.forecaster.sensor_vectors(torch.from_numpy(self.forecaster.sensor_rows(sensors)))
@@ -254,7 +254,7 @@ class Stepper:
         rows["hidden"] = states[:, :A].numpy().transpose(1, 0, 2)
         return hidden
 
-    def _past(self, rows: States, seen: Floats, trace: NormaliserTrace, plan: "StepPlan") -> tuple[Past, Indexes]:
+    def _past(self, rows: States, seen: Floats, trace: NormaliserTrace, plan: StepPlan) -> tuple[Past, Indexes]:
         """The targets' past, sensor by sensor (R carried lags, then new steps); and (M,) the steps' indexes."""
         config = self.config
         R, K = config.lag_steps, config.target_count
