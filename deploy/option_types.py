@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import click
 
+from deploy.data_files import ISSUED_COLUMN
 from pipeline.settings.sections import LARGEST_SEED
 
-ISSUED_COLUMN: Final = "issued_at"  # the default of `--issued-column`
 SEED: Final = click.IntRange(0, LARGEST_SEED)
 
 Command = Callable[..., Any]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deploy.context import Context
+from deploy.data_files import read_outlook_files, read_reading_files, say_notes
 from deploy.loading import loading
 from deploy.option_types import (
-    ISSUED_COLUMN,
     POSITIVE,
     FiniteRange,
     issued_column_option,
@@ -214,8 +214,7 @@ def backtest(
     if warning := cadence_warning(sequences):
         say(f"warning: {warning}", err=True)
     remarks = bounds_remarks(bounds_findings(sequences, settings)) + calendar_remarks(sequences, settings)
-    for remark in remarks + outlook_remarks(settings) + attribute_remarks(sequences.sensors, settings):
-        say(f"note: {remark}", err=True)
+    say_notes(remarks + outlook_remarks(settings) + attribute_remarks(sequences.sensors, settings))
 
     def told(epoch: "EpochReport", of: str = "") -> None:
         with best_effort("the progress of the training", log):  # such as a closed pipe
@@ -304,14 +303,9 @@ def _from_files(
 ) -> tuple["Settings", "ReadingTable"]:
     """The settings, with the files' cadence if it was not set, and the readings in the files."""
     from pipeline.files.file_layout import FileLayout
-    from pipeline.files.reading_table import read_readings
     from pipeline.windows import usual_interval_us
 
-    table = read_readings(
-        files, FileLayout.of(settings.files, **layout), settings.features, settings.kafka.max_reading_bytes
-    )
-    for note in table.notes:
-        say(f"note: {note}", err=True)
+    table = read_reading_files(files, FileLayout.of(settings.files, **layout), settings)
     if not len(table):
         raise DataFileError(
             f"{', '.join(map(str, files))}: no row has a value of {', '.join(settings.features)}; set features (and "
@@ -335,18 +329,11 @@ def _outlooks(
     settings: "Settings", files: tuple[Path, ...], issued_column: str | None, layout: dict[str, Any]
 ) -> tuple["OutlookRecord", ...]:
     """The outlooks in the files, with a note if the settings name outlooks and there are no files."""
-    from pipeline.files.file_layout import FileLayout
-    from pipeline.files.outlook_table import read_outlooks
-
     if not files:
         if settings.outlooks.are_on:
             say("note: without --outlooks the model is scored as if no outlook had come", err=True)
         return ()
-    asked = FileLayout.of(settings.files, **layout, issued_column=issued_column or ISSUED_COLUMN)
-    found = read_outlooks(files, asked, settings)
-    for note in found.notes:
-        say(f"note: {note}", err=True)
-    return found.records
+    return read_outlook_files(files, issued_column, layout, settings).records
 
 
 def _with_steps_of(forecaster: "Forecaster", settings: "Settings", asked: dict[str, Any], folder: Path) -> "Settings":

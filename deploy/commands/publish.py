@@ -11,15 +11,16 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 from deploy.context import Context
+from deploy.data_files import ISSUED_COLUMN, read_outlook_files, read_reading_files
 from deploy.literal_console import TaskText, make_console
-from deploy.option_types import ISSUED_COLUMN, POSITIVE, layout_options
+from deploy.option_types import POSITIVE, layout_options
 from deploy.processes import terminated_like_interrupted
 from deploy.terminal_text import say
 from pipeline.errors import DataFileError, KafkaError
 from pipeline.files.file_layout import FileLayout, Order
-from pipeline.files.outlook_table import OutlookRecord, OutlookTable, no_readings, read_outlooks
+from pipeline.files.outlook_table import OutlookRecord, OutlookTable, no_readings
 from pipeline.files.publishing import Publication
-from pipeline.files.reading_table import ReadingTable, read_readings
+from pipeline.files.reading_table import ReadingTable
 from pipeline.iso_times import iso_microseconds_in_zone
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count
 from pipeline.messages import iso_timestamp
@@ -95,9 +96,7 @@ def publish(
     settings = context.settings
     found = OutlookTable((), (), (), ())
     if outlook_files or issued_column is not None:
-        asked = FileLayout.of(settings.files, **columns, issued_column=issued_column or ISSUED_COLUMN)
-        found = read_outlooks(outlook_files or files, asked, settings)
-        _say_notes(found.notes)
+        found = read_outlook_files(outlook_files or files, issued_column, columns, settings)
         _check_issued(found.records, settings)
     outlooks = found.records
     if issued_column is not None and not outlook_files:
@@ -114,8 +113,7 @@ def publish(
     layout = FileLayout.of(settings.files, **columns, order=order)
     if order == "file" and (until is not None or (begin is not None and not begin.isdigit())):
         raise click.UsageError("--from and --until accept times only with --order event; with --order file, give a row")
-    table = read_readings(files, layout, settings.features, settings.kafka.max_reading_bytes)
-    _say_notes(table.notes)
+    table = read_reading_files(files, layout, settings)
     start, stop = _rows(table, layout.timezone, begin, until, limit)
     if start >= stop:
         raise click.UsageError(f"nothing to publish: no readings {_span(table, begin, until)}")
@@ -171,11 +169,6 @@ def _receivers(table: OutlookTable) -> str:
     """The names that outlooks are for, so that a misspelt group shows up among the sensors."""
     parts = {"sensors": table.sensors, "groups": table.groups}
     return "; ".join(f"as {kind} {listed(names)}" for kind, names in parts.items() if names)
-
-
-def _say_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        say(f"note: {note}", err=True)
 
 
 def _check_issued(outlooks: Sequence[OutlookRecord], settings: Settings) -> None:
