@@ -7,10 +7,8 @@ from prefect import get_run_logger
 
 from model.sequences import Sequences
 from pipeline.registry.versions import CHALLENGER, Registry
-from pipeline.remarks.attributes import attribute_remarks
-from pipeline.remarks.bounds import bounds_findings, bounds_remarks, facts_as_text
-from pipeline.remarks.calendar import calendar_remarks
-from pipeline.remarks.outlooks import outlook_remarks
+from pipeline.remarks.bounds import bounds_findings, facts_as_text
+from pipeline.remarks.data import data_remarks
 from pipeline.settings import Settings
 from pipeline.windows import cadence_warning
 
@@ -29,7 +27,6 @@ def log_data_remarks(sequences: Sequences, settings: Settings, registry: Registr
     findings = bounds_findings(sequences, settings)
     last = registry.resolve(CHALLENGER) if findings else None
     known = "" if last is None else registry.version(last).tags.get(BOUNDS_FACTS, "")
-    remarks = bounds_remarks(findings, known) + calendar_remarks(sequences, settings)
-    for remark in remarks + outlook_remarks(settings) + attribute_remarks(sequences.sensors, settings):
+    for remark in data_remarks(sequences, settings, findings, known):
         log.info("%s", remark)
     return {BOUNDS_FACTS: facts_as_text(findings)} if findings else {}

@@ -172,10 +172,8 @@ def backtest(
         from pipeline.history.table import History
         from pipeline.messages import iso_timestamp
         from pipeline.registry.versions import VALIDATE_UNTIL, Registry
-        from pipeline.remarks.attributes import attribute_remarks
-        from pipeline.remarks.bounds import bounds_findings, bounds_remarks
-        from pipeline.remarks.calendar import calendar_remarks
-        from pipeline.remarks.outlooks import outlook_remarks
+        from pipeline.remarks.bounds import bounds_findings
+        from pipeline.remarks.data import data_remarks
         from pipeline.windows import cadence_warning, load_sequences, sequences_from_table
 
     console = make_console(width=None if sys.stdout.isatty() else WIDTH)
@@ -213,8 +211,7 @@ def backtest(
         sequences = load_sequences(History(settings.history_path, settings.features), settings)
     if warning := cadence_warning(sequences):
         say(f"warning: {warning}", err=True)
-    remarks = bounds_remarks(bounds_findings(sequences, settings)) + calendar_remarks(sequences, settings)
-    say_notes(remarks + outlook_remarks(settings) + attribute_remarks(sequences.sensors, settings))
+    say_notes(data_remarks(sequences, settings, bounds_findings(sequences, settings)))
 
     def told(epoch: "EpochReport", of: str = "") -> None:
         with best_effort("the progress of the training", log):  # such as a closed pipe
