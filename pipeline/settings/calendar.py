@@ -1,6 +1,7 @@
 """The section ``[calendar]`` of the settings: days on which targets behave differently, known ahead."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any, Final, Self
@@ -137,15 +138,13 @@ def _holidays(country: str, years: range) -> Any:
     # The package takes any name of its own modules and classes for a country.
     if code not in EntityLoader.get_country_codes():
         raise ValueError(f"{unknown}write the code of a country in ISO 3166 such as DE, or DE-BY for a part of it")
-    try:
-        if dash and not part:
-            raise NotImplementedError
-        return holidays.country_holidays(code, subdiv=part or None, years=years)
-    except NotImplementedError:
-        parts = [f"{code}-{each}" for each in getattr(holidays, code).subdivisions]
-        some = ", ".join(parts[:_MOST_SHOWN]) + (", …" if len(parts) > _MOST_SHOWN else "")
-        listed = f", or for a part of it {some}" if parts else ""
-        raise ValueError(f"{unknown}write {code} for the whole country{listed}") from None
+    if part or not dash:
+        with suppress(NotImplementedError):  # an unknown part
+            return holidays.country_holidays(code, subdiv=part or None, years=years)
+    parts = [f"{code}-{each}" for each in getattr(holidays, code).subdivisions]
+    some = ", ".join(parts[:_MOST_SHOWN]) + (", …" if len(parts) > _MOST_SHOWN else "")
+    listed = f", or for a part of it {some}" if parts else ""
+    raise ValueError(f"{unknown}write {code} for the whole country{listed}")
 
 
 def _changes(days: Iterable[date], zone: ZoneInfo) -> tuple[int, ...]:
