@@ -38,6 +38,15 @@ def health_port_option(setting: str) -> Callable[[Command], Command]:
     )
 
 
+def issued_column_option(more: str = "") -> Callable[[Command], Command]:
+    """`--issued-column`; ``more`` are further sentences of its help."""
+    return click.option(
+        "--issued-column",
+        metavar="NAME",
+        help=f"Column of the times of issue, in files of outlooks; by default {ISSUED_COLUMN}. {more}".rstrip(),
+    )
+
+
 def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator for several options, in the order of the help."""
     return lambda command: reduce(lambda command, option: option(command), reversed(options), command)
@@ -46,12 +55,6 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 def _split_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
     return () if value is None else tuple(name.strip() for name in value.split(","))
 
-
-issued_column_option = click.option(
-    "--issued-column",
-    metavar="NAME",
-    help=f"Column of the times of issue, in files of outlooks; by default {ISSUED_COLUMN}.",
-)
 
 # Options for the layout of files, for the arguments of ``FileLayout.of``: None or empty if they are not given.
 layout_options = _options(

@@ -56,7 +56,7 @@ WIDTH: Final = 120  # characters of an output that is not a terminal; enough for
     metavar="FILE",
     help="A file of outlooks that came between the readings of DATA, in the order of `streamgru publish --outlooks`.",
 )
-@issued_column_option
+@issued_column_option()
 @click.option(
     "--cadence",
     "cadence_s",

@@ -11,9 +11,9 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 from deploy.context import Context
-from deploy.data_files import ISSUED_COLUMN, read_outlook_files, read_reading_files
+from deploy.data_files import read_outlook_files, read_reading_files
 from deploy.literal_console import TaskText, make_console
-from deploy.option_types import POSITIVE, layout_options
+from deploy.option_types import POSITIVE, issued_column_option, layout_options
 from deploy.processes import terminated_like_interrupted
 from deploy.terminal_text import say
 from pipeline.errors import DataFileError, KafkaError
@@ -55,12 +55,7 @@ _ROW = re.compile(r"[0-9]{1,18}")
 )
 @click.option("--until", metavar="TIME", help="Publish only readings before this time.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Publish at most N readings.")
-@click.option(
-    "--issued-column",
-    metavar="NAME",
-    help=f"Column of the times of issue, in files of outlooks; by default {ISSUED_COLUMN}. Given without --outlooks, "
-    "it says that the FILEs hold outlooks.",
-)
+@issued_column_option("Given without --outlooks, it says that the FILEs hold outlooks.")
 @click.option(
     "--outlooks",
     "outlook_files",
