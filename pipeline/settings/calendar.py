@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import date, datetime, timedelta
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final, Self
 from zoneinfo import ZoneInfo
 
@@ -82,13 +82,18 @@ class CalendarSettings(BaseModel):
     @property
     def in_model(self) -> tuple[CalendarCovariate, ...]:
         """The covariates of a model that is trained now, in the order of their names."""
-        if self.timezone is None:
-            return ()
-        found: dict[str, Iterable[date]] = {name: _parsed(listed) for name, listed in self.days.items()}
-        if self.country is not None:
-            found |= _of_country(self.country)
-        zone = ZoneInfo(self.timezone)
-        return tuple(CalendarCovariate(name, _changes(found[name], zone)) for name in sorted(found))
+        return () if self.timezone is None else _in_model(self.country, self.timezone, tuple(self.days.items()))
+
+
+@lru_cache(maxsize=16)  # an access takes milliseconds otherwise
+def _in_model(
+    country: str | None, timezone: str, days: tuple[tuple[str, tuple[str, ...]], ...]
+) -> tuple[CalendarCovariate, ...]:
+    found: dict[str, Iterable[date]] = {name: _parsed(listed) for name, listed in days}
+    if country is not None:
+        found |= _of_country(country)
+    zone = ZoneInfo(timezone)
+    return tuple(CalendarCovariate(name, _changes(found[name], zone)) for name in sorted(found))
 
 
 def _parsed(listed: tuple[str, ...]) -> list[date]:
@@ -114,7 +119,6 @@ def _span(text: str) -> Iterator[date]:
     return (first + timedelta(days=day) for day in range((last - first).days + 1))
 
 
-@cache
 def _of_country(country: str) -> dict[str, tuple[date, ...]]:
     """Public holidays with the days that replace them, and the weekends that are worked in return, if there are any."""
     found = _holidays(country, range(FIRST_YEAR, LAST_YEAR + 1))
