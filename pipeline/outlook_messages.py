@@ -24,6 +24,7 @@ from pipeline.messages import (
     LATEST_TIMESTAMP_US,
     LONGEST_SENSOR_ID_BYTES,
     OWN_FORM_HEADER,
+    SCHEMA_URIS,
     Headers,
     Rejected,
     iso_timestamp,
@@ -35,6 +36,7 @@ from pipeline.time_units import describe_outside
 
 BAD_OUTLOOK: Final = "bad-outlook"
 OUTLOOK_SCHEMA_URI: Final = "urn:streamgru:schema:outlook:1"
+ALL_SCHEMA_URIS: Final = {**SCHEMA_URIS, "outlook": OUTLOOK_SCHEMA_URI}  # the $id of each of `all_json_schemas`
 MOST_ENTRIES: Final = 100_000  # times of one outlook; a state keeps far fewer
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)] | int

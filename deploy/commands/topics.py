@@ -10,8 +10,7 @@ from deploy.literal_console import make_console
 from deploy.terminal_text import say, say_lines
 from pipeline.asyncapi import asyncapi_document
 from pipeline.kafka.topics import TopicStatus, ensure_topics, topic_statuses
-from pipeline.messages import SCHEMA_URIS
-from pipeline.outlook_messages import OUTLOOK_SCHEMA_URI, all_json_schemas
+from pipeline.outlook_messages import ALL_SCHEMA_URIS, all_json_schemas
 
 
 @click.group()
@@ -58,7 +57,7 @@ def schema(context: Context, message: str | None, asyncapi: bool) -> None:
         raise click.UsageError(f"--asyncapi describes all topics; leave out {message!r}")
     schemas = asyncapi_document(context.settings) if asyncapi else all_json_schemas()
     if message is not None:
-        head = {"$schema": schemas["$schema"], "$id": {**SCHEMA_URIS, "outlook": OUTLOOK_SCHEMA_URI}[message]}
+        head = {"$schema": schemas["$schema"], "$id": ALL_SCHEMA_URIS[message]}
         schemas = {**head, **schemas[message], "$defs": schemas["$defs"]}
     say_lines(json.dumps(schemas, indent=2, ensure_ascii=False))
 
