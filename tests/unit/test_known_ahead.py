@@ -34,7 +34,7 @@ from model.outlooks import (
 from model.sequences import Sequences, split_by_time
 from model.state import blank_states, state_dtype
 from model.stepper import Forecasts, Stepper
-from model.training import train
+from model.training import EpochReport, train
 from model.training_options import TrainingOptions
 from tests.random_models import random_forecaster
 from tests.series import CONFIG, HOUR_US, joined
@@ -444,11 +444,22 @@ def test_training_gathers_the_inputs_of_a_back_test() -> None:
     assert compared > 100
 
 
+class Killed(Exception):
+    """Ends training as a kill of its process would."""
+
+
 @pytest.mark.parametrize("preset", ["stateful", "plain"])
 def test_training_is_repeatable_and_continues_after_a_kill(preset: str, tmp_path: Path) -> None:
     options = TrainingOptions(preset=preset, epochs=2, updates_per_epoch=5, hidden_size=8, window_steps=24, threads=1)  # type: ignore[arg-type]
     split = split_by_time(DATA.sequences, 0.2, 0.2)
-    whole = train(BOTH, options, DATA.sequences, split, checkpoint=tmp_path / "checkpoint")
+    whole = train(BOTH, options, DATA.sequences, split)
+
+    def kill_in_the_second(epoch: EpochReport) -> None:
+        if epoch.epoch == 2:
+            raise Killed  # the checkpoint does not contain this epoch yet
+
+    with pytest.raises(Killed):
+        train(BOTH, options, DATA.sequences, split, report=kill_in_the_second, checkpoint=tmp_path / "checkpoint")
     again = train(BOTH, options, DATA.sequences, split, checkpoint=tmp_path / "checkpoint")
     for name, tensor in whole.forecaster.state_dict().items():
         assert torch.equal(tensor, again.forecaster.state_dict()[name]), name
