@@ -27,12 +27,12 @@ from model.forecaster import Forecaster
 from model.metrics import Metric
 from model.scale_choice import choose_scale
 from model.sequences import Sequences
-from model.training import EpochReport
 from pipeline.evaluation.evaluate import model_config, split_by, train_on
 from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.settings import Settings, load_settings
 from pipeline.windows import sequences_from_table
+from tests.benchmarks.case import report_epoch
 from tests.benchmarks.markdown import mean, spread, table
 
 SPLIT: Final = "0.7,0.1,0.2"
@@ -92,10 +92,10 @@ def compare(problem: Problem, seed: int, epochs: int) -> dict[str, Any]:
     settings = problem.settings.model_copy(update={"training": training})
     sequences, split = split_by(SPLIT, problem.sequences)
     scaled, (choice,) = choose_scale(model_config(settings), sequences.slice_time(None, split.validation_end_us), split)
-    plain = train_on(replace(problem, settings=settings).without_bounds(), sequences, split, _report).forecaster
+    plain = train_on(replace(problem, settings=settings).without_bounds(), sequences, split, report_epoch).forecaster
     models = {WITHOUT: plain, MOVED: with_bounds(plain, settings.target_bounds)}
     if any(scaled.roots):
-        models[ROOTS] = train_on(settings, sequences, split, _report).forecaster
+        models[ROOTS] = train_on(settings, sequences, split, report_epoch).forecaster
     watched = [
         Watched(model_predictor(forecaster, name, settings.adaptation), name, problem.bounds)
         for name, forecaster in models.items()
@@ -209,10 +209,6 @@ def main() -> None:
                 path.write_text(json.dumps(compare(problem, seed, options.epochs), indent=2), encoding="utf-8")
             results.append(json.loads(path.read_text(encoding="utf-8")))
     print(report(results))
-
-
-def _report(epoch: EpochReport) -> None:
-    print(f"epoch {epoch.epoch}: validation {epoch.validation_loss:.4f}, {epoch.seconds:.0f} s", file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:

@@ -1,8 +1,9 @@
-"""A trained model and its data, for the studies of ``tests.benchmarks.carrying``.
+"""A trained model and its data, for the studies of ``tests.benchmarks.carrying``; models that benchmarks keep.
 
 Letters: S sensors, N readings, M or m moments, K targets, h horizon steps.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploy.commands.backtest import backtest as command
+from model.artefact import load_artefact, save_artefact
 from model.backtest import Persistence, SeasonalNaive, seasonal_scale
 from model.config import Adaptation
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split
 from model.state import States
 from model.stepper import Stepper
-from pipeline.evaluation.evaluate import split_by, standard_deviations
+from model.training import EpochReport
+from pipeline.evaluation.evaluate import split_by, standard_deviations, train_on
 from pipeline.evaluation.report import read_trained_model
 from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import read_readings
-from pipeline.settings import load_settings
+from pipeline.settings import Settings, load_settings
 from pipeline.windows import sequences_from_table
 from tests.benchmarks.panel import Floats, Indexes, Panel, Walk
 
@@ -97,6 +100,20 @@ class Case:
             kind.name: self.errors(medians_by_rule(kind(self.forecaster.config), self.sequences, moments), labels)
             for kind in (Persistence, SeasonalNaive)
         }
+
+
+def kept_model(folder: Path, settings: Settings, sequences: Sequences, split: Split) -> Forecaster:
+    """The model in ``folder``, which is trained and saved there if the folder does not exist."""
+    if not folder.exists():
+        print(f"training {folder} on {len(sequences.sensors)} sensors", file=sys.stderr, flush=True)
+        save_artefact(train_on(settings, sequences, split, report_epoch).forecaster, folder)
+    return load_artefact(folder)
+
+
+def report_epoch(epoch: EpochReport) -> None:
+    """Print the validation loss and the seconds of an epoch to standard error."""
+    text = f"epoch {epoch.epoch}: validation {epoch.validation_loss:.4f}, {epoch.seconds:.0f} s"
+    print(text, file=sys.stderr, flush=True)
 
 
 def medians_by_rule(rule: Persistence | SeasonalNaive, sequences: Sequences, moments: Indexes) -> Floats:

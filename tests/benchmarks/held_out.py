@@ -24,17 +24,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artefact import load_artefact, save_artefact
 from model.backtest import Scores, backtest, model_predictor
 from model.config import Adaptation
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split
-from model.training import EpochReport
-from pipeline.evaluation.evaluate import split_by, train_on
+from pipeline.evaluation.evaluate import split_by
 from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import read_readings
 from pipeline.settings import Settings, load_settings
 from pipeline.windows import sequences_from_table
+from tests.benchmarks.case import kept_model
 from tests.benchmarks.markdown import mean, table
 from tests.benchmarks.quality import BEIJING
 
@@ -152,12 +151,12 @@ def compared(
 def folds(settings: Settings, sequences: Sequences, split: Split, options: argparse.Namespace) -> list[Pair]:
     """The losses of the stations of each fold."""
     folder = options.runs / f"seed-{settings.training.seed}"
-    whole = _trained(folder / "all", settings, sequences, split)
+    whole = kept_model(folder / "all", settings, sequences, split)
     found = []
     for fold in range(FOLDS):
         held = range(fold, len(sequences.sensors), FOLDS)
         others = of_sensors(sequences, [each for each in range(len(sequences.sensors)) if each not in held])
-        without = _trained(folder / f"without-{fold}", settings, others, split)
+        without = kept_model(folder / f"without-{fold}", settings, others, split)
         stations = of_sensors(sequences, held)
         assert not set(stations.sensors) & set(without.config.sensors)
         begins_us = _begins_us(sequences, split, settings, options)
@@ -232,14 +231,6 @@ def _begins_us(sequences: Sequences, split: Split, settings: Settings, options: 
     return beginnings(start_us, end_us, sequences.cadence_us, settings.horizon_steps)
 
 
-def _trained(folder: Path, settings: Settings, sequences: Sequences, split: Split) -> Forecaster:
-    """The model in ``folder``, which is trained if the folder does not exist."""
-    if not folder.exists():
-        print(f"training {folder} on {len(sequences.sensors)} stations", file=sys.stderr, flush=True)
-        save_artefact(train_on(settings, sequences, split, _report_epoch).forecaster, folder)
-    return load_artefact(folder)
-
-
 def _cells(targets: Sequence[str]) -> Iterator[tuple[int, str, Age]]:
     """The rows of the tables: index and name of the target, and the age."""
     return ((target, name, age) for target, name in enumerate(targets) for age in AGES)
@@ -253,10 +244,6 @@ def _range(shares: Sequence[float]) -> str:
     """The mean share, and the lowest and highest if there are several."""
     text = _percent(mean(shares))
     return text if len(shares) == 1 else f"{text} ({_percent(min(shares))} to {_percent(max(shares))})"
-
-
-def _report_epoch(epoch: EpochReport) -> None:
-    print(f"epoch {epoch.epoch}: validation {epoch.validation_loss:.4f}, {epoch.seconds:.0f} s", file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:

@@ -22,17 +22,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artefact import load_artefact, save_artefact
 from model.backtest import Metric, Scores, backtest, model_predictor
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.outlooks import NO_OUTLOOK
 from model.sequences import Sequences, Split
-from model.training import EpochReport
-from pipeline.evaluation.evaluate import split_by, train_on
+from pipeline.evaluation.evaluate import split_by
 from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.settings import Settings, load_settings
+from tests.benchmarks.case import kept_model
 from tests.benchmarks.made_outlooks import (
     COVARIATES,
     EVERY_STEPS,
@@ -227,12 +226,9 @@ def _case(settings: Settings, readings: ReadingTable, made: MadeOutlooks | None)
 def _trained(name: str, case: Case, seed: int, options: argparse.Namespace) -> Forecaster:
     """The kept model of a variant; a missing one is trained."""
     folder: Path = options.runs / f"seed-{seed}" / name.replace(" ", "-")
-    if not folder.exists():
-        print(f"training {folder}", file=sys.stderr, flush=True)
-        training = case.settings.training.model_copy(update={"seed": seed, "budget_s": options.budget})
-        settings = case.settings.model_copy(update={"training": training})
-        save_artefact(train_on(settings, case.sequences, case.split, _report_epoch).forecaster, folder)
-    return load_artefact(folder)
+    training = case.settings.training.model_copy(update={"seed": seed, "budget_s": options.budget})
+    settings = case.settings.model_copy(update={"training": training})
+    return kept_model(folder, settings, case.sequences, case.split)
 
 
 def _horizon(by_seed: BySeed) -> int:
@@ -244,14 +240,6 @@ def _range(shares: Sequence[float]) -> str:
     text = f"{100.0 * mean(shares):+.1f} %"
     low, high = (f"{100.0 * each:+.1f}" for each in (min(shares), max(shares)))
     return text if len(shares) == 1 else f"{text} ({low} to {high})"
-
-
-def _report_epoch(epoch: EpochReport) -> None:
-    print(
-        f"epoch {epoch.epoch}: validation {epoch.validation_loss:.4f}, {epoch.seconds:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def _options() -> argparse.Namespace:

@@ -11,7 +11,6 @@ Letters: S sensors, N steps, F features.
 """
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,6 @@ import numpy as np
 
 from model.config import Adaptation, Level
 from model.sequences import Sequences
-from model.training import EpochReport
 from model.unit_change import follow
 from model.unit_kernel import ACCEPTED, CLEARED, GAVE_UP, HELD, HYPOTHESES, NUMBERS
 from pipeline.evaluation.evaluate import split_by, standard_deviations, train_on
@@ -28,7 +26,7 @@ from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import read_readings
 from pipeline.settings import Settings
 from pipeline.windows import sequences_from_table, usual_interval_us
-from tests.benchmarks.case import Case, Result
+from tests.benchmarks.case import Case, Result, report_epoch
 from tests.benchmarks.disturbances import NO_CHANGE, UNIT_CHANGES, UnitChange, rescaled
 from tests.benchmarks.markdown import table
 
@@ -142,13 +140,9 @@ def _read(path: Path, options: argparse.Namespace) -> tuple[Settings, Sequences]
 def _train(settings: Settings, sequences: Sequences, options: argparse.Namespace) -> Case:
     """A model that is trained on the first part of the steps."""
     sequences, split = split_by(SPLIT, sequences)
-    forecaster = train_on(settings, sequences, split, _report).forecaster
+    forecaster = train_on(settings, sequences, split, report_epoch).forecaster
     scale = standard_deviations(sequences, forecaster.config, split.train_end_us)
     return Case(forecaster, sequences, split, scale, options.seed)
-
-
-def _report(epoch: EpochReport) -> None:
-    print(f"epoch {epoch.epoch}: validation {epoch.validation_loss:.4f}, {epoch.seconds:.0f} s", file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:
