@@ -34,10 +34,9 @@ from pipeline.settings import Settings, load_settings
 from pipeline.windows import sequences_from_table
 from tests.benchmarks.case import report_epoch
 from tests.benchmarks.markdown import mean, spread, table
+from tests.benchmarks.quality import BEIJING, BEIJING_LAYOUT, BEIJING_SETTINGS, BEIJING_SPLIT
 
-SPLIT: Final = "0.7,0.1,0.2"
-BEIJING: Final = Path("deploy/data/beijing.parquet")
-BEIJING_SETTINGS: Final = Path("deploy/beijing.toml")
+SPLIT: Final = BEIJING_SPLIT  # of the counts as well
 COUNTS_EVERY_S: Final = 300.0
 METRICS: Final[tuple[Metric, ...]] = ("pinball", "mae", "coverage", "width")
 WITHOUT: Final = "no bounds"
@@ -164,8 +163,8 @@ def beijing(path: Path, target: str, horizon_steps: int) -> Problem:
     wanted = load_settings(BEIJING_SETTINGS).model_dump()
     wanted |= {"targets": (target,), "bounds": {target: {"minimum": 0.0}}, "horizon_steps": horizon_steps}
     settings = Settings(**wanted)
-    layout = FileLayout(timezone="Asia/Shanghai", sensor_column="station")
-    return Problem(target, settings, sequences_from_table(read_readings([path], layout, settings.features), settings))
+    readings = read_readings([path], BEIJING_LAYOUT, settings.features)
+    return Problem(target, settings, sequences_from_table(readings, settings))
 
 
 def counts(paths: Sequence[Path], horizon_steps: int) -> Problem:

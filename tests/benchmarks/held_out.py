@@ -29,19 +29,17 @@ from model.config import Adaptation
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split
 from pipeline.evaluation.evaluate import split_by
-from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import read_readings
 from pipeline.settings import Settings, load_settings
 from pipeline.windows import sequences_from_table
 from tests.benchmarks.case import kept_model
 from tests.benchmarks.markdown import mean, table
-from tests.benchmarks.quality import BEIJING
+from tests.benchmarks.quality import BEIJING_LAYOUT, BEIJING_SETTINGS, BEIJING_SPLIT, beijing_parser
 
 Floats = NDArray[np.float64]
 
 REPORT: Final = Path(__file__).with_name("HELD_OUT.md")
-SETTINGS: Final = Path("deploy/beijing.toml")
-SPLIT: Final = "0.7,0.1,0.2"
+SETTINGS: Final = BEIJING_SETTINGS
 FOLDS: Final = 3
 # Bounds of the ages in steps since the first reading: the warm-up, the day after it, the rest of that week, later.
 EDGES: Final = (0, 24, 48, 192, 672)
@@ -202,9 +200,8 @@ def unmet(targets: Sequence[str], by_seed: Sequence[Sequence[Pair]]) -> list[str
 def main() -> None:
     options = _options()
     settings = load_settings(SETTINGS)
-    layout = FileLayout(timezone="Asia/Shanghai", sensor_column="station")
-    table_of_readings = read_readings([options.file], layout, settings.features)
-    sequences, split = split_by(SPLIT, sequences_from_table(table_of_readings, settings))
+    table_of_readings = read_readings([options.file], BEIJING_LAYOUT, settings.features)
+    sequences, split = split_by(BEIJING_SPLIT, sequences_from_table(table_of_readings, settings))
     by_seed = []
     for seed in options.seeds:
         training = settings.training.model_copy(update={"seed": seed, "budget_s": options.budget})
@@ -247,15 +244,11 @@ def _range(shares: Sequence[float]) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.held_out",
-        description="Forecast stations that training has not seen, and compare them with themselves trained on.",
+    parser = beijing_parser(
+        "held_out",
+        REPORT,
+        "Forecast stations that training has not seen, and compare them with themselves trained on.",
     )
-    parser.add_argument("file", type=Path, nargs="?", default=BEIJING, help=f"the Beijing data (default: {BEIJING})")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
-    parser.add_argument("--budget", type=float, default=900.0, help="seconds to train at most (default: 900)")
-    parser.add_argument("--runs", type=Path, default=Path(".streamgru/held-out"), help="folder for trained models")
-    parser.add_argument("--report", type=Path, default=REPORT, help="page to write (default: beside this file)")
     parser.add_argument(
         "--part", choices=("test", "validation"), default="test", help="validation: choose by it; writes no page"
     )

@@ -28,7 +28,6 @@ from model.forecaster import Forecaster
 from model.outlooks import NO_OUTLOOK
 from model.sequences import Sequences, Split
 from pipeline.evaluation.evaluate import split_by
-from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.settings import Settings, load_settings
 from tests.benchmarks.case import kept_model
@@ -44,14 +43,12 @@ from tests.benchmarks.made_outlooks import (
 )
 from tests.benchmarks.markdown import mean, table
 from tests.benchmarks.outlook_leaks import check_leaks, check_revisions
-from tests.benchmarks.quality import BEIJING
+from tests.benchmarks.quality import BEIJING_LAYOUT, BEIJING_SETTINGS, BEIJING_SPLIT, beijing_parser
 
 Floats = NDArray[np.float64]
 BySeed = Mapping[str, Sequence["Losses"]]  # variant -> the losses of each seed
 
 REPORT: Final = Path(__file__).with_name("OUTLOOKS.md")
-SETTINGS: Final = Path("deploy/beijing.toml")
-SPLIT: Final = "0.7,0.1,0.2"
 WITHOUT: Final = "without"
 WITH: Final = "with outlooks"
 EXACT: Final = "outlooks without noise"
@@ -177,9 +174,8 @@ def unmet(by_seed: BySeed) -> list[str]:
 
 def main() -> None:
     options = _options()
-    settings = load_settings(SETTINGS)
-    layout = FileLayout(timezone="Asia/Shanghai", sensor_column="station")
-    readings = read_readings([options.file], layout, settings.features)
+    settings = load_settings(BEIJING_SETTINGS)
+    readings = read_readings([options.file], BEIJING_LAYOUT, settings.features)
     weather = Weather.of(readings, settings.cadence_us)
     noisy, exact = (MadeOutlooks.of(weather, noise, seed=0) for noise in (NOISE, 0.0))
     known_ahead = with_group(settings, readings.sensors)
@@ -220,7 +216,7 @@ def main() -> None:
 
 
 def _case(settings: Settings, readings: ReadingTable, made: MadeOutlooks | None) -> Case:
-    return Case(settings, *split_by(SPLIT, joined(readings, settings, made)))
+    return Case(settings, *split_by(BEIJING_SPLIT, joined(readings, settings, made)))
 
 
 def _trained(name: str, case: Case, seed: int, options: argparse.Namespace) -> Forecaster:
@@ -243,15 +239,11 @@ def _range(shares: Sequence[float]) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.outlooks",
-        description="Forecast Beijing with and without outlooks that are made from later readings and noise.",
+    parser = beijing_parser(
+        "outlooks",
+        REPORT,
+        "Forecast Beijing with and without outlooks that are made from later readings and noise.",
     )
-    parser.add_argument("file", type=Path, nargs="?", default=BEIJING, help=f"the Beijing data (default: {BEIJING})")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
-    parser.add_argument("--budget", type=float, default=900.0, help="seconds to train at most (default: 900)")
-    parser.add_argument("--runs", type=Path, default=Path(".streamgru/outlooks"), help="folder for trained models")
-    parser.add_argument("--report", type=Path, default=REPORT, help="page to write (default: beside this file)")
     return parser.parse_args()
 
 

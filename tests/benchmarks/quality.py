@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pipeline.files.file_layout import FileLayout
 from pipeline.settings.sections import ForecasterSettings
 from tests.benchmarks import ablation, carrying, gift_section, quality_report, quality_results, short_series
 from tests.benchmarks.gift_protocol import TERMS
@@ -23,6 +24,9 @@ from tests.benchmarks.quality_report import OTHER
 
 REPORT: Final = Path(__file__).with_name("QUALITY.md")
 BEIJING: Final = Path("deploy/data/beijing.parquet")
+BEIJING_SETTINGS: Final = Path("deploy/beijing.toml")
+BEIJING_SPLIT: Final = "0.7,0.1,0.2"
+BEIJING_LAYOUT: Final = FileLayout(timezone="Asia/Shanghai", sensor_column="station")
 # The project promises a model of this data set within three minutes.
 BEIJING_BUDGET_S: Final = 180
 # Files of ETDataset (``ETT-small``) and NAB (``data``) that influenced no choice -> horizon, arguments.
@@ -90,7 +94,7 @@ def back_tests(
             yield Run(f"etth1-stream-{horizon}", etth1, (*wide, "--split", "4/1/15", "--horizon", str(horizon)))
     stations = ("--sensor-column", "station", "--timezone", "Asia/Shanghai", "--budget", str(BEIJING_BUDGET_S))
     for horizon in (1, 24):
-        yield Run(f"beijing-{horizon}", beijing, (*stations, "--horizon", str(horizon)), Path("deploy/beijing.toml"))
+        yield Run(f"beijing-{horizon}", beijing, (*stations, "--horizon", str(horizon)), BEIJING_SETTINGS)
     if nab is not None:
         yield Run("nab-24", nab, ("--timezone", "UTC", "--horizon", "24"))
     if others is not None:
@@ -102,6 +106,18 @@ def back_tests(
             for horizon in short_series.HORIZONS:
                 steps = ("--horizon", str(horizon), "--budget", str(short_series.BUDGET_S))
                 yield Run(f"{short_series.PREFIX}{path.stem}-{horizon}", path, ("--timezone", "UTC", *steps))
+
+
+def beijing_parser(name: str, page: Path, description: str) -> argparse.ArgumentParser:
+    """The options of the module ``name``, which trains models on the Beijing data and writes ``page``."""
+    parser = argparse.ArgumentParser(prog=f"python -m tests.benchmarks.{name}", description=description)
+    parser.add_argument("file", type=Path, nargs="?", default=BEIJING, help=f"the Beijing data (default: {BEIJING})")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
+    parser.add_argument("--budget", type=float, default=900.0, help="seconds to train at most (default: 900)")
+    runs = Path(".streamgru") / name.replace("_", "-")
+    parser.add_argument("--runs", type=Path, default=runs, help="folder for trained models")
+    parser.add_argument("--report", type=Path, default=page, help="page to write (default: beside this file)")
+    return parser
 
 
 def main() -> None:
