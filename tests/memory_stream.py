@@ -1,5 +1,6 @@
 """A forecaster without Kafka: its records, its committed and its present state, with crashes and model swaps."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -149,6 +150,18 @@ class Stream:
     def rebuilder(self) -> StateRebuilder:
         log: Any = PartitionLog(self.records, self.log_start)
         return StateRebuilder(self.settings, log, self.serving)
+
+
+def swapped_through(
+    records: list[FetchedRecord], settings: Settings, models: Mapping[int, Forecaster], seed: int
+) -> Stream:
+    """A stream after all records, whose model was swapped after each 1 to 40 of them."""
+    live = Stream(records, settings, models)
+    chance = random.Random(seed)
+    while live.committed.next < len(records):
+        live.take(chance.randint(1, 40))
+        live.swap()
+    return live
 
 
 def by_sensor(forecasts: list[Any]) -> dict[str, list[Any]]:

@@ -18,7 +18,7 @@ from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import encode_reading
 from pipeline.settings import Settings
 from tests.integration.stream_rig import HOUR_US, START_US, small_forecaster
-from tests.memory_stream import Stream, by_sensor, evidence, exhausted
+from tests.memory_stream import Stream, by_sensor, evidence, exhausted, swapped_through
 
 SETTINGS = Settings(
     horizon_steps=1,
@@ -76,11 +76,7 @@ def test_a_stream_in_random_batches_with_crashes_gives_the_same_forecasts_as_one
 def test_a_model_swap_while_readings_are_buffered_continues_from_the_same_steps(seed: int) -> None:
     """The audit traces every forecast and every state to its origin, and recomputes it from there."""
     records = stream(seed, 150)
-    live = Stream(records, SETTINGS, MODELS)
-    chance = random.Random(seed)
-    while live.committed.next < len(records):
-        live.take(chance.randint(1, 40))
-        live.swap()
+    live = swapped_through(records, SETTINGS, MODELS, seed)
     verdict = audit_evidence(evidence(live), SETTINGS, MODELS.__getitem__)
     assert verdict.faults == {}, verdict.examples
     assert verdict.recomputed == len(live.forecasts)

@@ -34,7 +34,7 @@ from pipeline.settings import Settings
 from pipeline.settings.outlooks import OutlookSettings
 from pipeline.windows import load_sequences
 from tests.integration.stream_rig import small_forecaster
-from tests.memory_stream import WHERE, Stream, by_sensor, evidence
+from tests.memory_stream import WHERE, Stream, by_sensor, evidence, swapped_through
 from tests.outlook_streams import HOUR_US, PARTITION_OF, SETTINGS, START_US, Event, events, seen_by_hand
 from tests.outlook_streams import Stream as Topic
 from tests.unit.test_outlook_history import issue_hours, stored
@@ -132,11 +132,7 @@ def test_crashes_and_rebuilds_at_any_record_change_no_forecast_and_no_state(seed
 @pytest.mark.parametrize("seed", range(3))
 def test_the_audit_recomputes_all_forecasts_and_states_through_model_swaps(seed: int, made: Settings) -> None:
     records = busy(seed, 150)
-    live = Stream(records, made, MODELS)
-    chance = random.Random(seed)
-    while live.committed.next < len(records):
-        live.take(chance.randint(1, 40))
-        live.swap()
+    live = swapped_through(records, made, MODELS, seed)
     verdict = audit_evidence(evidence(live), made, MODELS.__getitem__)
     assert verdict.faults == {}, verdict.examples
     assert verdict.recomputed == len(live.forecasts)
