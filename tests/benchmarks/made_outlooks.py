@@ -138,15 +138,15 @@ def joined(table: ReadingTable, settings: Settings, made: MadeOutlooks | None) -
     config, history = settings.outlook_config, None
     if made is not None:
         assert config is not None
-        rows = [(0, place, each) for place, each in zip(offset[n:].tolist(), _messages(table, made), strict=True)]
+        messages = _messages(table, made, settings.cadence_us)
+        rows = [(0, place, each) for place, each in zip(offset[n:].tolist(), messages, strict=True)]
         history = HistoryOutlooks(outlook_rows(rows, COVARIATES, made.arrived_us.tolist()).sort("offset"), config)
     return sequences_from_readings(
         frame.lazy(), settings.features, grace=settings.grace, max_gap_steps=settings.max_gap_steps, outlooks=history
     )
 
 
-def _messages(table: ReadingTable, made: MadeOutlooks) -> list[Outlook]:
-    cadence_us = int(np.diff(np.unique(table.timestamp_us)).min())
+def _messages(table: ReadingTable, made: MadeOutlooks, cadence_us: int) -> list[Outlook]:
     ahead_us = np.arange(1, STEPS + 1) * cadence_us
     return [
         Outlook(GROUP, True, table.sensors, issued_us, issued_us + ahead_us, values.astype(np.float32))

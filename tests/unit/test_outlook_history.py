@@ -17,6 +17,7 @@ from pipeline.files.reading_table import ReadingTable
 from pipeline.history.outlook_join import StepPositions
 from pipeline.history.reading_chunk import ReadingChunk
 from pipeline.history.table import History
+from pipeline.reading_times import time_rules_from
 from pipeline.remarks.outlooks import outlook_remarks
 from pipeline.settings import Settings
 from pipeline.settings.outlooks import OutlookSettings
@@ -186,8 +187,6 @@ def test_outlooks_of_a_future_issue_are_left_out_like_readings(tmp_path: Path) -
     history.create()
     chunk = ReadingChunk(SETTINGS)
     chunk.add(0, stream.records[0])
-    from pipeline.reading_times import time_rules_from
-
     history.append(chunk.take(), {0: 4}, TOPIC, time_rules={0: time_rules_from((), SETTINGS, 0)})
     assert issue_hours(load_sequences(history, SETTINGS)) == {("s0", 0): None, ("s0", 2): 1}
 
