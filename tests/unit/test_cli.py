@@ -4,8 +4,6 @@ import errno
 import importlib
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from deploy.context import Context
 from pipeline.errors import Fenced, SettingsError
 from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings
+from tests.unit.test_loading import output_of
 
 SLOW_IMPORTS = ("torch", "mlflow", "prefect", "polars", "deltalake", "kafka", "numba", "pydantic")
 
@@ -79,11 +78,10 @@ import pipeline.settings
 slow = [name for name in {SLOW_IMPORTS!r} if name in sys.modules and name != "pydantic"]
 assert not slow, slow
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    printed = output_of(code)
     for name, entry in cli.COMMANDS.items():
-        assert f"  {name} " in done.stdout
-        assert entry.help in done.stdout
+        assert f"  {name} " in printed
+        assert entry.help in printed
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

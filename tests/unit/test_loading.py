@@ -21,9 +21,15 @@ assert gc.get_freeze_count() == left_out, "objects of the command stay collectab
 """
 
 
-def test_loading_pauses_the_collector_once_and_leaves_out_the_loaded_objects() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+def output_of(program: str) -> str:
+    """The standard output of a Python program in a process of its own, which must succeed."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_loading_pauses_the_collector_once_and_leaves_out_the_loaded_objects() -> None:
+    output_of(PROGRAM)
 
 
 def test_loading_ends_the_pause_after_a_failed_import() -> None:
@@ -37,8 +43,7 @@ try:
 except ImportError:
     assert gc.isenabled()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    output_of(program)
 
 
 def test_the_monitor_and_the_page_read_the_registry_without_loading_pytorch() -> None:
@@ -52,5 +57,4 @@ import pipeline.registry.versions
 
 assert "torch" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    output_of(program)
