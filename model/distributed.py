@@ -7,7 +7,7 @@ processes keep equal weights, and the result is that of one process with all the
 States of a follower::
 
     waiting --arguments--> training --end or error--> waiting
-    waiting --dismissed--> ended
+    waiting --dismissed--> ended, without connections
 
 If a process dies, ``torchrun`` ends the other processes on the same machine.
 """
@@ -115,6 +115,17 @@ def dismiss() -> None:
     """Let the followers end, if there are any; the leader calls it at the end of its program."""
     if started_by_torchrun():
         join().agree(None)
+        leave()
+
+
+def leave() -> None:
+    """Close this process's connections to the other processes; the next ``join`` would open them again.
+
+    If a process exits with open connections, their threads may still run while the interpreter is torn down, and the
+    process may end with SIGABRT. ``torchrun`` then reports a failure after a training that succeeded.
+    """
+    join.cache_clear()
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

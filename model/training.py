@@ -131,6 +131,7 @@ def follow() -> None:
             _train(job, ranks, None, None)
         except ValueError:
             logger.debug("the training was refused; the leader tells its user why", exc_info=True)
+    distributed.leave()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from model import distributed
 from model.sequences import Split
@@ -25,6 +26,7 @@ OPTIONS = TrainingOptions(
 
 
 def main() -> None:
+    """Run this process's part of the trainings; an open process group at the end is an error."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stopped", type=Path, help="folder of a training that stops in its second epoch")
@@ -32,8 +34,14 @@ def main() -> None:
     options = parser.parse_args()
     if distributed.follows():
         follow()
-        return
+    else:
+        _lead(options)
+    if dist.is_initialized():
+        sys.exit(f"process {dist.get_rank()} is still in the process group")
 
+
+def _lead(options: argparse.Namespace) -> None:
+    """Run the trainings and write their results."""
     if options.too_short:
         try:
             train(CONFIG, OPTIONS, noisy_days(), Split(400 * HOUR_US, 400 * HOUR_US))
