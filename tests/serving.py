@@ -20,6 +20,7 @@ from tests.environment import environment
 from tests.waiting import wait_until
 
 START_S = 60.0
+LOG_LINES = 40  # shown when it does not become ready
 
 
 class ServeCommand:
@@ -27,6 +28,7 @@ class ServeCommand:
 
     def __init__(self, settings: Settings, port: int, folder: Path) -> None:
         self.address = f"http://127.0.0.1:{port}"
+        self._not_ready = "not asked"  # why the last answer of /readyz was not 200
         self._log = folder / f"serve-{time.time_ns()}.log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
@@ -66,15 +68,24 @@ class ServeCommand:
         return json.loads(self.get(path))
 
     def wait_until_ready(self) -> Self:
-        """Wait until the look back is read."""
-        wait_until(self._is_ready, START_S, "`streamgru serve` is ready")
+        """Wait until the look back is read; a failure shows the last answer and the end of the log."""
+        try:
+            wait_until(self._is_ready, START_S, "`streamgru serve` is ready")
+        except AssertionError as error:
+            lines = self.log.splitlines()[-LOG_LINES:]
+            error.add_note("\n".join([f"/readyz: {self._not_ready}", "the end of the log:", *lines]))
+            raise
         return self
 
     def _is_ready(self) -> bool:
-        assert self.process.poll() is None, self.log
+        assert self.process.poll() is None, f"`streamgru serve` has ended with {self.process.returncode}"
         try:
             self.get("/readyz")
-        except (urllib.error.URLError, OSError):
+        except urllib.error.HTTPError as error:
+            self._not_ready = " ".join([str(error), *error.__notes__])
+            return False
+        except OSError as error:
+            self._not_ready = str(error)
             return False
         return True
 
