@@ -112,7 +112,7 @@ class WarmUp:
         try:
             # If retention deletes readings meanwhile, the reader fails and does not skip them.
             made = make_consumer(self._settings, client_id="streamgru-rewarm", auto_offset_reset="none")
-            reader = read_fast(made, self._settings.kafka)
+            reader = read_fast(made, self._settings.kafka, in_columns=True)
             rebuilder = StateRebuilder(self._settings, reader, self._serving, alive=self._is_wanted)
             while (command := self._commands.get()) is not None and not self._cancelled.is_set():
                 command(rebuilder)

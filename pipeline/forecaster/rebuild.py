@@ -10,9 +10,11 @@ of the log, its first half only learns each sensor's latest timestamp.
 The functions are generators that yield after every poll, so that the caller can poll its own consumer in between.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Final
 
 import numpy as np
@@ -76,16 +78,14 @@ def anchors_of_states(sensors: Sequence[str], states: NDArray[np.void], settings
     return {sensor: anchors_of_state(state, settings) for sensor, state in zip(sensors, states, strict=True)}
 
 
-def read_range(reader: KafkaConsumer, topic: str, partition: int, start: int, end: int) -> Iterator[list[Record]]:
-    """The records of [start, end), one list per poll; the list is empty if the poll returned no record."""
+def read_range(reader: KafkaConsumer, topic: str, partition: int, start: int, end: int) -> Iterator[Sequence[Record]]:
+    """The records of [start, end), one sequence per poll; it is empty if the poll returned no record."""
     where = TopicPartition(topic, partition)
     reader.assign([where])
     reader.seek(where, start)
     while (reader.position(where) or 0) < end:
         polled = reader.poll(timeout_ms=POLL_MS, max_records=POLL_RECORDS).get(where, [])
-        while polled and polled[-1].offset >= end:
-            polled.pop()
-        yield polled
+        yield polled[: bisect_left(polled, end, key=attrgetter("offset"))]
 
 
 class StateRebuilder:

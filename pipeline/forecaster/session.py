@@ -97,7 +97,7 @@ class Session:
             reader = make_consumer(
                 settings, client_id="streamgru-restore", auto_offset_reset="none", fetch_max_bytes=RESTORE_FETCH_BYTES
             )
-            self._reader = read_fast(reader, settings.kafka)
+            self._reader = read_fast(reader, settings.kafka, in_columns=True)
             opened.callback(_close, self._reader)
             self._admin = make_admin(settings)
             opened.callback(_close, self._admin)
@@ -114,7 +114,7 @@ class Session:
                 max_partition_fetch_bytes=_fetch_bytes(settings),
                 auto_offset_reset="none",  # a position outside the log raises in ``poll``, and is not moved
             )
-            self.consumer: KafkaConsumer = fetch_late(read_fast(consumer, settings.kafka))
+            self.consumer: KafkaConsumer = fetch_late(read_fast(consumer, settings.kafka, in_columns=True))
             opened.callback(_close, self.consumer)  # closing leaves the group: other members take over at once
             self.rebalances = RebalanceListener(self.consumer)
             self._generations = GenerationTracker()

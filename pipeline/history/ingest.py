@@ -104,7 +104,7 @@ def ingest(
         history.create()
         most = min(POLL_RECORDS, chunk_readings)
         made = make_consumer(settings, auto_offset_reset="none", max_poll_records=most)
-        with closing(read_fast(made, settings.kafka)) as consumer:
+        with closing(read_fast(made, settings.kafka, in_columns=True)) as consumer:
             topic = settings.kafka.topics.readings
             bounds = plan_range(settings, consumer, topic, history, _wording(settings), accept_loss)
             done = _Run(settings, consumer, history, bounds, chunk_readings, report).run()

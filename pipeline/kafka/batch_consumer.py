@@ -14,9 +14,11 @@ arrived. In a backlog the client prefetches as before, so that fetching and step
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
@@ -27,6 +29,7 @@ from kafka.record.default_records import DefaultRecordBatch
 
 from pipeline.kafka.next_batch import BEYOND_BYTES, ask_next_base
 from pipeline.kafka.record_batch import (
+    ColumnReader,
     FetchedRecord,
     find_fault,
     read_or_set_aside,
@@ -34,6 +37,7 @@ from pipeline.kafka.record_batch import (
     unfindable,
 )
 from pipeline.kafka.record_batch import Headers as Headers  # part of this module's interface
+from pipeline.kafka.record_columns import join_records
 from pipeline.settings.sections import KafkaSettings
 
 logger = logging.getLogger("streamgru.batch_consumer")
@@ -45,22 +49,30 @@ FEW_RECORDS: Final = 500
 POLL_BYTES: Final = 64 * 1024 * 1024
 
 
-def read_fast(consumer: KafkaConsumer, kafka: KafkaSettings) -> KafkaConsumer:
+def read_fast(consumer: KafkaConsumer, kafka: KafkaSettings, *, in_columns: bool = False) -> KafkaConsumer:
     """Let ``poll`` return ``FetchedRecord`` objects. Call it before the first poll of a consumer without deserialisers.
+
+    With ``in_columns`` a poll returns ``RecordColumns`` where it can: for code that processes whole batches. The first
+    such consumer loads the compiled reader, which takes most of a second.
 
     A batch that is damaged, or larger in memory than the settings allow, becomes one record with an
     ``UnreadableBatch``. A poll ends after the batch with which its records pass ``POLL_BYTES`` in memory.
 
     Private: ``_fetcher``, which makes one ``PartitionRecords`` per fetched partition, and whose ``fetched_records``
-        calls ``_parse_fetched_data`` and ``_append`` until it has enough records; the sizes of a fetch in its
-        ``config``.
+        calls ``_parse_fetched_data`` and ``_append`` until it has enough records, and extends a list per partition by
+        the runs that ``take`` returns; the sizes of a fetch in its ``config``.
     Why: no option of the client replaces the class that reads records, or limits the bytes of a poll.
     Without it: reading takes 6 µs a record instead of 2, a header name that is not UTF-8 or a damaged batch stops the
         consumer, and a compressed batch of 64 KB can take gigabytes.
     Tested with: kafka-python >=3.0.12,<3.1, by comparison with the client's own records.
     Goes when: the client reads as fast, and has options for all of this.
     """
-    fetcher, limits = consumer._fetcher, _Limits(kafka)
+    read_columns = None
+    if in_columns:
+        from pipeline.kafka import record_kernel  # only here: most commands do without numba
+
+        read_columns = record_kernel.read_columns
+    fetcher, limits = consumer._fetcher, _Limits(kafka, read_columns)
     hand_out, append, parse = fetcher.fetched_records, fetcher._append, fetcher._parse_fetched_data
 
     def next_base(where: TopicPartition, damaged_base: int, size: int) -> int:
@@ -71,7 +83,8 @@ def read_fast(consumer: KafkaConsumer, kafka: KafkaSettings) -> KafkaConsumer:
 
     def fetched_records(*args: Any, **options: Any) -> Any:
         limits.polled_bytes = 0
-        return hand_out(*args, **options)
+        runs, is_partial = hand_out(*args, **options)
+        return {where: join_records(found) for where, found in runs.items()}, is_partial
 
     def append_within_limits(drained: Any, part: Any, most: int, update_offsets: bool) -> int:
         taken: int = append(drained, part, most, update_offsets)
@@ -92,9 +105,10 @@ def read_fast(consumer: KafkaConsumer, kafka: KafkaSettings) -> KafkaConsumer:
 
 @dataclass
 class _Limits:
-    """The limits of one consumer, and the memory that its present poll has taken."""
+    """The limits of one consumer, its reader of valid batches, and the memory that its present poll has taken."""
 
     kafka: KafkaSettings
+    read_columns: ColumnReader | None
     polled_bytes: int = 0  # memory of the batches that the poll has opened
 
     @property
@@ -138,8 +152,21 @@ def fetch_late(consumer: KafkaConsumer) -> KafkaConsumer:
 class _Run(NamedTuple):
     """The records of one batch, and the offset after the batch."""
 
-    records: list[FetchedRecord]
+    records: Sequence[FetchedRecord]
     next_offset: int
+
+
+class _Taken:
+    """The runs of records that one ``take`` returns: as many as its records for ``len``, runs for ``list.extend``."""
+
+    def __init__(self, runs: Sequence[Sequence[FetchedRecord]]) -> None:
+        self._runs = runs
+
+    def __len__(self) -> int:
+        return sum(map(len, self._runs))
+
+    def __iter__(self) -> Iterator[Sequence[FetchedRecord]]:
+        return iter(self._runs)
 
 
 class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
@@ -161,24 +188,25 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         self._run, self._taken = _Run([], -1), 0  # the present batch, and how many of its records were taken
         super().__init__(*args, **options)
 
-    def take(self, n: int | None = None) -> list[FetchedRecord]:
+    def take(self, n: int | None = None) -> _Taken:
         """The next records, at most ``n``; fewer if they fill the poll."""
         self._maybe_raise_next_inline_exception()
-        records: list[FetchedRecord] = []
-        most = sys.maxsize if n is None else n
+        runs: list[Sequence[FetchedRecord]] = []
+        left = sys.maxsize if n is None else n
         try:
-            while len(records) < most:
+            while left > 0:
                 run = self._run
                 if self._taken == len(run.records):
-                    if records and self._limits.is_poll_full:
+                    if runs and self._limits.is_poll_full:
                         break
                     following = next(self.record_iterator, None)
                     if following is None:
                         break
                     self._run, self._taken = following, 0
                     continue
-                part = run.records[self._taken : self._taken + most - len(records)]
-                records += part
+                part = run.records[self._taken : self._taken + left]
+                runs.append(part)
+                left -= len(part)
                 self._taken += len(part)
                 is_done = self._taken == len(run.records)
                 self.next_fetch_offset = run.next_offset if is_done else part[-1].offset + 1
@@ -186,10 +214,10 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
             # The iterator has ended with the error. The next poll fetches from the present position again, so that an
             # error that lasts is raised there.
             self.drain()
-            if not records:
+            if not runs:
                 raise
             logger.debug("records before an unreadable batch were returned first: %s", error)
-        return records
+        return _Taken(runs)
 
     def _maybe_skip_record(self, record: object) -> bool:
         return False  # `_unpack_records` has skipped the records before the position
@@ -209,9 +237,9 @@ class _FastPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
                     next_base = self._next_base(tp, batch.base_offset, len(content))
                 last_offset = next_base - 1
             limit_bytes = self._limits.kafka.batch_limit_bytes(tp.topic)
-            found, memory_bytes = read_or_set_aside(batch, limit_bytes, last_offset, fault)
+            found, memory_bytes = read_or_set_aside(batch, limit_bytes, last_offset, fault, self._limits.read_columns)
             if batch.base_offset < self.fetch_offset:
-                found = [record for record in found if record.next_offset > self.fetch_offset]
+                found = found[bisect_right(found, self.fetch_offset, key=attrgetter("next_offset")) :]
             self.records_read += len(found)
             self.bytes_read += batch.size_in_bytes
             self._limits.polled_bytes += memory_bytes

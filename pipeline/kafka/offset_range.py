@@ -7,8 +7,10 @@ keep arriving.
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final, Protocol
 
 import kafka.errors as client_errors
@@ -189,8 +191,8 @@ class RangeReader:
             rows = 0
             for at, records in self._poll().items():
                 end = bounds.end[at.partition]
-                if records and records[-1].offset >= end:
-                    records = [record for record in records if record.offset < end]  # the next run reads the others
+                # The next run reads the other records.
+                records = records[: bisect_left(records, end, key=attrgetter("offset"))]
                 rows = self._add(at.partition, records)
             moved = self._update_positions(open_partitions)
             if moved:
@@ -207,11 +209,11 @@ class RangeReader:
                 self._commit()
         self._commit()
 
-    def _poll(self) -> dict[Any, list[Any]]:
+    def _poll(self) -> dict[Any, Sequence[Any]]:
         topic = self._bounds.topic
         with translate_errors(f"reading topic {topic}", self._settings):
             try:
-                polled: dict[Any, list[Any]] = self._consumer.poll(POLL_TIMEOUT_MS)
+                polled: dict[Any, Sequence[Any]] = self._consumer.poll(POLL_TIMEOUT_MS)
             except client_errors.OffsetOutOfRangeError as error:
                 raise OffsetsLost(
                     f"{self._wording.records} on topic {topic} were deleted by its retention while they were read "

@@ -8,6 +8,7 @@ from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatch
 
 from pipeline.kafka.record_batch import find_fault, read_or_set_aside, split_batches
+from pipeline.kafka.record_kernel import read_columns
 from pipeline.unreadable_batch import BATCH_REASONS, UnreadableBatch
 from tests.fuzz.mutation import mutate
 from tests.raw_batches import CODECS, NONE, RawBatch, batch_of, compress, record
@@ -53,6 +54,9 @@ def _check(content: memoryview, next_base: int | None) -> None:
         last = batch.base_offset if next_base is None or next_base <= batch.base_offset else next_base - 1
     records, memory_bytes = read_or_set_aside(batch, LIMIT_BYTES, last, fault)
     assert memory_bytes <= max(LIMIT_BYTES, len(content))
+    columns, columns_bytes = read_or_set_aside(batch, LIMIT_BYTES, last, fault, read_columns)
+    assert list(columns) == records, "columns differ from objects"
+    assert columns_bytes == memory_bytes
     offsets = [one.offset for one in records]
     assert offsets == sorted(set(offsets))
     for one in records:

@@ -42,10 +42,12 @@ def filled(broker: Settings) -> str:
     return topic
 
 
-def read(settings: Settings, topic: str, *, fast: bool, isolation_level: str) -> tuple[list[FetchedRecord], int]:
+def read(
+    settings: Settings, topic: str, *, fast: bool, isolation_level: str, in_columns: bool = False
+) -> tuple[list[FetchedRecord], int]:
     consumer = make_consumer(settings, isolation_level=isolation_level)
     if fast:
-        read_fast(consumer, settings.kafka)
+        read_fast(consumer, settings.kafka, in_columns=in_columns)
     where = TopicPartition(topic, 0)
     consumer.assign([where])
     consumer.seek(where, 3)  # in the middle of a batch
@@ -68,6 +70,7 @@ def test_records_and_positions_equal_those_of_kafka_python(broker: Settings, fil
     theirs = read(broker, filled, fast=False, isolation_level=isolation_level)
     assert len(theirs[0]) == (500 if isolation_level == "read_committed" else 750) - 3
     assert read(broker, filled, fast=True, isolation_level=isolation_level) == theirs
+    assert read(broker, filled, fast=True, isolation_level=isolation_level, in_columns=True) == theirs
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pipeline.kafka.decompression import TooLarge
 from pipeline.kafka.next_batch import find_next_base
 from pipeline.kafka.record_batch import (
     RECORD_BYTES,
+    ColumnReader,
     FetchedRecord,
     find_fault,
     first_offsets,
@@ -23,6 +24,8 @@ from pipeline.kafka.record_batch import (
     read_or_set_aside,
     split_batches,
 )
+from pipeline.kafka.record_columns import RecordColumns, join_records
+from pipeline.kafka.record_kernel import read_columns
 from pipeline.messages import InputPosition, ReadingDecoder, Rejected
 from pipeline.unreadable_batch import DAMAGED, OVERSIZED, UnreadableBatch
 from tests.raw_batches import CODECS, GZIP, LZ4, NONE, SNAPPY, ZSTD, RawBatch, batch_of, bomb, compress, record, varint
@@ -66,7 +69,12 @@ def test_records_equal_those_of_the_client(records: list[Content], compression: 
     theirs = [
         FetchedRecord(one.key, one.value, one.offset, one.headers, one.timestamp) for one in DefaultRecordBatch(data)
     ]
-    assert read_batch(DefaultRecordBatch(data), LIMIT).records == theirs
+    ours = read_batch(DefaultRecordBatch(data), LIMIT)
+    assert ours.records == theirs
+    columns = read_batch(DefaultRecordBatch(data), LIMIT, read_columns)
+    assert isinstance(columns.records, RecordColumns)
+    assert list(columns.records) == theirs
+    assert columns.memory_bytes == ours.memory_bytes
 
 
 @given(records=contents, data=st.data())
@@ -78,6 +86,46 @@ def test_a_damaged_batch_is_read_or_raises_only_corrupt_record_error(
     batch[at] = data.draw(st.integers(0, 255))
     with suppress(CorruptRecordError):  # the checksum, verified before, finds every damage
         read_batch(DefaultRecordBatch(batch), LIMIT)
+    assert read_outcome(batch, LIMIT, read_columns) == read_outcome(batch, LIMIT)
+
+
+def read_outcome(batch: bytes, limit: int, reader: ColumnReader | None = None) -> object:
+    """The records and their memory, or the error in words."""
+    try:
+        records, memory_bytes = read_batch(DefaultRecordBatch(batch), limit, reader)
+    except (CorruptRecordError, TooLarge) as error:
+        return type(error), str(error)
+    return list(records), memory_bytes
+
+
+@given(records=contents, data=st.data())
+def test_the_memory_limit_is_the_same_with_columns(records: list[Content], data: st.DataObject) -> None:
+    batch = encoded(records)
+    limit = data.draw(st.integers(0, 2 * (len(batch) + RECORD_BYTES * (len(records) + 3))))
+    assert read_outcome(batch, limit, read_columns) == read_outcome(batch, limit)
+
+
+@given(st.lists(contents, min_size=1, max_size=3), st.data())
+def test_columns_are_a_sequence_like_a_list_of_records(batches: list[list[Content]], data: st.DataObject) -> None:
+    runs = [read_batch(DefaultRecordBatch(encoded(batch)), LIMIT, read_columns).records for batch in batches]
+    runs = [run[data.draw(st.integers(0, len(run) - 1)) :] for run in runs]
+    wanted = [record for run in runs for record in run]
+    joined = join_records(runs)
+    assert isinstance(joined, RecordColumns)
+    assert list(joined) == wanted
+    assert [joined[place] for place in range(-len(wanted), len(wanted))] == wanted * 2
+    first, end = (data.draw(st.integers(0, len(wanted))) for _ in range(2))
+    assert list(joined[first:end]) == wanted[first:end]
+    with pytest.raises(IndexError):
+        joined[len(wanted)]
+    keys = [record.key for record in wanted[:2] if record.key is not None]
+    assert list(joined.places_of(keys)) == [place for place, record in enumerate(wanted) if record.key in keys]
+
+
+def test_columns_joined_with_records_that_are_objects_are_objects() -> None:
+    columns = read_batch(DefaultRecordBatch(encoded([(b"k", b"v", [], 0)])), LIMIT, read_columns).records
+    objects = [FetchedRecord(None, None, 5, [])]
+    assert join_records([columns, objects]) == [*columns, *objects]
 
 
 def test_more_headers_than_bytes_are_damage_and_not_a_large_batch() -> None:
@@ -104,7 +152,9 @@ WHERE = SimpleNamespace(topic="readings", partition=1)
 def set_aside(batch: RawBatch, limit: int = LIMIT) -> UnreadableBatch:
     """The one record of a batch that cannot be read."""
     client = DefaultRecordBatch(batch.encode())
-    (found,), _ = read_or_set_aside(client, limit, client.last_offset, find_fault(client, check_crc=True))
+    fault = find_fault(client, check_crc=True)
+    (found,), _ = read_or_set_aside(client, limit, client.last_offset, fault)
+    assert read_or_set_aside(client, limit, client.last_offset, fault, read_columns).records == [found]
     assert isinstance(found.value, UnreadableBatch)
     assert (found.key, found.offset, found.next_offset) == (None, batch.base_offset, client.last_offset + 1)
     return found.value

@@ -1,0 +1,132 @@
+"""Fetched records as columns: the positions of keys and values in the bytes of their batches, without an object each.
+
+``RecordColumns`` is a sequence of ``FetchedRecord`` objects, which are made when they are asked for. Code that
+processes whole batches takes the columns instead.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Final, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.kafka.record_batch import FetchedRecord, Headers, read_headers
+
+# Columns of a record. Positions are bytes in the data; a size of -1 is a null.
+KEY_START, KEY_SIZE, VALUE_START, VALUE_SIZE, HEADERS, END, OFFSET, TIMESTAMP = range(8)
+COLUMNS: Final = 8
+_POSITIONS: Final = (KEY_START, VALUE_START, END)
+
+Numbers = NDArray[np.int64]
+
+
+class RecordColumns(Sequence[FetchedRecord]):
+    """n records of one partition, in offset order. A slice with step 1 shares the memory.
+
+    Args:
+        data: the decompressed records of one or more batches.
+        table: (n, COLUMNS) positions and numbers of each record.
+    """
+
+    __slots__ = ("data", "table")
+
+    def __init__(self, data: bytes, table: Numbers) -> None:
+        self.data = data
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[FetchedRecord]:
+        return self._records(self.table)
+
+    @overload
+    def __getitem__(self, place: int) -> FetchedRecord: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "RecordColumns": ...
+
+    def __getitem__(self, place: int | slice) -> "FetchedRecord | RecordColumns":
+        if isinstance(place, slice):
+            return RecordColumns(self.data, self.table[place])
+        return next(self._records(self.table[place][None]))
+
+    def __repr__(self) -> str:
+        return f"RecordColumns({list(self)!r})"
+
+    @property
+    def offsets(self) -> Numbers:
+        """(n,) the offsets."""
+        return self.table[:, OFFSET]
+
+    @property
+    def timestamps(self) -> Numbers:
+        """(n,) milliseconds since the epoch, as the producer or the broker stamped them."""
+        return self.table[:, TIMESTAMP]
+
+    @property
+    def with_headers(self) -> NDArray[np.intp]:
+        """The places of the records with headers."""
+        return np.flatnonzero(self.table[:, HEADERS])
+
+    def pick(self, places: NDArray[np.intp]) -> "RecordColumns":
+        """The records at ``places``."""
+        return RecordColumns(self.data, self.table[places])
+
+    def places_of(self, keys: Sequence[bytes]) -> Iterator[int]:
+        """The places of the records with one of these keys, ascending."""
+        wanted = frozenset(keys)
+        sizes = self.table[:, KEY_SIZE]
+        for place in np.flatnonzero(np.isin(sizes, [len(key) for key in wanted])).tolist():
+            start = self.table[place, KEY_START]
+            if self.data[start : start + sizes[place]] in wanted:
+                yield place
+
+    def _records(self, table: Numbers) -> Iterator[FetchedRecord]:
+        data = self.data
+        none: Headers = []
+        for key_start, key_size, start, size, headers, _, offset, timestamp in table.tolist():
+            found = none
+            if headers:
+                found, _ = read_headers(data, start + max(size, 0), sys.maxsize)
+            yield FetchedRecord(
+                None if key_size < 0 else data[key_start : key_start + key_size],
+                None if size < 0 else data[start : start + size],
+                offset,
+                found,
+                timestamp,
+            )
+
+
+def join_records(runs: Sequence[Sequence[FetchedRecord]]) -> Sequence[FetchedRecord]:
+    """The records of consecutive runs of one partition as one sequence; columns if all runs are columns."""
+    if len(runs) == 1:
+        return runs[0]
+    columns = [run for run in runs if isinstance(run, RecordColumns)]
+    if len(columns) < len(runs):  # a batch that the kernel does not read, or one that cannot be read at all
+        return list(chain.from_iterable(runs))
+    pieces, tables, size = [], [], 0
+    for run in columns:
+        begin, end = int(run.table[0, KEY_START]), int(run.table[-1, END])
+        table = run.table.copy()
+        table[:, _POSITIONS] += size - begin
+        pieces.append(run.data[begin:end])
+        tables.append(table)
+        size += end - begin
+    return RecordColumns(b"".join(pieces), np.concatenate(tables))
+
+
+def offsets_of(records: Sequence[FetchedRecord]) -> Numbers:
+    """(n,) the offsets of records."""
+    if isinstance(records, RecordColumns):
+        return records.offsets
+    return np.fromiter((record.offset for record in records), np.int64, len(records))
+
+
+def timestamps_of(records: Sequence[FetchedRecord]) -> Numbers:
+    """(n,) the timestamps of records, in milliseconds."""
+    if isinstance(records, RecordColumns):
+        return records.timestamps
+    return np.fromiter((record.timestamp for record in records), np.int64, len(records))
