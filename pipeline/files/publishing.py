@@ -126,7 +126,7 @@ class Publication:
         """Publish the outlooks that come before the next row; ``every`` has the topic's partitions."""
         while self._outlooks and self._outlooks[0][0] <= self._next:
             _, record = self._outlooks.popleft()
-            for partition in every if record.is_group else [_partition_of(record.key, len(every))]:
+            for partition in every if record.outlook.is_group else [_partition_of(record.key, len(every))]:
                 self._send(partition, [record.key], [record.value], self._next)
             self._collect(MOST_BYTES_IN_FLIGHT)
 
