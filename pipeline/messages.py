@@ -281,7 +281,7 @@ STATE_SCHEMA_VERSION: Final = 2
 # magic, schema version, model version, settings fingerprint, CRC-32 of the row; one row of model.state's dtype follows
 _STATE_HEADER = struct.Struct("<4sHI12sI")
 _STATE_MAGIC = b"SGRU"
-_CHECKSUM_BYTES = 4  # the last field of the header
+CHECKSUM_BYTES: Final = 4  # the last field of the header
 
 
 class StateTag(msgspec.Struct, frozen=True):
@@ -300,14 +300,14 @@ class StateTag(msgspec.Struct, frozen=True):
         It accepts the same values as ``decode_state`` at a fraction of the cost; a restore reads a value per sensor.
         """
         start = _STATE_HEADER.size
-        head, size = self._header(0)[:-_CHECKSUM_BYTES], start + row_bytes
+        head, size = self._header(0)[:-CHECKSUM_BYTES], start + row_bytes
         places: list[int] = []
         rows: list[memoryview] = []
         for place, value in enumerate(values):
             if value is None or len(value) != size or not value.startswith(head):
                 continue
             row = memoryview(value)[start:]
-            if zlib.crc32(row) == int.from_bytes(value[start - _CHECKSUM_BYTES : start], "little"):
+            if zlib.crc32(row) == int.from_bytes(value[start - CHECKSUM_BYTES : start], "little"):
                 places.append(place)
                 rows.append(row)
         return places, b"".join(rows)

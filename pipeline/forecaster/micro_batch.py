@@ -26,11 +26,13 @@ from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.group_limit import MAX_TRANSACTION_BYTES
 from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
 from pipeline.forecaster.readings import Readings, Record, decode_records
+from pipeline.forecaster.states.records import encode_states
 from pipeline.forecaster.states.store import ServedModel, StepResult
 from pipeline.forecaster.states.table import Rows, States
 from pipeline.forecaster.transaction import Records
 from pipeline.forecaster.unit_changes import UnitChange, find_unit_changes
 from pipeline.kafka.batch_producer import encode_headers
+from pipeline.kafka.byte_strings import ByteStrings
 from pipeline.messages import InputPosition, ModelId, Rejected
 from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.reading_times import ImplausibleTime
@@ -226,15 +228,12 @@ class MicroBatchBuilder:
         table, topic = self.serving.table, self._topics.state
         records = []
         if stepped is not None:
-            changed: dict[int, tuple[list[bytes], list[bytes]]] = {}
-            partitions = table.partitions_at(stepped.rows).tolist()
-            for partition, key, value in zip(partitions, *self._encoded(stepped.rows, stepped.states), strict=True):
-                keys, values = changed.setdefault(partition, ([], []))
-                keys.append(key)
-                values.append(value)
-            records += [
-                Records(topic, each, *changed[each]) for each in sorted(changed) if each not in needs_full_write
-            ]
+            keys, values = self._encoded(stepped.rows, stepped.states)
+            partitions = table.partitions_at(stepped.rows)
+            for partition in np.unique(partitions).tolist():
+                if partition not in needs_full_write:
+                    places = np.flatnonzero(partitions == partition)
+                    records.append(Records(topic, partition, keys.take(places), values.take(places)))
         for partition in needs_full_write:
             _, rows = table.partition_rows(partition)
             states = table.gather(rows)
@@ -245,12 +244,10 @@ class MicroBatchBuilder:
                 records.append(Records(topic, partition, *self._encoded(rows, states)))
         return records
 
-    def _encoded(self, rows: Rows, states: States) -> tuple[list[bytes], list[bytes]]:
+    def _encoded(self, rows: Rows, states: States) -> tuple[ByteStrings, ByteStrings]:
         """Keys and values of the state records at ``rows``."""
-        encode = self.serving.tag.encode
-        size, packed = states.dtype.itemsize, states.tobytes()
-        values = [encode(packed[start : start + size]) for start in range(0, len(packed), size)]
-        return [sensor.encode() for sensor in self.serving.table.sensors_at(rows.tolist())], values
+        keys = [sensor.encode() for sensor in self.serving.table.sensors_at(rows.tolist())]
+        return ByteStrings.of(keys), encode_states(self.serving.tag, states)
 
     def _refused(self, records: Sequence[Record], refused: Readings | None) -> list[tuple[Record, Rejected]]:
         """The records of readings beyond the limit of sensors."""

@@ -21,12 +21,16 @@ from itertools import chain
 from typing import Any, Final, Protocol
 
 import kafka.errors as client_errors
+import numpy as np
 from kafka import KafkaProducer, TopicPartition
+from numpy.typing import NDArray
 
 from pipeline.errors import Fenced, KafkaError
 from pipeline.forecaster.positions import Position
 from pipeline.forecaster.stuck_detection import Watchdog
+from pipeline.kafka import framing_kernel
 from pipeline.kafka.batch_producer import NO_HEADERS, BatchAppender, check_delivered
+from pipeline.kafka.byte_strings import ByteStrings
 from pipeline.kafka.clients import close_producer
 from pipeline.kafka.patches import abort_transaction
 from pipeline.kafka.rebalances import is_member
@@ -48,7 +52,7 @@ _FENCING: Final = (
 
 @dataclass(frozen=True)
 class Records:
-    """Records for one partition of one topic."""
+    """Records for one partition of one topic; forecasts and states are in columns (``ByteStrings``)."""
 
     topic: str
     partition: int
@@ -59,24 +63,29 @@ class Records:
     @property
     def size(self) -> int:
         """Bytes of keys and values."""
-        return sum(len(part) for part in chain(self.keys, self.values) if part is not None)
+        return int(_sizes(self.keys).sum() + _sizes(self.values).sum())
 
     def pieces(self, most_bytes: int) -> Iterator[tuple["Records", int]]:
         """The records in pieces, each with its bytes of values: at most ``most_bytes``, unless one record is larger."""
-        sizes = [0 if value is None else len(value) for value in self.values]
-        if sum(sizes) <= most_bytes:
-            yield self, sum(sizes)
-            return
-        start = size = 0
-        for end, more in enumerate([*sizes, most_bytes + 1]):
-            if end > start and size + more > most_bytes:
-                yield self._slice(start, end), size
-                start, size = end, 0
-            size += more
+        ends = np.cumsum(_sizes(self.values))  # bytes of the values up to and including each record
+        start = before = 0
+        while start < len(ends):
+            fitting = int(np.searchsorted(ends, before + most_bytes, side="right"))
+            end = max(start + 1, fitting)
+            size = int(ends[end - 1]) - before
+            yield self if end - start == len(ends) else self._slice(start, end), size
+            start, before = end, before + size
 
     def _slice(self, start: int, end: int) -> "Records":
         headers = self.headers if isinstance(self.headers, bytes) else self.headers[start:end]
         return Records(self.topic, self.partition, self.keys[start:end], self.values[start:end], headers)
+
+
+def _sizes(strings: Sequence[bytes | None]) -> NDArray[np.int64]:
+    """The bytes of each string; 0 for a null."""
+    if isinstance(strings, ByteStrings):
+        return strings.sizes
+    return np.array([0 if each is None else len(each) for each in strings], np.int64)
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,7 @@ class KafkaTransport:
     ) -> None:
         self._producer = producer
         self._readings_topic = readings_topic
+        framing_kernel.prepare()  # otherwise the first transaction would wait for it
         self._appender = BatchAppender(producer)
         self._futures: list[Any] = []
         try:

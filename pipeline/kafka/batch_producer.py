@@ -2,7 +2,8 @@
 
 ``send`` costs 15-20 µs a record: a future, two locks, several copies, a varint byte by byte. ``BatchAppender`` writes
 the same bytes in about 1 µs, straight into the producer's own open broker batch, and takes one future per broker batch.
-The client still does sequence numbers, transactions, retries, expiry, flush and close; ``send`` may be called too.
+Compiled code writes records in columns (``byte_strings.ByteStrings``) in some tenths of a microsecond. The client still
+does sequence numbers, transactions, retries, expiry, flush and close; ``send`` may be called too.
 
 Private parts of kafka-python that this module touches:
 
@@ -22,8 +23,9 @@ Goes when: the client appends many records in one call.
 import time
 from collections.abc import Iterable, Sequence
 from itertools import repeat
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
+import numpy as np
 from kafka import KafkaProducer, TopicPartition
 from kafka.errors import IllegalStateError
 from kafka.producer.future import FutureRecordMetadata
@@ -31,6 +33,7 @@ from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from pipeline.errors import KafkaError
+from pipeline.kafka.byte_strings import ByteStrings
 
 # Bytes: attributes, three varints, the record's length and the batch header, each at its largest.
 _RECORD_OVERHEAD_BYTES: Final = 21 + 61
@@ -87,13 +90,132 @@ def check_delivered(futures: Iterable[FutureRecordMetadata]) -> None:
             raise future.exception
 
 
-class _Records(NamedTuple):
-    """The records of one ``append``: sequences of the same length, or one header block for all."""
+class _Encoded(NamedTuple):
+    """Records of one broker batch."""
 
-    keys: Sequence[bytes | None]
-    values: Sequence[bytes | None]
-    headers: Sequence[bytes] | bytes
+    data: bytes | memoryview
+    record_count: int
+    largest: int  # bytes of the largest record
+
+
+class _Records(Protocol):
+    """The n records of one ``append``, at least one."""
+
     timestamp_ms: int
+
+    def __len__(self) -> int:
+        """The number of records."""
+
+    def largest(self) -> tuple[int, int]:
+        """The place of a record with the most bytes of key, value and headers, and these bytes."""
+
+    def key(self, place: int) -> bytes | None:
+        """The key of a record."""
+
+    def encode(self, start: int, first_offset: int, since_first_ms: int, room: int, at_least_one: bool) -> _Encoded:
+        """The bytes of the records from ``start`` on that fit into ``room``."""
+
+
+class _ListedRecords:
+    """Records in sequences of the same length, or with one header block for all.
+
+    Args:
+        varints: a cache.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Sequence[bytes] | bytes,
+        timestamp_ms: int,
+        varints: Varints,
+    ) -> None:
+        self._keys, self._values, self._headers = keys, values, headers
+        self.timestamp_ms = timestamp_ms
+        self._varints = varints
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def largest(self) -> tuple[int, int]:
+        sizes = [
+            len(key or b"") + len(value or b"") + len(block)
+            for key, value, block in zip(self._keys, self._values, self._blocks(0), strict=False)
+        ]
+        size = max(sizes)
+        return sizes.index(size), size
+
+    def key(self, place: int) -> bytes | None:
+        return self._keys[place]
+
+    def encode(self, start: int, first_offset: int, since_first_ms: int, room: int, at_least_one: bool) -> _Encoded:
+        varints = self._varints
+        prefix = b"\x00" + encode_varint(since_first_ms)  # no attributes
+        prefix_size = len(prefix)
+        pieces: list[bytes] = []
+        size = largest = 0
+        offset = first_offset
+        for key, value, block in zip(self._keys[start:], self._values[start:], self._blocks(start), strict=False):
+            at = varints[offset]
+            if key is None:
+                key, key_length = b"", _NULL
+            else:
+                key_length = varints[len(key)]
+            if value is None:
+                value, value_length = b"", _NULL
+            else:
+                value_length = varints[len(value)]
+            length = prefix_size + len(at) + len(key_length) + len(key) + len(value_length) + len(value) + len(block)
+            record_length = varints[length]
+            length += len(record_length)
+            if size + length > room and not (at_least_one and offset == first_offset):
+                break
+            pieces += (record_length, prefix, at, key_length, key, value_length, value, block)
+            size += length
+            if length > largest:
+                largest = length
+            offset += 1
+        return _Encoded(b"".join(pieces), offset - first_offset, largest)
+
+    def _blocks(self, start: int) -> Iterable[bytes]:
+        return repeat(self._headers) if isinstance(self._headers, bytes) else self._headers[start:]
+
+
+class _ColumnRecords:
+    """Records in columns; compiled code writes them.
+
+    Args:
+        batch_bytes: largest broker batch of more than one record.
+    """
+
+    def __init__(
+        self, keys: ByteStrings, values: ByteStrings, headers: ByteStrings, timestamp_ms: int, batch_bytes: int
+    ) -> None:
+        from pipeline.kafka.framing_kernel import frame_records  # numba loads slowly, and `publish` does without
+
+        self._keys = keys
+        self._frame: Any = frame_records
+        self._columns = [part for each in (keys, values, headers) for part in (each.data, each.starts, each.ends)]
+        self.timestamp_ms = timestamp_ms
+        self._sizes = keys.sizes + values.sizes + headers.sizes
+        self._out = np.empty(max(batch_bytes, int(self._sizes.max()) + _RECORD_OVERHEAD_BYTES), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def largest(self) -> tuple[int, int]:
+        place = int(self._sizes.argmax())
+        return place, int(self._sizes[place])
+
+    def key(self, place: int) -> bytes:
+        return self._keys[place]
+
+    def encode(self, start: int, first_offset: int, since_first_ms: int, room: int, at_least_one: bool) -> _Encoded:
+        size, count, largest = self._frame(
+            *self._columns, start, first_offset, since_first_ms, room, at_least_one, self._out
+        )
+        return _Encoded(self._out[:size].data, count, largest)
 
 
 class BatchAppender:
@@ -128,9 +250,9 @@ class BatchAppender:
         Args:
             topic: must exist; the first use fetches its metadata.
             partition: must exist.
-            keys: None is a null key.
+            keys: None is a null key. Columns are written by compiled code if the values are columns, too.
             values: one per key; None is a tombstone.
-            headers: from ``encode_headers``: one block for all records, or one per key.
+            headers: from ``encode_headers``: one block for all records, or one per key, in columns if the keys are.
             timestamp_ms: of all records; by default now.
 
         Raises:
@@ -144,7 +266,7 @@ class BatchAppender:
         if not keys:
             return []
         now_ms = int(time.time() * 1_000) if timestamp_ms is None else timestamp_ms
-        records = _Records(keys, values, headers, now_ms)
+        records = self._records(keys, values, headers, now_ms)
         where = TopicPartition(topic, partition)
         self._check_partition(where)
         self._check_sizes(where, records)
@@ -162,13 +284,28 @@ class BatchAppender:
         self._sender.wakeup()
         return futures
 
+    def _records(
+        self,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Sequence[bytes] | bytes,
+        timestamp_ms: int,
+    ) -> _Records:
+        if isinstance(keys, ByteStrings) and isinstance(values, ByteStrings):
+            if isinstance(headers, bytes):
+                headers = ByteStrings.repeated(headers, len(keys))
+            if isinstance(headers, ByteStrings):
+                batch_bytes = self._accumulator.config["batch_size"]
+                return _ColumnRecords(keys, values, headers, timestamp_ms, batch_bytes)
+        return _ListedRecords(keys, values, headers, timestamp_ms, self._varints)
+
     def _append_locked(self, where: TopicPartition, records: _Records) -> list[FutureRecordMetadata]:
         """Fill the open batch, then new ones. The caller holds the partition's lock."""
         queue, config = self._accumulator._batches[where], self._accumulator.config
         futures = []
         start = 0
         batch = queue[-1] if queue and not queue[-1].records._closed else None
-        while start < len(records.keys):
+        while start < len(records):
             if batch is None:
                 builder = MemoryRecordsBuilder(_RECORD_FORMAT, config["compression_attrs"], config["batch_size"])
                 batch = ProducerBatch(where, builder, now=time.monotonic())
@@ -192,8 +329,7 @@ class BatchAppender:
         first = builder._num_records == 0
         if first:
             builder._first_timestamp = builder._max_timestamp = records.timestamp_ms
-        encoded, count, largest = self._encode(
-            records,
+        encoded, count, largest = records.encode(
             start,
             first_offset=memory._next_offset,
             since_first_ms=records.timestamp_ms - builder._first_timestamp,
@@ -210,45 +346,6 @@ class BatchAppender:
             batch.last_append = time.monotonic()
         return count
 
-    def _encode(
-        self, records: _Records, start: int, *, first_offset: int, since_first_ms: int, room: int, at_least_one: bool
-    ) -> tuple[bytes, int, int]:
-        """The bytes of the records that fit into ``room``, their number, and the size of the largest."""
-        varints = self._varints
-        prefix = b"\x00" + encode_varint(since_first_ms)  # no attributes
-        prefix_size = len(prefix)
-        headers = records.headers
-        rows = zip(
-            records.keys[start:],
-            records.values[start:],
-            repeat(headers) if isinstance(headers, bytes) else headers[start:],
-            strict=False,
-        )
-        pieces: list[bytes] = []
-        size = largest = 0
-        offset = first_offset
-        for key, value, block in rows:
-            at = varints[offset]
-            if key is None:
-                key, key_length = b"", _NULL
-            else:
-                key_length = varints[len(key)]
-            if value is None:
-                value, value_length = b"", _NULL
-            else:
-                value_length = varints[len(value)]
-            length = prefix_size + len(at) + len(key_length) + len(key) + len(value_length) + len(value) + len(block)
-            record_length = varints[length]
-            length += len(record_length)
-            if size + length > room and not (at_least_one and offset == first_offset):
-                break
-            pieces += (record_length, prefix, at, key_length, key, value_length, value, block)
-            size += length
-            if length > largest:
-                largest = length
-            offset += 1
-        return b"".join(pieces), offset - first_offset, largest
-
     def _check_partition(self, where: TopicPartition) -> None:
         """Raise if the partition does not exist: the accumulator accepts it, and a flush would wait for ever."""
         topic, partition = where
@@ -260,11 +357,9 @@ class BatchAppender:
 
     def _check_sizes(self, where: TopicPartition, records: _Records) -> None:
         limit = self._producer.config["max_request_size"] - _RECORD_OVERHEAD_BYTES
-        blocks: Any = repeat(records.headers) if isinstance(records.headers, bytes) else records.headers
-        for key, value, block in zip(records.keys, records.values, blocks, strict=False):
-            size = len(key or b"") + len(value or b"") + len(block)
-            if size > limit:
-                raise KafkaError(
-                    f"a record of {size:,} bytes for topic {where.topic}, partition {where.partition}, exceeds the "
-                    f"producer's limit of {limit:,} bytes; its key is {(key or b'')[:80]!r}"
-                )
+        place, size = records.largest()
+        if size > limit:
+            raise KafkaError(
+                f"a record of {size:,} bytes for topic {where.topic}, partition {where.partition}, exceeds the "
+                f"producer's limit of {limit:,} bytes; its key is {(records.key(place) or b'')[:80]!r}"
+            )

@@ -12,6 +12,7 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from pipeline.errors import KafkaError
 from pipeline.kafka.batch_producer import NO_HEADERS, BatchAppender, check_delivered, encode_headers, encode_varint
+from pipeline.kafka.byte_strings import ByteStrings
 from pipeline.kafka.clients import make_admin, make_consumer, make_producer
 from pipeline.settings import Settings
 from tests.waiting import wait_until
@@ -76,9 +77,14 @@ def varied_records(count: int) -> tuple[list[bytes | None], list[bytes | None]]:
     return keys, values
 
 
-@pytest.mark.parametrize("compression", [None, "lz4"])
+@pytest.mark.parametrize(("compression", "in_columns"), [(None, False), ("lz4", False), ("lz4", True)])
 def test_appended_batches_have_the_same_bytes_as_sent_ones(
-    broker: Settings, topic: str, producer: Callable[..., KafkaProducer], monkeypatch: Any, compression: str | None
+    broker: Settings,
+    topic: str,
+    producer: Callable[..., KafkaProducer],
+    monkeypatch: Any,
+    compression: str | None,
+    in_columns: bool,
 ) -> None:
     built: dict[str, list[bytes]] = {"send": [], "append": []}
     build = DefaultRecordBatchBuilder.build
@@ -96,6 +102,8 @@ def test_appended_batches_have_the_same_bytes_as_sent_ones(
     sender = producer(compression_type=compression, batch_size=50_000, **options)
     appender_producer = producer(compression_type=compression, batch_size=50_000, **options)
     keys, values = varied_records(400)
+    if in_columns:
+        keys, values = [key or b"" for key in keys], [value or b"" for value in values]
 
     for key, value in zip(keys, values, strict=True):
         sender.send(topic, value, key or (b"" if value is None else key), HEADERS_FOR_SEND, 0, TIMESTAMP_MS)
@@ -104,8 +112,10 @@ def test_appended_batches_have_the_same_bytes_as_sent_ones(
     keys = [key or (b"" if value is None else key) for key, value in zip(keys, values, strict=True)]
     appender = BatchAppender(appender_producer)
     block = encode_headers(HEADERS_FOR_SEND)
+    many: Any = ByteStrings.of if in_columns else list
+    keys, values, blocks = many(keys), many(values), many([block] * 250)
     check_later = appender.append(topic, 0, keys[:150], values[:150], block, TIMESTAMP_MS)
-    check_later += appender.append(topic, 0, keys[150:], values[150:], [block] * 250, TIMESTAMP_MS)
+    check_later += appender.append(topic, 0, keys[150:], values[150:], blocks, TIMESTAMP_MS)
     appender_producer.flush()
     check_delivered(check_later)
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -15,6 +16,7 @@ from deploy.commands.topics import schema
 from pipeline.dead_letter_form import DeadLetterRecord, dead_letter
 from pipeline.errors import StateError
 from pipeline.event_headers import ForecastHeaders, forecast_headers
+from pipeline.forecaster.states.records import encode_states
 from pipeline.kafka.batch_producer import encode_headers, encode_varint
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
@@ -314,6 +316,12 @@ def test_a_state_record_without_a_row_is_refused() -> None:
     """The checksum of a missing row is correct: the checksum of no bytes is 0."""
     with pytest.raises(StateError, match="ends after its header"):
         decode_state(StateTag(1, "0123456789ab").encode(b""))
+
+
+@given(tag=tags, rows=st.lists(st.binary(min_size=5, max_size=5), max_size=8))
+def test_encoding_many_states_equals_encoding_each(tag: StateTag, rows: list[bytes]) -> None:
+    states = np.frombuffer(b"".join(rows), np.dtype([("count", "i1"), ("last", "<u4")]))
+    assert encode_states(tag, states) == [tag.encode(row) for row in rows]
 
 
 @given(value=st.binary(max_size=60))

@@ -14,6 +14,7 @@ from pipeline.errors import Fenced, KafkaError
 from pipeline.forecaster.positions import Position
 from pipeline.forecaster.stuck_detection import Watchdog
 from pipeline.forecaster.transaction import FLUSH_BYTES, Committer, Records, TransactionAborted, TransactionContent
+from pipeline.kafka.byte_strings import ByteStrings
 
 MEMBER = ConsumerGroupMetadata(group_id="g", generation_id=3, member_id="m", group_instance_id=None, state=None)
 NOT_A_MEMBER = ConsumerGroupMetadata(group_id="g", generation_id=-1, member_id="", group_instance_id=None, state=None)
@@ -174,6 +175,17 @@ def test_pieces_hold_every_record_once_in_order_and_are_split_at_the_size_limit(
     assert [key for piece, _ in pieces for key in piece.keys] == records.keys
     assert [header for piece, _ in pieces for header in piece.headers] == headers
     assert list(records.pieces(1_000)) == [(records, 510)]
+
+
+def test_pieces_of_columns_are_those_of_lists() -> None:
+    values = [b"1" * 40, b"", b"2" * 70, b"3" * 200, b"4" * 10, b"5" * 90, b"6" * 100, b""]
+    keys = [b"k%d" % number for number in range(len(values))]
+    headers = [bytes([number]) for number in range(len(values))]
+    lists = Records("state", 3, keys, values, headers)
+    columns = Records("state", 3, *map(ByteStrings.of, (keys, values, headers)))
+    assert columns.size == lists.size == 526
+    for most_bytes in (1, 100, 270, 509, 510):
+        assert list(columns.pieces(most_bytes)) == list(lists.pieces(most_bytes))
 
 
 def test_the_watchdog_ends_the_process_with_a_message_if_a_commit_hangs() -> None:

@@ -1,6 +1,7 @@
-"""Reads the records of the changelog: usable states, sensors to rebuild, and positions."""
+"""The records of the changelog: writes states; reads usable states, sensors to rebuild, and positions."""
 
 import logging
+import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any
@@ -15,12 +16,25 @@ from pipeline.forecaster.readings import Record
 from pipeline.forecaster.rebuild import SensorAnchors, anchors_of_state, anchors_of_states
 from pipeline.forecaster.states.store import ServedModel
 from pipeline.forecaster.states.table import States
-from pipeline.messages import decode_state
+from pipeline.kafka.byte_strings import ByteStrings
+from pipeline.messages import CHECKSUM_BYTES, StateTag, decode_state
 from pipeline.reading_times import TimeRules
 from pipeline.settings import Settings
 from pipeline.unreadable_batch import UnreadableBatch
 
 logger = logging.getLogger("streamgru.restore")
+
+
+def encode_states(tag: StateTag, states: States) -> ByteStrings:
+    """The values of the records of some states (B,): ``tag.encode`` of each, several times as fast."""
+    blank = np.frombuffer(tag.encode(b""), np.uint8)  # the checksum, its last field, is 0
+    checksum_at, head = len(blank) - CHECKSUM_BYTES, len(blank)
+    values = np.empty((len(states), head + states.dtype.itemsize), np.uint8)
+    values[:, :head] = blank
+    values[:, head:] = np.ascontiguousarray(states).view(np.uint8).reshape(len(states), states.dtype.itemsize)
+    checksums = np.array([zlib.crc32(row) for row in values[:, head:]], "<u4")
+    values[:, checksum_at:head] = checksums.view(np.uint8).reshape(-1, CHECKSUM_BYTES)
+    return ByteStrings.joined(values.reshape(-1), np.full(len(states), values.shape[1], np.int64))
 
 
 class StateRecords:
