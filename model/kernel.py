@@ -295,26 +295,46 @@ def scratch(size: Sizes, record_bytes: int) -> Scratch:
     )
 
 
+# Options of every compiled function. Without ``_nrt=False`` numba counts references to each part of an array that a
+# function names, with atomic instructions: more than half of a step's time. Then nothing can be allocated.
+OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy", "_nrt": False}
+
+
 def inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The function compiled for compiled callers alone; without Python wrappers it compiles much faster."""
-    make: Any = cast(Any, numba.njit)(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    make: Any = cast(Any, numba.njit)(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
+    return cast(Callable[Arguments, Result], make(function))
+
+
+def inlined(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function, copied into its compiled callers; no other function can return a part of an array."""
+    make: Any = cast(Any, numba.njit)(inline="always", **OPTIONS)
     return cast(Callable[Arguments, Result], make(function))
 
 
 def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The function as machine code, cached on disk next to this file or in the user's cache folder."""
+    return _cached(function, OPTIONS)
+
+
+def allocating(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The same for a function that allocates arrays; it counts references."""
+    return _cached(function, OPTIONS | {"_nrt": True})
+
+
+def _cached(function: Callable[Arguments, Result], options: dict[str, Any]) -> Callable[Arguments, Result]:
     compile_it = cast(Any, numba.njit)
     try:
-        made = compile_it(cache=True, error_model="numpy")(function)
+        made = compile_it(cache=True, **options)(function)
     except RuntimeError:  # neither folder can be written: each process compiles the function again
-        made = compile_it(error_model="numpy")(function)
+        made = compile_it(**options)(function)
     return cast(Callable[Arguments, Result], made)
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
-@inner
+@inlined
 def _row(numbers: Numbers, begin: int, row: int, width: int) -> Numbers:
     """A row of the field (rows, width) that begins at ``begin``."""
     return numbers[begin + row * width : begin + (row + 1) * width]

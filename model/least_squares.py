@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernel import compiled
+from .kernel import allocating
 
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.int64]
@@ -32,7 +32,7 @@ def blank_root(regressors: int) -> Floats:
     return np.eye(regressors) * math.sqrt(PRIOR_VARIANCE)
 
 
-@compiled
+@allocating
 def update(root: Floats, weights: Floats, x: Floats, errors: Floats, forgetting: float) -> None:
     """Step the root and the weights of one problem by one label, in place.
 
@@ -70,7 +70,7 @@ def update(root: Floats, weights: Floats, x: Floats, errors: Floats, forgetting:
             weights[i, p] += gain * a * errors[p]
 
 
-@compiled
+@allocating
 def _predict(weights: Floats, x: Floats, bound: Floats, to: Floats) -> None:
     """Fill ``to`` with the regressors (D,) times the weights (D, h), clipped to ``bound`` (h,)."""
     to[:] = 0.0
@@ -81,7 +81,7 @@ def _predict(weights: Floats, x: Floats, bound: Floats, to: Floats) -> None:
         to[p] = max(min(to[p], bound[p]), -bound[p])
 
 
-@compiled
+@allocating
 def _learn_distances(
     labels: Floats, pending: Floats, errors: Indexes, distances: Floats, sides: Floats, shares: Floats
 ) -> None:
@@ -105,7 +105,7 @@ def _learn_distances(
             distances[o, p] = max(distances[o, p], SMALLEST_DISTANCE if errors[p] > 0 else 0.0)
 
 
-@compiled
+@allocating
 def follow(
     lengths: Indexes, first: int, series: Any, bound: Floats, outer: Any, learned: Any, points: Floats, spread: Floats
 ) -> None:

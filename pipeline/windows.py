@@ -24,8 +24,6 @@ from pipeline.history.columns import column_of
 from pipeline.history.outlook_join import HistoryOutlooks, StepPositions, join_outlooks
 from pipeline.history.outlook_rows import outlook_rows
 from pipeline.history.table import History
-from pipeline.messages import OWN_FORM_HEADER, Rejected
-from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.reading_times import implausible_rows
 from pipeline.settings import Settings
 
@@ -71,15 +69,18 @@ def load_training(history: History, settings: Settings, version: int | None = No
             f"the history table {history.path} has no feature {', '.join(missing)} (its features: "
             f"{', '.join(found) or 'none'}); ingest readings with it first, or remove it from the settings"
         )
-    readings, outlook_rows = history.scan(version), history.scan_outlooks(version)
+    config = settings.outlook_config
+    readings, outlook_rows = history.scan(version), None if config is None else history.scan_outlooks(version)
     if history.has_record_timestamps(version):
-        rules_of = history.time_rules(settings.kafka.topics.readings, version)
-        readings, outlook_rows = (each.filter(~implausible_rows(rules_of)) for each in (readings, outlook_rows))
+        is_plausible = ~implausible_rows(history.time_rules(settings.kafka.topics.readings, version))
+        readings = readings.filter(is_plausible)
+        outlook_rows = None if outlook_rows is None else outlook_rows.filter(is_plausible)
     late: Counter[str] = Counter()
     features, grace, max_gap_steps = settings.features, settings.grace, settings.max_gap_steps
-    config = settings.outlook_config
     with history.reading(version):
-        outlooks = None if config is None else HistoryOutlooks(outlook_rows.collect(), config)
+        outlooks = None
+        if config is not None and outlook_rows is not None:
+            outlooks = HistoryOutlooks(outlook_rows.collect(), config)
         if settings.forecaster.max_sensors_per_partition is not None:
             readings = _within_sensor_limit(readings, settings.forecaster.max_sensors_per_partition)
         stream = sequences_from_readings(
@@ -147,15 +148,13 @@ def _outlooks_between(
 
     The offset of an outlook is that of the reading before it, which it follows.
     """
-    config, decoder = settings.outlook_config, make_outlook_decoder(settings)
-    if config is None or decoder is None:
+    config = settings.outlook_config
+    if config is None:
         return None
-    found = []
-    for row, record in zip(rows_behind(table, outlooks).tolist(), outlooks, strict=True):
-        outlook = decoder.decode(record.key, record.value, [OWN_FORM_HEADER], Rejected("malformed", ""))
-        assert outlook is not None
-        found.append((0, row - 1, outlook))
-    return HistoryOutlooks(outlook_rows(found, config.covariates, [record.issued_us for record in outlooks]), config)
+    rows = rows_behind(table, outlooks).tolist()
+    found = [(0, row - 1, record.outlook) for row, record in zip(rows, outlooks, strict=True)]
+    sent_us = [record.outlook.issued_us for record in outlooks]
+    return HistoryOutlooks(outlook_rows(found, config.covariates, sent_us), config)
 
 
 def usual_interval_us(table: ReadingTable) -> int | None:

@@ -168,7 +168,7 @@ def _receivers(table: OutlookTable) -> str:
 
 def _check_issued(outlooks: Sequence[OutlookRecord], settings: Settings) -> None:
     """Refuse outlooks that would become dead letters because of their times of issue."""
-    places, first = find_implausible_now(np.array([each.issued_us for each in outlooks], np.int64), settings)
+    places, first = find_implausible_now(np.array([each.outlook.issued_us for each in outlooks], np.int64), settings)
     if len(places):
         raise DataFileError(
             f"nothing was published: {len(places):,} of {len(outlooks):,} outlooks have implausible times of issue: "

@@ -32,20 +32,22 @@ def read_states(settings: Settings) -> dict[tuple[int, str], LastState]:
     for record in read_topic(settings, settings.kafka.topics.state, {}, None):
         if record.key != POSITION_KEY:
             values[record.partition, record.key or b""] = record.value
+    present = settings.fingerprint  # computed once: it is a hash of all settings that shape a forecast
     return {
-        (partition, key.decode(errors="replace")): _decode(value, settings)
+        (partition, key.decode(errors="replace")): _decode(value, present)
         for (partition, key), value in values.items()
         if value is not None
     }
 
 
-def _decode(value: bytes, settings: Settings) -> LastState:
+def _decode(value: bytes, fingerprint: str) -> LastState:
+    """The state in a record; a fault if the record is damaged or has another fingerprint of the settings."""
     try:
         tag, row = decode_state(value)
     except StateError as error:
         return LastState(fault=str(error))
-    if tag.settings != settings.fingerprint:
-        return LastState(fault=f"the record was made under settings {tag.settings}, not {settings.fingerprint}")
+    if tag.settings != fingerprint:
+        return LastState(fault=f"the record was made under settings {tag.settings}, not {fingerprint}")
     return LastState(tag.model_version, row)
 
 

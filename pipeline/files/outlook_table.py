@@ -11,7 +11,7 @@ from pipeline.errors import DataFileError
 from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import ReadingTable, read_readings
 from pipeline.messages import iso_timestamp
-from pipeline.outlook_messages import MOST_ENTRIES, encode_outlook
+from pipeline.outlook_messages import MOST_ENTRIES, Outlook, encode_outlook
 from pipeline.settings import Settings
 
 Indexes = NDArray[np.int64]
@@ -19,10 +19,9 @@ Indexes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class OutlookRecord:
-    """The record of an outlook."""
+    """An outlook and its record, which goes to every partition if the outlook is a group's."""
 
-    issued_us: int
-    is_group: bool  # whether the record goes to every partition
+    outlook: Outlook  # as the decoder of the stream decodes the record
     key: bytes
     value: bytes
 
@@ -72,7 +71,8 @@ def rows_behind(table: ReadingTable, outlooks: Sequence[OutlookRecord]) -> Index
     Args:
         table: readings in the order of their times.
     """
-    rows: Indexes = np.searchsorted(table.timestamp_us, np.array([each.issued_us for each in outlooks], np.int64))
+    issued_us = np.array([each.outlook.issued_us for each in outlooks], np.int64)
+    rows: Indexes = np.searchsorted(table.timestamp_us, issued_us)
     return rows
 
 
@@ -80,7 +80,8 @@ def _record(table: ReadingTable, rows: np.ndarray, settings: Settings) -> Outloo
     """The outlook in some rows."""
     assert table.issued_us is not None
     issued_us, name = int(table.issued_us[rows[0]]), table.sensors[table.sensor_codes[rows[0]]]
-    is_group = name in settings.outlooks.groups
+    groups, covariates = settings.outlooks.groups, settings.outlooks.covariates
+    is_group = name in groups
     values = {covariate: column[rows] for covariate, column in table.values.items()}
     key, value = encode_outlook(name, issued_us, table.timestamp_us[rows], values, is_group=is_group)
     if len(rows) > MOST_ENTRIES or len(key) + len(value) > settings.kafka.max_reading_bytes:
@@ -89,4 +90,9 @@ def _record(table: ReadingTable, rows: np.ndarray, settings: Settings) -> Outloo
             f"bytes; a record takes {MOST_ENTRIES:,} times and kafka.max_reading_bytes "
             f"({settings.kafka.max_reading_bytes:,}) bytes"
         )
-    return OutlookRecord(issued_us, is_group, key, value)
+    decoded = np.full((len(rows), len(covariates)), np.nan, np.float32)
+    for place, covariate in enumerate(covariates):
+        if covariate in values:
+            decoded[:, place] = values[covariate]
+    outlook = Outlook(name, is_group, groups.get(name, (name,)), issued_us, table.timestamp_us[rows], decoded)
+    return OutlookRecord(outlook, key, value)

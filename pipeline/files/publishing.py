@@ -95,16 +95,17 @@ class Publication:
             KafkaError: a broker refused a record, or no broker answers.
         """
         with translate_errors(f"publishing to topic {self._topic}", self._settings):
-            partitions = np.array([self._partition_of(name.encode()) for name in self._table.sensors])
+            every = sorted(self._producer.partitions_for(self._topic))
+            of_sensor = np.array([_partition_of(name.encode(), len(every)) for name in self._table.sensors])
             due = _due_times(self._table.timestamp_us[self._next : self._stop], speed)
             first, started = self._next, time.monotonic()
             while self._next < self._stop or self._outlooks:
-                self._publish_outlooks()
+                self._publish_outlooks(every)
                 ready = self._stop if not self._outlooks else min(self._stop, self._outlooks[0][0])
                 if due is not None:
                     ready = min(ready, first + int(np.searchsorted(due, time.monotonic() - started, side="right")))
                 if ready > self._next:
-                    self._publish(self._next, min(ready, self._next + CHUNK_ROWS), partitions)
+                    self._publish(self._next, min(ready, self._next + CHUNK_ROWS), of_sensor)
                 elif self._next < self._stop:
                     time.sleep(PACE_INTERVAL_S)
                 self._collect(MOST_BYTES_IN_FLIGHT)
@@ -121,21 +122,16 @@ class Publication:
             self._collect(MOST_BYTES_IN_FLIGHT)
             time.sleep(PACE_INTERVAL_S)
 
-    def _partition_of(self, key: bytes) -> int:
-        """The partition that Kafka's default partitioner gives a key."""
-        return int((murmur2(key) & 0x7FFFFFFF) % len(self._producer.partitions_for(self._topic)))
-
-    def _publish_outlooks(self) -> None:
-        """Publish the outlooks that come before the next row."""
+    def _publish_outlooks(self, every: Sequence[int]) -> None:
+        """Publish the outlooks that come before the next row; ``every`` has the topic's partitions."""
         while self._outlooks and self._outlooks[0][0] <= self._next:
             _, record = self._outlooks.popleft()
-            every = sorted(self._producer.partitions_for(self._topic))
-            for partition in every if record.is_group else [self._partition_of(record.key)]:
+            for partition in every if record.outlook.is_group else [_partition_of(record.key, len(every))]:
                 self._send(partition, [record.key], [record.value], self._next)
             self._collect(MOST_BYTES_IN_FLIGHT)
 
-    def _publish(self, start: int, stop: int, partitions: NDArray[np.int64]) -> None:
-        of_row = partitions[self._table.sensor_codes[start:stop]]
+    def _publish(self, start: int, stop: int, of_sensor: NDArray[np.int64]) -> None:
+        of_row = of_sensor[self._table.sensor_codes[start:stop]]
         for partition in np.unique(of_row).tolist():
             rows = start + np.flatnonzero(of_row == partition)
             self._send(partition, *self._encoder.encode(rows), start)
@@ -160,6 +156,11 @@ class Publication:
             self.acknowledged = stop
             self._in_flight.popleft()
             self._bytes_in_flight -= size
+
+
+def _partition_of(key: bytes, partitions: int) -> int:
+    """The partition that Kafka's default partitioner gives a key on a topic with this number of partitions."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 def _due_times(timestamp_us: NDArray[np.int64], speed: float | None) -> NDArray[np.float64] | None:

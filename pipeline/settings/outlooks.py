@@ -1,12 +1,12 @@
 """The section ``[outlooks]`` of the settings: covariates known ahead, and the groups of sensors that share them."""
 
-from collections import Counter
 from typing import Final, Self
 from unicodedata import category
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.known_ahead import OutlookConfig
+from pipeline.settings.names import first_repeated
 
 MOST_COVARIATES: Final = 100
 MOST_STEPS: Final = 20_000  # of an outlook; each state keeps this number of values for each covariate
@@ -41,7 +41,7 @@ class OutlookSettings(BaseModel):
             raise ValueError("name the covariates of the outlooks, or leave out steps and groups")
         lists = {"covariates": self.covariates} | {f"group {name!r}": each for name, each in self.groups.items()}
         for what, names in lists.items():
-            if repeated := next((name for name, count in Counter(names).items() if count > 1), None):
+            if repeated := first_repeated(names):
                 raise ValueError(f"{what}: {repeated!r} is repeated")
             if not names and what != "covariates":
                 raise ValueError(f"{what} names no sensor")

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from model.outlooks import NO_OUTLOOK
 from model.sequences import Sequences
-from pipeline.files.outlook_table import OutlookRecord
+from pipeline.files.file_layout import FileLayout
+from pipeline.files.outlook_table import OutlookRecord, read_outlooks
 from pipeline.files.reading_table import ReadingTable
 from pipeline.history.outlook_join import StepPositions
 from pipeline.history.reading_chunk import ReadingChunk
 from pipeline.history.table import History
+from pipeline.messages import Rejected
+from pipeline.outlook_messages import Outlook, make_outlook_decoder
 from pipeline.reading_times import time_rules_from
 from pipeline.remarks.outlooks import outlook_remarks
 from pipeline.settings import Settings
@@ -41,6 +44,21 @@ def stored(folder: Path, stream: Stream, made: Settings = SETTINGS, commits: int
             ends[partition] = cuts[1]
         history.append(chunk.take(), ends, TOPIC)
     return history
+
+
+def decoded(key: bytes, value: bytes) -> Outlook:
+    """The outlook in a record."""
+    decoder = make_outlook_decoder(SETTINGS)
+    assert decoder is not None
+    outlook = decoder.decode(key, value, (), Rejected("malformed"))
+    assert outlook is not None
+    return outlook
+
+
+def record_of(event: Event) -> OutlookRecord:
+    """The outlook of an event, with its record."""
+    key, value = outlook_of(event)
+    return OutlookRecord(decoded(key, value), key, value)
 
 
 def issue_hours(sequences: Sequences) -> dict[tuple[str, int], int | None]:
@@ -223,16 +241,30 @@ def test_outlooks_of_files_are_seen_as_if_they_were_published_between_the_readin
         {"value": np.zeros(len(readings))},
         (),
     )
-    outlooks = [
-        OutlookRecord(START_US + event.hour * HOUR_US, event.name == GROUP, *outlook_of(event))
-        for event in made
-        if event.is_outlook
-    ]
+    outlooks = [record_of(event) for event in made if event.is_outlook]
     for grace_steps in (0, 2):
         chosen = SETTINGS.model_copy(update={"grace_steps": grace_steps})
         with TemporaryDirectory() as folder:
             published = load_sequences(stored(Path(folder), Stream.of(made), chosen), chosen)
         assert issue_hours(sequences_from_table(table, chosen, outlooks)) == issue_hours(published)
+
+
+@pytest.mark.parametrize("columns", [["TEMP", "WSPM"], ["WSPM"]])
+def test_outlooks_of_files_equal_the_decoded_ones_of_their_records(tmp_path: Path, columns: list[str]) -> None:
+    draw = np.random.default_rng(0)
+    names = [name for name in ("s0", GROUP) for _ in range(12)]
+    issued = [f"2016-03-0{1 + row % 3}T00:00:00Z" for row in range(len(names))]
+    ahead = [f"2016-03-0{1 + row % 3}T0{row // 3}:00:00.000001Z" for row in range(len(names))]
+    values = {name: [None, *draw.normal(0, 1e3, len(names) - 1)] for name in columns}
+    rows = {"site": names, "issued_at": issued, "time": ahead, **values}
+    pl.DataFrame(rows).write_csv(tmp_path / "outlooks.csv")
+    layout = FileLayout(time_column="time", sensor_column="site", issued_column="issued_at")
+    records = read_outlooks([tmp_path / "outlooks.csv"], layout, SETTINGS).records
+    assert len(records) == 6
+    for record in records:
+        expected = decoded(record.key, record.value)
+        for field, value in vars(expected).items():
+            np.testing.assert_array_equal(getattr(record.outlook, field), value, err_msg=field, strict=True)
 
 
 def test_outlooks_that_end_before_the_forecast_are_pointed_out() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from kafka import TopicPartition
 from kafka.errors import MessageSizeTooLargeError
@@ -14,9 +15,17 @@ from deploy.commands.publish import _resume_hint
 from pipeline.errors import KafkaError
 from pipeline.files.outlook_table import OutlookRecord, no_readings
 from pipeline.files.publishing import Publication
+from pipeline.outlook_messages import Outlook
 from tests.outlook_streams import SETTINGS
 
-OUTLOOKS = tuple(OutlookRecord(hour, hour == 2, b"s0", b"x" * 100) for hour in range(3))
+
+def outlook(hour: int) -> OutlookRecord:
+    """The record of an outlook; the third one is a group's."""
+    found = Outlook("s0", hour == 2, ("s0",), hour, np.array([hour + 1]), np.zeros((1, 2), np.float32))
+    return OutlookRecord(found, b"s0", b"x" * 100)
+
+
+OUTLOOKS = tuple(outlook(hour) for hour in range(3))
 
 
 class Broker:
