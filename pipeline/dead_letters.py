@@ -211,5 +211,6 @@ def _append(appender: BatchAppender, topic: str, letters: Iterable[DeadLetter]) 
             [letter.key for letter in group],
             [letter.value for letter in group],
             [encode_headers(letter.headers) for letter in group],
+            wake=False,
         )
     return futures

@@ -163,7 +163,7 @@ class KafkaTransport:
 
     def append(self, records: Records) -> None:
         self._futures += self._appender.append(
-            records.topic, records.partition, records.keys, records.values, records.headers
+            records.topic, records.partition, records.keys, records.values, records.headers, wake=False
         )
 
     def flush(self) -> None:

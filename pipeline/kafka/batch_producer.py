@@ -34,6 +34,7 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 
 from pipeline.errors import KafkaError
 from pipeline.kafka.byte_strings import ByteStrings
+from pipeline.kafka.compression import use_fast_lz4
 
 # Bytes: attributes, three varints, the record's length and the batch header, each at its largest.
 _RECORD_OVERHEAD_BYTES: Final = 21 + 61
@@ -230,6 +231,7 @@ class BatchAppender:
         self._accumulator = producer._accumulator
         self._sender = producer._sender
         self._transactions = producer._transaction_manager
+        self._is_transactional = self._transactions is not None and self._transactions.is_transactional()
         self._partitions: dict[str, frozenset[int]] = {}
         self._varints = Varints()
         # The client splits a batch that is too large for the broker, and moves each record's future to its half. Our
@@ -244,6 +246,8 @@ class BatchAppender:
         values: Sequence[bytes | None],
         headers: Sequence[bytes] | bytes = NO_HEADERS,
         timestamp_ms: int | None = None,
+        *,
+        wake: bool = True,
     ) -> list[FutureRecordMetadata]:
         """Append records in their order, and return one future per broker batch that received any of them.
 
@@ -254,6 +258,8 @@ class BatchAppender:
             values: one per key; None is a tombstone.
             headers: from ``encode_headers``: one block for all records, or one per key, in columns if the keys are.
             timestamp_ms: of all records; by default now.
+            wake: whether the producer's thread sends the records at once. If not, they wait for the next flush, so that
+                the appends of a transaction share requests.
 
         Raises:
             KafkaError: a record exceeds the producer's size limit; no record was appended.
@@ -270,7 +276,7 @@ class BatchAppender:
         where = TopicPartition(topic, partition)
         self._check_partition(where)
         self._check_sizes(where, records)
-        if self._transactions is not None and self._transactions.is_transactional():
+        if self._is_transactional:
             self._transactions.maybe_add_partition_to_transaction(where)
         # The count makes a forced close of the producer wait for this append before it fails the queued batches.
         self._accumulator._appends_in_progress.increment()
@@ -281,7 +287,8 @@ class BatchAppender:
                 futures = self._append_locked(where, records)
         finally:
             self._accumulator._appends_in_progress.decrement()
-        self._sender.wakeup()
+        if wake:
+            self._sender.wakeup()
         return futures
 
     def _records(
@@ -308,6 +315,8 @@ class BatchAppender:
         while start < len(records):
             if batch is None:
                 builder = MemoryRecordsBuilder(_RECORD_FORMAT, config["compression_attrs"], config["batch_size"])
+                if self._is_transactional:
+                    use_fast_lz4(builder)
                 batch = ProducerBatch(where, builder, now=time.monotonic())
             count = self._fill(batch, records, start)
             if count:

@@ -22,9 +22,8 @@ BOOTSTRAP_TIMEOUT_MS: Final = 10_000
 # The longest wait between two attempts to reach a broker. At the client's default of 30 s, members return to their
 # group long after the broker and one after another, and the group drops them before that.
 RECONNECT_MS: Final = 1_000
-# The client sleeps this long while the coordinator still ends the previous transaction, which happens at every commit
-# of a busy forecaster. At the default of 100 a commit takes 106 ms, at 5 it takes 4.8 ms. At 1 the client spins for 1.6
-# ms less.
+# How often a transactional producer sends a batch again or asks for metadata while brokers are away. The wait between
+# two attempts of a transactional request is shorter, see ``patches.TRANSACTION_RETRY_MS``.
 TRANSACTION_BACKOFF_MS: Final = 5
 # Share of the session timeout. Members learn of a rebalance from the answer to a heartbeat. At a third, the client's
 # maximum, forecasts would stop for up to 2 s longer after a forecaster is killed.

@@ -10,11 +10,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import kafka.errors as client_errors
+import kafka.net.selector as client_loop
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.coordinator.base import Generation, MemberState
 
 # Wait between two attempts to send a transactional request to an unreachable broker; the client does not wait.
 UNREADY_WAIT_MS: Final = 50
+# Wait before a transactional request is sent again. The first request of a busy forecaster's transaction is always sent
+# twice or more, because the broker still ends the transaction before. A transaction of 24 records takes 9.6 ms with a
+# wait of 5 ms, 7.8 ms with 2 and 7.6 ms with 1.
+TRANSACTION_RETRY_MS: Final = 2
+TRACE_LEVEL: Final = 5  # the client's level of logging for each turn of its event loop
 
 
 def make_or_clean_up(kind: Any, options: Mapping[str, Any]) -> Any:
@@ -51,6 +57,7 @@ def patch_consumer(consumer: KafkaConsumer) -> KafkaConsumer:
     _keep_finished_joins(consumer._coordinator)
     _claim_owned_partitions(consumer)
     _name_missing_leaders(consumer._fetcher)
+    skip_trace_messages()
     return consumer
 
 
@@ -69,7 +76,26 @@ def patch_producer(producer: KafkaProducer) -> KafkaProducer:
     _look_up_leaders_of_queued_batches_only(producer._accumulator)
     if producer._transaction_manager is not None and producer._transaction_manager.is_transactional():
         _fail_on_sequence_errors(producer._transaction_manager)
+        _retry_transactional_requests_soon(producer._sender)
+    skip_trace_messages()
     return producer
+
+
+def skip_trace_messages() -> None:
+    """Log no messages about single turns of the clients' event loops, unless their level is on.
+
+    Private: ``kafka.net.selector.log_trace``.
+    Why: each turn of the loop calls the logger up to ten times.
+    Without it: a producer's thread takes 7 % more CPU time for a small transaction.
+    Tested with: kafka-python >=3.0.12,<3.1.
+    Goes when: the event loop asks for the level once per turn, or not at all.
+    """
+    if not client_loop.log.isEnabledFor(TRACE_LEVEL):
+        client_loop.log_trace = _log_nothing
+
+
+def _log_nothing(*_: object) -> None:
+    pass
 
 
 def _disable_topic_creation(cluster: Any) -> None:
@@ -301,6 +327,19 @@ def _fail_on_sequence_errors(manager: Any) -> None:
     Goes when: the client requests no new epoch after ``InvalidProducerEpochError``.
     """
     manager._supports_epoch_bump = lambda: False
+
+
+def _retry_transactional_requests_soon(sender: Any) -> None:
+    """Send a transactional request again after ``TRANSACTION_RETRY_MS``.
+
+    Private: the ``config`` of ``KafkaProducer._sender``.
+    Why: the option ``retry_backoff_ms`` also sets how often the client asks for metadata and sends a batch again, which
+        is too often for brokers that have just come back.
+    Without it: each transaction takes 2 ms longer.
+    Tested with: kafka-python >=3.0.12,<3.1.
+    Goes when: the client waits for the end of the transaction before, or the broker answers the first request then.
+    """
+    sender.config["retry_backoff_ms"] = TRANSACTION_RETRY_MS
 
 
 def abort_transaction(producer: KafkaProducer, timeout_s: float) -> None:

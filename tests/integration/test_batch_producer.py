@@ -156,6 +156,26 @@ def test_committed_records_are_read_back_intact_and_aborted_records_are_not(
     assert [(record.key, record.value, list(record.headers)) for record in records] == expected
 
 
+def test_appended_records_wait_for_the_flush_if_the_appends_of_a_transaction_share_requests(
+    topic: str, producer: Callable[..., KafkaProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transactional = producer(transactional_id=topic, transaction_timeout_ms=40_000)
+    transactional.init_transactions()
+    transactional.begin_transaction()
+    appender = BatchAppender(transactional)
+    transactional.partitions_for(topic)  # the lookup of a topic wakes the thread too
+    wake, wakes = transactional._sender.wakeup, []
+    monkeypatch.setattr(transactional._sender, "wakeup", lambda: wakes.append(wake()))
+    futures = [each for number in (0, 1) for each in appender.append(topic, number, [b"k"], [b"v"], wake=False)]
+    assert not wakes
+    transactional.flush()
+    assert len(wakes) == 1
+    check_delivered(futures)
+    futures = appender.append(topic, 0, [b"k"], [b"v"])
+    assert len(wakes) == 2
+    transactional.commit_transaction()
+
+
 def test_futures_give_the_offsets_of_the_appended_batches(
     broker: Settings, topic: str, producer: Callable[..., KafkaProducer]
 ) -> None:

@@ -276,6 +276,7 @@ class LateTransport(KafkaTransport):
     def flush(self) -> None:
         with stopped(self._settings):
             self.append(forecast_of(self._settings, b"on its way"))
+            self._producer._sender.wakeup()  # an append alone leaves the batch until the flush
             wait_until(self._producer._sender._in_flight_batches.values, 5, "a batch is in flight")
             self.append(forecast_of(self._settings, b"lost"))
             super().flush()

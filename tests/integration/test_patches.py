@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 import kafka.errors as client_errors
+import kafka.net.selector as client_loop
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
@@ -16,8 +17,8 @@ from kafka.errors import LogTruncationError
 
 from deploy.stack import Stack
 from pipeline.errors import BrokerUnreachable
-from pipeline.kafka.clients import close_producer, make_admin, make_consumer, make_producer
-from pipeline.kafka.patches import leaderless, next_offset
+from pipeline.kafka.clients import TRANSACTION_BACKOFF_MS, close_producer, make_admin, make_consumer, make_producer
+from pipeline.kafka.patches import TRANSACTION_RETRY_MS, leaderless, next_offset, skip_trace_messages
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
 from tests.conftest import SettingsFactory
@@ -263,6 +264,26 @@ def test_the_producer_looks_up_no_leader_for_a_partition_without_records(
         del accumulator.ready
     monkeypatch.setattr(cluster, "leader_for_partition", lambda where: -1)
     assert accumulator.ready(cluster)[2] is not is_patched
+
+
+@both_ways
+def test_a_turn_of_the_event_loop_logs_nothing(
+    transactional: Callable[[], KafkaProducer], is_patched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(client_loop, "log_trace", lambda message, *_: messages.append(message))
+    if is_patched:
+        skip_trace_messages()
+    transactional().commit_transaction()
+    assert (not messages) is is_patched
+
+
+def test_a_transactional_request_is_sent_again_soon_and_a_batch_later(
+    transactional: Callable[[], KafkaProducer],
+) -> None:
+    producer = transactional()
+    assert producer._sender.config["retry_backoff_ms"] == TRANSACTION_RETRY_MS
+    assert producer._accumulator.config["retry_backoff_ms"] == TRANSACTION_BACKOFF_MS > TRANSACTION_RETRY_MS
 
 
 @pytest.fixture
