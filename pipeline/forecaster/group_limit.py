@@ -14,6 +14,7 @@ from kafka import TopicPartition
 
 from pipeline.forecaster.readings import Record
 from pipeline.forecaster.states.table import StateTable
+from pipeline.kafka.record_columns import places_of
 from pipeline.settings import Settings
 
 logger = logging.getLogger("streamgru.group_limit")
@@ -90,10 +91,10 @@ class GroupLimit:
         """
         if not self._groups:
             return
-        for place, record in enumerate(records):
-            members = self._groups.get(record.key)
-            if members is not None and _MARK in (record.value or b""):
-                yield place, min(len(members), sensors + len(records))
+        for place in places_of(records, self._groups):
+            record = records[place]
+            if _MARK in (record.value or b""):
+                yield place, min(len(self._groups[record.key]), sensors + len(records))
 
     def _warn_of_large(self, partition: int, key: bytes | None, table: StateTable) -> None:
         """Log once that one outlook of a group makes a large transaction."""

@@ -33,6 +33,7 @@ from pipeline.forecaster.transaction import Records
 from pipeline.forecaster.unit_changes import UnitChange, find_unit_changes
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.kafka.byte_strings import ByteStrings
+from pipeline.kafka.record_columns import offsets_of, timestamps_of
 from pipeline.messages import InputPosition, ModelId, Rejected
 from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.reading_times import ImplausibleTime
@@ -192,7 +193,7 @@ class MicroBatchBuilder:
         # One call for all partitions, because most of its cost is per call.
         traced = any(part.traceparents is not None for part in accepted)
         parents = [part.traceparents or [None] * len(part) for part in accepted]
-        partitions = [part.partition for part in accepted for _ in part.keys]
+        partitions = [part.partition for part in accepted for _ in range(len(part))]
         sensors = list(chain.from_iterable(part.sensors for part in accepted))
         timestamp_us = np.concatenate([part.timestamp_us for part in accepted])
         offsets = np.concatenate([part.offsets for part in accepted])
@@ -278,10 +279,10 @@ class MicroBatchBuilder:
 
 def _sent_ms(records: Sequence[Record], accepted_offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """The Kafka timestamps of the records with accepted readings."""
-    found = np.fromiter((record.timestamp for record in records), np.int64, len(records))
-    if len(accepted_offsets) == len(records) and accepted_offsets.min() >= records[0].offset:
+    found, offsets = timestamps_of(records), offsets_of(records)
+    if len(accepted_offsets) == len(records) and accepted_offsets.min() >= offsets[0]:
         return found  # in most batches: all records were accepted
-    return found[np.isin([record.offset for record in records], accepted_offsets)]
+    return found[np.isin(offsets, accepted_offsets)]
 
 
 # --- how many records -------------------------------------------------------------------------------------------------

@@ -3,15 +3,19 @@
 The columns keep the order of offsets. Records that do not decode are returned separately, each with its reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.kafka.reading_records import decode_readings
 from pipeline.kafka.record_batch import FetchedRecord
-from pipeline.messages import Reading, Rejected
+from pipeline.kafka.record_columns import offsets_of, timestamps_of, with_headers
+from pipeline.kafka.sensor_codes import distinct, join_names, only_used
+from pipeline.messages import Rejected
 from pipeline.outlook_messages import Outlook, OutlookDecoder
 from pipeline.reading_times import ImplausibleTime, TimeRules, find_implausible, reject_implausible
 from pipeline.readings_format.decoder import RecordDecoder
@@ -36,8 +40,8 @@ class Readings:
     """n readings of one partition, in the order of their offsets; accepted ones in the order of their steps."""
 
     partition: int
-    keys: list[bytes]  # the sensor ids in UTF-8
-    sensors: list[str]
+    names: list[str]  # the sensor ids, each once, and each with a reading
+    codes: NDArray[np.intp]  # (n,) index of the reading's sensor in ``names``
     timestamp_us: NDArray[np.int64]  # (n,)
     values: NDArray[np.float64]  # (n, F), NaN where missing
     offsets: NDArray[np.int64]  # (n,)
@@ -49,8 +53,35 @@ class Readings:
     # In the same records as the readings, by ascending offset. Selections of the readings have none.
     outlooks: tuple[ReceivedOutlook, ...] = ()
 
+    @classmethod
+    def of_sensors(
+        cls,
+        partition: int,
+        sensors: Sequence[str],
+        timestamp_us: NDArray[np.int64],
+        values: NDArray[np.float64],
+        offsets: NDArray[np.int64],
+    ) -> "Readings":
+        """Readings with a sensor id each."""
+        return cls(partition, *distinct(sensors), timestamp_us, values, offsets)
+
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.codes)
+
+    @cached_property
+    def sensors(self) -> list[str]:
+        """The sensor id of each reading; code that processes many readings takes ``names`` instead."""
+        return [self.names[code] for code in self.codes.tolist()]
+
+    @cached_property
+    def keys(self) -> list[bytes]:
+        """The sensor id of each reading in UTF-8."""
+        encoded = [name.encode() for name in self.names]
+        return [encoded[code] for code in self.codes.tolist()]
+
+    def are_of(self, sensors: Container[str]) -> NDArray[np.bool_]:
+        """(n,) whether each reading is of one of the sensors."""
+        return np.array([name in sensors for name in self.names], np.bool_)[self.codes]
 
     def take(self, mask: NDArray[np.bool_]) -> "Readings":
         """The readings where ``mask`` (n,) is true; the same object if it is true for all."""
@@ -59,16 +90,14 @@ class Readings:
     def pick(self, places: NDArray[np.intp]) -> "Readings":
         """The readings at ``places``, in that order. Not for accepted readings with ``may_anchor``."""
         assert self.may_anchor is None, "a selection of accepted readings would need new anchors"
-        chosen = places.tolist()
         traceparents = self.traceparents
         return Readings(
             self.partition,
-            [self.keys[index] for index in chosen],
-            [self.sensors[index] for index in chosen],
+            *only_used(self.names, self.codes[places]),
             self.timestamp_us[places],
             self.values[places],
             self.offsets[places],
-            None if traceparents is None else [traceparents[index] for index in chosen],
+            None if traceparents is None else [traceparents[place] for place in places.tolist()],
         )
 
     def followed_by(self, others: "Readings") -> "Readings":
@@ -79,8 +108,7 @@ class Readings:
             traceparents = [*(self.traceparents or [None] * len(self)), *(others.traceparents or [None] * len(others))]
         return Readings(
             self.partition,
-            self.keys + others.keys,
-            self.sensors + others.sensors,
+            *join_names([(self.names, self.codes), (others.names, others.codes)]),
             np.concatenate([self.timestamp_us, others.timestamp_us]),
             np.concatenate([self.values, others.values]),
             np.concatenate([self.offsets, others.offsets]),
@@ -118,39 +146,28 @@ def decode_records(
     Args:
         outlook_decoder: decodes records that are not readings; None if there are no outlooks.
     """
-    decode = decoder.decode
+    found = decode_readings(decoder, features, records)
     rejected: list[tuple[Record, Rejected]] = []
     outlooks: list[tuple[Record, Outlook]] = []
-    found: list[Reading] = []
-    others: set[int] = set()  # places of the records that are not readings
-    for place, record in enumerate(records):
-        try:
-            found.append(decode(record.key, record.value, record.headers, record.timestamp))
-        except Rejected as reason:
-            others.add(place)
-            outlook, why = _outlook(outlook_decoder, record, reason)
-            if outlook is None:
-                rejected.append((record, why))
-            else:
-                outlooks.append((record, outlook))
-    good = [record for place, record in enumerate(records) if place not in others] if others else records
-    count = len(found)
-    keys = (
-        [record.key for record in good] if decoder.is_keyed_by_sensor else [each.sensor_id.encode() for each in found]
-    )
+    for record, reason in found.others:
+        outlook, why = _outlook(outlook_decoder, record, reason)
+        if outlook is None:
+            rejected.append((record, why))
+        else:
+            outlooks.append((record, outlook))
     readings = Readings(
         partition,
-        cast("list[bytes]", keys),  # a decoder that is keyed by sensor rejects a null key
-        [reading.sensor_id for reading in found],
-        np.fromiter((reading.timestamp_us for reading in found), np.int64, count),
-        np.array([reading.values for reading in found], np.float64).reshape(count, features),
-        np.fromiter((record.offset for record in good), np.int64, count),
-        _traceparents(good),
+        found.names,
+        found.codes,
+        found.timestamp_us,
+        found.values,
+        offsets_of(records)[found.places],
+        _traceparents(records, found.places),
     )
     implausible: list[ImplausibleTime] = []
     if time_rules:
-        readings, implausible = _reject_implausible(readings, good, time_rules, rejected)
-    ignored = sum(reading.ignored for reading in found)
+        readings, implausible = _reject_implausible(readings, records, found.places, time_rules, rejected)
+    ignored = found.ignored
     if outlooks:
         kept = _plausible_outlooks(partition, outlooks, time_rules, rejected, implausible)
         readings = replace(readings, outlooks=kept)
@@ -196,29 +213,39 @@ def _plausible_outlooks(
 
 
 def _reject_implausible(
-    readings: Readings, records: Sequence[Record], rules: TimeRules, rejected: list[tuple[Record, Rejected]]
+    readings: Readings,
+    records: Sequence[Record],
+    places: NDArray[np.intp],
+    rules: TimeRules,
+    rejected: list[tuple[Record, Rejected]],
 ) -> tuple[Readings, list[ImplausibleTime]]:
-    """The readings with plausible times, and the other ones, which are also added to ``rejected``."""
-    sent_ms = np.fromiter((record.timestamp for record in records), np.int64, len(records))
-    is_implausible = find_implausible(readings.timestamp_us, sent_ms, readings.offsets, rules)
-    places = np.flatnonzero(is_implausible)
-    if not len(places):
+    """The readings with plausible times, and the other ones, which are also added to ``rejected``.
+
+    Args:
+        places: (n,) index of each reading's record.
+    """
+    is_implausible = find_implausible(readings.timestamp_us, timestamps_of(records)[places], readings.offsets, rules)
+    bad = np.flatnonzero(is_implausible)
+    if not len(bad):
         return readings, []
     found: list[ImplausibleTime] = []
-    for place, timestamp_us in zip(places.tolist(), readings.timestamp_us[places].tolist(), strict=True):
+    for reading, place in zip(bad.tolist(), places[bad].tolist(), strict=True):
         record = records[place]
-        reason = reject_implausible(timestamp_us, record.timestamp, record.offset, rules)
+        reason = reject_implausible(int(readings.timestamp_us[reading]), record.timestamp, record.offset, rules)
         rejected.append((record, reason))
-        found.append(ImplausibleTime(readings.sensors[place], readings.partition, record.offset, reason.detail))
+        sensor = readings.names[readings.codes[reading]]
+        found.append(ImplausibleTime(sensor, readings.partition, record.offset, reason.detail))
     rejected.sort(key=lambda one: one[0].offset)
     return readings.take(~is_implausible), found
 
 
-def _traceparents(records: Sequence[Record]) -> list[bytes | None] | None:
-    if not any(record.headers for record in records):
+def _traceparents(records: Sequence[Record], places: NDArray[np.intp]) -> list[bytes | None] | None:
+    """The trace headers of the records at ``places``; None if no record has one."""
+    found = {place: value for place in with_headers(records) if (value := _traceparent(records[place])) is not None}
+    if not found:
         return None
-    found = [_traceparent(record) for record in records]
-    return found if any(value is not None for value in found) else None
+    traceparents = [found.get(place) for place in places.tolist()]
+    return traceparents if any(value is not None for value in traceparents) else None
 
 
 def _traceparent(record: Record) -> bytes | None:

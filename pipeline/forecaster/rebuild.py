@@ -27,6 +27,7 @@ from model.state import replay_start
 from pipeline.forecaster.group_limit import GroupLimit
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.states.store import ServedModel
+from pipeline.kafka.record_columns import RecordColumns
 from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
@@ -238,7 +239,8 @@ class StateRebuilder:
         Outlooks need no such limit: one that comes before the first reading of a state does not count.
         """
         outlooks = self._outlook_decoder
-        if first is not None and self._decoder.is_keyed_by_sensor:  # skipped records need not be decoded
+        # Skipped records need not be decoded, but in columns they are decoded faster than skipped.
+        if first is not None and self._decoder.is_keyed_by_sensor and not isinstance(records, RecordColumns):
             groups = frozenset[bytes]() if outlooks is None else outlooks.group_keys
             records = [
                 record
@@ -247,12 +249,11 @@ class StateRebuilder:
             ]
         rules, features = self._serving.time_rules.get(partition, ()), len(self._settings.features)
         found = decode_records(self._decoder, features, partition, records, rules, outlooks).readings
-        if first is None or not len(found) or (self._decoder.is_keyed_by_sensor and outlooks is None):
+        if first is None or not len(found):
             return found
-        # A sensor may have the name of a group.
-        places = zip(found.keys, found.offsets.tolist(), strict=True)
-        kept = found.take(np.array([first.get(key, offset + 1) <= offset for key, offset in places]))
-        return replace(kept, outlooks=found.outlooks)
+        never = np.iinfo(np.int64).max
+        begins = np.array([first.get(name.encode(), never) for name in found.names], np.int64)
+        return replace(found.take(found.offsets >= begins[found.codes]), outlooks=found.outlooks)
 
     def _admit_older(
         self, partition: int, start: int, end: int, admitted: set[str], limit: int

@@ -54,7 +54,9 @@ def find_unit_changes(accepted: Sequence[Readings], forecasts: Forecasts, featur
         factor = float(forecasts.unit_factor[row, feature]) or 1.0  # 0 for no map
         shift = float(forecasts.unit_offset[row, feature])
         found.append(
-            UnitChange(part.partition, int(part.offsets[at]), part.sensors[at], features[feature], factor, shift)
+            UnitChange(
+                part.partition, int(part.offsets[at]), part.names[part.codes[at]], features[feature], factor, shift
+            )
         )
     return found
 

@@ -5,7 +5,7 @@ processes whole batches takes the columns instead.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final, overload
 
@@ -66,23 +66,9 @@ class RecordColumns(Sequence[FetchedRecord]):
         """(n,) milliseconds since the epoch, as the producer or the broker stamped them."""
         return self.table[:, TIMESTAMP]
 
-    @property
-    def with_headers(self) -> NDArray[np.intp]:
-        """The places of the records with headers."""
-        return np.flatnonzero(self.table[:, HEADERS])
-
     def pick(self, places: NDArray[np.intp]) -> "RecordColumns":
         """The records at ``places``."""
         return RecordColumns(self.data, self.table[places])
-
-    def places_of(self, keys: Sequence[bytes]) -> Iterator[int]:
-        """The places of the records with one of these keys, ascending."""
-        wanted = frozenset(keys)
-        sizes = self.table[:, KEY_SIZE]
-        for place in np.flatnonzero(np.isin(sizes, [len(key) for key in wanted])).tolist():
-            start = self.table[place, KEY_START]
-            if self.data[start : start + sizes[place]] in wanted:
-                yield place
 
     def _records(self, table: Numbers) -> Iterator[FetchedRecord]:
         data = self.data
@@ -123,6 +109,23 @@ def offsets_of(records: Sequence[FetchedRecord]) -> Numbers:
     if isinstance(records, RecordColumns):
         return records.offsets
     return np.fromiter((record.offset for record in records), np.int64, len(records))
+
+
+def places_of(records: Sequence[FetchedRecord], keys: Collection[bytes | None]) -> Iterator[int]:
+    """The places of the records with one of these keys, ascending."""
+    places: Iterable[int] = range(len(records))
+    if isinstance(records, RecordColumns):  # only keys of the right sizes become objects
+        sizes = [-1 if key is None else len(key) for key in keys]
+        places = np.flatnonzero(np.isin(records.table[:, KEY_SIZE], sizes)).tolist()
+    return (place for place in places if records[place].key in keys)
+
+
+def with_headers(records: Sequence[FetchedRecord]) -> list[int]:
+    """The places of the records with headers."""
+    if isinstance(records, RecordColumns):
+        found: list[int] = np.flatnonzero(records.table[:, HEADERS]).tolist()
+        return found
+    return [place for place, record in enumerate(records) if record.headers]
 
 
 def timestamps_of(records: Sequence[FetchedRecord]) -> Numbers:

@@ -1,7 +1,8 @@
 """The decoder of the readings topic that the settings ask for: one for the stream, the ingest and every audit."""
 
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -21,6 +22,9 @@ from pipeline.readings_format.framed import KINDS, FramedReader
 from pipeline.readings_format.schema_registry import SchemaStore
 from pipeline.settings import Settings
 from pipeline.unreadable_batch import UnreadableBatch
+
+if TYPE_CHECKING:
+    from pipeline.readings_format.reading_columns import DecodedColumns, Numbers
 
 
 class RecordDecoder(Protocol):
@@ -47,8 +51,23 @@ class RecordDecoder(Protocol):
 def make_decoder(settings: Settings) -> RecordDecoder:
     """The decoder for the settings' features and the form of the readings topic."""
     if not settings.readings.is_mapped:
-        return ReadingDecoder(settings.features, _largest_bytes(settings))
+        return OwnFormDecoder(settings.features, _largest_bytes(settings))
     return MappedDecoder(settings)
+
+
+class OwnFormDecoder(ReadingDecoder):
+    """``ReadingDecoder`` that also decodes many usual readings at once, in compiled code."""
+
+    def __init__(self, features: Sequence[str], largest_bytes: int = LARGEST_READING_BYTES) -> None:
+        super().__init__(features, largest_bytes)
+        self._options = features, largest_bytes
+
+    @cached_property
+    def decode_columns(self) -> "Callable[[bytes, Numbers], DecodedColumns]":
+        """``ColumnDecoder.decode`` for the features."""
+        from pipeline.readings_format.reading_columns import ColumnDecoder  # only here: most commands need no numba
+
+        return ColumnDecoder(*self._options).decode
 
 
 def _largest_bytes(settings: Settings) -> int:

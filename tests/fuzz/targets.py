@@ -27,7 +27,9 @@ from pipeline.messages import (
     decode_state,
     encode_reading,
 )
+from pipeline.readings_format.decoder import OwnFormDecoder
 from pipeline.settings import Settings
+from tests.columns import content, in_columns
 from tests.fuzz.batches import batches
 from tests.fuzz.files import files
 from tests.fuzz.mapped import mapped
@@ -67,7 +69,7 @@ _READINGS = [
     for values in _VALUES
     for ascii_only in (True, False)
 ]
-_DECODER = ReadingDecoder(FEATURES)
+_DECODER = OwnFormDecoder(FEATURES)
 
 
 def decoder(chance: random.Random) -> None:
@@ -80,6 +82,8 @@ def decoder(chance: random.Random) -> None:
         value = None
     record = FetchedRecord(key, value, 7, [])
     together = decode_records(_DECODER, len(FEATURES), 0, [record])
+    columns = decode_records(_DECODER, len(FEATURES), 0, in_columns([record]))
+    assert content(columns) == content(together), "columns differ from records decoded one by one"
     try:
         reading = _DECODER.decode(key, value)
     except Rejected as rejected:

@@ -24,7 +24,7 @@ from pipeline.kafka.record_batch import (
     read_or_set_aside,
     split_batches,
 )
-from pipeline.kafka.record_columns import RecordColumns, join_records
+from pipeline.kafka.record_columns import RecordColumns, join_records, places_of
 from pipeline.kafka.record_kernel import read_columns
 from pipeline.messages import InputPosition, ReadingDecoder, Rejected
 from pipeline.unreadable_batch import DAMAGED, OVERSIZED, UnreadableBatch
@@ -119,7 +119,11 @@ def test_columns_are_a_sequence_like_a_list_of_records(batches: list[list[Conten
     with pytest.raises(IndexError):
         joined[len(wanted)]
     keys = [record.key for record in wanted[:2] if record.key is not None]
-    assert list(joined.places_of(keys)) == [place for place, record in enumerate(wanted) if record.key in keys]
+    assert (
+        list(places_of(joined, keys))
+        == list(places_of(wanted, keys))
+        == [place for place, record in enumerate(wanted) if record.key in keys]
+    )
 
 
 def test_columns_joined_with_records_that_are_objects_are_objects() -> None:

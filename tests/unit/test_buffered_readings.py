@@ -100,8 +100,8 @@ def test_buffered_readings_of_sensors_without_a_new_reading_are_not_classified_a
 
     def readings(sensors: list[str], step: int, first: int) -> Readings:
         moments = np.full(len(sensors), START_US + step * HOUR_US)
-        keys = [name.encode() for name in sensors]
-        return Readings(0, keys, sensors, moments, np.zeros((len(keys), 1)), np.arange(first, first + len(keys)))
+        n = len(sensors)
+        return Readings.of_sensors(0, sensors, moments, np.zeros((n, 1)), np.arange(first, first + n))
 
     serving.replay([serving.classify(readings(names, 0, 0), end=1_000).accepted])
     buffered = serving.classify(readings(names, 2, 1_000), end=2_000).buffered

@@ -27,7 +27,7 @@ from pipeline.messages import (
     encode_reading,
     microseconds,
 )
-from pipeline.readings_format.decoder import MappedDecoder, RecordDecoder, make_decoder
+from pipeline.readings_format.decoder import MappedDecoder, OwnFormDecoder, RecordDecoder, make_decoder
 from pipeline.readings_format.field_mapping import Message
 from pipeline.settings import Settings
 from pipeline.settings.field_paths import parse_path, parse_source, parse_template, write_path
@@ -541,8 +541,8 @@ def test_the_last_of_several_headers_of_one_name_counts() -> None:
 
 
 def test_the_default_settings_keep_the_own_decoder_and_the_fingerprint() -> None:
-    assert type(make_decoder(Settings())) is ReadingDecoder
-    assert type(make_decoder(settings_of(registry_url="http://registry"))) is ReadingDecoder
+    assert type(make_decoder(Settings())) is OwnFormDecoder
+    assert type(make_decoder(settings_of(registry_url="http://registry"))) is OwnFormDecoder
     assert settings_of(registry_url="http://registry").fingerprint == Settings().fingerprint
 
 

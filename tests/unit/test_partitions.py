@@ -351,7 +351,7 @@ def test_the_last_position_is_known_during_a_restore_and_forgotten_by_a_revocati
 
 def no_readings(number: int) -> Readings:
     none = np.zeros(0, np.int64)
-    return Readings(number, [], [], none, np.zeros((0, 1)), none)
+    return Readings.of_sensors(number, [], none, np.zeros((0, 1)), none)
 
 
 class Lifecycle(RuleBasedStateMachine):

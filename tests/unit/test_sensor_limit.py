@@ -41,9 +41,7 @@ def readings(sensors: list[int], first_offset: int = 0) -> Readings:
     count = len(sensors)
     names = [f"sensor-{sensor}" for sensor in sensors]
     offsets = np.arange(first_offset, first_offset + count)
-    return Readings(
-        0, [name.encode() for name in names], names, START_US + offsets * HOUR_US, np.zeros((count, 1)), offsets
-    )
+    return Readings.of_sensors(0, names, START_US + offsets * HOUR_US, np.zeros((count, 1)), offsets)
 
 
 def refused(model: ServedModel, part: Readings) -> list[int]:

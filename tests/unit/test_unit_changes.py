@@ -25,15 +25,7 @@ from tests.series import CONFIG, HOUR_US
 
 def readings(partition: int, sensors: list[str], offsets: list[int]) -> Readings:
     count = len(sensors)
-    return Readings(
-        partition=partition,
-        keys=[sensor.encode() for sensor in sensors],
-        sensors=sensors,
-        timestamp_us=np.arange(count) * HOUR_US,
-        values=np.zeros((count, 2)),
-        offsets=np.array(offsets),
-        traceparents=None,
-    )
+    return Readings.of_sensors(partition, sensors, np.arange(count) * HOUR_US, np.zeros((count, 2)), np.array(offsets))
 
 
 def forecasts_with(outcome: np.ndarray, factor: np.ndarray, offset: np.ndarray) -> Forecasts:

@@ -70,9 +70,7 @@ def evidence() -> Evidence:
         serving = ServedModel(version, MODELS[version], SETTINGS)
         serving.table.add_partition(0)
         names = [SENSORS[code] for code in sensor[rows]]
-        batch = Readings(
-            0, [name.encode() for name in names], names, timestamp_us[rows], values[rows], np.arange(n)[rows]
-        )
+        batch = Readings.of_sensors(0, names, timestamp_us[rows], values[rows], np.arange(n)[rows])
         stepped = serving.step([batch])
         serving.table.scatter(stepped.rows, stepped.states)
         made = stepped.forecasts
@@ -173,7 +171,7 @@ def test_a_state_that_begins_at_too_late_a_reading_is_found(evidence: Evidence) 
     last = len(log) - 2
     name = SENSORS[int(log.sensor[last])]
     row = slice(last, last + 1)
-    batch = Readings(0, [name.encode()], [name], log.timestamp_us[row], log.values[row], log.offset[row])
+    batch = Readings.of_sensors(0, [name], log.timestamp_us[row], log.values[row], log.offset[row])
     stepped = serving.step([batch])
     made = evidence.forecasts
     for column, value in (
@@ -541,9 +539,8 @@ def logs_of_one_batch(
     timestamp_us, values = START_US + hours * HOUR_US, np.arange(n, dtype=float)[:, None]
     serving = ServedModel(1, MODELS[1], settings)
     serving.table.add_partition(0)
-    keys = [name.encode() for name in names]
     accepted = serving.classify(
-        Readings(0, keys, names, timestamp_us, values, offsets), end=int(offsets[-1]) + 1
+        Readings.of_sensors(0, names, timestamp_us, values, offsets), end=int(offsets[-1]) + 1
     ).accepted
     stepped = serving.step([accepted])
     made, m = stepped.forecasts, len(accepted)

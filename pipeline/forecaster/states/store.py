@@ -112,16 +112,16 @@ class ServedModel:
         """The readings of sensors that have a state; with a limit of sensors, the other readings were refused."""
         if self._max_sensors is None:
             return readings
-        unknown = set(self.table.unknown(readings.partition, readings.sensors))
-        return readings.take(np.array([sensor not in unknown for sensor in readings.sensors], bool))
+        unknown = set(self.table.unknown(readings.partition, readings.names))
+        return readings.take(~readings.are_of(unknown))
 
     def _split_by_limit(self, readings: Readings, limit: int) -> tuple[Readings, Readings | None]:
         """The readings of known sensors and of new ones within the limit; and the refused readings, or None."""
         partition, table = readings.partition, self.table
-        unknown = table.unknown(partition, readings.sensors)
         room = max(0, limit - table.count(partition))
-        if len(unknown) <= room:
+        if len(table.unknown(partition, readings.names)) <= room:
             return readings, None
+        unknown = table.unknown(partition, readings.sensors)  # in the order of their first readings
         if partition not in self._full:
             self._full.add(partition)
             logger.error(
@@ -132,8 +132,7 @@ class ServedModel:
                 limit,
                 unknown[room],
             )
-        beyond = set(unknown[room:])
-        refused = np.array([sensor in beyond for sensor in readings.sensors], bool)
+        refused = readings.are_of(set(unknown[room:]))
         return readings.take(~refused), readings.take(refused)
 
     def _classify_admitted(
@@ -149,8 +148,7 @@ class ServedModel:
             ]
         if not sum(map(len, parts)):
             return [Classification(part, None, 0, 0) for part in parts]
-        rows = np.concatenate([self.table.rows(part.partition, part.sensors) for part in parts])
-        distinct, codes = np.unique(rows, return_inverse=True)
+        distinct, codes = self._slots(parts)
         timestamp_us = np.concatenate([part.timestamp_us for part in parts])
         verdicts = classify(codes, timestamp_us, self.table.field("last_us", distinct))
         split = np.split(verdicts, np.cumsum([len(part) for part in parts[:-1]], dtype=np.intp))
@@ -166,8 +164,8 @@ class ServedModel:
             readings, still = buffered.take(can_release).followed_by(new), buffered.take(~can_release)
         if not len(readings):
             return Classification(readings, buffered, 0, 0)
-        distinct, codes = np.unique(self.table.rows(readings.partition, readings.sensors), return_inverse=True)
-        last_us = self.table.field("last_us", distinct)
+        last_us = self.table.field("last_us", self.table.rows(readings.partition, readings.names))
+        codes = readings.codes
         reordering = reorder(codes, readings.timestamp_us, readings.offsets, self._grace, last_us, end)
         waiting = readings.pick(np.flatnonzero(reordering.verdicts == BUFFERED))
         still = waiting if still is None else still.merged_with(waiting)
@@ -180,11 +178,22 @@ class ServedModel:
 
         Other buffered readings stay untouched, because the buffer may be very large after an outage.
         """
-        distinct, codes = np.unique(self.table.rows(buffered.partition, buffered.sensors), return_inverse=True)
-        last_us = self.table.field("last_us", distinct)
-        come = can_release(codes, buffered.timestamp_us, buffered.offsets, self._grace, last_us, end)
-        moving: NDArray[np.bool_] = come | np.isin(distinct, self.table.rows(new.partition, new.sensors))
-        return moving[codes]
+        rows = self.table.rows(buffered.partition, buffered.names)
+        last_us = self.table.field("last_us", rows)
+        come = can_release(buffered.codes, buffered.timestamp_us, buffered.offsets, self._grace, last_us, end)
+        moving: NDArray[np.bool_] = come | np.isin(rows, self.table.rows(new.partition, new.names))
+        return moving[buffered.codes]
+
+    def _slots(self, parts: Sequence[Readings]) -> tuple[Rows, NDArray[np.int64]]:
+        """The distinct rows of the readings' sensors, ascending, and the place of each reading's row in them."""
+        rows = np.concatenate([self.table.rows(part.partition, part.names) for part in parts])
+        begins = np.cumsum([0, *(len(part.names) for part in parts[:-1])])
+        order = np.argsort(rows)
+        rank = np.empty(len(rows), np.int64)
+        rank[order] = np.arange(len(rows))
+        return rows[order], rank[
+            np.concatenate([part.codes + begin for part, begin in zip(parts, begins, strict=True)])
+        ]
 
     def step(self, accepted: Sequence[Readings]) -> StepResult:
         """Step accepted readings of distinct partitions, and outlooks, into copies of their sensors' states.
@@ -192,12 +201,14 @@ class ServedModel:
         Readings of a sensor come in the order of time. The order of sensors does not change the result.
         """
         table = self.table
-        rows = np.concatenate([table.rows(part.partition, part.sensors) for part in accepted])
+        distinct, slots = self._slots(accepted)
         timestamp_us = np.concatenate([part.timestamp_us for part in accepted])
         came = None if self.config.outlook is None else RowOutlooks.of(self.config, table, accepted)
-        touched = rows if came is None else np.concatenate([rows, came.rows])
-        distinct, slots = np.unique(touched, return_inverse=True)
-        slots, addressed = np.split(slots.astype(np.int64, copy=False), [len(rows)])
+        if came is not None:
+            of_readings = distinct
+            distinct = np.union1d(of_readings, came.rows)
+            slots = np.searchsorted(distinct, of_readings)[slots]
+            addressed = np.searchsorted(distinct, came.rows)
         states = table.gather(distinct)
         # A reset state has no previous reading, hence no gap before this one; its row keeps `last_us` for classify.
         states["last_us"][states["accepted"] == 0] = NEVER_US
