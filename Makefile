@@ -28,8 +28,9 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m deploy.prefect_database # the tables of Prefect's empty database, once: its first start takes half the time
 	touch $(STAMP)
 
-lock: ## Update requirements.lock to the newest allowed versions
+lock: ## Update requirements.lock and the lock of Quix Streams to the newest allowed versions
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade --extra schema-registry --group dev pyproject.toml -o requirements.lock
+	echo quixstreams | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --upgrade - -o tests/benchmarks/quix.lock
 
 demo: setup ## Do the whole job on real sensor data, write a report, stop everything
 	$(BIN)/streamgru demo

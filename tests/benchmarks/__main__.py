@@ -28,6 +28,7 @@ REPORT = Path(__file__).with_name("SPEED.md")
 SECTIONS = (
     "decoding",
     "rates",
+    "profile",
     "latency",
     "serve",
     "pixels",
@@ -41,7 +42,7 @@ SECTIONS = (
 )
 
 WITHOUT_SERVERS = ("decoding",)
-WITHOUT_MLFLOW = (*WITHOUT_SERVERS, "rates", "hostile", "metrics")
+WITHOUT_MLFLOW = (*WITHOUT_SERVERS, "rates", "profile", "hostile", "metrics")
 
 
 def main() -> None:

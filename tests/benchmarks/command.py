@@ -55,15 +55,20 @@ def named(base: Settings, name: str, **overrides: Any) -> Settings:
 
 
 class ForecastCommand:
-    """A running ``streamgru forecast``. Leaving the context kills it."""
+    """A running ``streamgru forecast``. Leaving the context kills it.
 
-    def __init__(self, settings: Settings, instance: str) -> None:
+    Args:
+        tree: files of another commit, whose command runs instead of this tree's.
+    """
+
+    def __init__(self, settings: Settings, instance: str, tree: Path | None = None) -> None:
         self._log = settings.home / f"{instance}-{uuid.uuid4().hex[:8]}.log"
         self.began = time.monotonic()
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "deploy.cli", "forecast", "--instance", instance],
-                env=environment(settings),
+                env=environment(settings) | ({} if tree is None else {"PYTHONPATH": str(tree)}),
+                cwd=tree,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

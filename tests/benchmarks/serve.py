@@ -172,7 +172,7 @@ def measure_cost(base: Settings) -> list[float]:
         with ServeCommand(settings, free_port(), settings.home) as serve:
             serve.wait_until_ready()
             with running_process(look, serve.address):
-                beside = sides.forecast_into(settings, source.readings)
+                beside = sides.forecast_into(settings, source.readings).rate
         shares.append(beside / alone)
         print(f"round {number + 1}: {alone:,.0f} readings/s alone, {beside:,.0f} beside", flush=True)
     return shares

@@ -1,7 +1,6 @@
 """The sides of the throughput benchmark: each reads the same topic from its beginning to its end."""
 
 import multiprocessing
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pipeline.kafka.instance import Instance
 from pipeline.kafka.topics import ensure_topics
 from pipeline.messages import ModelId
 from pipeline.settings import Settings
+from tests.benchmarks.meter import Meter, Run
 from tests.integration.stream_rig import FolderChampion, publish, rounds, small_forecaster
 
 HIDDEN_SIZE = 64
@@ -64,30 +64,31 @@ def again(settings: Settings, **overrides: Any) -> Settings:
     return made
 
 
-def poll(source: Input) -> float:
-    """Readings per second of a consumer that discards them."""
+def poll(source: Input, meter: Meter) -> Run:
+    """A consumer that discards the readings."""
     settings = source.settings
     with _reader(settings, group_id=None) as consumer:
         first = _first_poll(consumer)
-        began, seen = time.perf_counter(), 0
+        seen = 0
+        meter.begin()
         while first + seen < source.readings:
             seen += sum(map(len, consumer.poll(timeout_ms=1_000).values()))
-        return seen / (time.perf_counter() - began)
+        meter.end()
+    return meter.run(seen)
 
 
-def pass_through(source: Input, payload: bytes) -> float:
-    """Readings per second of consuming, ``send`` and commit in transactions, without decoding, model or states."""
-    settings = again(source.settings)
+def pass_through(settings: Settings, readings: int, payload: bytes, meter: Meter) -> Run:
+    """Consuming, ``send`` and commit in transactions, without decoding, model or states."""
     with _passing(settings) as (consumer, producer):
-        seen, began = 0, None
-        while seen < source.readings:
+        seen = 0
+        while seen < readings:
             batches = consumer.poll(timeout_ms=1_000)
-            began = began or (time.perf_counter() if batches else None)
+            if batches and not seen:
+                meter.begin()
             if batches:
                 seen += _pass_on(settings, consumer, producer, batches, payload)
-        assert began is not None
-        elapsed_s = time.perf_counter() - began
-    return source.readings / elapsed_s
+        meter.end()
+    return meter.run(seen)
 
 
 def keep_passing(settings: Settings, payload: bytes, ready: Any) -> None:
@@ -113,35 +114,51 @@ def forecast(source: Input, horizon_steps: int, quantiles: tuple[float, ...], he
     """Readings per second of the forecaster, from its first batch to its last commit, with new output topics."""
     return forecast_into(
         again(source.settings, horizon_steps=horizon_steps, quantiles=quantiles), source.readings, health_port
-    )
+    ).rate
 
 
-def forecast_into(settings: Settings, readings: int, health_port: int | None = None) -> float:
-    """As ``forecast``, with these settings and their empty output topics."""
+def forecast_into(
+    settings: Settings,
+    readings: int,
+    health_port: int | None = None,
+    *,
+    meter: Meter | None = None,
+    restored: int = 0,
+) -> Run:
+    """The forecaster, from its first batch to its last commit, with these settings and their empty forecasts topic.
+
+    Args:
+        restored: states in the changelog; the run begins when all are restored.
+    """
+    meter = meter or Meter()
     champion = champion_for(settings)
-    began: list[float] = []
-    ended: list[float] = []
+    before = 0  # forecasts
 
     def reached(point: str) -> None:
-        if point == "polled" and not forecaster.counters.readings:
-            began[:] = [time.perf_counter()]  # set by each poll, until one returns readings
-        elif point == "committed":
-            ended[:] = [time.perf_counter()]
-        elif forecaster.counters.forecasts >= readings:
+        nonlocal before
+        counters = forecaster.counters
+        if point == "committed":
+            meter.end()
+        elif point == "polled" and counters.restored_sensors < restored:
+            before = -1  # some partitions may be served before all are restored
+        elif point == "polled" and (before < 0 or counters.forecasts == before):
+            before = counters.forecasts
+            meter.begin()  # set by each poll, until one returns readings
+        elif counters.forecasts >= readings:
             forecaster.stop()
 
     options = Options(reached=reached, health_port=health_port)
     forecaster = StreamForecaster(settings, champion, Instance("bench", exclusive=False), options)
     forecaster.run()
     assert forecaster.counters.forecasts == readings
-    return readings / (ended[0] - began[0])
+    return meter.run(readings - before)
 
 
-def ingest_all(source: Input) -> float:
-    """Readings per second of an ingest into a new history table, commits included."""
+def ingest_all(source: Input) -> Run:
+    """An ingest into a new history table, commits included."""
     done = ingest(again(source.settings))
     assert done.readings == source.readings
-    return done.readings / done.seconds
+    return Run(done.readings, done.seconds, 0.0, 0.0)
 
 
 def champion_for(settings: Settings) -> FolderChampion:
