@@ -18,8 +18,9 @@ from torch import Tensor
 from .attributes import UNKNOWN_SENSOR
 from .device_data import LARGEST_LABEL, DataSet, DeviceData, Gathered, LaneBounds
 from .forecaster import Forecaster
-from .inputs import SMALLEST_SCALE, PreparedSequences
+from .inputs import PreparedSequences
 from .sequences import Sequences
+from .step_kernel import SMALLEST_SCALE
 
 # Steps of a lane: enough to carry a state for weeks, and few enough that some months of a sensor give several lanes.
 LANE_STEPS: Final = 1_152

@@ -18,18 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .ahead_inputs import AheadInputs, OutlookTensors
-from .inputs import (
-    CALENDAR,
-    HALF_AGE,
-    LARGEST_INPUT,
-    LONGEST_ELAPSED,
-    SMALLEST_SCALE,
-    PreparedSequences,
-    past_size,
-    slots_around,
-)
+from .inputs import CALENDAR, PreparedSequences, past_size, slots_around
 from .normaliser import profile_slots
 from .sequences import Sequences
+from .step_kernel import HALF_AGE, LARGEST_INPUT, LONGEST_ELAPSED, SMALLEST_SCALE
 
 # Largest distance of a label from the level, in scales. If a sensor's season is not the configured one, its scale
 # shrinks while it is constant, and its next labels could be 1e8 scales away: a few of them would decide the loss and

@@ -21,9 +21,10 @@ from .ahead_inputs import AheadInputs, AheadTerm, fit_standard
 from .attributes import SensorRows, attribute_values
 from .config import ModelConfig
 from .gru import GRUModel
-from .inputs import INPUTS_PER_FEATURE, PreparedSequences, input_size, past_size, prepare
+from .inputs import PreparedSequences, input_size, past_size, prepare
 from .normaliser import Floats, Normaliser
 from .sequences import Sequences
+from .step_kernel import INPUTS_PER_FEATURE
 
 # Prefix in memory -> prefix on disk. Artefacts and checkpoints keep the names of format 1, so that an older program can
 # read them.

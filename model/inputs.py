@@ -1,6 +1,6 @@
 """The network's inputs at each step: normalised features, masks, times, and the targets' recent past.
 
-Stream and batch call the same functions on the same float64 numbers, so their float32 inputs have equal bits.
+Training gathers them here. Stream and evaluator compute the same float32 bits, step by step, in ``model.step_kernel``.
 
 Letters: M, N or n steps, F features, K targets, R lags, P slots of the seasonal profile, D inputs of a step.
 """
@@ -16,25 +16,22 @@ from numpy.typing import NDArray
 from .config import ModelConfig
 from .normaliser import Floats, Normaliser, NormaliserState, NormaliserTrace, profile_slots
 from .sequences import Sequences
+from .step_kernel import (
+    DAY_US,
+    HALF_AGE,
+    INPUTS_PER_FEATURE,
+    LARGEST_INPUT,
+    LONGEST_ELAPSED,
+    MONDAY_US,
+    SMALLEST_SCALE,
+    WEEK_US,
+)
 from .target_scale import to_model_scale
 from .unit_change import in_own_units
 
 Indexes = NDArray[np.int64]
 
-# Per feature: last value, quarter-season level and seven-season level (all less the season's level, in scales), size of
-# the changes (in scales), whether the step has a value, and the steps since the last value.
-INPUTS_PER_FEATURE: Final = 6
-_SCALED_INPUTS: Final = 4  # the first of them
-HALF_AGE: Final = 4.0  # steps since the last value whose input is 0.5
-# Scales that inputs are clipped to; training seldom shows the network a larger one.
-LARGEST_INPUT: Final = 32.0
-LONGEST_ELAPSED: Final = 8.0  # cadences since the step before, as an input
-# Smallest scale that is divided by; a smaller one counts as 0.
-SMALLEST_SCALE: Final = 1e-150
-
-_DAY_US: Final = 86_400_000_000
-_WEEK_US: Final = 7 * _DAY_US
-_MONDAY_US: Final = 4 * _DAY_US  # 1970-01-05
+_SCALED_INPUTS: Final = 4  # the first inputs of a feature, in scales
 # Slots of the calendar's tables. Tables in float32 give the same bits everywhere; the sines of two maths libraries may
 # differ in the last bit of float64.
 _DAY_SLOTS: Final = 1_440
@@ -60,8 +57,8 @@ class CalendarTable:
 
 
 CALENDAR: Final = (
-    CalendarTable(_circle(_DAY_SLOTS, 2), 0, _DAY_US),
-    CalendarTable(_circle(_WEEK_SLOTS, 1), _MONDAY_US, _WEEK_US),
+    CalendarTable(_circle(_DAY_SLOTS, 2), 0, DAY_US),
+    CalendarTable(_circle(_WEEK_SLOTS, 1), MONDAY_US, WEEK_US),
 )
 _CALENDAR_INPUTS: Final[int] = sum(table.values.shape[1] for table in CALENDAR)
 

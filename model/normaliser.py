@@ -1,8 +1,8 @@
 """The causal normaliser: a sensor's level, scale, changes and seasonal profile from its own past.
 
-All of them are running means, kept per sensor and feature in float64 and updated with +, -, *, / and sqrt alone. These
-operations are correctly rounded for arrays of any length, so a batch over years and a stream of single readings give
-the same bits.
+All of them are running means, kept per sensor and feature in float64 and updated with +, -, *, / and sqrt alone, which
+are correctly rounded everywhere. ``model.step_kernel`` holds the arithmetic for stream, evaluator and training, so a
+batch over years and a stream of single readings give the same bits.
 
 A running mean is a plain mean over its first values and exponentially weighted later, so that a cold start is not
 biased towards the first value. No constant here has a unit, so a change of unit (to Fahrenheit, to millivolts) changes
@@ -18,17 +18,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from . import step_kernel
 from .config import ModelConfig
 
 Floats = NDArray[np.float64]
 
-# Scales from the level that a value is clipped to. One absurd reading then moves level and scale little, and a real
-# change of level by a factor of a thousand is followed within one to two seasons.
-MAX_DISTANCE_SCALES: Final = 16.0
 # Weight of the prior scale, in seasons of values. The prior is the size of the changes times the usual ratio of scale
 # to changes: the size of the changes is known sooner than the distances from the level.
 PRIOR_SEASONS: Final = 0.5
-PROFILE_SEASONS: Final = 7.0  # seasons over which the profile is averaged
 
 
 @dataclass
@@ -114,16 +111,19 @@ class Normaliser:
     def __init__(self, config: ModelConfig, spread: Floats, *, one_memory: bool = False) -> None:
         self._config = config
         season = max(config.season_steps, 4)
-        self._targets = np.array(config.target_indices, np.intp)
-        self._level_gains = 1.0 / np.array([season / 4, season, 7.0 * season])
         longest = config.scale_seasons * float(season)
-        self._moment_gains = 1.0 / np.array([longest, longest if one_memory else float(season)])
-        self._prior_steps = PRIOR_SEASONS * season
-        self._prior = np.asarray(spread, np.float64) ** 2 * self._prior_steps
-        self._season = config.season_steps
-        self._slots = profile_slots(config)
-        # A slot of several steps is updated more often in a season, so with a smaller gain.
-        self._profile_gain = self._slots / config.season_steps
+        prior_steps = PRIOR_SEASONS * season
+        self.rates = step_kernel.Rates(
+            targets=np.array(config.target_indices, np.int64),
+            level_gains=1.0 / np.array([season / 4, season, 7.0 * season]),
+            moment_gains=1.0 / np.array([longest, longest if one_memory else float(season)]),
+            prior=np.asarray(spread, np.float64) ** 2 * prior_steps,
+            prior_steps=prior_steps,
+            season=config.season_steps,
+            slots=profile_slots(config),
+            # A slot of several steps is updated more often in a season, so with a smaller gain.
+            profile_gain=profile_slots(config) / config.season_steps,
+        )
 
     def step(
         self, norm: NormaliserState, values: Floats, sizes: Sequence[int], reset: NDArray[np.bool_]
@@ -137,71 +137,12 @@ class Normaliser:
             reset: (M,) whether the row is blanked before the step.
         """
         trace = NormaliserTrace.empty(self._config, len(values))
-        seen = ~np.isnan(values)
-        position = 0
-        for rows in sizes:
-            here = slice(position, position + rows)
-            if reset[here].any():
-                _blank(norm, np.flatnonzero(reset[here]))
-            self._step_round(norm, values[here], seen[here], trace, here)
-            position += rows
+        step_kernel.normalise(
+            self.rates,
+            step_kernel.Normalised(norm.steps, *norm.arrays().values()),
+            np.ascontiguousarray(values),
+            np.asarray(sizes, np.int64),
+            np.ascontiguousarray(reset),
+            step_kernel.Trace(*vars(trace).values()),
+        )
         return trace
-
-    def _step_round(
-        self, norm: NormaliserState, values: Floats, seen: NDArray[np.bool_], trace: NormaliserTrace, here: slice
-    ) -> None:
-        b = len(values)
-        count, last, levels, moments = norm.count[:b], norm.last[:b], norm.levels[:b], norm.moments[:b]
-        scale, age = norm.scale[:b], norm.age[:b]
-        count += seen
-        grown = seen & (count > 1.0)
-        level = levels[:, :, 1]
-        # Without a scale (a sensor's first values, or a constant sensor) distances are not clipped.
-        furthest = np.where(scale > 0.0, scale * MAX_DISTANCE_SCALES, np.inf)
-        away = np.where(seen, values, level) - level
-        away = np.maximum(np.minimum(away, furthest), -furthest)
-        taken = level + away
-        change = np.where(grown, taken - last, 0.0)
-        gains = np.maximum(1.0 / np.maximum(count, 1.0)[:, :, None], self._level_gains)
-        levels += np.where(seen[:, :, None], gains * (taken[:, :, None] - levels), 0.0)
-        away *= taken - level  # `level` is a view: these are the distances before and after the update
-        gains = np.maximum(1.0 / np.maximum(count - 1.0, 1.0)[:, :, None], self._moment_gains)
-        squares = np.stack((away, change * change), axis=-1)
-        moments += np.where(grown[:, :, None], gains * (squares - moments), 0.0)
-        np.copyto(last, taken, where=seen)
-        age += 1.0
-        age *= ~seen
-        young = np.maximum(count - 1.0, 0.0)
-        scale[:] = np.sqrt((moments[:, :, 0] * young + moments[:, :, 1] * self._prior) / (young + self._prior_steps))
-        trace.shape[here] = self._profile(norm, levels, last, seen)
-        norm.steps[:b] += 1
-        trace.steps[here] = norm.steps[:b]
-        trace.count[here] = count
-        trace.age[here] = age
-        trace.last[here] = last
-        trace.levels[here] = levels
-        trace.change[here] = moments[:, :, 1]
-        trace.scale[here] = scale
-
-    def _profile(self, norm: NormaliserState, levels: Floats, last: Floats, seen: NDArray[np.bool_]) -> Floats:
-        """(b, K) the profile in the slot of this step, after its update."""
-        b = len(seen)
-        targets = self._targets
-        if not self._slots:
-            return np.zeros((b, len(targets)))
-        steps = norm.steps[:b]
-        slot = steps % self._season * self._slots // self._season
-        gain = np.maximum(1.0 / (steps // self._season + 1.0), 1.0 / PROFILE_SEASONS)
-        gain = np.where(steps < self._season, 1.0, gain * self._profile_gain)
-        rows = np.arange(b)
-        held: Floats = norm.profile[rows, :, slot]
-        away = last[:, targets] - levels[:, targets, 1]
-        held += np.where(seen[:, targets], gain[:, None] * (away - held), 0.0)
-        norm.profile[rows, :, slot] = held
-        return held
-
-
-def _blank(norm: NormaliserState, rows: NDArray[np.intp]) -> None:
-    norm.steps[rows] = 0
-    for array in norm.arrays().values():
-        array[rows] = 0.0

@@ -1,84 +1,148 @@
 """The steps that readings become: those of the readings, and of the skipped cadence points before them.
 
-Letters: A sensors with readings, n readings, M steps, F features.
+Letters: B states, A sensors with steps, n readings, M steps, F features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .acceptance import bridge_gaps, timestamps_before
+from .acceptance import NEVER_US
+from .kernel import compiled
 from .normaliser import Floats
-from .state import States
+from .sequences import Sequences
 
 Indexes = NDArray[np.int64]
+
+_NEVER_US: Final = int(NEVER_US)  # numba takes a Python number as a constant
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """The M steps to take, sensor by sensor, the sensors with most steps first."""
 
-    slots: Indexes  # (A,) index in ``states`` of each sensor with readings
-    starts: Indexes  # (A,) first step of each sensor
-    lengths: Indexes  # (A,) steps of each sensor
-    sensor: Indexes  # (M,) the step's sensor, as an index in ``slots``
-    number: Indexes  # (M,) new steps that the sensor takes before this one
+    slots: Indexes  # (A,) index of each sensor's state
+    starts: Indexes  # (A+1,) first step of each sensor, and M
+    sizes: Indexes  # sensors in each round: round r takes the r-th step of each sensor that has one
     timestamp_us: Indexes  # (M,)
     elapsed: NDArray[np.float32]  # (M,)
     reset: NDArray[np.bool_]  # (M,)
-    sizes: list[int]  # sensors in each round
-    rounds: Indexes  # (M,) the steps, round by round
-    turn: Indexes  # (M,) the index of each step in ``rounds``
-    order: Indexes  # (n,) the readings, sensor by sensor like the steps
+    values: Floats  # (M, F), NaN where missing
+    reading: Indexes  # (M,) the step's reading; -1 for a missing step
+    turn: Indexes  # (M,) the index of each step, round by round
     step: Indexes  # (n,) the step of each reading, in the order of the readings
 
     @classmethod
-    def build(
-        cls, states: States, slots: Indexes, timestamp_us: Indexes, cadence_us: int, max_gap_steps: int
+    def of_readings(
+        cls,
+        last_us: Indexes,
+        slots: Indexes,
+        timestamp_us: Indexes,
+        values: Floats,
+        cadence_us: int,
+        max_gap_steps: int,
     ) -> "StepPlan":
-        """The steps of accepted readings, and of the skipped cadence points before them."""
-        active, sensor = np.unique(slots, return_inverse=True)
-        previous_us = timestamps_before(sensor, timestamp_us, states["last_us"][active])
-        gaps = bridge_gaps(timestamp_us, previous_us, cadence_us, max_gap_steps)
-        lengths = np.bincount(sensor, weights=gaps.missing + 1).astype(np.int64)
-        longest_first = np.argsort(-lengths, kind="stable")
-        rank = np.empty_like(longest_first)
-        rank[longest_first] = np.arange(len(active))
-        lengths = lengths[longest_first]
-        starts = np.cumsum(lengths) - lengths
-        order = np.argsort(rank[sensor], kind="stable")
-        missing = gaps.missing[order]
-        place = np.cumsum(missing + 1) - 1  # the index of each reading's step
-        owner = np.repeat(order, missing + 1)  # the reading of each step; for a missing step the next reading
-        back = np.repeat(place, missing + 1) - np.arange(len(owner))  # number of steps from each step to that reading
-        skipped_us = previous_us[owner] + (gaps.missing[owner] - back + 1) * cadence_us
-        step = np.empty_like(place)
-        step[order] = place
-        whose = np.repeat(np.arange(len(active)), lengths)
-        number = np.arange(len(owner)) - starts[whose]
-        sizes = len(active) - np.searchsorted(lengths[::-1], np.arange(lengths[0]), side="right")
-        turn = (np.cumsum(sizes) - sizes)[number] + whose
-        rounds = np.empty_like(turn)
-        rounds[turn] = np.arange(len(turn))
+        """The steps of n accepted readings, by the rule of ``acceptance.bridge_gaps``.
+
+        Args:
+            last_us: (B,) timestamp of each state's last reading; ``NEVER_US`` in a blank state.
+            slots: (n,) the state of each reading. Each sensor's readings are in order of time.
+            timestamp_us: (n,); values: (n, F).
+        """
+        return cls(*_plan(last_us, slots, timestamp_us, values, cadence_us, max_gap_steps))
+
+    @classmethod
+    def of_sequences(cls, parts: Sequence[tuple[Sequences, int, int]]) -> "StepPlan":
+        """Steps that are known already: of each sensor, those from the second number up to the third.
+
+        Args:
+            parts: the steps of a sensor alone, the first step to take, and the end. The sensors with most steps come
+                first.
+        """
+        lengths = np.array([end - first for _, first, end in parts], np.int64)
+        starts = np.append(0, np.cumsum(lengths))
+        sizes = len(parts) - np.searchsorted(lengths[::-1], np.arange(lengths[0]), side="right")
+        whose = np.repeat(np.arange(len(parts)), lengths)
+        turn = (np.cumsum(sizes) - sizes)[np.arange(starts[-1]) - starts[whose]] + whose
+
+        def joined(name: str, kind: type[np.generic]) -> NDArray[Any]:
+            """(M, ...) of a field of the steps."""
+            return np.concatenate([getattr(steps, name)[first:end] for steps, first, end in parts], dtype=kind)
+
+        step = np.flatnonzero(joined("observed", np.bool_))
+        reading = np.full(len(whose), -1)
+        reading[step] = np.arange(len(step))
         return cls(
-            slots=active[longest_first],
+            slots=np.arange(len(parts)),
             starts=starts,
-            lengths=lengths,
-            sensor=whose,
-            number=number,
-            timestamp_us=np.where(back == 0, timestamp_us[owner], skipped_us),
-            elapsed=np.where(back == 0, gaps.elapsed[owner], np.float32(1.0)),
-            reset=gaps.reset[owner] & (back == 0),
-            sizes=sizes.tolist(),
-            rounds=rounds,
+            sizes=sizes,
+            timestamp_us=joined("timestamp_us", np.int64),
+            elapsed=joined("elapsed", np.float32),
+            reset=joined("reset", np.bool_),
+            values=joined("values", np.float64),
+            reading=reading,
             turn=turn,
-            order=order,
             step=step,
         )
 
-    def spread(self, values: Floats) -> Floats:
-        """(M, F) the readings' values (n, F) by step; NaN in a missing step."""
-        out = np.full((len(self.turn), values.shape[1]), np.nan)
-        out[self.step] = values
-        return out
+
+@compiled
+def _plan(
+    last_us: Indexes, slots: Indexes, timestamp_us: Indexes, values: Floats, cadence_us: int, max_gap_steps: int
+) -> tuple[Any, ...]:
+    """The fields of ``StepPlan.of_readings``."""
+    n, B, F = len(slots), len(last_us), values.shape[1]
+    missing, is_reset = np.empty(n, np.int64), np.empty(n, np.bool_)
+    elapsed_at = np.empty(n, np.float32)
+    lengths, before_us = np.zeros(B, np.int64), last_us.copy()
+    for i in range(n):
+        slot = slots[i]
+        fresh = before_us[slot] == _NEVER_US
+        elapsed_us = 0 if fresh else timestamp_us[i] - before_us[slot]
+        cadences, rest = elapsed_us // cadence_us, elapsed_us % cadence_us
+        skipped = max(cadences + (1 if rest > cadence_us - rest else 0) - 1, 0)
+        is_reset[i] = fresh or skipped > max_gap_steps
+        missing[i] = 0 if is_reset[i] else skipped
+        remaining_us = 0 if is_reset[i] else elapsed_us - skipped * cadence_us
+        elapsed_at[i] = remaining_us / cadence_us
+        lengths[slot] += missing[i] + 1
+        before_us[slot] = timestamp_us[i]
+    longest = lengths.max()
+    sizes = np.zeros(longest + 1, np.int64)
+    for slot in range(B):
+        if lengths[slot]:
+            sizes[lengths[slot] - 1] += 1
+    for r in range(longest - 1, -1, -1):
+        sizes[r] += sizes[r + 1]
+    begins = np.zeros(longest + 1, np.int64)  # of the rounds
+    for r in range(longest):
+        begins[r + 1] = begins[r] + sizes[r]
+    # Sensors by their number of steps, which is a counting sort; equal numbers in the order of the states.
+    A, M, free = sizes[0], begins[longest], sizes.copy()
+    active, starts, rank = np.empty(A, np.int64), np.zeros(A + 1, np.int64), np.empty(B, np.int64)
+    for slot in range(B):
+        if lengths[slot]:
+            rank[slot] = free[lengths[slot]]
+            free[lengths[slot]] += 1
+            active[rank[slot]] = slot
+    for a in range(A):
+        starts[a + 1] = starts[a] + lengths[active[a]]
+    time, elapsed = np.empty(M, np.int64), np.ones(M, np.float32)
+    reset, reading = np.zeros(M, np.bool_), np.full(M, -1)
+    spread, turn, step = np.full((M, F), np.nan), np.empty(M, np.int64), np.empty(n, np.int64)
+    lengths[:] = 0  # steps laid out so far
+    for i in range(n):
+        slot = slots[i]
+        for skipped in range(missing[i] + 1):
+            number = lengths[slot]
+            m = starts[rank[slot]] + number
+            turn[m] = begins[number] + rank[slot]
+            time[m] = last_us[slot] + (skipped + 1) * cadence_us
+            lengths[slot] = number + 1
+        time[m], elapsed[m], reset[m], reading[m], step[i] = timestamp_us[i], elapsed_at[i], is_reset[i], i, m
+        spread[m] = values[i]
+        last_us[slot] = timestamp_us[i]
+    return active, starts, sizes[:longest], time, elapsed, reset, spread, reading, turn, step

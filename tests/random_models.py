@@ -32,7 +32,7 @@ def stepped(
     order = np.argsort(sequences.timestamp_us[read], kind="stable")
     read, slots = read[order], slots[order]
     states = blank_states(forecaster.config, len(sequences.sensors), adaptation)
-    stepper = Stepper(forecaster, adaptation, tile=32, whole=whole)
+    stepper = Stepper(forecaster, adaptation, whole=whole)
     made = stepper.step(
         states,
         sequences.sensors,

@@ -135,7 +135,7 @@ def scored(errors: Floats) -> dict[str, float]:
 
 def narrow(case: Case, adaptation: Adaptation) -> Stepper:
     """A stepper with small tiles, which few sensors fill better."""
-    return Stepper(case.forecaster, adaptation, tile=32)
+    return Stepper(case.forecaster, adaptation)
 
 
 def carried(case: Case, adaptation: Adaptation, cuts: Iterable[int]) -> dict[int, States]:

@@ -130,7 +130,7 @@ def streamed(
     events.sort()
     bounds = [0, *np.sort(random.integers(0, len(events), cuts)).tolist(), len(events)]
     states = blank_states(forecaster.config, 3, adaptation)
-    stepper = Stepper(forecaster, adaptation, tile=32)
+    stepper = Stepper(forecaster, adaptation)
     made: list[Forecasts] = []
     order: list[int] = []
     for begin, end in itertools.pairwise(bounds):
@@ -219,7 +219,7 @@ def test_every_covariate_changes_forecasts() -> None:
 
 
 def test_an_outlook_before_the_first_reading_is_not_used() -> None:
-    stepper = Stepper(random_model(OUTLOOKS), tile=32)
+    stepper = Stepper(random_model(OUTLOOKS))
     states = blank_states(stepper.config, 1)
     early = Outlooks(np.array([0]), np.array([0]), np.ones((1, 8, 2), np.float32))
     only = Arrivals(np.array([0]), np.array([4]), np.array([0]), early, np.empty(0, np.int64))
@@ -230,7 +230,7 @@ def test_an_outlook_before_the_first_reading_is_not_used() -> None:
 
 
 def test_an_outlook_without_readings_is_stored_and_a_reset_clears_it() -> None:
-    stepper = Stepper(random_model(OUTLOOKS), tile=32)
+    stepper = Stepper(random_model(OUTLOOKS))
     states = blank_states(stepper.config, 1)
     none = np.empty(0, np.int64)
     zero = np.zeros(1, np.int64)
@@ -248,7 +248,7 @@ def test_an_outlook_without_readings_is_stored_and_a_reset_clears_it() -> None:
 
 def test_records_that_are_read_again_count_no_outlook_twice() -> None:
     """After a restore the forecaster may read records that a state contains already."""
-    stepper = Stepper(random_model(OUTLOOKS), tile=32)
+    stepper = Stepper(random_model(OUTLOOKS))
     states = blank_states(stepper.config, 1)
     none, zero = np.empty(0, np.int64), np.zeros(1, np.int64)
 
@@ -273,7 +273,7 @@ def test_records_that_are_read_again_count_no_outlook_twice() -> None:
 
 
 def test_a_reading_does_not_see_the_outlook_at_whose_offset_it_was_released() -> None:
-    stepper = Stepper(random_model(OUTLOOKS), tile=32)
+    stepper = Stepper(random_model(OUTLOOKS))
     states = blank_states(stepper.config, 1)
     zero = np.zeros(2, np.int64)
     outlook = Outlooks(zero[:1], zero[:1], np.ones((1, 8, 2), np.float32))

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from model.inputs import fit_spread, input_size, prepare, step_inputs
-from model.normaliser import MAX_DISTANCE_SCALES, Normaliser, NormaliserState, NormaliserTrace, profile_slots
+from model.normaliser import Normaliser, NormaliserState, NormaliserTrace, profile_slots
 from model.sequences import Sequences, build_sequences
+from model.step_kernel import MAX_DISTANCE_SCALES
 
 HOUR_US = 3_600_000_000
 NO_OUTLOOKS = np.empty((2, 0))

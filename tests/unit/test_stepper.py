@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.config import ANCHORS, NO_ADAPTATION, Adaptation, ModelConfig
+from model.engine import Engine
 from model.experts import AdaptationConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences, Split, build_sequences
@@ -130,12 +131,12 @@ def assert_same_bits(parts: Sequence[Forecasts], whole: Forecasts) -> None:
         np.testing.assert_array_equal(joined, getattr(whole, field.name), err_msg=field.name)
 
 
-STEPPER = Stepper(untrained(), tile=32)
+STEPPER = Stepper(untrained())
 ADAPTING = [
     STEPPER,
-    *(Stepper(untrained(), adaptation, tile=32) for adaptation in (Adaptation("light", True), Adaptation("full"))),
+    *(Stepper(untrained(), adaptation) for adaptation in (Adaptation("light", True), Adaptation("full"))),
 ]
-TWO_TARGETS = Stepper(untrained(targets=("load", "heat")), Adaptation("full"), tile=32)
+TWO_TARGETS = Stepper(untrained(targets=("load", "heat")), Adaptation("full"))
 
 
 @pytest.mark.long(18)  # with the other tests of this file
@@ -172,7 +173,7 @@ def test_any_interleaving_of_sensors_gives_the_same_bits(seed: int, order_seed: 
 @pytest.mark.parametrize("stepper", ADAPTING, ids=lambda stepper: stepper.adaptation.level)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**16), sensor=st.integers(0, 19), place=st.integers(0, 40))
-def test_other_sensors_and_the_place_in_a_tile_do_not_change_a_bit(
+def test_other_sensors_and_the_place_in_a_block_do_not_change_a_bit(
     stepper: Stepper, seed: int, sensor: int, place: int
 ) -> None:
     readings = stream(seed, 20, 300)
@@ -194,10 +195,10 @@ def test_other_sensors_and_the_place_in_a_tile_do_not_change_a_bit(
     assert states[place].tobytes() == expected[sensor].tobytes()
 
 
-@pytest.mark.parametrize(("hidden", "tile"), [(16, 128), (51, 128), (64, 64), (64, 128), (96, 256)])
-@pytest.mark.parametrize("horizon", [1, 24])
-def test_micro_batches_in_tiles_of_real_size_give_the_same_bits(hidden: int, tile: int, horizon: int) -> None:
-    stepper = Stepper(untrained(hidden_size=hidden, horizon_steps=horizon), tile=tile)
+@pytest.mark.parametrize(("hidden", "layers"), [(16, 2), (51, 1), (51, 2), (64, 2), (96, 3)])
+@pytest.mark.parametrize("horizon", [1, 24, 200])
+def test_micro_batches_of_real_size_give_the_same_bits(hidden: int, layers: int, horizon: int) -> None:
+    stepper = Stepper(untrained(hidden_size=hidden, num_layers=layers, horizon_steps=horizon))
     readings = stream(1, 300, 2_000)
     whole, expected = in_one_go(stepper, readings)
     states = blank_states(stepper.config, 300)
@@ -457,7 +458,7 @@ def test_without_a_change_of_unit_the_rule_changes_no_bit(monkeypatch: pytest.Mo
     stepper = ADAPTING[1]
     found, states = in_one_go(stepper, readings)
     assert not states["unit_evidence"].any()
-    monkeypatch.setattr(Stepper, "_follow", lambda *_: None)
+    monkeypatch.setattr(Engine, "_follow", lambda *_: None)
     without, states_without = in_one_go(stepper, readings)
     for field in ("quantiles", "scale", "weights", "steps"):
         np.testing.assert_array_equal(getattr(found, field), getattr(without, field))

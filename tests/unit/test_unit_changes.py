@@ -30,7 +30,7 @@ def readings(partition: int, sensors: list[str], offsets: list[int]) -> Readings
 
 def forecasts_with(outcome: np.ndarray, factor: np.ndarray, offset: np.ndarray) -> Forecasts:
     torch.manual_seed(0)
-    stepper = Stepper(Forecaster(replace(CONFIG, hidden_size=4)).eval(), tile=32)
+    stepper = Stepper(Forecaster(replace(CONFIG, hidden_size=4)).eval())
     n = len(outcome)
     made = stepper.step(
         blank_states(stepper.config, n),

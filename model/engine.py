@@ -1,0 +1,278 @@
+"""The engine that stream and evaluator share: it takes states through planned steps, with equal bits in both.
+
+The network's step is compiled (``model.step_kernel``), and so are changes of unit and adaptation. ``Forecaster`` is the
+definition of the network and trains it; the engine keeps the weights in the layout of the kernel.
+
+Letters: B states, A sensors with steps, n forecasts, r readings, M steps, F features, K targets, Q quantiles, h horizon
+steps, H hidden, E experts, C inputs known ahead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import step_kernel
+from .adaptation import Rounds, adapt, compile_kernel
+from .config import Adaptation
+from .experts import AdaptationConfig
+from .forecaster import Forecaster
+from .inputs import CALENDAR, input_size
+from .normaliser import NORMALISER_FIELDS, Floats, profile_slots
+from .published_unit import to_published_unit
+from .state import States, state_dtype
+from .step_plan import StepPlan
+from .target_scale import scale_in_unit, to_model_scale
+from .unit_change import Followed, compile_rule, follow
+
+Indexes = NDArray[np.int64]
+
+_NONE: Final = np.empty(0, np.int64)
+_NO_READINGS: Final = step_kernel.Readings(_NONE, _NONE, np.empty(0, bool), 1)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The forecasts after some of M steps."""
+
+    quantiles: Floats  # (n, K, Q, h) in the sensor's unit
+    scale: Floats  # (n, K) the normaliser's scale in the sensor's unit; 0 while the sensor has been constant
+    steps: Indexes  # (n,) of the state
+    origin: Indexes  # (r,) offset of the first reading stepped into each reading's state
+    weights: Floats  # (n, K, E) of the experts in the mixture; E is 0 if adaptation is off
+    limits: Floats  # (n, K, 2) of ``published_unit.to_published_unit``
+    followed: Followed | None  # of the M steps; None if no change of unit is followed
+
+
+class Engine:
+    """Steps the states of one model's sensors. One thread at a time may use it.
+
+    Args:
+        forecaster: on the CPU; its weights must not change afterwards.
+        adaptation: of its forecasts.
+        whole: whether forecasts of counts are rounded to whole numbers.
+    """
+
+    def __init__(self, forecaster: Forecaster, adaptation: Adaptation, *, whole: bool = True) -> None:
+        config = forecaster.config
+        self.config = config
+        self.adaptation = adaptation
+        self.dtype = state_dtype(config, adaptation)
+        self._adapting = AdaptationConfig.of(config, adaptation)
+        if adaptation.active:
+            compile_kernel(self._adapting)
+            compile_rule()
+        self._forecaster = forecaster
+        self._whole = whole
+        self._targets = list(config.target_indices)
+        self._rates = forecaster.normaliser().rates
+        self._weights = _packed(forecaster)
+        self._embedding: NDArray[np.float32] = forecaster.embedding.weight.detach().numpy()
+        given = forecaster.attributes
+        self._attributes = np.empty((0, 0), np.float32) if given is None else given.detach().numpy()
+        self._shape = step_kernel.Shape(
+            features=config.feature_count,
+            targets=config.target_count,
+            lags=config.lag_steps,
+            slots=profile_slots(config),
+            layers=config.num_layers,
+            hidden=config.hidden_size,
+            inputs=input_size(config),
+            given=len(self._weights.head),
+            quantiles=len(config.quantiles),
+            median=config.median_index,
+            horizon=config.horizon_steps,
+        )
+        fields = self.dtype.fields
+        assert fields is not None
+        numbers = fields["count"][1]
+        assert self.dtype.names is not None
+        first = self.dtype.names.index("count")
+        assert self.dtype.names[first : first + 8] == (*NORMALISER_FIELDS, "lags")
+        self._places = step_kernel.Places(hidden=fields["hidden"][1], numbers=numbers)
+
+    @property
+    def expert_count(self) -> int:
+        """E: the experts in the mixture, 0 if adaptation is off."""
+        return 0 if self.adaptation.level == "off" else len(self._adapting.experts)
+
+    def step(
+        self,
+        states: States,
+        sensors: Sequence[str],
+        plan: StepPlan,
+        forecast: Indexes,
+        ahead: NDArray[np.float32] | None,
+        readings: step_kernel.Readings = _NO_READINGS,
+    ) -> Stepped:
+        """Take the planned steps. Steps ``states`` in place.
+
+        Args:
+            states: (B,) of ``dtype``, contiguous.
+            sensors: (A,) ids of the plan's sensors.
+            forecast: (M,) the row of the forecast after each step; -1 for none. Rows ascend from 0 within a sensor.
+            ahead: (n, C) inputs known ahead, by row; None if the model has none.
+            readings: of the plan. Without them, the states note neither offsets nor times.
+        """
+        assert states.flags.c_contiguous
+        config = self.config
+        followed = self._follow(states, plan) if self.adaptation.active else None
+        values = to_model_scale(config, plan.values if followed is None else followed.values)
+        made = self._run(states, sensors, plan, values, forecast, ahead, readings)
+        quantiles, weights = made.quantiles, np.empty((*made.level.shape, 0))
+        if self.adaptation.active:
+            quantiles, weights = self._adapt(states, plan, values, forecast, made)
+        index = np.flatnonzero(forecast >= 0)
+        wanted = np.empty_like(index)
+        wanted[forecast[index]] = index  # the step of each forecast
+        scale = scale_in_unit(config, made.level, made.scale)
+        quantiles, limits = to_published_unit(config, quantiles, followed, wanted, whole=self._whole)
+        if followed is not None:
+            scale = followed.in_present_unit(wanted, self._targets, scale, sizes=True)
+        return Stepped(quantiles, scale, made.steps, made.origin, weights, limits, followed)
+
+    def _run(
+        self,
+        states: States,
+        sensors: Sequence[str],
+        plan: StepPlan,
+        values: Floats,
+        forecast: Indexes,
+        ahead: NDArray[np.float32] | None,
+        readings: step_kernel.Readings,
+    ) -> step_kernel.Made:
+        """The network's forecasts. Steps all of the states but adaptation."""
+        shape, n = self._shape, int(forecast.max(initial=-1)) + 1
+        made = step_kernel.Made(
+            hidden=np.empty((len(forecast) if self.adaptation.active else 0, shape.hidden), np.float32),
+            origin=np.empty(len(readings.offset), np.int64),
+            steps=np.empty(n, np.int64),
+            level=np.empty((n, shape.targets)),
+            scale=np.empty((n, shape.targets)),
+            quantiles=np.empty((n, shape.targets, shape.quantiles, shape.horizon)),
+        )
+        step_kernel.run(
+            shape,
+            self._places,
+            self._rates,
+            self._weights,
+            _bytes(states),
+            self._vectors(sensors),
+            step_kernel.Steps(
+                slots=plan.slots,
+                starts=plan.starts,
+                timestamp_us=plan.timestamp_us,
+                elapsed=plan.elapsed,
+                reset=plan.reset,
+                reading=plan.reading,
+                forecast=forecast,
+                turn=plan.turn,
+            ),
+            values,
+            readings,
+            np.empty((n, 0), np.float32) if ahead is None else ahead,
+            made,
+        )
+        return made
+
+    def _vectors(self, sensors: Sequence[str]) -> NDArray[np.float32]:
+        """(A, numbers) the vector of each sensor, as ``Forecaster.sensor_vectors`` gives it."""
+        rows = self._forecaster.sensor_rows(sensors)
+        vectors = self._embedding[rows[:, 0]]
+        for column in range(1, rows.shape[1]):
+            vectors += self._attributes[rows[:, column]]
+        return vectors
+
+    def _follow(self, states: States, plan: StepPlan) -> Followed:
+        """The steps' values in the states' own units. Steps the units in the states."""
+        units, evidence = states["units"][plan.slots], states["unit_evidence"][plan.slots]
+        followed = follow(units, evidence, plan.starts, plan.reset, plan.values)
+        states["units"][plan.slots], states["unit_evidence"][plan.slots] = units, evidence
+        return followed
+
+    def _adapt(
+        self, states: States, plan: StepPlan, values: Floats, forecast: Indexes, made: step_kernel.Made
+    ) -> tuple[Floats, Floats]:
+        """The forecasts (n, K, Q, h) and weights (n, K, E), adapted. Steps the adaptation in the states.
+
+        The forecasts after missing steps stay as they are.
+        """
+        observed = (plan.reading >= 0) & (forecast >= 0)
+        rows = np.sort(forecast[observed])
+        row = np.full(len(forecast), -1)
+        row[observed] = np.searchsorted(rows, forecast[observed])
+        rounds = np.empty_like(plan.turn)
+        rounds[plan.turn] = np.arange(len(rounds))
+        block = states["adaptation"][plan.slots]
+        every = len(rows) == len(made.quantiles)
+        adapted = adapt(
+            self._adapting,
+            block,
+            Rounds(
+                sizes=plan.sizes.tolist(),
+                reset=plan.reset[rounds],
+                timestamp_us=plan.timestamp_us[rounds],
+                values=values[rounds][:, self._targets],
+                hidden=made.hidden,
+                forecast=row[rounds],
+                quantiles=made.quantiles if every else made.quantiles[rows],
+            ),
+        )
+        states["adaptation"][plan.slots] = block
+        weights = adapted.weights[:, :, : self.expert_count]
+        if every:
+            return adapted.quantiles, weights
+        made.quantiles[rows] = adapted.quantiles
+        spread = np.full((len(made.quantiles), *weights.shape[1:]), np.nan)
+        spread[rows] = weights
+        return made.quantiles, spread
+
+
+def _bytes(states: States) -> NDArray[np.uint8]:
+    """(B, bytes) the records; they share memory."""
+    return states.view(np.uint8).reshape(len(states), states.dtype.itemsize)
+
+
+def _packed(forecaster: Forecaster) -> step_kernel.Weights:
+    """The weights of the network in the layout of the kernel."""
+    rnn, H = forecaster.gru.gru, forecaster.config.hidden_size
+    layers = range(forecaster.config.num_layers)
+
+    def weight(name: str, layer: int) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = getattr(rnn, f"{name}_l{layer}").detach().numpy()
+        return array
+
+    def candidate_first(gates: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The gates r, z, n (rows) in the order n, r, z."""
+        return np.roll(gates, H, axis=0)
+
+    def column(array: torch.Tensor) -> NDArray[np.float32]:
+        """A row of weights for each input, from PyTorch's row for each output."""
+        return np.ascontiguousarray(array.detach().numpy().T)
+
+    into = [candidate_first(weight("weight_ih", layer)).T for layer in layers]
+    gates = []
+    for layer in layers:
+        inward, back = candidate_first(weight("bias_ih", layer)), weight("bias_hh", layer)
+        gates.append(np.concatenate([inward[:H], inward[H:] + back[: 2 * H], back[2 * H :]]))
+    head = forecaster.gru.fc.weight
+    if forecaster.skip is not None:
+        head = torch.cat([head, forecaster.skip.weight], dim=1)
+    term = forecaster.ahead
+    none = np.empty((0, 0), np.float32)
+    return step_kernel.Weights(
+        into_first=np.ascontiguousarray(into[0]),
+        into=np.ascontiguousarray(np.array(into[1:], np.float32).reshape(-1, H, 3 * H)),
+        recur=np.ascontiguousarray([weight("weight_hh", layer).T for layer in layers]),
+        gates=np.array(gates),
+        head=column(head),
+        head_bias=forecaster.gru.fc.bias.detach().numpy().copy(),
+        ahead_in=none if term is None else column(term.take_in.weight),
+        ahead_bias=np.empty(0, np.float32) if term is None else term.take_in.bias.detach().numpy().copy(),
+        ahead_out=none if term is None else column(term.give_out.weight),
+        day=CALENDAR[0].values,
+        week=CALENDAR[1].values,
+    )
