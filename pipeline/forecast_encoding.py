@@ -1,25 +1,28 @@
-"""Encodes the forecasts of a whole micro-batch, several times as fast as msgspec encodes ``messages.Forecast``.
+"""Encodes the forecasts of a whole micro-batch, many times as fast as msgspec encodes ``messages.Forecast``.
 
-Each record is joined from the texts of whole columns (``pipeline.text.json_columns``) and from constant pieces. A test
-compares the bytes with those of msgspec.
+``forecast_kernel`` writes all values into one buffer, and all header blocks into another. Numbers of a form that it
+does not write, for example those of a sensor whose scale is 1e-10, are written by orjson and copied by the kernel. A
+test compares the bytes with those of msgspec.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import repeat
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from model.bounds import within_limits
 from model.config import ModelConfig
 from model.experts import AdaptationConfig
 from pipeline.errors import ModelUnusable
 from pipeline.event_headers import constant_headers, event_subject
-from pipeline.kafka.batch_producer import Varints, encode_varint
+from pipeline.kafka.batch_producer import encode_varint
+from pipeline.kafka.byte_strings import ByteStrings
 from pipeline.messages import ModelId, quantile_key
 from pipeline.settings import Settings
-from pipeline.text.json_columns import float_rows, integer_texts, time_texts
+from pipeline.text.json_columns import float_rows
 from pipeline.text.visible_text import visible
 
 if TYPE_CHECKING:
@@ -32,135 +35,187 @@ SIGNIFICANT_DIGITS: Final = 7
 _MOST_DECIMALS: Final = 60
 
 WEIGHT_PARTS: Final = 1_000  # parts of 1 that a weight is rounded to: three decimals
+_NO_TEXTS: Final = ByteStrings.of([])
+
+
+@dataclass(frozen=True)
+class ForecastInputs:
+    """The n readings that forecasts follow."""
+
+    topic: str
+    partitions: NDArray[np.int64]  # (n,)
+    names: Sequence[str]  # sensor ids; they may repeat
+    codes: NDArray[np.intp]  # (n,) the place of each reading's sensor in ``names``
+    timestamp_us: NDArray[np.int64]  # (n,)
+    offsets: NDArray[np.int64]  # (n,)
+    traceparents: Sequence[bytes | None] | None = None  # None if no reading has a trace header
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+class _Columns(NamedTuple):
+    """The arguments of ``forecast_kernel.write_values`` about n forecasts."""
+
+    quantiles: NDArray[np.float64]  # (n, K, Q, h)
+    power: NDArray[np.float64]  # (n, K)
+    decimals: NDArray[np.int64]  # (n, K)
+    must_equal: NDArray[np.bool_]  # (n, K)
+    integers: NDArray[np.int64]  # (n, 6)
+    weights: NDArray[np.int64]  # (n, K * E)
 
 
 class ForecastEncoder:
     """Encodes forecasts of one model version under one set of settings. Not thread-safe."""
 
     def __init__(self, settings: Settings, model: ModelId, config: ModelConfig) -> None:
+        from pipeline import forecast_kernel  # numba loads slowly, and code that only rounds does without
+
+        forecast_kernel.prepare()
+        self._kernel = forecast_kernel
+        self._settings = settings
         self._model = model
         self._targets = config.targets
         self._quantiles = config.quantiles
-        self._after_time = b'","cadence_s":' + _json(settings.cadence_s) + b',"quantiles":{'
-        self._after_quantiles = (
-            b']}},"model":' + _json(model) + b',"settings":' + _json(settings.fingerprint) + b',"input":{"topic":'
-        )
-        self._heads = _Heads()
-        self._subjects = _Subjects()
-        self._varints = Varints()
-        self._separators = self._quantile_separators()
         adapting = AdaptationConfig.of(config, settings.adaptation)
-        self._weights = [] if adapting.level == "off" else _weight_texts(self._targets, adapting.experts)
-        constant = constant_headers(model.name)
-        identified = b"".join(_header(name, value) for name, value in constant) + _name("ce_id")
-        # number of headers besides the constant ones -> header block up to the value of `ce_id`
-        self._header_starts = {more: encode_varint(len(constant) + more) + identified for more in (2, 3, 4)}
+        self._experts = () if adapting.level == "off" else adapting.experts
+        self._weight_count = len(self._targets) * len(self._experts)
+        self._sensors = _SensorTexts()
+        self._pieces: dict[str, tuple[ByteStrings, ByteStrings]] = {}  # topic -> constant pieces of values and headers
 
-    def encode(
-        self,
-        topic: str,
-        partitions: Sequence[int],
-        sensor_ids: Sequence[str],
-        timestamp_us: np.ndarray,
-        offsets: np.ndarray,
-        forecasts: "Forecasts",
-        traceparents: Sequence[bytes | None] | None = None,
-    ) -> tuple[list[bytes], list[bytes]]:
-        """Values and header blocks (for ``batch_producer``) of n forecasts.
-
-        Args:
-            topic: topic of the readings.
-            partitions: n, the readings' partitions.
-            sensor_ids: n, the readings' sensors.
-            timestamp_us: (n,) int64, the readings' timestamps.
-            offsets: (n,) int64, the readings' offsets.
-            forecasts: n, the forecasts after each reading.
-            traceparents: n, the readings' trace headers; None if no reading has one.
+    def encode(self, inputs: ForecastInputs, forecasts: "Forecasts") -> tuple[ByteStrings, ByteStrings]:
+        """Values and header blocks (for ``batch_producer``) of n forecasts, one after each reading.
 
         Raises:
             ModelUnusable: a rounded forecast is non-finite; names the first sensor and offset.
         """
-        rounded = round_to_scale(forecasts.quantiles, forecasts.scale, forecasts.limits)
-        self._check_finite(rounded, sensor_ids, offsets)
-        count, per_record = len(sensor_ids), len(self._separators)
-        bodies = float_rows(rounded.reshape(-1, rounded.shape[-1]))
-        times, offset_texts = time_texts(timestamp_us), integer_texts(offsets)
-        before = self._after_quantiles + _json(topic) + b',"partition":'
-        positions = {partition: before + _json(partition) + b',"offset":' for partition in set(partitions)}
-        columns: list[Iterable[bytes]] = [map(self._heads.__getitem__, sensor_ids), times]
-        for index, separator in enumerate(self._separators):
-            columns += [repeat(separator, count), bodies[index::per_record]]
-        columns += [map(positions.__getitem__, partitions), offset_texts]
-        columns += [repeat(b'},"state":{"origin":', count), integer_texts(forecasts.origin)]
-        columns += [repeat(b',"steps":', count), integer_texts(forecasts.steps)]
-        end = b',"weights":{' if self._weights else b"}"
-        ends = (b',"warm":false}' + end, b',"warm":true}' + end)
-        columns.append([ends[warm] for warm in forecasts.warm.tolist()])
-        if self._weights:
-            parts = np.rint(forecasts.weights * WEIGHT_PARTS).astype(np.int64).reshape(count, len(self._weights))
-            columns += [map(texts.__getitem__, parts[:, at].tolist()) for at, texts in enumerate(self._weights)]
-        values = list(map(b"".join, zip(*columns, strict=True)))
-        sources = {partition: f"{topic}-{partition}-".encode() for partition in positions}
-        return values, self._headers(
-            list(map(sources.__getitem__, partitions)),
-            offset_texts,
-            times,
-            list(map(self._subjects.__getitem__, sensor_ids)),
-            traceparents,
+        if inputs.topic not in self._pieces:
+            self._pieces[inputs.topic] = (self._value_pieces(inputs.topic), self._header_pieces(inputs.topic))
+        integers = np.empty((len(inputs), 6), np.int64)
+        integers[:, 0] = self._sensors.numbers(inputs.names)[inputs.codes]
+        integers[:, 1] = inputs.timestamp_us
+        integers[:, 2] = inputs.partitions
+        integers[:, 3] = inputs.offsets
+        integers[:, 4] = forecasts.origin
+        integers[:, 5] = forecasts.steps
+        integers[:, 5] = 2 * integers[:, 5] + forecasts.warm
+        return self._values(inputs, integers, forecasts), self._headers(inputs, integers)
+
+    def _values(self, inputs: ForecastInputs, integers: NDArray[np.int64], forecasts: "Forecasts") -> ByteStrings:
+        known, decimals = _decimals(forecasts.scale)
+        quantiles, must_equal = forecasts.quantiles, ~known
+        if forecasts.limits.size:  # a number may be a limit, or a whole number, and not rounded
+            quantiles = round_to_scale(quantiles, forecasts.scale, forecasts.limits)
+            must_equal = np.ones_like(known)
+        columns = _Columns(
+            np.ascontiguousarray(quantiles, np.float64),
+            _powers_of_ten(decimals),
+            decimals.astype(np.int64),
+            must_equal,
+            integers,
+            np.rint(forecasts.weights * WEIGHT_PARTS).astype(np.int64).reshape(len(inputs), self._weight_count),
         )
+        values, is_written = self._write(inputs.topic, np.arange(len(inputs)), columns)
+        if is_written.all():
+            return values
+        others = np.flatnonzero(~is_written)
+        rounded = round_to_scale(forecasts.quantiles[others], forecasts.scale[others], forecasts.limits[others])
+        self._check_finite(rounded, others, inputs)
+        texts = ByteStrings.of(float_rows(rounded.reshape(-1, rounded.shape[-1])))
+        other_values, _ = self._write(inputs.topic, others, columns, texts)
+        places = np.arange(len(inputs))
+        places[others] = len(inputs) + np.arange(len(others))
+        return values.followed_by(other_values).take(places)
 
-    def _headers(
-        self,
-        sources: Sequence[bytes],
-        offsets: Sequence[bytes],
-        times: Sequence[bytes],
-        subjects: Sequence[bytes],
-        traceparents: Sequence[bytes | None] | None,
-    ) -> list[bytes]:
+    def _write(
+        self, topic: str, chosen: NDArray[np.int64], columns: _Columns, texts: ByteStrings = _NO_TEXTS
+    ) -> tuple[ByteStrings, NDArray[np.bool_]]:
+        """The values of the chosen forecasts, and whether each was written; an unwritten one is empty.
+
+        Args:
+            texts: the numbers of each list, if the kernel cannot write them.
+        """
+        kernel, heads, pieces = self._kernel, self._sensors.heads, self._pieces[topic][0]
+        most_bytes = (
+            int(heads.sizes.max(initial=0))
+            + len(pieces.data)
+            + kernel.TIME_BYTES
+            + columns.quantiles[:1].size * kernel.NUMBER_BYTES
+            + (4 + columns.weights.shape[1]) * kernel.INTEGER_BYTES
+        )
+        out = np.empty(len(chosen) * most_bytes + kernel.SLACK_BYTES, np.uint8)
+        bounds, is_written = np.zeros(len(chosen) + 1, np.int64), np.empty(len(chosen), np.bool_)
+        kernel.write_values(
+            chosen,
+            *columns,
+            *(texts.data, texts.bounds()),
+            *(heads.data, heads.starts, heads.ends),
+            *(pieces.data, pieces.bounds()),
+            *(out, bounds[1:], is_written),
+        )
+        return ByteStrings(out[: bounds[-1]], bounds[:-1], bounds[1:]), is_written
+
+    def _headers(self, inputs: ForecastInputs, integers: NDArray[np.int64]) -> ByteStrings:
         """Header blocks in the order of ``event_headers.forecast_headers``: the constant headers first."""
-        after = f"-{self._model.version}".encode()
-        around = len(after)
-        time_starts = {length: _header_start("ce_time", length) for length in set(map(len, times))}
-        starts = self._header_starts
-        count = len(times)
-        columns: list[Iterable[bytes]] = [
-            [self._varints[len(start) + len(offset) + around] for start, offset in zip(sources, offsets, strict=True)],
-            sources,
-            offsets,
-            repeat(after, count),
-            [time_starts[len(time)] for time in times],
-            times,
-            subjects,
-        ]
-        if traceparents is not None:
-            columns.append([b"" if parent is None else _header("traceparent", parent) for parent in traceparents])
-        if traceparents is None and all(subjects):
-            columns.insert(0, repeat(starts[3], count))
-        else:
-            parents = traceparents or repeat(None, count)
-            numbers = zip(subjects, parents, strict=True)
-            columns.insert(0, [starts[2 + (subject != b"") + (parent is not None)] for subject, parent in numbers])
-        return list(map(b"".join, zip(*columns, strict=True)))
+        kernel, subjects, pieces = self._kernel, self._sensors.subjects, self._pieces[inputs.topic][1]
+        traced = inputs.traceparents or []
+        parents = ByteStrings.of([parent or b"" for parent in traced])
+        most_bytes = (
+            len(pieces.data)
+            + int(subjects.sizes.max(initial=0))
+            + int(parents.sizes.max(initial=0))
+            + kernel.TIME_BYTES
+            + 5 * kernel.INTEGER_BYTES  # partition, offset, three lengths
+        )
+        out = np.empty(len(inputs) * most_bytes + kernel.SLACK_BYTES, np.uint8)
+        bounds = np.zeros(len(inputs) + 1, np.int64)
+        kernel.write_headers(
+            integers,
+            *(subjects.data, subjects.starts, subjects.ends),
+            *(parents.data, parents.bounds()),
+            np.array([parent is not None for parent in traced], np.bool_),
+            *(pieces.data, pieces.bounds()),
+            *(out, bounds[1:]),
+        )
+        return ByteStrings(out[: bounds[-1]], bounds[:-1], bounds[1:])
 
-    def _quantile_separators(self) -> list[bytes]:
-        """The JSON text before each of the K * Q lists of numbers, in the order of the forecasts' axes."""
-        separators: list[bytes] = []
+    def _value_pieces(self, topic: str) -> ByteStrings:
+        """The JSON before each of the K * Q lists of numbers, then the pieces that ``forecast_kernel`` names."""
+        pieces: list[bytes] = []
         for target in self._targets:
-            opening = b"]}," if separators else self._after_time
+            opening = b"]}," if pieces else b'","cadence_s":' + _json(self._settings.cadence_s) + b',"quantiles":{'
             for index, level in enumerate(self._quantiles):
                 before = opening + _json(target) + b":{" if index == 0 else b"],"
-                separators.append(before + _json(quantile_key(level)) + b":[")
-        return separators
+                pieces.append(before + _json(quantile_key(level)) + b":[")
+        pieces.append(b']}},"model":' + _json(self._model) + b',"settings":' + _json(self._settings.fingerprint))
+        pieces[-1] += b',"input":{"topic":' + _json(topic) + b',"partition":'
+        pieces += [b',"offset":', b'},"state":{"origin":', b',"steps":', b',"warm":false}', b',"warm":true}']
+        opening = b',"weights":{'
+        for target in self._targets:
+            for expert in self._experts:
+                before = opening + _json(target) + b":{" if expert == self._experts[0] else b","
+                pieces.append(before + _json(expert) + b":")
+            opening = b"},"
+        return ByteStrings.of([*pieces, b"}}}" if self._experts else b"}"])
 
-    def _check_finite(self, values: np.ndarray, sensor_ids: Sequence[str], offsets: np.ndarray) -> None:
+    def _header_pieces(self, topic: str) -> ByteStrings:
+        """The constant pieces of a header block that ``forecast_kernel`` names."""
+        shared = b"".join(_header(name, value) for name, value in constant_headers(self._model.name))
+        version = f"-{self._model.version}".encode()
+        return ByteStrings.of(
+            [shared + _name("ce_id"), f"{topic}-".encode(), version, _name("ce_time"), _name("traceparent")]
+        )
+
+    def _check_finite(self, values: NDArray[np.float64], rows: NDArray[np.intp], inputs: ForecastInputs) -> None:
+        """Raise if a value of the forecasts at ``rows`` is non-finite."""
         finite = np.isfinite(values)
         if finite.all():
             return
-        row = int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
+        row = rows[int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))]
         raise ModelUnusable(
             f"model {self._model.name} version {self._model.version} makes a non-finite forecast for sensor "
-            f"{visible(sensor_ids[row])} at offset {int(offsets[row])}. Promote another version; `streamgru models` "
-            "lists them"
+            f"{visible(inputs.names[inputs.codes[row]])} at offset {int(inputs.offsets[row])}. Promote another "
+            "version; `streamgru models` lists them"
         )
 
 
@@ -170,12 +225,11 @@ def round_to_scale(quantiles: np.ndarray, scale: np.ndarray, limits: np.ndarray 
     A scale of 50 leaves five decimals, a scale of 5e6 none. A zero or non-finite scale leaves them unrounded. Rounding
     crosses none of the ``limits`` (n, K, 2) and leaves whole numbers between them; (n, 0, 2) stands for no limits.
     """
-    known = np.isfinite(scale) & (scale > 0)
-    leading = np.ceil(np.log10(scale, out=np.zeros_like(scale, dtype=np.float64), where=known))
-    decimals = np.clip(SIGNIFICANT_DIGITS - leading, -_MOST_DECIMALS, _MOST_DECIMALS)[:, :, None, None]
-    power = 10.0 ** np.abs(decimals)
+    known, decimals = _decimals(scale)
+    known, decimals = known[:, :, None, None], decimals[:, :, None, None]
+    power = _powers_of_ten(decimals)
     rounded = np.where(decimals >= 0, np.rint(quantiles * power) / power, np.rint(quantiles / power) * power)
-    result: np.ndarray = np.where(known[:, :, None, None], rounded, quantiles) + 0.0  # -0.0 becomes 0.0
+    result: np.ndarray = np.where(known, rounded, quantiles) + 0.0  # -0.0 becomes 0.0
     if limits is None or not limits.size:
         return result
     whole = np.isfinite(limits).any(axis=2)[:, :, None, None] & (quantiles == np.rint(quantiles))  # perhaps a count
@@ -183,34 +237,42 @@ def round_to_scale(quantiles: np.ndarray, scale: np.ndarray, limits: np.ndarray 
     return np.maximum.accumulate(kept, axis=2)  # a whole number may have been rounded past by its neighbour
 
 
-class _Heads(dict[str, bytes]):
-    """Sensor id -> JSON text of its forecasts up to the time; made once per sensor."""
-
-    def __missing__(self, sensor_id: str) -> bytes:
-        head = self[sensor_id] = b'{"sensor_id":' + _json(sensor_id) + b',"issued_at":"'
-        return head
-
-
-class _Subjects(dict[str, bytes]):
-    """Sensor id -> the header ``ce_subject``, made once per sensor; empty if the sensor id cannot be a subject."""
-
-    def __missing__(self, sensor_id: str) -> bytes:
-        subject = event_subject(sensor_id)
-        header = self[sensor_id] = b"" if subject is None else _header("ce_subject", subject)
-        return header
+def _decimals(scale: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Whether each scale is positive and finite, and the digits after the point that it leaves; negative before it."""
+    known = np.isfinite(scale) & (scale > 0)
+    leading = np.ceil(np.log10(scale, out=np.zeros_like(scale, dtype=np.float64), where=known))
+    return known, np.clip(SIGNIFICANT_DIGITS - leading, -_MOST_DECIMALS, _MOST_DECIMALS)
 
 
-def _weight_texts(targets: Sequence[str], experts: Sequence[str]) -> list[list[bytes]]:
-    """Per target and expert, the JSON text of each possible weight, indexed by parts of ``WEIGHT_PARTS``."""
-    texts = []
-    for target in targets:
-        for expert in experts:
-            opening = (b"" if target == targets[0] else b",") + _json(target) + b":{" if expert == experts[0] else b","
-            closing = b"}" if expert == experts[-1] else b""
-            closing += b"}}" if closing and target == targets[-1] else b""
-            name = opening + _json(expert) + b":"
-            texts.append([name + _json(part / WEIGHT_PARTS) + closing for part in range(WEIGHT_PARTS + 1)])
-    return texts
+def _powers_of_ten(exponents: NDArray[np.float64]) -> NDArray[np.float64]:
+    """10 to the power of each exponent's absolute value."""
+    return 10.0 ** np.abs(exponents)
+
+
+class _SensorTexts(dict[str, int]):
+    """Sensor id -> its number: the place of its texts, which are made once per sensor."""
+
+    def __init__(self) -> None:
+        self.heads = ByteStrings.of([])  # JSON of a forecast up to the time
+        self.subjects = ByteStrings.of([])  # header `ce_subject`; empty if the sensor id cannot be a subject
+        self._added: list[str] = []
+
+    def numbers(self, sensor_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The number of each sensor; texts are made for new ones."""
+        found = np.fromiter(map(self.__getitem__, sensor_ids), np.int64, len(sensor_ids))
+        if self._added:
+            heads = [b'{"sensor_id":' + _json(sensor_id) + b',"issued_at":"' for sensor_id in self._added]
+            subjects = [event_subject(sensor_id) for sensor_id in self._added]
+            headers = [b"" if subject is None else _header("ce_subject", subject) for subject in subjects]
+            self.heads = self.heads.followed_by(ByteStrings.of(heads))
+            self.subjects = self.subjects.followed_by(ByteStrings.of(headers))
+            self._added = []
+        return found
+
+    def __missing__(self, sensor_id: str) -> int:
+        number = self[sensor_id] = len(self)
+        self._added.append(sensor_id)
+        return number
 
 
 def _json(value: object) -> bytes:
@@ -221,9 +283,5 @@ def _name(name: str) -> bytes:
     return encode_varint(len(name)) + name.encode()
 
 
-def _header_start(name: str, value_length: int) -> bytes:
-    return _name(name) + encode_varint(value_length)
-
-
 def _header(name: str, value: bytes) -> bytes:
-    return _header_start(name, len(value)) + value
+    return _name(name) + encode_varint(len(value)) + value

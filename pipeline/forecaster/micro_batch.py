@@ -9,7 +9,7 @@ and the same records are polled again.
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from model.stepper import Forecasts
 from model.unit_kernel import HELD
 from pipeline.dead_letter_form import dead_letter
 from pipeline.flat_forecasts import FlatForecastEncoder
-from pipeline.forecast_encoding import ForecastEncoder, round_to_scale
+from pipeline.forecast_encoding import ForecastEncoder, ForecastInputs, round_to_scale
 from pipeline.forecaster.counters import Counters
 from pipeline.forecaster.group_limit import MAX_TRANSACTION_BYTES
 from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
@@ -190,39 +190,47 @@ class MicroBatchBuilder:
         )
 
     def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
-        # One call for all partitions, because most of its cost is per call.
-        traced = any(part.traceparents is not None for part in accepted)
-        parents = [part.traceparents or [None] * len(part) for part in accepted]
-        partitions = [part.partition for part in accepted for _ in range(len(part))]
-        sensors = list(chain.from_iterable(part.sensors for part in accepted))
-        timestamp_us = np.concatenate([part.timestamp_us for part in accepted])
-        offsets = np.concatenate([part.offsets for part in accepted])
-        values, headers = self._encoder.encode(
-            self._topics.readings,
-            partitions,
-            sensors,
-            timestamp_us,
-            offsets,
-            forecasts,
-            list(chain.from_iterable(parents)) if traced else None,
-        )
+        # One call for all partitions, because a part of its cost is per call.
+        inputs = self._inputs(accepted)
+        values, headers = self._encoder.encode(inputs, forecasts)
+        keys = ByteStrings.of([name.encode() for name in inputs.names]).take(inputs.codes)
         flat_topic = self._topics.flat_forecasts
         flat: list[bytes] = []
         if flat_topic is not None:
             quantiles = round_to_scale(forecasts.quantiles, forecasts.scale, forecasts.limits)
-            flat = self._flat_encoder.encode(partitions, sensors, timestamp_us, offsets, quantiles)
+            sensors = [inputs.names[code] for code in inputs.codes.tolist()]
+            flat = self._flat_encoder.encode(
+                inputs.partitions.tolist(), sensors, inputs.timestamp_us, inputs.offsets, quantiles
+            )
         each = len(flat) // max(1, len(values))  # flat records of a forecast
         records = []
         for part, end in zip(accepted, accumulate(map(len, accepted)), strict=True):
             if not len(part):
                 continue  # outlooks alone
-            start = end - len(part)
-            mine = slice(start, end)
-            records.append(Records(self._topics.forecasts, part.partition, part.keys, values[mine], headers[mine]))
+            mine = slice(end - len(part), end)
+            records.append(Records(self._topics.forecasts, part.partition, keys[mine], values[mine], headers[mine]))
             if flat_topic is not None:
-                keys = [key for key in part.keys for _ in range(each)]
-                records.append(Records(flat_topic, part.partition, keys, flat[start * each : end * each]))
+                flat_keys = [key for key in keys[mine] for _ in range(each)]
+                flat_values = flat[mine.start * each : mine.stop * each]
+                records.append(Records(flat_topic, part.partition, flat_keys, flat_values))
         return records
+
+    def _inputs(self, accepted: Sequence[Readings]) -> ForecastInputs:
+        """The accepted readings of all partitions, one after the other."""
+        parents: list[bytes | None] | None = None
+        if any(part.traceparents is not None for part in accepted):
+            parents = [parent for part in accepted for parent in part.traceparents or [None] * len(part)]
+        sizes = [len(part) for part in accepted]
+        first_codes = np.cumsum([0, *(len(part.names) for part in accepted)])
+        return ForecastInputs(
+            self._topics.readings,
+            np.repeat([part.partition for part in accepted], sizes),
+            [name for part in accepted for name in part.names],
+            np.concatenate([part.codes + first for part, first in zip(accepted, first_codes[:-1], strict=True)]),
+            np.concatenate([part.timestamp_us for part in accepted]),
+            np.concatenate([part.offsets for part in accepted]),
+            parents,
+        )
 
     def _states(self, stepped: StepResult | None, needs_full_write: Collection[int]) -> list[Records]:
         """One record per changed sensor, or per sensor of the partition in a full write."""

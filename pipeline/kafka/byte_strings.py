@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Final, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+_ZERO: Final = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,19 @@ class ByteStrings(Sequence[bytes]):
     def sizes(self) -> NDArray[np.int64]:
         """(n,) the length of each string."""
         return self.ends - self.starts
+
+    def bounds(self) -> NDArray[np.int64]:
+        """(n + 1,) ends of strings that follow each other from the buffer's first byte on, after a 0."""
+        return np.concatenate([_ZERO, self.ends])
+
+    def followed_by(self, others: "ByteStrings") -> "ByteStrings":
+        """These strings, then ``others``, in a new buffer."""
+        shift = len(self.data)
+        return ByteStrings(
+            np.concatenate([self.data, others.data]),
+            np.concatenate([self.starts, others.starts + shift]),
+            np.concatenate([self.ends, others.ends + shift]),
+        )
 
     def take(self, places: NDArray[np.intp]) -> "ByteStrings":
         """The strings at ``places``, in that order; the buffer is shared."""

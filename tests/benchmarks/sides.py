@@ -14,7 +14,7 @@ from kafka.structs import OffsetAndMetadata
 
 from model.state import blank_states
 from model.stepper import Stepper
-from pipeline.forecast_encoding import ForecastEncoder
+from pipeline.forecast_encoding import ForecastEncoder, ForecastInputs
 from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.history.ingest import ingest
 from pipeline.kafka.batch_consumer import fetch_late
@@ -178,7 +178,8 @@ def forecast_value(settings: Settings) -> bytes:
     states = blank_states(forecaster.config, 1, settings.adaptation)
     stepper = Stepper(forecaster, settings.adaptation)
     stepped = stepper.step(states, ["sensor-00000"], one, one, values, one)
-    (value,), _ = encoder.encode(settings.kafka.topics.readings, [0], ["sensor-00000"], one, one, stepped)
+    inputs = ForecastInputs(settings.kafka.topics.readings, one, ["sensor-00000"], one, one, one)
+    (value,), _ = encoder.encode(inputs, stepped)
     return value
 
 

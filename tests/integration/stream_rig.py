@@ -26,7 +26,7 @@ from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.known_ahead import CalendarCovariate
 from pipeline.errors import ModelUnusable, RegistryUnreachable
-from pipeline.forecast_encoding import ForecastEncoder
+from pipeline.forecast_encoding import ForecastEncoder, ForecastInputs
 from pipeline.forecaster.champion import Candidate, settings_differences
 from pipeline.forecaster.loop import Options, StreamForecaster
 from pipeline.forecaster.positions import POSITION_KEY
@@ -293,14 +293,15 @@ def expected_forecasts(settings: Settings, forecaster: Forecaster, version: int 
             accepted = replace(classified.accepted, may_anchor=None).pick(np.array([place]))
             stepped = serving.step([accepted])
             serving.table.scatter(stepped.rows, stepped.states)
-            (value,), _ = encoder.encode(
+            inputs = ForecastInputs(
                 settings.kafka.topics.readings,
-                [record.partition],
+                np.array([record.partition]),
                 accepted.sensors,
+                np.zeros(1, np.intp),
                 accepted.timestamp_us,
                 accepted.offsets,
-                stepped.forecasts,
             )
+            (value,), _ = encoder.encode(inputs, stepped.forecasts)
             expected.append(decode_forecast(value))
     return expected
 

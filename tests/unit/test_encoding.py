@@ -1,6 +1,6 @@
 """The fast encoder writes the JSON of the message types, byte for byte."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.experts import experts_of
 from pipeline.errors import ModelUnusable
 from pipeline.event_headers import forecast_headers
-from pipeline.forecast_encoding import ForecastEncoder, round_to_scale
+from pipeline.forecast_encoding import ForecastEncoder, ForecastInputs, round_to_scale
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.messages import (
     EARLIEST_TIMESTAMP_US,
@@ -27,6 +27,7 @@ from pipeline.messages import (
     quantile_key,
 )
 from pipeline.settings import Settings
+from pipeline.text.json_columns import float_rows
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EXPERTS: dict[str, tuple[str, ...]] = {"off": (), "light": experts_of("light"), "full": experts_of("full")}
@@ -103,15 +104,11 @@ def test_bytes_are_those_of_the_message_types(
     offsets = rng.integers(0, 1 << 50, count)
     partitions = rng.integers(0, 200, count).tolist()
 
-    values, headers = encoder.encode(
-        "readings",
-        partitions,
-        sensors,
-        np.array(times, dtype=np.int64),
-        offsets,
-        forecasts,
-        parents,  # type: ignore[arg-type]
+    names, codes = np.unique(np.array(sensors, object), return_inverse=True)
+    inputs = ForecastInputs(
+        "readings", np.array(partitions, np.int64), names.tolist(), codes, np.array(times, np.int64), offsets, parents
     )
+    values, headers = encoder.encode(inputs, forecasts)  # type: ignore[arg-type]
 
     rounded = round_to_scale(forecasts.quantiles, forecasts.scale)
     expected = [
@@ -146,6 +143,60 @@ def test_bytes_are_those_of_the_message_types(
     ]
 
 
+def encode_numbers(quantiles: np.ndarray, scale: np.ndarray, limits: np.ndarray | None = None) -> list[bytes]:
+    """The JSON of each list of numbers (n, 1, Q, h) in forecasts of one target."""
+    count, _, level_count, horizon_steps = quantiles.shape
+    encoder, _ = make_encoder(1, {1: (0.5,), 3: (0.1, 0.5, 0.9)}[level_count], horizon_steps)
+    forecasts = replace(
+        make_forecasts(np.random.default_rng(0), quantiles.shape),
+        quantiles=quantiles,
+        scale=scale,
+        limits=np.empty((count, 0, 2)) if limits is None else limits,
+    )
+    zeros = np.zeros(count, np.int64)
+    values, _ = encoder.encode(ForecastInputs("readings", zeros, ["a"], zeros, zeros, zeros), forecasts)  # type: ignore[arg-type]
+    return [part.split(b"]")[0] for value in values for part in value.split(b":[")[1:]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("with_limits", [False, True])
+def test_numbers_are_those_of_orjson_at_every_scale(seed: int, with_limits: bool) -> None:
+    rng = np.random.default_rng(seed)
+    count = 5_000
+    exponents = rng.integers(-12, 16, count) if seed % 2 else rng.integers(-3, 4, count)
+    scale = (rng.random(count) * 10.0**exponents)[:, None]
+    scale[::50] = rng.choice([0.0, np.nan, np.inf, 1.0, 1e7, 1e-8, 1e-9, 1e15], (count // 50, 1))
+    # Some numbers lie far from the scale, some are short, whole or halfway between two roundings.
+    unit = np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)[:, :, None, None]
+    quantiles = rng.normal(size=(count, 1, 3, 4)) * unit * 10.0 ** rng.integers(-9, 3, (count, 1, 1, 1))
+    quantiles[::7] = np.round(quantiles[::7], 2)
+    quantiles[3::7] = np.rint(quantiles[3::7]) + 0.5
+    quantiles[5::7] = np.rint(quantiles[5::7])
+    quantiles.reshape(-1)[::101] = 0.0
+    limits = np.empty((count, 0, 2))
+    if with_limits:
+        quantiles.sort(axis=2)
+        limits = np.array([[0.0, 2.0 / 3.0], [-np.inf, 1e-7], [-np.inf, np.inf], [-5.0, np.inf]])[
+            rng.integers(0, 4, count), None
+        ]
+    expected = float_rows(round_to_scale(quantiles, scale, limits).reshape(-1, 4))
+    assert encode_numbers(quantiles, scale, limits) == expected
+
+
+@settings(deadline=None)
+@given(
+    integers=st.lists(st.integers(-(10**15), 10**15), min_size=1, max_size=20),
+    decimals=st.integers(-8, 18),
+    zeros=st.integers(0, 15),
+)
+def test_numbers_with_many_and_few_digits_are_those_of_orjson(integers: list[int], decimals: int, zeros: int) -> None:
+    cut = [integer // 10**zeros * 10**zeros for integer in integers]
+    quantiles = np.array([integers, cut], np.float64)[:, None, None] * 10.0**-decimals
+    scale = np.full((2, 1), 10.0 ** (7 - decimals))
+    expected = float_rows(round_to_scale(quantiles, scale).reshape(2, -1))
+    assert encode_numbers(quantiles, scale) == expected
+
+
 @pytest.mark.parametrize(
     ("value", "scale", "rounded"),
     [
@@ -177,5 +228,8 @@ def test_a_non_finite_forecast_is_refused() -> None:
     encoder, _ = make_encoder(1, (0.5,), 2)
     forecasts = make_forecasts(np.random.default_rng(0), (3, 1, 1, 2))
     forecasts.quantiles[1, 0, 0, 1] = np.nan
+    inputs = ForecastInputs(
+        "readings", np.array([0, 1, 0]), ["a", "b"], np.array([0, 1, 0]), np.zeros(3, np.int64), np.array([10, 11, 12])
+    )
     with pytest.raises(ModelUnusable, match=r"version 3 .* sensor b at offset 11"):
-        encoder.encode("readings", [0, 1, 0], ["a", "b", "c"], np.zeros(3, np.int64), np.array([10, 11, 12]), forecasts)  # type: ignore[arg-type]
+        encoder.encode(inputs, forecasts)  # type: ignore[arg-type]
