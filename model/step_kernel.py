@@ -28,7 +28,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .kernel import compiled, inner
+from .kernel import allocating, compiled, inner
 
 Numbers = NDArray[Any]  # float64, unless the field's comment names another type
 
@@ -474,12 +474,15 @@ def _step_layers(weights: Weights, x: Numbers, rows: int, hidden: Numbers, gates
 
 
 @inner
-def _forecast(shape: Shape, weights: Weights, given: Numbers, ahead: Numbers, made: Made) -> None:
-    """Fill ``made.quantiles`` from the head's inputs (n, G) and the inputs known ahead (n, C)."""
+def _forecast(
+    shape: Shape, weights: Weights, given: Numbers, ahead: Numbers, raw: Numbers, between: Numbers, made: Made
+) -> None:
+    """Fill ``made.quantiles`` from the head's inputs (n, G) and the inputs known ahead (n, C).
+
+    ``raw`` (b, K·Q·h) and ``between`` (b, W) are memory for intermediate results.
+    """
     Q, h, H = shape.quantiles, shape.horizon, shape.hidden
     n, outputs, middle = len(given), shape.targets * Q * h, weights.ahead_in.shape[1]
-    raw = np.empty((BLOCK, outputs), np.float32)
-    between = np.empty((BLOCK, middle), np.float32)
     for first in range(0, n, BLOCK):
         rows = min(BLOCK, n - first)
         x = given[first : first + rows]
@@ -591,7 +594,7 @@ def _note(header: Numbers, readings: Readings, i: int, reset: bool) -> None:
         header[HEADER - 1] = readings.offset[i]
 
 
-@compiled
+@allocating
 def run(
     shape: Shape,
     places: Places,
@@ -632,6 +635,8 @@ def run(
     gates = np.empty((BLOCK, 4 * H), np.float32)
     profile = np.empty(K)  # in the slot of the step
     given = np.empty((len(made.steps), shape.given), np.float32)
+    raw = np.empty((BLOCK, K * shape.quantiles * shape.horizon), np.float32)
+    between = np.empty((BLOCK, weights.ahead_in.shape[1]), np.float32)
     numbers = np.empty(9 * F + K * (shape.slots + R))  # of one record
     # Fields of a packed record may lie at any byte, so they are copied bytewise.
     memory, header_bytes = records.reshape(-1), header.reshape(-1).view(np.uint8)
@@ -691,4 +696,4 @@ def run(
             for layer in range(L):
                 _copy(hidden_bytes, (layer * BLOCK + b) * H * 4, memory, begin + places.hidden + layer * H * 4, H * 4)
             _copy(number_bytes, 0, memory, begin + places.numbers, len(number_bytes))
-    _forecast(shape, weights, given, ahead, made)
+    _forecast(shape, weights, given, ahead, raw, between, made)

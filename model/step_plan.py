@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .acceptance import NEVER_US
-from .kernel import compiled
+from .kernel import allocating
 from .normaliser import Floats
 from .sequences import Sequences
 
@@ -89,7 +89,7 @@ class StepPlan:
         )
 
 
-@compiled
+@allocating
 def _plan(
     last_us: Indexes, slots: Indexes, timestamp_us: Indexes, values: Floats, cadence_us: int, max_gap_steps: int
 ) -> tuple[Any, ...]:
