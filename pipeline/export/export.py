@@ -117,7 +117,7 @@ def export(
         topics = settings.kafka.topics
         topic = topics.readings if content == "readings" else topics.forecasts
         made = make_consumer(settings, auto_offset_reset="none", max_poll_records=POLL_RECORDS)
-        consumer = read_fast(made, settings.kafka)
+        consumer = read_fast(made, settings.kafka, in_columns=content == "readings")
         with closing(consumer):
             bounds = plan_range(settings, consumer, topic, store, wording, accept_loss)
             return _Run(settings, content, path, store, consumer, bounds, wording, chunk_rows, report).run()

@@ -2,18 +2,31 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pipeline.history.columns import column_of
 from pipeline.history.outlook_rows import outlook_rows
+from pipeline.kafka.reading_records import DecodedReadings, decode_readings
+from pipeline.kafka.record_columns import offsets_of, timestamps_of
+from pipeline.kafka.sensor_codes import join_names
 from pipeline.messages import Rejected
 from pipeline.outlook_messages import Outlook, make_outlook_decoder
 from pipeline.reading_times import RECORD_TIMESTAMP, sent_us
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
+
+
+class _Part(NamedTuple):
+    """The readings of one call of ``add``."""
+
+    partition: int
+    found: DecodedReadings
+    offsets: NDArray[np.int64]  # (n,)
+    sent_ms: NDArray[np.int64]  # (n,) timestamps of the records
 
 
 class ReadingChunk:
@@ -34,26 +47,17 @@ class ReadingChunk:
         self._clear()
 
     def __len__(self) -> int:
-        return len(self._offsets) + len(self._outlooks)
+        return sum(len(part.found.codes) for part in self._parts) + len(self._outlooks)
 
     def add(self, partition: int, records: Sequence[Any]) -> int:
         """Decode a partition's next records, and return the number of readings and outlooks in the chunk."""
-        decode = self._decoder.decode
-        sensor_ids, timestamps, values, offsets = self._sensor_ids, self._timestamps, self._values, self._offsets
-        sent, before = self._sent_ms, len(offsets)
-        for record in records:
-            try:
-                reading = decode(record.key, record.value, record.headers, record.timestamp)
-            except Rejected as rejected:
-                self._add_outlook(partition, record, rejected)
-                continue
-            sensor_ids.append(reading.sensor_id)
-            timestamps.append(reading.timestamp_us)
-            values.extend(reading.values)
-            offsets.append(record.offset)
-            sent.append(record.timestamp)
-            self.ignored_values += reading.ignored
-        self._partitions.append((partition, len(offsets) - before))
+        found = decode_readings(self._decoder, len(self._features), records)
+        for record, rejected in found.others:
+            self._add_outlook(partition, record, rejected)
+        self.ignored_values += found.ignored
+        if len(found.codes):
+            offsets, sent_ms = offsets_of(records)[found.places], timestamps_of(records)[found.places]
+            self._parts.append(_Part(partition, found, offsets, sent_ms))
         return len(self)
 
     def _add_outlook(self, partition: int, record: Any, rejected: Rejected) -> None:
@@ -74,16 +78,25 @@ class ReadingChunk:
 
     def take(self) -> pl.DataFrame:
         """The columns of the history table, null where missing; the chunk is empty afterwards."""
-        values = np.asarray(self._values, dtype=np.float64).reshape(len(self._offsets), len(self._features))
-        numbers, counts = zip(*self._partitions, strict=True) if self._partitions else ((), ())
-        partitions = np.repeat(np.asarray(numbers, dtype=np.int32), np.asarray(counts, dtype=np.int64))
+        parts = self._parts
+        names, codes = join_names([(part.found.names, part.found.codes) for part in parts])
+        counts = [len(part.found.codes) for part in parts]
+        values = np.concatenate([np.empty((0, len(self._features))), *(part.found.values for part in parts)])
+        timestamp_us, offsets, sent_ms = (
+            np.concatenate([np.empty(0, np.int64), *each])
+            for each in (
+                [part.found.timestamp_us for part in parts],
+                [part.offsets for part in parts],
+                [part.sent_ms for part in parts],
+            )
+        )
         columns: dict[str, Any] = {
-            "sensor_id": pl.Series(self._sensor_ids, dtype=pl.String),
-            "timestamp": pl.Series(self._timestamps, dtype=pl.Int64).cast(pl.Datetime("us", "UTC")),
+            "sensor_id": pl.Series(names, dtype=pl.String).gather(pl.Series(codes)),
+            "timestamp": pl.Series(timestamp_us).cast(pl.Datetime("us", "UTC")),
             **{column_of(name): np.ascontiguousarray(values[:, index]) for index, name in enumerate(self._features)},
-            "partition": partitions,
-            "offset": pl.Series(self._offsets, dtype=pl.Int64),
-            RECORD_TIMESTAMP: pl.Series(sent_us(np.asarray(self._sent_ms, np.int64))).cast(pl.Datetime("us", "UTC")),
+            "partition": np.repeat(np.array([part.partition for part in parts], np.int32), counts),
+            "offset": pl.Series(offsets),
+            RECORD_TIMESTAMP: pl.Series(sent_us(sent_ms)).cast(pl.Datetime("us", "UTC")),
         }
         frame = pl.DataFrame(columns, nan_to_null=True)
         if self._outlooks:
@@ -94,11 +107,6 @@ class ReadingChunk:
         return frame
 
     def _clear(self) -> None:
-        self._sensor_ids: list[str] = []
-        self._timestamps: list[int] = []  # microseconds
-        self._values: list[float] = []  # of all features of one reading after another
-        self._offsets: list[int] = []
-        self._sent_ms: list[int] = []  # timestamps of the records
-        self._partitions: list[tuple[int, int]] = []  # (partition, number of consecutive readings)
+        self._parts: list[_Part] = []
         self._outlooks: list[tuple[int, int, Outlook]] = []  # partition, offset, outlook
         self._outlooks_sent_ms: list[int] = []

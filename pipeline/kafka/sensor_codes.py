@@ -22,7 +22,7 @@ def join_names(parts: Sequence[tuple[list[str], Codes]]) -> tuple[list[str], Cod
     for names, codes in parts:
         of_part = np.fromiter((code_of.setdefault(name, len(code_of)) for name in names), np.intp, len(names))
         joined.append(of_part[codes])
-    return list(code_of), np.concatenate(joined)
+    return list(code_of), np.concatenate([np.empty(0, np.intp), *joined])
 
 
 def only_used(names: list[str], codes: Codes) -> tuple[list[str], Codes]:

@@ -18,6 +18,7 @@ from pipeline.readings_format import reading_kernel
 from pipeline.readings_format.decoder import OwnFormDecoder
 from tests.columns import content, in_columns
 from tests.unit.test_batch_consumer import encoded
+from tests.unit.test_loading import output_of
 
 FEATURES = ("PM2.5", "TEMP", "é", "a")
 DECODER = OwnFormDecoder(FEATURES, 4_000)
@@ -187,3 +188,14 @@ def test_headers_of_records_in_columns_are_read_when_asked_for() -> None:
     found = decode_records(DECODER, len(FEATURES), 0, records)
     assert found.readings.traceparents == [None, parent[1], None, parent[1]]
     assert content(found) == content(decode_records(DECODER, len(FEATURES), 0, list(records)))
+
+
+def test_reading_records_one_by_one_loads_no_compiler() -> None:
+    output_of("""
+import sys
+import pipeline.kafka.batch_consumer, pipeline.kafka.topic_reader, pipeline.readings_format.decoder
+from pipeline.settings import Settings
+decoder = pipeline.readings_format.decoder.make_decoder(Settings())
+decoder.decode(b"s", b'{"sensor_id":"s","timestamp":0,"values":{"value":1}}')
+assert "numba" not in sys.modules
+""")
