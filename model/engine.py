@@ -70,9 +70,9 @@ class Engine:
         self._targets = list(config.target_indices)
         self._rates = forecaster.normaliser().rates
         self._weights = _packed(forecaster)
-        self._embedding: NDArray[np.float32] = forecaster.embedding.weight.detach().numpy()
+        self._embedding: NDArray[np.float32] = forecaster.embedding.weight.detach().cpu().numpy()
         given = forecaster.attributes
-        self._attributes = np.empty((0, 0), np.float32) if given is None else given.detach().numpy()
+        self._attributes = np.empty((0, 0), np.float32) if given is None else given.detach().cpu().numpy()
         self._shape = step_kernel.Shape(
             features=config.feature_count,
             targets=config.target_count,
@@ -242,7 +242,7 @@ def _packed(forecaster: Forecaster) -> step_kernel.Weights:
     layers = range(forecaster.config.num_layers)
 
     def weight(name: str, layer: int) -> NDArray[np.float32]:
-        array: NDArray[np.float32] = getattr(rnn, f"{name}_l{layer}").detach().numpy()
+        array: NDArray[np.float32] = getattr(rnn, f"{name}_l{layer}").detach().cpu().numpy()
         return array
 
     def candidate_first(gates: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -251,7 +251,7 @@ def _packed(forecaster: Forecaster) -> step_kernel.Weights:
 
     def column(array: torch.Tensor) -> NDArray[np.float32]:
         """A row of weights for each input, from PyTorch's row for each output."""
-        return np.ascontiguousarray(array.detach().numpy().T)
+        return np.ascontiguousarray(array.detach().cpu().numpy().T)
 
     into = [candidate_first(weight("weight_ih", layer)).T for layer in layers]
     gates = []
@@ -269,9 +269,9 @@ def _packed(forecaster: Forecaster) -> step_kernel.Weights:
         recur=np.ascontiguousarray([weight("weight_hh", layer).T for layer in layers]),
         gates=np.array(gates),
         head=column(head),
-        head_bias=forecaster.gru.fc.bias.detach().numpy().copy(),
+        head_bias=forecaster.gru.fc.bias.detach().cpu().numpy().copy(),
         ahead_in=none if term is None else column(term.take_in.weight),
-        ahead_bias=np.empty(0, np.float32) if term is None else term.take_in.bias.detach().numpy().copy(),
+        ahead_bias=np.empty(0, np.float32) if term is None else term.take_in.bias.detach().cpu().numpy().copy(),
         ahead_out=none if term is None else column(term.give_out.weight),
         day=CALENDAR[0].values,
         week=CALENDAR[1].values,

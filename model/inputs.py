@@ -73,17 +73,6 @@ def past_size(config: ModelConfig) -> int:
     return config.target_count * (config.lag_steps + profile_slots(config))
 
 
-def step_inputs(trace: NormaliserTrace, timestamp_us: Indexes, elapsed: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(M, D) inputs from the normaliser's trace, each step's time, and the cadences since the step before."""
-    return np.concatenate([value_inputs(trace), elapsed_inputs(elapsed), calendar_inputs(timestamp_us)], axis=1)
-
-
-def value_inputs(trace: NormaliserTrace) -> NDArray[np.float32]:
-    """(M, F·6) the first inputs of a step: those of its values."""
-    inputs = np.concatenate([scaled_inputs(trace), age_inputs(trace.age)], axis=2)
-    return inputs.reshape(len(inputs), -1)
-
-
 def scaled_inputs(trace: NormaliserTrace) -> NDArray[np.float32]:
     """(M, F, 4) the inputs in scales of each feature."""
     scaled = np.empty((*trace.last.shape, _SCALED_INPUTS), np.float32)
@@ -135,20 +124,18 @@ class Past:
     last: Floats  # (N, K) the last value
     shape: Floats  # (N, K) the seasonal profile in the step's slot
     steps: NDArray[np.integer]  # (N,) steps of the state, this step included
-    run: NDArray[np.integer]  # (N,) number of them in the arrays: all, unless the state began before the arrays
     begin: NDArray[np.integer]  # (N, K) the state's first step with a value; no lag reaches further back
 
-    def inputs(self, index: Indexes, level: Floats, scale: Floats, before: Floats | None = None) -> NDArray[np.float32]:
+    def inputs(self, index: Indexes, level: Floats, scale: Floats) -> NDArray[np.float32]:
         """(n, K·(R+P)) for the steps ``index``: lags and profile in units of each step's scale.
 
         Args:
             level, scale: (n, K) of the targets after each step.
-            before: (n, K, P) the profile before the first step in these arrays, for states that began earlier.
         """
         unit = _reciprocal(scale)[:, :, None]
         lags = (self.lags(index) - level[:, :, None]) * unit
         with np.errstate(over="ignore"):  # numbers too large for float32 are clipped next
-            around = np.concatenate([lags, self._profiles(index, before) * unit], axis=2, dtype=np.float32)
+            around = np.concatenate([lags, self._profiles(index) * unit], axis=2, dtype=np.float32)
         return _clip(around).reshape(len(index), past_size(self.config))
 
     def lags(self, index: Indexes) -> Floats:
@@ -158,26 +145,20 @@ class Past:
         lags: Floats = self.last[at, np.arange(self.last.shape[1])[:, None]]
         return lags
 
-    def _profiles(self, index: Indexes, before: Floats | None) -> Floats:
+    def _profiles(self, index: Indexes) -> Floats:
         """(n, K, P): the profile once around, from the slot after each step's own; 0 for an unvisited slot."""
         slots, season = profile_slots(self.config), self.config.season_steps
         if not slots:
             return np.empty((len(index), self.config.target_count, 0))
-        steps, run = self.steps[index], self.run[index]
+        steps = self.steps[index]
         phase = (steps - 1) % season
         own = phase * slots // season
-        around, last_phase = slots_around(season, slots)
-        slot = around[own]
-        since = phase[:, None] - last_phase[own]  # steps since the slot was last visited
+        since = phase[:, None] - slots_around(season, slots)[1][own]  # steps since the slot was last visited
         since[since < 0] += season
         since[:, -1] = 0  # the last is the step's own slot, visited now
-        here = since < run[:, None]
+        here = since < steps[:, None]
         held = self.shape[np.where(here, index[:, None] - since, 0)].transpose(0, 2, 1)
-        earlier: Floats | float = 0.0
-        if before is not None:
-            earlier = np.take_along_axis(before, np.broadcast_to(slot[:, None, :], held.shape), axis=2)
-            earlier = np.where((steps > run)[:, None, None], earlier, 0.0)
-        return np.where(here[:, None, :], held, earlier)
+        return np.where(here[:, None, :], held, 0.0)
 
 
 @cache
@@ -187,20 +168,19 @@ def slots_around(season: int, slots: int) -> tuple[Indexes, Indexes]:
     return around, -(-(around + 1) * season // slots) - 1
 
 
-def marks_of_begins(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _marks_of_begins(count: Floats, seen: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(N, K): whether a state begins at the step, or gets its first value of the target there.
 
-    The last mark up to a step is ``Past.begin``. Until a state's first value, and if that value came before these
-    arrays, it is the first step of the state in these arrays.
+    The last mark up to a step is ``Past.begin``. Until a state's first value, it is the state's first step.
 
     Args:
         count: (N, K) values of each target in the state so far; seen: (N, K) whether the step has a value.
-        fresh: (N,) whether the step is the first step of its state in these arrays.
+        fresh: (N,) whether the step is the state's first.
     """
     return np.asarray(fresh[:, None] | (seen & (count == 1.0)))
 
 
-def last_marks(marks: NDArray[np.bool_]) -> NDArray[np.integer]:
+def _last_marks(marks: NDArray[np.bool_]) -> NDArray[np.integer]:
     """(N, K): the last step up to each step that is marked, with 4 bytes if they suffice; 0 before the first mark."""
     indexes = np.arange(len(marks), dtype=np.int32 if len(marks) < 2**31 else np.int64)
     found = indexes[:, None] * marks
@@ -272,8 +252,8 @@ def prepare(
         numbers["level"][index] = trace.levels[:, targets, 1]
         numbers["scale"][index] = trace.scale[:, targets]
         numbers["shape"][index] = trace.shape
-        begins[index] = marks_of_begins(trace.count[:, targets], trace.age[:, targets] == 0.0, trace.steps == 1)
-    past = Past(config, numbers["last"], numbers["shape"], steps, steps, last_marks(begins))
+        begins[index] = _marks_of_begins(trace.count[:, targets], trace.age[:, targets] == 0.0, trace.steps == 1)
+    past = Past(config, numbers["last"], numbers["shape"], steps, _last_marks(begins))
     return PreparedSequences(sequences, scaled, age, numbers["level"], numbers["scale"], past, standard)
 
 

@@ -372,7 +372,7 @@ def _clip(value: float) -> Any:
 
 @inner
 def _step_inputs(weights: Weights, norm: Normalised, b: int, timestamp_us: int, elapsed: Any, x: Numbers) -> None:
-    """Fill the first D of ``x`` with the inputs of a step, as ``inputs.step_inputs`` does."""
+    """Fill the first D of ``x`` with the inputs of a step, as ``inputs.PreparedSequences.x`` holds them."""
     F = norm.scale.shape[1]
     place = 0
     for f in range(F):

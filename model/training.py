@@ -25,7 +25,6 @@ from .forecaster import Forecaster
 from .inputs import fit_spread
 from .objective import fit_intervals
 from .sequences import Sequences, Split
-from .tiled_gru import using_threads
 from .training_loop import TrainingLoop
 from .training_options import EpochReport, TrainingOptions
 
@@ -155,7 +154,7 @@ def _train(
     device = _device(options, ranks)
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        using_threads(threads),
+        _using_threads(threads),
         _no_denormals(),
         using_tf32(),
     ):
@@ -230,6 +229,20 @@ def using_tf32() -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision = before
+
+
+@contextmanager
+def _using_threads(threads: int) -> Iterator[None]:
+    """Let PyTorch use this many threads for the calling thread's work.
+
+    With 1, no result depends on the number of cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

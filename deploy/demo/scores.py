@@ -22,13 +22,11 @@ from model.metrics import Scores
 from model.sequences import Sequences, build_sequences
 from pipeline.audit.delivery import ForecastLog, ReadingLog
 from pipeline.evaluation.evaluate import model_config
+from pipeline.forecast_encoding import round_to_scale
 from pipeline.messages import microseconds
 from pipeline.settings import Settings
 
 FORECAST: Final = "streamgru"
-# Allowed difference from the evaluator: in standard deviations of the sensor, or as a share of the forecast if that is
-# larger. The evaluator multiplies matrices of other shapes, so its last bits differ.
-TOLERANCE: Final = 1e-4
 TRACED_SENSORS: Final = 3
 TRACED_LEAD_STEPS: Final = 6
 
@@ -124,7 +122,7 @@ class Agreement:
     """The differences between the forecasts on the topic and the evaluator's."""
 
     compared: int
-    different: int  # forecasts that differ by more than ``TOLERANCE``
+    different: int  # forecasts with a number that is not the evaluator's, to the bit
     largest: float  # largest difference, in standard deviations of the sensor
     largest_mae: float  # largest relative difference of the mean absolute error of a target and step ahead
 
@@ -158,14 +156,13 @@ def agreement(
     found = _evaluated(readings, forecasts, load, settings)
     spread = _spreads(readings, forecasts, settings)[:, :, None, None]
     difference = np.abs(found - forecasts.quantiles)
-    tolerance = TOLERANCE * np.maximum(spread, np.abs(found))
     theirs = RecordedForecasts(recorded.sequences, np.concatenate([found, recorded.quantiles[-1:]]), recorded.row)
     streamed, evaluated = (_mean_absolute_errors(each, settings) for each in (recorded, theirs))
     with np.errstate(invalid="ignore"):
         apart = np.abs(evaluated - streamed) / streamed
     return Agreement(
         compared=len(forecasts),
-        different=int((~(difference <= tolerance)).any(axis=(1, 2, 3)).sum()),  # NaN differs
+        different=int((found != forecasts.quantiles).any(axis=(1, 2, 3)).sum()),  # NaN differs
         largest=float(np.nanmax(difference / spread, initial=0.0)),
         largest_mae=float(np.nanmax(apart, initial=0.0)),
     )
@@ -189,7 +186,7 @@ def _mean_absolute_errors(recorded: RecordedForecasts, settings: Settings) -> ND
 def _evaluated(
     readings: ReadingLog, forecasts: ForecastLog, load: Callable[[int], Forecaster], settings: Settings
 ) -> NDArray[np.float32]:
-    """(n, K, Q, h): the evaluator's forecast after the same reading; NaN if the evaluator has none."""
+    """(n, K, Q, h): the evaluator's forecast after the same reading, as published; NaN if the evaluator has none."""
     assert forecasts.quantiles is not None
     assert forecasts.origin is not None
     found = np.full(forecasts.quantiles.shape, np.nan, np.float32)
@@ -207,7 +204,7 @@ def _evaluated(
                     first = int(np.searchsorted(behind.timestamp_us, forecasts.issued_us[of_state].min()))
                     rounds[nth].append((of_state, ForecastRequest(behind, first)))
         for states in rounds.values():
-            predictor = model_predictor(forecaster, adaptation=settings.adaptation)
+            predictor = model_predictor(forecaster, adaptation=settings.adaptation, rounding=round_to_scale)
             answers = predictor.forecasts_together([shown for _, shown in states])
             for (rows, shown), after in zip(states, answers, strict=True):
                 moments = shown.steps.timestamp_us[shown.lo :]

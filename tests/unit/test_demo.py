@@ -27,6 +27,7 @@ from model.state import blank_states
 from model.stepper import Stepper
 from pipeline.audit.delivery import ForecastLog, ReadingLog, count_deliveries
 from pipeline.evaluation.evaluate import model_config
+from pipeline.forecast_encoding import round_to_scale
 from pipeline.messages import microseconds
 from pipeline.settings import SETTINGS_FILE_VARIABLE, Settings
 from tests.ports import free_ports
@@ -185,7 +186,8 @@ def streamed(forecaster: Forecaster) -> ForecastLog:
             readings.offset[offsets],
         )
         rows = np.flatnonzero((log.sensor == 1 - number) & (origin == begin))
-        quantiles[rows] = forecasts.quantiles[np.searchsorted(offsets, log.input_offset[rows])]
+        published = round_to_scale(forecasts.quantiles, forecasts.scale, forecasts.limits)
+        quantiles[rows] = published[np.searchsorted(offsets, log.input_offset[rows])]
     return replace(log, version=version, origin=origin, quantiles=quantiles)
 
 

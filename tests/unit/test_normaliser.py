@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
-from model.inputs import fit_spread, input_size, prepare, step_inputs
+from model.inputs import (
+    age_inputs,
+    calendar_inputs,
+    elapsed_inputs,
+    fit_spread,
+    input_size,
+    prepare,
+    scaled_inputs,
+)
 from model.normaliser import Normaliser, NormaliserState, NormaliserTrace, profile_slots
 from model.sequences import Sequences, build_sequences
 from model.step_kernel import MAX_DISTANCE_SCALES
@@ -74,7 +82,9 @@ def test_a_batch_gives_the_bits_of_single_steps(seed: int, lengths: list[int], s
             trace = normaliser.step(norm, row[None], [1], np.zeros(1, bool))
             moment, elapsed = np.array([step * HOUR_US]), np.array([min(step, 1)], np.float32)
             at = int(together.sequences.starts[number]) + step
-            np.testing.assert_array_equal(together.x[at], step_inputs(trace, moment, elapsed)[0])
+            of_values = np.concatenate([scaled_inputs(trace), age_inputs(trace.age)], axis=2).reshape(1, -1)
+            alone = np.concatenate([of_values, elapsed_inputs(elapsed), calendar_inputs(moment)], axis=1)
+            np.testing.assert_array_equal(together.x[at], alone[0])
             np.testing.assert_array_equal(together.level[at], trace.levels[0, 1:, 1])
             np.testing.assert_array_equal(together.scale[at], trace.scale[0, 1:])
 
