@@ -35,7 +35,6 @@ SIGNIFICANT_DIGITS: Final = 7
 _MOST_DECIMALS: Final = 60
 
 WEIGHT_PARTS: Final = 1_000  # parts of 1 that a weight is rounded to: three decimals
-_NO_TEXTS: Final = ByteStrings.of([])
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,21 @@ class _Columns(NamedTuple):
     weights: NDArray[np.int64]  # (n, K * E)
 
 
+class _Pieces(NamedTuple):
+    """Texts that follow each other, as ``forecast_kernel`` takes them."""
+
+    data: NDArray[np.uint8]
+    bounds: NDArray[np.int64]  # their ends after a 0
+
+    @classmethod
+    def of(cls, texts: Sequence[bytes]) -> "_Pieces":
+        return cls(np.frombuffer(bytearray().join(texts), np.uint8), np.cumsum([0, *map(len, texts)]))
+
+
+_NO_TEXTS: Final = _Pieces.of([])
+_NOT_TRACED: Final = np.zeros(0, np.bool_)
+
+
 class ForecastEncoder:
     """Encodes forecasts of one model version under one set of settings. Not thread-safe."""
 
@@ -81,7 +95,7 @@ class ForecastEncoder:
         self._experts = () if adapting.level == "off" else adapting.experts
         self._weight_count = len(self._targets) * len(self._experts)
         self._sensors = _SensorTexts()
-        self._pieces: dict[str, tuple[ByteStrings, ByteStrings]] = {}  # topic -> constant pieces of values and headers
+        self._pieces: dict[str, tuple[_Pieces, _Pieces]] = {}  # topic -> constant pieces of values and headers
 
     def encode(self, inputs: ForecastInputs, forecasts: "Forecasts") -> tuple[ByteStrings, ByteStrings]:
         """Values and header blocks (for ``batch_producer``) of n forecasts, one after each reading.
@@ -121,14 +135,14 @@ class ForecastEncoder:
         others = np.flatnonzero(~is_written)
         rounded = round_to_scale(forecasts.quantiles[others], forecasts.scale[others], forecasts.limits[others])
         self._check_finite(rounded, others, inputs)
-        texts = ByteStrings.of(float_rows(rounded.reshape(-1, rounded.shape[-1])))
+        texts = _Pieces.of(float_rows(rounded.reshape(-1, rounded.shape[-1])))
         other_values, _ = self._write(inputs.topic, others, columns, texts)
         places = np.arange(len(inputs))
         places[others] = len(inputs) + np.arange(len(others))
         return values.followed_by(other_values).take(places)
 
     def _write(
-        self, topic: str, chosen: NDArray[np.int64], columns: _Columns, texts: ByteStrings = _NO_TEXTS
+        self, topic: str, chosen: NDArray[np.int64], columns: _Columns, texts: _Pieces = _NO_TEXTS
     ) -> tuple[ByteStrings, NDArray[np.bool_]]:
         """The values of the chosen forecasts, and whether each was written; an unwritten one is empty.
 
@@ -137,7 +151,7 @@ class ForecastEncoder:
         """
         kernel, heads, pieces = self._kernel, self._sensors.heads, self._pieces[topic][0]
         most_bytes = (
-            int(heads.sizes.max(initial=0))
+            self._sensors.most_head_bytes
             + len(pieces.data)
             + kernel.TIME_BYTES
             + columns.quantiles[:1].size * kernel.NUMBER_BYTES
@@ -148,9 +162,9 @@ class ForecastEncoder:
         kernel.write_values(
             chosen,
             *columns,
-            *(texts.data, texts.bounds()),
+            *texts,
             *(heads.data, heads.starts, heads.ends),
-            *(pieces.data, pieces.bounds()),
+            *pieces,
             *(out, bounds[1:], is_written),
         )
         return ByteStrings(out[: bounds[-1]], bounds[:-1], bounds[1:]), is_written
@@ -158,12 +172,15 @@ class ForecastEncoder:
     def _headers(self, inputs: ForecastInputs, integers: NDArray[np.int64]) -> ByteStrings:
         """Header blocks in the order of ``event_headers.forecast_headers``: the constant headers first."""
         kernel, subjects, pieces = self._kernel, self._sensors.subjects, self._pieces[inputs.topic][1]
-        traced = inputs.traceparents or []
-        parents = ByteStrings.of([parent or b"" for parent in traced])
+        parents, is_traced, most_parent_bytes = _NO_TEXTS, _NOT_TRACED, 0
+        if inputs.traceparents is not None:
+            parents = _Pieces.of([parent or b"" for parent in inputs.traceparents])
+            is_traced = np.array([parent is not None for parent in inputs.traceparents], np.bool_)
+            most_parent_bytes = max((len(parent or b"") for parent in inputs.traceparents), default=0)
         most_bytes = (
             len(pieces.data)
-            + int(subjects.sizes.max(initial=0))
-            + int(parents.sizes.max(initial=0))
+            + self._sensors.most_subject_bytes
+            + most_parent_bytes
             + kernel.TIME_BYTES
             + 5 * kernel.INTEGER_BYTES  # partition, offset, three lengths
         )
@@ -172,14 +189,14 @@ class ForecastEncoder:
         kernel.write_headers(
             integers,
             *(subjects.data, subjects.starts, subjects.ends),
-            *(parents.data, parents.bounds()),
-            np.array([parent is not None for parent in traced], np.bool_),
-            *(pieces.data, pieces.bounds()),
+            *parents,
+            is_traced,
+            *pieces,
             *(out, bounds[1:]),
         )
         return ByteStrings(out[: bounds[-1]], bounds[:-1], bounds[1:])
 
-    def _value_pieces(self, topic: str) -> ByteStrings:
+    def _value_pieces(self, topic: str) -> _Pieces:
         """The JSON before each of the K * Q lists of numbers, then the pieces that ``forecast_kernel`` names."""
         pieces: list[bytes] = []
         for target in self._targets:
@@ -196,13 +213,13 @@ class ForecastEncoder:
                 before = opening + _json(target) + b":{" if expert == self._experts[0] else b","
                 pieces.append(before + _json(expert) + b":")
             opening = b"},"
-        return ByteStrings.of([*pieces, b"}}}" if self._experts else b"}"])
+        return _Pieces.of([*pieces, b"}}}" if self._experts else b"}"])
 
-    def _header_pieces(self, topic: str) -> ByteStrings:
+    def _header_pieces(self, topic: str) -> _Pieces:
         """The constant pieces of a header block that ``forecast_kernel`` names."""
         shared = b"".join(_header(name, value) for name, value in constant_headers(self._model.name))
         version = f"-{self._model.version}".encode()
-        return ByteStrings.of(
+        return _Pieces.of(
             [shared + _name("ce_id"), f"{topic}-".encode(), version, _name("ce_time"), _name("traceparent")]
         )
 
@@ -241,7 +258,8 @@ def _decimals(scale: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np
     """Whether each scale is positive and finite, and the digits after the point that it leaves; negative before it."""
     known = np.isfinite(scale) & (scale > 0)
     leading = np.ceil(np.log10(scale, out=np.zeros_like(scale, dtype=np.float64), where=known))
-    return known, np.clip(SIGNIFICANT_DIGITS - leading, -_MOST_DECIMALS, _MOST_DECIMALS)
+    # For few scales np.clip takes several times as long.
+    return known, np.minimum(np.maximum(SIGNIFICANT_DIGITS - leading, -_MOST_DECIMALS), _MOST_DECIMALS)
 
 
 def _powers_of_ten(exponents: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -255,6 +273,7 @@ class _SensorTexts(dict[str, int]):
     def __init__(self) -> None:
         self.heads = ByteStrings.of([])  # JSON of a forecast up to the time
         self.subjects = ByteStrings.of([])  # header `ce_subject`; empty if the sensor id cannot be a subject
+        self.most_head_bytes = self.most_subject_bytes = 0  # of one sensor
         self._added: list[str] = []
 
     def numbers(self, sensor_ids: Sequence[str]) -> NDArray[np.int64]:
@@ -266,6 +285,8 @@ class _SensorTexts(dict[str, int]):
             headers = [b"" if subject is None else _header("ce_subject", subject) for subject in subjects]
             self.heads = self.heads.followed_by(ByteStrings.of(heads))
             self.subjects = self.subjects.followed_by(ByteStrings.of(headers))
+            self.most_head_bytes = max(self.most_head_bytes, *map(len, heads))
+            self.most_subject_bytes = max(self.most_subject_bytes, *map(len, headers))
             self._added = []
         return found
 

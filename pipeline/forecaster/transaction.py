@@ -67,13 +67,17 @@ class Records:
 
     def pieces(self, most_bytes: int) -> Iterator[tuple["Records", int]]:
         """The records in pieces, each with its bytes of values: at most ``most_bytes``, unless one record is larger."""
-        ends = np.cumsum(_sizes(self.values))  # bytes of the values up to and including each record
+        sizes = _sizes(self.values)
+        if (total := int(sizes.sum())) <= most_bytes:
+            yield self, total
+            return
+        ends = np.cumsum(sizes)  # bytes of the values up to and including each record
         start = before = 0
         while start < len(ends):
             fitting = int(np.searchsorted(ends, before + most_bytes, side="right"))
             end = max(start + 1, fitting)
             size = int(ends[end - 1]) - before
-            yield self if end - start == len(ends) else self._slice(start, end), size
+            yield self._slice(start, end), size
             start, before = end, before + size
 
     def _slice(self, start: int, end: int) -> "Records":

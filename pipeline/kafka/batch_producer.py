@@ -199,15 +199,17 @@ class _ColumnRecords:
         self._frame: Any = frame_records
         self._columns = [part for each in (keys, values, headers) for part in (each.data, each.starts, each.ends)]
         self.timestamp_ms = timestamp_ms
-        self._sizes = keys.sizes + values.sizes + headers.sizes
-        self._out = np.empty(max(batch_bytes, int(self._sizes.max()) + _RECORD_OVERHEAD_BYTES), np.uint8)
+        sizes = keys.sizes + values.sizes + headers.sizes
+        place = int(sizes.argmax())
+        self._largest = place, int(sizes[place])
+        most_bytes = self._largest[1] + _RECORD_OVERHEAD_BYTES  # of a record
+        self._out = np.empty(min(len(sizes) * most_bytes, max(batch_bytes, most_bytes)), np.uint8)
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def largest(self) -> tuple[int, int]:
-        place = int(self._sizes.argmax())
-        return place, int(self._sizes[place])
+        return self._largest
 
     def key(self, place: int) -> bytes:
         return self._keys[place]

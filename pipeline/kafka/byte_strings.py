@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
-
-_ZERO: Final = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +42,6 @@ class ByteStrings(Sequence[bytes]):
         """(n,) the length of each string."""
         return self.ends - self.starts
 
-    def bounds(self) -> NDArray[np.int64]:
-        """(n + 1,) ends of strings that follow each other from the buffer's first byte on, after a 0."""
-        return np.concatenate([_ZERO, self.ends])
-
     def followed_by(self, others: "ByteStrings") -> "ByteStrings":
         """These strings, then ``others``, in a new buffer."""
         shift = len(self.data)
@@ -72,9 +66,8 @@ class ByteStrings(Sequence[bytes]):
 
     def __getitem__(self, index: int | slice) -> "bytes | ByteStrings":
         if isinstance(index, slice):
-            return ByteStrings(
-                self.data, np.ascontiguousarray(self.starts[index]), np.ascontiguousarray(self.ends[index])
-            )
+            starts, ends = self.starts[index], self.ends[index]
+            return ByteStrings(self.data, np.ascontiguousarray(starts), np.ascontiguousarray(ends))
         return self.data[self.starts[index] : self.ends[index]].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
