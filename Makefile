@@ -23,8 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	$(BIN)/python -c 'from model.adaptation import compile_kernel; from model.experts import AdaptationConfig; compile_kernel(AdaptationConfig("light", True, 1, 1, 24, (0.5,), 64, 1)); from model import least_squares; least_squares.prepare(); from model.unit_change import compile_rule; compile_rule()' # compiles all three, which takes most of a minute once
-	$(BIN)/python -c 'from pipeline import forecast_kernel; from pipeline.kafka import framing_kernel, record_kernel; from pipeline.readings_format import reading_columns; forecast_kernel.prepare(); framing_kernel.prepare(); record_kernel.prepare(); reading_columns.prepare()' # compiles the reader and the writer of record batches, the decoder of readings and the writer of forecasts
+	$(BIN)/python -m deploy.compile_kernels # numba's machine code, once: it takes most of a minute
 	$(BIN)/python -m deploy.prefect_database # the tables of Prefect's empty database, once: its first start takes half the time
 	touch $(STAMP)
 

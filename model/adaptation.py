@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernel
-from .experts import BASES, CORRECTED_BASES, AdaptationConfig, Floats, Indexes, States, adaptation_dtype
+from .experts import BASES, CORRECTED_BASES, AdaptationConfig, Floats, Indexes, States
 
 Bools = NDArray[np.bool_]
 
@@ -93,21 +93,6 @@ def adapt(config: AdaptationConfig, states: States, rounds: Rounds) -> AdaptedFo
     # A non-finite forecast is the model's fault: the other experts in the mixture must not hide it.
     quantiles[~np.isfinite(rounds.quantiles).all(axis=(1, 2, 3))] = np.nan
     return AdaptedForecasts(quantiles, weights)
-
-
-def compile_kernel(config: AdaptationConfig) -> None:
-    """Compile the kernel, or read it from disk, so that the first step does not wait for it."""
-    none = np.zeros(0, np.int64)
-    rounds = Rounds(
-        sizes=[],
-        reset=np.zeros(0, bool),
-        timestamp_us=none,
-        values=np.zeros((0, config.targets)),
-        hidden=np.zeros((0, config.hidden_size), np.float32),
-        forecast=none,
-        quantiles=np.zeros((0, config.targets, len(config.levels), config.horizon_steps)),
-    )
-    adapt(config, np.zeros(0, adaptation_dtype(config)), rounds)
 
 
 @cache

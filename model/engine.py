@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from . import step_kernel
-from .adaptation import Rounds, adapt, compile_kernel
+from .adaptation import Rounds, adapt
+from .ahead_inputs import ahead_size
 from .config import Adaptation
 from .experts import AdaptationConfig
 from .forecaster import Forecaster
@@ -26,7 +27,7 @@ from .published_unit import to_published_unit
 from .state import States, state_dtype
 from .step_plan import StepPlan
 from .target_scale import scale_in_unit, to_model_scale
-from .unit_change import Followed, compile_rule, follow
+from .unit_change import Followed, follow
 
 Indexes = NDArray[np.int64]
 
@@ -62,9 +63,6 @@ class Engine:
         self.adaptation = adaptation
         self.dtype = state_dtype(config, adaptation)
         self._adapting = AdaptationConfig.of(config, adaptation)
-        if adaptation.active:
-            compile_kernel(self._adapting)
-            compile_rule()
         self._forecaster = forecaster
         self._whole = whole
         self._targets = list(config.target_indices)
@@ -93,6 +91,15 @@ class Engine:
         first = self.dtype.names.index("count")
         assert self.dtype.names[first : first + 8] == (*NORMALISER_FIELDS, "lags")
         self._places = step_kernel.Places(hidden=fields["hidden"][1], numbers=numbers)
+
+        self._compile()
+
+    def _compile(self) -> None:
+        """Compile the kernels, or read them from disk, so that the first step does not wait for them."""
+        values = np.empty((0, self.config.feature_count))
+        plan = StepPlan.of_readings(_NONE, _NONE, _NONE, values, cadence_us=1, max_gap_steps=0)
+        ahead = np.empty((0, ahead_size(self.config)), np.float32)
+        self.step(np.empty(0, self.dtype), [], plan, plan.reading, ahead)
 
     @property
     def expert_count(self) -> int:

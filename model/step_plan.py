@@ -110,7 +110,9 @@ def _plan(
         elapsed_at[i] = remaining_us / cadence_us
         lengths[slot] += missing[i] + 1
         before_us[slot] = timestamp_us[i]
-    longest = lengths.max()
+    longest = 0
+    for slot in range(B):
+        longest = max(longest, lengths[slot])
     sizes = np.zeros(longest + 1, np.int64)
     for slot in range(B):
         if lengths[slot]:

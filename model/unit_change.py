@@ -106,8 +106,3 @@ def in_own_units(starts: NDArray[np.int64], reset: NDArray[np.bool_], values: Fl
             own[lo:hi] = found.values
         first = last
     return own
-
-
-def compile_rule() -> None:
-    """Compile the rule, or read it from disk, so that the first step does not wait for it."""
-    in_own_units(np.zeros(2, np.int64), np.zeros(0, bool), np.zeros((0, 1)))

@@ -1,4 +1,4 @@
-"""Loads PyTorch and the compiled kernel of ``model.adaptation`` on import: forks of this process save seconds.
+"""Loads PyTorch and the model's compiled kernels on import: forks of this process save seconds.
 
 The first module of a fork server's list, so that the collector pauses while PyTorch loads.
 """
@@ -6,8 +6,7 @@ The first module of a fork server's list, so that the collector pauses while PyT
 from deploy.loading import loading
 
 with loading():
-    from model.adaptation import compile_kernel
-    from model.experts import AdaptationConfig
+    from deploy.compile_kernels import compile_step
     from pipeline.forecaster import loop as loop
 
-    compile_kernel(AdaptationConfig("light", True, 1, 1, 24, (0.5,), 64, 1))
+    compile_step()
