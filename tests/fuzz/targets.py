@@ -32,6 +32,7 @@ from pipeline.settings import Settings
 from tests.columns import content, in_columns
 from tests.fuzz.batches import batches
 from tests.fuzz.files import files
+from tests.fuzz.forecasts import forecasts
 from tests.fuzz.mapped import mapped
 from tests.fuzz.mutation import mutate
 from tests.fuzz.settings import settings
@@ -236,6 +237,7 @@ TARGETS: dict[str, Target] = {
     "state-codec": state_codec,
     "restore": restore,
     "steps": steps,
+    "forecasts": forecasts,
     "batches": batches,
     "settings": settings,
     "files": files,

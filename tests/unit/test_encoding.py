@@ -1,7 +1,6 @@
 """The fast encoder writes the JSON of the message types, byte for byte."""
 
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,57 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.config import ModelConfig
-from model.experts import experts_of
 from pipeline.errors import ModelUnusable
-from pipeline.event_headers import forecast_headers
-from pipeline.forecast_encoding import ForecastEncoder, ForecastInputs, round_to_scale
-from pipeline.kafka.batch_producer import encode_headers
-from pipeline.messages import (
-    EARLIEST_TIMESTAMP_US,
-    LATEST_TIMESTAMP_US,
-    Forecast,
-    InputPosition,
-    ModelId,
-    StateAge,
-    decode_forecast,
-    quantile_key,
-)
-from pipeline.settings import Settings
+from pipeline.forecast_encoding import ForecastInputs, round_to_scale
+from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US, decode_forecast
 from pipeline.text.json_columns import float_rows
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-EXPERTS: dict[str, tuple[str, ...]] = {"off": (), "light": experts_of("light"), "full": experts_of("full")}
-FEATURES = ("PM2.5", 'odd "name" \\ é', "TEMP")
-
-
-@dataclass(frozen=True)
-class Forecasts:
-    """The arrays of ``model.stepper.Forecasts``, without a stepper."""
-
-    quantiles: np.ndarray
-    scale: np.ndarray
-    origin: np.ndarray
-    steps: np.ndarray
-    warm: np.ndarray
-    weights: np.ndarray
-    limits: np.ndarray
-
-
-def make_encoder(
-    target_count: int, levels: tuple[float, ...], horizon_steps: int, adaptation: str = "off"
-) -> tuple[ForecastEncoder, Settings]:
-    targets = FEATURES[:target_count]
-    configured = Settings(
-        features=FEATURES,
-        targets=targets,
-        quantiles=levels,
-        horizon_steps=horizon_steps,
-        cadence_s=0.25,
-        forecaster={"adaptation": adaptation},
-    )
-    config = ModelConfig(FEATURES, targets, configured.cadence_us, horizon_steps, quantiles=configured.quantiles)
-    return ForecastEncoder(configured, ModelId("streamgru", 3), config), configured
+from tests.made_forecasts import EXPERTS, Forecasts, headers_of, make_encoder, messages_of
 
 
 def make_forecasts(rng: np.random.Generator, shape: tuple[int, int, int, int], experts: int = 0) -> Forecasts:
@@ -92,8 +45,7 @@ def test_bytes_are_those_of_the_message_types(
 ) -> None:
     rng = np.random.default_rng(seed)
     encoder, configured = make_encoder(target_count, levels, horizon_steps, level)
-    experts = EXPERTS[level]
-    forecasts = make_forecasts(rng, (count, target_count, len(levels), horizon_steps), len(experts))
+    forecasts = make_forecasts(rng, (count, target_count, len(levels), horizon_steps), len(EXPERTS[level]))
     sensors = data.draw(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=count, max_size=count))
     times = data.draw(
         st.lists(st.integers(EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US - 1), min_size=count, max_size=count)
@@ -110,37 +62,10 @@ def test_bytes_are_those_of_the_message_types(
     )
     values, headers = encoder.encode(inputs, forecasts)  # type: ignore[arg-type]
 
-    rounded = round_to_scale(forecasts.quantiles, forecasts.scale)
-    expected = [
-        Forecast(
-            sensor_id=sensors[i],
-            issued_at=EPOCH + timedelta(microseconds=times[i]),
-            cadence_s=configured.cadence_s,
-            quantiles={
-                target: {quantile_key(level): rounded[i, k, q].tolist() for q, level in enumerate(levels)}
-                for k, target in enumerate(configured.targets)
-            },
-            model=ModelId("streamgru", 3),
-            settings=configured.fingerprint,
-            input=InputPosition("readings", partitions[i], int(offsets[i])),
-            state=StateAge(int(forecasts.origin[i]), int(forecasts.steps[i]), bool(forecasts.warm[i])),
-            weights={
-                target: {
-                    name: round(float(forecasts.weights[i, k, e]) * 1_000) / 1_000 for e, name in enumerate(experts)
-                }
-                for k, target in enumerate(configured.targets)
-            }
-            if experts
-            else msgspec.UNSET,
-        )
-        for i in range(count)
-    ]
-    assert values == [msgspec.json.encode(forecast) for forecast in expected]
+    expected = messages_of(inputs, forecasts, configured)
+    assert values == [msgspec.json.encode(message) for message in expected]
     assert [decode_forecast(value) for value in values] == expected
-    traced = parents or [None] * count
-    assert headers == [
-        encode_headers(forecast_headers(forecast, parent)) for forecast, parent in zip(expected, traced, strict=True)
-    ]
+    assert headers == headers_of(expected, inputs)
 
 
 def encode_numbers(quantiles: np.ndarray, scale: np.ndarray, limits: np.ndarray | None = None) -> list[bytes]:
