@@ -15,6 +15,7 @@ from pipeline.errors import StackError
 
 TERMINATE_TIMEOUT_S = 20.0
 KILL_TIMEOUT_S = 5.0
+_LAST_LINES = 12  # of a log, in an error message
 EXIT_CODE_TIMEOUT_S = 2.0  # a process may end shortly after its main thread
 
 
@@ -120,14 +121,14 @@ class DetachedProcess:
         self.record_path.unlink(missing_ok=True)
         return bool(members)
 
-    def last_lines(self, count: int = 12) -> str:
+    def last_lines(self) -> str:
         """The end of the log for an error message, indented and without the frames of stack traces."""
         try:
             lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
         telling = [line for line in lines if line.strip() and not line[0].isspace()]
-        return "\n".join(f"    {line}" for line in telling[-count:])
+        return "\n".join(f"    {line}" for line in telling[-_LAST_LINES:])
 
 
 def _started(process: psutil.Process) -> float:

@@ -51,11 +51,9 @@ def classify(
     return verdicts
 
 
-def accepted_mask(
-    sensor_codes: NDArray[np.integer], timestamp_us: NDArray[np.int64], last_us: NDArray[np.int64] | None = None
-) -> NDArray[np.bool_]:
+def accepted_mask(sensor_codes: NDArray[np.integer], timestamp_us: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(n,) whether each reading is accepted. Arguments as for ``classify``."""
-    accepted: NDArray[np.bool_] = classify(sensor_codes, timestamp_us, last_us) == ACCEPTED
+    accepted: NDArray[np.bool_] = classify(sensor_codes, timestamp_us) == ACCEPTED
     return accepted
 
 

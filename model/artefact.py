@@ -68,8 +68,8 @@ def _put_in_place(draft: Path, directory: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
-    """The model in ``directory``, ready to forecast.
+def load_artefact(directory: Path) -> Forecaster:
+    """The model in ``directory``, ready to forecast on the CPU.
 
     Raises:
         ArtefactError: a file is missing, damaged, or of another format; the message names it and the next step.
@@ -91,7 +91,7 @@ def load_artefact(directory: Path, device: str = "cpu") -> Forecaster:
         ) from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in forecaster.state_dict().values()):
         raise ArtefactError(f"{directory / WEIGHTS_FILE} holds non-finite weights; train and register the model again")
-    return forecaster.to(device).eval()
+    return forecaster.eval()
 
 
 def _check_sizes(config: ModelConfig, directory: Path) -> None:

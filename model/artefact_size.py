@@ -44,7 +44,7 @@ def output_count(config: ModelConfig) -> int:
     return config.target_count * len(config.quantiles) * config.horizon_steps
 
 
-def state_bytes(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> int | None:
+def state_bytes(config: ModelConfig, adaptation: Adaptation) -> int | None:
     """The bytes of a sensor's state; None if numpy cannot describe so large a record."""
     try:
         return state_dtype(config, adaptation).itemsize

@@ -173,8 +173,8 @@ class _Group:
         return bool(self._data_set.values_between(first[with_loss] + 1, furthest[with_loss]).any())
 
 
-def scaled_labels(prepared: PreparedSequences, lo: int, hi: int, until_us: int, stride: int = 1) -> NDArray[np.float64]:
-    """(S, K, h) labels of every ``stride``-th step in [lo, hi), less the step's level, in its scales.
+def scaled_labels(prepared: PreparedSequences, lo: int, hi: int, until_us: int) -> NDArray[np.float64]:
+    """(S, K, h) labels of the steps in [lo, hi), less the step's level, in its scales.
 
     NaN where there is no label. Clipped to ``LARGEST_LABEL``.
     """
@@ -186,9 +186,9 @@ def scaled_labels(prepared: PreparedSequences, lo: int, hi: int, until_us: int, 
         labels = sliding_window_view(sequences.values[lo + 1 : hi + h, columns], h, axis=0)
     else:
         labels = sequences.labels(lo, hi, np.arange(1, h + 1), columns, until_us)
-    scale = prepared.scale[lo:hi:stride]
+    scale = prepared.scale[lo:hi]
     unit = np.where(scale > SMALLEST_SCALE, scale, np.nan)  # a sensor that has been constant gives no labels
-    scaled = (labels[::stride] - prepared.level[lo:hi:stride, :, None]) / unit[:, :, None]
+    scaled = (labels - prepared.level[lo:hi, :, None]) / unit[:, :, None]
     return np.clip(scaled, -LARGEST_LABEL, LARGEST_LABEL, out=scaled)
 
 

@@ -225,8 +225,8 @@ class Forecaster(nn.Module):
         past: Tensor,
         rows: Tensor,
         h: Tensor,
-        scored: slice = slice(None),
-        ahead: Tensor | None = None,
+        scored: slice,
+        ahead: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Raw outputs (B, S, K·Q·h) in place of the quantiles of ``unroll``, and the state after all T steps."""
         hidden, h = self.gru.unroll(self._with_sensor(x, rows), h)
@@ -246,7 +246,7 @@ class Forecaster(nn.Module):
         """(..., K, Q, h) from the last layer's hidden states (..., H) and the steps' inputs; they never cross."""
         return self.uncrossed(self.raw(hidden, x, past, ahead))
 
-    def raw(self, hidden: Tensor, x: Tensor, past: Tensor, ahead: Tensor | None = None) -> Tensor:
+    def raw(self, hidden: Tensor, x: Tensor, past: Tensor, ahead: Tensor | None) -> Tensor:
         """(..., K·Q·h) raw outputs from the last layer's hidden states (..., H) and the steps' inputs."""
         hidden = self.dropout(hidden)
         raw = self.gru.predict(hidden)

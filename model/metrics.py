@@ -138,17 +138,17 @@ class Scores:
         """The nominal coverage of the outermost interval."""
         return self.quantiles[-1] - self.quantiles[0]
 
-    def by_horizon(self, metric: Metric, *, scaled: bool = False) -> Floats:
-        """(K, h): the mean over all labels of all sensors, in the targets' own units unless ``scaled``."""
-        return _mean(self._sums(metric, scaled).sum(axis=0), self.count.sum(axis=0))
+    def by_horizon(self, metric: Metric) -> Floats:
+        """(K, h): the mean over all labels of all sensors, in the targets' own units."""
+        return _mean(self._sums(metric, scaled=False).sum(axis=0), self.count.sum(axis=0))
 
     def pooled(self, metric: Metric) -> Floats:
         """(h,): the scaled mean over all labels of all sensors and targets, by horizon step."""
         return _mean(self._sums(metric, scaled=True).sum(axis=(0, 1)), self.count.sum(axis=(0, 1)))
 
-    def by_sensor(self, metric: Metric, *, scaled: bool = True) -> Floats:
-        """(S,): each sensor's mean over targets and horizon steps; NaN where it has no label."""
-        return _mean(self._sums(metric, scaled).sum(axis=(1, 2)), self.count.sum(axis=(1, 2)))
+    def by_sensor(self, metric: Metric) -> Floats:
+        """(S,): each sensor's scaled mean over targets and horizon steps; NaN where it has no label."""
+        return _mean(self._sums(metric, scaled=True).sum(axis=(1, 2)), self.count.sum(axis=(1, 2)))
 
     def mean(self, metric: Metric, *, scaled: bool = True, horizon: int | None = None) -> float:
         """The mean over all labels, or over the labels ``horizon`` steps ahead; NaN without a label.

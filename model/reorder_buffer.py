@@ -232,7 +232,7 @@ def can_release(
     offsets: NDArray[np.int64],
     grace: GracePeriod,
     last_us: NDArray[np.int64],
-    end: int | None = None,
+    end: int | None,
 ) -> NDArray[np.bool_]:
     """(S,) whether ``reorder`` would release a sensor's buffered readings without a new reading of it.
 

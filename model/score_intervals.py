@@ -19,6 +19,7 @@ CONFIDENCE: Final = 0.95
 _RESAMPLES: Final = 1_000
 _RESAMPLES_OF_MANY: Final = 200  # with thousands of sensors the quantiles are smooth, and a draw takes a millisecond
 _MANY_SENSORS: Final = 2_000
+_SEED: Final = 0  # of the draws; equal scores give equal intervals
 _DRAWS_TOGETHER: Final = 20  # all draws of 100,000 sensors at once would take gigabytes
 
 
@@ -30,13 +31,12 @@ class Resampled:
     overall: Floats  # (R,)
 
 
-def resample(scores: Mapping[str, Scores], metric: Metric, seed: int = 0) -> dict[str, Resampled] | None:
+def resample(scores: Mapping[str, Scores], metric: Metric) -> dict[str, Resampled] | None:
     """Scaled means over resampled sensors by predictor; None if fewer than two sensors have labels.
 
     Args:
         scores: of one back-test, so that all predictors have the same labels.
         metric: the score to resample.
-        seed: of the draws; equal seeds give equal intervals.
     """
     first = next(iter(scores.values()))
     has_labels = first.count.sum(axis=(1, 2)) > 0
@@ -45,7 +45,7 @@ def resample(scores: Mapping[str, Scores], metric: Metric, seed: int = 0) -> dic
         return None
     sums = [score.sums_by_sensor(metric)[has_labels] for score in scores.values()]
     labels = first.count.sum(axis=1)[has_labels].astype(np.float64)
-    totals = _resampled_totals(np.stack([labels, *sums]), seed)  # (1 + predictors, R, h)
+    totals = _resampled_totals(np.stack([labels, *sums]))  # (1 + predictors, R, h)
     with np.errstate(invalid="ignore"):  # NaN without a label
         by_step = totals[1:] / totals[0]
         overall = totals[1:].sum(axis=2) / totals[0].sum(axis=1)
@@ -59,9 +59,9 @@ def interval(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _resampled_totals(values: Floats, seed: int) -> Floats:
+def _resampled_totals(values: Floats) -> Floats:
     """(n, R, h): totals over the drawn sensors from ``values`` (n, S, h)."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(_SEED)
     count, sensors, horizon = values.shape
     resamples = _RESAMPLES if sensors < _MANY_SENSORS else _RESAMPLES_OF_MANY
     totals = np.empty((count, resamples, horizon))

@@ -136,7 +136,7 @@ class Sequences:
         return found
 
     def label_index(
-        self, lo: int, hi: int, horizons: Sequence[int] | NDArray[np.integer], until_us: int | None = None
+        self, lo: int, hi: int, horizons: Sequence[int] | NDArray[np.integer], until_us: int | None
     ) -> NDArray[np.int64]:
         """(hi-lo, m): the steps that label each step's forecasts ``horizons`` cadences ahead; -1 for no label.
 

@@ -257,9 +257,9 @@ def _describe_json(content: Any, error: str, expected: Sequence[str]) -> str:
     if not isinstance(content, dict):
         shown = quote(json.dumps(content))
         return f"the value is the JSON value {shown[1:-1]}, not an object: {_single_value_hint('')}"
-    constants = _paths_of(content, lambda found: isinstance(found, _Constant))
-    if constants:
-        return f"{constants[0]} is NaN or infinite, which JSON does not have: send null for a missing value"
+    constant = _path_of(content, lambda found: isinstance(found, _Constant))
+    if constant is not None:
+        return f"{constant} is NaN or infinite, which JSON does not have: send null for a missing value"
     absent = [name for name in expected if name not in content]
     if absent:
         return _describe_object(content, absent, error)
@@ -367,16 +367,15 @@ def _is_base64_json(text: str) -> bool:
         return False
 
 
-def _paths_of(content: Any, matches: Callable[[Any], bool], limit: int = 1) -> list[str]:
-    """Dotted paths of up to ``limit`` leaves that match, depth first."""
-    found: list[str] = []
+def _path_of(content: Any, matches: Callable[[Any], bool]) -> str | None:
+    """The dotted path of the first leaf that matches, depth first; None if no leaf matches."""
     pending: list[tuple[str, Any]] = [("", content)]
-    while pending and len(found) < limit:
+    while pending:
         path, inner = pending.pop()
         if isinstance(inner, dict):
             pending += [(f"{path}.{name}" if path else name, each) for name, each in reversed(inner.items())]
         elif isinstance(inner, list):
             pending += [(f"{path}.{index}", each) for index, each in reversed(list(enumerate(inner)))]
         elif matches(inner):
-            found.append(quote(path))
-    return found
+            return quote(path)
+    return None

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,8 +22,6 @@ from pipeline.live.sensor_history import SensorHistory
 from pipeline.live.view import LiveView
 from pipeline.messages import iso_timestamp
 from pipeline.settings import Settings
-
-SORTS: Final = ("surprise", "name", "latest", "error")
 
 
 @dataclass(frozen=True)

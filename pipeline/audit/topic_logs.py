@@ -19,7 +19,7 @@ from pipeline.audit.outlook_log import LoggedOutlook, are_implausible, outlook_i
 from pipeline.dead_letter_form import IMPLAUSIBLE
 from pipeline.errors import KafkaError
 from pipeline.kafka.time_rule_log import read_time_rules
-from pipeline.kafka.topic_reader import Offsets, read_topic
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.messages import Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.reading_times import NAMED_SENSORS, TimeRules, find_implausible
@@ -27,8 +27,8 @@ from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
 
 
-def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog:
-    """The classified readings of the topic from its beginning to ``ends``, by default to its present end.
+def read_readings(settings: Settings) -> ReadingLog:
+    """The classified readings of the topic from its beginning to its present end.
 
     Raises:
         KafkaError: no broker answers, the topic is missing, or the records stop coming.
@@ -41,7 +41,7 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
     values: list[tuple[float, ...]] = []
     outlooks: list[LoggedOutlook] = []
     missing = (np.nan,) * len(settings.features)
-    for record in read_topic(settings, settings.kafka.topics.readings, {}, ends):
+    for record in read_topic(settings, settings.kafka.topics.readings, {}, None):
         try:
             reading = decoder.decode(record.key, record.value, record.headers, record.timestamp)
         except Rejected as rejected:
@@ -85,8 +85,8 @@ def read_readings(settings: Settings, ends: Offsets | None = None) -> ReadingLog
         dict(counts.most_common(NAMED_SENSORS)),
         tuple(each for each, is_bad in zip(outlooks, bad_outlooks, strict=True) if not is_bad),
     )
-    limits = ends if ends is not None else {number: last + 1 for number, last in table[:, :2].tolist()}
-    return replace(log, verdict=classify_log(log, settings.grace, limits))
+    ends = {number: last + 1 for number, last in table[:, :2].tolist()}
+    return replace(log, verdict=classify_log(log, settings.grace, ends))
 
 
 def _find_implausible(table: NDArray[np.int64], rules_of: Mapping[int, TimeRules]) -> NDArray[np.bool_]:
@@ -99,8 +99,8 @@ def _find_implausible(table: NDArray[np.int64], rules_of: Mapping[int, TimeRules
     return implausible
 
 
-def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: bool = False) -> ForecastLog:
-    """The committed forecasts from the topic's beginning to ``ends``, by default to its present end.
+def read_forecasts(settings: Settings, *, numbers: bool) -> ForecastLog:
+    """The committed forecasts from the topic's beginning to its present end.
 
     Forecasts made under other settings may have other targets, levels or horizons. They form the ``foreign`` log.
 
@@ -120,7 +120,7 @@ def read_forecasts(settings: Settings, ends: Offsets | None = None, *, numbers: 
     levels = [quantile_key(level) for level in settings.quantiles]
     shape = (len(settings.targets), len(levels), settings.horizon_steps)
     present = settings.fingerprint
-    for record in read_topic(settings, settings.kafka.topics.forecasts, {}, ends):
+    for record in read_topic(settings, settings.kafka.topics.forecasts, {}, None):
         try:
             forecast = decode_forecast(record.value or b"")
             is_ours = forecast.settings == present

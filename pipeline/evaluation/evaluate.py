@@ -164,7 +164,7 @@ def train_on(
     settings: Settings,
     sequences: Sequences,
     split: Split,
-    report: Callable[[EpochReport], None] | None = None,
+    report: Callable[[EpochReport], None] | None,
     checkpoint: Path | None = None,
 ) -> TrainingResult:
     """A model trained on the training part; the training never sees the test part.

@@ -114,7 +114,7 @@ class History:
         table = self._open(version)
         return read_marks(table, topic, table.transaction_version(f"{topic}-partitions") or 0)
 
-    def has_record_timestamps(self, version: int | None = None) -> bool:
+    def has_record_timestamps(self, version: int | None) -> bool:
         """Whether the table has the column of the record timestamps."""
         return RECORD_TIMESTAMP in {field.name for field in self._open(version).schema().fields}
 

@@ -42,7 +42,7 @@ class Instance:
             self.lock.close()
 
 
-def claim_instance(settings: Settings, name: str | None = None) -> Instance:
+def claim_instance(settings: Settings, name: str | None) -> Instance:
     """Claim the given name or the name in the settings, by default a name that no other living process has.
 
     Raises:

@@ -44,7 +44,7 @@ def bounds_findings(sequences: Sequences, settings: Settings) -> list[BoundsFind
     return [finding for finding in found if finding is not None]
 
 
-def bounds_remarks(findings: Sequence[BoundsFinding], known: str = "") -> list[str]:
+def bounds_remarks(findings: Sequence[BoundsFinding], known: str) -> list[str]:
     """The remark of each finding, except those of the ``known`` facts.
 
     There are at most five, and one more sentence with the number of the other targets.

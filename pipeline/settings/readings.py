@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pipeline.settings.field_paths import parse_path, parse_source, parse_template
 from pipeline.settings.zone import ZoneName
 
-_REGISTRY_FORMATS: Final = ("avro", "protobuf", "json_schema")
 _CONNECTION: Final = "registry_"  # these fields say where schemas come from, and shape no reading
 
 
