@@ -3,7 +3,7 @@
 Pure functions of the readings and forecasts topics as columns, which ``pipeline.audit.topic_logs`` reads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.acceptance import ACCEPTED, DUPLICATE, LATE, classify
-from model.reorder_buffer import BUFFERED, GracePeriod, reorder
+from model.reorder_buffer import BUFFERED, GracePeriod, Reordering, reorder
 from pipeline.audit.outlook_log import LoggedOutlook
 from pipeline.kafka.topic_reader import Offsets
 
@@ -110,11 +110,23 @@ def classify_log(readings: ReadingLog, grace: GracePeriod, ends: Offsets) -> NDA
     if not grace.is_on:
         verdict[decoded] = classify(readings.sensor[decoded], readings.timestamp_us[decoded])
         return verdict
-    for partition in np.unique(readings.partition).tolist():
-        rows = np.flatnonzero(decoded & (readings.partition == partition))
-        sensor, timestamp_us, offset = readings.sensor[rows], readings.timestamp_us[rows], readings.offset[rows]
-        verdict[rows] = reorder(sensor, timestamp_us, offset, grace, end=ends.get(partition)).verdicts
+    for rows, found in reorder_log(readings, grace, ends):
+        verdict[rows] = found.verdicts
     return verdict
+
+
+def reorder_log(
+    readings: ReadingLog, grace: GracePeriod, ends: Offsets
+) -> Iterator[tuple[NDArray[np.int64], Reordering]]:
+    """The rows of each partition's decoded readings, and the outcome of the reorder buffer for these.
+
+    Args:
+        ends: partition -> next offset to process; see ``model.reorder_buffer.reorder``.
+    """
+    for partition in np.unique(readings.partition).tolist():
+        rows = np.flatnonzero((readings.sensor >= 0) & (readings.partition == partition))
+        sensor, timestamp_us, offset = readings.sensor[rows], readings.timestamp_us[rows], readings.offset[rows]
+        yield rows, reorder(sensor, timestamp_us, offset, grace, end=ends.get(partition))
 
 
 def count_deliveries(

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.acceptance import ACCEPTED, NEVER_US, bridge_gaps
-from model.reorder_buffer import BUFFERED, reorder
-from pipeline.audit.delivery import ForecastLog, ReadingLog, find_rows
+from model.reorder_buffer import BUFFERED
+from pipeline.audit.delivery import ForecastLog, ReadingLog, find_rows, reorder_log
 from pipeline.audit.outlook_log import StreamOutlooks
 from pipeline.settings import Settings
 
@@ -87,13 +87,12 @@ def accepted_log(readings: ReadingLog, settings: Settings) -> AcceptedLog:
 
 def _released(readings: ReadingLog, settings: Settings) -> Indexes:
     """By row of the log, the offset of the record that made the reading accepted."""
-    released = readings.offset.copy()
-    if settings.grace.is_on and settings.grace.has_outlooks:
-        for partition in np.unique(readings.partition).tolist():
-            rows = np.flatnonzero((readings.sensor >= 0) & (readings.partition == partition))
-            sensor, timestamp_us, offset = readings.sensor[rows], readings.timestamp_us[rows], readings.offset[rows]
-            end = int(readings.offset[readings.partition == partition].max()) + 1 + settings.grace.offsets
-            found = reorder(sensor, timestamp_us, offset, settings.grace, end=end)
+    released, grace = readings.offset.copy(), settings.grace
+    if grace.is_on and grace.has_outlooks:
+        partitions = np.unique(readings.partition).tolist()
+        last = {number: int(readings.offset[readings.partition == number].max()) for number in partitions}
+        ends = {number: offset + 1 + grace.offsets for number, offset in last.items()}
+        for rows, found in reorder_log(readings, grace, ends):
             released[rows[found.order]] = found.as_of
     return released
 
