@@ -59,6 +59,8 @@ def accepted_mask(sensor_codes: NDArray[np.integer], timestamp_us: NDArray[np.in
 
 def running_maximum(groups: NDArray[np.intp], moments: NDArray[np.int64]) -> NDArray[np.int64]:
     """(n,) the largest of ``moments`` so far within each group; ``groups`` ascend from 0 without holes."""
+    if not len(moments):
+        return moments
     lowest = moments.min()
     span = int(moments.max()) - int(lowest) + 1
     if (int(groups[-1]) + 1) * span <= np.iinfo(np.int64).max:
@@ -68,6 +70,11 @@ def running_maximum(groups: NDArray[np.intp], moments: NDArray[np.int64]) -> NDA
     distinct, ranks = np.unique(moments, return_inverse=True)
     floor = groups * len(distinct)
     return distinct[np.maximum.accumulate(ranks + floor) - floor]
+
+
+def lowest_from_here(groups: NDArray[np.intp], moments: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) the smallest of ``moments`` from each place to its group's end; arguments as for ``running_maximum``."""
+    return -running_maximum(groups.max(initial=0) - groups[::-1], -moments[::-1])[::-1]
 
 
 def timestamps_before(

@@ -135,7 +135,7 @@ def as_of(
     has_state = np.concatenate([exists, np.zeros(m, bool), np.ones(n, bool)])[order]
     stretch = np.cumsum(begins) - 1  # between resets
     has_state = has_state[np.flatnonzero(begins)][stretch]
-    newest = running_maximum(stretch, issue) if len(issue) else issue
+    newest = running_maximum(stretch, issue)
     newer = np.ones(len(issue), bool)
     newer[1:] = (stretch[1:] != stretch[:-1]) | (newest[1:] > newest[:-1])
     accepted = newer & has_state & (issue != NO_ISSUE_US)

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model.acceptance import ACCEPTED, DUPLICATE, LATE, classify
+from model.acceptance import ACCEPTED, DUPLICATE, LATE, classify, running_maximum
 from model.reorder_buffer import BUFFERED, GracePeriod, Reordering, reorder
 from pipeline.audit.outlook_log import LoggedOutlook
 from pipeline.kafka.topic_reader import Offsets
@@ -226,11 +226,10 @@ def _out_of_order(forecasts: ForecastLog) -> NDArray[np.bool_]:
     """(n,) whether an earlier forecast of the same sensor and partition was issued at a later time."""
     order = np.lexsort((forecasts.offset, forecasts.partition, forecasts.sensor))
     sensor, partition = forecasts.sensor[order], forecasts.partition[order]
-    begins = np.flatnonzero((np.diff(sensor, prepend=-1) != 0) | (np.diff(partition, prepend=-1) != 0))
+    stream = np.cumsum((np.diff(sensor, prepend=-1) != 0) | (np.diff(partition, prepend=-1) != 0)) - 1
+    issued_us = forecasts.issued_us[order]
     disordered = np.zeros(len(forecasts), dtype=np.bool_)
-    for rows in np.split(order, begins):
-        issued_us = forecasts.issued_us[rows]
-        disordered[rows] = issued_us < np.maximum.accumulate(issued_us)
+    disordered[order] = issued_us < running_maximum(stream, issued_us)
     return disordered
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.acceptance import ACCEPTED, NEVER_US, bridge_gaps
+from model.acceptance import ACCEPTED, NEVER_US, bridge_gaps, lowest_from_here
 from model.reorder_buffer import BUFFERED
 from pipeline.audit.delivery import ForecastLog, ReadingLog, find_rows, reorder_log
 from pipeline.audit.outlook_log import StreamOutlooks
@@ -103,12 +103,9 @@ def _may_anchor(readings: ReadingLog, row: Indexes) -> NDArray[np.bool_]:
     later = later[np.lexsort((readings.timestamp_us[later], readings.sensor[later], readings.partition[later]))]
     partition, sensor = readings.partition[later], readings.sensor[later]
     last = np.append((partition[1:] != partition[:-1]) | (sensor[1:] != sensor[:-1]), True)[: len(later)]
-    stream = np.cumsum(last) - last
-    # One pass from the end serves all streams: their offsets are shifted so that streams do not overlap.
-    apart = int(readings.offset.max(initial=0)) + 1
-    lowest = np.minimum.accumulate((readings.offset[later] + stream * apart)[::-1])[::-1] - stream * apart
+    offset = readings.offset[later]
     found = np.zeros(len(readings), bool)
-    found[later] = readings.offset[later] == lowest
+    found[later] = offset == lowest_from_here(np.cumsum(last) - last, offset)
     return found[row]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from model.acceptance import lowest_from_here
 from model.known_ahead import OutlookConfig
 from model.outlooks import NO_OUTLOOK, Outlooks, Records, as_of, lay_on_grid
 from model.sequences import Sequences
@@ -33,12 +34,9 @@ class StepPositions:
         theirs.
         """
         released = self.released.copy()
-        streams = self._streams()
-        order = np.lexsort((np.arange(len(streams)), streams))[::-1]
-        apart = int(released.max(initial=0)) + 1
-        # From the last stream to the first, shifted so that one pass serves all of them.
-        shifted = released[order] - (streams.max(initial=0) - streams[order]) * apart
-        released[order] = np.minimum.accumulate(shifted) + (streams.max(initial=0) - streams[order]) * apart
+        _, stream = np.unique(self._streams(), return_inverse=True)
+        order = np.argsort(stream, kind="stable")
+        released[order] = lowest_from_here(stream[order], self.released[order])
         return replace(self, released=released)
 
     def _streams(self) -> Indexes:

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.acceptance import ACCEPTED, DUPLICATE, LATE, NEVER_US, accepted_mask, bridge_gaps, classify, missing_steps
+from model.acceptance import (
+    ACCEPTED,
+    DUPLICATE,
+    LATE,
+    NEVER_US,
+    accepted_mask,
+    bridge_gaps,
+    classify,
+    lowest_from_here,
+    missing_steps,
+    running_maximum,
+)
 
 Stream = list[tuple[int, int]]
 
@@ -55,6 +66,16 @@ def test_many_sensors_over_three_centuries_do_not_overflow() -> None:
     codes = np.repeat(np.arange(sensors), 3)
     timestamp_us = np.tile(np.array([LATEST_US - 1, EARLIEST_US, LATEST_US - 1]), sensors)
     assert classify(codes, timestamp_us).tolist() == [ACCEPTED, LATE, DUPLICATE] * sensors
+
+
+@given(st.lists(st.lists(moments, min_size=1, max_size=8), max_size=8))
+def test_extremes_within_groups_equal_those_of_slices(values: list[list[int]]) -> None:
+    groups = np.repeat(np.arange(len(values)), list(map(len, values)))
+    flat = np.array([value for group in values for value in group], np.int64)
+    highest = [max(group[: place + 1]) for group in values for place in range(len(group))]
+    lowest = [min(group[place:]) for group in values for place in range(len(group))]
+    assert running_maximum(groups, flat).tolist() == highest
+    assert lowest_from_here(groups, flat).tolist() == lowest
 
 
 def test_elapsed_time_up_to_one_and_a_half_cadences_skips_no_step() -> None:
