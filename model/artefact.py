@@ -163,8 +163,12 @@ def config_differences(
     horizon_steps: int,
     quantiles: Sequence[float],
     max_gap_steps: int,
+    outlook_covariates: Sequence[str],
 ) -> list[str]:
-    """A sentence for each setting that a model was not made for; empty if the model fits the settings."""
+    """A sentence for each setting that a model was not made for; empty if the model fits the settings.
+
+    A model with outlooks needs their covariates in the settings; any other model ignores those of the settings.
+    """
     wanted = {
         "features": tuple(features),
         "targets": tuple(targets),
@@ -173,11 +177,15 @@ def config_differences(
         "quantiles": tuple(quantiles),
         "max_gap_steps": max_gap_steps,
     }
-    return [
+    differences = [
         f"the model was made for {name} {_formatted(getattr(config, name))}, and the settings say {_formatted(value)}"
         for name, value in wanted.items()
         if getattr(config, name) != value
     ]
+    if config.outlook is not None and config.outlook.covariates != tuple(outlook_covariates):
+        made, said = _formatted(config.outlook.covariates), ", ".join(outlook_covariates) or "none"
+        differences.append(f"the model was made for the outlook covariates {made}, and outlooks.covariates says {said}")
+    return differences
 
 
 def _formatted(value: object) -> str:

@@ -317,7 +317,6 @@ def settings_differences(config: "ModelConfig", settings: Settings) -> list[str]
     faults = [
         f"with these settings the model is too large: {fault}" for fault in size_faults(config, settings.adaptation)
     ]
-    faults += _outlook_differences(config, settings)
     return faults + config_differences(
         config,
         features=settings.features,
@@ -326,15 +325,8 @@ def settings_differences(config: "ModelConfig", settings: Settings) -> list[str]
         horizon_steps=settings.horizon_steps,
         quantiles=settings.quantiles,
         max_gap_steps=settings.max_gap_steps,
+        outlook_covariates=settings.outlooks.covariates,
     )
-
-
-def _outlook_differences(config: "ModelConfig", settings: Settings) -> list[str]:
-    """A model with outlooks needs their covariates in the settings; a model without any ignores the settings'."""
-    if config.outlook is None or config.outlook.covariates == settings.outlooks.covariates:
-        return []
-    made, said = (", ".join(names) or "none" for names in (config.outlook.covariates, settings.outlooks.covariates))
-    return [f"the model was made for the outlook covariates {made}, and outlooks.covariates says {said}"]
 
 
 def _intact_copy(folder: Path) -> LocalCopy | None:

@@ -166,6 +166,7 @@ def test_each_difference_between_model_and_settings_is_one_sentence() -> None:
         "horizon_steps": 4,
         "quantiles": [0.1, 0.5, 0.9],
         "max_gap_steps": 168,
+        "outlook_covariates": [],
     }
     assert config_differences(CONFIG, **fitting) == []  # type: ignore[arg-type]
     differing = config_differences(CONFIG, **(fitting | {"horizon_steps": 5, "features": ["load", "heat"]}))  # type: ignore[arg-type]
