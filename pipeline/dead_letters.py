@@ -16,7 +16,7 @@ from pipeline.kafka.batch_producer import BatchAppender, check_delivered, encode
 from pipeline.kafka.clients import close_producer, make_admin, make_producer, partition_count, translate_errors
 from pipeline.kafka.topic_reader import read_topic, topic_ends, topic_starts
 from pipeline.messages import Rejected
-from pipeline.outlook_messages import OutlookDecoder, make_outlook_decoder
+from pipeline.outlook_messages import OutlookDecoder, decode_outlook, make_outlook_decoder
 from pipeline.reading_times import find_implausible_now
 from pipeline.readings_format.decoder import RecordDecoder, make_decoder
 from pipeline.sensor_limit import TOO_MANY_SENSORS, limit_in
@@ -147,11 +147,10 @@ def _time_of(decoder: RecordDecoder, outlook_decoder: OutlookDecoder | None, let
     try:
         return decoder.decode(letter.key, letter.value, letter.headers).timestamp_us
     except Rejected as rejected:
-        if outlook_decoder is not None:
-            outlook = outlook_decoder.decode(letter.key, letter.value, letter.headers, rejected)
-            if outlook is not None:
-                return outlook.issued_us
-        raise
+        found = decode_outlook(outlook_decoder, letter, rejected)
+        if isinstance(found, Rejected):
+            raise found from None
+        return found.issued_us
 
 
 def _is_limit_raised(settings: Settings, letter: DeadLetter) -> bool:

@@ -8,7 +8,7 @@ reading, so outlooks do not slow the decoding of readings down.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -223,6 +223,35 @@ class OutlookDecoder:
         if (np.abs(found[~np.isnan(found)]) > LARGEST_VALUE).any():
             raise Rejected("bad-value", f"{covariate} is beyond ±{LARGEST_VALUE:g}")
         return found.astype(np.float32)
+
+
+class _Keyed(Protocol):
+    """A record or a dead letter."""
+
+    @property
+    def key(self) -> bytes | None: ...
+
+    @property
+    def value(self) -> bytes | None: ...
+
+    @property
+    def headers(self) -> Headers | None: ...
+
+
+def decode_outlook(decoder: OutlookDecoder | None, record: _Keyed, rejected: Rejected) -> Outlook | Rejected:
+    """The outlook in a record that is not a reading, or why the record is rejected.
+
+    Args:
+        decoder: None if the settings name no covariates; then no record holds an outlook.
+        rejected: why the record is not a reading.
+    """
+    if decoder is None:
+        return rejected
+    try:
+        found = decoder.decode(record.key, record.value, record.headers, rejected)
+    except Rejected as invalid:
+        return invalid
+    return rejected if found is None else found
 
 
 def make_outlook_decoder(settings: Settings) -> OutlookDecoder | None:

@@ -10,7 +10,7 @@ from kafka import TopicPartition
 
 from model.forecaster import Forecaster
 from pipeline.audit.delivery import REJECTED, ForecastLog, ReadingLog, classify_log
-from pipeline.audit.outlook_log import LoggedOutlook, outlook_in
+from pipeline.audit.outlook_log import LoggedOutlook
 from pipeline.audit.state_audit import LastState
 from pipeline.audit.verify import Evidence
 from pipeline.forecaster.counters import Counters
@@ -21,7 +21,7 @@ from pipeline.forecaster.rebuild import RebuildReport, StateRebuilder, anchors_o
 from pipeline.forecaster.states.store import ServedModel
 from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
-from pipeline.outlook_messages import make_outlook_decoder
+from pipeline.outlook_messages import Outlook, decode_outlook, make_outlook_decoder
 from pipeline.settings import Settings
 
 WHERE: Final = TopicPartition(Settings().kafka.topics.readings, 0)
@@ -60,14 +60,6 @@ def exhausted(generator: Any) -> Any:
             next(generator)
     except StopIteration as done:
         return done.value
-
-
-class _Placed:
-    """A record with its partition, as a reader of topics gets it."""
-
-    def __init__(self, partition: int, record: FetchedRecord) -> None:
-        self.partition = partition
-        self.key, self.value, self.offset, self.headers, self.timestamp = record
 
 
 @dataclass
@@ -184,9 +176,9 @@ def evidence(live: Stream) -> Evidence:
             number = code.setdefault(one.sensor_id, len(code))
             rows.append((record.offset, number, one.timestamp_us, one.values[0]))
         except Rejected as rejected:
-            found = outlook_in(outlook_decoder, _Placed(0, record), rejected)
-            if isinstance(found, LoggedOutlook):
-                outlooks.append(found)
+            found = decode_outlook(outlook_decoder, record, rejected)
+            if isinstance(found, Outlook):
+                outlooks.append(LoggedOutlook(0, record.offset, record.timestamp, found))
             else:
                 rows.append((record.offset, -1, 0, np.nan))
     offset, sensor, timestamp_us, value = zip(*rows, strict=True)

@@ -5,7 +5,6 @@ Letters: m entries, one for each stream (a sensor in a partition) that an outloo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 from model.config import ModelConfig
 from model.outlooks import Arrivals, Outlooks
 from pipeline.forecaster.outlook_arrivals import lay_all
-from pipeline.messages import Rejected
-from pipeline.outlook_messages import Outlook, OutlookDecoder
+from pipeline.outlook_messages import Outlook
 from pipeline.reading_times import TimeRules, find_implausible
 
 Indexes = NDArray[np.int64]
@@ -28,17 +26,6 @@ class LoggedOutlook:
     offset: int
     sent_ms: int
     outlook: Outlook
-
-
-def outlook_in(decoder: OutlookDecoder | None, record: Any, rejected: Rejected) -> LoggedOutlook | Rejected:
-    """The outlook in a record that is not a reading, or why the record was rejected."""
-    if decoder is None:
-        return rejected
-    try:
-        found = decoder.decode(record.key, record.value, record.headers, rejected)
-    except Rejected as invalid:
-        return invalid
-    return rejected if found is None else LoggedOutlook(record.partition, record.offset, record.timestamp, found)
 
 
 def are_implausible(outlooks: Sequence[LoggedOutlook], rules_of: Mapping[int, TimeRules]) -> list[bool]:

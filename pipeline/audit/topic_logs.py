@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from model.experts import experts_of
 from pipeline.audit.delivery import REJECTED, ForecastLog, ReadingLog, classify_log
 from pipeline.audit.expert_weights import published_weights
-from pipeline.audit.outlook_log import LoggedOutlook, are_implausible, outlook_in
+from pipeline.audit.outlook_log import LoggedOutlook, are_implausible
 from pipeline.dead_letter_form import IMPLAUSIBLE
 from pipeline.errors import KafkaError
 from pipeline.kafka.time_rule_log import read_time_rules
 from pipeline.kafka.topic_reader import read_topic
 from pipeline.messages import Rejected, decode_forecast, microseconds, quantile_key
-from pipeline.outlook_messages import make_outlook_decoder
+from pipeline.outlook_messages import Outlook, decode_outlook, make_outlook_decoder
 from pipeline.reading_times import NAMED_SENSORS, TimeRules, find_implausible
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
@@ -45,9 +45,9 @@ def read_readings(settings: Settings) -> ReadingLog:
         try:
             reading = decoder.decode(record.key, record.value, record.headers, record.timestamp)
         except Rejected as rejected:
-            found = outlook_in(outlook_decoder, record, rejected)
-            if isinstance(found, LoggedOutlook):
-                outlooks.append(found)
+            found = decode_outlook(outlook_decoder, record, rejected)
+            if isinstance(found, Outlook):
+                outlooks.append(LoggedOutlook(record.partition, record.offset, record.timestamp, found))
                 continue
             reasons[found.reason] = reasons.get(found.reason, 0) + found.records
             columns.append((record.partition, record.offset, -1, 0, record.timestamp, found.records))

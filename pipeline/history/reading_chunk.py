@@ -14,7 +14,7 @@ from pipeline.kafka.reading_records import DecodedReadings, decode_readings
 from pipeline.kafka.record_columns import offsets_of, timestamps_of
 from pipeline.kafka.sensor_codes import join_names
 from pipeline.messages import Rejected
-from pipeline.outlook_messages import Outlook, make_outlook_decoder
+from pipeline.outlook_messages import Outlook, decode_outlook, make_outlook_decoder
 from pipeline.reading_times import RECORD_TIMESTAMP, sent_us
 from pipeline.readings_format.decoder import make_decoder
 from pipeline.settings import Settings
@@ -62,19 +62,14 @@ class ReadingChunk:
 
     def _add_outlook(self, partition: int, record: Any, rejected: Rejected) -> None:
         """Add the outlook in a record that is not a reading, or count the record as malformed."""
-        outlook = None
-        if self._outlook_decoder is not None:
-            try:
-                outlook = self._outlook_decoder.decode(record.key, record.value, record.headers, rejected)
-            except Rejected as invalid:
-                rejected = invalid
-        if outlook is None:
-            self.left_out[rejected.reason] += rejected.records
+        found = decode_outlook(self._outlook_decoder, record, rejected)
+        if isinstance(found, Rejected):
+            self.left_out[found.reason] += found.records
             return
-        self._outlooks.append((partition, record.offset, outlook))
+        self._outlooks.append((partition, record.offset, found))
         self._outlooks_sent_ms.append(record.timestamp)
         self.outlooks += 1
-        self.ignored_values += outlook.ignored
+        self.ignored_values += found.ignored
 
     def take(self) -> pl.DataFrame:
         """The columns of the history table, null where missing; the chunk is empty afterwards."""
