@@ -7,6 +7,7 @@ records within a partition, so the stream, the history and the audit agree.
 Letters: n readings, m outlooks, S sensors, C covariates of outlooks, h horizon steps.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -80,6 +81,21 @@ def lay_on_grid(config: OutlookConfig, cadence_us: int, timestamp_us: Indexes, v
     # One entry after the other would be slow; of repeated indexes, numpy assigns the last.
     cells[cell[kept]] = values[kept]
     return Grid(first_us, cells, len(cell) - len(kept))
+
+
+def lay_all(
+    config: OutlookConfig,
+    cadence_us: int,
+    issued_us: Indexes,
+    entries: Iterable[tuple[Indexes, NDArray[np.floating]]],
+) -> Outlooks:
+    """The outlooks with these times of issue (m,), each from its times (n,) and values (n, C) by ``lay_on_grid``."""
+    first_us = np.empty(len(issued_us), np.int64)
+    values = np.empty((len(issued_us), config.steps, config.covariate_count), np.float32)
+    for place, (timestamp_us, given) in enumerate(entries):
+        grid = lay_on_grid(config, cadence_us, timestamp_us, given)
+        first_us[place], values[place] = grid.first_us, grid.values
+    return Outlooks(issued_us, first_us, values)
 
 
 def nearest_cell(since_us: Times, cadence_us: int) -> Times:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from model.outlooks import Arrivals, Outlooks
-from pipeline.forecaster.outlook_arrivals import lay_all
+from pipeline.forecaster.outlook_arrivals import lay_messages
 from pipeline.outlook_messages import Outlook
 from pipeline.reading_times import TimeRules, find_implausible
 
@@ -91,7 +91,7 @@ class ArrivalSource:
 
     def __init__(self, config: ModelConfig, found: StreamOutlooks) -> None:
         self._found = found
-        self._laid = lay_all(config, found.outlooks)
+        self._laid = lay_messages(config, found.outlooks)
 
     def arrivals(self, streams: Indexes, first: Indexes, end: Indexes, known_at: Indexes) -> Arrivals:
         """The outlooks that come to each of S stretches with offsets in [first, end).

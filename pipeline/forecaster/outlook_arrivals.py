@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
-from model.outlooks import ACCEPTED, OUTDATED, Outlooks, lay_on_grid
+from model.outlooks import ACCEPTED, OUTDATED, Outlooks, lay_all
 from pipeline.forecaster.readings import Readings
 from pipeline.forecaster.states.table import Rows, StateTable
 from pipeline.outlook_messages import Outlook
@@ -43,7 +43,7 @@ class RowOutlooks:
             np.concatenate([np.empty(0, np.intp), *rows]),
             np.repeat(np.array([each.offset for _, each in received], np.int64), counts),
             np.repeat(np.arange(len(received)), counts),
-            lay_all(config, [each.outlook for _, each in received]),
+            lay_messages(config, [each.outlook for _, each in received]),
         )
 
     def count(self, verdicts: NDArray[np.int8]) -> OutlookCounts:
@@ -54,14 +54,9 @@ class RowOutlooks:
         return OutlookCounts(int(accepted.sum()), int(late.sum()), int((~accepted & ~late).sum()))
 
 
-def lay_all(config: ModelConfig, outlooks: Sequence[Outlook]) -> Outlooks:
+def lay_messages(config: ModelConfig, outlooks: Sequence[Outlook]) -> Outlooks:
     """The outlooks on the grid of a model."""
     assert config.outlook is not None
-    if not outlooks:
-        return Outlooks.none(config.outlook)
-    grids = [lay_on_grid(config.outlook, config.cadence_us, each.timestamp_us, each.values) for each in outlooks]
-    return Outlooks(
-        np.array([each.issued_us for each in outlooks], np.int64),
-        np.array([grid.first_us for grid in grids], np.int64),
-        np.stack([grid.values for grid in grids]),
-    )
+    issued_us = np.array([each.issued_us for each in outlooks], np.int64)
+    entries = ((each.timestamp_us, each.values) for each in outlooks)
+    return lay_all(config.outlook, config.cadence_us, issued_us, entries)

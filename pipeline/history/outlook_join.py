@@ -3,7 +3,7 @@
 Letters: n accepted readings, m outlooks, C covariates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.acceptance import lowest_from_here
 from model.known_ahead import OutlookConfig
-from model.outlooks import NO_OUTLOOK, Outlooks, Records, as_of, lay_on_grid
+from model.outlooks import NO_OUTLOOK, Records, as_of, lay_all
 from model.sequences import Sequences
 from pipeline.history.outlook_rows import OUTLOOK_COVARIATES, OUTLOOK_GROUP, OUTLOOK_TIMES, OUTLOOK_VALUES
 
@@ -68,7 +68,8 @@ def join_outlooks(sequences: Sequences, positions: StepPositions, found: History
     first partition.
     """
     rows, config = found.rows, found.config
-    outlooks = _lay_all(rows, config, sequences.cadence_us)
+    issued_us = rows["timestamp"].dt.timestamp("us").to_numpy(writable=True)
+    outlooks = lay_all(config, sequences.cadence_us, issued_us, _entries(rows, config.covariates))
     readings, streams, is_first = positions.records()
     members: Mapping[str, Sequence[str]] = dict(config.groups)
     codes = {sensor: code for code, sensor in enumerate(sequences.sensors)}
@@ -85,24 +86,18 @@ def join_outlooks(sequences: Sequences, positions: StepPositions, found: History
     # An outlook follows a reading that was released at the same offset.
     entries = Records(np.array(entry_stream, np.int64), 2 * rows["offset"].to_numpy()[chosen] + 1)
     reset = sequences.reset[sequences.observed] | is_first
-    seen = as_of(readings, reset, entries, outlooks.issued_us[chosen], np.zeros(len(streams), bool))
+    seen = as_of(readings, reset, entries, issued_us[chosen], np.zeros(len(streams), bool))
     row_of = np.append(chosen, NO_OUTLOOK).astype(np.int32)  # of an entry; ``NO_OUTLOOK`` is the last place
     return sequences.with_outlooks(outlooks, replace(seen, row=row_of[seen.row]))
 
 
-def _lay_all(rows: pl.DataFrame, config: OutlookConfig, cadence_us: int) -> Outlooks:
-    """The outlooks of the rows on the grid of a model."""
-    if rows.is_empty():
-        return Outlooks.none(config)
-    first_us = np.empty(len(rows), np.int64)
-    values = np.empty((len(rows), config.steps, config.covariate_count), np.float32)
+def _entries(rows: pl.DataFrame, present: Sequence[str]) -> Iterator[tuple[Indexes, NDArray[np.float32]]]:
+    """The times (n,) of each outlook, and the values (n, C) of the present covariates at these times."""
     columns = (rows[name].to_list() for name in (OUTLOOK_TIMES, OUTLOOK_COVARIATES, OUTLOOK_VALUES))
-    for place, (times, covariates, flat) in enumerate(zip(*columns, strict=True)):
+    for times, covariates, flat in zip(*columns, strict=True):
         given = np.array(flat, np.float32).reshape(len(times), len(covariates))
-        wanted = np.full((len(times), config.covariate_count), np.nan, np.float32)
-        for number, name in enumerate(config.covariates):
+        wanted = np.full((len(times), len(present)), np.nan, np.float32)
+        for number, name in enumerate(present):
             if name in covariates:
                 wanted[:, number] = given[:, covariates.index(name)]
-        grid = lay_on_grid(config, cadence_us, np.array(times, np.int64), wanted)
-        first_us[place], values[place] = grid.first_us, grid.values
-    return Outlooks(rows["timestamp"].dt.timestamp("us").to_numpy(writable=True), first_us, values)
+        yield np.array(times, np.int64), wanted
