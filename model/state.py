@@ -72,6 +72,13 @@ def blank_states(config: ModelConfig, rows: int, adaptation: Adaptation = NO_ADA
     return states
 
 
+def outlooks_from(states: States) -> NDArray[np.int64]:
+    """(B,) the lowest offset of an outlook that may still count for each state; 0 in states without outlooks."""
+    if "outlook_from" not in (states.dtype.names or ()):
+        return np.zeros(states.shape, np.int64)
+    return np.asarray(states["outlook_from"])
+
+
 def non_finite(states: States) -> NDArray[np.bool_]:
     """(B,) whether a state holds a NaN or an infinite number; only a fault leads to one."""
     bad = np.zeros(len(states), bool)

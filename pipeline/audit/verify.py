@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from model.acceptance import ACCEPTED
 from model.forecaster import Forecaster
 from model.reorder_buffer import BUFFERED
-from model.state import state_dtype
+from model.state import outlooks_from, state_dtype
 from pipeline.audit.delivery import (
     REJECTED,
     DeliveryCounts,
@@ -359,9 +359,7 @@ class _StateCheck:
             first = self._place(stream, int(row["origin"]))
             if first is not None:
                 # The changelog was read after the committed offset, so the state has all outlooks before it.
-                until = self._ends.get(self._accepted.streams[stream][0], 0)
-                if "outlook_from" in (dtype.names or ()):
-                    until = max(until, int(row["outlook_from"]))
+                until = max(self._ends.get(self._accepted.streams[stream][0], 0), int(outlooks_from(row)))
                 recorded[last] = RecordedState(first, last, row, until)
             elif row["origin"] >= self._starts[self._accepted.streams[stream][0]]:
                 self.report_fault(stream, f"its first reading, offset {row['origin']}, is not one that was accepted")

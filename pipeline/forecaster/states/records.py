@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.state import non_finite
+from model.state import non_finite, outlooks_from
 from pipeline.errors import StateError
 from pipeline.forecaster.positions import POSITION_KEY, PartitionLog, Position, PositionRecord
 from pipeline.forecaster.readings import Record
@@ -178,7 +178,5 @@ class StateRecords:
 
 def _are_ahead(states: States, reached: int) -> NDArray[np.bool_]:
     """(B,) whether a state holds a reading or an outlook at ``reached`` or later."""
-    ahead: NDArray[np.bool_] = states["offset"] >= reached
-    if "outlook_from" in (states.dtype.names or ()):
-        ahead = ahead | (states["outlook_from"] > reached)
+    ahead: NDArray[np.bool_] = (states["offset"] >= reached) | (outlooks_from(states) > reached)
     return ahead
