@@ -35,6 +35,7 @@ from tests.fuzz.files import files
 from tests.fuzz.forecasts import forecasts
 from tests.fuzz.mapped import mapped
 from tests.fuzz.mutation import mutate
+from tests.fuzz.outlooks import outlooks
 from tests.fuzz.settings import settings
 from tests.fuzz.times import file_times
 from tests.hostile_reports import REPORTS, Values, check
@@ -234,6 +235,7 @@ def reports(chance: random.Random) -> None:
 TARGETS: dict[str, Target] = {
     "decoder": decoder,
     "mapped": mapped,
+    "outlooks": outlooks,
     "state-codec": state_codec,
     "restore": restore,
     "steps": steps,

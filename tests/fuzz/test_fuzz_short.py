@@ -33,6 +33,12 @@ def test_a_decoder_without_a_limit_on_values_is_found(monkeypatch: pytest.Monkey
     assert findings
 
 
+def test_an_outlook_decoder_without_a_limit_on_times_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.outlook_messages.LATEST_TIMESTAMP_US", 2**63)
+    _, findings = fuzz(targets.outlooks, SEED, 20.0, most=1)
+    assert findings
+
+
 def test_a_state_codec_without_its_checksum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.messages.zlib.crc32", lambda row: 0)
     monkeypatch.setattr(targets, "_STATES", targets._states())
