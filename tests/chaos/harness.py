@@ -66,6 +66,11 @@ class Record:
     verdict: AuditResult | None = None
 
 
+def names_of_sensors(size: Size) -> list[str]:
+    """The ids of the sensors of a run."""
+    return [f"sensor-{number}" for number in range(size.sensors)]
+
+
 def chaos_settings(home: Path, size: Size, kafka_port: int) -> Settings:
     """Settings with small timeouts, in the order that the product demands: a stall of seconds outlasts them."""
     return Settings(
@@ -74,6 +79,7 @@ def chaos_settings(home: Path, size: Size, kafka_port: int) -> Settings:
         targets=("a",),
         horizon_steps=3,
         max_gap_steps=4,
+        outlooks={"covariates": ["c"], "groups": {"every-second": names_of_sensors(size)[::2]}},
         stack={"kafka_port": kafka_port},
         kafka={"partitions": size.partitions},
         forecaster={
@@ -116,8 +122,9 @@ class Harness:
             for version in range(1, size.promotions + 2):
                 self._champion.promote(version, small_forecaster(self.settings, seed=version, hidden_size=16))
             self._champion.promote(1)
-            sensors = [f"sensor-{number}" for number in range(size.sensors)]
-            publisher = Publisher(self.settings, sensors, record.seed, least=size.readings, rate=size.rate)
+            publisher = Publisher(
+                self.settings, names_of_sensors(size), record.seed, least=size.readings, rate=size.rate
+            )
             observer = Observer(self.settings)
             began = time.monotonic()
             self._fleet.want(1)

@@ -1,4 +1,7 @@
-"""Readings published throughout a run: seeded, with duplicates, late readings, gaps, missing values and rejects."""
+"""Readings and outlooks published throughout a run.
+
+They are seeded, with duplicates, late readings and outlooks, gaps, missing values and rejects.
+"""
 
 import random
 import threading
@@ -6,19 +9,22 @@ import time
 from collections.abc import Iterator
 
 import kafka.errors as client_errors
+import numpy as np
 
 from pipeline.errors import StreamgruError
 from pipeline.kafka.clients import make_producer
 from pipeline.messages import encode_reading
+from pipeline.outlook_messages import encode_outlook
 from pipeline.settings import Settings
 from tests.integration.stream_rig import START_US, Message, partition_of
 
 BURST = 25  # messages sent at once
+OUTLOOK_FIELD = b'"outlook":'  # only in the values of outlooks
 FLUSH_S = 60.0  # longer than an outage of the broker
 
 
 def messages(settings: Settings, sensors: list[str], seed: int) -> Iterator[Message]:
-    """An endless stream of readings, about one per sensor and step."""
+    """An endless stream of readings, about one per sensor and step, with outlooks between them."""
     generator = random.Random(seed)
     silent_until = dict.fromkeys(sensors, 0)
     level = {sensor: generator.uniform(-50, 50) for sensor in sensors}
@@ -42,6 +48,8 @@ def messages(settings: Settings, sensors: list[str], seed: int) -> Iterator[Mess
                 )  # a late reading
             elif trouble < 0.03:
                 batch.append(_poison(settings, generator, sensor))
+            elif trouble < 0.06:
+                batch += _outlook(settings, generator, sensor, step)
         generator.shuffle(batch)
         yield from batch
         step += 1
@@ -54,6 +62,17 @@ def _reading(settings: Settings, generator: random.Random, sensor: str, step: in
     jitter = generator.choice((0, 0, 0, generator.randint(0, settings.cadence_us // 3)))
     key, value = encode_reading(sensor, START_US + step * settings.cadence_us + jitter, given)
     return Message(key, value, partition_of(settings, sensor))
+
+
+def _outlook(settings: Settings, generator: random.Random, sensor: str, step: int) -> list[Message]:
+    """An outlook of a sensor, or of the group on every partition; it may come later than a newer one."""
+    group = generator.choice((None, None, None, *settings.outlooks.groups))
+    issued_us = START_US + (step - generator.randint(0, 2)) * settings.cadence_us
+    times = issued_us + np.arange(1, 2 * settings.horizon_steps) * settings.cadence_us
+    values = {name: np.array([generator.gauss(0, 1) for _ in times]) for name in settings.outlooks.covariates}
+    key, value = encode_outlook(group or sensor, issued_us, times, values, is_group=group is not None)
+    partitions = [partition_of(settings, sensor)] if group is None else range(settings.kafka.partitions)
+    return [Message(key, value, partition) for partition in partitions]
 
 
 def _poison(settings: Settings, generator: random.Random, sensor: str) -> Message:
@@ -72,14 +91,14 @@ def _poison(settings: Settings, generator: random.Random, sensor: str) -> Messag
 
 
 class Publisher(threading.Thread):
-    """Publishes ``rate`` messages a second until ``finish``, and continues until ``least`` messages were sent.
+    """Publishes ``rate`` messages a second until ``finish``, and continues until ``least`` readings were sent.
 
     A message that a dying broker does not accept is not sent again: the audit counts the readings on the topic.
     """
 
     def __init__(self, settings: Settings, sensors: list[str], seed: int, *, least: int, rate: float) -> None:
         super().__init__(name="publisher", daemon=True)
-        self.sent = 0
+        self.sent = 0  # readings and rejects, without outlooks
         self.failure: BaseException | None = None
         self._settings = settings
         self._messages = messages(settings, sensors, seed)
@@ -120,7 +139,7 @@ class Publisher(threading.Thread):
                         list(message.headers),
                         partition=message.partition,
                     )
-                    self.sent += 1
+                    self.sent += OUTLOOK_FIELD not in (message.value or b"")
                 self._ending.wait(max(0.0, self._pause_s - (time.monotonic() - began)))
             producer.flush(timeout=FLUSH_S)
         except client_errors.KafkaError:

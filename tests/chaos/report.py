@@ -47,6 +47,7 @@ def shortfalls(record: Record) -> list[str]:
     found += [f"a forecaster ended by a bug: {text.splitlines()[0]}" for text in record.broken]
     for name, done, wanted in (
         ("readings", verdict.audit.readings, size.readings),
+        ("outlooks", verdict.outlooks, 1),
         ("kills", len(record.kills), size.kills),
         ("stalls", record.stalls, size.stalls),
         ("broker kills", record.broker_kills, size.broker_kills),
