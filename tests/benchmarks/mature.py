@@ -6,14 +6,18 @@ seen; the stream goes on from there.
 """
 
 import zlib
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.state import NO_OFFSET, States, blank_states
 from model.stepper import Stepper
+from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord, position_owner
 from pipeline.kafka.batch_producer import BatchAppender, check_delivered
 from pipeline.kafka.clients import make_producer
+from pipeline.kafka.topics import find_topic_id
 from pipeline.messages import StateTag, encode_reading
 from pipeline.settings import Settings
 from tests.benchmarks.restore import commit_offsets
@@ -33,10 +37,14 @@ def names(sensors: int) -> list[str]:
 
 def series(settings: Settings, sensors: int, step: int) -> NDArray[np.float64]:
     """(S, F) the values of the originals at a step: a wave, a saw-tooth and noise."""
-    features = settings.features
-    phase = np.array([[zlib.crc32(f"{name}{feature}".encode()) % 7 for feature in features] for name in names(sensors)])
-    noise = np.random.default_rng(step).normal(0, 0.5, (ORIGINALS, len(features)))[:sensors]
-    return np.round(np.sin(step / 5 + phase) * 10 + step % 11 + noise, 3)
+    noise = np.random.default_rng(step).normal(0, 0.5, (ORIGINALS, len(settings.features)))[:sensors]
+    return np.round(np.sin(step / 5 + _phases(settings.features, sensors)) * 10 + step % 11 + noise, 3)
+
+
+@cache
+def _phases(features: Sequence[str], sensors: int) -> NDArray[np.int64]:
+    """(S, F) the phase of each wave."""
+    return np.array([[zlib.crc32(f"{name}{feature}".encode()) % 7 for feature in features] for name in names(sensors)])
 
 
 def matured(settings: Settings, sensors: int) -> States:
@@ -85,11 +93,16 @@ def publish(settings: Settings, sensors: int, steps: int) -> int:
 
 
 def give_states(settings: Settings, sensors: int, states: States) -> None:
-    """Write the state of every sensor into the changelog, and commit the group's offsets behind the first readings."""
+    """Write the state of every sensor and the positions into the changelog, and commit the positions.
+
+    The positions follow the first readings. Without the positions in the changelog a forecaster would write all states
+    again.
+    """
     by_partition: list[list[int]] = [[] for _ in range(settings.kafka.partitions)]
     for number, name in enumerate(names(sensors)):
         by_partition[partition_of(settings, name)].append(number)
     tag = StateTag(1, settings.fingerprint)
+    owner = position_owner(settings.forecaster.group_id, find_topic_id(settings, settings.kafka.topics.readings))
     producer = make_producer(settings, transactional_id=f"states-{settings.forecaster.group_id}")
     appender = BatchAppender(producer)
     try:
@@ -109,6 +122,12 @@ def give_states(settings: Settings, sensors: int, states: States) -> None:
                 producer.flush()
                 check_delivered(futures)
                 producer.commit_transaction()
+            position = PositionRecord(Position(len(numbers)), owner).encode()
+            producer.begin_transaction()
+            futures = appender.append(settings.kafka.topics.state, partition, [POSITION_KEY], [position])
+            producer.flush()
+            check_delivered(futures)
+            producer.commit_transaction()
     finally:
         producer.close()
     commit_offsets(settings, [len(members) for members in by_partition])

@@ -43,8 +43,9 @@ def measure(base: Settings) -> Section:
         "The forecaster's CPU time by stage",
         figures,
         f"{readings:,} readings of {SENSORS} sensors, {PARTITIONS} partitions; CPU time of the process from the first "
-        f"readings to the last commit, the median of {stages.ROUNDS} rounds. The numbers of a stage do not hold those "
-        "of another. A stage that a tree does not have apart is within the stage that calls it. "
+        f"readings to the last commit, the median of {stages.ROUNDS} rounds. For readings that come one by one, the "
+        "mean time of the loop alone. The numbers of a stage do not hold those of another. A stage that a tree does "
+        "not have is within the stage that calls it. "
         + (f"Before: commit {BASE}." if BASE in found else f"Commit {BASE} is not in this repository's history."),
         table(
             ["µs per reading", *(f"{case}, {tree}" for case in now for tree in found)],

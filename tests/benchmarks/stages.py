@@ -6,6 +6,8 @@ does not have is skipped, and its time counts for the stage that called it.
 """
 
 import importlib
+import importlib.util
+import inspect
 import json
 import os
 import statistics
@@ -23,6 +25,9 @@ QUANTILES: Final = (0.1, 0.5, 0.9)
 
 CLIENT_THREADS: Final = "client threads, without compression"
 REST: Final = "rest of the loop"
+ALONE: Final = "one reading alone, horizon 24, light"
+ALONE_SENSORS, ALONE_READINGS = 20, 2_000
+ALONE_WARM_UP: Final = 500  # readings
 # Stage -> its functions, as module:name. Called functions that are stages of their own are subtracted.
 STAGES: Final[Mapping[str, Sequence[str]]] = {
     "poll and parse": ("pipeline.forecaster.session:Session.poll",),
@@ -33,7 +38,12 @@ STAGES: Final[Mapping[str, Sequence[str]]] = {
     "classify": ("pipeline.forecaster.states.store:ServedModel.classify_all",),
     "gather states": ("pipeline.forecaster.states.store:ServedModel.step",),
     "step the network": ("model.stepper:Stepper.step",),
-    "adapt": ("model.stepper:Stepper._adapt", "model.stepper:Stepper._follow"),
+    "adapt": (
+        "model.stepper:Stepper._adapt",
+        "model.stepper:Stepper._follow",
+        "model.engine:Engine._adapt",
+        "model.engine:Engine._follow",
+    ),
     "encode forecasts": ("pipeline.forecaster.micro_batch:MicroBatchBuilder._forecasts",),
     "encode states": ("pipeline.forecaster.micro_batch:MicroBatchBuilder._states",),
     "append to batches": ("pipeline.forecaster.transaction:KafkaTransport.append",),
@@ -42,7 +52,10 @@ STAGES: Final[Mapping[str, Sequence[str]]] = {
         "pipeline.forecaster.transaction:KafkaTransport.send_offsets",
         "pipeline.forecaster.transaction:KafkaTransport.commit",
     ),
-    "compress": ("kafka.record.default_records:DefaultRecordBatchBuilder._maybe_compress",),
+    "compress": (
+        "kafka.record.default_records:DefaultRecordBatchBuilder._maybe_compress",
+        "pipeline.kafka.compression:_FastLz4Builder._maybe_compress",
+    ),
 }
 
 
@@ -80,13 +93,22 @@ def install(clock: Clock) -> None:
     """Wrap the functions of all stages."""
     for stage, places in STAGES.items():
         for place in places:
-            module, _, path = place.partition(":")
-            *owners, name = path.split(".")
-            owner: Any = importlib.import_module(module)
-            for each in owners:
-                owner = getattr(owner, each, None)
-            if hasattr(owner, name):
+            found = find(place)
+            if found is not None:
+                owner, name = found
                 setattr(owner, name, clock.wrap(stage, getattr(owner, name)))
+
+
+def find(place: str) -> tuple[Any, str] | None:
+    """The object that has the function at a place, and its name; None if this tree does not have it."""
+    module, _, path = place.partition(":")
+    *owners, name = path.split(".")
+    if importlib.util.find_spec(module) is None:
+        return None
+    owner: Any = importlib.import_module(module)
+    for each in owners:
+        owner = getattr(owner, each, None)
+    return (owner, name) if hasattr(owner, name) else None
 
 
 def run(settings: Any, readings: int) -> dict[str, dict[str, float]]:
@@ -102,7 +124,71 @@ def run(settings: Any, readings: int) -> dict[str, dict[str, float]]:
             rounds = found.setdefault(f"horizon {horizon_steps}, {level}", {})
             for stage, seconds in forecast(fresh, readings, clock).items():
                 rounds.setdefault(stage, []).append(seconds / readings * 1e6)
-    return {case: {stage: statistics.median(each) for stage, each in by.items()} for case, by in found.items()}
+    medians = {case: {stage: statistics.median(each) for stage, each in by.items()} for case, by in found.items()}
+    alone = sides.again(sides.adapting(settings, "light"), horizon_steps=24, quantiles=QUANTILES)
+    return medians | {ALONE: by_stage(alone, clock)}
+
+
+def by_stage(settings: Any, clock: Clock) -> dict[str, float]:
+    """Stage -> mean microseconds of CPU of readings that come one by one; without the client's threads."""
+    polled_ms, built_ms = one_by_one(settings, lambda: clock.seconds.clear())
+    found = dict.fromkeys(STAGES, 0.0)
+    found |= {stage: seconds / (ALONE_READINGS - ALONE_WARM_UP) * 1e6 for stage, seconds in clock.seconds.items()}
+    found["poll and parse"] = statistics.mean(polled_ms) * 1e3
+    found["all"] = statistics.mean(polled_ms + built_ms) * 2e3
+    found[REST] = found["all"] - sum(found[stage] for stage in STAGES)
+    return found
+
+
+def one_by_one(settings: Any, warm: Callable[[], None] = lambda: None) -> tuple[list[float], list[float]]:
+    """Milliseconds of CPU of each poll that returns one reading, and of each micro-batch of one reading.
+
+    A poll finds the record batch in memory. A micro-batch is decoded, classified and stepped, and its forecast and its
+    state are encoded.
+
+    Args:
+        settings: with a readings topic that holds at least ``ALONE_READINGS`` readings.
+        warm: called after the readings that are not counted.
+    """
+    from kafka import TopicPartition
+
+    from pipeline.forecaster.micro_batch import MicroBatchBuilder
+    from pipeline.forecaster.states.store import ServedModel
+    from pipeline.kafka.batch_consumer import read_fast
+    from pipeline.kafka.clients import make_consumer
+    from tests.benchmarks.sides import HIDDEN_SIZE
+    from tests.integration.stream_rig import small_forecaster
+
+    serving = ServedModel(1, small_forecaster(settings, hidden_size=HIDDEN_SIZE), settings)
+    where = [TopicPartition(settings.kafka.topics.readings, number) for number in range(settings.kafka.partitions)]
+    for each in where:
+        serving.table.add_partition(each.partition)
+    builder = MicroBatchBuilder(settings, serving, "alone")
+    # An earlier commit has no columns.
+    options = {"in_columns": True} if "in_columns" in inspect.signature(read_fast).parameters else {}
+    consumer: Any = read_fast(make_consumer(settings), settings.kafka, **options)
+    polls: list[float] = []
+    builds: list[float] = []
+    try:
+        consumer.assign(where)
+        consumer.seek_to_beginning(*where)
+        while len(builds) < ALONE_READINGS:
+            began = time.thread_time()
+            polled = consumer.poll(timeout_ms=1_000, max_records=1)
+            after = time.thread_time()
+            if not polled:
+                continue
+            batch = builder.build(polled)
+            ended = time.thread_time()
+            assert batch.stepped is not None
+            serving.table.scatter(batch.stepped.rows, batch.stepped.states)
+            polls.append((after - began) * 1e3)
+            builds.append((ended - after) * 1e3)
+            if len(builds) == ALONE_WARM_UP:
+                warm()
+    finally:
+        consumer.close()
+    return polls[ALONE_WARM_UP:], builds[ALONE_WARM_UP:]
 
 
 def forecast(settings: Any, readings: int, clock: Clock) -> dict[str, float]:
