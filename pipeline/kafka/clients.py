@@ -30,6 +30,9 @@ TRANSACTION_BACKOFF_MS: Final = 5
 HEARTBEAT_SHARE: Final = 1 / 6
 # Bytes of a broker batch. Large batches save requests and add no latency: whole micro-batches are appended at once.
 BATCH_BYTES: Final = 256 * 1024
+# The same for the batches of a transaction, before compression; consumers fetch 1 MiB of a partition by default. With
+# 256 KiB and forecasts of 24 steps, a forecaster takes 8 % more CPU time per reading in a backlog, and the broker 30 %.
+TRANSACTION_BATCH_BYTES: Final = 1_000_000
 # Largest forecast or state; 10,000 steps of several quantiles and targets fit.
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
 # A dead letter is the record with its headers and at most 1.5 KB of headers from ``dead_letter_form``.
@@ -117,6 +120,7 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
             "delivery_timeout_ms": _milliseconds(forecaster.delivery_timeout_s),
             "transaction_timeout_ms": _milliseconds(forecaster.transaction_timeout_s),
             "max_block_ms": _milliseconds(forecaster.commit_timeout_s),
+            "batch_size": min(TRANSACTION_BATCH_BYTES, settings.kafka.max_reading_bytes),
             "retry_backoff_ms": TRANSACTION_BACKOFF_MS,
         }
     with _connecting("connecting a producer", settings):
