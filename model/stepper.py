@@ -101,7 +101,7 @@ class Stepper:
         ahead = None
         if self._known_ahead is not None:
             outlooks, row = (known.outlooks, known.row) if known is not None else (None, None)
-            ahead = self._known_ahead.of_arrays(timestamp_us, outlooks, row).numpy()
+            ahead = self._known_ahead.of_arrays(time, outlooks, row).numpy()
         anchors = np.empty(0, bool) if may_anchor is None else _compilable(may_anchor, np.bool_)
         readings = Readings(time, _compilable(offsets, np.int64), anchors, self.adaptation.anchor_spacing)
         names = [sensors[slot] for slot in plan.slots.tolist()]

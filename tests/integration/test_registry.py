@@ -540,7 +540,7 @@ def test_a_user_of_mlflow_can_forecast_with_the_pyfunc(settings: Settings, tmp_p
     (decoy / "model" / "__init__.py").write_text("DECOY = True\n")
     frame = readings()
     shuffled = frame.sample(frac=1.0, random_state=1).assign(timestamp=lambda f: f["timestamp"].astype(str))
-    shuffled.to_json(decoy / "readings.json", orient="records")
+    shuffled.to_json(decoy / "readings.json", orient="records", double_precision=15)  # the default rounds to 10
 
     done = subprocess.run(
         [
