@@ -9,7 +9,7 @@ steps, H hidden, E experts, C inputs known ahead.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -91,6 +91,9 @@ class Engine:
         first = self.dtype.names.index("count")
         assert self.dtype.names[first : first + 8] == (*NORMALISER_FIELDS, "lags")
         self._places = step_kernel.Places(hidden=fields["hidden"][1], numbers=numbers)
+        if adaptation.active:
+            self._adaptation_place = fields["adaptation"][1]
+            assert self.dtype.names[-1] == "adaptation"
 
         self._compile()
 
@@ -99,7 +102,7 @@ class Engine:
         values = np.empty((0, self.config.feature_count))
         plan = StepPlan.of_readings(_NONE, _NONE, _NONE, values, cadence_us=1, max_gap_steps=0)
         ahead = np.empty((0, ahead_size(self.config)), np.float32)
-        self.step(np.empty(0, self.dtype), [], plan, plan.reading, ahead)
+        self.step(np.empty(0, self.dtype), [], plan, plan.step, ahead)
 
     @property
     def expert_count(self) -> int:
@@ -111,7 +114,7 @@ class Engine:
         states: States,
         sensors: Sequence[str],
         plan: StepPlan,
-        forecast: Indexes,
+        wanted: Indexes,
         ahead: NDArray[np.float32] | None,
         readings: step_kernel.Readings = _NO_READINGS,
     ) -> Stepped:
@@ -120,21 +123,25 @@ class Engine:
         Args:
             states: (B,) of ``dtype``, contiguous.
             sensors: (A,) ids of the plan's sensors.
-            forecast: (M,) the row of the forecast after each step; -1 for none. Rows ascend from 0 within a sensor.
-            ahead: (n, C) inputs known ahead, by row; None if the model has none.
+            wanted: (n,) the steps after which to forecast, each once.
+            ahead: (n, C) inputs known ahead; None if the model has none.
             readings: of the plan. Without them, the states note neither offsets nor times.
         """
         assert states.flags.c_contiguous
         config = self.config
         followed = self._follow(states, plan) if self.adaptation.active else None
         values = to_model_scale(config, plan.values if followed is None else followed.values)
+        if wanted is plan.step:
+            forecast = plan.reading
+        else:
+            forecast = np.full(len(plan.turn), -1)
+            forecast[wanted] = np.arange(len(wanted))
+        if ahead is None:
+            ahead = np.empty((len(wanted), 0), np.float32)
         made = self._run(states, sensors, plan, values, forecast, ahead, readings)
         quantiles, weights = made.quantiles, np.empty((*made.level.shape, 0))
         if self.adaptation.active:
-            quantiles, weights = self._adapt(states, plan, values, forecast, made)
-        index = np.flatnonzero(forecast >= 0)
-        wanted = np.empty_like(index)
-        wanted[forecast[index]] = index  # the step of each forecast
+            quantiles, weights = self._adapt(states, plan, values, wanted, forecast, made)
         scale = scale_in_unit(config, made.level, made.scale)
         quantiles, limits = to_published_unit(config, quantiles, followed, wanted, whole=self._whole)
         if followed is not None:
@@ -148,11 +155,14 @@ class Engine:
         plan: StepPlan,
         values: Floats,
         forecast: Indexes,
-        ahead: NDArray[np.float32] | None,
+        ahead: NDArray[np.float32],
         readings: step_kernel.Readings,
     ) -> step_kernel.Made:
-        """The network's forecasts. Steps all of the states but adaptation."""
-        shape, n = self._shape, int(forecast.max(initial=-1)) + 1
+        """The network's forecasts, by the row ``forecast`` (M,) of each step; -1 for none.
+
+        Steps all of the states but adaptation.
+        """
+        shape, n = self._shape, len(ahead)
         made = step_kernel.Made(
             hidden=np.empty((len(forecast) if self.adaptation.active else 0, shape.hidden), np.float32),
             origin=np.empty(len(readings.offset), np.int64),
@@ -180,7 +190,7 @@ class Engine:
             ),
             values,
             readings,
-            np.empty((n, 0), np.float32) if ahead is None else ahead,
+            ahead,
             made,
         )
         return made
@@ -201,39 +211,50 @@ class Engine:
         return followed
 
     def _adapt(
-        self, states: States, plan: StepPlan, values: Floats, forecast: Indexes, made: step_kernel.Made
+        self,
+        states: States,
+        plan: StepPlan,
+        values: Floats,
+        wanted: Indexes,
+        forecast: Indexes,
+        made: step_kernel.Made,
     ) -> tuple[Floats, Floats]:
         """The forecasts (n, K, Q, h) and weights (n, K, E), adapted. Steps the adaptation in the states.
 
         The forecasts after missing steps stay as they are.
         """
-        observed = (plan.reading >= 0) & (forecast >= 0)
-        rows = np.sort(forecast[observed])
-        row = np.full(len(forecast), -1)
-        row[observed] = np.searchsorted(rows, forecast[observed])
-        rounds = np.empty_like(plan.turn)
-        rounds[plan.turn] = np.arange(len(rounds))
-        block = states["adaptation"][plan.slots]
-        every = len(rows) == len(made.quantiles)
+        rows: Any = slice(None)  # the forecasts after readings
+        if wanted is not plan.step:
+            observed = plan.reading[wanted] >= 0
+            rows = np.flatnonzero(observed)
+            forecast = np.full(len(forecast), -1)
+            forecast[wanted[rows]] = np.arange(len(rows))
+        order: Any = slice(None)  # the steps, round by round
+        if len(plan.slots) > 1 and len(plan.sizes) > 1:
+            order = np.empty_like(plan.turn)
+            order[plan.turn] = np.arange(len(order))
+        # Bytes are copied several times as fast as records of many fields.
+        records = _bytes(states)[:, self._adaptation_place :]
+        block = np.ascontiguousarray(records[plan.slots])
         adapted = adapt(
             self._adapting,
-            block,
+            block.view(self.dtype["adaptation"])[:, 0],
             Rounds(
                 sizes=plan.sizes.tolist(),
-                reset=plan.reset[rounds],
-                timestamp_us=plan.timestamp_us[rounds],
-                values=values[rounds][:, self._targets],
+                reset=plan.reset[order],
+                timestamp_us=plan.timestamp_us[order],
+                values=values[order][:, self._targets],
                 hidden=made.hidden,
-                forecast=row[rounds],
-                quantiles=made.quantiles if every else made.quantiles[rows],
+                forecast=forecast[order],
+                quantiles=made.quantiles[rows],
             ),
         )
-        states["adaptation"][plan.slots] = block
+        records[plan.slots] = block
         weights = adapted.weights[:, :, : self.expert_count]
-        if every:
+        if wanted is plan.step:
             return adapted.quantiles, weights
         made.quantiles[rows] = adapted.quantiles
-        spread = np.full((len(made.quantiles), *weights.shape[1:]), np.nan)
+        spread = np.full((len(wanted), *weights.shape[1:]), np.nan)
         spread[rows] = weights
         return made.quantiles, spread
 

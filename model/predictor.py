@@ -65,12 +65,11 @@ class ModelPredictor(CarryingPredictor[_SensorState]):
         # Adaptation learns from every forecast, including those before the first that is wanted.
         first = [0] * len(group) if self._adaptation.active else asked
         ends = np.cumsum([length - begin for begin, (_, _, length) in zip(first, group, strict=True)])
-        forecast = np.full(len(plan.turn), -1)
-        for g, (_, _, length) in enumerate(group):
-            count = length - first[g]
-            forecast[plan.starts[g + 1] - count : plan.starts[g + 1]] = np.arange(ends[g] - count, ends[g])
+        wanted = np.concatenate(
+            [np.arange(*bounds) for bounds in zip(plan.starts[:-1] + first, plan.starts[1:], strict=True)]
+        )
         sensors = [one.sensor for one, _, _ in group]
-        made = self._engine.step(states, sensors, plan, forecast, self._ahead(group, first))
+        made = self._engine.step(states, sensors, plan, wanted, self._ahead(group, first))
         quantiles = made.quantiles
         if self._rounding is not None:
             quantiles = self._rounding(quantiles, made.scale, made.limits)

@@ -105,7 +105,7 @@ class Stepper:
         anchors = np.empty(0, bool) if may_anchor is None else _compilable(may_anchor, np.bool_)
         readings = Readings(time, _compilable(offsets, np.int64), anchors, self.adaptation.anchor_spacing)
         names = [sensors[slot] for slot in plan.slots.tolist()]
-        made = self._engine.step(states, names, plan, plan.reading, ahead, readings)
+        made = self._engine.step(states, names, plan, plan.step, ahead, readings)
         if known is not None:
             store_outlooks(states, known)
         return Forecasts(
@@ -154,7 +154,9 @@ class Stepper:
 
 def _compilable(array: NDArray[Any], kind: type[np.generic]) -> NDArray[Any]:
     """The array itself, or a copy if numba would compile the kernel again for its type, layout or read-only memory."""
-    return np.require(array, kind, ("C", "W"))
+    if array.dtype == kind and array.flags.c_contiguous and array.flags.writeable:
+        return array
+    return np.array(array, kind, order="C")
 
 
 def _unit_maps(followed: Followed | None, plan: StepPlan) -> tuple[NDArray[np.int8], Floats, Floats]:

@@ -41,6 +41,8 @@ class Followed:
         Args:
             sizes: whether the numbers are distances, which have no zero point.
         """
+        if not self.factor.any():
+            return numbers
         factor = self.factor[index][:, columns]
         mapped = factor != 0.0
         if not mapped.any():

@@ -144,7 +144,7 @@ def test_hidden_states_stay_close_to_those_of_pytorch(monkeypatch: pytest.Monkey
     engine = Engine(forecaster, Adaptation("light"))
     parts = in_parts(data)
     plan, names = StepPlan.of_sequences(parts), [steps.sensors[0] for steps, _, _ in parts]
-    engine.step(np.zeros(8, engine.dtype), names, plan, np.full(len(data), -1), None)
+    engine.step(np.zeros(8, engine.dtype), names, plan, np.empty(0, np.int64), None)
     found = seen[-1][plan.turn]
 
     lengths = np.diff(plan.starts).tolist()
