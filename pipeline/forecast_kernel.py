@@ -105,12 +105,17 @@ def _store_digits(out: Buffer, at: int, digits: Any) -> None:
 
 
 @inner
-def _write_small_integer(out: Buffer, at: int, number: int) -> int:
-    """A number from 0 up to 10**8, which it does not reach."""
+def _size(number: int) -> int:
+    """The number of digits of a number from 0 up to 10**8, which it does not reach."""
     # Sums of comparisons, because the size varies from number to number, and a wrong prediction of it is expensive.
     size = 1 + (number > 9) + (number > 99) + (number > 999) + (number > 9_999)
-    if number > 99_999:
-        size += 1 + (number > 999_999) + (number > 9_999_999)
+    return size + (number > 99_999) + (number > 999_999) + (number > 9_999_999)
+
+
+@inner
+def _write_small_integer(out: Buffer, at: int, number: int) -> int:
+    """A number from 0 up to 10**8, which it does not reach."""
+    size = _size(number)
     _store_digits(out, at, _eight_digits(number) >> np.uint64(64 - 8 * size))
     return at + size
 
@@ -153,9 +158,11 @@ def _write_number(out: Buffer, at: int, integer: int, decimals: int) -> int:
     out[at] = _MINUS
     at += integer < 0
     integer = abs(integer)
-    power = _POWERS[decimals]
     if decimals > 5 and 0 < integer < _POWERS[decimals - 5]:
         return _write_below_1e_5(out, at, integer, decimals)
+    if 0 < decimals < 8 and integer < 100_000_000:
+        return _write_eight_digits(out, at, integer, decimals)
+    power = _POWERS[decimals]
     # The quotient cannot be rounded up to a whole number: the distance is 1 / power, 2**-50 of the quotient or more.
     whole = int(np.float64(integer) / np.float64(power))
     part = integer - whole * power
@@ -175,6 +182,19 @@ def _write_number(out: Buffer, at: int, integer: int, decimals: int) -> int:
     digits = _eight_digits(rest)
     _store_digits(out, at + 8, digits)
     return at + 8 + _significant(digits, 8)
+
+
+@inner
+def _write_eight_digits(out: Buffer, at: int, integer: int, decimals: int) -> int:
+    """The same for most numbers: at most eight digits, of which 1 to 7 follow the point."""
+    digits = _eight_digits(integer)
+    before = max(1, _size(integer) - decimals)  # digits before the point
+    _store_digits(out, at, digits >> np.uint64(8 * (8 - decimals - before)))
+    at += before
+    out[at] = _DOT
+    digits >>= np.uint64(8 * (8 - decimals))
+    _store_digits(out, at + 1, digits)
+    return at + 1 + _significant(digits, decimals)
 
 
 @inner
