@@ -84,6 +84,21 @@ assert not slow, slow
         assert entry.help in printed
 
 
+def test_publishing_the_page_and_rounding_do_without_compiled_code() -> None:
+    modules = (
+        "deploy.commands.publish",
+        "pipeline.dead_letters",
+        "pipeline.live.follower",
+        "pipeline.forecast_encoding",
+    )
+    output_of(f"""
+import importlib, sys
+for module in {modules!r}:
+    importlib.import_module(module)
+assert "numba" not in sys.modules
+""")
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_listed_exists_under_its_name(name: str) -> None:
     entry = cli.COMMANDS[name]
