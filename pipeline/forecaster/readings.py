@@ -161,7 +161,7 @@ def decode_records(
         found.codes,
         found.timestamp_us,
         found.values,
-        offsets_of(records)[found.places],
+        found.select(offsets_of(records)),
         _traceparents(records, found.places),
     )
     implausible: list[ImplausibleTime] = []

@@ -56,7 +56,7 @@ class ReadingChunk:
             self._add_outlook(partition, record, rejected)
         self.ignored_values += found.ignored
         if len(found.codes):
-            offsets, sent_ms = offsets_of(records)[found.places], timestamps_of(records)[found.places]
+            offsets, sent_ms = found.select(offsets_of(records)), found.select(timestamps_of(records))
             self._parts.append(_Part(partition, found, offsets, sent_ms))
         return len(self)
 

@@ -25,6 +25,10 @@ class DecodedReadings:
     ignored: int  # features in the messages that the settings do not name
     others: list[tuple[FetchedRecord, Rejected]]  # records that are not readings, in their order
 
+    def select(self, column: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) the readings' part of a column of the records, contiguous."""
+        return np.ascontiguousarray(column) if len(column) == len(self.places) else column[self.places]
+
 
 def decode_readings(decoder: RecordDecoder, features: int, records: Sequence[FetchedRecord]) -> DecodedReadings:
     """The readings in some records, with ``features`` values each."""
@@ -35,21 +39,20 @@ def decode_readings(decoder: RecordDecoder, features: int, records: Sequence[Fet
 
 def _decode_columns(decoder: OwnFormDecoder, features: int, records: RecordColumns) -> DecodedReadings:
     found = decoder.decode_columns(records.data, records.table)  # its first columns are those of keys and values
-    if found.is_decoded.all():
-        ignored = int(found.ignored.sum())
+    if found.decoded == len(records):
         places = np.arange(len(records))
-        return DecodedReadings(found.names, found.codes, found.timestamp_us, found.values, places, ignored, [])
-    places = np.flatnonzero(found.is_decoded)
+        return DecodedReadings(found.names, found.codes, found.timestamp_us, found.values, places, found.ignored, [])
+    is_decoded = found.codes >= 0
+    places, left = np.flatnonzero(is_decoded), np.flatnonzero(~is_decoded)
     usual = DecodedReadings(
         found.names,
         found.codes[places],
         found.timestamp_us[places],
         found.values[places],
         places,
-        int(found.ignored[places].sum()),
+        found.ignored,
         [],
     )
-    left = np.flatnonzero(~found.is_decoded)
     return _merge(usual, _decode_each(decoder, features, records.pick(left), left))
 
 

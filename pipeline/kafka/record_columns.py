@@ -93,15 +93,17 @@ def join_records(runs: Sequence[Sequence[FetchedRecord]]) -> Sequence[FetchedRec
     columns = [run for run in runs if isinstance(run, RecordColumns)]
     if len(columns) < len(runs):  # a batch that the kernel does not read, or one that cannot be read at all
         return list(chain.from_iterable(runs))
-    pieces, tables, size = [], [], 0
+    pieces, shifts, size = [], [], 0
     for run in columns:
-        begin, end = int(run.table[0, KEY_START]), int(run.table[-1, END])
-        table = run.table.copy()
-        table[:, _POSITIONS] += size - begin
+        begin, end = run.table.item(0, KEY_START), run.table.item(-1, END)
         pieces.append(run.data[begin:end])
-        tables.append(table)
+        shifts.append(size - begin)
         size += end - begin
-    return RecordColumns(b"".join(pieces), np.concatenate(tables))
+    table = np.concatenate([run.table for run in columns])
+    shift = np.repeat(shifts, [len(run) for run in columns])
+    for column in _POSITIONS:
+        table[:, column] += shift
+    return RecordColumns(b"".join(pieces), table)
 
 
 def offsets_of(records: Sequence[FetchedRecord]) -> Numbers:

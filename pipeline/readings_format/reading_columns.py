@@ -12,14 +12,14 @@ Numbers = NDArray[np.int64]
 
 
 class DecodedColumns(NamedTuple):
-    """The readings in n records; ``is_decoded`` is false where ``messages.ReadingDecoder`` has to decode the record."""
+    """The readings in n records, except those that ``messages.ReadingDecoder`` has to decode."""
 
     names: list[str]  # the sensors, each once, by first appearance
     codes: Numbers  # (n,) index of the reading's sensor in ``names``
     timestamp_us: Numbers  # (n,)
     values: NDArray[np.float64]  # (n, F), NaN where missing
-    ignored: Numbers  # (n,) features in the message that the settings do not name
-    is_decoded: NDArray[np.bool_]  # (n,)
+    decoded: int  # number of decoded records
+    ignored: int  # features in these records that the settings do not name
 
 
 class ColumnDecoder:
@@ -44,25 +44,26 @@ class ColumnDecoder:
                 its size; a size below 0 is a null.
         """
         count = len(records)
-        codes, firsts, timestamp_us, ignored = np.zeros((4, count), np.int64)
+        codes, firsts, timestamp_us = np.empty((3, count), np.int64)
         values = np.empty((count, len(self._name_ends)))
-        sensors = reading_kernel.decode(
+        table = np.empty(1 << (2 * count).bit_length(), np.int64)
+        table.fill(reading_kernel.UNUSUAL)
+        sensors, decoded, ignored = reading_kernel.decode(
             np.frombuffer(data, np.uint8),
             np.ascontiguousarray(records),
             self._names,
             self._name_ends,
             self._largest_bytes,
-            np.full(1 << (2 * count).bit_length(), -1, np.int64),
+            table,
             self._scratch,
             codes,
             firsts,
             timestamp_us,
             values,
-            ignored,
         )
         places = records[firsts[:sensors], :2].tolist()
         names = [data[begin : begin + size].decode() for begin, size in places]
-        return DecodedColumns(names, codes, timestamp_us, values, ignored, codes != reading_kernel.UNUSUAL)
+        return DecodedColumns(names, codes, timestamp_us, values, decoded, ignored)
 
 
 def prepare() -> None:

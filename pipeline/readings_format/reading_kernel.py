@@ -87,9 +87,10 @@ def decode(
     firsts: Numbers,
     timestamp_us: Numbers,
     values: Floats,
-    ignored: Numbers,
-) -> int:
-    """Decode n records; return the number of distinct sensors. Arrays are contiguous.
+) -> tuple[int, int, int]:
+    """Decode n records; arrays are contiguous.
+
+    Returns the number of distinct sensors, the number of decoded records, and the number of unknown features in them.
 
     Args:
         records: (n, 4 or more) start of the key, its size, start of the value, its size; a size below 0 is a null.
@@ -98,9 +99,9 @@ def decode(
         scratch: (F + 2 * MOST_UNKNOWN,) memory.
         codes: (n,) output: number of the record's sensor, by first appearance; ``UNUSUAL`` if the record is left.
         firsts: (n,) output: for each sensor its first record.
-        timestamp_us: (n,) output. values: (n, F) output, NaN where missing. ignored: (n,) output: unknown features.
+        timestamp_us: (n,) output. values: (n, F) output, NaN where missing.
     """
-    sensors = 0
+    sensors = decoded = ignored = 0
     for row in range(len(codes)):
         codes[row] = UNUSUAL
         key, key_size, start, size = records[row, 0], records[row, 1], records[row, 2], records[row, 3]
@@ -123,9 +124,11 @@ def decode(
                 codes[row] = code
                 break
             slot = (slot + 1) & (len(table) - 1)
-        timestamp_us[row] = found_us
-        ignored[row] = strangers
-    return sensors
+        if codes[row] != UNUSUAL:
+            timestamp_us[row] = found_us
+            decoded += 1
+            ignored += strangers
+    return sensors, decoded, ignored
 
 
 @inner

@@ -217,6 +217,7 @@ INNER = [record(number, *READINGS[number]) for number in range(3)]
         (replace(batch_of(NONE, READINGS), count=4), "end too early"),
         (replace(batch_of(NONE, READINGS), count=2), "does not end with its last record"),
         (RawBatch(INNER[0] + record(9, *READINGS[1]) + INNER[2], 3), "do not ascend"),
+        (RawBatch(INNER[0] + record(0, *READINGS[1]) + INNER[2], 3), "do not ascend"),
         (RawBatch(INNER[0] + INNER[1] + record(9, *READINGS[1]), 3), "after the batch"),
         (RawBatch(compress(ZSTD, [bytes([INNER[0][0] ^ 0x3C]) + INNER[0][1:], *INNER[1:]]), 3, ZSTD), "stated length"),
         (RawBatch(b"\x80" * 1_000_000, 3), "too long"),

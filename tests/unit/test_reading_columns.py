@@ -29,7 +29,7 @@ MOMENT_MS = 1_362_096_000_000
 def is_in_columns(record: FetchedRecord) -> bool:
     """Whether the kernel decodes a record."""
     columns = in_columns([record])
-    return bool(DECODER.decode_columns(columns.data, columns.table).is_decoded.all())
+    return DECODER.decode_columns(columns.data, columns.table).decoded == 1
 
 
 def check(messages_: list[tuple[bytes | None, bytes | None]]) -> None:
@@ -155,6 +155,25 @@ def test_usual_times_are_decoded_in_columns(time: str) -> None:
         record = FetchedRecord(b"s", reading(time=f'"{time}T{clock}"'), 0, [])
         check([(record.key, record.value)])
         assert is_in_columns(record) or time[:4] in ("1900", "2199")
+
+
+@pytest.mark.parametrize("year", [1900, 2000, 2013, 2016, 2100])
+def test_only_days_of_the_calendar_are_times(year: int) -> None:
+    days = [f"{year}-{month:02}-{day:02}" for month in range(14) for day in range(33)]
+    check([(b"s", reading(time=f'"{day}T12:00:00Z"')) for day in days])
+
+
+def test_a_feature_that_comes_twice_has_its_last_value() -> None:
+    check([(b"s", reading(values)) for values in ('"a":1,"a":2', '"a":1,"TEMP":3,"a":null', '"a":null,"a":2')])
+
+
+@pytest.mark.parametrize(
+    "character", [b"\xed\xa0\x80", b"\xc0\xaf", b"\xe0\x80\xaf", b"\xf4\x90\x80\x80", b"\xf0\x82\x82\xac"]
+)
+def test_a_text_that_is_not_utf_8_is_rejected_alike(character: bytes) -> None:
+    for text in (character, character[:-1], character + b"x", b"\xf0\x9f\x8c\xa1", b"\xef\xbf\xbf", b"\xed\x9f\xbf"):
+        check([(text, b'{"sensor_id":"' + text + b'","timestamp":0,"values":{"a":1}}')])
+        check([(b"s", reading('"a":1,"?":2').replace(b"?", text))])
 
 
 def test_many_unknown_features_are_counted_and_repeated_ones_once() -> None:
