@@ -7,20 +7,21 @@ seen; the stream goes on from there.
 
 import zlib
 from collections.abc import Sequence
+from contextlib import closing
 from functools import cache
 
 import numpy as np
+from kafka import TopicPartition
 from numpy.typing import NDArray
 
 from model.state import NO_OFFSET, States, blank_states
 from model.stepper import Stepper
 from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord, position_owner
 from pipeline.kafka.batch_producer import BatchAppender, check_delivered
-from pipeline.kafka.clients import make_producer
+from pipeline.kafka.clients import make_consumer, make_producer
 from pipeline.kafka.topics import find_topic_id
 from pipeline.messages import StateTag, encode_reading
 from pipeline.settings import Settings
-from tests.benchmarks.restore import commit_offsets
 from tests.benchmarks.sides import HIDDEN_SIZE
 from tests.integration.stream_rig import START_US, partition_of, small_forecaster
 
@@ -95,8 +96,8 @@ def publish(settings: Settings, sensors: int, steps: int) -> int:
 def give_states(settings: Settings, sensors: int, states: States) -> None:
     """Write the state of every sensor and the positions into the changelog, and commit the positions.
 
-    The positions follow the first readings. Without the positions in the changelog a forecaster would write all states
-    again.
+    The positions follow the first readings. With other positions in one of the two places, a forecaster would write all
+    states again.
     """
     by_partition: list[list[int]] = [[] for _ in range(settings.kafka.partitions)]
     for number, name in enumerate(names(sensors)):
@@ -130,4 +131,8 @@ def give_states(settings: Settings, sensors: int, states: States) -> None:
             producer.commit_transaction()
     finally:
         producer.close()
-    commit_offsets(settings, [len(members) for members in by_partition])
+    with closing(make_consumer(settings, group_id=settings.forecaster.group_id)) as consumer:
+        topic = settings.kafka.topics.readings
+        positions = {TopicPartition(topic, at): Position(len(mine)) for at, mine in enumerate(by_partition)}
+        consumer.assign(list(positions))
+        consumer.commit({where: position.to_commit() for where, position in positions.items()})
