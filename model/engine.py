@@ -84,17 +84,15 @@ class Engine:
             median=config.median_index,
             horizon=config.horizon_steps,
         )
-        fields = self.dtype.fields
+        fields, names = self.dtype.fields, self.dtype.names
         assert fields is not None
-        numbers = fields["count"][1]
-        assert self.dtype.names is not None
-        first = self.dtype.names.index("count")
-        assert self.dtype.names[first : first + 8] == (*NORMALISER_FIELDS, "lags")
-        self._places = step_kernel.Places(hidden=fields["hidden"][1], numbers=numbers)
+        assert names is not None
+        first = names.index(NORMALISER_FIELDS[0])
+        assert names[first : first + 8] == (*NORMALISER_FIELDS, "lags")
+        self._places = step_kernel.Places(hidden=fields["hidden"][1], numbers=fields[names[first]][1])
         if adaptation.active:
+            assert names[-1] == "adaptation"
             self._adaptation_place = fields["adaptation"][1]
-            assert self.dtype.names[-1] == "adaptation"
-
         self._compile()
 
     def _compile(self) -> None:
@@ -131,7 +129,7 @@ class Engine:
         config = self.config
         followed = self._follow(states, plan) if self.adaptation.active else None
         values = to_model_scale(config, plan.values if followed is None else followed.values)
-        if wanted is plan.step:
+        if wanted is plan.step:  # in the stream: a forecast after each reading
             forecast = plan.reading
         else:
             forecast = np.full(len(plan.turn), -1)

@@ -57,5 +57,5 @@ def test_a_trained_model_is_restarted_within_the_test_part() -> None:
     used = model_predictor(forecaster, "used", Adaptation("light", True))
     backtest([used], sequences, CONFIG, 350 * HOUR_US)
     again = loss_of_restarts(forecaster, Adaptation("light", True), sequences, 350 * HOUR_US, SCALE, carried=used)
-    np.testing.assert_allclose(again.carried["used"], found.carried["model"])
+    np.testing.assert_array_equal(again.carried["used"], found.carried["model"])
     np.testing.assert_array_equal(again.restarted, found.restarted)
