@@ -116,7 +116,7 @@ def lasting_copy(code: Path) -> Path:
     """A copy of the folder ``code`` in the user's cache, or ``code`` itself if the cache cannot be written.
 
     MLflow downloads an artefact into a new folder for each process. numba finds compiled functions by the path of their
-    file, so it would compile them in each process, which takes ten seconds. The name of the copy has a hash of the
+    file, so it would compile them in each process, which takes most of a minute. The name of the copy has a hash of the
     files, and each file is compared and restored if it differs, so the copy always runs the artefact's own code.
     """
     files = {file.name: file.read_bytes() for file in sorted(code.glob("*.py"))}

@@ -560,7 +560,7 @@ def test_a_user_of_mlflow_can_forecast_with_the_pyfunc(settings: Settings, tmp_p
         },
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,  # it compiles the kernels, beside other tests
         check=False,
     )
     assert done.returncode == 0, done.stderr
