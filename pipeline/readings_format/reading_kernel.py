@@ -471,11 +471,12 @@ def _number(data: Bytes, position: int, end: int) -> Any:
     if is_negative:
         position += 1
     mantissa = np.uint64(0)
-    digits = 0  # significant ones
+    digits = 0  # significant ones; counted apart, since a mantissa of 2**64 wraps to 0
     begin = position
     while position < end and ord("0") <= data[position] <= ord("9"):
-        mantissa = np.uint64(10) * mantissa + np.uint64(data[position] - np.uint8(ord("0")))
-        digits += mantissa != np.uint64(0)
+        digit = data[position] - np.uint8(ord("0"))
+        mantissa = np.uint64(10) * mantissa + np.uint64(digit)
+        digits += digits > 0 or digit != np.uint8(0)
         position += 1
         if digits > _MOST_DIGITS:
             return 0.0, _REFUSED
@@ -486,8 +487,9 @@ def _number(data: Bytes, position: int, end: int) -> Any:
         position += 1
         begin = position
         while position < end and ord("0") <= data[position] <= ord("9"):
-            mantissa = np.uint64(10) * mantissa + np.uint64(data[position] - np.uint8(ord("0")))
-            digits += mantissa != np.uint64(0)
+            digit = data[position] - np.uint8(ord("0"))
+            mantissa = np.uint64(10) * mantissa + np.uint64(digit)
+            digits += digits > 0 or digit != np.uint8(0)
             position += 1
             if digits > _MOST_DIGITS:
                 return 0.0, _REFUSED

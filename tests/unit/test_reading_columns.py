@@ -134,6 +134,19 @@ def test_numbers_are_those_of_the_exact_path(values: list[str]) -> None:
     check([(b"s", reading(f'"a":{value},"TEMP":1')) for value in values])
 
 
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_number_whose_digits_pass_64_bits_is_that_of_the_exact_path(sign: str) -> None:
+    digits = [str(multiple * 2**64 + more) for multiple in (1, 2, 5) for more in (-1, 0, 1)]
+    written = [
+        form
+        for text in digits
+        for form in (text, f"{text[:1]}.{text[1:]}", f"0.{text}e3", f"0.000{text}", f"{text[:1]}.{text[1:]}000")
+    ]
+    check([(b"s", reading(f'"a":{sign}{number}')) for number in written])
+    record = FetchedRecord(b"s", reading('"a":18446744073709551616'), 0, [])
+    assert decode_records(DECODER, len(FEATURES), 0, in_columns([record])).readings.values[0, 3] == 2.0**64
+
+
 @settings(max_examples=1_000)
 @given(st.floats(-1e30, 1e30, allow_nan=False))
 def test_a_number_is_read_back_as_it_was_written(value: float) -> None:
