@@ -48,9 +48,9 @@ def _phases(features: Sequence[str], sensors: int) -> NDArray[np.int64]:
     return np.array([[zlib.crc32(f"{name}{feature}".encode()) % 7 for feature in features] for name in names(sensors)])
 
 
-def matured(settings: Settings, sensors: int) -> States:
-    """The states of the originals among the sensors after ``READINGS`` readings."""
-    count = min(sensors, ORIGINALS)
+def matured(settings: Settings) -> States:
+    """The states of the originals after ``READINGS`` readings."""
+    count = ORIGINALS
     forecaster = small_forecaster(settings, hidden_size=HIDDEN_SIZE)
     states = blank_states(forecaster.config, count, settings.adaptation)
     stepper = Stepper(forecaster, settings.adaptation)
