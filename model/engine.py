@@ -61,10 +61,11 @@ class Engine:
         config = forecaster.config
         self.config = config
         self.adaptation = adaptation
-        self.dtype = state_dtype(config, adaptation)
+        self.dtype = self._fitting_dtype = state_dtype(config, adaptation)
         self._adapting = AdaptationConfig.of(config, adaptation)
         self._forecaster = forecaster
         self._whole = whole
+        self._ahead_size = ahead_size(config)
         self._targets = list(config.target_indices)
         self._rates = forecaster.normaliser().rates
         self._weights = _packed(forecaster)
@@ -99,7 +100,7 @@ class Engine:
         """Compile the kernels, or read them from disk, so that the first step does not wait for them."""
         values = np.empty((0, self.config.feature_count))
         plan = StepPlan.of_readings(_NONE, _NONE, _NONE, values, cadence_us=1, max_gap_steps=0)
-        ahead = np.empty((0, ahead_size(self.config)), np.float32)
+        ahead = np.empty((0, self._ahead_size), np.float32)
         self.step(np.empty(0, self.dtype), [], plan, plan.step, ahead)
 
     @property
@@ -124,9 +125,15 @@ class Engine:
             wanted: (n,) the steps after which to forecast, each once.
             ahead: (n, C) inputs known ahead; None if the model has none.
             readings: of the plan. Without them, the states note neither offsets nor times.
+
+        Raises:
+            ValueError: an array does not fit the model, the plan or ``states``. The compiled code checks no index, so
+                it would write beyond the array.
         """
-        assert states.flags.c_contiguous
         config = self.config
+        if ahead is None:
+            ahead = np.empty((len(wanted), 0), np.float32)
+        self._check(states, sensors, plan, ahead, len(wanted))
         followed = self._follow(states, plan) if self.adaptation.active else None
         values = to_model_scale(config, plan.values if followed is None else followed.values)
         if wanted is plan.step:  # in the stream: a forecast after each reading
@@ -134,8 +141,6 @@ class Engine:
         else:
             forecast = np.full(len(plan.turn), -1)
             forecast[wanted] = np.arange(len(wanted))
-        if ahead is None:
-            ahead = np.empty((len(wanted), 0), np.float32)
         made = self._run(states, sensors, plan, values, forecast, ahead, readings)
         quantiles, weights = made.quantiles, np.empty((*made.level.shape, 0))
         if self.adaptation.active:
@@ -145,6 +150,29 @@ class Engine:
         if followed is not None:
             scale = followed.in_present_unit(wanted, self._targets, scale, sizes=True)
         return Stepped(quantiles, scale, made.steps, made.origin, weights, limits, followed)
+
+    def _check(
+        self, states: States, sensors: Sequence[str], plan: StepPlan, ahead: NDArray[np.float32], forecasts: int
+    ) -> None:
+        """Refuse arrays that do not fit together."""
+        if states.dtype is not self._fitting_dtype or not states.flags.c_contiguous:
+            # Two types of many fields take microseconds to compare, so the last one that fitted is remembered.
+            if states.dtype != self.dtype or not states.flags.c_contiguous:
+                raise ValueError("the states belong to another model or adaptation, or are not contiguous in memory")
+            self._fitting_dtype = states.dtype
+        if len(sensors) != len(plan.slots) or len(sensors) > len(states):
+            raise ValueError(
+                f"the plan has steps of {len(plan.slots)} sensors, but there are {len(sensors)} sensor ids and"
+                f" {len(states)} states"
+            )
+        F = self._shape.features
+        if plan.values.shape[1] != F:
+            raise ValueError(f"the readings have {plan.values.shape[1]} features, but the model has {F}")
+        if ahead.shape != (forecasts, self._ahead_size):
+            raise ValueError(
+                f"the model needs {self._ahead_size} inputs known ahead for each of {forecasts} forecasts, but their"
+                f" array has the shape {ahead.shape}"
+            )
 
     def _run(
         self,

@@ -51,6 +51,9 @@ class StepPlan:
             last_us: (B,) timestamp of each state's last reading; ``NEVER_US`` in a blank state.
             slots: (n,) the state of each reading. Each sensor's readings are in order of time.
             timestamp_us: (n,); values: (n, F).
+
+        Raises:
+            ValueError: a slot is not an index of a state.
         """
         return cls(*_plan(last_us, slots, timestamp_us, values, cadence_us, max_gap_steps))
 
@@ -95,6 +98,9 @@ def _plan(
 ) -> tuple[Any, ...]:
     """The fields of ``StepPlan.of_readings``."""
     n, B, F = len(slots), len(last_us), values.shape[1]
+    for slot in slots:
+        if not 0 <= slot < B:
+            raise ValueError("the slot of a reading is not an index of a state")
     missing, is_reset = np.empty(n, np.int64), np.empty(n, np.bool_)
     elapsed_at = np.empty(n, np.float32)
     lengths, before_us = np.zeros(B, np.int64), last_us.copy()

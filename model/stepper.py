@@ -84,8 +84,20 @@ class Stepper:
             may_anchor: (n,) whether a rebuild may begin with each reading (``model.reorder_buffer``); by default with
                 any.
             arrivals: outlooks that come between the readings, for a model with outlooks.
+
+        Raises:
+            ValueError: the arrays have different lengths, a slot is not an index of ``states``, or the states or
+                values belong to a model of another shape.
         """
-        if not len(slots):
+        n = len(slots)
+        if not n == len(timestamp_us) == len(values) == len(offsets) or len(sensors) != len(states):
+            raise ValueError(
+                f"{n} slots, {len(timestamp_us)} times, {len(values)} rows of values and {len(offsets)} offsets must be"
+                f" as many as the readings, and {len(sensors)} sensor ids as many as the {len(states)} states"
+            )
+        if may_anchor is not None and len(may_anchor) != n:
+            raise ValueError(f"may_anchor has {len(may_anchor)} entries for {n} readings")
+        if not n:
             return self._no_forecasts(states, arrivals)
         config = self.config
         time = _compilable(timestamp_us, np.int64)

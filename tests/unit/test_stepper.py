@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from model.acceptance import NEVER_US
 from model.config import ANCHORS, NO_ADAPTATION, Adaptation, ModelConfig
 from model.engine import Engine
 from model.experts import AdaptationConfig
 from model.forecaster import Forecaster
+from model.known_ahead import CalendarCovariate
 from model.sequences import Sequences, Split, build_sequences
 from model.state import NO_OFFSET, States, blank_states, replay_start
+from model.step_plan import StepPlan
 from model.stepper import Forecasts, Stepper
 from model.training import TrainingOptions, train
 from model.unit_change import follow
@@ -329,6 +332,69 @@ def test_no_readings_give_no_forecasts() -> None:
     nothing = advance(STEPPER, states, stream(1, 2, 5).select(slice(0, 0)))
     assert nothing.quantiles.shape == (0, 1, 3, 3)
     assert states.tobytes() == before
+
+
+def arguments(**changes: object) -> dict[str, object]:
+    """The arguments of ``Stepper.step`` for two readings of one sensor, with changes."""
+    given = steady(2)
+    fields: dict[str, object] = {
+        "states": blank_states(STEPPER.config, 1),
+        "sensors": given.sensors,
+        "slots": given.slots,
+        "timestamp_us": given.timestamp_us,
+        "values": given.values,
+        "offsets": given.offsets,
+    }
+    return {**fields, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": np.array([0, 1])}, "not an index of a state"),
+        ({"slots": np.array([0, 10**7])}, "not an index of a state"),
+        ({"slots": np.array([0, -1])}, "not an index of a state"),
+        ({"sensors": ["s0", "s1"]}, "2 sensor ids as many as the 1 states"),
+        ({"timestamp_us": np.zeros(1, np.int64)}, "2 slots, 1 times, 2 rows of values and 2 offsets"),
+        ({"values": np.zeros((3, 2))}, "2 slots, 2 times, 3 rows of values and 2 offsets"),
+        ({"offsets": np.zeros(1, np.int64)}, "2 slots, 2 times, 2 rows of values and 1 offsets"),
+        ({"may_anchor": np.ones(1, bool)}, "may_anchor has 1 entries for 2 readings"),
+        ({"values": np.zeros((2, 1))}, "the readings have 1 features, but the model has 2"),
+        ({"values": np.zeros((2, 9))}, "the readings have 9 features, but the model has 2"),
+        ({"states": blank_states(config(hidden_size=17), 1)}, "the states belong to another model"),
+        ({"states": blank_states(config(), 1, Adaptation("light"))}, "the states belong to another model"),
+        ({"states": blank_states(config(), 3)[::2], "sensors": ["s0", "s1"]}, "not contiguous in memory"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_before_anything_is_stepped(
+    changes: dict[str, object], message: str
+) -> None:
+    """The compiled code checks no index: it would write beyond an array, or end the process."""
+    given = arguments(**changes)
+    states = given["states"]
+    assert isinstance(states, np.ndarray)
+    before = states.tobytes()
+    with pytest.raises(ValueError, match=message):
+        STEPPER.step(**given)  # type: ignore[arg-type]
+    assert states.tobytes() == before
+
+
+@pytest.mark.parametrize("shape", [None, (1, 0), (1, 3), (2, 4)])
+def test_inputs_known_ahead_of_another_shape_are_refused(shape: tuple[int, int] | None) -> None:
+    engine = Engine(untrained(calendar=(CalendarCovariate("holiday", ()),)), NO_ADAPTATION)
+    plan = StepPlan.of_readings(np.full(1, NEVER_US), *np.zeros((2, 1), np.int64), np.ones((1, 2)), HOUR_US, 1)
+    ahead = None if shape is None else np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match="needs 4 inputs known ahead for each of 1 forecasts"):
+        engine.step(np.zeros(1, engine.dtype), ["s0"], plan, plan.step, ahead)
+    engine.step(np.zeros(1, engine.dtype), ["s0"], plan, plan.step, np.zeros((1, 4), np.float32))
+
+
+def test_a_plan_of_other_sensors_is_refused() -> None:
+    plan = StepPlan.of_readings(np.full(1, NEVER_US), *np.zeros((2, 1), np.int64), np.ones((1, 2)), HOUR_US, 1)
+    engine = STEPPER._engine
+    for states, sensors in ((1, ["s0", "s1"]), (1, []), (0, ["s0"])):
+        with pytest.raises(ValueError, match="the plan has steps of 1 sensors"):
+            engine.step(np.zeros(states, engine.dtype), sensors, plan, plan.step, None)
 
 
 def test_steps_of_the_plain_preset_equal_a_batched_pass() -> None:
