@@ -190,7 +190,7 @@ class Engine:
         """
         shape, n = self._shape, len(ahead)
         made = step_kernel.Made(
-            hidden=np.empty((len(forecast) if self.adaptation.active else 0, shape.hidden), np.float32),
+            hidden=np.empty((len(forecast) if self._adapting.hidden_regressors else 0, shape.hidden), np.float32),
             origin=np.empty(len(readings.offset), np.int64),
             steps=np.empty(n, np.int64),
             level=np.empty((n, shape.targets)),

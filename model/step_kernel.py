@@ -64,7 +64,6 @@ ACCEPTED: Final = 4
 ANCHORS: Final = 5  # the first of them
 HEADER: Final = 10  # number of these fields
 NO_OFFSET: Final = -1
-NEVER_US: Final = -(2**63)
 
 
 class Shape(NamedTuple):
@@ -533,8 +532,9 @@ def _uncross(shape: Shape, raw: Numbers, level: Numbers, scale: Numbers, quantil
 
 @inner
 def _copy(source: Numbers, begin: int, to: Numbers, place: int, count: int) -> None:
-    # An assignment of slices would allocate, because numba cannot know that the slices do not overlap. With slices, no
-    # index can be negative, which would keep the loop from being vectorised.
+    # Arrays are copied here and not by an assignment of slices, which would look for an overlap each time, and copy
+    # through a new array if there is one. With slices, no index in the loop can be negative, which would keep it from
+    # being vectorised.
     taken, filled = source[begin : begin + count], to[place : place + count]
     for j in range(count):
         filled[j] = taken[j]
@@ -676,7 +676,7 @@ def run(
                 m = steps.starts[first + b] + r
                 top = hidden[L - 1, b]
                 if len(made.hidden):
-                    made.hidden[steps.turn[m]] = top
+                    _copy(top, 0, made.hidden[steps.turn[m]], 0, H)
                 n = steps.forecast[m]
                 if n < 0:
                     continue
@@ -684,9 +684,9 @@ def run(
                 for k in range(K):
                     f = rates.targets[k]
                     made.level[n, k], made.scale[n, k] = norm.levels[b, f, 1], norm.scale[b, f]
-                given[n, :H] = top
+                _copy(top, 0, given[n], 0, H)
                 if shape.given > H:
-                    given[n, H : H + D] = x[b, :D]
+                    _copy(x[b], 0, given[n], H, D)
                     _past_inputs(rates, norm, b, lags[b], given[n, H + D :])
         for b in range(rows):
             begin = steps.slots[first + b] * records.shape[1]

@@ -141,7 +141,7 @@ def test_hidden_states_stay_close_to_those_of_pytorch(monkeypatch: pytest.Monkey
         return AdaptedForecasts(rounds.quantiles, np.empty((0, 1, 9)))
 
     monkeypatch.setattr(engine_module, "adapt", keep)
-    engine = Engine(forecaster, Adaptation("light"))
+    engine = Engine(forecaster, Adaptation("full"))  # the level that reads the hidden states
     parts = in_parts(data)
     plan, names = StepPlan.of_sequences(parts), [steps.sensors[0] for steps, _, _ in parts]
     engine.step(np.zeros(8, engine.dtype), names, plan, np.empty(0, np.int64), None)
