@@ -48,3 +48,25 @@ def batched(forecaster: Forecaster, sequences: Sequences, adaptation: Adaptation
     predictor = model_predictor(forecaster, adaptation=adaptation)
     spans = [(sensor, *sequences.span(sensor)) for sensor in range(len(sequences.sensors))]
     return np.concatenate([predictor.forecasts(sequences, *span) for span in spans])
+
+
+@torch.inference_mode()
+def step_by_step(forecaster: Forecaster, sequences: Sequences, sensor: int) -> np.ndarray:
+    """(n, K, Q, h) forecasts from single steps of the network over the inputs of the whole data set."""
+    prepared = forecaster.prepare(sequences)
+    rows = torch.from_numpy(forecaster.sensor_rows([sequences.sensors[sensor]]))
+    builder = forecaster.ahead_inputs()
+    h = forecaster.gru.zeros(1)
+    found = []
+    for step in range(*sequences.span(sensor)):
+        if sequences.reset[step]:
+            h = forecaster.gru.zeros(1)
+        x = torch.from_numpy(prepared.x[None, None, step])
+        past = torch.from_numpy(prepared.past_inputs(np.array([step]))[None])
+        ahead = None
+        if builder is not None:
+            outlook = None if sequences.outlook is None else sequences.outlook[step : step + 1]
+            ahead = builder.of_arrays(sequences.timestamp_us[step : step + 1], sequences.outlooks, outlook)[None]
+        raw, h = forecaster.unroll(x, past, rows, h, ahead=ahead)
+        found.append(raw[0, 0].numpy() * prepared.scale[step, :, None, None] + prepared.level[step, :, None, None])
+    return np.array(found)

@@ -11,6 +11,7 @@ import torch
 
 from model.artefact import CONFIG_FILE, WEIGHTS_FILE, load_artefact, save_artefact
 from model.artefact_size import size_faults, weight_bytes
+from model.attributes import Attribute
 from model.backtest import Leak, Predictor, assert_causal, model_predictor
 from model.batches import LanePool, chunks
 from model.carrying_predictor import ForecastRequest
@@ -36,7 +37,7 @@ from model.state import blank_states, state_dtype
 from model.stepper import Forecasts, Stepper
 from model.training import EpochReport, train
 from model.training_options import TrainingOptions
-from tests.random_models import random_forecaster
+from tests.random_models import random_forecaster, step_by_step
 from tests.series import CONFIG, HOUR_US, joined
 
 DAY_S = 86_400
@@ -190,6 +191,16 @@ def test_the_stream_forecasts_like_a_back_test(config: ModelConfig, adaptation: 
         row = DATA.sequences.outlook[DATA.sequences.observed]  # type: ignore[index]
         seen = np.append(DATA.outlooks.issued_us, NO_ISSUE_US)[row]
         np.testing.assert_array_equal(stream.outlook_issued_us, seen)
+
+
+@pytest.mark.parametrize("config", [CALENDAR, BOTH], ids=["calendar", "both"])
+def test_forecasts_of_two_targets_and_attributes_equal_single_steps_of_the_network(config: ModelConfig) -> None:
+    site = Attribute("site", (("s0", "urban"), ("s1", "rural")))
+    forecaster = random_model(replace(config, targets=("level", "other"), attributes=(site,)))
+    steps = DATA.sequences
+    found = batched(forecaster, steps, Adaptation())
+    expected = np.concatenate([step_by_step(forecaster, steps, sensor) for sensor in range(3)])[steps.observed]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("cuts", [1, 7, 300])

@@ -15,7 +15,7 @@ from model.config import Adaptation, ModelConfig
 from model.forecaster import Forecaster
 from model.sequences import Sequences
 from model.unit_kernel import FACTOR
-from tests.random_models import batched, random_forecaster, stepped
+from tests.random_models import batched, random_forecaster, step_by_step, stepped
 from tests.series import CONFIG, HOUR_US, noisy_days
 
 TEST_START_US = 400 * HOUR_US
@@ -31,23 +31,6 @@ def with_resets(sequences: Sequences) -> Sequences:
     reset = sequences.reset.copy()
     reset[[50, 51, 130, 230, 400]] = True
     return replace(sequences, reset=reset)
-
-
-@torch.inference_mode()
-def step_by_step(forecaster: Forecaster, sequences: Sequences, sensor: int) -> np.ndarray:
-    """(n, K, Q, h) forecasts from single steps of the network over the inputs of the whole data set."""
-    prepared = forecaster.prepare(sequences)
-    rows = torch.from_numpy(forecaster.sensor_rows([sequences.sensors[sensor]]))
-    h = forecaster.gru.zeros(1)
-    found = []
-    for step in range(*sequences.span(sensor)):
-        if sequences.reset[step]:
-            h = forecaster.gru.zeros(1)
-        x = torch.from_numpy(prepared.x[None, None, step])
-        past = torch.from_numpy(prepared.past_inputs(np.array([step]))[None])
-        raw, h = forecaster.unroll(x, past, rows, h)
-        found.append(raw[0, 0].numpy() * prepared.scale[step, :, None, None] + prepared.level[step, :, None, None])
-    return np.array(found)
 
 
 @pytest.mark.parametrize(("season_steps", "lag_steps"), [(24, 5), (1, 0), (24, 40)])
