@@ -323,9 +323,15 @@ def allocating(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
 
 
 def _cached(function: Callable[Arguments, Result], options: dict[str, Any]) -> Callable[Arguments, Result]:
+    """The function, compiled again if its file or the options have changed.
+
+    numba compares a stamp of the cached code with one of the function's own file, which does not tell the options.
+    """
     compile_it = cast(Any, numba.njit)
     try:
         made = compile_it(cache=True, **options)(function)
+        stored = made._cache._cache_file
+        stored._source_stamp = (stored._source_stamp, sorted(options.items()))
     except RuntimeError:  # neither folder can be written: each process compiles the function again
         made = compile_it(**options)(function)
     return cast(Callable[Arguments, Result], made)
