@@ -296,8 +296,10 @@ def scratch(size: Sizes, record_bytes: int) -> Scratch:
 
 
 # Options of every compiled function. Without ``_nrt=False`` numba counts references to each part of an array that a
-# function names, with atomic instructions: more than half of a step's time. Then nothing can be allocated.
-OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy", "_nrt": False}
+# function names, with atomic instructions: more than half of a step's time. Then nothing can be allocated. With
+# ``nogil`` other threads run during a call, so that a long call holds up no heartbeat. A caller must then give each
+# thread arrays of its own to write into.
+OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy", "_nrt": False, "nogil": True}
 
 
 def inner(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
