@@ -590,7 +590,7 @@ def test_the_pyfunc_refuses_an_invalid_frame_with_a_message(
 ) -> None:
     import mlflow
 
-    # Without adaptation, because the artefact's copy of the kernel takes ten seconds to compile.
+    # Without adaptation, because the artefact's copy of its kernel takes a quarter of a minute to compile.
     plain = settings.forecaster.model_copy(update={"adaptation": "off", "calibration": False})
     settings = settings.model_copy(update={"forecaster": plain})
     version = registered(settings, artefact(settings, tmp_path))

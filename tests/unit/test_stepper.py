@@ -1,6 +1,7 @@
 """The stepper follows the gap rule, gives equal bits for any micro-batches, and equals a batched pass to rounding."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
@@ -222,6 +223,18 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_steppers_in_threads_of_their_own_do_not_disturb_each_other() -> None:
+    """Compiled code runs without Python's lock, so steppers of one model must share no memory that they write to."""
+    readings = stream(6, 40, 4_000)
+    steppers = [Stepper(untrained(), adaptation) for adaptation in (Adaptation("full"), Adaptation("full"))]
+    expected, states = in_one_go(steppers[0], readings)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(in_one_go, steppers, [readings] * 2))
+    for forecasts, stepped in found:
+        assert_same_bits([forecasts], expected)
+        assert stepped.tobytes() == states.tobytes()
 
 
 def batched(forecaster: Forecaster, data: Sequences) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
