@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.history.columns import column_of
 from pipeline.history.outlook_rows import outlook_rows
-from pipeline.kafka.reading_records import DecodedReadings, decode_readings
+from pipeline.kafka.reading_records import decode_readings
 from pipeline.kafka.record_columns import offsets_of, timestamps_of
 from pipeline.kafka.sensor_codes import join_names
 from pipeline.messages import Rejected
@@ -21,10 +21,13 @@ from pipeline.settings import Settings
 
 
 class _Part(NamedTuple):
-    """The readings of one call of ``add``."""
+    """The readings of one call of ``add``: only these columns are kept until the commit, and no record."""
 
     partition: int
-    found: DecodedReadings
+    names: list[str]  # the sensors
+    codes: NDArray[np.intp]  # (n,) index of the reading's sensor in ``names``
+    timestamp_us: NDArray[np.int64]  # (n,)
+    values: NDArray[np.float64]  # (n, F), NaN where missing
     offsets: NDArray[np.int64]  # (n,)
     sent_ms: NDArray[np.int64]  # (n,) timestamps of the records
 
@@ -47,7 +50,7 @@ class ReadingChunk:
         self._clear()
 
     def __len__(self) -> int:
-        return sum(len(part.found.codes) for part in self._parts) + len(self._outlooks)
+        return sum(len(part.codes) for part in self._parts) + len(self._outlooks)
 
     def add(self, partition: int, records: Sequence[Any]) -> int:
         """Decode a partition's next records, and return the number of readings and outlooks in the chunk."""
@@ -57,7 +60,8 @@ class ReadingChunk:
         self.ignored_values += found.ignored
         if len(found.codes):
             offsets, sent_ms = found.select(offsets_of(records)), found.select(timestamps_of(records))
-            self._parts.append(_Part(partition, found, offsets, sent_ms))
+            columns = (found.names, found.codes, found.timestamp_us, found.values, offsets, sent_ms)
+            self._parts.append(_Part(partition, *columns))
         return len(self)
 
     def _add_outlook(self, partition: int, record: Any, rejected: Rejected) -> None:
@@ -74,13 +78,13 @@ class ReadingChunk:
     def take(self) -> pl.DataFrame:
         """The columns of the history table, null where missing; the chunk is empty afterwards."""
         parts = self._parts
-        names, codes = join_names([(part.found.names, part.found.codes) for part in parts])
-        counts = [len(part.found.codes) for part in parts]
-        values = np.concatenate([np.empty((0, len(self._features))), *(part.found.values for part in parts)])
+        names, codes = join_names([(part.names, part.codes) for part in parts])
+        counts = [len(part.codes) for part in parts]
+        values = np.concatenate([np.empty((0, len(self._features))), *(part.values for part in parts)])
         timestamp_us, offsets, sent_ms = (
             np.concatenate([np.empty(0, np.int64), *each])
             for each in (
-                [part.found.timestamp_us for part in parts],
+                [part.timestamp_us for part in parts],
                 [part.offsets for part in parts],
                 [part.sent_ms for part in parts],
             )

@@ -1,6 +1,10 @@
 """The columns of a commit are the readings of its records, whether they came as objects or in columns."""
 
+import gc
+import tracemalloc
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import polars as pl
 import pytest
@@ -50,3 +54,19 @@ def test_an_empty_chunk_has_the_columns_of_a_full_one() -> None:
     chunk.add(0, RECORDS)
     assert chunk.take().schema == empty.schema
     assert empty.schema["offset"] == pl.Int64
+
+
+@pytest.mark.parametrize("form", [list, in_columns])
+def test_no_rejected_record_stays_in_memory_until_the_commit(form: Callable[[list[FetchedRecord]], Any]) -> None:
+    chunk, size = ReadingChunk(SETTINGS), 100_000
+    chunk.add(0, form(RECORDS))  # the first call loads modules
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            chunk.add(0, form([RECORDS[0], FetchedRecord(b"s", b"x" * size, number, [], MOMENT_MS)]))
+        gc.collect()
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert chunk.left_out == {"malformed": 21}
+    assert kept_bytes < size
