@@ -101,7 +101,7 @@ class ForecastEncoder:
         """Values and header blocks (for ``batch_producer``) of n forecasts, one after each reading.
 
         Raises:
-            ModelUnusable: a rounded forecast is non-finite; names the first sensor and offset.
+            ModelUnusable: a rounded forecast or a weight is non-finite; names the first sensor and offset.
         """
         if inputs.topic not in self._pieces:
             self._pieces[inputs.topic] = (self._value_pieces(inputs.topic), self._header_pieces(inputs.topic))
@@ -116,6 +116,7 @@ class ForecastEncoder:
         return self._values(inputs, integers, forecasts), self._headers(inputs, integers)
 
     def _values(self, inputs: ForecastInputs, integers: NDArray[np.int64], forecasts: "Forecasts") -> ByteStrings:
+        self._check_finite(forecasts.weights, np.arange(len(inputs)), inputs)  # an integer cannot tell
         known, decimals = _decimals(forecasts.scale)
         quantiles, must_equal = forecasts.quantiles, ~known
         if forecasts.limits.size:  # a number may be a limit, or a whole number, and not rounded
@@ -224,7 +225,7 @@ class ForecastEncoder:
         )
 
     def _check_finite(self, values: NDArray[np.float64], rows: NDArray[np.intp], inputs: ForecastInputs) -> None:
-        """Raise if a value of the forecasts at ``rows`` is non-finite."""
+        """Raise if one of the values or weights of the forecasts at ``rows`` is non-finite."""
         finite = np.isfinite(values)
         if finite.all():
             return

@@ -158,3 +158,14 @@ def test_a_non_finite_forecast_is_refused() -> None:
     )
     with pytest.raises(ModelUnusable, match=r"version 3 .* sensor b at offset 11"):
         encoder.encode(inputs, forecasts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_a_non_finite_weight_is_refused(weight: float) -> None:
+    encoder, _ = make_encoder(1, (0.5,), 2, "light")
+    forecasts = make_forecasts(np.random.default_rng(0), (3, 1, 1, 2), len(EXPERTS["light"]))
+    forecasts.weights[1, 0, 0] = weight
+    zeros = np.zeros(3, np.int64)
+    inputs = ForecastInputs("readings", zeros, ["a", "b"], np.array([0, 1, 0]), zeros, np.array([10, 11, 12]))
+    with pytest.raises(ModelUnusable, match=r"version 3 .* sensor b at offset 11"):
+        encoder.encode(inputs, forecasts)  # type: ignore[arg-type]
