@@ -7,7 +7,7 @@ test compares the bytes with those of msgspec.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -268,26 +268,71 @@ def _powers_of_ten(exponents: NDArray[np.float64]) -> NDArray[np.float64]:
     return 10.0 ** np.abs(exponents)
 
 
+class _GrowingStrings:
+    """Byte strings that are added at the end; the buffers double, so that an addition copies only its own strings."""
+
+    def __init__(self) -> None:
+        self._data = np.empty(1_024, np.uint8)
+        self._bounds = np.zeros(64, np.int64)  # the strings' ends after a 0
+        self._count = 0
+        self.strings = ByteStrings.of([])
+        self.most_bytes = 0  # of one string
+
+    def add(self, texts: Sequence[bytes]) -> None:
+        """Add one or more strings."""
+        added = _Pieces.of(texts)
+        first, count = self._bounds[self._count], self._count + len(texts)
+        size = first + len(added.data)
+        self._data, self._bounds = _with_room(self._data, size), _with_room(self._bounds, count + 1)
+        self._data[first:size] = added.data
+        self._bounds[self._count : count + 1] = first + added.bounds
+        self._count = count
+        self.strings = ByteStrings(self._data[:size], self._bounds[:count], self._bounds[1 : count + 1])
+        self.most_bytes = max(self.most_bytes, *map(len, texts))
+
+
+def _with_room(buffer: NDArray[Any], size: int) -> NDArray[Any]:
+    """The buffer, or a copy of at least twice its length if ``size`` items do not fit."""
+    if size <= len(buffer):
+        return buffer
+    larger = np.empty(max(size, 2 * len(buffer)), buffer.dtype)
+    larger[: len(buffer)] = buffer
+    return larger
+
+
 class _SensorTexts(dict[str, int]):
     """Sensor id -> its number: the place of its texts, which are made once per sensor."""
 
     def __init__(self) -> None:
-        self.heads = ByteStrings.of([])  # JSON of a forecast up to the time
-        self.subjects = ByteStrings.of([])  # header `ce_subject`; empty if the sensor id cannot be a subject
-        self.most_head_bytes = self.most_subject_bytes = 0  # of one sensor
+        self._heads = _GrowingStrings()
+        self._subjects = _GrowingStrings()
         self._added: list[str] = []
+
+    @property
+    def heads(self) -> ByteStrings:
+        """JSON of a forecast up to the time."""
+        return self._heads.strings
+
+    @property
+    def subjects(self) -> ByteStrings:
+        """Header `ce_subject`; empty if the sensor id cannot be a subject."""
+        return self._subjects.strings
+
+    @property
+    def most_head_bytes(self) -> int:
+        return self._heads.most_bytes
+
+    @property
+    def most_subject_bytes(self) -> int:
+        return self._subjects.most_bytes
 
     def numbers(self, sensor_ids: Sequence[str]) -> NDArray[np.int64]:
         """The number of each sensor; texts are made for new ones."""
         found = np.fromiter(map(self.__getitem__, sensor_ids), np.int64, len(sensor_ids))
         if self._added:
-            heads = [b'{"sensor_id":' + _json(sensor_id) + b',"issued_at":"' for sensor_id in self._added]
+            self._heads.add([b'{"sensor_id":' + _json(name) + b',"issued_at":"' for name in self._added])
             subjects = [event_subject(sensor_id) for sensor_id in self._added]
-            headers = [b"" if subject is None else _header("ce_subject", subject) for subject in subjects]
-            self.heads = self.heads.followed_by(ByteStrings.of(heads))
-            self.subjects = self.subjects.followed_by(ByteStrings.of(headers))
-            self.most_head_bytes = max(self.most_head_bytes, *map(len, heads))
-            self.most_subject_bytes = max(self.most_subject_bytes, *map(len, headers))
+            self._subjects.add([b"" if each is None else _header("ce_subject", each) for each in subjects])
             self._added = []
         return found
 

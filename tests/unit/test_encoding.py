@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelUnusable
-from pipeline.forecast_encoding import ForecastInputs, round_to_scale
+from pipeline.forecast_encoding import ForecastInputs, _SensorTexts, round_to_scale
 from pipeline.messages import EARLIEST_TIMESTAMP_US, LATEST_TIMESTAMP_US, decode_forecast
 from pipeline.text.json_columns import float_rows
 from tests.made_forecasts import EXPERTS, Forecasts, headers_of, make_encoder, messages_of
@@ -169,3 +169,18 @@ def test_a_non_finite_weight_is_refused(weight: float) -> None:
     inputs = ForecastInputs("readings", zeros, ["a", "b"], np.array([0, 1, 0]), zeros, np.array([10, 11, 12]))
     with pytest.raises(ModelUnusable, match=r"version 3 .* sensor b at offset 11"):
         encoder.encode(inputs, forecasts)  # type: ignore[arg-type]
+
+
+def test_texts_of_sensors_stay_right_while_their_buffers_grow() -> None:
+    texts, rng = _SensorTexts(), np.random.default_rng(0)
+    buffers = set()
+    names: list[str] = []
+    for count in [1] * 300 + [700]:
+        names += [f"sensor-{len(names) + more}" * int(rng.integers(1, 9)) for more in range(count)]
+        assert texts.numbers(names[-count - 1 :])[-1] == len(names) - 1
+        buffers.add(texts.heads.data.ctypes.data)
+    assert texts.heads == [f'{{"sensor_id":"{name}","issued_at":"'.encode() for name in names]
+    assert len(texts.subjects) == len(names)
+    assert all(name.encode() in subject for name, subject in zip(names, texts.subjects, strict=True))
+    assert texts.most_head_bytes == max(map(len, texts.heads))
+    assert len(buffers) < 12  # most additions copy no earlier text
