@@ -45,7 +45,8 @@ logger = logging.getLogger("streamgru.batch_consumer")
 # Readings in a batch; a larger batch lets the client prefetch. A fetch takes some 2 ms, stepping 500 readings 20 ms.
 FEW_RECORDS: Final = 500
 
-# Memory after which a poll ends. A poll of readings takes a few MB; one of highly compressed records could take GB.
+# Memory of a poll's batches after which it ends; joining the batches copies their records once more. A poll of readings
+# takes a few MB; one of highly compressed records could take GB.
 POLL_BYTES: Final = 64 * 1024 * 1024
 
 

@@ -96,7 +96,7 @@ def join_records(runs: Sequence[Sequence[FetchedRecord]]) -> Sequence[FetchedRec
     pieces, shifts, size = [], [], 0
     for run in columns:
         begin, end = run.table.item(0, KEY_START), run.table.item(-1, END)
-        pieces.append(run.data[begin:end])
+        pieces.append(memoryview(run.data)[begin:end])  # the join below copies; a slice of bytes would copy too
         shifts.append(size - begin)
         size += end - begin
     table = np.concatenate([run.table for run in columns])

@@ -126,6 +126,20 @@ def test_columns_are_a_sequence_like_a_list_of_records(batches: list[list[Conten
     )
 
 
+def test_joining_columns_copies_their_bytes_once() -> None:
+    size = 1_000_000
+    batch = DefaultRecordBatch(encoded([(b"k", b"v" * size, [], 0)]))
+    runs = [read_batch(batch, 2 * LIMIT + 2 * size, read_columns).records for _ in range(4)]
+    tracemalloc.start()
+    try:
+        joined = join_records(runs)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(joined, RecordColumns)
+    assert peak_bytes < 5 * size
+
+
 def test_columns_joined_with_records_that_are_objects_are_objects() -> None:
     columns = read_batch(DefaultRecordBatch(encoded([(b"k", b"v", [], 0)])), LIMIT, read_columns).records
     objects = [FetchedRecord(None, None, 5, [])]
