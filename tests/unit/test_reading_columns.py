@@ -195,6 +195,19 @@ def test_many_unknown_features_are_counted_and_repeated_ones_once() -> None:
         check([(b"s", reading(f'"a":1,{strangers}')), (b"s", reading(f'"a":1,{strangers},"stranger 0":null'))])
 
 
+def test_many_features_in_any_order_give_the_same_outcome() -> None:
+    for count in (3, 20, 200):
+        features = [f"feature {number}" for number in range(count)]
+        decoder = OwnFormDecoder(features, 100_000)
+        for order, is_fast in ((features, True), (features[1:] + features[:1], True), (features[::-1], count < 200)):
+            values = ",".join(f'"{name}":{number}' for number, name in enumerate(order))
+            records = [FetchedRecord(b"s", reading(values), 0, [])]
+            columns = in_columns(records)
+            assert decoder.decode_columns(columns.data, columns.table).decoded == is_fast
+            found = decode_records(decoder, count, 0, columns)
+            assert content(found) == content(decode_records(decoder, count, 0, records))
+
+
 def test_large_values_and_long_sensor_ids_are_rejected_alike() -> None:
     for size in (1_023, 1_024, 1_025):
         check([(b"s" * size, reading(sensor="s" * size))])
