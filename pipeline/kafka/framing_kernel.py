@@ -72,7 +72,7 @@ def frame_records(
         first_offset: offset of the first record in its batch.
         since_first_ms: time since the batch's first record; negative if the clock was set back.
         at_least_one: whether the first record is written even if it does not fit.
-        out: has at least ``room`` bytes, and enough for the first record.
+        out: has at least ``room`` bytes, or enough for all n records; and enough for the first record.
     """
     size = largest = count = 0
     time_size = _varint_size(since_first_ms)

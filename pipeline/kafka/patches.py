@@ -332,6 +332,9 @@ def _fail_on_sequence_errors(manager: Any) -> None:
 def _retry_transactional_requests_soon(sender: Any) -> None:
     """Send a transactional request again after ``TRANSACTION_RETRY_MS``.
 
+    The sender's ``retry_backoff_ms`` is also the timeout of its poll while a transactional request is in flight, so the
+    sender then wakes every ``TRANSACTION_RETRY_MS``.
+
     Private: the ``config`` of ``KafkaProducer._sender``.
     Why: the option ``retry_backoff_ms`` also sets how often the client asks for metadata and sends a batch again, which
         is too often for brokers that have just come back.
