@@ -1,8 +1,9 @@
 """A forecaster without Kafka: its records, its committed and its present state, with crashes and model swaps."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.messages import ReadingDecoder, Rejected, decode_forecast, microseconds, quantile_key
 from pipeline.outlook_messages import Outlook, decode_outlook, make_outlook_decoder
 from pipeline.settings import Settings
+from tests.columns import in_columns
 
 WHERE: Final = TopicPartition(Settings().kafka.topics.readings, 0)
 
@@ -48,10 +50,16 @@ class PartitionLog:
     def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(partitions, self._start)
 
-    def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[FetchedRecord]]:
+    def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, Sequence[FetchedRecord]]:
         polled = self._records[self._at : self._at + 7]
         self._at += len(polled)
-        return {WHERE: polled} if polled else {}
+        return {WHERE: as_fetched(polled)} if polled else {}
+
+
+def as_fetched(records: list[FetchedRecord]) -> Sequence[FetchedRecord]:
+    """The records in columns, as a consumer returns them; as objects if one has headers or is an unreadable batch."""
+    is_plain = all(type(part) in (bytes, NoneType) for record in records for part in (record.key, record.value))
+    return in_columns(records) if is_plain and not any(record.headers for record in records) else records
 
 
 def exhausted(generator: Any) -> Any:
@@ -92,7 +100,9 @@ class Stream:
         polled = self.records[start : start + count]
         if not polled:
             return
-        batch = MicroBatchBuilder(self.settings, self.serving, "").build({WHERE: polled}, buffered=self.buffered)
+        batch = MicroBatchBuilder(self.settings, self.serving, "").build(
+            {WHERE: as_fetched(polled)}, buffered=self.buffered
+        )
         for records in batch.records:
             if records.topic == self.settings.kafka.topics.forecasts:
                 self.forecasts += [decode_forecast(value) for value in records.values if value is not None]
