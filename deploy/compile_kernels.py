@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from deploy.terminal_text import say
 from model import least_squares
 from model.config import Adaptation, ModelConfig
 from model.engine import Engine
@@ -43,7 +44,7 @@ def main() -> None:
     for name, prepare in KERNELS:
         began = time.perf_counter()
         prepare()
-        print(f"{name}: {time.perf_counter() - began:.1f} s", flush=True)
+        say(f"{name}: {time.perf_counter() - began:.1f} s")
 
 
 if __name__ == "__main__":
