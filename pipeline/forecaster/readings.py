@@ -16,7 +16,7 @@ from pipeline.kafka.record_batch import FetchedRecord
 from pipeline.kafka.record_columns import offsets_of, timestamps_of, with_headers
 from pipeline.kafka.sensor_codes import distinct, join_names, only_used
 from pipeline.messages import Rejected
-from pipeline.outlook_messages import Outlook, OutlookDecoder
+from pipeline.outlook_messages import Outlook, OutlookDecoder, decode_outlook
 from pipeline.reading_times import ImplausibleTime, TimeRules, find_implausible, reject_implausible
 from pipeline.readings_format.decoder import RecordDecoder
 
@@ -150,9 +150,9 @@ def decode_records(
     rejected: list[tuple[Record, Rejected]] = []
     outlooks: list[tuple[Record, Outlook]] = []
     for record, reason in found.others:
-        outlook, why = _outlook(outlook_decoder, record, reason)
-        if outlook is None:
-            rejected.append((record, why))
+        outlook = decode_outlook(outlook_decoder, record, reason)
+        if isinstance(outlook, Rejected):
+            rejected.append((record, outlook))
         else:
             outlooks.append((record, outlook))
     readings = Readings(
@@ -173,16 +173,6 @@ def decode_records(
         readings = replace(readings, outlooks=kept)
         ignored += sum(outlook.ignored for _, outlook in outlooks)
     return DecodedRecords(readings, rejected, ignored, implausible)
-
-
-def _outlook(decoder: OutlookDecoder | None, record: Record, reason: Rejected) -> tuple[Outlook | None, Rejected]:
-    """The outlook in a record that is not a reading, or None and the reason of the record's rejection."""
-    if decoder is None:
-        return None, reason
-    try:
-        return decoder.decode(record.key, record.value, record.headers, reason), reason
-    except Rejected as invalid:
-        return None, invalid
 
 
 def _plausible_outlooks(
