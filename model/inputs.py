@@ -65,7 +65,7 @@ _CALENDAR_INPUTS: Final[int] = sum(table.values.shape[1] for table in CALENDAR)
 
 def input_size(config: ModelConfig) -> int:
     """D: the inputs of a step."""
-    return _input_size(config.feature_count)
+    return config.feature_count * INPUTS_PER_FEATURE + 1 + _CALENDAR_INPUTS
 
 
 def past_size(config: ModelConfig) -> int:
@@ -99,10 +99,6 @@ def elapsed_inputs(elapsed: NDArray[np.float32]) -> NDArray[np.float32]:
 def calendar_inputs(timestamp_us: Indexes) -> NDArray[np.float32]:
     """(M, 6) the last inputs of a step: sines and cosines of its time of day and of its time of the week."""
     return np.concatenate([table(timestamp_us) for table in CALENDAR], axis=1)
-
-
-def _input_size(features: int) -> int:
-    return features * INPUTS_PER_FEATURE + 1 + _CALENDAR_INPUTS
 
 
 def _reciprocal(scale: Floats) -> Floats:

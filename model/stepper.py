@@ -74,7 +74,7 @@ class Stepper:
         may_anchor: NDArray[np.bool_] | None = None,
         arrivals: Arrivals | None = None,
     ) -> Forecasts:
-        """Forecasts after each of n accepted readings. Steps ``states`` in place.
+        """Forecasts after each of n accepted readings. Steps ``states`` in place; outlooks may come without readings.
 
         Args:
             states: (B,) of ``state_dtype``, contiguous; sensors: their B ids.
@@ -97,8 +97,6 @@ class Stepper:
             )
         if may_anchor is not None and len(may_anchor) != n:
             raise ValueError(f"may_anchor has {len(may_anchor)} entries for {n} readings")
-        if not n:
-            return self._no_forecasts(states, arrivals)
         config = self.config
         time = _compilable(timestamp_us, np.int64)
         plan = StepPlan.of_readings(
@@ -144,24 +142,6 @@ class Stepper:
         if self.config.outlook is None:
             return None
         return step_outlooks(states, slots, reset, offsets, arrivals)
-
-    def _no_forecasts(self, states: States, arrivals: Arrivals | None) -> Forecasts:
-        """The answer to no readings. Arriving outlooks are put into the states."""
-        config = self.config
-        K = config.target_count
-        none = np.empty(0, np.int64)
-        quantiles = np.empty((0, K, len(config.quantiles), config.horizon_steps))
-        weights = np.empty((0, K, self._engine.expert_count))
-        maps = np.empty((0, config.feature_count if self.adaptation.active else 0))
-        between = np.empty((0, len(config.bounds), 2))
-        warm = none.astype(bool)
-        flags = maps.astype(np.int8)
-        known = self._outlooks(states, none, warm, none, arrivals)
-        if known is not None:
-            store_outlooks(states, known)
-        of_outlooks = _by_outlook(known, 0)
-        scale = np.empty((0, K))
-        return Forecasts(quantiles, scale, none, none, warm, weights, between, flags, maps, maps, *of_outlooks)
 
 
 def _compilable(array: NDArray[Any], kind: type[np.generic]) -> NDArray[Any]:
