@@ -169,12 +169,8 @@ def _reading(
     timestamp_us = strangers = 0
     position = _skip_space(data, position + 1, end)
     while True:
-        name_end = _text_end(data, position, end)
-        if name_end < 0:
-            return 0, _REFUSED
-        name, size = position + 1, name_end - position - 1
-        position = _after_colon(data, name_end + 1, end)
-        if position < 0 or position >= end:
+        name, size, position = _name(data, position, end)
+        if position < 0:
             return 0, _REFUSED
         if size == _SENSOR_ID_SIZE and not has_sensor and _are_equal(data, name, names, _SENSOR_ID, size):
             has_sensor = True
@@ -194,14 +190,11 @@ def _reading(
                 return 0, _REFUSED
         else:
             return 0, _REFUSED
-        position = _skip_space(data, position, end)
-        if position >= end:
+        is_last, position = _after_field(data, position, end)
+        if position < 0:
             return 0, _REFUSED
-        if data[position] == ord("}"):
+        if is_last:
             break
-        if data[position] != ord(","):
-            return 0, _REFUSED
-        position = _skip_space(data, position + 1, end)
     is_whole = has_sensor and has_time and has_values and _skip_space(data, position + 1, end) == end
     return timestamp_us, strangers if is_whole else _REFUSED
 
@@ -228,12 +221,8 @@ def _features(
     comparisons = _COMPARISONS_PER_FEATURE * features + _MORE_COMPARISONS  # that are left
     position = _skip_space(data, position + 1, end)
     while True:
-        name_end = _text_end(data, position, end)
-        if name_end < 0:
-            return 0, _REFUSED
-        name, size = position + 1, name_end - position - 1
-        position = _after_colon(data, name_end + 1, end)
-        if position < 0 or position >= end:
+        name, size, position = _name(data, position, end)
+        if position < 0:
             return 0, _REFUSED
         feature = _find_feature(data, name, size, names, name_ends, expected)
         turns = feature - expected if feature >= 0 else features
@@ -264,14 +253,11 @@ def _features(
                     return 0, _REFUSED
                 values[row, feature] = number
                 known += 1
-        position = _skip_space(data, position, end)
-        if position >= end:
+        is_last, position = _after_field(data, position, end)
+        if position < 0:
             return 0, _REFUSED
-        if data[position] == ord("}"):
+        if is_last:
             break
-        if data[position] != ord(","):
-            return 0, _REFUSED
-        position = _skip_space(data, position + 1, end)
     return strangers, position + 1 if known > 0 else _REFUSED
 
 
@@ -317,12 +303,29 @@ def _skip_space(data: Bytes, position: int, end: int) -> int:
 
 
 @inner
-def _after_colon(data: Bytes, position: int, end: int) -> int:
-    """The position of the value after a name; ``_REFUSED`` if no colon follows the name."""
+def _name(data: Bytes, position: int, end: int) -> Any:
+    """The start and the size of a field's name, and the position of its value; ``_REFUSED`` if no value follows."""
+    name_end = _text_end(data, position, end)
+    if name_end < 0:
+        return 0, 0, _REFUSED
+    after = _skip_space(data, name_end + 1, end)
+    if after >= end or data[after] != ord(":"):
+        return 0, 0, _REFUSED
+    after = _skip_space(data, after + 1, end)
+    return position + 1, name_end - position - 1, after if after < end else _REFUSED
+
+
+@inner
+def _after_field(data: Bytes, position: int, end: int) -> Any:
+    """Whether the object ends after a field, and the position of its closing brace or of the next field's name."""
     position = _skip_space(data, position, end)
-    if position >= end or data[position] != ord(":"):
-        return _REFUSED
-    return _skip_space(data, position + 1, end)
+    if position >= end:
+        return False, _REFUSED
+    if data[position] == ord("}"):
+        return True, position
+    if data[position] != ord(","):
+        return False, _REFUSED
+    return False, _skip_space(data, position + 1, end)
 
 
 @inner
