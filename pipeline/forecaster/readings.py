@@ -73,12 +73,6 @@ class Readings:
         """The sensor id of each reading; code that processes many readings takes ``names`` instead."""
         return [self.names[code] for code in self.codes.tolist()]
 
-    @cached_property
-    def keys(self) -> list[bytes]:
-        """The sensor id of each reading in UTF-8."""
-        encoded = [name.encode() for name in self.names]
-        return [encoded[code] for code in self.codes.tolist()]
-
     def are_of(self, sensors: Container[str]) -> NDArray[np.bool_]:
         """(n,) whether each reading is of one of the sensors."""
         return np.array([name in sensors for name in self.names], np.bool_)[self.codes]
