@@ -483,32 +483,17 @@ def _number(data: Bytes, position: int, end: int) -> Any:
     is_negative = data[position] == ord("-")
     if is_negative:
         position += 1
-    mantissa = np.uint64(0)
-    digits = 0  # significant ones; counted apart, since a mantissa of 2**64 wraps to 0
     begin = position
-    while position < end and ord("0") <= data[position] <= ord("9"):
-        digit = data[position] - np.uint8(ord("0"))
-        mantissa = np.uint64(10) * mantissa + np.uint64(digit)
-        digits += digits > 0 or digit != np.uint8(0)
-        position += 1
-        if digits > _MOST_DIGITS:
-            return 0.0, _REFUSED
-    if position == begin or (data[begin] == ord("0") and position - begin > 1):
+    mantissa, digits, position = _digits(data, position, end, np.uint64(0), 0)
+    if position <= begin or (data[begin] == ord("0") and position - begin > 1):
         return 0.0, _REFUSED
     power = 0
     if position < end and data[position] == ord("."):
-        position += 1
-        begin = position
-        while position < end and ord("0") <= data[position] <= ord("9"):
-            digit = data[position] - np.uint8(ord("0"))
-            mantissa = np.uint64(10) * mantissa + np.uint64(digit)
-            digits += digits > 0 or digit != np.uint8(0)
-            position += 1
-            if digits > _MOST_DIGITS:
-                return 0.0, _REFUSED
-        power = begin - position
-        if power == 0:
+        begin = position + 1
+        mantissa, digits, position = _digits(data, begin, end, mantissa, digits)
+        if position <= begin:
             return 0.0, _REFUSED
+        power = begin - position
     elif is_negative and mantissa == np.uint64(0):
         return 0.0, _REFUSED  # an integer has no negative zero
     if position < end and (data[position] == ord("e") or data[position] == ord("E")):
@@ -537,6 +522,23 @@ def _number(data: Bytes, position: int, end: int) -> Any:
         if number < 0:
             return 0.0, _REFUSED
     return -number if is_negative else number, position
+
+
+@inner
+def _digits(data: Bytes, position: int, end: int, mantissa: Any, digits: int) -> Any:
+    """The mantissa and the number of its significant digits, both with further digits, and the position after these.
+
+    The position is ``_REFUSED`` if the mantissa would not fit. The digits are counted apart from it, because a mantissa
+    of 2**64 wraps to 0.
+    """
+    while position < end and ord("0") <= data[position] <= ord("9"):
+        digit = data[position] - np.uint8(ord("0"))
+        mantissa = np.uint64(10) * mantissa + np.uint64(digit)
+        digits += digits > 0 or digit != np.uint8(0)
+        position += 1
+        if digits > _MOST_DIGITS:
+            return mantissa, digits, _REFUSED
+    return mantissa, digits, position
 
 
 @inner
