@@ -21,7 +21,14 @@ from pipeline.forecaster.states.store import ServedModel
 from pipeline.forecaster.stuck_detection import HealthMonitor, Heartbeat, Watchdog
 from pipeline.forecaster.transaction import Committer, KafkaTransport, TransactionAborted, TransactionContent, Transport
 from pipeline.kafka.batch_consumer import fetch_late, read_fast
-from pipeline.kafka.clients import make_admin, make_consumer, make_producer, partition_count, translate_errors
+from pipeline.kafka.clients import (
+    look_up_topics,
+    make_admin,
+    make_consumer,
+    make_producer,
+    partition_count,
+    translate_errors,
+)
 from pipeline.kafka.instance import Instance
 from pipeline.kafka.patches import next_offset, request_rejoin
 from pipeline.kafka.rebalances import GenerationTracker, RebalanceListener
@@ -254,6 +261,7 @@ class Session:
         if topics.flat_forecasts is not None:
             written.append(topics.flat_forecasts)
         producer = make_producer(self.settings, transactional_id=transactional_id)
+        look_up_topics(producer, written)
         group_id = self.settings.forecaster.group_id
 
         def resolve(made: KafkaProducer) -> None:

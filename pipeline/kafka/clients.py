@@ -4,7 +4,7 @@ Consumers read committed records only and never commit by themselves. Producers 
 converts the client's errors to those of ``pipeline.errors``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -126,6 +126,18 @@ def make_producer(settings: Settings, *, transactional_id: str | None = None, **
     with _connecting("connecting a producer", settings):
         producer = KafkaProducer(**_connection(settings.kafka), **(options | overrides))
     return patch_producer(producer)
+
+
+def look_up_topics(producer: KafkaProducer, topics: Iterable[str]) -> None:
+    """Let a new producer ask for the partitions of all these topics in one request, in the background.
+
+    Private: ``KafkaProducer._metadata.set_topics``.
+    Why: the public API asks for one topic at a time, and the client waits 100 ms between two such requests.
+    Without it: the first transaction waits 100 ms for each further topic.
+    Tested with: kafka-python >=3.0.12,<3.1.
+    Goes when: the client looks up several topics in one call.
+    """
+    producer._metadata.set_topics(topics)
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float = 1.0) -> None:

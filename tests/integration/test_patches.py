@@ -17,7 +17,14 @@ from kafka.errors import LogTruncationError
 
 from deploy.stack import Stack
 from pipeline.errors import BrokerUnreachable
-from pipeline.kafka.clients import TRANSACTION_BACKOFF_MS, close_producer, make_admin, make_consumer, make_producer
+from pipeline.kafka.clients import (
+    TRANSACTION_BACKOFF_MS,
+    close_producer,
+    look_up_topics,
+    make_admin,
+    make_consumer,
+    make_producer,
+)
 from pipeline.kafka.patches import TRANSACTION_RETRY_MS, leaderless, next_offset, skip_trace_messages
 from pipeline.kafka.topics import ensure_topics
 from pipeline.settings import Settings
@@ -292,6 +299,16 @@ def own_broker(frail_settings: SettingsFactory) -> Settings:
     settings = frail_settings(kafka={"partitions": 1})
     ensure_topics(settings)
     return settings
+
+
+@pytest.mark.parametrize("is_patched", [True, False])
+def test_the_first_request_for_metadata_names_all_topics(settings: Settings, is_patched: bool) -> None:
+    topics = settings.kafka.topics
+    with closing(make_producer(settings)) as producer:
+        if is_patched:
+            look_up_topics(producer, [topics.forecasts, topics.state])
+        producer.partitions_for(topics.forecasts)
+        assert (producer._metadata.partitions_for_topic(topics.state) is not None) == is_patched
 
 
 def test_close_producer_ends_its_thread_if_the_broker_does_not_answer(own_broker: Settings) -> None:
