@@ -17,82 +17,63 @@ A reset blanks the state. Each target has a grid of points in time, a cadence ap
 replacement. If a point has several values, each gets a forecast, and only the first is learned from. ``model.kernel``
 computes the steps; it mixes neither sensors nor targets.
 
-Letters: A sensors, M steps, n forecasts, K targets, Q quantiles, h horizon steps, H hidden, E experts.
+Letters: A sensors, B records, M steps, n forecasts, F features, K targets, Q quantiles, h horizon steps, H hidden,
+E experts.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import kernel
-from .experts import BASES, CORRECTED_BASES, AdaptationConfig, Floats, Indexes, States
+from .experts import BASES, CORRECTED_BASES, AdaptationConfig, Floats, Indexes, adaptation_dtype
 
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Rounds:
-    """Steps of A sensors in rounds: round r takes the next step of each of the first ``sizes[r]`` sensors.
+class AdaptedSteps(NamedTuple):
+    """M steps of A sensors, sensor by sensor, as ``step_plan.StepPlan`` has them."""
 
-    Arrays (M, ...) hold one round after the other.
-    """
-
-    sizes: Sequence[int]  # number of sensors in each round: at most A, never rising
+    slots: Indexes  # (A,) the row of each sensor in the records
+    starts: Indexes  # (A+1,) first step of each sensor, and M
     reset: Bools  # (M,) whether the sensor's state is reset before the step
     timestamp_us: Indexes  # (M,)
-    values: Floats  # (M, K) the targets, NaN where missing
-    hidden: NDArray[np.float32]  # (M, H) hidden state of the last layer after the step
+    values: Floats  # (M, F), NaN where missing
+    hidden: NDArray[np.float32]  # (M, H) hidden state of the last layer after the step; (0, H) if no expert sees it
     forecast: Indexes  # (M,) the row in ``quantiles`` of the forecast issued at the step; -1 for a missing step
     quantiles: Floats  # (n, K, Q, h) the model's forecasts, in the sensor's unit
 
 
-@dataclass(frozen=True)
-class AdaptedForecasts:
-    """The adapted forecasts, in the order of the model's forecasts."""
-
-    quantiles: Floats  # (n, K, Q, h) in the sensor's unit
-    weights: Floats  # (n, K, E) weights of the experts, averaged over the horizon
-
-
-def adapt(config: AdaptationConfig, states: States, rounds: Rounds) -> AdaptedForecasts:
-    """The forecasts in ``rounds``, adapted. Steps ``states`` in place.
-
-    A non-finite forecast of the model gives NaN.
+class Adapter:
+    """Adapts the forecasts of one model's sensors. One thread at a time may use it.
 
     Args:
-        states: (A,) of ``adaptation_dtype``, contiguous.
+        columns: (K,) the targets among the features.
+        begin: the first byte of adaptation's record in a sensor's record, which ends with it.
     """
-    assert states.flags.c_contiguous
-    size, places, tables = _kernel_arguments(config)
-    lengths = np.asarray(rounds.sizes, np.int64)
-    quantiles = np.empty(rounds.quantiles.shape)
-    weights = np.empty((*quantiles.shape[:2], size.experts))
-    raw = states.view(np.uint8).reshape(len(states), states.dtype.itemsize)
-    types: tuple[type[np.generic], ...] = (np.int64, np.float64, np.float32, np.int32, np.uint8)
-    kernel.run(
-        size,
-        places,
-        tables,
-        kernel.Record(*(raw.view(kind) for kind in types)),
-        np.cumsum(lengths) - lengths,
-        lengths,
-        np.ascontiguousarray(rounds.reset),
-        np.ascontiguousarray(rounds.timestamp_us),
-        np.ascontiguousarray(rounds.values),
-        np.ascontiguousarray(rounds.hidden),
-        np.ascontiguousarray(rounds.forecast),
-        np.ascontiguousarray(rounds.quantiles),
-        quantiles,
-        weights,
-        kernel.scratch(size, states.dtype.itemsize),
-    )
-    # A non-finite forecast is the model's fault: the other experts in the mixture must not hide it.
-    quantiles[~np.isfinite(rounds.quantiles).all(axis=(1, 2, 3))] = np.nan
-    return AdaptedForecasts(quantiles, weights)
+
+    def __init__(self, config: AdaptationConfig, columns: Sequence[int], begin: int = 0) -> None:
+        size, places, tables = _kernel_arguments(config)
+        self._experts = size.experts
+        scratch = kernel.scratch(size, adaptation_dtype(config).itemsize)
+        self._constant = (tuple(size), tuple(places), tuple(tables), tuple(scratch), np.array(columns, np.int64), begin)
+
+    def adapt(self, records: NDArray[np.uint8], steps: AdaptedSteps) -> tuple[Floats, Floats]:
+        """The model's forecasts, adapted, and the weights (n, K, E) of the experts, averaged over the horizon.
+
+        A non-finite forecast of the model gives NaN.
+
+        Args:
+            records: (B, bytes), contiguous; stepped in place.
+        """
+        quantiles = np.empty(steps.quantiles.shape)
+        weights = np.empty((*quantiles.shape[:2], self._experts))
+        kernel.run(*self._constant, records, *steps, quantiles, weights)
+        return quantiles, weights
 
 
 @cache

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import step_kernel
-from .adaptation import Rounds, adapt
+from .adaptation import AdaptedSteps, Adapter
 from .ahead_inputs import ahead_size
 from .config import Adaptation
 from .experts import AdaptationConfig
@@ -67,12 +67,15 @@ class Engine:
         self._whole = whole
         self._ahead_size = ahead_size(config)
         self._targets = list(config.target_indices)
-        self._rates = forecaster.normaliser().rates
-        self._weights = _packed(forecaster)
+        self._forecast_shape = (config.target_count, len(config.quantiles), config.horizon_steps)
+        self._is_hidden_seen = self._adapting.hidden_regressors > 0
+        # E: the experts in the mixture, 0 if adaptation is off.
+        self.expert_count = 0 if adaptation.level == "off" else len(self._adapting.experts)
+        weights = _packed(forecaster)
         self._embedding: NDArray[np.float32] = forecaster.embedding.weight.detach().cpu().numpy()
         given = forecaster.attributes
         self._attributes = np.empty((0, 0), np.float32) if given is None else given.detach().cpu().numpy()
-        self._shape = step_kernel.Shape(
+        shape = step_kernel.Shape(
             features=config.feature_count,
             targets=config.target_count,
             lags=config.lag_steps,
@@ -80,7 +83,7 @@ class Engine:
             layers=config.num_layers,
             hidden=config.hidden_size,
             inputs=input_size(config),
-            given=len(self._weights.head),
+            given=len(weights.head),
             quantiles=len(config.quantiles),
             median=config.median_index,
             horizon=config.horizon_steps,
@@ -90,10 +93,12 @@ class Engine:
         assert names is not None
         first = names.index(NORMALISER_FIELDS[0])
         assert names[first : first + 8] == (*NORMALISER_FIELDS, "lags")
-        self._places = step_kernel.Places(hidden=fields["hidden"][1], numbers=fields[names[first]][1])
+        places = step_kernel.Places(hidden=fields["hidden"][1], numbers=fields[names[first]][1])
+        self._constant = (tuple(shape), tuple(places), tuple(forecaster.normaliser().rates), tuple(weights))
+        self._adapter = None
         if adaptation.active:
             assert names[-1] == "adaptation"
-            self._adaptation_place = fields["adaptation"][1]
+            self._adapter = Adapter(self._adapting, self._targets, fields["adaptation"][1])
         self._compile()
 
     def _compile(self) -> None:
@@ -102,11 +107,6 @@ class Engine:
         plan = StepPlan.of_readings(_NONE, _NONE, _NONE, values, cadence_us=1, max_gap_steps=0)
         ahead = np.empty((0, self._ahead_size), np.float32)
         self.step(np.empty(0, self.dtype), [], plan, plan.step, ahead)
-
-    @property
-    def expert_count(self) -> int:
-        """E: the experts in the mixture, 0 if adaptation is off."""
-        return 0 if self.adaptation.level == "off" else len(self._adapting.experts)
 
     def step(
         self,
@@ -134,17 +134,19 @@ class Engine:
         if ahead is None:
             ahead = np.empty((len(wanted), 0), np.float32)
         self._check(states, sensors, plan, ahead, len(wanted))
-        followed = self._follow(states, plan) if self.adaptation.active else None
+        followed = None if self._adapter is None else self._follow(states, plan)
+        records = states.view(np.uint8).reshape(len(states), states.dtype.itemsize)  # they share memory
         values = to_model_scale(config, plan.values if followed is None else followed.values)
         if wanted is plan.step:  # in the stream: a forecast after each reading
             forecast = plan.reading
         else:
-            forecast = np.full(len(plan.turn), -1)
+            forecast = np.full(len(plan.reading), -1)
             forecast[wanted] = np.arange(len(wanted))
-        made = self._run(states, sensors, plan, values, forecast, ahead, readings)
-        quantiles, weights = made.quantiles, np.empty((*made.level.shape, 0))
-        if self.adaptation.active:
-            quantiles, weights = self._adapt(states, plan, values, wanted, forecast, made)
+        made = self._run(records, sensors, plan, values, forecast, ahead, readings)
+        if self._adapter is None:
+            quantiles, weights = made.quantiles, np.empty((*made.level.shape, 0))
+        else:
+            quantiles, weights = self._adapt(self._adapter, records, plan, values, wanted, forecast, made)
         scale = scale_in_unit(config, made.level, made.scale)
         quantiles, limits = to_published_unit(config, quantiles, followed, wanted, whole=self._whole)
         if followed is not None:
@@ -165,7 +167,7 @@ class Engine:
                 f"the plan has steps of {len(plan.slots)} sensors, but there are {len(sensors)} sensor ids and"
                 f" {len(states)} states"
             )
-        F = self._shape.features
+        F = self.config.feature_count
         if plan.values.shape[1] != F:
             raise ValueError(f"the readings have {plan.values.shape[1]} features, but the model has {F}")
         if ahead.shape != (forecasts, self._ahead_size):
@@ -176,7 +178,7 @@ class Engine:
 
     def _run(
         self,
-        states: States,
+        records: NDArray[np.uint8],
         sensors: Sequence[str],
         plan: StepPlan,
         values: Floats,
@@ -188,37 +190,26 @@ class Engine:
 
         Steps all of the states but adaptation.
         """
-        shape, n = self._shape, len(ahead)
+        n, K = len(ahead), len(self._targets)
         made = step_kernel.Made(
-            hidden=np.empty((len(forecast) if self._adapting.hidden_regressors else 0, shape.hidden), np.float32),
+            hidden=np.empty((len(forecast) if self._is_hidden_seen else 0, self.config.hidden_size), np.float32),
             origin=np.empty(len(readings.offset), np.int64),
             steps=np.empty(n, np.int64),
-            level=np.empty((n, shape.targets)),
-            scale=np.empty((n, shape.targets)),
-            quantiles=np.empty((n, shape.targets, shape.quantiles, shape.horizon)),
+            level=np.empty((n, K)),
+            scale=np.empty((n, K)),
+            quantiles=np.empty((n, *self._forecast_shape)),
         )
-        step_kernel.run(
-            shape,
-            self._places,
-            self._rates,
-            self._weights,
-            _bytes(states),
-            self._vectors(sensors),
-            step_kernel.Steps(
-                slots=plan.slots,
-                starts=plan.starts,
-                timestamp_us=plan.timestamp_us,
-                elapsed=plan.elapsed,
-                reset=plan.reset,
-                reading=plan.reading,
-                forecast=forecast,
-                turn=plan.turn,
-            ),
-            values,
-            readings,
-            ahead,
-            made,
+        steps = step_kernel.Steps(
+            slots=plan.slots,
+            starts=plan.starts,
+            timestamp_us=plan.timestamp_us,
+            elapsed=plan.elapsed,
+            reset=plan.reset,
+            reading=plan.reading,
+            forecast=forecast,
         )
+        vectors = self._vectors(sensors)
+        step_kernel.run(*self._constant, records, vectors, tuple(steps), values, tuple(readings), ahead, tuple(made))
         return made
 
     def _vectors(self, sensors: Sequence[str]) -> NDArray[np.float32]:
@@ -238,14 +229,15 @@ class Engine:
 
     def _adapt(
         self,
-        states: States,
+        adapter: Adapter,
+        records: NDArray[np.uint8],
         plan: StepPlan,
         values: Floats,
         wanted: Indexes,
         forecast: Indexes,
         made: step_kernel.Made,
     ) -> tuple[Floats, Floats]:
-        """The forecasts (n, K, Q, h) and weights (n, K, E), adapted. Steps the adaptation in the states.
+        """The forecasts (n, K, Q, h) and weights (n, K, E), adapted. Steps the adaptation in the records.
 
         The forecasts after missing steps stay as they are.
         """
@@ -255,39 +247,24 @@ class Engine:
             rows = np.flatnonzero(observed)
             forecast = np.full(len(forecast), -1)
             forecast[wanted[rows]] = np.arange(len(rows))
-        order: Any = slice(None)  # the steps, round by round
-        if len(plan.slots) > 1 and len(plan.sizes) > 1:
-            order = np.empty_like(plan.turn)
-            order[plan.turn] = np.arange(len(order))
-        # Bytes are copied several times as fast as records of many fields.
-        records = _bytes(states)[:, self._adaptation_place :]
-        block = np.ascontiguousarray(records[plan.slots])
-        adapted = adapt(
-            self._adapting,
-            block.view(self.dtype["adaptation"])[:, 0],
-            Rounds(
-                sizes=plan.sizes.tolist(),
-                reset=plan.reset[order],
-                timestamp_us=plan.timestamp_us[order],
-                values=values[order][:, self._targets],
-                hidden=made.hidden,
-                forecast=forecast[order],
-                quantiles=made.quantiles[rows],
-            ),
+        steps = AdaptedSteps(
+            plan.slots,
+            plan.starts,
+            plan.reset,
+            plan.timestamp_us,
+            values,
+            made.hidden,
+            forecast,
+            made.quantiles[rows],
         )
-        records[plan.slots] = block
-        weights = adapted.weights[:, :, : self.expert_count]
+        quantiles, weights = adapter.adapt(records, steps)
+        weights = weights[:, :, : self.expert_count]
         if wanted is plan.step:
-            return adapted.quantiles, weights
-        made.quantiles[rows] = adapted.quantiles
+            return quantiles, weights
+        made.quantiles[rows] = quantiles
         spread = np.full((len(wanted), *weights.shape[1:]), np.nan)
         spread[rows] = weights
         return made.quantiles, spread
-
-
-def _bytes(states: States) -> NDArray[np.uint8]:
-    """(B, bytes) the records; they share memory."""
-    return states.view(np.uint8).reshape(len(states), states.dtype.itemsize)
 
 
 def _packed(forecaster: Forecaster) -> step_kernel.Weights:

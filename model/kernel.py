@@ -239,7 +239,7 @@ class Record(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Arrays for the intermediate results of a step."""
+    """Arrays for the intermediate results of a step. Calls at the same time need arrays of their own."""
 
     x: Numbers  # (D at most,)
     projected: Numbers  # (hidden regressors,)
@@ -262,7 +262,8 @@ class Scratch(NamedTuple):
     f: Numbers  # (D,)
     gain: Numbers  # (D,)
     errors: Numbers  # (4, P)
-    record: Numbers  # uint8: a copy of a record
+    present: Numbers  # uint8: the record that is stepped
+    saved: Numbers  # uint8: a copy of it
 
 
 def scratch(size: Sizes, record_bytes: int) -> Scratch:
@@ -291,7 +292,8 @@ def scratch(size: Sizes, record_bytes: int) -> Scratch:
         f=np.empty(most),
         gain=np.empty(most),
         errors=np.empty((4, P)),
-        record=np.empty(record_bytes, np.uint8),
+        present=np.empty(record_bytes // 8).view(np.uint8),  # aligned for numbers of each type
+        saved=np.empty(record_bytes, np.uint8),
     )
 
 
@@ -1132,14 +1134,28 @@ def _step(
     i8[at.steps + k] = steps + 1
 
 
+@inner
+def _is_finite(model: Numbers) -> bool:
+    """Whether all quantiles (K, Q, h) are finite."""
+    for k in range(model.shape[0]):
+        for q in range(model.shape[1]):
+            for j in range(model.shape[2]):
+                if not math.isfinite(model[k, q, j]):
+                    return False
+    return True
+
+
 @compiled
 def run(
-    size: Sizes,
-    at: Places,
-    table: Tables,
-    records: Record,
-    begins: Numbers,
-    lengths: Numbers,
+    sizes: tuple[Any, ...],
+    places: tuple[Any, ...],
+    tables: tuple[Any, ...],
+    arrays: tuple[Any, ...],
+    columns: Numbers,
+    begin: int,
+    records: Numbers,
+    slots: Numbers,
+    starts: Numbers,
     reset: Numbers,
     timestamp_us: Numbers,
     values: Numbers,
@@ -1148,23 +1164,30 @@ def run(
     model: Numbers,
     out: Numbers,
     weights: Numbers,
-    to: Scratch,
 ) -> None:
     """Step the records of A sensors in place, and fill ``out`` and ``weights``.
 
+    The first four arguments are ``Sizes``, ``Places``, ``Tables`` and ``Scratch`` as plain tuples: a call of compiled
+    code takes several times as long with named ones.
+
     Args:
-        records: each field (A, numbers).
-        begins: (rounds,) the first step of each round; lengths: (rounds,) the sensors in it.
-        reset: (M,); timestamp_us: (M,); values: (M, K); hidden: (M, H).
+        columns: (K,) int64, the targets among the features.
+        begin: the first byte of adaptation's record in a sensor's record, which ends with it.
+        records: (B, bytes) uint8.
+        slots: (A,) the row of each sensor; starts: (A+1,) the first step of each sensor, and M.
+        reset: (M,); timestamp_us: (M,); values: (M, F); hidden: (M, H).
         forecast: (M,) index of the forecast issued at each step; a step with -1 is skipped.
         model: (n, K, Q, h); out: (n, K, Q, h); weights: (n, K, E).
     """
-    for a in range(len(records.f8)):
-        record = Record(records.i8[a], records.f8[a], records.f4[a], records.i4[a], records.u1[a])
-        for r in range(len(begins)):
-            if a >= lengths[r]:
-                break
-            i = begins[r] + a
+    size, at, table, to = Sizes(*sizes), Places(*places), Tables(*tables), Scratch(*arrays)
+    present = to.present
+    record = Record(
+        present.view(np.int64), present.view(np.float64), present.view(np.float32), present.view(np.int32), present
+    )
+    for a in range(len(slots)):
+        kept = records[slots[a], begin:]
+        _copy(kept, present)
+        for i in range(starts[a], starts[a + 1]):
             if reset[i]:
                 record.u1[:] = 0
             n = forecast[i]
@@ -1173,7 +1196,7 @@ def run(
             if size.groups == 2:
                 _project(size, table, hidden[i], to.projected)
             for k in range(size.targets):
-                value = values[i, k]
+                value = values[i, columns[k]]
                 ahead = _points_to(size, at, record, k, timestamp_us[i])
                 # A new point without a value stays open, since a later reading may bring its value: step it for the
                 # forecast, then restore the record.
@@ -1181,10 +1204,13 @@ def run(
                 for back in range(max(ahead, 1) - 1, -1, -1):  # points without a reading, then the reading's own
                     own = back == 0
                     if own and is_open:
-                        _copy(record.u1, to.record)
+                        _copy(present, to.saved)
                     if ahead > 0:
                         _move_on(size, at, record, k, timestamp_us[i], own)
                     y = value if own else math.nan
                     _step(size, at, table, record, k, y, own, ahead <= 0, model[n, k], out[n, k], weights[n, k], to)
                 if is_open:
-                    _copy(to.record, record.u1)
+                    _copy(to.saved, present)
+            if not _is_finite(model[n]):  # the model's fault: the other experts must not hide it
+                out[n] = math.nan
+        _copy(present, kept)

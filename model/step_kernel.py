@@ -154,7 +154,6 @@ class Steps(NamedTuple):
     reset: Numbers  # (M,) bool
     reading: Numbers  # (M,) int64: the step's reading, as an index in ``Readings``; -1 for none
     forecast: Numbers  # (M,) int64: the row of the forecast that is wanted after the step; -1 for none
-    turn: Numbers  # (M,) int64: the step's place, round by round
 
 
 class Readings(NamedTuple):
@@ -169,7 +168,7 @@ class Readings(NamedTuple):
 class Made(NamedTuple):
     """The results of ``run``."""
 
-    hidden: Numbers  # (M, H) float32: the last layer's hidden states, round by round; (0, H) if not wanted
+    hidden: Numbers  # (M, H) float32: the last layer's hidden states; (0, H) if not wanted
     origin: Numbers  # (readings,) int64: of each reading's state
     steps: Numbers  # (n,) int64: of each forecast's state
     level: Numbers  # (n, K)
@@ -596,19 +595,22 @@ def _note(header: Numbers, readings: Readings, i: int, reset: bool) -> None:
 
 @allocating
 def run(
-    shape: Shape,
-    places: Places,
-    rates: Rates,
-    weights: Weights,
+    shapes: tuple[Any, ...],
+    places: tuple[Any, ...],
+    constants: tuple[Any, ...],
+    matrices: tuple[Any, ...],
     records: Numbers,
     vectors: Numbers,
-    steps: Steps,
+    planned: tuple[Any, ...],
     values: Numbers,
-    readings: Readings,
+    noted: tuple[Any, ...],
     ahead: Numbers,
-    made: Made,
+    results: tuple[Any, ...],
 ) -> None:
-    """Step the states of A sensors in place, and fill ``made``.
+    """Step the states of A sensors in place, and fill ``Made``.
+
+    ``Shape``, ``Places``, ``Rates``, ``Weights``, ``Steps``, ``Readings`` and ``Made`` come as plain tuples: a call of
+    compiled code takes several times as long with named ones.
 
     Args:
         records: (B, bytes) uint8, the state records.
@@ -616,6 +618,8 @@ def run(
         values: (M, F) on the model's scale, NaN where missing.
         ahead: (n, C) float32, the inputs known ahead of the forecasts; (n, 0) without such inputs.
     """
+    shape, place, rates, weights = Shape(*shapes), Places(*places), Rates(*constants), Weights(*matrices)
+    steps, readings, made = Steps(*planned), Readings(*noted), Made(*results)
     F, K, R, L, H, D = shape.features, shape.targets, shape.lags, shape.layers, shape.hidden, shape.inputs
     E = vectors.shape[1]
     norm = Normalised(
@@ -648,8 +652,8 @@ def run(
             begin = steps.slots[first + b] * records.shape[1]
             _copy(memory, begin, header_bytes, b * 8 * HEADER, 8 * HEADER)
             for layer in range(L):
-                _copy(memory, begin + places.hidden + layer * H * 4, hidden_bytes, (layer * BLOCK + b) * H * 4, H * 4)
-            _copy(memory, begin + places.numbers, number_bytes, 0, len(number_bytes))
+                _copy(memory, begin + place.hidden + layer * H * 4, hidden_bytes, (layer * BLOCK + b) * H * 4, H * 4)
+            _copy(memory, begin + place.numbers, number_bytes, 0, len(number_bytes))
             _unpack(numbers, norm, lags, b)
             norm.steps[b] = header[b, STEPS]
             for j in range(E):
@@ -676,7 +680,7 @@ def run(
                 m = steps.starts[first + b] + r
                 top = hidden[L - 1, b]
                 if len(made.hidden):
-                    _copy(top, 0, made.hidden[steps.turn[m]], 0, H)
+                    _copy(top, 0, made.hidden[m], 0, H)
                 n = steps.forecast[m]
                 if n < 0:
                     continue
@@ -694,6 +698,6 @@ def run(
             _pack(norm, lags, b, numbers)
             _copy(header_bytes, b * 8 * HEADER, memory, begin, 8 * HEADER)
             for layer in range(L):
-                _copy(hidden_bytes, (layer * BLOCK + b) * H * 4, memory, begin + places.hidden + layer * H * 4, H * 4)
-            _copy(number_bytes, 0, memory, begin + places.numbers, len(number_bytes))
+                _copy(hidden_bytes, (layer * BLOCK + b) * H * 4, memory, begin + place.hidden + layer * H * 4, H * 4)
+            _copy(number_bytes, 0, memory, begin + place.numbers, len(number_bytes))
     _forecast(shape, weights, given, ahead, raw, between, made)

@@ -26,13 +26,11 @@ class StepPlan:
 
     slots: Indexes  # (A,) index of each sensor's state
     starts: Indexes  # (A+1,) first step of each sensor, and M
-    sizes: Indexes  # sensors in each round: round r takes the r-th step of each sensor that has one
     timestamp_us: Indexes  # (M,)
     elapsed: NDArray[np.float32]  # (M,)
     reset: NDArray[np.bool_]  # (M,)
     values: Floats  # (M, F), NaN where missing
     reading: Indexes  # (M,) the step's reading; -1 for a missing step
-    turn: Indexes  # (M,) the index of each step, round by round
     step: Indexes  # (n,) the step of each reading, in the order of the readings
 
     @classmethod
@@ -67,27 +65,22 @@ class StepPlan:
         """
         lengths = np.array([end - first for _, first, end in parts], np.int64)
         starts = np.append(0, np.cumsum(lengths))
-        sizes = len(parts) - np.searchsorted(lengths[::-1], np.arange(lengths[0]), side="right")
-        whose = np.repeat(np.arange(len(parts)), lengths)
-        turn = (np.cumsum(sizes) - sizes)[np.arange(starts[-1]) - starts[whose]] + whose
 
         def joined(name: str, kind: type[np.generic]) -> NDArray[Any]:
             """(M, ...) of a field of the steps."""
             return np.concatenate([getattr(steps, name)[first:end] for steps, first, end in parts], dtype=kind)
 
         step = np.flatnonzero(joined("observed", np.bool_))
-        reading = np.full(len(whose), -1)
+        reading = np.full(starts[-1], -1)
         reading[step] = np.arange(len(step))
         return cls(
             slots=np.arange(len(parts)),
             starts=starts,
-            sizes=sizes,
             timestamp_us=joined("timestamp_us", np.int64),
             elapsed=joined("elapsed", np.float32),
             reset=joined("reset", np.bool_),
             values=joined("values", np.float64),
             reading=reading,
-            turn=turn,
             step=step,
         )
 
@@ -125,11 +118,8 @@ def _plan(
             sizes[lengths[slot] - 1] += 1
     for r in range(longest - 1, -1, -1):
         sizes[r] += sizes[r + 1]
-    begins = np.zeros(longest + 1, np.int64)  # of the rounds
-    for r in range(longest):
-        begins[r + 1] = begins[r] + sizes[r]
     # Sensors by their number of steps, which is a counting sort; equal numbers in the order of the states.
-    A, M, free = sizes[0], begins[longest], sizes.copy()
+    A, M, free = sizes[0], lengths.sum(), sizes.copy()
     active, starts, rank = np.empty(A, np.int64), np.zeros(A + 1, np.int64), np.empty(B, np.int64)
     for slot in range(B):
         if lengths[slot]:
@@ -140,17 +130,16 @@ def _plan(
         starts[a + 1] = starts[a] + lengths[active[a]]
     time, elapsed = np.empty(M, np.int64), np.ones(M, np.float32)
     reset, reading = np.zeros(M, np.bool_), np.full(M, -1)
-    spread, turn, step = np.full((M, F), np.nan), np.empty(M, np.int64), np.empty(n, np.int64)
+    spread, step = np.full((M, F), np.nan), np.empty(n, np.int64)
     lengths[:] = 0  # steps laid out so far
     for i in range(n):
         slot = slots[i]
         for skipped in range(missing[i] + 1):
             number = lengths[slot]
             m = starts[rank[slot]] + number
-            turn[m] = begins[number] + rank[slot]
             time[m] = last_us[slot] + (skipped + 1) * cadence_us
             lengths[slot] = number + 1
         time[m], elapsed[m], reset[m], reading[m], step[i] = timestamp_us[i], elapsed_at[i], is_reset[i], i, m
         spread[m] = values[i]
         last_us[slot] = timestamp_us[i]
-    return active, starts, sizes[:longest], time, elapsed, reset, spread, reading, turn, step
+    return active, starts, time, elapsed, reset, spread, reading, step

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from model.adaptation import Rounds, adapt
+from model.adaptation import AdaptedSteps, Adapter
 from model.config import Level
 from model.experts import AdaptationConfig, adaptation_dtype
 
@@ -19,13 +19,16 @@ REPEATS: Final = 20
 HOUR_US: Final = 3_600_000_000
 
 
-def rounds(config: AdaptationConfig, sensors: int, steps: int, random: np.random.Generator, first: int = 0) -> Rounds:
+def made_steps(
+    config: AdaptationConfig, sensors: int, steps: int, random: np.random.Generator, first: int = 0
+) -> AdaptedSteps:
     """One reading of every sensor at each of ``steps`` steps, beginning at step ``first``, with random forecasts."""
     n, K, Q = sensors * steps, config.targets, len(config.levels)
-    return Rounds(
-        sizes=[sensors] * steps,
+    return AdaptedSteps(
+        slots=np.arange(sensors),
+        starts=np.arange(sensors + 1) * steps,
         reset=np.zeros(n, bool),
-        timestamp_us=np.repeat((first + np.arange(steps)) * config.cadence_us, sensors),
+        timestamp_us=np.tile((first + np.arange(steps)) * config.cadence_us, sensors),
         values=random.standard_normal((n, K)),
         hidden=random.standard_normal((n, config.hidden_size)).astype(np.float32),
         forecast=np.arange(n),
@@ -38,13 +41,15 @@ def measure(level: Level, targets: int, horizon: int, sensors: int) -> tuple[int
     config = AdaptationConfig(level, True, targets, horizon, 24, (0.1, 0.5, 0.9), 64, HOUR_US)
     random = np.random.default_rng(0)
     states = np.zeros(sensors, adaptation_dtype(config))
+    records = states.view(np.uint8).reshape(sensors, states.dtype.itemsize)
+    adapter = Adapter(config, range(targets))
     past = 2 * horizon + 10
-    adapt(config, states, rounds(config, sensors, past, random))  # then every round has labels
+    adapter.adapt(records, made_steps(config, sensors, past, random))  # then every step has labels
     least = float("inf")
     for repeat in range(REPEATS):
-        one = rounds(config, sensors, 1, random, past + repeat)
+        one = made_steps(config, sensors, 1, random, past + repeat)
         began = time.perf_counter()
-        adapt(config, states, one)
+        adapter.adapt(records, one)
         least = min(least, time.perf_counter() - began)
     return states.dtype.itemsize, least / sensors * 1e6
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model import experts, kernel
-from model.adaptation import Rounds, adapt
+from model.adaptation import AdaptedSteps, Adapter
 from model.config import Level
 from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, RULE, AdaptationConfig, States, adaptation_dtype
 
@@ -60,16 +60,28 @@ def run(
     states = np.zeros(B, adaptation_dtype(shape)) if states is None else states
     quantiles = gru_like(values, shape.horizon_steps) if quantiles is None else quantiles
     n, K, h = T * B, values.shape[2], shape.horizon_steps
-    given = quantiles.reshape(n, K, len(shape.levels), h)
+    given = quantiles.swapaxes(0, 1).reshape(n, K, len(shape.levels), h)  # sensor by sensor
     issued = np.isfinite(given).all(axis=(1, 2, 3))
     forecast = np.where(issued, np.cumsum(issued) - 1, -1)
-    timestamp_us = np.repeat((start + np.arange(T)) * HOUR_US if times_us is None else times_us, B)
-    hidden = hidden_of(values).reshape(n, HIDDEN).astype(np.float32)
-    rounds = Rounds([B] * T, np.zeros(n, bool), timestamp_us, values.reshape(n, K), hidden, forecast, given[issued])
-    adapted = adapt(shape, states, rounds)
-    outs, weights = np.full(given.shape, np.nan), np.full((n, K, adapted.weights.shape[2]), np.nan)
-    outs[issued], weights[issued] = adapted.quantiles, adapted.weights
-    return Run(states, outs.reshape(quantiles.shape), weights.reshape(T, B, K, -1))
+    steps = AdaptedSteps(
+        slots=np.arange(B),
+        starts=np.arange(B + 1) * T,
+        reset=np.zeros(n, bool),
+        timestamp_us=np.tile((start + np.arange(T)) * HOUR_US if times_us is None else times_us, B),
+        values=values.swapaxes(0, 1).reshape(n, K),
+        hidden=hidden_of(values).swapaxes(0, 1).reshape(n, HIDDEN).astype(np.float32),
+        forecast=forecast,
+        quantiles=given[issued],
+    )
+    records = states.view(np.uint8).reshape(B, states.dtype.itemsize)
+    adapted, shares = Adapter(shape, range(K)).adapt(records, steps)
+    outs, weights = np.full(given.shape, np.nan), np.full((n, K, shares.shape[2]), np.nan)
+    outs[issued], weights[issued] = adapted, shares
+    return Run(
+        states,
+        outs.reshape(B, T, *given.shape[1:]).swapaxes(0, 1),
+        weights.reshape(B, T, K, -1).swapaxes(0, 1),
+    )
 
 
 def errors(values: Floats, forecasts: Floats, start: int) -> Floats:

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model import engine as engine_module
 from model import step_kernel
 from model.acceptance import NEVER_US
-from model.adaptation import AdaptedForecasts, Rounds
+from model.adaptation import AdaptedSteps, Adapter
 from model.config import Adaptation, ModelConfig
 from model.engine import Engine
 from model.forecaster import Forecaster
@@ -136,16 +135,16 @@ def test_hidden_states_stay_close_to_those_of_pytorch(monkeypatch: pytest.Monkey
     assert data.reset.sum() > 100
     seen: list[Single] = []
 
-    def keep(_config: Any, _states: Any, rounds: Rounds) -> AdaptedForecasts:
-        seen.append(rounds.hidden)
-        return AdaptedForecasts(rounds.quantiles, np.empty((0, 1, 9)))
+    def keep(_adapter: Adapter, _records: Any, steps: AdaptedSteps) -> Any:
+        seen.append(steps.hidden)
+        return steps.quantiles, np.empty((0, 1, 9))
 
-    monkeypatch.setattr(engine_module, "adapt", keep)
+    monkeypatch.setattr(Adapter, "adapt", keep)
     engine = Engine(forecaster, Adaptation("full"))  # the level that reads the hidden states
     parts = in_parts(data)
     plan, names = StepPlan.of_sequences(parts), [steps.sensors[0] for steps, _, _ in parts]
     engine.step(np.zeros(8, engine.dtype), names, plan, np.empty(0, np.int64), None)
-    found = seen[-1][plan.turn]
+    found = seen[-1]
 
     lengths = np.diff(plan.starts).tolist()
     x = torch.zeros(8, lengths[0], forecaster.gru.gru.input_size)
@@ -222,10 +221,7 @@ def test_the_steps_of_readings_are_those_of_a_data_set(
     plan = StepPlan.of_readings(np.full(sensors, NEVER_US), slots, time, values, cadence_us, max_gap_steps)
     lengths = np.diff(plan.starts)
     assert (lengths[:-1] >= lengths[1:]).all()
-    np.testing.assert_array_equal(plan.sizes, [(lengths > r).sum() for r in range(lengths[0])])
     np.testing.assert_array_equal(plan.reading[plan.step], np.arange(80))
-    rounds = np.concatenate([plan.starts[:-1][lengths > r] + r for r in range(lengths[0])])
-    np.testing.assert_array_equal(plan.turn[rounds], np.arange(len(rounds)))
     for place, slot in enumerate(plan.slots):
         here, there = slice(*plan.starts[place : place + 2]), slice(*expected.span(int(slot)))
         for name in ("timestamp_us", "elapsed", "reset", "values"):
@@ -241,7 +237,7 @@ def test_a_plan_of_known_steps_equals_that_of_the_readings() -> None:
         np.full(3, NEVER_US), slots, data.timestamp_us[read], data.values[read], HOUR_US, CONFIG.max_gap_steps
     )
     known = StepPlan.of_sequences(in_parts(data))
-    for name in ("starts", "sizes", "timestamp_us", "elapsed", "reset", "values", "turn"):
+    for name in ("starts", "timestamp_us", "elapsed", "reset", "values"):
         np.testing.assert_array_equal(getattr(known, name), getattr(plan, name), err_msg=name)
     np.testing.assert_array_equal(known.reading >= 0, plan.reading >= 0)
 
