@@ -6,17 +6,27 @@ import numpy as np
 
 from pipeline.forecaster.readings import DecodedRecords
 from pipeline.kafka.record_batch import FetchedRecord
-from pipeline.kafka.record_columns import COLUMNS, RecordColumns
+from pipeline.kafka.record_columns import (
+    COLUMNS,
+    END,
+    KEY_SIZE,
+    KEY_START,
+    OFFSET,
+    TIMESTAMP,
+    VALUE_SIZE,
+    VALUE_START,
+    RecordColumns,
+)
 
 
 def in_columns(records: list[FetchedRecord]) -> RecordColumns:
     """The records as a consumer with columns returns them; records without headers."""
     data, table = bytearray(b"?"), np.zeros((len(records), COLUMNS), np.int64)
     for row, record in enumerate(records):
-        for column, part in ((0, record.key), (2, record.value)):
-            table[row, column : column + 2] = len(data), -1 if part is None else len(part)
+        for start, size, part in ((KEY_START, KEY_SIZE, record.key), (VALUE_START, VALUE_SIZE, record.value)):
+            table[row, start], table[row, size] = len(data), -1 if part is None else len(part)
             data += part or b""
-        table[row, 5:] = len(data), record.offset, record.timestamp
+        table[row, END], table[row, OFFSET], table[row, TIMESTAMP] = len(data), record.offset, record.timestamp
     return RecordColumns(bytes(data), table)
 
 
