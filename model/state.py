@@ -3,6 +3,7 @@
 Letters: B sensors, L layers, H hidden, F features, K targets, P slots of the seasonal profile, R lags.
 """
 
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -82,12 +83,36 @@ def outlooks_from(states: States) -> NDArray[np.int64]:
 def non_finite(states: States) -> NDArray[np.bool_]:
     """(B,) whether a state holds a NaN or an infinite number; only a fault leads to one."""
     bad = np.zeros(len(states), bool)
-    units = [name for name in ("units", "unit_evidence") if name in (states.dtype.names or ())]
-    for name in ("hidden", *NORMALISER_FIELDS, "lags", *units):
-        values = states[name]
-        if not np.isfinite(values).all():
-            bad |= ~np.isfinite(values).reshape(len(states), -1).all(axis=1)
+    runs = states.view(_float_runs(states.dtype))
+    for name in runs.dtype.names or ():
+        finite = np.isfinite(runs[name])
+        if not finite.all():
+            bad |= ~finite.all(axis=1)
     return bad
+
+
+@cache
+def _float_runs(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The fields of a state that must be finite; neighbours of the same type are one field, which is checked faster."""
+    fields: Any = dtype.fields
+    runs: list[tuple[np.dtype[Any], int, int]] = []  # type, first byte, numbers
+    for name in ("hidden", *NORMALISER_FIELDS, "lags", "units", "unit_evidence"):
+        if name not in fields:
+            continue
+        kind, begin = fields[name][0].base, fields[name][1]
+        count = fields[name][0].itemsize // kind.itemsize
+        if runs and runs[-1][0] == kind and runs[-1][1] + runs[-1][2] * kind.itemsize == begin:
+            count += runs[-1][2]
+            begin = runs.pop()[1]
+        runs.append((kind, begin, count))
+    return np.dtype(
+        {
+            "names": [f"from_byte_{begin}" for _, begin, _ in runs],
+            "formats": [(kind, (count,)) for kind, _, count in runs],
+            "offsets": [begin for _, begin, _ in runs],
+            "itemsize": dtype.itemsize,
+        }
+    )
 
 
 def replay_start(state: Any, steps: int, spacing: int) -> int:
