@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from deploy.terminal_text import say
-from model import least_squares
+from model import acceptance_kernel, least_squares
 from model.config import Adaptation, ModelConfig
 from model.engine import Engine
 from model.forecaster import Forecaster
@@ -31,6 +31,7 @@ def compile_step() -> None:
 
 KERNELS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("step of the network, changes of unit, adaptation", compile_step),
+    ("acceptance of readings", acceptance_kernel.prepare),
     ("least squares of the baseline", least_squares.prepare),
     ("reader of record batches", record_kernel.prepare),
     ("decoder of readings", reading_columns.prepare),

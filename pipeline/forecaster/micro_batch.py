@@ -8,7 +8,7 @@ and the same records are polled again.
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Final
@@ -17,7 +17,6 @@ import numpy as np
 from kafka import TopicPartition
 from numpy.typing import NDArray
 
-from model.stepper import Forecasts
 from model.unit_kernel import HELD
 from pipeline.dead_letter_form import dead_letter
 from pipeline.flat_forecasts import FlatForecastEncoder
@@ -33,7 +32,7 @@ from pipeline.forecaster.transaction import Records
 from pipeline.forecaster.unit_changes import UnitChange, find_unit_changes
 from pipeline.kafka.batch_producer import encode_headers
 from pipeline.kafka.byte_strings import ByteStrings
-from pipeline.kafka.record_columns import offsets_of, timestamps_of
+from pipeline.kafka.record_columns import end_offset, offsets_of, timestamps_of
 from pipeline.messages import InputPosition, ModelId, Rejected
 from pipeline.outlook_messages import make_outlook_decoder
 from pipeline.reading_times import ImplausibleTime
@@ -119,7 +118,7 @@ class MicroBatchBuilder:
             )
             for at, records in polled.items()
         ]
-        offsets = {where.partition: records[-1].next_offset for where, records in polled.items()}
+        offsets = {where.partition: end_offset(records) for where, records in polled.items()}
         classifications = self.serving.classify_all([decoded.readings for decoded in parts], buffered, offsets)
         still_buffered = {partition: waiting for partition, waiting in buffered.items() if partition not in offsets}
         for (where, records), decoded, classified in zip(polled.items(), parts, classifications, strict=True):
@@ -136,8 +135,8 @@ class MicroBatchBuilder:
             counts.ignored_features += decoded.ignored_features
             implausible += decoded.implausible_times
             rejected = [*decoded.rejected, *self._refused(records, classified.refused)]
-            counts.dead_letters.update(reason.reason for _, reason in rejected)
             if rejected:
+                counts.dead_letters.update(reason.reason for _, reason in rejected)
                 rejected.sort(key=lambda one: one[0].offset)
                 outgoing.append(self._dead_letters(where.partition, rejected))
         stepped = self.serving.step(accepted) if accepted else None
@@ -148,9 +147,9 @@ class MicroBatchBuilder:
                     accepted, stepped, [], {}, {}, counts, named, offsets, needs_full_write, 0.0, [], [], []
                 )
             if counts.accepted:
-                outgoing += self._forecasts(accepted, stepped.forecasts)
+                outgoing += self._forecasts(accepted, stepped)
             counts.forecasts = counts.accepted
-            counts.outlooks, counts.late_outlooks, counts.unused_outlooks = astuple(stepped.outlooks)
+            counts.outlooks, counts.late_outlooks, counts.unused_outlooks = stepped.outlooks
             counts.withheld_values = int(np.count_nonzero(stepped.forecasts.unit_outcome == HELD))
             unit_changes = find_unit_changes(accepted, stepped.forecasts, self._settings.features)
             counts.unit_changes = len(unit_changes)
@@ -189,9 +188,18 @@ class MicroBatchBuilder:
             unit_changes,
         )
 
-    def _forecasts(self, accepted: Sequence[Readings], forecasts: Forecasts) -> list[Records]:
+    def _forecasts(self, accepted: Sequence[Readings], stepped: StepResult) -> list[Records]:
         # One call for all partitions, because a part of its cost is per call.
-        inputs = self._inputs(accepted)
+        readings, forecasts = stepped.readings, stepped.forecasts
+        inputs = ForecastInputs(
+            self._topics.readings,
+            readings.partitions,
+            readings.names,
+            readings.codes,
+            readings.timestamp_us,
+            readings.offsets,
+            readings.traceparents,
+        )
         values, headers = self._encoder.encode(inputs, forecasts)
         keys = ByteStrings.of([name.encode() for name in inputs.names]).take(inputs.codes)
         flat_topic = self._topics.flat_forecasts
@@ -215,23 +223,6 @@ class MicroBatchBuilder:
                 records.append(Records(flat_topic, part.partition, flat_keys, flat_values))
         return records
 
-    def _inputs(self, accepted: Sequence[Readings]) -> ForecastInputs:
-        """The accepted readings of all partitions, one after the other."""
-        parents: list[bytes | None] | None = None
-        if any(part.traceparents is not None for part in accepted):
-            parents = [parent for part in accepted for parent in part.traceparents or [None] * len(part)]
-        sizes = [len(part) for part in accepted]
-        first_codes = np.cumsum([0, *(len(part.names) for part in accepted)])
-        return ForecastInputs(
-            self._topics.readings,
-            np.repeat([part.partition for part in accepted], sizes),
-            [name for part in accepted for name in part.names],
-            np.concatenate([part.codes + first for part, first in zip(accepted, first_codes[:-1], strict=True)]),
-            np.concatenate([part.timestamp_us for part in accepted]),
-            np.concatenate([part.offsets for part in accepted]),
-            parents,
-        )
-
     def _states(self, stepped: StepResult | None, needs_full_write: Collection[int]) -> list[Records]:
         """One record per changed sensor, or per sensor of the partition in a full write."""
         table, topic = self.serving.table, self._topics.state
@@ -239,8 +230,13 @@ class MicroBatchBuilder:
         if stepped is not None:
             keys, values = self._encoded(stepped.rows, stepped.states)
             partitions = table.partitions_at(stepped.rows)
-            for partition in np.unique(partitions).tolist():
-                if partition not in needs_full_write:
+            distinct = sorted(set(partitions.tolist()))
+            for partition in distinct:
+                if partition in needs_full_write:
+                    continue
+                if len(distinct) == 1:
+                    records.append(Records(topic, partition, keys, values))
+                else:
                     places = np.flatnonzero(partitions == partition)
                     records.append(Records(topic, partition, keys.take(places), values.take(places)))
         for partition in needs_full_write:

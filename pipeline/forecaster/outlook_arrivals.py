@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,7 @@ from pipeline.outlook_messages import Outlook
 Indexes = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class OutlookCounts:
+class OutlookCounts(NamedTuple):
     """Counts of records with outlooks by their outcome. A group's outlook has a record on each partition."""
 
     accepted: int = 0  # by the state of at least one sensor

@@ -6,7 +6,8 @@ The columns keep the order of offsets. Records that do not decode are returned s
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from itertools import accumulate
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,51 @@ class Readings:
         """These readings and ``others`` of the same partition, in offset order."""
         both = self.followed_by(others)
         return both.pick(np.argsort(both.offsets)) if (np.diff(both.offsets) < 0).any() else both
+
+
+class JoinedReadings(NamedTuple):
+    """n accepted readings of distinct partitions, one partition after the other; the columns are as in ``Readings``."""
+
+    partitions: NDArray[np.int64]  # (n,)
+    names: list[str]  # a sensor id in two partitions is in the list twice
+    codes: NDArray[np.intp]  # (n,)
+    timestamp_us: NDArray[np.int64]  # (n,)
+    values: NDArray[np.float64]  # (n, F)
+    offsets: NDArray[np.int64]  # (n,)
+    traceparents: list[bytes | None] | None
+    may_anchor: NDArray[np.bool_] | None
+    as_of: NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, parts: Sequence[Readings]) -> "JoinedReadings":
+        """The readings of at least one part. The reorder buffer is on for all partitions or for none."""
+        begins = accumulate((len(part.names) for part in parts[:-1]), initial=0)
+        with_readings = [part for part in parts if len(part)]  # without: outlooks alone
+        traceparents: list[bytes | None] | None = None
+        if any(part.traceparents is not None for part in parts):
+            traceparents = [parent for part in parts for parent in part.traceparents or [None] * len(part)]
+        return cls(
+            joined([np.full(len(part), part.partition) for part in parts]),
+            parts[0].names if len(parts) == 1 else [name for part in parts for name in part.names],
+            joined([part.codes + begin if begin else part.codes for part, begin in zip(parts, begins, strict=True)]),
+            joined([part.timestamp_us for part in parts]),
+            joined([part.values for part in parts]),
+            joined([part.offsets for part in parts]),
+            traceparents,
+            _joined_if_any([part.may_anchor for part in with_readings]),
+            _joined_if_any([part.as_of for part in with_readings]),
+        )
+
+
+def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The arrays one after the other; the array itself if it is the only one."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _joined_if_any(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    present = [array for array in arrays if array is not None]
+    assert len(present) in (0, len(arrays))
+    return joined(present) if present else None
 
 
 @dataclass(frozen=True)

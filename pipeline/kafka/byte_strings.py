@@ -27,7 +27,7 @@ class ByteStrings(Sequence[bytes]):
     @classmethod
     def joined(cls, data: bytearray | NDArray[np.uint8], sizes: NDArray[np.int64]) -> "ByteStrings":
         """The strings with these sizes, which follow each other in ``data``."""
-        ends = np.cumsum(sizes)
+        ends = sizes.cumsum()
         return cls(np.frombuffer(data, np.uint8), ends - sizes, ends)
 
     @classmethod
@@ -66,6 +66,8 @@ class ByteStrings(Sequence[bytes]):
 
     def __getitem__(self, index: int | slice) -> "bytes | ByteStrings":
         if isinstance(index, slice):
+            if index == slice(0, len(self.starts)):
+                return self
             starts, ends = self.starts[index], self.ends[index]
             return ByteStrings(self.data, np.ascontiguousarray(starts), np.ascontiguousarray(ends))
         return self.data[self.starts[index] : self.ends[index]].tobytes()

@@ -113,6 +113,13 @@ def offsets_of(records: Sequence[FetchedRecord]) -> Numbers:
     return np.fromiter((record.offset for record in records), np.int64, len(records))
 
 
+def end_offset(records: Sequence[FetchedRecord]) -> int:
+    """The offset after the last of at least one record."""
+    if isinstance(records, RecordColumns):
+        return int(records.table[-1, OFFSET]) + 1
+    return records[-1].next_offset
+
+
 def places_of(records: Sequence[FetchedRecord], keys: Collection[bytes | None]) -> Iterator[int]:
     """The places of the records with one of these keys, ascending."""
     places: Iterable[int] = range(len(records))

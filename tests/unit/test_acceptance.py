@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from model import acceptance_kernel
 from model.acceptance import (
     ACCEPTED,
     DUPLICATE,
@@ -49,6 +50,21 @@ def arrays(stream: Stream) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
 def test_verdicts_equal_those_of_a_plain_loop(stream: Stream) -> None:
     codes, timestamp_us = arrays(stream)
     assert classify(codes, timestamp_us).tolist() == list(classify_one_by_one(stream, {}))
+
+
+@given(streams, st.dictionaries(st.integers(0, 4), moments))
+def test_the_compiled_loop_gives_the_same_verdicts(stream: Stream, last: dict[int, int]) -> None:
+    codes, timestamp_us = arrays(stream)
+    last_us = np.array([last.get(sensor, NEVER_US) for sensor in range(5)])
+    expected = classify(codes, timestamp_us, last_us)
+    accepted = expected == ACCEPTED
+    newest_us = last_us.copy()
+    np.maximum.at(newest_us, codes[accepted], timestamp_us[accepted])
+    verdicts = np.empty(len(stream), np.int8)
+    counts = acceptance_kernel.classify(codes.astype(np.int64), timestamp_us, last_us, verdicts)
+    np.testing.assert_array_equal(verdicts, expected)
+    np.testing.assert_array_equal(last_us, newest_us)
+    assert counts == (np.count_nonzero(expected == DUPLICATE), np.count_nonzero(expected == LATE))
 
 
 @given(streams, st.integers(0, 60))

@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.acceptance import ACCEPTED, DUPLICATE, LATE, NEVER_US, classify
+from model import acceptance_kernel
+from model.acceptance import ACCEPTED, DUPLICATE, LATE, NEVER_US
 from model.forecaster import Forecaster
 from model.outlooks import ACCEPTED as OUTLOOK_ACCEPTED
 from model.outlooks import Arrivals
@@ -22,7 +23,7 @@ from model.state import blank_states, non_finite
 from model.stepper import Forecasts, Stepper
 from pipeline.flat_forecasts import CONNECT_RECORD_BYTES, FLAT_RECORD_BYTES
 from pipeline.forecaster.outlook_arrivals import OutlookCounts, RowOutlooks
-from pipeline.forecaster.readings import Readings
+from pipeline.forecaster.readings import JoinedReadings, Readings, joined
 from pipeline.forecaster.states.table import Rows, States, StateTable
 from pipeline.messages import StateTag
 from pipeline.reading_times import TimeRules
@@ -48,9 +49,10 @@ class Classification:
 class StepResult:
     """The states after some accepted readings, not yet in the table, and their forecasts."""
 
+    readings: JoinedReadings
     rows: Rows  # (B,) distinct rows of the table, of sensors with an accepted reading or outlook
     states: States  # (B,) after the readings
-    forecasts: Forecasts  # n, in the order of the readings
+    forecasts: Forecasts  # n, one after each reading
     non_finite: Rows  # the rows with a non-finite state or forecast, which must not be committed
     outlooks: OutlookCounts = field(default_factory=OutlookCounts)
     outlook_states: int = 0  # rows of sensors without an accepted reading: an outlook alone changed the state
@@ -96,7 +98,7 @@ class ServedModel:
         buffered: Mapping[int, Readings] = MappingProxyType({}),
         ends: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Classification]:
-        """``classify`` for several distinct partitions in one call, which is several times as fast."""
+        """``classify`` for several distinct partitions."""
         if self._max_sensors is None:
             found = self._classify_admitted(parts, buffered, ends)
         else:
@@ -146,15 +148,16 @@ class ServedModel:
             parts = [
                 buffered[part.partition].followed_by(part) if part.partition in buffered else part for part in parts
             ]
-        if not sum(map(len, parts)):
-            return [Classification(part, None, 0, 0) for part in parts]
-        distinct, codes = self._slots(parts)
-        timestamp_us = np.concatenate([part.timestamp_us for part in parts])
-        verdicts = classify(codes, timestamp_us, self.table.field("last_us", distinct))
-        split = np.split(verdicts, np.cumsum([len(part) for part in parts[:-1]], dtype=np.intp))
-        return [
-            _classification(part.take(mine == ACCEPTED), None, mine) for part, mine in zip(parts, split, strict=True)
-        ]
+        return [self._classify_in_order(part) for part in parts]
+
+    def _classify_in_order(self, readings: Readings) -> Classification:
+        """``classify`` without a reorder buffer."""
+        last_us = self.table.field("last_us", self.table.rows(readings.partition, readings.names))
+        verdicts = np.empty(len(readings), np.int8)
+        duplicates, late = acceptance_kernel.classify(readings.codes, readings.timestamp_us, last_us, verdicts)
+        if duplicates or late:
+            readings = readings.pick(np.flatnonzero(verdicts == ACCEPTED))
+        return Classification(readings, None, duplicates, late)
 
     def _classify_reordered(self, new: Readings, buffered: Readings | None, end: int | None) -> Classification:
         """``classify`` with a reorder buffer; readings already buffered come first."""
@@ -171,7 +174,8 @@ class ServedModel:
         still = waiting if still is None else still.merged_with(waiting)
         accepted = readings.pick(reordering.order)
         accepted = replace(accepted, may_anchor=reordering.may_anchor, as_of=reordering.as_of)
-        return _classification(accepted, still if len(still) else None, reordering.verdicts)
+        duplicates, late = (int(np.count_nonzero(reordering.verdicts == verdict)) for verdict in (DUPLICATE, LATE))
+        return Classification(accepted, still if len(still) else None, duplicates, late)
 
     def _can_release(self, buffered: Readings, new: Readings, end: int | None) -> NDArray[np.bool_]:
         """(n,) whether to reorder each buffered reading again: its sensor has a new or a releasable reading.
@@ -184,25 +188,17 @@ class ServedModel:
         moving: NDArray[np.bool_] = come | np.isin(rows, self.table.rows(new.partition, new.names))
         return moving[buffered.codes]
 
-    def _slots(self, parts: Sequence[Readings]) -> tuple[Rows, NDArray[np.int64]]:
-        """The distinct rows of the readings' sensors, ascending, and the place of each reading's row in them."""
-        rows = np.concatenate([self.table.rows(part.partition, part.names) for part in parts])
-        begins = np.cumsum([0, *(len(part.names) for part in parts[:-1])])
-        order = np.argsort(rows)
-        rank = np.empty(len(rows), np.int64)
-        rank[order] = np.arange(len(rows))
-        return rows[order], rank[
-            np.concatenate([part.codes + begin for part, begin in zip(parts, begins, strict=True)])
-        ]
-
     def step(self, accepted: Sequence[Readings]) -> StepResult:
         """Step accepted readings of distinct partitions, and outlooks, into copies of their sensors' states.
 
         Readings of a sensor come in the order of time. The order of sensors does not change the result.
         """
-        table = self.table
-        distinct, slots = self._slots(accepted)
-        timestamp_us = np.concatenate([part.timestamp_us for part in accepted])
+        table, readings = self.table, JoinedReadings.of(accepted)
+        rows = joined([table.rows(part.partition, part.names) for part in accepted])
+        order = rows.argsort()
+        distinct, rank = rows[order], np.empty(len(rows), np.int64)
+        rank[order] = np.arange(len(rows))
+        slots = rank[readings.codes]
         came = None if self.config.outlook is None else RowOutlooks.of(self.config, table, accepted)
         if came is not None:
             of_readings = distinct
@@ -214,21 +210,22 @@ class ServedModel:
         states["last_us"][states["accepted"] == 0] = NEVER_US
         arrivals = None
         if came is not None:
-            known_at = np.concatenate([part.offsets if part.as_of is None else part.as_of for part in accepted])
+            known_at = readings.offsets if readings.as_of is None else readings.as_of
             arrivals = Arrivals(addressed, came.offset, came.which, came.outlooks, known_at)
         forecasts = self._stepper.step(
             states,
             table.sensors_at(distinct.tolist()),
             slots,
-            timestamp_us,
-            np.concatenate([part.values for part in accepted]),
-            np.concatenate([part.offsets for part in accepted]),
-            _may_anchor(accepted),
-            arrivals=arrivals,
+            readings.timestamp_us,
+            readings.values,
+            readings.offsets,
+            readings.may_anchor,
+            arrivals,
         )
         bad = non_finite(states)
-        broken = ~np.isfinite(forecasts.quantiles).all(axis=(1, 2, 3))
-        bad[slots[broken]] = True
+        finite = np.isfinite(forecasts.quantiles)
+        if not finite.all():
+            bad[slots[~finite.all(axis=(1, 2, 3))]] = True
         outlook_states = 0
         counts = OutlookCounts(unused=sum(len(part.outlooks) for part in accepted))
         if came is not None:
@@ -239,7 +236,7 @@ class ServedModel:
             changed[addressed[forecasts.outlook_verdict == OUTLOOK_ACCEPTED]] = True
             outlook_states = int(np.count_nonzero(changed & ~has_reading))
             distinct, states, bad = distinct[changed], states[changed], bad[changed]
-        return StepResult(distinct, states, forecasts, distinct[bad], counts, outlook_states)
+        return StepResult(readings, distinct, states, forecasts, distinct[bad], counts, outlook_states)
 
     def reset(self, partition: int, sensors: Sequence[str]) -> None:
         """Reset the states of sensors to blank; readings up to a sensor's last timestamp remain late or duplicates."""
@@ -262,15 +259,3 @@ class ServedModel:
                     ", ".join(sensors[:5]),
                 )
                 self.reset(partition, sensors)
-
-
-def _classification(accepted: Readings, buffered: Readings | None, verdicts: NDArray[np.int8]) -> Classification:
-    duplicates, late = (int(np.count_nonzero(verdicts == verdict)) for verdict in (DUPLICATE, LATE))
-    return Classification(accepted, buffered, duplicates, late)
-
-
-def _may_anchor(accepted: Sequence[Readings]) -> NDArray[np.bool_] | None:
-    stepped = [part for part in accepted if len(part)]
-    parts = [part.may_anchor for part in stepped if part.may_anchor is not None]
-    assert len(parts) in (0, len(stepped)), "the reorder buffer is on for all partitions or for none"
-    return np.concatenate(parts) if parts else None
