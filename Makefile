@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m deploy.compile_kernels # numba's machine code, once: it takes most of a minute
+	$(BIN)/python -m deploy.compile_kernels # numba's machine code, once
 	$(BIN)/python -m deploy.prefect_database # the tables of Prefect's empty database, once: its first start takes half the time
 	touch $(STAMP)
 

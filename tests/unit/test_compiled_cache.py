@@ -1,6 +1,8 @@
 """Code that numba keeps on disk is used again, unless the options of the compiled functions have changed."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,15 @@ def test_other_options_compile_a_function_again(tmp_path: Path) -> None:
         made = compiled_in(file, options)
         assert bool(made.stats.cache_hits) == is_stored
         assert bool(made.stats.cache_misses) != is_stored
+
+
+def test_set_up_compiles_the_adaptation_for_the_types_that_the_engine_passes() -> None:
+    """Otherwise the first forecaster would compile it once more."""
+    code = (
+        "from deploy.compile_kernels import compile_adaptation, compile_step\n"
+        "from model import kernel, unit_kernel\n"
+        "compile_adaptation(), compile_step()\n"
+        "print(len(kernel.run.signatures), len(unit_kernel.run.signatures))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]
