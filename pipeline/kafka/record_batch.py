@@ -94,6 +94,10 @@ def find_fault(batch: Any, *, check_crc: bool) -> str | None:
         return f"its record format is {batch.magic} instead of {_RECORD_FORMAT}"
     if check_crc and not batch.validate_crc():
         return "its checksum does not match its content"
+    # A negative number of records would raise the limit of memory; a last offset before the first would turn the reader
+    # back.
+    if batch.records_count < 0 or batch.last_offset_delta < 0:
+        return "its header states a negative number of records or offsets"
     return None
 
 

@@ -34,10 +34,11 @@ def batches(chance: random.Random) -> None:
             codec = chance.choice(list(CODECS.values()))
             content = mutate(chance.choice(_RECORDS), _RECORDS, chance)
             packed = content if codec == NONE else compress(codec, [content])
-            data = RawBatch(packed, chance.choice((1, 3, 40, 2**31 - 1)), codec).encode()
+            data = RawBatch(packed, chance.choice((1, 3, 40, 2**31 - 1, -1)), codec).encode()
         case _:
             packed = mutate(whole.records, [batch.records for batch in _BATCHES], chance)
-            data = replace(whole, records=packed, codec=chance.randrange(8)).encode()
+            last = chance.choice((None, -1, 2**31 - 1))
+            data = replace(whole, records=packed, codec=chance.randrange(8), last_offset_delta=last).encode()
     try:
         found = list(split_batches(data, _WHERE, 0))
     except CorruptRecordError:

@@ -192,6 +192,24 @@ def test_a_batch_that_unpacks_beyond_the_limit_is_set_aside_in_flat_memory(codec
         assert part in aside.detail
 
 
+@pytest.mark.parametrize("count", [-1, -(2**31)])
+def test_a_batch_with_a_negative_number_of_records_is_set_aside_in_flat_memory(count: int) -> None:
+    batch = replace(bomb(ZSTD, 100_000_000, b"s", b"{}"), count=count, last_offset_delta=99)
+    tracemalloc.start()
+    aside = set_aside(batch, 4_000_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    assert (aside.reason, aside.first_offset, aside.last_offset, aside.records) == (DAMAGED, 0, 99, 1)
+    assert "negative number of records" in aside.detail
+
+
+def test_a_last_offset_before_the_first_is_not_trusted() -> None:
+    batch = replace(batch_of(NONE, READINGS), base_offset=40, last_offset_delta=-1)
+    fault = find_fault(DefaultRecordBatch(batch.encode()), check_crc=True)
+    assert fault == "its header states a negative number of records or offsets"
+
+
 def test_a_snappy_block_that_claims_gigabytes_is_refused_before_it_takes_memory() -> None:
     aside = set_aside(RawBatch(b"\xff\xff\xff\xff\x0f" + b"\x00" * 100, 3, SNAPPY), 4_000_000)
     assert aside.reason == OVERSIZED
