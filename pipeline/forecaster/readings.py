@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.kafka.reading_records import decode_readings
 from pipeline.kafka.record_batch import FetchedRecord
-from pipeline.kafka.record_columns import offsets_of, timestamps_of, with_headers
+from pipeline.kafka.record_columns import offsets_of, places_with_headers, timestamps_of
 from pipeline.kafka.sensor_codes import distinct, join_names, only_used
 from pipeline.messages import Rejected
 from pipeline.outlook_messages import Outlook, OutlookDecoder, decode_outlook
@@ -222,7 +222,7 @@ def _plausible_outlooks(
     rejected: list[tuple[Record, Rejected]],
     implausible: list[ImplausibleTime],
 ) -> tuple[ReceivedOutlook, ...]:
-    """The outlooks with plausible times of issue. The other ones are added to the lists, as readings are.
+    """The outlooks with plausible times of issue. The other ones are added to ``rejected`` and ``implausible``.
 
     An outlook that was issued in the future would make all later ones outdated.
     """
@@ -271,7 +271,9 @@ def _reject_implausible(
 
 def _traceparents(records: Sequence[Record], places: NDArray[np.intp]) -> list[bytes | None] | None:
     """The trace headers of the records at ``places``; None if no record has one."""
-    found = {place: value for place in with_headers(records) if (value := _traceparent(records[place])) is not None}
+    found = {
+        place: value for place in places_with_headers(records) if (value := _traceparent(records[place])) is not None
+    }
     if not found:
         return None
     traceparents = [found.get(place) for place in places.tolist()]

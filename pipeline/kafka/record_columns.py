@@ -1,7 +1,7 @@
-"""Fetched records as columns: the positions of keys and values in the bytes of their batches, without an object each.
+"""Fetched records as columns: the positions of keys and values in the bytes of their batches.
 
-``RecordColumns`` is a sequence of ``FetchedRecord`` objects, which are made when they are asked for. Code that
-processes whole batches takes the columns instead.
+``RecordColumns`` is a sequence of ``FetchedRecord`` objects, and makes an object only for a record that is asked for.
+Code that processes whole batches takes the columns and needs no object for a record.
 """
 
 import sys
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from pipeline.kafka.record_batch import FetchedRecord, Headers, read_headers
 
-# Columns of a record. Positions are bytes in the data; a size of -1 is a null.
+# Columns of a record. Positions and sizes are in bytes, a size of -1 is a null, and END is the position after the
+# record. HEADERS is the number of headers, TIMESTAMP in milliseconds. The kernels of records and readings repeat these
+# numbers; a test compares them.
 KEY_START, KEY_SIZE, VALUE_START, VALUE_SIZE, HEADERS, END, OFFSET, TIMESTAMP = range(8)
 COLUMNS: Final = 8
 _POSITIONS: Final = (KEY_START, VALUE_START, END)
@@ -87,7 +89,11 @@ class RecordColumns(Sequence[FetchedRecord]):
 
 
 def join_records(runs: Sequence[Sequence[FetchedRecord]]) -> Sequence[FetchedRecord]:
-    """The records of consecutive runs of one partition as one sequence; columns if all runs are columns."""
+    """The records of consecutive runs of one partition as one sequence; columns if all runs are columns.
+
+    Args:
+        runs: at least one; each has a record.
+    """
     if len(runs) == 1:
         return runs[0]
     columns = [run for run in runs if isinstance(run, RecordColumns)]
@@ -129,7 +135,7 @@ def places_of(records: Sequence[FetchedRecord], keys: Collection[bytes | None]) 
     return (place for place in places if records[place].key in keys)
 
 
-def with_headers(records: Sequence[FetchedRecord]) -> list[int]:
+def places_with_headers(records: Sequence[FetchedRecord]) -> list[int]:
     """The places of the records with headers."""
     if isinstance(records, RecordColumns):
         found: list[int] = np.flatnonzero(records.table[:, HEADERS]).tolist()
