@@ -116,7 +116,7 @@ class ForecastEncoder:
         return self._values(inputs, integers, forecasts), self._headers(inputs, integers)
 
     def _values(self, inputs: ForecastInputs, integers: NDArray[np.int64], forecasts: "Forecasts") -> ByteStrings:
-        self._check_finite(forecasts.weights, np.arange(len(inputs)), inputs)  # an integer cannot tell
+        self._check_finite(forecasts.weights, np.arange(len(inputs)), inputs)  # they become integers below
         known, decimals = _decimals(forecasts.scale)
         quantiles, must_equal = forecasts.quantiles, ~known
         if forecasts.limits.size:  # a number may be a limit, or a whole number, and not rounded
@@ -183,7 +183,7 @@ class ForecastEncoder:
             + self._sensors.most_subject_bytes
             + most_parent_bytes
             + kernel.TIME_BYTES
-            + 5 * kernel.INTEGER_BYTES  # partition, offset, three lengths
+            + 6 * kernel.INTEGER_BYTES  # partition, offset, number of headers, three lengths
         )
         out = np.empty(len(inputs) * most_bytes + kernel.SLACK_BYTES, np.uint8)
         bounds = np.zeros(len(inputs) + 1, np.int64)

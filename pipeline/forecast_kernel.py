@@ -30,14 +30,15 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 MOST_DECIMALS: Final = 15
-_LARGEST: Final = 1e15  # a number that is rounded to m stays below it
+_LARGEST: Final = 1e15  # numbers below it are rounded to an m of at most 10**15
 _POWERS: Final = np.array([10**exponent for exponent in range(MOST_DECIMALS + 2)], np.int64)
 # Added to a float64 of at most 2**51, it leaves no bits for a fraction: the sum is rounded to an integer, half to even.
 _ROUNDING: Final = 1.5 * 2.0**52
 NUMBER_BYTES: Final = 25  # of the longest float64 and a comma
 INTEGER_BYTES: Final = 20  # of the longest int64
-TIME_BYTES: Final = 27
-SLACK_BYTES: Final = 16  # eight bytes are written at once, even if fewer count
+TIME_BYTES: Final = 27  # of a time with microseconds
+# Bytes behind the last text of a buffer: digits are written eight at a time, even if fewer belong to the number.
+SLACK_BYTES: Final = 16
 
 _COMMA: Final = ord(",")
 _DOT: Final = ord(".")
@@ -106,15 +107,16 @@ def _store_digits(out: Buffer, at: int, digits: Any) -> None:
 
 @inner
 def _size(number: int) -> int:
-    """The number of digits of a number from 0 up to 10**8, which it does not reach."""
-    # Sums of comparisons, because the size varies from number to number, and a wrong prediction of it is expensive.
+    """The number of digits of a number from 0 to 10**8 - 1."""
+    # A sum of comparisons has no branches. The size varies from number to number, so the processor would often predict
+    # a branch wrongly.
     size = 1 + (number > 9) + (number > 99) + (number > 999) + (number > 9_999)
     return size + (number > 99_999) + (number > 999_999) + (number > 9_999_999)
 
 
 @inner
 def _write_small_integer(out: Buffer, at: int, number: int) -> int:
-    """A number from 0 up to 10**8, which it does not reach."""
+    """A number from 0 to 10**8 - 1."""
     size = _size(number)
     _store_digits(out, at, _eight_digits(number) >> np.uint64(64 - 8 * size))
     return at + size
@@ -303,7 +305,7 @@ def write_values(
 
     Args:
         chosen: (m,) places of the forecasts.
-        quantiles: (n, K, Q, h), not rounded.
+        quantiles: (n, K, Q, h), which this function rounds.
         power, decimals: (n, K) each number is rounded to ``decimals`` after the point; ``power`` is 10**|decimals|.
         must_equal: (n, K) whether the rounded number must equal the quantile itself.
         integers: (n, 6) sensor's number, time in µs, partition, offset, origin, 2 * steps + warm.
@@ -368,7 +370,7 @@ def write_values(
         if not is_plain:
             at = began
         else:
-            piece = lists
+            piece = lists + BEFORE_PARTITION
             at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
             at = _write_signed(out, at, integers[n, 2])
             piece = lists + BEFORE_OFFSET

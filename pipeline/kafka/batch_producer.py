@@ -36,7 +36,8 @@ from pipeline.errors import KafkaError
 from pipeline.kafka.byte_strings import ByteStrings
 from pipeline.kafka.compression import use_fast_lz4
 
-# Bytes: attributes, three varints, the record's length and the batch header, each at its largest.
+# Largest number of bytes that a record with a batch of its own takes beside its key, value and headers: lengths,
+# attributes, time and offset of the record, as the client reserves them, and the header of the batch.
 _RECORD_OVERHEAD_BYTES: Final = 21 + 61
 _NULL: Final = b"\x01"  # the length -1
 _RECORD_FORMAT: Final = 2

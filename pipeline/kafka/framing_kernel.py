@@ -2,7 +2,8 @@
 
 It takes the strings as arrays (``byte_strings.ByteStrings``), so that a record costs no Python object. All compiled
 functions are in this file: numba compiles a cached function again if its own file changes, and would miss a change in
-another file. Only the forecaster imports this module, because numba takes most of a second to load.
+another file. ``batch_producer`` imports this module only for records in columns, which only the forecaster appends:
+numba takes most of a second to load.
 """
 
 import numpy as np

@@ -2,8 +2,7 @@
 
 Every function lists the private parts that it touches, why, the fault without it, the versions that it is tested with
 and when it can go. pyproject.toml pins the same versions. tests/integration/test_patches.py shows each fault without
-its
-patch: once a patch's case "unpatched" fails under a newer kafka-python, the patch can go.
+its patch: once a patch's case "unpatched" fails under a newer kafka-python, the patch can go.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,8 +16,8 @@ from kafka.coordinator.base import Generation, MemberState
 # Wait between two attempts to send a transactional request to an unreachable broker; the client does not wait.
 UNREADY_WAIT_MS: Final = 50
 # Wait before a transactional request is sent again. The first request of a busy forecaster's transaction is always sent
-# twice or more, because the broker still ends the transaction before. A transaction of 24 records takes 9.6 ms with a
-# wait of 5 ms, 7.8 ms with 2 and 7.6 ms with 1.
+# twice or more, because the broker is still ending the previous transaction. A transaction of 24 records takes 9.6 ms
+# with a wait of 5 ms, 7.8 ms with 2 ms and 7.6 ms with 1 ms.
 TRANSACTION_RETRY_MS: Final = 2
 TRACE_LEVEL: Final = 5  # the client's level of logging for each turn of its event loop
 
@@ -340,7 +339,7 @@ def _retry_transactional_requests_soon(sender: Any) -> None:
         is too often for brokers that have just come back.
     Without it: each transaction takes 2 ms longer.
     Tested with: kafka-python >=3.0.12,<3.1.
-    Goes when: the client waits for the end of the transaction before, or the broker answers the first request then.
+    Goes when: the client waits for the end of the previous transaction, or the broker delays its answer until then.
     """
     sender.config["retry_backoff_ms"] = TRANSACTION_RETRY_MS
 

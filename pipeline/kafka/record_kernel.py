@@ -1,8 +1,8 @@
 """The compiled reader of record batches: it finds the keys, values and numbers of records, and makes no objects.
 
-It reads batches that are valid in every respect. It leaves any other batch to ``record_batch.read_batch``, which finds
-the fault. Both make the same records of the same bytes. All compiled functions and their constants are in this
-file: numba compiles a cached function again if its own file changes, and would miss a change in another file.
+It reads valid batches only. It leaves any other batch to ``record_batch.read_batch``, which finds the fault. Both make
+the same records of the same bytes. All compiled functions and their constants are in this file: numba compiles a cached
+function again if its own file changes, and would miss a change in another file.
 """
 
 from typing import Any, Final
@@ -19,12 +19,16 @@ Numbers = NDArray[np.int64]
 
 _LEAST_RECORD_BYTES: Final = 7  # length, attributes, two deltas, two sizes and the number of headers
 _VARINT_BYTES: Final = 9  # a longer number does not fit into 63 bits
-_LARGEST: Final = 2**63 - 1
+_LARGEST: Final = 2**63 - 1  # int64
 _REFUSED: Final = -(2**62)  # neither a position nor a number of bytes
 
 
 def read_columns(unpacked: UnpackedBatch, limit_bytes: int) -> BatchContent | None:
-    """The records of a batch as ``RecordColumns``; None if it is not plainly valid."""
+    """The records of a batch as ``RecordColumns``; None if the batch is invalid, or valid in an unusual form.
+
+    Args:
+        limit_bytes: the memory limit of ``record_batch.read_batch``, from which the memory of the records is computed.
+    """
     count, data = unpacked.record_count, unpacked.data
     if not 0 <= _LEAST_RECORD_BYTES * count <= len(data):
         return None
@@ -58,7 +62,12 @@ def _read(
     left_bytes: int,
     header_bytes: int,
 ) -> int:
-    """Fill the table; return the memory that is left after the headers, or ``_REFUSED``."""
+    """Fill the table; return the bytes of memory that are left after the headers, or ``_REFUSED``.
+
+    Args:
+        table: (n, COLUMNS) of ``record_columns``.
+        left_bytes: memory for headers; header_bytes: memory of one header.
+    """
     size = len(data)
     position = 0
     last_delta = -1
@@ -99,6 +108,7 @@ def _read(
             return _REFUSED
         if (since > 0 and stamped_ms > _LARGEST - since) or (since < 0 and stamped_ms < -_LARGEST - since):
             return _REFUSED
+        # The columns of ``record_columns`` by number, because numba would miss a change of an imported constant.
         table[row, 0] = key_start
         table[row, 1] = key_size
         table[row, 2] = value_start

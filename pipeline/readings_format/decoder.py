@@ -56,7 +56,10 @@ def make_decoder(settings: Settings) -> RecordDecoder:
 
 
 class OwnFormDecoder(ReadingDecoder):
-    """``ReadingDecoder`` that also decodes many usual readings at once, in compiled code."""
+    """``ReadingDecoder`` that also decodes many usual readings at once, in compiled code.
+
+    One thread at a time may use ``decode_columns``.
+    """
 
     def __init__(self, features: Sequence[str], largest_bytes: int = LARGEST_READING_BYTES) -> None:
         super().__init__(features, largest_bytes)

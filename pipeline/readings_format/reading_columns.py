@@ -23,7 +23,7 @@ class DecodedColumns(NamedTuple):
 
 
 class ColumnDecoder:
-    """The decoder of columns for one list of features.
+    """The decoder of columns for one list of features. One thread at a time may use it.
 
     Args:
         largest_bytes: size of the largest value that is decoded.

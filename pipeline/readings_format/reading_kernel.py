@@ -1,7 +1,8 @@
 """The compiled decoder of readings in streamgru's own form, as encoders usually write it.
 
-It decodes a value only if it is plainly a valid reading, and leaves any other value to ``messages.ReadingDecoder``,
-which has the last word on each reading. Both make the same reading of the same bytes. These values are left:
+It decodes a value only if the value is a valid reading in a usual form. It leaves any other value to
+``messages.ReadingDecoder``, which defines the valid readings. Both make the same reading of the same bytes. These
+values are left:
 
 - an escape in a text, a field that is unknown or comes twice, a value that is neither a number nor null,
 - a number of more than 19 digits, or one beyond the range of ``_POWERS``,
@@ -43,7 +44,7 @@ _COMPARISONS_PER_FEATURE: Final = 8
 _MORE_COMPARISONS: Final = 256
 _MOST_PROBES: Final = 64  # places of the hash table that are looked at, so that no choice of sensor ids makes it slow
 _MOST_DIGITS: Final = 19  # digits that fit into 64 bits
-_MOST_TIME_DIGITS: Final = 15
+_MOST_TIME_DIGITS: Final = 15  # of a time in milliseconds; its microseconds then fit into 64 bits
 _MOST_EXPONENT_DIGITS: Final = 3
 _EXACT: Final = np.uint64(2**53)  # integers up to this are float64 numbers
 _MOST_EXACT_POWER: Final = 22  # powers of ten up to this are float64 numbers
@@ -98,7 +99,10 @@ def decode(
     Returns the number of distinct sensors, the number of decoded records, and the number of unknown features in them.
 
     Args:
+        data: bytes that hold the keys and values.
         records: (n, 4 or more) start of the key, its size, start of the value, its size; a size below 0 is a null.
+            These are the first columns of ``record_columns``, by number because numba would miss a change of an
+            imported constant.
         names: ``WORDS``, then the F features in UTF-8, one after another; name_ends: (F,) where the features end.
         table: hash table of sensors, filled with -1; a power of two of at least 2n places.
         scratch: (F + 2 * MOST_UNKNOWN,) memory.
@@ -160,7 +164,7 @@ def _reading(
 ) -> Any:
     """Decode a value, and write its numbers into ``values[row]``; the timestamp, and the number of unknown features.
 
-    The latter is ``_REFUSED`` if the value is not plainly a valid reading of the sensor that the key names.
+    The number is ``_REFUSED`` if the value is not a valid reading, in a usual form, of the sensor that the key names.
     """
     position = _skip_space(data, start, end)
     if position >= end or data[position] != ord("{"):
@@ -557,7 +561,7 @@ def _nearest(mantissa: Any, power: int) -> float:
         low += more
         if low < more:
             high += np.uint64(1)
-    if low == np.uint64(2**64 - 1) and (power < -27 or power > 55):
+    if low == np.uint64(2**64 - 1) and power < -27:  # from -27 to 55 the bits of the power are always enough
         return -1.0
     top = high >> np.uint64(63)
     shift = top + np.uint64(9)
