@@ -26,7 +26,7 @@ from pipeline import forecast_kernel
 from pipeline.kafka import framing_kernel, record_kernel
 from pipeline.readings_format import reading_columns
 
-# numba compiles with one core, and a process takes 250 MB.
+# numba compiles with one core, and a process takes up to 0.9 GB meanwhile.
 PROCESSES: Final = 2
 # One compilation serves models of all sizes.
 _CONFIG: Final = ModelConfig(features=("value",), targets=("value",), cadence_us=1, horizon_steps=1, hidden_size=1)
