@@ -1,4 +1,7 @@
-"""The steps that readings become: those of the readings, and of the skipped cadence points before them.
+"""The plan of the steps that readings need: one for each reading, and one for each cadence point skipped before it.
+
+The compiled function and its constants are in this file: numba compiles a cached function again if its own file
+changes, and would miss a change in another file.
 
 Letters: B states, A sensors with steps, n readings, M steps, F features.
 """
@@ -10,14 +13,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .acceptance import NEVER_US
 from .kernel import allocating
 from .normaliser import Floats
 from .sequences import Sequences
 
 Indexes = NDArray[np.int64]
 
-_NEVER_US: Final = int(NEVER_US)  # numba takes a Python number as a constant
+NEVER_US: Final = -(2**63)  # repeated from ``acceptance`` as a Python number; a test compares them
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class StepPlan:
         """The steps of n accepted readings, by the rule of ``acceptance.bridge_gaps``.
 
         Args:
-            last_us: (B,) timestamp of each state's last reading; ``NEVER_US`` in a blank state.
+            last_us: (B,) timestamp of each state's last reading; ``NEVER_US`` in a blank state. It is set to the
+                timestamp of each state's last reading after the steps.
             slots: (n,) the state of each reading. Each sensor's readings are in order of time.
             timestamp_us: (n,); values: (n, F).
 
@@ -57,11 +60,11 @@ class StepPlan:
 
     @classmethod
     def of_sequences(cls, parts: Sequence[tuple[Sequences, int, int]]) -> "StepPlan":
-        """Steps that are known already: of each sensor, those from the second number up to the third.
+        """A part of the steps of each sensor, where the steps are known already.
 
         Args:
-            parts: the steps of a sensor alone, the first step to take, and the end. The sensors with most steps come
-                first.
+            parts: for each sensor its steps, the index of the first one to take, and the index after the last one. The
+                sensors with most steps to take come first.
         """
         lengths = np.array([end - first for _, first, end in parts], np.int64)
         starts = np.append(0, np.cumsum(lengths))
@@ -99,7 +102,7 @@ def _plan(
     lengths, before_us = np.zeros(B, np.int64), last_us.copy()
     for i in range(n):
         slot = slots[i]
-        fresh = before_us[slot] == _NEVER_US
+        fresh = before_us[slot] == NEVER_US
         elapsed_us = 0 if fresh else timestamp_us[i] - before_us[slot]
         cadences, rest = elapsed_us // cadence_us, elapsed_us % cadence_us
         skipped = max(cadences + (1 if rest > cadence_us - rest else 0) - 1, 0)
@@ -118,7 +121,7 @@ def _plan(
             sizes[lengths[slot] - 1] += 1
     for r in range(longest - 1, -1, -1):
         sizes[r] += sizes[r + 1]
-    # Sensors by their number of steps, which is a counting sort; equal numbers in the order of the states.
+    # A counting sort puts the sensors with most steps first; sensors with as many steps keep the order of their states.
     A, M, free = sizes[0], lengths.sum(), sizes.copy()
     active, starts, rank = np.empty(A, np.int64), np.zeros(A + 1, np.int64), np.empty(B, np.int64)
     for slot in range(B):
