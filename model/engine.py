@@ -188,7 +188,7 @@ class Engine:
     ) -> step_kernel.Made:
         """The network's forecasts, by the row ``forecast`` (M,) of each step; -1 for none.
 
-        Steps all of the states but adaptation.
+        Steps every part of the states except adaptation.
         """
         n, K = len(ahead), len(self._targets)
         made = step_kernel.Made(

@@ -2,7 +2,7 @@
 
 The engine that steps the states is the stream's, so the forecasts are the stream's to the bit.
 
-Letters: G sensors together, M steps of all of them, n forecasts, K targets, Q quantiles, h horizon steps, C inputs
+Letters: G sensors of a group, M steps of all of them, n forecasts, K targets, Q quantiles, h horizon steps, C inputs
 known ahead.
 """
 

@@ -16,7 +16,7 @@ So the bits are also the same on every processor that rounds as IEEE 754 says.
 
 Letters: B states, A sensors with steps, b sensors of a block, n forecasts, M steps, F features, K targets, Q quantiles,
 h horizon steps, L layers, H hidden, D inputs of a step, E numbers of a sensor's vector, R lags, P slots of the seasonal
-profile, G inputs of the head, C inputs known ahead.
+profile, G inputs of the head, C inputs known ahead, W hidden units of their term.
 """
 
 import math
@@ -103,10 +103,10 @@ class Rates(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The network's weights in float32, a row for each input. The gates are in the order n, r, z, as columns."""
+    """The network's weights in float32, a row for each input. The gates of the GRU, n, r and z, are columns."""
 
-    into_first: Numbers  # (D+E, 3H) of the first layer's inputs
-    into: Numbers  # (L-1, H, 3H) of the other layers' inputs
+    into_first: Numbers  # (D+E, 3H) of the first layer's inputs, in the order n, r, z
+    into: Numbers  # (L-1, H, 3H) of the other layers' inputs, in the order n, r, z
     recur: Numbers  # (L, H, 3H) of the hidden state, in the order r, z, n
     gates: Numbers  # (L, 4H) biases: n of the inputs, r, z, n of the hidden state
     head: Numbers  # (G, K·Q·h)
@@ -272,7 +272,7 @@ def _softplus(x: Any) -> Any:
 
 @inner
 def _blank(norm: Normalised, b: int) -> None:
-    """Reset the normaliser's state."""
+    """Reset the normaliser's state of a sensor."""
     norm.steps[b] = 0
     norm.counts[b] = 0.0
     norm.age[b] = 0.0

@@ -51,8 +51,8 @@ class Stepper:
     Args:
         forecaster: on the CPU; its weights must not change afterwards.
         adaptation: of its forecasts.
-        whole: whether forecasts of counts are rounded to whole numbers. Rounding turns a difference in the last bits
-            into one of 1, so a comparison does without.
+        whole: whether forecasts of counts are rounded to whole numbers. A comparison of two implementations does not
+            round, because rounding can turn a difference in the last bits into a difference of 1.
     """
 
     def __init__(self, forecaster: Forecaster, adaptation: Adaptation = NO_ADAPTATION, *, whole: bool = True) -> None:
