@@ -96,11 +96,12 @@ def publish(settings: Settings, sensors: int, steps: int) -> int:
 def give_states(settings: Settings, sensors: int, states: States) -> None:
     """Write the state of every sensor and the positions into the changelog, and commit the positions.
 
-    The positions follow the first readings. With other positions in one of the two places, a forecaster would write all
-    states again.
+    The positions come after the first reading of each sensor. If the changelog and the group had different positions, a
+    forecaster would write all states again.
     """
+    ids = names(sensors)
     by_partition: list[list[int]] = [[] for _ in range(settings.kafka.partitions)]
-    for number, name in enumerate(names(sensors)):
+    for number, name in enumerate(ids):
         by_partition[partition_of(settings, name)].append(number)
     tag = StateTag(1, settings.fingerprint)
     owner = position_owner(settings.forecaster.group_id, find_topic_id(settings, settings.kafka.topics.readings))
@@ -118,7 +119,7 @@ def give_states(settings: Settings, sensors: int, states: States) -> None:
                 copies["anchors"][:, -1] = copies["offset"]
                 producer.begin_transaction()
                 values = [tag.encode(state.tobytes()) for state in copies]
-                keys = [f"sensor-{number:06d}".encode() for number in mine]
+                keys = [ids[number].encode() for number in mine]
                 futures = appender.append(settings.kafka.topics.state, partition, keys, values)
                 producer.flush()
                 check_delivered(futures)

@@ -49,7 +49,7 @@ class Meter:
 
 def process_cpu_s(pid: int) -> float:
     """CPU seconds of a process so far, with its ended threads (Linux, exact; `ps` counts ticks)."""
-    return time.clock_gettime((~pid << 3) | 2)  # the clock id that clock_getcpuclockid(3) gives
+    return time.clock_gettime((~pid << 3) | 2)  # the clock that clock_getcpuclockid(3) returns for the process
 
 
 def topic_bytes(data: Path, topics: Sequence[str]) -> int:

@@ -44,8 +44,8 @@ def measure(base: Settings) -> Section:
         figures,
         f"{readings:,} readings of {SENSORS} sensors, {PARTITIONS} partitions; CPU time of the process from the first "
         f"readings to the last commit, the median of {stages.ROUNDS} rounds. For readings that come one by one, the "
-        "mean time of the loop alone. The numbers of a stage do not hold those of another. A stage that a tree does "
-        "not have is within the stage that calls it. "
+        "mean time of the loop alone. The time of a stage leaves out the stages that it calls. A stage that a tree "
+        "does not have is within the stage that calls it. "
         + (f"Before: commit {BASE}." if BASE in found else f"Commit {BASE} is not in this repository's history."),
         table(
             ["µs per reading", *(f"{case}, {tree}" for case in now for tree in found)],

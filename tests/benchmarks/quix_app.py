@@ -44,6 +44,7 @@ Moment = tuple[float, float, float]  # wall seconds, CPU seconds of this process
 
 
 def now(job: Job) -> Moment:
+    """The present moment. The last clock is that of ``meter.process_cpu_s``: all CPU time of a process."""
     return time.perf_counter(), time.process_time(), time.clock_gettime((~job.broker << 3) | 2)
 
 
