@@ -275,17 +275,17 @@ def _row(found: dict[str, list[Outcome]], side: str) -> list[str]:
     outcomes = found[side]
     runs = [outcome.run for outcome in outcomes]
 
-    def per_reading(values: Sequence[float], form: str) -> str:
+    def per_reading(values: Sequence[float], form: str, unit: str = "") -> str:
         middle = statistics.median(value / run.readings for value, run in zip(values, runs, strict=True))
-        return format(middle, form) if middle else "-"
+        return format(middle, form) + unit if middle else "-"
 
     return [
         side,
         f"{statistics.median(run.rate for run in runs):,.0f}",
         ", ".join(f"{run.rate:,.0f}" for run in runs),
         f"{_ratio(found, side, PASS):.2f}",
-        per_reading([run.client_s * 1e6 for run in runs], ".1f") + " µs",
-        per_reading([run.broker_s * 1e6 for run in runs], ".1f") + " µs",
+        per_reading([run.client_s * 1e6 for run in runs], ".1f", " µs"),
+        per_reading([run.broker_s * 1e6 for run in runs], ".1f", " µs"),
         per_reading([outcome.forecast_bytes for outcome in outcomes], ",.0f"),
         per_reading([outcome.state_bytes for outcome in outcomes], ",.0f"),
     ]
