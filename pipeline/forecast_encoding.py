@@ -34,6 +34,13 @@ SIGNIFICANT_DIGITS: Final = 7
 # of up to 1e30 stays finite.
 _MOST_DECIMALS: Final = 60
 
+# The largest scales whose numbers have 60, 59 to -60 decimals. Comparisons with them give the same digits on every
+# processor, which logarithms do not.
+_SCALES: Final = np.array(
+    [float(f"1e{SIGNIFICANT_DIGITS - decimals}") for decimals in range(_MOST_DECIMALS, -_MOST_DECIMALS - 1, -1)]
+)
+_POWERS_OF_TEN: Final = 10.0 ** np.arange(_MOST_DECIMALS + 1)
+
 WEIGHT_PARTS: Final = 1_000  # parts of 1 that a weight is rounded to: three decimals
 
 
@@ -57,11 +64,16 @@ class _Columns(NamedTuple):
     """The arguments of ``forecast_kernel.write_values`` about n forecasts."""
 
     quantiles: NDArray[np.float64]  # (n, K, Q, h)
-    power: NDArray[np.float64]  # (n, K)
-    decimals: NDArray[np.int64]  # (n, K)
-    must_equal: NDArray[np.bool_]  # (n, K)
-    integers: NDArray[np.int64]  # (n, 6)
-    weights: NDArray[np.int64]  # (n, K * E)
+    scale: NDArray[np.float64]  # (n, K)
+    is_rounded: bool
+    sensors: NDArray[np.int64]  # (n,)
+    timestamp_us: NDArray[np.int64]  # (n,)
+    partitions: NDArray[np.int64]  # (n,)
+    offsets: NDArray[np.int64]  # (n,)
+    origin: NDArray[np.int64]  # (n,)
+    steps: NDArray[np.int64]  # (n,)
+    warm: NDArray[np.bool_]  # (n,)
+    weights: NDArray[np.float64]  # (n, K, E)
 
 
 class _Pieces(NamedTuple):
@@ -105,34 +117,31 @@ class ForecastEncoder:
         """
         if inputs.topic not in self._pieces:
             self._pieces[inputs.topic] = (self._value_pieces(inputs.topic), self._header_pieces(inputs.topic))
-        integers = np.empty((len(inputs), 6), np.int64)
-        integers[:, 0] = self._sensors.numbers(inputs.names)[inputs.codes]
-        integers[:, 1] = inputs.timestamp_us
-        integers[:, 2] = inputs.partitions
-        integers[:, 3] = inputs.offsets
-        integers[:, 4] = forecasts.origin
-        integers[:, 5] = forecasts.steps
-        integers[:, 5] = 2 * integers[:, 5] + forecasts.warm
-        return self._values(inputs, integers, forecasts), self._headers(inputs, integers)
+        sensors = self._sensors.numbers(inputs.names)[inputs.codes]
+        return self._values(inputs, sensors, forecasts), self._headers(inputs, sensors)
 
-    def _values(self, inputs: ForecastInputs, integers: NDArray[np.int64], forecasts: "Forecasts") -> ByteStrings:
-        self._check_finite(forecasts.weights, np.arange(len(inputs)), inputs)  # they become integers below
-        known, decimals = _decimals(forecasts.scale)
-        quantiles, must_equal = forecasts.quantiles, ~known
-        if forecasts.limits.size:  # a number may be a limit, or a whole number, and not rounded
+    def _values(self, inputs: ForecastInputs, sensors: NDArray[np.int64], forecasts: "Forecasts") -> ByteStrings:
+        quantiles = forecasts.quantiles
+        is_bounded = forecasts.limits.size > 0
+        if is_bounded:  # a number may be a limit, or a whole number, and not rounded
             quantiles = round_to_scale(quantiles, forecasts.scale, forecasts.limits)
-            must_equal = np.ones_like(known)
         columns = _Columns(
             np.ascontiguousarray(quantiles, np.float64),
-            _powers_of_ten(decimals),
-            decimals.astype(np.int64),
-            must_equal,
-            integers,
-            np.rint(forecasts.weights * WEIGHT_PARTS).astype(np.int64).reshape(len(inputs), self._weight_count),
+            forecasts.scale,
+            is_bounded,
+            sensors,
+            inputs.timestamp_us,
+            inputs.partitions,
+            inputs.offsets,
+            forecasts.origin,
+            forecasts.steps,
+            forecasts.warm,
+            np.ascontiguousarray(forecasts.weights),
         )
         values, is_written = self._write(inputs.topic, np.arange(len(inputs)), columns)
         if is_written.all():
             return values
+        self._check_finite(forecasts.weights, np.arange(len(inputs)), inputs)
         others = np.flatnonzero(~is_written)
         rounded = round_to_scale(forecasts.quantiles[others], forecasts.scale[others], forecasts.limits[others])
         self._check_finite(rounded, others, inputs)
@@ -156,13 +165,14 @@ class ForecastEncoder:
             + len(pieces.data)
             + kernel.TIME_BYTES
             + columns.quantiles[:1].size * kernel.NUMBER_BYTES
-            + (4 + columns.weights.shape[1]) * kernel.INTEGER_BYTES
+            + (4 + self._weight_count) * kernel.INTEGER_BYTES
         )
         out = np.empty(len(chosen) * most_bytes + kernel.SLACK_BYTES, np.uint8)
         bounds, is_written = np.zeros(len(chosen) + 1, np.int64), np.empty(len(chosen), np.bool_)
         kernel.write_values(
             chosen,
             *columns,
+            *(_SCALES, _POWERS_OF_TEN),
             *texts,
             *(heads.data, heads.starts, heads.ends),
             *pieces,
@@ -170,7 +180,7 @@ class ForecastEncoder:
         )
         return ByteStrings(out[: bounds[-1]], bounds[:-1], bounds[1:]), is_written
 
-    def _headers(self, inputs: ForecastInputs, integers: NDArray[np.int64]) -> ByteStrings:
+    def _headers(self, inputs: ForecastInputs, sensors: NDArray[np.int64]) -> ByteStrings:
         """Header blocks in the order of ``event_headers.forecast_headers``: the constant headers first."""
         kernel, subjects, pieces = self._kernel, self._sensors.subjects, self._pieces[inputs.topic][1]
         parents, is_traced, most_parent_bytes = _NO_TEXTS, _NOT_TRACED, 0
@@ -188,7 +198,7 @@ class ForecastEncoder:
         out = np.empty(len(inputs) * most_bytes + kernel.SLACK_BYTES, np.uint8)
         bounds = np.zeros(len(inputs) + 1, np.int64)
         kernel.write_headers(
-            integers,
+            *(sensors, inputs.timestamp_us, inputs.partitions, inputs.offsets),
             *(subjects.data, subjects.starts, subjects.ends),
             *parents,
             is_traced,
@@ -245,7 +255,7 @@ def round_to_scale(quantiles: np.ndarray, scale: np.ndarray, limits: np.ndarray 
     """
     known, decimals = _decimals(scale)
     known, decimals = known[:, :, None, None], decimals[:, :, None, None]
-    power = _powers_of_ten(decimals)
+    power = _POWERS_OF_TEN[np.abs(decimals)]
     rounded = np.where(decimals >= 0, np.rint(quantiles * power) / power, np.rint(quantiles / power) * power)
     result: np.ndarray = np.where(known, rounded, quantiles) + 0.0  # -0.0 becomes 0.0
     if limits is None or not limits.size:
@@ -255,17 +265,11 @@ def round_to_scale(quantiles: np.ndarray, scale: np.ndarray, limits: np.ndarray 
     return np.maximum.accumulate(kept, axis=2)  # a whole number may have been rounded past by its neighbour
 
 
-def _decimals(scale: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _decimals(scale: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Whether each scale is positive and finite, and the digits after the point that it leaves; negative before it."""
     known = np.isfinite(scale) & (scale > 0)
-    leading = np.ceil(np.log10(scale, out=np.zeros_like(scale, dtype=np.float64), where=known))
-    # For few scales np.clip takes several times as long.
-    return known, np.minimum(np.maximum(SIGNIFICANT_DIGITS - leading, -_MOST_DECIMALS), _MOST_DECIMALS)
-
-
-def _powers_of_ten(exponents: NDArray[np.float64]) -> NDArray[np.float64]:
-    """10 to the power of each exponent's absolute value."""
-    return 10.0 ** np.abs(exponents)
+    place = np.searchsorted(_SCALES, np.where(known, scale, 1.0))
+    return known, np.maximum(_MOST_DECIMALS - place, -_MOST_DECIMALS)
 
 
 class _GrowingStrings:

@@ -17,6 +17,7 @@ changes, and would miss a change in another file.
 Letters: n forecasts, m of them written, K targets, Q quantiles, h horizon steps, E experts.
 """
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -279,15 +280,35 @@ def _integer_size(number: int) -> int:
 # --- forecasts --------------------------------------------------------------------------------------------------------
 
 
+@inner
+def _first_at_least(ascending: Floats, number: float) -> int:
+    """The index of the first of some ascending numbers that is at least ``number``; their number if none is."""
+    low, high = 0, len(ascending)
+    while low < high:
+        middle = (low + high) // 2
+        if ascending[middle] < number:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 @compiled
 def write_values(
     chosen: Indexes,
     quantiles: Floats,
-    power: Floats,
-    decimals: Indexes,
-    must_equal: Flags,
-    integers: Indexes,
-    weights: Indexes,
+    scale: Floats,
+    is_rounded: bool,
+    sensors: Indexes,
+    timestamp_us: Indexes,
+    partitions: Indexes,
+    offsets: Indexes,
+    origin: Indexes,
+    steps: Indexes,
+    warm: Flags,
+    weights: Floats,
+    scales: Floats,
+    powers: Floats,
     texts: Buffer,
     text_ends: Indexes,
     heads: Buffer,
@@ -305,11 +326,15 @@ def write_values(
 
     Args:
         chosen: (m,) places of the forecasts.
-        quantiles: (n, K, Q, h), which this function rounds.
-        power, decimals: (n, K) each number is rounded to ``decimals`` after the point; ``power`` is 10**|decimals|.
-        must_equal: (n, K) whether the rounded number must equal the quantile itself.
-        integers: (n, 6) sensor's number, time in µs, partition, offset, origin, 2 * steps + warm.
-        weights: (n, K * E) in thousandths.
+        quantiles: (n, K, Q, h); scale: (n, K) their sensors' scales, which give the digits.
+        is_rounded: whether the quantiles are rounded already, so that rounding must not change them. Quantiles of a
+            sensor without a scale are not rounded either.
+        sensors: (n,) the numbers of the sensors; timestamp_us, partitions, offsets: (n,) of the readings.
+        origin, steps, warm: (n,) of the states.
+        weights: (n, K, E).
+        scales: ascending powers of ten: numbers of a sensor with the first scale have as many decimals as ``powers``
+            has positive exponents, and one less for each following scale.
+        powers: 10**0, 10**1, and so on.
         texts: the numbers in each list of h, with commas, if the caller has them; otherwise of any content.
         text_ends: (m * K * Q + 1,) ends of the lists in ``texts`` after a 0; of size 1 without texts.
         heads: JSON of the sensors up to the time; string i is that of the sensor with number i.
@@ -320,17 +345,21 @@ def write_values(
         is_written: (m,) is filled.
     """
     _, K, Q, h = quantiles.shape
-    lists = K * Q
+    lists, E = K * Q, weights.shape[2]
     has_texts = len(text_ends) > 1
     at = 0
     for row in range(len(chosen)):
         n = chosen[row]
         began = at
-        sensor = integers[n, 0]
+        sensor = sensors[n]
         at = _copy(out, at, heads, head_starts[sensor], head_ends[sensor])
-        at = _write_time(out, at, integers[n, 1])
+        at = _write_time(out, at, timestamp_us[n])
         is_plain = True
         for k in range(K):
+            is_known = math.isfinite(scale[n, k]) and scale[n, k] > 0.0
+            most = len(powers) - 1
+            places = max(most - _first_at_least(scales, scale[n, k] if is_known else 1.0), -most)
+            ten, exact = powers[abs(places)], is_rounded or not is_known
             for q in range(Q):
                 piece = k * Q + q
                 at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
@@ -338,8 +367,7 @@ def write_values(
                     text = row * lists + piece
                     at = _copy(out, at, texts, text_ends[text], text_ends[text + 1])
                     continue
-                ten, places, exact = power[n, k], decimals[n, k], must_equal[n, k]
-                if places > MOST_DECIMALS or (places >= 0 and ten != np.float64(_POWERS[places])):
+                if places > MOST_DECIMALS:
                     is_plain = False
                     break
                 for step in range(h):
@@ -365,6 +393,8 @@ def write_values(
                 if not is_plain:
                     break
                 at -= 1  # no comma after the last number
+            for e in range(E):
+                is_plain = is_plain and math.isfinite(weights[n, k, e])
             if not is_plain:
                 break
         if not is_plain:
@@ -372,23 +402,25 @@ def write_values(
         else:
             piece = lists + BEFORE_PARTITION
             at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
-            at = _write_signed(out, at, integers[n, 2])
+            at = _write_signed(out, at, partitions[n])
             piece = lists + BEFORE_OFFSET
             at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
-            at = _write_signed(out, at, integers[n, 3])
+            at = _write_signed(out, at, offsets[n])
             piece = lists + BEFORE_ORIGIN
             at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
-            at = _write_signed(out, at, integers[n, 4])
+            at = _write_signed(out, at, origin[n])
             piece = lists + BEFORE_STEPS
             at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
-            at = _write_signed(out, at, integers[n, 5] >> 1)
-            piece = lists + (WARM if integers[n, 5] & 1 else COLD)
+            at = _write_signed(out, at, steps[n])
+            piece = lists + (WARM if warm[n] else COLD)
             at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
             piece = lists + FIRST_WEIGHT
-            for w in range(weights.shape[1]):
-                at = _copy(out, at, pieces, piece_ends[piece + w], piece_ends[piece + w + 1])
-                at = _write_number(out, at, weights[n, w], 3)
-            piece += weights.shape[1]
+            for k in range(K):
+                for e in range(E):
+                    at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
+                    thousandths = (weights[n, k, e] * 1e3 + _ROUNDING) - _ROUNDING
+                    at = _write_number(out, at, int(thousandths), 3)
+                    piece += 1
             at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
         ends[row] = at
         is_written[row] = is_plain
@@ -396,7 +428,10 @@ def write_values(
 
 @compiled
 def write_headers(
-    integers: Indexes,
+    sensors: Indexes,
+    timestamp_us: Indexes,
+    partitions: Indexes,
+    offsets: Indexes,
     subjects: Buffer,
     subject_starts: Indexes,
     subject_ends: Indexes,
@@ -411,7 +446,7 @@ def write_headers(
     """Write the header blocks of n forecasts, one after the other.
 
     Args:
-        integers: as in ``write_values``.
+        sensors, timestamp_us, partitions, offsets: as in ``write_values``.
         subjects: the whole header `ce_subject` of each sensor, empty if it has none; string i is that of sensor i.
         parents: values of `traceparent`, which follow each other.
         parent_ends: (n + 1,) their ends after a 0.
@@ -423,8 +458,8 @@ def write_headers(
     """
     at = 0
     id_size = piece_ends[ID_END + 1] - piece_ends[ID_START] + 1  # without partition and offset
-    for n in range(len(integers)):
-        sensor, timestamp_us, partition, offset = integers[n, 0], integers[n, 1], integers[n, 2], integers[n, 3]
+    for n in range(len(sensors)):
+        sensor, partition, offset = sensors[n], partitions[n], offsets[n]
         subject_start, subject_end = subject_starts[sensor], subject_ends[sensor]
         is_traced = len(has_parent) > 0 and has_parent[n]
         at = _write_length(out, at, CONSTANT_HEADERS + (subject_end > subject_start) + is_traced)
@@ -436,7 +471,7 @@ def write_headers(
         at = _write_integer(out, at + 1, offset)
         at = _copy(out, at, pieces, piece_ends[ID_END], piece_ends[ID_END + 1])
         at = _copy(out, at, pieces, piece_ends[BEFORE_TIME], piece_ends[BEFORE_TIME + 1])
-        time_end = _write_time(out, at + 1, timestamp_us)
+        time_end = _write_time(out, at + 1, timestamp_us[n])
         at = _write_length(out, at, time_end - at - 1)  # one byte
         at = _copy(out, time_end, subjects, subject_start, subject_end)
         if is_traced:
@@ -448,12 +483,12 @@ def write_headers(
 
 def prepare() -> None:
     """Compile the kernel, or load it from numba's cache."""
-    one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
-    ends, text = np.zeros(2, np.int64), np.zeros(1_000, np.uint8)
-    integers, forecast, flag = np.zeros((1, 6), np.int64), np.zeros((1, 1)), np.zeros((1, 1), np.bool_)
-    sensors = (text, one, one)
+    none, text, flags = np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.bool_)
+    readings, strings = (none, none, none, none), (text, none, none)
+    quantiles: Any = np.empty((0, 1, 1, 1))
+    number, column = quantiles[:, 0, 0], quantiles[:, 0, 0, 0].copy()
     write_values(
-        *(none, np.zeros((1, 1, 1, 1)), forecast, integers, flag, integers, integers, text, one),
-        *(*sensors, text, ends, text.copy(), none, flag[0]),
+        *(none, quantiles, number, False, *readings, none, none, flags, quantiles[:, 0], column, column),
+        *(text, none, *strings, text, none, text.copy(), none, flags),
     )
-    write_headers(integers[:0], *sensors, text, one, flag[0, :0], text, np.zeros(6, np.int64), text.copy(), none)
+    write_headers(*readings, *strings, text, none, flags, text, np.zeros(6, np.int64), text.copy(), none)
