@@ -21,7 +21,7 @@ from model.experts import AdaptationConfig
 from model.forecaster import Forecaster
 from model.normaliser import NormaliserState
 from model.state import state_dtype
-from model.unit_change import follow
+from model.unit_change import follow_from_blank
 from pipeline import forecast_kernel
 from pipeline.kafka import framing_kernel, record_kernel
 from pipeline.readings_format import reading_columns
@@ -52,7 +52,7 @@ def compile_adaptation() -> None:
     states = np.empty(0, state_dtype(_CONFIG, _ADAPTATION))
     none, numbers, values = np.empty(0, bool), np.empty(0, np.int64), np.empty((0, 1))
     starts = np.zeros(1, np.int64)
-    follow(states["units"], states["unit_evidence"], starts, none, values)
+    follow_from_blank(starts, none, values)
     hidden, quantiles = np.empty((0, 1), np.float32), np.empty((0, 1, 1, 1))
     steps = AdaptedSteps(numbers, starts, none, numbers, values, hidden, numbers, quantiles)
     records = states.view(np.uint8).reshape(0, states.dtype.itemsize)

@@ -24,7 +24,7 @@ from .forecaster import Forecaster
 from .inputs import CALENDAR, input_size
 from .normaliser import NORMALISER_FIELDS, Floats, profile_slots
 from .published_unit import to_published_unit
-from .state import States, state_dtype
+from .state import States, non_finite, state_dtype
 from .step_plan import StepPlan
 from .target_scale import scale_in_unit, to_model_scale
 from .unit_change import Followed, follow
@@ -97,7 +97,8 @@ class Engine:
         self._constant = (tuple(shape), tuple(places), tuple(forecaster.normaliser().rates), tuple(weights))
         self._adapter = None
         if adaptation.active:
-            assert names[-1] == "adaptation"
+            assert names[-3:] == ("units", "unit_evidence", "adaptation")
+            self._units_begin = fields["units"][1]
             self._adapter = Adapter(self._adapting, self._targets, fields["adaptation"][1])
         self._compile()
 
@@ -106,7 +107,9 @@ class Engine:
         values = np.empty((0, self.config.feature_count))
         plan = StepPlan.of_readings(_NONE, _NONE, _NONE, values, cadence_us=1, max_gap_steps=0)
         ahead = np.empty((0, self._ahead_size), np.float32)
-        self.step(np.empty(0, self.dtype), [], plan, plan.step, ahead)
+        states = np.empty(0, self.dtype)
+        self.step(states, [], plan, plan.step, ahead)
+        non_finite(states)
 
     def step(
         self,
@@ -134,8 +137,8 @@ class Engine:
         if ahead is None:
             ahead = np.empty((len(wanted), 0), np.float32)
         self._check(states, sensors, plan, ahead, len(wanted))
-        followed = None if self._adapter is None else self._follow(states, plan)
         records = states.view(np.uint8).reshape(len(states), states.dtype.itemsize)  # they share memory
+        followed = None if self._adapter is None else self._follow(records, plan)
         values = to_model_scale(config, plan.values if followed is None else followed.values)
         if wanted is plan.step:  # in the stream: a forecast after each reading
             forecast = plan.reading
@@ -220,12 +223,9 @@ class Engine:
             vectors += self._attributes[rows[:, column]]
         return vectors
 
-    def _follow(self, states: States, plan: StepPlan) -> Followed:
-        """The steps' values in the states' own units. Steps the units in the states."""
-        units, evidence = states["units"][plan.slots], states["unit_evidence"][plan.slots]
-        followed = follow(units, evidence, plan.starts, plan.reset, plan.values)
-        states["units"][plan.slots], states["unit_evidence"][plan.slots] = units, evidence
-        return followed
+    def _follow(self, records: NDArray[np.uint8], plan: StepPlan) -> Followed:
+        """The steps' values in the states' own units. Steps the units in the records."""
+        return follow(records, self._units_begin, plan.slots, plan.starts, plan.reset, plan.values)
 
     def _adapt(
         self,

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from . import step_kernel
 from .acceptance import NEVER_US
 from .config import ANCHORS, NO_ADAPTATION, Adaptation, ModelConfig
 from .experts import AdaptationConfig, adaptation_dtype
@@ -83,36 +84,20 @@ def outlooks_from(states: States) -> NDArray[np.int64]:
 def non_finite(states: States) -> NDArray[np.bool_]:
     """(B,) whether a state holds a NaN or an infinite number; only a fault leads to one."""
     bad = np.zeros(len(states), bool)
-    runs = states.view(_float_runs(states.dtype))
-    for name in runs.dtype.names or ():
-        finite = np.isfinite(runs[name])
-        if not finite.all():
-            bad |= ~finite.all(axis=1)
+    if not (states.flags.c_contiguous and states.flags.writeable):
+        states = states.copy()  # otherwise numba would compile the kernel again
+    records = states.view(np.uint8).reshape(len(states), states.dtype.itemsize)
+    step_kernel.find_non_finite(records, _finite_fields(states.dtype), bad)
     return bad
 
 
 @cache
-def _float_runs(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The fields of a state that must be finite; neighbours of the same type are one field, which is checked faster."""
+def _finite_fields(dtype: np.dtype[Any]) -> NDArray[np.int64]:
+    """(fields, 3) ``fields`` of ``step_kernel.find_non_finite``: those that must be finite."""
     fields: Any = dtype.fields
-    runs: list[tuple[np.dtype[Any], int, int]] = []  # type, first byte, numbers
-    for name in ("hidden", *NORMALISER_FIELDS, "lags", "units", "unit_evidence"):
-        if name not in fields:
-            continue
-        kind, begin = fields[name][0].base, fields[name][1]
-        count = fields[name][0].itemsize // kind.itemsize
-        if runs and runs[-1][0] == kind and runs[-1][1] + runs[-1][2] * kind.itemsize == begin:
-            count += runs[-1][2]
-            begin = runs.pop()[1]
-        runs.append((kind, begin, count))
-    return np.dtype(
-        {
-            "names": [f"from_byte_{begin}" for _, begin, _ in runs],
-            "formats": [(kind, (count,)) for kind, _, count in runs],
-            "offsets": [begin for _, begin, _ in runs],
-            "itemsize": dtype.itemsize,
-        }
-    )
+    names = ("hidden", *NORMALISER_FIELDS, "lags", "units", "unit_evidence")
+    found = [fields[name] for name in names if name in fields]
+    return np.array([(begin, kind.itemsize // kind.base.itemsize, kind.base.itemsize) for kind, begin in found])
 
 
 def replay_start(state: Any, steps: int, spacing: int) -> int:

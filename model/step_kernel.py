@@ -593,6 +593,23 @@ def _note(header: Numbers, readings: Readings, i: int, reset: bool) -> None:
         header[HEADER - 1] = readings.offset[i]
 
 
+@compiled
+def find_non_finite(records: Numbers, fields: Numbers, bad: Numbers) -> None:
+    """Set ``bad`` (B,) where one of the numbers in a record (bytes,) is a NaN or infinite: its exponent is all ones.
+
+    Args:
+        records: (B, bytes) uint8.
+        fields: (fields, 3) int64: first byte of a field, its numbers, and the bytes of a number: 4 or 8.
+    """
+    for b in range(len(records)):
+        for f in range(len(fields)):
+            begin, count, width = fields[f, 0], fields[f, 1], fields[f, 2]
+            least = 0xF0 if width == 8 else 0x80  # the exponent's bits in the byte before the last one
+            for end in range(begin + width, begin + (count + 1) * width, width):
+                if records[b, end - 1] & 0x7F == 0x7F and records[b, end - 2] & least == least:
+                    bad[b] = True
+
+
 @allocating
 def run(
     shapes: tuple[Any, ...],

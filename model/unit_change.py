@@ -11,6 +11,7 @@ Letters: A sensors, M steps, F features, n forecasts, K targets.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,10 @@ class Followed:
     offset: Floats  # (M, F)
     outcome: NDArray[np.int8]  # (M, F) ``COUNTED`` to ``GAVE_UP``; ``COUNTED`` for a missing value
 
+    @cached_property
+    def _has_maps(self) -> bool:
+        return bool(self.factor.any())
+
     def in_present_unit(self, index: Any, columns: list[int], numbers: Floats, *, sizes: bool = False) -> Floats:
         """Numbers (n, K, ...) of the features ``columns`` in the units after the steps ``index`` (n,).
 
@@ -41,7 +46,7 @@ class Followed:
         Args:
             sizes: whether the numbers are distances, which have no zero point.
         """
-        if not self.factor.any():
+        if not self._has_maps:
             return numbers
         factor = self.factor[index][:, columns]
         mapped = factor != 0.0
@@ -60,13 +65,24 @@ def unit_fields(features: int) -> list[tuple[str, str, tuple[int, ...]]]:
     return [("units", "<f8", (features, NUMBERS)), ("unit_evidence", "<f4", (features, HYPOTHESES))]
 
 
+def _unit_bytes(features: int) -> int:
+    """The bytes of ``unit_fields``."""
+    return features * (8 * NUMBERS + 4 * HYPOTHESES)
+
+
 def follow(
-    units: Floats, evidence: NDArray[np.float32], starts: NDArray[np.int64], reset: NDArray[np.bool_], values: Floats
+    records: NDArray[np.uint8],
+    begin: int,
+    slots: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    reset: NDArray[np.bool_],
+    values: Floats,
 ) -> Followed:
-    """Convert the values of A sensors, one sensor after the other. Steps ``units`` and ``evidence`` in place.
+    """Convert the values of A sensors, one sensor after the other. Steps their ``unit_fields`` in place.
 
     Args:
-        units: (A, F, NUMBERS), contiguous; evidence: (A, F, HYPOTHESES), contiguous.
+        records: (B, bytes), contiguous; begin: the first byte of ``unit_fields`` in a record.
+        slots: (A,) the record of each sensor.
         starts: (A+1,) first step of each sensor, and the number of steps.
         reset: (M,) whether the sensor's state is blanked before the step; values: (M, F), NaN where missing.
     """
@@ -74,11 +90,11 @@ def follow(
     found = Followed(
         np.empty(values.shape), np.empty(values.shape), np.empty(values.shape), np.empty(values.shape, np.int8)
     )
-    assert units.flags.c_contiguous
-    assert evidence.flags.c_contiguous
     unit_kernel.run(
-        units,
-        evidence,
+        records,
+        begin,
+        slots,
+        np.empty(_unit_bytes(values.shape[1]), np.uint8),
         np.ascontiguousarray(starts, np.int64),
         np.ascontiguousarray(reset),
         values,
@@ -90,19 +106,25 @@ def follow(
     return found
 
 
+def follow_from_blank(starts: NDArray[np.int64], reset: NDArray[np.bool_], values: Floats) -> Followed:
+    """``follow`` for A sensors from their first steps on."""
+    sensors = len(starts) - 1
+    blank = np.zeros((sensors, _unit_bytes(values.shape[1])), np.uint8)
+    return follow(blank, 0, np.arange(sensors), starts, reset, values)
+
+
 def in_own_units(starts: NDArray[np.int64], reset: NDArray[np.bool_], values: Floats) -> Floats:
     """(M, F) the values of whole sensors in their states' own units; ``values`` itself if they are all the same.
 
     Memory besides the result is bounded by the longest sensor.
     """
-    own, F = values, values.shape[1]
+    own = values
     first = 0
     while first < len(starts) - 1:
         within = np.searchsorted(starts, starts[first] + _BLOCK_STEPS, side="right") - 1
         last = max(first + 1, int(within))  # sensors [first, last) are followed together
         lo, hi = int(starts[first]), int(starts[last])
-        units, evidence = np.zeros((last - first, F, NUMBERS)), np.zeros((last - first, F, HYPOTHESES), np.float32)
-        found = follow(units, evidence, starts[first : last + 1] - lo, reset[lo:hi], values[lo:hi])
+        found = follow_from_blank(starts[first : last + 1] - lo, reset[lo:hi], values[lo:hi])
         if found.outcome.any():
             own = values.copy() if own is values else own
             own[lo:hi] = found.values

@@ -357,10 +357,18 @@ def _step(row: Numbers, evidence: Numbers, value: float) -> int:
     return HELD
 
 
+@inner
+def _copy(numbers: Numbers, to: Numbers) -> None:
+    for i in range(len(numbers)):
+        to[i] = numbers[i]
+
+
 @compiled
 def run(
-    units: Numbers,
-    evidence: Numbers,
+    records: Numbers,
+    begin: int,
+    slots: Numbers,
+    memory: Numbers,
     starts: Numbers,
     reset: Numbers,
     values: Numbers,
@@ -369,17 +377,24 @@ def run(
     offset: Numbers,
     outcome: Numbers,
 ) -> None:
-    """``model.unit_change.follow``; the last four arrays receive the results."""
-    for a in range(len(starts) - 1):
+    """``model.unit_change.follow``; the last four arrays receive the results.
+
+    Fields of a packed record may lie at any byte, so they are copied into ``memory`` (bytes,) uint8 and back.
+    """
+    F = values.shape[1]
+    units = memory[: 8 * F * NUMBERS].view(np.float64).reshape((F, NUMBERS))
+    evidence = memory[8 * F * NUMBERS :].view(np.float32).reshape((F, HYPOTHESES))
+    for a in range(len(slots)):
+        kept = records[slots[a], begin : begin + len(memory)]
+        _copy(kept, memory)
         for m in range(starts[a], starts[a + 1]):
             if reset[m]:
-                units[a] = 0.0
-                evidence[a] = 0.0
-            for f in range(values.shape[1]):
-                row, value = units[a, f], values[m, f]
+                memory[:] = 0
+            for f in range(F):
+                row, value = units[f], values[m, f]
                 found = COUNTED
                 if math.isfinite(value):
-                    found = _step(row, evidence[a, f], value)
+                    found = _step(row, evidence[f], value)
                 factor[m, f], offset[m, f], outcome[m, f] = row[FACTOR], row[OFFSET], found
                 if found == HELD:
                     own[m, f] = math.nan
@@ -387,3 +402,4 @@ def run(
                     own[m, f] = value
                 else:
                     own[m, f] = (value - row[OFFSET]) / row[FACTOR]
+        _copy(memory, kept)

@@ -19,8 +19,8 @@ import numpy as np
 
 from model.config import Adaptation, Level
 from model.sequences import Sequences
-from model.unit_change import follow
-from model.unit_kernel import ACCEPTED, CLEARED, GAVE_UP, HELD, HYPOTHESES, NUMBERS
+from model.unit_change import follow_from_blank
+from model.unit_kernel import ACCEPTED, CLEARED, GAVE_UP, HELD
 from pipeline.evaluation.evaluate import split_by, standard_deviations, train_on
 from pipeline.files.file_layout import FileLayout
 from pipeline.files.reading_table import read_readings
@@ -58,14 +58,7 @@ class Alarms:
     @classmethod
     def of(cls, sequences: Sequences) -> "Alarms":
         """The outcomes over all sensors, features and steps; each sensor begins blank."""
-        S, F = len(sequences.sensors), sequences.values.shape[1]
-        found = follow(
-            np.zeros((S, F, NUMBERS)),
-            np.zeros((S, F, HYPOTHESES), np.float32),
-            sequences.starts,
-            sequences.reset,
-            sequences.values,
-        )
+        found = follow_from_blank(sequences.starts, sequences.reset, sequences.values)
         counts = [int((found.outcome == outcome).sum()) for outcome in (HELD, CLEARED, GAVE_UP, ACCEPTED)]
         return cls(int(np.isfinite(sequences.values).sum()), *counts)
 

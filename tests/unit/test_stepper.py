@@ -23,8 +23,8 @@ from model.state import NO_OFFSET, States, blank_states, replay_start
 from model.step_plan import StepPlan
 from model.stepper import Forecasts, Stepper
 from model.training import TrainingOptions, train
-from model.unit_change import follow
-from model.unit_kernel import ACCEPTED, FACTOR, HYPOTHESES, NUMBERS
+from model.unit_change import follow_from_blank
+from model.unit_kernel import ACCEPTED, FACTOR
 
 HOUR_US = 3_600_000_000
 MAX_GAP_STEPS = 12
@@ -498,13 +498,7 @@ def test_after_a_change_of_unit_forecasts_are_those_of_converted_readings(
     readings = two_sensors(factor, offset)
     found, states = in_one_go(stepper, readings)
     mine = readings.slots == 0
-    followed = follow(
-        np.zeros((1, 2, NUMBERS)),
-        np.zeros((1, 2, HYPOTHESES), np.float32),
-        np.array([0, 700]),
-        np.zeros(700, bool),
-        readings.values[mine],
-    )
+    followed = follow_from_blank(np.array([0, 700]), np.zeros(700, bool), readings.values[mine])
     [at] = np.flatnonzero((followed.outcome == ACCEPTED).any(axis=1))
     assert CHANGED < at < CHANGED + 48
     assert states["units"][:, :, FACTOR].tolist() == [[0.0, factor], [0.0, 0.0]]

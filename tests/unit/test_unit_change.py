@@ -10,17 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.unit_change import Followed, follow, in_own_units
+from model.state import States
+from model.unit_change import Followed, follow, in_own_units, unit_fields
 from model.unit_kernel import (
     ACCEPTED,
     CONVERSIONS,
     COUNTED,
     GAVE_UP,
     HELD,
-    HYPOTHESES,
     KNOWN_MOVES,
     MOST_WITHHELD,
-    NUMBERS,
 )
 
 Floats = NDArray[np.float64]
@@ -35,18 +34,29 @@ class Sensors:
 
     features: int = 1
     count: int = 1
-    units: Floats = field(init=False)
-    evidence: NDArray[np.float32] = field(init=False)
+    states: States = field(init=False)
 
     def __post_init__(self) -> None:
-        self.units = np.zeros((self.count, self.features, NUMBERS))
-        self.evidence = np.zeros((self.count, self.features, HYPOTHESES), np.float32)
+        self.states = np.zeros(self.count, unit_fields(self.features))
+
+    @property
+    def units(self) -> Floats:
+        return np.asarray(self.states["units"])
+
+    @property
+    def evidence(self) -> Floats:
+        return np.asarray(self.states["unit_evidence"])
 
     def follow(self, values: Floats, reset: NDArray[np.bool_] | None = None) -> Followed:
         """Step one sensor through the values (n,) or (n, F)."""
         values = values.reshape(len(values), self.features)
         reset = np.zeros(len(values), bool) if reset is None else reset
-        return follow(self.units, self.evidence, np.array([0, len(values)]), reset, values)
+        return self.follow_all(np.array([0, len(values)]), reset, values)
+
+    def follow_all(self, starts: NDArray[np.int64], reset: NDArray[np.bool_], values: Floats) -> Followed:
+        """Step all sensors, one after the other."""
+        records = self.states.view(np.uint8).reshape(self.count, self.states.dtype.itemsize)
+        return follow(records, 0, np.arange(self.count), starts, reset, values)
 
 
 def wave(seed: int, steps: int = 900, level: float = 20.0) -> Floats:
@@ -309,7 +319,7 @@ def test_cuts_and_other_sensors_change_no_bit(data: st.DataObject) -> None:
     for start, length in zip(starts, lengths, strict=False):
         values[start + length // 2 : start + length] *= random.choice([1.0, 1_000.0, 0.001])
     many = Sensors(2, 3)
-    whole = follow(many.units, many.evidence, starts, reset, values)
+    whole = many.follow_all(starts, reset, values)
     for sensor, (lo, hi) in enumerate(pairwise(starts.tolist())):
         one = Sensors(2)
         cuts = [lo, *sorted(random.integers(lo, hi + 1, 3)), hi]

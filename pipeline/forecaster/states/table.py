@@ -29,7 +29,9 @@ class StateTable:
 
     def __init__(self, blank: States) -> None:
         self._blank = blank.copy()
-        self._states = np.empty(0, blank.dtype)
+        # The states as bytes: numpy copies records of many fields several times as slowly, one even a hundred times.
+        self._records = np.empty((0, blank.dtype.itemsize), np.uint8)
+        self._states = np.ndarray(0, blank.dtype, self._records)  # the same memory
         self._sensors: list[str] = []  # sensor of each row; a free row keeps its old one
         self._partitions = np.empty(0, np.int32)  # partition of each row
         self._index: dict[int, dict[str, int]] = {}
@@ -111,11 +113,11 @@ class StateTable:
 
     def gather(self, rows: Rows) -> States:
         """A copy of the states at ``rows``."""
-        return self._states[rows]
+        return np.ndarray(len(rows), self.dtype, self._records[rows])
 
     def scatter(self, rows: Rows, states: States) -> None:
         """Write states to ``rows``, which are distinct."""
-        self._states[rows] = states
+        self._records[rows] = _bytes(states)
 
     def blank(self, count: int) -> States:
         """(count,) states of sensors without readings."""
@@ -125,7 +127,7 @@ class StateTable:
         if len(sensors) > len(self._free):
             self._grow(len(sensors) - len(self._free))
         rows = [self._free.pop() for _ in sensors]
-        self._states[rows] = self._blank
+        self._records[rows] = _bytes(self._blank)
         self._partitions[rows] = partition
         for row, sensor in zip(rows, sensors, strict=True):
             self._sensors[row] = sensor
@@ -134,8 +136,14 @@ class StateTable:
     def _grow(self, by: int) -> None:
         before = len(self._states)
         capacity = max(_SMALLEST_CAPACITY, int(before * _GROWTH), before + by)
-        # refcheck=False is safe: every method returns copies, so nothing refers to the old memory.
-        self._states.resize(capacity, refcheck=False)
+        # refcheck=False is safe: every method returns copies, so only `_states` refers to the old memory.
+        self._records.resize((capacity, self.dtype.itemsize), refcheck=False)
+        self._states = np.ndarray(capacity, self.dtype, self._records)
         self._partitions.resize(capacity, refcheck=False)
         self._sensors += [""] * (capacity - before)
         self._free += range(capacity - 1, before - 1, -1)  # pop() hands out the lowest row first
+
+
+def _bytes(states: States) -> NDArray[np.uint8]:
+    """(B, bytes) the states; they share memory if they are contiguous."""
+    return np.ascontiguousarray(states).view(np.uint8).reshape(len(states), states.dtype.itemsize)
