@@ -61,7 +61,7 @@ class Engine:
         config = forecaster.config
         self.config = config
         self.adaptation = adaptation
-        self.dtype = self._fitting_dtype = state_dtype(config, adaptation)
+        self.dtype = state_dtype(config, adaptation)
         self._adapting = AdaptationConfig.of(config, adaptation)
         self._forecaster = forecaster
         self._whole = whole
@@ -160,11 +160,8 @@ class Engine:
         self, states: States, sensors: Sequence[str], plan: StepPlan, ahead: NDArray[np.float32], forecasts: int
     ) -> None:
         """Refuse arrays that do not fit together."""
-        if states.dtype is not self._fitting_dtype or not states.flags.c_contiguous:
-            # Two types of many fields take microseconds to compare, so the last one that fitted is remembered.
-            if states.dtype != self.dtype or not states.flags.c_contiguous:
-                raise ValueError("the states belong to another model or adaptation, or are not contiguous in memory")
-            self._fitting_dtype = states.dtype
+        if states.dtype != self.dtype or not states.flags.c_contiguous:
+            raise ValueError("the states belong to another model or adaptation, or are not contiguous in memory")
         if len(sensors) != len(plan.slots) or len(sensors) > len(states):
             raise ValueError(
                 f"the plan has steps of {len(plan.slots)} sensors, but there are {len(sensors)} sensor ids and"

@@ -22,6 +22,7 @@ States = NDArray[Any]  # records of ``state_dtype``
 NO_OFFSET: Final = -1
 
 
+@cache  # one object for a model: two equal types of many fields take microseconds to compare
 def state_dtype(config: ModelConfig, adaptation: Adaptation = NO_ADAPTATION) -> np.dtype[Any]:
     """The record of one sensor: little-endian and packed, so its bytes mean the same on every machine.
 

@@ -113,7 +113,7 @@ class StateTable:
 
     def gather(self, rows: Rows) -> States:
         """A copy of the states at ``rows``."""
-        return np.ndarray(len(rows), self.dtype, self._records[rows])
+        return np.ndarray(len(rows), self.dtype, self._records.take(rows, axis=0))
 
     def scatter(self, rows: Rows, states: States) -> None:
         """Write states to ``rows``, which are distinct."""
