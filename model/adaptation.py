@@ -60,7 +60,8 @@ class Adapter:
         size, places, tables = _kernel_arguments(config)
         self._experts = size.experts
         scratch = kernel.scratch(size, adaptation_dtype(config).itemsize)
-        self._constant = (tuple(size), tuple(places), tuple(tables), tuple(scratch), np.array(columns, np.int64), begin)
+        self._constant = (tuple(size), tuple(places), np.array(columns, np.int64), begin)
+        self._arrays = (*tables, *scratch)
 
     def adapt(self, records: NDArray[np.uint8], steps: AdaptedSteps) -> tuple[Floats, Floats]:
         """The model's forecasts, adapted, and the weights (n, K, E) of the experts, averaged over the horizon.
@@ -72,7 +73,7 @@ class Adapter:
         """
         quantiles = np.empty(steps.quantiles.shape)
         weights = np.empty((*quantiles.shape[:2], self._experts))
-        kernel.run(*self._constant, records, *steps, quantiles, weights)
+        kernel.run(*self._constant, records, *steps, quantiles, weights, *self._arrays)
         return quantiles, weights
 
 

@@ -8,8 +8,7 @@ steps, H hidden, E experts, C inputs known ahead.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +34,7 @@ _NONE: Final = np.empty(0, np.int64)
 _NO_READINGS: Final = step_kernel.Readings(_NONE, _NONE, np.empty(0, bool), 1)
 
 
-@dataclass(frozen=True)
-class Stepped:
+class Stepped(NamedTuple):
     """The forecasts after some of M steps."""
 
     quantiles: Floats  # (n, K, Q, h) in the sensor's unit
@@ -94,7 +92,8 @@ class Engine:
         first = names.index(NORMALISER_FIELDS[0])
         assert names[first : first + 8] == (*NORMALISER_FIELDS, "lags")
         places = step_kernel.Places(hidden=fields["hidden"][1], numbers=fields[names[first]][1])
-        self._constant = (tuple(shape), tuple(places), tuple(forecaster.normaliser().rates), tuple(weights))
+        self._constant = (tuple(shape), tuple(places), tuple(forecaster.normaliser().rates))
+        self._weights = weights
         self._adapter = None
         if adaptation.active:
             assert names[-3:] == ("units", "unit_evidence", "adaptation")
@@ -152,7 +151,7 @@ class Engine:
             quantiles, weights = self._adapt(self._adapter, records, plan, values, wanted, forecast, made)
         scale = scale_in_unit(config, made.level, made.scale)
         quantiles, limits = to_published_unit(config, quantiles, followed, wanted, whole=self._whole)
-        if followed is not None:
+        if followed is not None and followed.has_maps:
             scale = followed.in_present_unit(wanted, self._targets, scale, sizes=True)
         return Stepped(quantiles, scale, made.steps, made.origin, weights, limits, followed)
 
@@ -209,7 +208,7 @@ class Engine:
             forecast=forecast,
         )
         vectors = self._vectors(sensors)
-        step_kernel.run(*self._constant, records, vectors, tuple(steps), values, tuple(readings), ahead, tuple(made))
+        step_kernel.run(*self._constant, records, vectors, values, ahead, *self._weights, *steps, *readings, *made)
         return made
 
     def _vectors(self, sensors: Sequence[str]) -> NDArray[np.float32]:

@@ -1134,6 +1134,9 @@ def _step(
     i8[at.steps + k] = steps + 1
 
 
+_SCRATCH: Final = len(Tables._fields)  # the place of its first field in the arrays of ``run``
+
+
 @inner
 def _is_finite(model: Numbers) -> bool:
     """Whether all quantiles (K, Q, h) are finite."""
@@ -1149,8 +1152,6 @@ def _is_finite(model: Numbers) -> bool:
 def run(
     sizes: tuple[Any, ...],
     places: tuple[Any, ...],
-    tables: tuple[Any, ...],
-    arrays: tuple[Any, ...],
     columns: Numbers,
     begin: int,
     records: Numbers,
@@ -1164,11 +1165,12 @@ def run(
     model: Numbers,
     out: Numbers,
     weights: Numbers,
+    *arrays: Any,
 ) -> None:
     """Step the records of A sensors in place, and fill ``out`` and ``weights``.
 
-    The first four arguments are ``Sizes``, ``Places``, ``Tables`` and ``Scratch`` as plain tuples: a call of compiled
-    code takes several times as long with named ones.
+    A call of compiled code takes several times as long with named tuples, and longer with tuples of arrays than with
+    arrays. So ``Sizes`` and ``Places`` come as plain tuples, and the other fields one by one.
 
     Args:
         columns: (K,) int64, the targets among the features.
@@ -1178,8 +1180,9 @@ def run(
         reset: (M,); timestamp_us: (M,); values: (M, F); hidden: (M, H).
         forecast: (M,) index of the forecast issued at each step; a step with -1 is skipped.
         model: (n, K, Q, h); out: (n, K, Q, h); weights: (n, K, E).
+        arrays: the fields of ``Tables`` and ``Scratch``.
     """
-    size, at, table, to = Sizes(*sizes), Places(*places), Tables(*tables), Scratch(*arrays)
+    size, at, table, to = Sizes(*sizes), Places(*places), Tables(*arrays[:_SCRATCH]), Scratch(*arrays[_SCRATCH:])
     present = to.present
     record = Record(
         present.view(np.int64), present.view(np.float64), present.view(np.float32), present.view(np.int32), present

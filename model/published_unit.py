@@ -26,14 +26,14 @@ def to_published_unit(
         whole: whether the quantiles of counts are rounded to whole numbers of the state's own unit.
     """
     quantiles = from_model_scale(config, quantiles)
-    bounds, targets = config.bounds, list(config.target_indices)
+    bounds = config.bounds
     if bounds and whole:
         quantiles = whole_counts(bounds, quantiles)
-    if maps is not None:
-        quantiles = maps.in_present_unit(index, targets, quantiles)
+    if maps is not None and maps.has_maps:
+        quantiles = maps.in_present_unit(index, list(config.target_indices), quantiles)
     if not bounds:
         return quantiles, np.empty((len(quantiles), 0, 2))
-    between = _limits(bounds, maps, index, targets, len(quantiles))
+    between = _limits(bounds, maps, index, list(config.target_indices), len(quantiles))
     return within_limits(quantiles, between), between
 
 

@@ -593,6 +593,12 @@ def _note(header: Numbers, readings: Readings, i: int, reset: bool) -> None:
         header[HEADER - 1] = readings.offset[i]
 
 
+# The place of each tuple's first field in the arguments of ``run``.
+_STEPS: Final = len(Weights._fields)
+_READINGS: Final = _STEPS + len(Steps._fields)
+_MADE: Final = _READINGS + len(Readings._fields)
+
+
 @compiled
 def find_non_finite(records: Numbers, fields: Numbers, bad: Numbers) -> None:
     """Set ``bad`` (B,) where one of the numbers in a record (bytes,) is a NaN or infinite: its exponent is all ones.
@@ -615,28 +621,27 @@ def run(
     shapes: tuple[Any, ...],
     places: tuple[Any, ...],
     constants: tuple[Any, ...],
-    matrices: tuple[Any, ...],
     records: Numbers,
     vectors: Numbers,
-    planned: tuple[Any, ...],
     values: Numbers,
-    noted: tuple[Any, ...],
     ahead: Numbers,
-    results: tuple[Any, ...],
+    *fields: Any,
 ) -> None:
     """Step the states of A sensors in place, and fill ``Made``.
 
-    ``Shape``, ``Places``, ``Rates``, ``Weights``, ``Steps``, ``Readings`` and ``Made`` come as plain tuples: a call of
-    compiled code takes several times as long with named ones.
+    A call of compiled code takes several times as long with named tuples, and longer with tuples of arrays than with
+    arrays. So ``Shape``, ``Places`` and ``Rates`` come as plain tuples, and the other fields one by one.
 
     Args:
         records: (B, bytes) uint8, the state records.
         vectors: (A, E) float32, of the sensors.
         values: (M, F) on the model's scale, NaN where missing.
         ahead: (n, C) float32, the inputs known ahead of the forecasts; (n, 0) without such inputs.
+        fields: those of ``Weights``, ``Steps``, ``Readings`` and ``Made``.
     """
-    shape, place, rates, weights = Shape(*shapes), Places(*places), Rates(*constants), Weights(*matrices)
-    steps, readings, made = Steps(*planned), Readings(*noted), Made(*results)
+    shape, place, rates = Shape(*shapes), Places(*places), Rates(*constants)
+    weights, steps = Weights(*fields[:_STEPS]), Steps(*fields[_STEPS:_READINGS])
+    readings, made = Readings(*fields[_READINGS:_MADE]), Made(*fields[_MADE:])
     F, K, R, L, H, D = shape.features, shape.targets, shape.lags, shape.layers, shape.hidden, shape.inputs
     E = vectors.shape[1]
     norm = Normalised(

@@ -7,8 +7,7 @@ Letters: B states, A sensors with steps, n readings, M steps, F features.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +21,7 @@ Indexes = NDArray[np.int64]
 NEVER_US: Final = -(2**63)  # repeated from ``acceptance`` as a Python number; a test compares them
 
 
-@dataclass(frozen=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """The M steps to take, sensor by sensor, the sensors with most steps first."""
 
     slots: Indexes  # (A,) index of each sensor's state

@@ -62,6 +62,7 @@ class Stepper:
         self._engine = Engine(forecaster, adaptation, whole=whole)
         self.dtype = self._engine.dtype
         self._known_ahead = forecaster.ahead_inputs()
+        self._anchor_spacing = adaptation.anchor_spacing
 
     def step(
         self,
@@ -113,7 +114,7 @@ class Stepper:
             outlooks, row = (known.outlooks, known.row) if known is not None else (None, None)
             ahead = self._known_ahead.of_arrays(time, outlooks, row).numpy()
         anchors = np.empty(0, bool) if may_anchor is None else _compilable(may_anchor, np.bool_)
-        readings = Readings(time, _compilable(offsets, np.int64), anchors, self.adaptation.anchor_spacing)
+        readings = Readings(time, _compilable(offsets, np.int64), anchors, self._anchor_spacing)
         names = [sensors[slot] for slot in plan.slots.tolist()]
         made = self._engine.step(states, names, plan, plan.step, ahead, readings)
         if known is not None:

@@ -11,7 +11,6 @@ Letters: A sensors, M steps, F features, n forecasts, K targets.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -33,10 +32,7 @@ class Followed:
     factor: Floats  # (M, F) 0 where there is no map
     offset: Floats  # (M, F)
     outcome: NDArray[np.int8]  # (M, F) ``COUNTED`` to ``GAVE_UP``; ``COUNTED`` for a missing value
-
-    @cached_property
-    def _has_maps(self) -> bool:
-        return bool(self.factor.any())
+    has_maps: bool  # whether there is any map
 
     def in_present_unit(self, index: Any, columns: list[int], numbers: Floats, *, sizes: bool = False) -> Floats:
         """Numbers (n, K, ...) of the features ``columns`` in the units after the steps ``index`` (n,).
@@ -46,8 +42,6 @@ class Followed:
         Args:
             sizes: whether the numbers are distances, which have no zero point.
         """
-        if not self._has_maps:
-            return numbers
         factor = self.factor[index][:, columns]
         mapped = factor != 0.0
         if not mapped.any():
@@ -87,23 +81,12 @@ def follow(
         reset: (M,) whether the sensor's state is blanked before the step; values: (M, F), NaN where missing.
     """
     values = np.ascontiguousarray(values, np.float64)
-    found = Followed(
-        np.empty(values.shape), np.empty(values.shape), np.empty(values.shape), np.empty(values.shape, np.int8)
-    )
-    unit_kernel.run(
-        records,
-        begin,
-        slots,
-        np.empty(_unit_bytes(values.shape[1]), np.uint8),
-        np.ascontiguousarray(starts, np.int64),
-        np.ascontiguousarray(reset),
-        values,
-        found.values,
-        found.factor,
-        found.offset,
-        found.outcome,
-    )
-    return found
+    own, factor, offset = np.empty(values.shape), np.empty(values.shape), np.empty(values.shape)
+    outcome = np.empty(values.shape, np.int8)
+    memory = np.empty(_unit_bytes(values.shape[1]), np.uint8)
+    starts, reset = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(reset)
+    unit_kernel.run(records, begin, slots, memory, starts, reset, values, own, factor, offset, outcome)
+    return Followed(own, factor, offset, outcome, bool(factor.any()))
 
 
 def follow_from_blank(starts: NDArray[np.int64], reset: NDArray[np.bool_], values: Floats) -> Followed:

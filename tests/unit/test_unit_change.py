@@ -356,7 +356,7 @@ def test_forecasts_are_converted_to_the_present_unit() -> None:
         np.array([[0.0, 0.0], [1_000.0, 0.0], [1.0, 273.0]]),
         np.array([[0.0, 0.0], [0.0, 0.0], [273.0, 0]]),
     )
-    found = Followed(np.zeros((3, 2)), factor, offset, np.full((3, 2), COUNTED, np.int8))
+    found = Followed(np.zeros((3, 2)), factor, offset, np.full((3, 2), COUNTED, np.int8), has_maps=True)
     forecasts = np.arange(12.0).reshape(3, 1, 4)
     index = np.arange(3)
     converted = found.in_present_unit(index, [0], forecasts)
