@@ -120,6 +120,11 @@ class ForecastEncoder:
         sensors = self._sensors.numbers(inputs.names)[inputs.codes]
         return self._values(inputs, sensors, forecasts), self._headers(inputs, sensors)
 
+    def keys(self, names: Sequence[str]) -> ByteStrings:
+        """The keys of records of these sensors."""
+        numbers = self._sensors.numbers(names)  # first, because it adds the texts of new sensors
+        return self._sensors.encoded.take(numbers)
+
     def _values(self, inputs: ForecastInputs, sensors: NDArray[np.int64], forecasts: "Forecasts") -> ByteStrings:
         quantiles = forecasts.quantiles
         is_bounded = forecasts.limits.size > 0
@@ -310,6 +315,7 @@ class _SensorTexts(dict[str, int]):
     def __init__(self) -> None:
         self._heads = _GrowingStrings()
         self._subjects = _GrowingStrings()
+        self._keys = _GrowingStrings()
         self._added: list[str] = []
 
     @property
@@ -321,6 +327,11 @@ class _SensorTexts(dict[str, int]):
     def subjects(self) -> ByteStrings:
         """Header `ce_subject`; empty if the sensor id cannot be a subject."""
         return self._subjects.strings
+
+    @property
+    def encoded(self) -> ByteStrings:
+        """The sensor ids in UTF-8."""
+        return self._keys.strings
 
     @property
     def most_head_bytes(self) -> int:
@@ -337,6 +348,7 @@ class _SensorTexts(dict[str, int]):
             self._heads.add([b'{"sensor_id":' + _json(name) + b',"issued_at":"' for name in self._added])
             subjects = [event_subject(sensor_id) for sensor_id in self._added]
             self._subjects.add([b"" if each is None else _header("ce_subject", each) for each in subjects])
+            self._keys.add([name.encode() for name in self._added])
             self._added = []
         return found
 

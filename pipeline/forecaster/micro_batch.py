@@ -201,7 +201,7 @@ class MicroBatchBuilder:
             readings.traceparents,
         )
         values, headers = self._encoder.encode(inputs, forecasts)
-        keys = ByteStrings.of([name.encode() for name in inputs.names]).take(inputs.codes)
+        keys = self._encoder.keys(inputs.names).take(inputs.codes)
         flat_topic = self._topics.flat_forecasts
         flat: list[bytes] = []
         if flat_topic is not None:
@@ -251,8 +251,8 @@ class MicroBatchBuilder:
 
     def _encoded(self, rows: Rows, states: States) -> tuple[ByteStrings, ByteStrings]:
         """Keys and values of the state records at ``rows``."""
-        keys = [sensor.encode() for sensor in self.serving.table.sensors_at(rows.tolist())]
-        return ByteStrings.of(keys), encode_states(self.serving.tag, states)
+        sensors = self.serving.table.sensors_at(rows.tolist())
+        return self._encoder.keys(sensors), encode_states(self.serving.tag, states)
 
     def _refused(self, records: Sequence[Record], refused: Readings | None) -> list[tuple[Record, Rejected]]:
         """The records of readings beyond the limit of sensors."""

@@ -132,37 +132,36 @@ class JoinedReadings(NamedTuple):
     @classmethod
     def of(cls, parts: Sequence[Readings]) -> "JoinedReadings":
         """The readings of at least one part. The reorder buffer is on for all partitions or for none."""
-        begins = accumulate((len(part.names) for part in parts[:-1]), initial=0)
+        if len(parts) == 1:  # as below, without copies
+            [part] = parts
+            partitions = np.full(len(part), part.partition)
+            columns = (part.names, part.codes, part.timestamp_us, part.values, part.offsets)
+            return cls(partitions, *columns, part.traceparents, part.may_anchor, part.as_of)
+        begins = accumulate((len(part.names) for part in parts), initial=0)
         with_readings = [part for part in parts if len(part)]  # without: outlooks alone
         traceparents: list[bytes | None] | None = None
         if any(part.traceparents is not None for part in parts):
             traceparents = [parent for part in parts for parent in part.traceparents or [None] * len(part)]
         return cls(
-            joined([np.full(len(part), part.partition) for part in parts]),
-            parts[0].names if len(parts) == 1 else [name for part in parts for name in part.names],
-            joined([part.codes + begin if begin else part.codes for part, begin in zip(parts, begins, strict=True)]),
-            joined([part.timestamp_us for part in parts]),
-            joined([part.values for part in parts]),
-            joined([part.offsets for part in parts]),
+            np.repeat([part.partition for part in parts], [len(part) for part in parts]),
+            [name for part in parts for name in part.names],
+            np.concatenate([part.codes + begin for part, begin in zip(parts, begins, strict=False)]),
+            np.concatenate([part.timestamp_us for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.offsets for part in parts]),
             traceparents,
             _joined_if_any([part.may_anchor for part in with_readings]),
             _joined_if_any([part.as_of for part in with_readings]),
         )
 
 
-def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """The arrays one after the other; the array itself if it is the only one."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
 def _joined_if_any(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
     present = [array for array in arrays if array is not None]
     assert len(present) in (0, len(arrays))
-    return joined(present) if present else None
+    return np.concatenate(present) if present else None
 
 
-@dataclass(frozen=True)
-class DecodedRecords:
+class DecodedRecords(NamedTuple):
     """The content of records of one partition."""
 
     readings: Readings

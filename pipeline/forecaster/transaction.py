@@ -63,7 +63,7 @@ class Records:
     @property
     def size(self) -> int:
         """Bytes of keys and values."""
-        return int(_sizes(self.keys).sum() + _sizes(self.values).sum())
+        return _total_size(self.keys) + _total_size(self.values)
 
     def pieces(self, most_bytes: int) -> Iterator[tuple["Records", int]]:
         """The records in pieces, each with its bytes of values: at most ``most_bytes``, unless one record is larger."""
@@ -83,6 +83,12 @@ class Records:
     def _slice(self, start: int, end: int) -> "Records":
         headers = self.headers if isinstance(self.headers, bytes) else self.headers[start:end]
         return Records(self.topic, self.partition, self.keys[start:end], self.values[start:end], headers)
+
+
+def _total_size(strings: Sequence[bytes | None]) -> int:
+    if isinstance(strings, ByteStrings):
+        return int(strings.sizes.sum())
+    return sum(len(each) for each in strings if each is not None)
 
 
 def _sizes(strings: Sequence[bytes | None]) -> NDArray[np.int64]:

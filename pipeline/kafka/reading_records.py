@@ -1,7 +1,7 @@
 """Decodes fetched records of the readings topic into columns: usual records in compiled code, the rest one by one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,7 @@ from pipeline.messages import Reading, Rejected
 from pipeline.readings_format.decoder import OwnFormDecoder, RecordDecoder
 
 
-@dataclass(frozen=True)
-class DecodedReadings:
+class DecodedReadings(NamedTuple):
     """The n readings in some records, in their order, and the other records."""
 
     names: list[str]  # the sensors, each once, by first appearance

@@ -138,7 +138,7 @@ def places_of(records: Sequence[FetchedRecord], keys: Collection[bytes | None]) 
 def places_with_headers(records: Sequence[FetchedRecord]) -> list[int]:
     """The places of the records with headers."""
     if isinstance(records, RecordColumns):
-        found: list[int] = np.flatnonzero(records.table[:, HEADERS]).tolist()
+        found: list[int] = records.table[:, HEADERS].nonzero()[0].tolist()
         return found
     return [place for place, record in enumerate(records) if record.headers]
 

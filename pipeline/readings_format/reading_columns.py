@@ -44,8 +44,8 @@ class ColumnDecoder:
                 its size; a size below 0 is a null.
         """
         count = len(records)
-        codes, firsts, timestamp_us = np.empty((3, count), np.int64)
-        values = np.empty((count, len(self._name_ends)))
+        codes, firsts = np.empty(count, np.int64), np.empty(count, np.int64)
+        timestamp_us, values = np.empty(count, np.int64), np.empty((count, len(self._name_ends)))
         table = np.empty(1 << (2 * count).bit_length(), np.int64)
         table.fill(reading_kernel.UNUSUAL)
         sensors, decoded, ignored = reading_kernel.decode(

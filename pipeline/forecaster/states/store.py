@@ -23,7 +23,7 @@ from model.state import blank_states, non_finite
 from model.stepper import Forecasts, Stepper
 from pipeline.flat_forecasts import CONNECT_RECORD_BYTES, FLAT_RECORD_BYTES
 from pipeline.forecaster.outlook_arrivals import OutlookCounts, RowOutlooks
-from pipeline.forecaster.readings import JoinedReadings, Readings, joined
+from pipeline.forecaster.readings import JoinedReadings, Readings
 from pipeline.forecaster.states.table import Rows, States, StateTable
 from pipeline.messages import StateTag
 from pipeline.reading_times import TimeRules
@@ -194,7 +194,7 @@ class ServedModel:
         Readings of a sensor come in the order of time. The order of sensors does not change the result.
         """
         table, readings = self.table, JoinedReadings.of(accepted)
-        rows = joined([table.rows(part.partition, part.names) for part in accepted])
+        rows = np.concatenate([table.rows(part.partition, part.names) for part in accepted])
         order = rows.argsort()
         distinct, rank = rows[order], np.empty(len(rows), np.int64)
         rank[order] = np.arange(len(rows))
