@@ -49,7 +49,7 @@ class AdaptedSteps(NamedTuple):
 
 
 class Adapter:
-    """Adapts the forecasts of one model's sensors. One thread at a time may use it.
+    """Adapts the forecasts of one model's sensors. Several threads may use it, each for records of its own.
 
     Args:
         columns: (K,) the targets among the features.
@@ -59,9 +59,11 @@ class Adapter:
     def __init__(self, config: AdaptationConfig, columns: Sequence[int], begin: int = 0) -> None:
         size, places, tables = _kernel_arguments(config)
         self._experts = size.experts
-        scratch = kernel.scratch(size, adaptation_dtype(config).itemsize)
+        self._size = size
+        self._record_bytes = adaptation_dtype(config).itemsize
         self._constant = (tuple(size), tuple(places), np.array(columns, np.int64), begin)
-        self._arrays = (*tables, *scratch)
+        self._tables = tables
+        self._idle = [kernel.scratch(size, self._record_bytes)]  # scratch arrays that no call uses
 
     def adapt(self, records: NDArray[np.uint8], steps: AdaptedSteps) -> tuple[Floats, Floats]:
         """The model's forecasts, adapted, and the weights (n, K, E) of the experts, averaged over the horizon.
@@ -73,7 +75,12 @@ class Adapter:
         """
         quantiles = np.empty(steps.quantiles.shape)
         weights = np.empty((*quantiles.shape[:2], self._experts))
-        kernel.run(*self._constant, records, *steps, quantiles, weights, *self._arrays)
+        try:  # not a test of the length first: another thread could pop between the test and this line
+            scratch = self._idle.pop()
+        except IndexError:  # other threads use all of them
+            scratch = kernel.scratch(self._size, self._record_bytes)
+        kernel.run(*self._constant, records, *steps, quantiles, weights, *self._tables, *scratch)
+        self._idle.append(scratch)
         return quantiles, weights
 
 

@@ -46,7 +46,7 @@ class Forecasts:
 
 
 class Stepper:
-    """Steps the states of one model's sensors. One thread at a time may use it.
+    """Steps the states of one model's sensors. Several threads may use it, each for states of its own.
 
     Args:
         forecaster: on the CPU; its weights must not change afterwards.

@@ -225,10 +225,16 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
         torch.set_num_threads(before)
 
 
-def test_steppers_in_threads_of_their_own_do_not_disturb_each_other() -> None:
-    """Compiled code runs without Python's lock, so steppers of one model must share no memory that they write to."""
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_threads_do_not_disturb_each_other(is_shared: bool) -> None:
+    """Compiled code runs without Python's lock, so calls in two threads must share no memory that they write to.
+
+    A server of an MLflow model calls one stepper in several threads.
+    """
     readings = stream(6, 40, 4_000)
-    steppers = [Stepper(untrained(), adaptation) for adaptation in (Adaptation("full"), Adaptation("full"))]
+    steppers = [Stepper(untrained(), Adaptation("full")) for _ in range(2)]
+    if is_shared:
+        steppers[1] = steppers[0]
     expected, states = in_one_go(steppers[0], readings)
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(in_one_go, steppers, [readings] * 2))
