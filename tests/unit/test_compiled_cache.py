@@ -3,9 +3,15 @@
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from deploy import compile_kernels
 from model import kernel
 
 
@@ -47,3 +53,35 @@ def test_set_up_compiles_the_adaptation_for_the_types_that_the_engine_passes() -
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]
+
+
+class OneTaskPool(Executor):
+    """A pool whose processes end after the first task."""
+
+    def __init__(self, *_: object) -> None:
+        self._tasks = 0
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        if self._tasks:
+            done.set_exception(BrokenProcessPool("a process ended"))
+        else:
+            done.set_result(task(*args, **named))
+        self._tasks += 1
+        return done
+
+
+def no_pool(*_: object) -> Executor:
+    raise FileNotFoundError("no semaphores")
+
+
+@pytest.mark.parametrize("pool", [OneTaskPool, no_pool])
+def test_set_up_compiles_alone_where_a_pool_of_processes_fails(
+    pool: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    kernels = {name: lambda name=name: compiled.append(name) for name in ("first", "second", "third")}
+    monkeypatch.setattr(compile_kernels, "KERNELS", kernels)
+    monkeypatch.setattr(compile_kernels, "ProcessPoolExecutor", pool)
+    compile_kernels.main()
+    assert set(compiled) == set(kernels)
