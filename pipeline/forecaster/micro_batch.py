@@ -27,7 +27,6 @@ from pipeline.forecaster.positions import POSITION_KEY, Position, PositionRecord
 from pipeline.forecaster.readings import Readings, Record, decode_records
 from pipeline.forecaster.states.records import encode_states
 from pipeline.forecaster.states.store import ServedModel, StepResult
-from pipeline.forecaster.states.table import Rows, States
 from pipeline.forecaster.transaction import Records
 from pipeline.forecaster.unit_changes import UnitChange, find_unit_changes
 from pipeline.kafka.batch_producer import encode_headers
@@ -228,7 +227,8 @@ class MicroBatchBuilder:
         table, topic = self.serving.table, self._topics.state
         records = []
         if stepped is not None:
-            keys, values = self._encoded(stepped.rows, stepped.states)
+            keys = self._encoder.keys(table.sensors_at(stepped.rows.tolist()))
+            values = encode_states(self.serving.tag, stepped.states)
             partitions = table.partitions_at(stepped.rows)
             distinct = sorted(set(partitions.tolist()))
             for partition in distinct:
@@ -240,19 +240,16 @@ class MicroBatchBuilder:
                     places = np.flatnonzero(partitions == partition)
                     records.append(Records(topic, partition, keys.take(places), values.take(places)))
         for partition in needs_full_write:
-            _, rows = table.partition_rows(partition)
+            sensors, rows = table.partition_rows(partition)
             states = table.gather(rows)
             if stepped is not None:
                 _, here, there = np.intersect1d(rows, stepped.rows, return_indices=True)
                 states[here] = stepped.states[there]
             if len(rows):
-                records.append(Records(topic, partition, *self._encoded(rows, states)))
+                # Not the encoder's keys: it would keep the texts of forecasts for sensors that have no more readings.
+                keys = ByteStrings.of([sensor.encode() for sensor in sensors])
+                records.append(Records(topic, partition, keys, encode_states(self.serving.tag, states)))
         return records
-
-    def _encoded(self, rows: Rows, states: States) -> tuple[ByteStrings, ByteStrings]:
-        """Keys and values of the state records at ``rows``."""
-        sensors = self.serving.table.sensors_at(rows.tolist())
-        return self._encoder.keys(sensors), encode_states(self.serving.tag, states)
 
     def _refused(self, records: Sequence[Record], refused: Readings | None) -> list[tuple[Record, Rejected]]:
         """The records of readings beyond the limit of sensors."""

@@ -70,6 +70,20 @@ def test_the_position_of_a_full_write_follows_all_states_of_the_partition(servin
     assert batch.positions == {0: Position(3), 1: Position(3)}
 
 
+def test_a_full_write_keeps_no_texts_of_its_sensors(serving: ServedModel) -> None:
+    before = MicroBatchBuilder(SETTINGS, serving, "group").build(polled(0, 0))
+    assert before.stepped is not None
+    serving.table.scatter(before.stepped.rows, before.stepped.states)
+    builder = MicroBatchBuilder(SETTINGS, serving, "group")
+    batch = builder.build({}, needs_full_write={0: 3})
+    written = next(records for records in batch.records if records.topic == TOPICS.state)
+    for key, value in zip(written.keys, written.values, strict=True):
+        assert key is not None
+        rows = serving.table.rows(0, [key.decode()])
+        assert value == serving.tag.encode(serving.table.gather(rows).tobytes())
+    assert not builder._encoder._sensors
+
+
 def test_a_batch_without_readings_moves_only_the_position(serving: ServedModel) -> None:
     where = TopicPartition(TOPICS.readings, 0)
     batch = MicroBatchBuilder(SETTINGS, serving, "group").build({where: [FetchedRecord(b"a", b"rubbish", 7, [])]})
