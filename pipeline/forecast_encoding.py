@@ -39,7 +39,8 @@ _MOST_DECIMALS: Final = 60
 _SCALES: Final = np.array(
     [float(f"1e{SIGNIFICANT_DIGITS - decimals}") for decimals in range(_MOST_DECIMALS, -_MOST_DECIMALS - 1, -1)]
 )
-_POWERS_OF_TEN: Final = 10.0 ** np.arange(_MOST_DECIMALS + 1)
+# Read from text, because the last bits of a computed power depend on the processor.
+_POWERS_OF_TEN: Final = np.array([float(f"1e{exponent}") for exponent in range(_MOST_DECIMALS + 1)])
 
 WEIGHT_PARTS: Final = 1_000  # parts of 1 that a weight is rounded to: three decimals
 

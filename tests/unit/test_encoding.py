@@ -180,6 +180,7 @@ def test_texts_of_sensors_stay_right_while_their_buffers_grow() -> None:
         assert texts.numbers(names[-count - 1 :])[-1] == len(names) - 1
         buffers.add(texts.heads.data.ctypes.data)
     assert texts.heads == [f'{{"sensor_id":"{name}","issued_at":"'.encode() for name in names]
+    assert texts.encoded == [name.encode() for name in names]
     assert len(texts.subjects) == len(names)
     assert all(name.encode() in subject for name, subject in zip(names, texts.subjects, strict=True))
     assert texts.most_head_bytes == max(map(len, texts.heads))
