@@ -1,5 +1,6 @@
 """Reads the last state of every sensor from the changelog, and compares states with recomputed ones."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,19 +55,27 @@ def _decode(value: bytes, fingerprint: str) -> LastState:
 def state_differences(found: np.void, expected: np.void, tolerance: float) -> list[str]:
     """The fields that differ between two states of one dtype. Integers must be equal, floats within the tolerance.
 
+    Fields within a field have names such as ``adaptation.losses``.
+
     Args:
         tolerance: largest difference in a float field, as a fraction of its largest number, or of 1 if that is larger.
     """
     if found.tobytes() == expected.tobytes():
         return []
-    assert found.dtype.names is not None
-    return [name for name in found.dtype.names if not _is_same(found[name], expected[name], tolerance)]
+    return list(_differences(found, expected, tolerance))
 
 
-def _is_same(found: Any, expected: Any, tolerance: float) -> bool:
-    a: NDArray[Any] = np.asarray(found)
-    b: NDArray[Any] = np.asarray(expected)
-    if a.dtype.kind != "f":
-        return bool(np.array_equal(a, b))
-    largest = np.abs(b[np.isfinite(b)]).max(initial=1.0)
-    return bool(np.allclose(a, b, rtol=0.0, atol=tolerance * largest, equal_nan=True))
+def _differences(found: Any, expected: Any, tolerance: float, within: str = "") -> Iterator[str]:
+    for name in found.dtype.names:
+        a, b = found[name], expected[name]
+        if a.dtype.names is not None:
+            yield from _differences(a, b, tolerance, f"{within}{name}.")
+        elif not _is_same(a, b, tolerance):
+            yield within + name
+
+
+def _is_same(found: NDArray[Any], expected: NDArray[Any], tolerance: float) -> bool:
+    if found.dtype.kind != "f":
+        return bool(np.array_equal(found, expected))
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
+    return bool(np.allclose(found, expected, rtol=0.0, atol=tolerance * largest, equal_nan=True))

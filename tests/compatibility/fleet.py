@@ -45,6 +45,7 @@ READY_S: Final = 120.0
 CAUGHT_UP_S: Final = 60.0
 NEARLY: Final = 100  # readings, about one second of the stream
 POLL_S: Final = 0.2
+STATE_AUDIT: Final = Path("pipeline", "audit", "state_audit.py")  # of a tree
 
 SETTINGS: Final = """
 home = "{home}"
@@ -107,6 +108,9 @@ class Upgrade:
         self._began = time.monotonic()
         # Whether each side rebuilds the other's states.
         self._other_rule = rule_of(self.base.tree) != rule_of(self.today.tree)
+        # The two sides' kernels differ in the last bits of a number. An early `verify` tolerates that in forecasts, but
+        # not in the adaptation of the last states.
+        self._base_compares_bits = "_differences" not in (self.base.tree / STATE_AUDIT).read_text()
 
     def run(self) -> list[str]:
         """Roll forward and back, then stop the stack; return the faults, empty if the run passed."""
@@ -225,6 +229,8 @@ class Upgrade:
         faults = dict(verdict["faults"])
         if self._other_rule and side is self.today:
             faults.pop("states different", None)  # the last states are the earlier commit's
+        if self._base_compares_bits and side is self.base:
+            faults.pop("states different", None)
         if faults or rebuilt or not verdict["recomputed"] or verdict["recomputed"] + others != forecasts:
             self._add_faults([f"verify of {side.name} found {verdict}"])
         self._say(
