@@ -110,7 +110,7 @@ class Upgrade:
         self._other_rule = rule_of(self.base.tree) != rule_of(self.today.tree)
         # The two sides' kernels differ in the last bits of a number. An early `verify` tolerates that in forecasts, but
         # not in the adaptation of the last states.
-        self._base_compares_bits = "_differences" not in (self.base.tree / STATE_AUDIT).read_text()
+        self._base_compares_bits = "def _differences(" not in (self.base.tree / STATE_AUDIT).read_text()
 
     def run(self) -> list[str]:
         """Roll forward and back, then stop the stack; return the faults, empty if the run passed."""
