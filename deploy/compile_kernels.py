@@ -21,7 +21,7 @@ from model.engine import Engine
 from model.experts import AdaptationConfig
 from model.forecaster import Forecaster
 from model.normaliser import NormaliserState
-from model.state import state_dtype
+from model.state import record_bytes, state_dtype
 from model.unit_change import follow_from_blank
 from pipeline import forecast_kernel
 from pipeline.kafka import framing_kernel, record_kernel
@@ -56,8 +56,7 @@ def compile_adaptation() -> None:
     follow_from_blank(starts, none, values)
     hidden, quantiles = np.empty((0, 1), np.float32), np.empty((0, 1, 1, 1))
     steps = AdaptedSteps(numbers, starts, none, numbers, values, hidden, numbers, quantiles)
-    records = states.view(np.uint8).reshape(0, states.dtype.itemsize)
-    Adapter(AdaptationConfig.of(_CONFIG, _ADAPTATION), columns=[0]).adapt(records, steps)
+    Adapter(AdaptationConfig.of(_CONFIG, _ADAPTATION), columns=[0]).adapt(record_bytes(states), steps)
 
 
 # Those that take longest come first.

@@ -23,7 +23,7 @@ from .forecaster import Forecaster
 from .inputs import CALENDAR, input_size
 from .normaliser import NORMALISER_FIELDS, Floats, profile_slots
 from .published_unit import to_published_unit
-from .state import States, non_finite, state_dtype
+from .state import States, non_finite, record_bytes, state_dtype
 from .step_plan import StepPlan
 from .target_scale import scale_in_unit, to_model_scale
 from .unit_change import Followed, follow
@@ -136,7 +136,7 @@ class Engine:
         if ahead is None:
             ahead = np.empty((len(wanted), 0), np.float32)
         self._check(states, sensors, plan, ahead, len(wanted))
-        records = states.view(np.uint8).reshape(len(states), states.dtype.itemsize)  # they share memory
+        records = record_bytes(states)
         followed = None if self._adapter is None else self._follow(records, plan)
         values = to_model_scale(config, plan.values if followed is None else followed.values)
         if wanted is plan.step:  # in the stream: a forecast after each reading

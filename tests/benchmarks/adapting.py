@@ -11,6 +11,7 @@ import numpy as np
 from model.adaptation import AdaptedSteps, Adapter
 from model.config import Level
 from model.experts import AdaptationConfig, adaptation_dtype
+from model.state import record_bytes
 
 LEVELS: Final[tuple[Level, ...]] = ("off", "light", "full")
 SHAPES: Final = ((1, 1), (2, 24))  # targets and steps ahead
@@ -41,7 +42,7 @@ def measure(level: Level, targets: int, horizon: int, sensors: int) -> tuple[int
     config = AdaptationConfig(level, True, targets, horizon, 24, (0.1, 0.5, 0.9), 64, HOUR_US)
     random = np.random.default_rng(0)
     states = np.zeros(sensors, adaptation_dtype(config))
-    records = states.view(np.uint8).reshape(sensors, states.dtype.itemsize)
+    records = record_bytes(states)
     adapter = Adapter(config, range(targets))
     past = 2 * horizon + 10
     adapter.adapt(records, made_steps(config, sensors, past, random))  # then every step has labels

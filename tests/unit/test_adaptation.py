@@ -14,6 +14,7 @@ from model import experts, kernel
 from model.adaptation import AdaptedSteps, Adapter
 from model.config import Level
 from model.experts import LEARN_POINTS, LOSS_POINTS, PENDING, RULE, AdaptationConfig, States, adaptation_dtype
+from model.state import record_bytes
 
 Floats = NDArray[np.float64]
 SEASON = 12
@@ -73,7 +74,7 @@ def run(
         forecast=forecast,
         quantiles=given[issued],
     )
-    records = states.view(np.uint8).reshape(B, states.dtype.itemsize)
+    records = record_bytes(states)
     adapted, shares = Adapter(shape, range(K)).adapt(records, steps)
     outs, weights = np.full(given.shape, np.nan), np.full((n, K, shares.shape[2]), np.nan)
     outs[issued], weights[issued] = adapted, shares

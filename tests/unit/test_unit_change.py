@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.state import States
+from model.state import States, record_bytes
 from model.unit_change import Followed, follow, in_own_units, unit_fields
 from model.unit_kernel import (
     ACCEPTED,
@@ -55,7 +55,7 @@ class Sensors:
 
     def follow_all(self, starts: NDArray[np.int64], reset: NDArray[np.bool_], values: Floats) -> Followed:
         """Step all sensors, one after the other."""
-        records = self.states.view(np.uint8).reshape(self.count, self.states.dtype.itemsize)
+        records = record_bytes(self.states)
         return follow(records, 0, np.arange(self.count), starts, reset, values)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.state import non_finite, outlooks_from
+from model.state import non_finite, outlooks_from, record_bytes
 from pipeline.errors import StateError
 from pipeline.forecaster.positions import POSITION_KEY, PartitionLog, Position, PositionRecord
 from pipeline.forecaster.readings import Record
@@ -33,7 +33,7 @@ def encode_states(tag: StateTag, states: States) -> ByteStrings:
     values = np.empty((count, head + size), np.uint8)
     values[:, :head] = blank
     rows = values[:, head:]
-    rows[:] = np.ascontiguousarray(states).view(np.uint8).reshape(count, size)
+    rows[:] = record_bytes(np.ascontiguousarray(states))
     checksums = np.fromiter(map(zlib.crc32, rows), "<u4", count)
     values[:, head - CHECKSUM_BYTES : head] = checksums.view(np.uint8).reshape(count, CHECKSUM_BYTES)
     starts = np.arange(0, values.size, head + size)

@@ -10,6 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.state import record_bytes
+
 States = NDArray[np.void]  # (B,) states of model.state.state_dtype
 Rows = NDArray[np.intp]
 
@@ -117,7 +119,7 @@ class StateTable:
 
     def scatter(self, rows: Rows, states: States) -> None:
         """Write states to ``rows``, which are distinct."""
-        self._records[rows] = _bytes(states)
+        self._records[rows] = record_bytes(np.ascontiguousarray(states))
 
     def blank(self, count: int) -> States:
         """(count,) states of sensors without readings."""
@@ -127,7 +129,7 @@ class StateTable:
         if len(sensors) > len(self._free):
             self._grow(len(sensors) - len(self._free))
         rows = [self._free.pop() for _ in sensors]
-        self._records[rows] = _bytes(self._blank)
+        self._records[rows] = record_bytes(self._blank)
         self._partitions[rows] = partition
         for row, sensor in zip(rows, sensors, strict=True):
             self._sensors[row] = sensor
@@ -142,8 +144,3 @@ class StateTable:
         self._partitions.resize(capacity, refcheck=False)
         self._sensors += [""] * (capacity - before)
         self._free += range(capacity - 1, before - 1, -1)  # pop() hands out the lowest row first
-
-
-def _bytes(states: States) -> NDArray[np.uint8]:
-    """(B, bytes) the states; they share memory if they are contiguous."""
-    return np.ascontiguousarray(states).view(np.uint8).reshape(len(states), states.dtype.itemsize)
